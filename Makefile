@@ -1,0 +1,48 @@
+# Everything starts here. `make quickstart` and `make test` work from a clean clone with only Python 3.11 and make.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export MLFLOW_DISABLE_TELEMETRY = true
+
+.PHONY: help install quickstart test test-all check format bench ui clean
+
+help:  ## what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+install: $(STAMP)  ## set up .venv with pinned versions
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is needed; name another with: make PYTHON=python3 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+quickstart: install  ## the main job: a champion for scikit-learn's digits
+	$(BIN)/vitsearch run studies/quickstart.yaml
+
+test: install  ## all tests but the slow ones
+	$(BIN)/pytest -n 2 -m 'not slow'
+
+test-all: install  ## the slow ones too
+	$(BIN)/pytest -n 2
+
+check: install  ## lint, format, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install  ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install  ## speeds, side by side
+	for file in benchmarks/[a-z]*.py; do $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
+
+ui: install  ## MLflow's pages on the local studies
+	$(BIN)/vitsearch ui
+
+clean:  ## remove what was set up here; studies stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
