@@ -1,0 +1,1 @@
+"""Methods from papers, one file each, found by entry point."""

@@ -1,0 +1,161 @@
+"""Finds plug-ins by entry point, ours and other packages' alike. Listing imports none of them."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from search_spaces.base import SearchSpace, Topology
+
+KINDS = ("spaces", "models", "proxies", "samplers", "schedules", "curricula", "stopping", "averaging")
+"""Plug-in kinds; the entry-point group of a kind is `vitsearch.KIND`."""
+
+
+class UnknownPluginError(ValueError):
+    """No plug-in of that kind and name is installed.
+
+    Attributes:
+        kind: One of `KINDS`.
+        name: What was asked for.
+        nearest: The most similar installed name, or `None`.
+    """
+
+    def __init__(self, kind: str, name: str) -> None:
+        self.kind, self.name = kind, name
+        self.nearest = nearest_name(name, available(kind))
+        hint = f" Did you mean {self.nearest!r}?" if self.nearest else ""
+        installed = ", ".join(sorted(available(kind))) or "none"
+        super().__init__(f"must be an installed plug-in of the kind {kind} ({installed}), but got {name!r}.{hint}")
+
+
+class DuplicatePluginError(RuntimeError):
+    """Two packages declare the same name; neither wins silently."""
+
+
+class PluginSettingsError(ValueError):
+    """The settings of a plug-in do not fit its class.
+
+    Attributes:
+        setting: Name of the setting, or `None` where several together do not fit.
+    """
+
+    def __init__(self, message: str, *, setting: str | None = None) -> None:
+        self.setting = setting
+        super().__init__(message)
+
+
+@cache
+def available(kind: str) -> dict[str, EntryPoint]:
+    """Entry points of one kind by name, sorted.
+
+    Raises:
+        DuplicatePluginError: Two different objects carry the same name.
+    """
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=f"vitsearch.{kind}"):
+        other = found.get(point.name)
+        if other is not None and other.value != point.value:
+            raise DuplicatePluginError(
+                f"plug-in names must be unique, but {kind} {point.name!r} is declared as {other.value} by "
+                f"{_provider(other)} and as {point.value} by {_provider(point)}. Uninstall one of them."
+            )
+        found[point.name] = point
+    return dict(sorted(found.items()))
+
+
+def provider(kind: str, name: str) -> str:
+    """Name and version of the package that declares the plug-in."""
+    return _provider(_entry_point(kind, name))
+
+
+@cache
+def load(kind: str, name: str) -> Any:
+    """Import one plug-in: its class (or, for `models`, its build function).
+
+    Raises:
+        UnknownPluginError: No plug-in has that name.
+    """
+    return _entry_point(kind, name).load()
+
+
+def create(kind: str, name: str, settings: Mapping[str, Any] | None = None) -> Any:
+    """One plug-in with its settings.
+
+    Raises:
+        UnknownPluginError: No plug-in has that name.
+        PluginSettingsError: An unknown setting, a wrong type, or a value that the plug-in refuses.
+    """
+    cls = load(kind, name)
+    given = dict(settings or {})
+    known = setting_types(kind, name)
+    for key in given:
+        if key not in known:
+            nearest = nearest_name(key, known)
+            hint = f" Did you mean {nearest!r}?" if nearest else ""
+            raise PluginSettingsError(
+                f"{name!r} has the settings {', '.join(known) or '(none)'}, but got {key!r}.{hint}", setting=key
+            )
+    try:
+        return TypeAdapter(cls).validate_python(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] not in ("value_error", "missing"):
+            must = message.removeprefix("Input should be ").partition(",")[0]
+            message = f"must be {must}, but got {first['input']!r}."
+        setting = str(first["loc"][0]) if first["loc"] else None
+        raise PluginSettingsError(
+            f"setting {where!r} of {name!r}: {message}" if where else f"{name!r}: {message}", setting=setting
+        ) from None
+
+
+def setting_types(kind: str, name: str) -> dict[str, Any]:
+    """Names and types of a plug-in's settings."""
+    cls = load(kind, name)
+    if isinstance(cls, type) and issubclass(cls, BaseModel):
+        return {key: field.annotation for key, field in cls.model_fields.items()}
+    if not dataclasses.is_dataclass(cls):
+        return {}
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+
+
+def nearest_name(name: str, names: Any) -> str | None:
+    """The most similar of `names`, if one is similar enough to be meant."""
+    matches = difflib.get_close_matches(str(name), [str(candidate) for candidate in names], n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def create_space(name: str, settings: Mapping[str, Any] | None = None) -> SearchSpace:
+    """A search space with its settings."""
+    space: SearchSpace = create("spaces", name, settings)
+    return space
+
+
+def parse_topology(identifier: str) -> Topology:
+    """Read `space:text`, the form of `Topology.id`.
+
+    Raises:
+        ValueError: There is no such space, or the text is not of its form.
+    """
+    name, separator, text = identifier.partition(":")
+    if not separator:
+        raise ValueError(f"a topology is written as space:text, such as as-vit:8,2,3|..., but got {identifier!r}.")
+    topology: Topology = load("spaces", name).parse(text)
+    return topology
+
+
+def _entry_point(kind: str, name: str) -> EntryPoint:
+    try:
+        return available(kind)[name]
+    except KeyError:
+        raise UnknownPluginError(kind, name) from None
+
+
+def _provider(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown package"

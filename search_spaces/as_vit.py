@@ -1,0 +1,393 @@
+"""As-ViT's search space: four stages of windowed attention, each with its kernel, split and expansion.
+
+The first stage sees one token per 4 x 4 pixels; each later stage halves the grid and doubles the width. Written as
+`kernel,split,expansion,depth|...|heads,width`, such as `8,2,3,5|4,1,2,2|4,1,4,5|4,1,6,2|32,180`; a depth that is left
+out is 1, a width that is left out 32.
+
+Source: Chen et al. 2022, As-ViT, arXiv:2202.11921.
+"""
+
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, cast
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from search_spaces import costs as layer_costs
+from search_spaces.base import Costs, ImageTask, Topology
+from search_spaces.dimensions import Choice, Dimension, Integer, Point, Scalar
+
+PATCH_STRIDE = 4
+"""Pixels per token of the first stage, along one side."""
+IMAGE_MULTIPLE = 32
+"""The image's side must be a multiple of this, for the grid to be halved three times."""
+MAX_WIDTH = 1024
+"""No stage is wider."""
+DEFAULT_WIDTH = 32
+
+KERNELS = ((4, 5, 6, 7, 8), (2, 3, 4), (2, 3, 4), (2, 3, 4))
+SPLITS = ((2, 4, 8), (1, 2, 4), (1, 2), (1,))
+EXPANSIONS = ((2, 3, 4, 5, 6),) * 4
+HEADS = (16, 32, 64)
+_STAGE_VALUES = {"kernel": KERNELS, "split": SPLITS, "expansion": EXPANSIONS}
+
+_EXAMPLE = "8,2,3,1|4,1,2,1|4,1,4,1|4,1,6,1|32,32"
+_NUMBER = re.compile(r"[0-9]{1,4}", re.ASCII)
+
+
+class Stage(BaseModel):
+    """One stage: the layer that makes its tokens, and its blocks."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kernel: int
+    """Of the convolution (first stage, stride 4) or patch merging (later stages, stride 2) that makes the tokens."""
+    split: int
+    """Windows along each side of the token grid; 1 is global attention."""
+    expansion: int
+    """Hidden width of the MLP, in widths of the stage."""
+    depth: int = 1
+    """Number of blocks."""
+
+
+class AsViTTopology(Topology):
+    """One As-ViT: four stages, the heads of the last stage and the width of the first."""
+
+    stages: tuple[Stage, Stage, Stage, Stage]
+    heads: int
+    """Attention heads of the last stage; each earlier stage has half of the next one's."""
+    width: int = DEFAULT_WIDTH
+    """Channels of the first stage; each later stage has twice as many, but `MAX_WIDTH` at most."""
+
+    @model_validator(mode="after")
+    def _values_are_of_the_space(self) -> "AsViTTopology":
+        for index, stage in enumerate(self.stages):
+            for name, value in stage:
+                problem = _stage_value_problem(index, name, value)
+                if problem:
+                    raise ValueError(f"{name} of stage {index + 1} {problem}")
+        for name, value in (("heads", self.heads), ("width", self.width)):
+            problem = _last_value_problem(name, value)
+            if problem:
+                raise ValueError(f"{name} {problem}")
+        return self
+
+    @property
+    def text(self) -> str:
+        stages = (f"{stage.kernel},{stage.split},{stage.expansion},{stage.depth}" for stage in self.stages)
+        return "|".join([*stages, f"{self.heads},{self.width}"])
+
+    @property
+    def id(self) -> str:
+        return f"as-vit:{self.text}"
+
+    @property
+    def depths(self) -> tuple[int, int, int, int]:
+        """Number of blocks of each stage."""
+        first, second, third, fourth = self.stages
+        return first.depth, second.depth, third.depth, fourth.depth
+
+    @property
+    def widths(self) -> tuple[int, int, int, int]:
+        """Channels of each stage."""
+        first, second, third, fourth = (min(MAX_WIDTH, self.width * 2**index) for index in range(4))
+        return first, second, third, fourth
+
+    @property
+    def stage_heads(self) -> tuple[int, int, int, int]:
+        """Attention heads of each stage."""
+        return self.heads // 8, self.heads // 4, self.heads // 2, self.heads
+
+    def with_size(self, *, depths: Sequence[int] | None = None, width: int | None = None) -> "AsViTTopology":
+        """The same seed topology at another size; what is `None` stays.
+
+        Raises:
+            ValueError: A depth below 1, not four depths, or a width outside 1 to `MAX_WIDTH`.
+        """
+        new_depths = self.depths if depths is None else tuple(depths)
+        if len(new_depths) != 4:
+            raise ValueError(f"`depths` must name the blocks of four stages, but got {list(new_depths)}.")
+        stages = tuple(
+            stage.model_copy(update={"depth": depth}) for stage, depth in zip(self.stages, new_depths, strict=True)
+        )
+        return AsViTTopology.model_validate(
+            {"stages": stages, "heads": self.heads, "width": self.width if width is None else width}
+        )
+
+
+class AsViTSpace(BaseModel):
+    """The seed topologies of As-ViT, 4,556,250 in all, at one width and depth."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    width: int = Field(default=DEFAULT_WIDTH, ge=1, le=MAX_WIDTH, description="channels of the first stage")
+    depths: tuple[int, int, int, int] = Field(default=(1, 1, 1, 1), description="blocks of each stage")
+
+    @model_validator(mode="after")
+    def _each_stage_has_a_block(self) -> "AsViTSpace":
+        for index, depth in enumerate(self.depths):
+            problem = _stage_value_problem(index, "depth", depth)
+            if problem:
+                raise ValueError(f"the depth of stage {index + 1} {problem}")
+        return self
+
+    def dimensions(self) -> tuple[Dimension, ...]:
+        """Kernel, split, expansion of each stage and the heads; the last stage's split is 1 and no dimension."""
+        found: list[Dimension] = []
+        for name, options in _OPTIONS.items():
+            if len(options) == 1:
+                continue
+            if name.endswith((".kernel", ".expansion")):
+                found.append(Integer(name=name, low=options[0], high=options[-1]))
+            else:
+                found.append(Choice(name=name, options=options))
+        return tuple(found)
+
+    def decode(self, point: Point) -> AsViTTopology:
+        """The topology at a point; keys that are no dimension of this space are left aside.
+
+        Raises:
+            ValueError: A dimension is missing or has a value outside its range.
+        """
+        values: dict[str, Any] = {}
+        for name, options in _OPTIONS.items():
+            if len(options) > 1 and name not in point:
+                raise ValueError(f"a point must have a value for {name}, but got only {', '.join(point) or 'nothing'}.")
+            values[name] = point[name] if len(options) > 1 else options[0]
+        return _from_values(values, depths=self.depths, width=self.width)
+
+    def encode(self, topology: Topology) -> Point:
+        """The point of a topology that has this space's width and depths.
+
+        Raises:
+            ValueError: The topology has another width or other depths.
+        """
+        own = _as_vit(topology)
+        if (own.width, own.depths) != (self.width, self.depths):
+            raise ValueError(
+                f"a point of this space stands for width {self.width} and depths {self.depths}, but got {own.text} of "
+                f"width {own.width} and depths {own.depths}. Use `with_size`, or a space with these settings."
+            )
+        return {name: value for name, value in _values(own).items() if len(_OPTIONS[name]) > 1}
+
+    @classmethod
+    def parse(cls, text: str) -> AsViTTopology:
+        """Read `kernel,split,expansion[,depth]|` four times and `heads[,width]`.
+
+        Raises:
+            ValueError: The text is not of this form or a value is not of the space; says at which character.
+        """
+        parts = text.split("|")
+        if len(parts) != 5:
+            raise ValueError(
+                "an As-ViT topology must have five parts divided by '|', four stages and the heads "
+                f"(such as {_EXAMPLE}), but got {len(parts)} in {_shown(text)}."
+            )
+        start, stages = 0, []
+        for index, part in enumerate(parts[:4]):
+            names = ("kernel", "split", "expansion", "depth")
+
+            def check(name: str, value: int, index: int = index) -> str | None:
+                return _stage_value_problem(index, name, value)
+
+            stages.append(_parse_part(text, part, start, f"stage {index + 1}", names, 3, check))
+            start += len(part) + 1
+        last = _parse_part(text, parts[4], start, "the last part", ("heads", "width"), 1, _last_value_problem)
+        return AsViTTopology.model_validate({"stages": stages, **last})
+
+    def describe(self, topology: Topology) -> dict[str, Scalar]:
+        """Every field under a flat name, `topology.stage1.kernel` to `topology.width`."""
+        own = _as_vit(topology)
+        flat: dict[str, Scalar] = {}
+        for index, stage in enumerate(own.stages, start=1):
+            flat |= {f"topology.stage{index}.{name}": value for name, value in stage}
+        return flat | {"topology.heads": own.heads, "topology.width": own.width}
+
+    def sample(self, rng: random.Random) -> AsViTTopology:
+        """Each dimension drawn evenly and on its own."""
+        return self.decode({name: rng.choice(options) for name, options in _OPTIONS.items()})
+
+    def mutate(self, topology: Topology, rng: random.Random) -> AsViTTopology:
+        """One dimension drawn evenly, then another value for it; width and depths stay."""
+        own = _as_vit(topology)
+        values = _values(own)
+        name = rng.choice([name for name, options in _OPTIONS.items() if len(options) > 1])
+        values[name] = rng.choice([option for option in _OPTIONS[name] if option != values[name]])
+        return _from_values(values, depths=own.depths, width=own.width)
+
+    def crossover(self, first: Topology, second: Topology, rng: random.Random) -> AsViTTopology:
+        """Each dimension from either parent; width and depths are the first's."""
+        own, other = _as_vit(first), _values(_as_vit(second))
+        values = {name: rng.choice((value, other[name])) for name, value in _values(own).items()}
+        return _from_values(values, depths=own.depths, width=own.width)
+
+    def neighbours(self, topology: Topology) -> tuple[AsViTTopology, ...]:
+        """Every topology with another value in exactly one dimension; width and depths stay."""
+        own = _as_vit(topology)
+        values = _values(own)
+        return tuple(
+            _from_values({**values, name: option}, depths=own.depths, width=own.width)
+            for name, options in _OPTIONS.items()
+            for option in options
+            if option != values[name]
+        )
+
+    @classmethod
+    def problem(cls, topology: Topology, task: ImageTask) -> str | None:
+        """Why the topology cannot be built for the task, or `None`.
+
+        An image side that is a multiple of 32 gives grids of 8n, 4n, 2n and n tokens, which every split divides.
+        """
+        own = _as_vit(topology)
+        size = task.image_size
+        if size % IMAGE_MULTIPLE:
+            below = size // IMAGE_MULTIPLE * IMAGE_MULTIPLE
+            nearest = f"{below} or {below + IMAGE_MULTIPLE}" if below else str(IMAGE_MULTIPLE)
+            return f"the image size must be a multiple of {IMAGE_MULTIPLE} pixels, but got {size}. Use {nearest}."
+        for index, (width, heads) in enumerate(zip(own.widths, own.stage_heads, strict=True), start=1):
+            if width < heads:
+                return (
+                    f"each head needs a channel, but stage {index} has {heads} heads and {width} channels. "
+                    f"Use a width of {own.heads // 8} or more, or fewer heads."
+                )
+        return None
+
+    @classmethod
+    def costs(cls, topology: Topology, task: ImageTask) -> Costs:
+        """Parameters and MACs of the model that `trainers.models.as_vit` builds."""
+        own = _as_vit(topology)
+        side = task.image_size // PATCH_STRIDE
+        widths = own.widths
+        first = layer_costs.convolution(task.in_channels, widths[0], kernel=own.stages[0].kernel, positions=side**2)
+        parts = [first, layer_costs.layer_norm(widths[0])]
+        for index, (stage, width, heads) in enumerate(zip(own.stages, widths, own.stage_heads, strict=True)):
+            if index:
+                side //= 2
+                patch = stage.kernel**2 * widths[index - 1]
+                parts += [
+                    layer_costs.layer_norm(patch),
+                    layer_costs.linear(patch, width, tokens=side**2, bias=False),
+                ]
+            parts.append(layer_costs.times(stage.depth, _block_costs(stage, width, heads, side)))
+        last = widths[-1]
+        parts += [
+            layer_costs.layer_norm(last),
+            layer_costs.linear(last, last, tokens=1),
+            layer_costs.linear(last, task.num_classes, tokens=1),
+        ]
+        return layer_costs.total(parts)
+
+
+def _block_costs(stage: Stage, width: int, heads: int, side: int) -> Costs:
+    """One block on a grid of `side` x `side` tokens.
+
+    Attention within a window of one token is its value: the model computes no products there.
+    """
+    tokens = side**2
+    inner = width // heads * heads
+    windows = stage.split**2
+    return layer_costs.total(
+        (
+            layer_costs.linear(width, 3 * inner, tokens=tokens),
+            layer_costs.attention_products(inner, windows=windows if tokens > windows else 0, tokens=tokens // windows),
+            layer_costs.linear(inner, width, tokens=tokens),
+            layer_costs.linear(width, stage.expansion * width, tokens=tokens),
+            layer_costs.linear(stage.expansion * width, width, tokens=tokens),
+            layer_costs.times(2, layer_costs.layer_norm(width)),
+        )
+    )
+
+
+def _flat_options() -> dict[str, tuple[int, ...]]:
+    flat = {
+        f"topology.stage{index + 1}.{name}": options[index]
+        for index in range(4)
+        for name, options in _STAGE_VALUES.items()
+    }
+    return flat | {"topology.heads": HEADS}
+
+
+_OPTIONS = _flat_options()
+"""Values of each dimension in the order of `dimensions`, with the last stage's only split."""
+
+
+def _values(topology: AsViTTopology) -> dict[str, int]:
+    flat = {
+        f"topology.stage{index}.{name}": cast("int", getattr(stage, name))
+        for index, stage in enumerate(topology.stages, start=1)
+        for name in _STAGE_VALUES
+    }
+    return flat | {"topology.heads": topology.heads}
+
+
+def _from_values(values: Mapping[str, Any], *, depths: Sequence[int], width: int) -> AsViTTopology:
+    stages = [
+        {name: values[f"topology.stage{index}.{name}"] for name in _STAGE_VALUES} | {"depth": depth}
+        for index, depth in enumerate(depths, start=1)
+    ]
+    return AsViTTopology.model_validate({"stages": stages, "heads": values["topology.heads"], "width": width})
+
+
+def _as_vit(topology: Topology) -> AsViTTopology:
+    if not isinstance(topology, AsViTTopology):
+        raise TypeError(f"the space as-vit works on AsViTTopology, but got {type(topology).__name__}.")
+    return topology
+
+
+def _stage_value_problem(index: int, name: str, value: int) -> str | None:
+    if name == "depth":
+        return None if value >= 1 else f"must be at least 1, but got {value}."
+    return _option_problem(_STAGE_VALUES[name][index], value)
+
+
+def _last_value_problem(name: str, value: int) -> str | None:
+    if name == "width":
+        return None if 1 <= value <= MAX_WIDTH else f"must lie between 1 and {MAX_WIDTH}, but got {value}."
+    return _option_problem(HEADS, value)
+
+
+def _option_problem(options: tuple[int, ...], value: int) -> str | None:
+    if value in options:
+        return None
+    allowed = f"one of {', '.join(map(str, options))}" if len(options) > 1 else str(options[0])
+    return f"must be {allowed}, but got {value}."
+
+
+def _parse_part(
+    text: str,
+    part: str,
+    start: int,
+    where: str,
+    names: tuple[str, ...],
+    num_required: int,
+    check: Callable[[str, int], str | None],
+) -> dict[str, int]:
+    """Read the numbers of one part, which starts at character `start` of `text`."""
+    pieces = part.split(",")
+    if not num_required <= len(pieces) <= len(names):
+        optional = "".join(f"[,{name}]" for name in names[num_required:])
+        form = ",".join(names[:num_required]) + optional
+        _fail(text, start, where, f"must be written {form}, but got {_shown(part)}.")
+    found: dict[str, int] = {}
+    position = start
+    for name, piece in zip(names, pieces, strict=False):
+        if not _NUMBER.fullmatch(piece.strip()):
+            _fail(
+                text,
+                position,
+                f"{name} of {where}",
+                f"must be a whole number of up to 4 digits, but got {_shown(piece)}.",
+            )
+        found[name] = int(piece)
+        problem = check(name, found[name])
+        if problem:
+            _fail(text, position, f"{name} of {where}", problem)
+        position += len(piece) + 1
+    return found
+
+
+def _fail(text: str, position: int, what: str, problem: str) -> NoReturn:
+    raise ValueError(f"at character {position + 1} of {_shown(text)}: {what} {problem}")
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 80 else f"{text[:77]}...")

@@ -1,0 +1,91 @@
+"""What every search space of topologies offers, and the plain data that it speaks in."""
+
+import random
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from search_spaces.dimensions import Dimension, Point, Scalar
+
+
+class ImageTask(BaseModel):
+    """What the data fixes of a model: the size and channels of an image, and the number of classes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    image_size: int = Field(ge=1, description="height and width, pixels")
+    in_channels: int = Field(ge=1)
+    num_classes: int = Field(ge=2)
+
+
+class Costs(NamedTuple):
+    """Closed-form costs of one forward pass of one image."""
+
+    parameters: int
+    macs: int
+    """Multiply-accumulates of convolutions, linear layers and attention products; norms and activations left out."""
+
+
+class Topology(BaseModel):
+    """An architecture as plain data. Subclasses add the fields of their space."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @property
+    def text(self) -> str:
+        """The topology in its space's text form."""
+        raise NotImplementedError
+
+    @property
+    def id(self) -> str:
+        """`space:text`, the same for equal topologies; `plugins.registry.parse_topology` reads it."""
+        raise NotImplementedError
+
+
+@runtime_checkable
+class SearchSpace(Protocol):
+    """A family of topologies. Its settings (such as a fixed width) are fields of the implementing model."""
+
+    def dimensions(self) -> tuple[Dimension, ...]:
+        """The dimensions that a sampler draws; names start with `topology.`."""
+        ...
+
+    def decode(self, point: Point) -> Topology:
+        """The topology at a point of `dimensions`."""
+        ...
+
+    def encode(self, topology: Topology) -> Point:
+        """The point of a topology; the inverse of `decode`."""
+        ...
+
+    @classmethod
+    def parse(cls, text: str) -> Topology:
+        """Read the text form. Raises ValueError with what must hold and what was found."""
+        ...
+
+    def describe(self, topology: Topology) -> dict[str, Scalar]:
+        """Flat readable parameters, the same keys for every topology (`topology.stage1.kernel`)."""
+        ...
+
+    def sample(self, rng: random.Random) -> Topology: ...
+
+    def mutate(self, topology: Topology, rng: random.Random) -> Topology:
+        """A topology that differs in exactly one dimension."""
+        ...
+
+    def crossover(self, first: Topology, second: Topology, rng: random.Random) -> Topology:
+        """Each dimension from either parent."""
+        ...
+
+    def neighbours(self, topology: Topology) -> tuple[Topology, ...]:
+        """Every topology that differs in exactly one dimension."""
+        ...
+
+    @classmethod
+    def problem(cls, topology: Topology, task: ImageTask) -> str | None:
+        """Why the topology cannot be built for the task, or `None` if it can."""
+        ...
+
+    @classmethod
+    def costs(cls, topology: Topology, task: ImageTask) -> Costs:
+        """Closed-form costs; equal to those of the built model."""
+        ...

@@ -1,0 +1,45 @@
+"""Closed-form costs of the layers that vision transformers are made of. Norms and activations cost no MACs here."""
+
+from collections.abc import Iterable
+
+from search_spaces.base import Costs
+
+
+def linear(inputs: int, outputs: int, *, tokens: int, bias: bool = True) -> Costs:
+    """A linear layer applied to `tokens` tokens."""
+    return Costs(outputs * (inputs + bias), tokens * inputs * outputs)
+
+
+def convolution(inputs: int, outputs: int, *, kernel: int, positions: int) -> Costs:
+    """A square convolution with bias and `positions` output positions (height times width)."""
+    return linear(inputs * kernel**2, outputs, tokens=positions)
+
+
+def layer_norm(width: int) -> Costs:
+    """A layer norm with scale and shift."""
+    return Costs(2 * width, 0)
+
+
+def attention_products(inner: int, *, windows: int, tokens: int) -> Costs:
+    """The products QK^T and AV of attention within `windows` windows of `tokens` tokens each.
+
+    Args:
+        inner: Width of the queries, all heads together.
+        windows: Number of windows, 1 for global attention.
+        tokens: Tokens in one window.
+    """
+    return Costs(0, 2 * windows * tokens**2 * inner)
+
+
+def total(parts: Iterable[Costs]) -> Costs:
+    """The costs of several layers together."""
+    parameters = macs = 0
+    for part in parts:
+        parameters += part.parameters
+        macs += part.macs
+    return Costs(parameters, macs)
+
+
+def times(count: int, part: Costs) -> Costs:
+    """The costs of `count` equal layers."""
+    return Costs(count * part.parameters, count * part.macs)

@@ -1,0 +1,126 @@
+"""Dimensions of a search: choice, integer and real, with an optional condition on another dimension."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Scalar = bool | int | float | str | None
+Point = dict[str, Scalar]
+"""One sampled value per active dimension, keyed by the dimension's flat name (`recipe.learning_rate`)."""
+
+
+class Condition(BaseModel):
+    """The dimension is part of a point only while dimension `name` has the value `equals`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    equals: Scalar
+
+
+class _Dimension(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    when: Condition | None = None
+
+
+class Choice(_Dimension):
+    """One of `options`, without an order."""
+
+    kind: Literal["choice"] = "choice"
+    options: tuple[Scalar, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _options_differ(self) -> "Choice":
+        if len({repr(option) for option in self.options}) != len(self.options):
+            raise ValueError(
+                f"the options of a choice must differ, but got {list(self.options)}. Remove the repeated one."
+            )
+        return self
+
+
+class Integer(_Dimension):
+    """A whole number between `low` and `high`, both included, in steps of `step`."""
+
+    kind: Literal["integer"] = "integer"
+    low: int
+    high: int
+    step: int = Field(default=1, ge=1)
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _bounds_make_sense(self) -> "Integer":
+        _check_bounds(self.low, self.high, log=self.log)
+        if self.log and self.step != 1:
+            raise ValueError(f"`step` must be 1 on a logarithmic scale, but got step={self.step}. Drop one of the two.")
+        return self
+
+
+class Real(_Dimension):
+    """A number between `low` and `high`, both included."""
+
+    kind: Literal["real"] = "real"
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _bounds_make_sense(self) -> "Real":
+        _check_bounds(self.low, self.high, log=self.log)
+        return self
+
+
+Dimension = Annotated[Choice | Integer | Real, Field(discriminator="kind")]
+
+
+def _check_bounds(low: float, high: float, *, log: bool) -> None:
+    if not low < high:
+        raise ValueError(f"`low` must lie below `high`, but got low={low}, high={high}. Give a single value to fix it.")
+    if log and low <= 0:
+        raise ValueError(f"`low` must be above 0 on a logarithmic scale, but got low={low}.")
+
+
+def is_active(dimension: Dimension, point: Mapping[str, Scalar]) -> bool:
+    """Whether `dimension` has a value in `point`, whose earlier dimensions are already sampled."""
+    condition = dimension.when
+    return condition is None or (condition.name in point and point[condition.name] == condition.equals)
+
+
+def parse_dimension(
+    name: str, raw: Any, *, number: type[int] | type[float] | None = None
+) -> Choice | Integer | Real | None:
+    """Read one dimension as a study file writes it; `None` for a fixed value.
+
+    A list is a choice, a mapping with `low` and `high` is a range, anything else is a fixed value.
+
+    Args:
+        name: The dimension's flat name.
+        raw: The value as parsed from YAML.
+        number: What a range samples; by default integers when both bounds are integers, else reals.
+
+    Raises:
+        ValueError: A range with unknown keys or bounds that do not fit.
+    """
+    if isinstance(raw, Mapping) and {"low", "high"} & set(raw):
+        unknown = sorted(set(raw) - {"low", "high", "log", "step"})
+        if unknown:
+            raise ValueError(f"a range has the keys low, high, log and step, but got {unknown[0]!r}. Remove it.")
+        whole = number is int or (number is None and all(type(raw.get(key)) is int for key in ("low", "high")))
+        kind: type[Integer | Real] = Integer if whole else Real
+        return kind(name=name, **raw)
+    if isinstance(raw, Sequence) and not isinstance(raw, str):
+        return Choice(name=name, options=tuple(raw))
+    return None
+
+
+def count_points(dimensions: Sequence[Dimension]) -> int | None:
+    """Number of different points of unconditional dimensions; `None` if any is real or conditional."""
+    total = 1
+    for dimension in dimensions:
+        if dimension.when is not None or isinstance(dimension, Real):
+            return None
+        if isinstance(dimension, Choice):
+            total *= len(dimension.options)
+        else:
+            total *= (dimension.high - dimension.low) // dimension.step + 1
+    return total
