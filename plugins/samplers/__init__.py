@@ -1,0 +1,1 @@
+"""Samplers: which point a search tries next. Each builds an Optuna `BaseSampler`."""

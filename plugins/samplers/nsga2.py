@@ -1,0 +1,28 @@
+"""NSGA-II."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from plugins.protocols import PluginCard
+
+if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nsga2:
+    """Genetic search by non-dominated sorting; made for several objectives."""
+
+    card: ClassVar[PluginCard] = PluginCard(
+        source="Deb et al. 2002, IEEE TEVC 6(2); Optuna's NSGAIISampler", cost="about a millisecond a suggestion"
+    )
+    population_size: int = 16
+
+    def __post_init__(self) -> None:
+        if self.population_size < 2:
+            raise ValueError(f"`population_size` must be at least 2, but got {self.population_size}.")
+
+    def build(self, seed: int) -> "BaseSampler":
+        from plugins.samplers.nsga2_ordered import OrderedNsga2
+
+        return OrderedNsga2(seed=seed, population_size=self.population_size)

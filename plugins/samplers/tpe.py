@@ -1,0 +1,34 @@
+"""Tree-structured Parzen estimator."""
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from plugins.protocols import PluginCard
+
+if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tpe:
+    """Multivariate TPE, with conditional dimensions modelled by group; one or several objectives."""
+
+    card: ClassVar[PluginCard] = PluginCard(
+        source="Bergstra et al. 2011; Watanabe 2023, arXiv:2304.11127; Optuna's TPESampler",
+        cost="about 12 ms a suggestion at 1,000 trials",
+    )
+    num_startup_trials: int = 10
+    """Random suggestions before the model is used."""
+
+    def __post_init__(self) -> None:
+        if self.num_startup_trials < 1:
+            raise ValueError(f"`num_startup_trials` must be at least 1, but got {self.num_startup_trials}.")
+
+    def build(self, seed: int) -> "BaseSampler":
+        from optuna.exceptions import ExperimentalWarning
+        from optuna.samplers import TPESampler
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=self.num_startup_trials)
