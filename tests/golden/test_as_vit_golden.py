@@ -1,0 +1,116 @@
+"""The scores of the authors' own code, for given weights and inputs.
+
+In float32 the tolerance covers another order of summation; the kernel's condition number adds its own factor to it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from plugins.proxies.input_circle import (
+    circle_points,
+    curve_acceleration,
+    curve_velocity,
+    extrinsic_curvature,
+    length_distortion,
+)
+from plugins.proxies.tangent_kernel import condition_number, per_image_kernel, tangent_kernel
+from search_spaces.as_vit import AsViTSpace
+from search_spaces.base import ImageTask
+from trainers.models.as_vit import AsViT, build_as_vit, from_authors_state_dict
+
+GOLDEN = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "as-vit-golden"
+pytestmark = pytest.mark.skipif(
+    not GOLDEN.is_dir(), reason="the golden values lie beside the repository, and are not here"
+)
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+TOLERANCES = {
+    "float64": {"length_distortion": 1e-8, "extrinsic_curvature": 1e-8, "ntk_condition_number": 1e-8},
+    "float32": {"length_distortion": 1e-4, "extrinsic_curvature": 1e-3, "ntk_condition_number": 1e-3},
+}
+
+
+@pytest.fixture(params=["a", "b", "c"])
+def case(request: pytest.FixtureRequest) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    expected = json.loads((GOLDEN / "expected.json").read_text())
+    found = next(one for one in expected if one["name"] == request.param)
+    return found, load_file(GOLDEN / f"{request.param}.safetensors")
+
+
+def _model(case: tuple[dict[str, Any], dict[str, Tensor]], dtype: torch.dtype, *, normalization: bool) -> AsViT:
+    expected, tensors = case
+    topology = AsViTSpace.parse(expected["architecture"]).with_size(depths=expected["depths"], width=expected["hidden"])
+    task = ImageTask(image_size=expected["image_size"], in_channels=3, num_classes=10)
+    model = build_as_vit(topology, task, normalization=normalization, dtype=dtype)
+    prefix = "with_norm." if normalization else "without_norm."
+    state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    model.load_state_dict(from_authors_state_dict(state))
+    return model
+
+
+def _circle(tensors: dict[str, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The angles, and the two directions recovered from the points `U [cos, sin]`."""
+    angles, points = tensors["circle.theta"].to(dtype), tensors["circle.points"].double()
+    cosines = torch.stack([angles.cos(), angles.sin()], 1).double()
+    basis = torch.linalg.lstsq(cosines, points.flatten(1)).solution.view(2, *points.shape[1:])
+    return angles, basis.to(dtype)
+
+
+def test_the_directions_of_the_circle_are_recovered(case: tuple[dict[str, Any], dict[str, Tensor]]) -> None:
+    angles, basis = _circle(case[1], torch.float64)
+    torch.testing.assert_close(circle_points(angles, basis).float(), case[1]["circle.points"], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize(("normalization", "inputs"), [(False, "circle.points"), (True, "ntk.images")])
+def test_features_are_those_of_the_authors(
+    case: tuple[dict[str, Any], dict[str, Tensor]], normalization: bool, inputs: str
+) -> None:
+    model, tensors = _model(case, torch.float32, normalization=normalization), case[1]
+    expected = tensors["circle.features" if inputs == "circle.points" else "ntk.features"]
+    with torch.no_grad():
+        torch.testing.assert_close(model.forward_features(tensors[inputs]), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_number_of_parameters_is_that_of_the_authors(case: tuple[dict[str, Any], dict[str, Tensor]]) -> None:
+    model = _model(case, torch.float32, normalization=True)
+    assert sum(parameter.numel() for parameter in model.parameters()) == case[0]["params"]
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_length_distortion_is_that_of_the_authors(
+    case: tuple[dict[str, Any], dict[str, Tensor]], precision: str
+) -> None:
+    model = _model(case, DTYPES[precision], normalization=False)
+    with torch.no_grad():
+        value = length_distortion(curve_velocity(model.forward_features, *_circle(case[1], DTYPES[precision])))
+    _assert_close(float(value), case[0], precision, "length_distortion")
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_extrinsic_curvature_is_that_of_the_authors(
+    case: tuple[dict[str, Any], dict[str, Tensor]], precision: str
+) -> None:
+    model = _model(case, DTYPES[precision], normalization=False)
+    with torch.no_grad():
+        derivatives = curve_acceleration(model.forward_features, *_circle(case[1], DTYPES[precision]))
+    _assert_close(float(extrinsic_curvature(*derivatives)), case[0], precision, "extrinsic_curvature")
+
+
+@pytest.mark.parametrize("kernel", [tangent_kernel, per_image_kernel])
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_the_condition_number_is_that_of_the_authors(
+    case: tuple[dict[str, Any], dict[str, Tensor]], precision: str, kernel: Any
+) -> None:
+    model = _model(case, DTYPES[precision], normalization=True)
+    value = condition_number(kernel(model, case[1]["ntk.images"].to(DTYPES[precision])))
+    _assert_close(value, case[0], precision, "ntk_condition_number")
+
+
+def _assert_close(value: float, expected: dict[str, Any], precision: str, metric: str) -> None:
+    assert value == pytest.approx(expected[precision][metric], rel=TOLERANCES[precision][metric])

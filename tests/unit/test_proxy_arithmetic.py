@@ -1,0 +1,134 @@
+"""Curves and kernels of functions whose answer is known."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from plugins.proxies.extrinsic_curvature import ExtrinsicCurvature
+from plugins.proxies.input_circle import (
+    circle_angles,
+    circle_basis,
+    curve_acceleration,
+    curve_velocity,
+    extrinsic_curvature,
+    length_distortion,
+)
+from plugins.proxies.repeats import repeat_seeds, summarize
+from plugins.proxies.tangent_kernel import condition_number, per_image_kernel, tangent_kernel
+from plugins.registry import parse_topology
+from search_spaces.as_vit import AsViTSpace
+from search_spaces.base import ImageTask
+from trainers.models.as_vit import build_as_vit
+from trainers.scoring import make_candidate
+
+ANGLES = circle_angles(10, like=torch.zeros(1, dtype=torch.float64))
+BASIS = circle_basis((3, 4, 4), generator=torch.Generator().manual_seed(0))
+
+
+def _scaled_circle(points: Tensor) -> Tensor:
+    return 5.0 * points.flatten(1)
+
+
+def test_the_directions_of_a_circle_are_orthonormal() -> None:
+    flat = BASIS.flatten(1)
+    torch.testing.assert_close(flat @ flat.T, torch.eye(2, dtype=torch.float64))
+
+
+def test_a_circle_of_radius_5_has_speed_5_and_curvature_one_fifth() -> None:
+    velocity, acceleration = curve_acceleration(_scaled_circle, ANGLES, BASIS)
+    torch.testing.assert_close(velocity, curve_velocity(_scaled_circle, ANGLES, BASIS))
+    assert length_distortion(velocity).item() == pytest.approx(10 * 5)
+    assert extrinsic_curvature(velocity, acceleration).item() == pytest.approx(10 / 5)
+
+
+def test_a_curve_that_stands_still_has_no_curvature() -> None:
+    velocity, acceleration = curve_acceleration(lambda points: 0.0 * points.flatten(1), ANGLES, BASIS)
+    assert math.isnan(extrinsic_curvature(velocity, acceleration).item())
+
+
+def test_curves_pass_through_attention_of_many_tokens() -> None:
+    """There the model uses torch's fused attention, which has no forward-mode derivative."""
+    images = torch.zeros(1, 1, 96, 96)
+    candidate = make_candidate(
+        parse_topology("as-vit:8,2,3|4,1,2|4,1,4|4,1,6|16,4"),
+        images,
+        ImageTask(image_size=96, in_channels=1, num_classes=2),
+        seed=0,
+    )
+    assert math.isfinite(ExtrinsicCurvature(repeats=1, num_points=2).score(candidate).value)
+
+
+def test_the_kernel_of_a_linear_layer_is_that_of_its_inputs() -> None:
+    images = torch.randn(3, 1, 2, 2)
+    kernel = tangent_kernel(_Features(nn.Linear(4, 7)), images)
+    torch.testing.assert_close(kernel, 7 * (images.flatten(1) @ images.flatten(1).T).double())
+
+
+@pytest.mark.parametrize("text", ["8,2,3|4,1,2|4,1,4|4,1,6|32,8", "5,4,2,2|3,4,3|2,2,2|3,1,6|64,9"])
+def test_the_layerwise_kernel_is_that_of_one_gradient_per_image(text: str) -> None:
+    task = ImageTask(image_size=64, in_channels=2, num_classes=3)
+    model = build_as_vit(AsViTSpace.parse(text), task, dtype=torch.float64)
+    images = torch.randn(3, 2, 64, 64, dtype=torch.float64)
+    torch.testing.assert_close(tangent_kernel(model, images), per_image_kernel(model, images), rtol=1e-9, atol=0)
+
+
+class _Features(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        out: Tensor = self.layer(images.flatten(1))
+        return out
+
+
+class _SharedLayer(_Features):
+    def forward_features(self, images: Tensor) -> Tensor:
+        return torch.tanh(self.layer(torch.tanh(self.layer(images.flatten(1)))))
+
+
+class _WeightOutsideItsLayer(_Features):
+    def forward_features(self, images: Tensor) -> Tensor:
+        weight = self.layer.weight
+        assert isinstance(weight, Tensor)
+        return torch.tanh(images.flatten(1) @ weight.T)
+
+
+class _OtherWeight(_Features):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__(layer)
+        self.position_weight = nn.Parameter(torch.ones(4))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        return super().forward_features(images * self.position_weight.view(1, 1, 2, 2)).square()
+
+
+@pytest.mark.parametrize("kind", [_SharedLayer, _WeightOutsideItsLayer, _OtherWeight])
+def test_models_that_use_a_weight_in_other_ways_get_the_right_kernel_too(kind: type[_Features]) -> None:
+    model, images = kind(nn.Linear(4, 4).double()), torch.randn(3, 1, 2, 2, dtype=torch.float64)
+    jacobian = []
+    for image in images:
+        model.zero_grad()
+        model.forward_features(image[None]).sum().backward()
+        named = [(name, value.grad) for name, value in model.named_parameters() if "weight" in name]
+        jacobian.append(torch.cat([grad.flatten() for _, grad in named if grad is not None]))
+    rows = torch.stack(jacobian)
+    torch.testing.assert_close(tangent_kernel(model, images), rows @ rows.T)
+
+
+def test_the_condition_number_is_the_ratio_of_the_outer_eigenvalues() -> None:
+    assert condition_number(torch.diag(torch.tensor([2.0, 8.0, 4.0]))) == pytest.approx(4.0)
+    assert math.isnan(condition_number(torch.tensor([[math.inf, 0.0], [0.0, 1.0]])))
+
+
+def test_one_value_that_is_not_finite_spoils_the_mean() -> None:
+    assert summarize([1.0, 3.0]) == (2.0, pytest.approx(math.sqrt(2)))
+    assert math.isnan(summarize([1.0, math.inf]).value)
+
+
+def test_more_repeats_only_add_seeds() -> None:
+    assert repeat_seeds(7, 5)[:3] == repeat_seeds(7, 3)
+    assert len(set(repeat_seeds(7, 5))) == 5
+    assert repeat_seeds(8, 3) != repeat_seeds(7, 3)

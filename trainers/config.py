@@ -1,0 +1,147 @@
+"""What the trainers are told and what they answer, as plain data that travels to any process."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from plugins.protocols import CurvePoint
+from search_spaces.recipes import PluginChoice, Recipe
+
+
+class _Plain(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(_Plain):
+    """Where the images come from and how they are split; the test part is kept from every search."""
+
+    source: str = Field(
+        min_length=1,
+        description="`digits` (scikit-learn's handwritten digits), a folder with one sub-folder per class, a folder "
+        "with train.parquet (and test.parquet), or one parquet file in the Hugging Face image/label form",
+    )
+    image_size: int = Field(default=32, ge=8, le=1024, description="height and width that the model sees, pixels")
+    resize: Literal["same", "crop", "stretch"] = Field(
+        default="same",
+        description="`same`: all images must be square and of one size; `crop`: shorter side scaled, centre cut out; "
+        "`stretch`: both sides scaled",
+    )
+    validation: float = Field(default=0.2, gt=0, lt=1, description="fraction of the images that trials are judged on")
+    test: float = Field(
+        default=0.2,
+        gt=0,
+        lt=1,
+        description="fraction kept for the champion alone; unused where the source has a test part",
+    )
+    max_images: int | None = Field(
+        default=None, ge=10, description="use a random subset of this many images, test part aside"
+    )
+    max_test_images: int | None = Field(default=None, ge=10)
+    split_seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _something_is_left_to_train_on(self) -> "DataConfig":
+        if self.validation + self.test >= 0.95:
+            raise ValueError(
+                "`validation` and `test` together must stay below 0.95, "
+                f"but got {self.validation} + {self.test}. Lower one of them."
+            )
+        return self
+
+
+class Configuration(_Plain):
+    """Everything that is needed to train one model again: what `vitsearch best` prints and `vitsearch train` reads."""
+
+    data: DataConfig
+    topology: str = Field(description="`space:text`, such as as-vit:8,2,3,1|4,1,2,1|4,1,4,1|4,1,6,1|32,16")
+    recipe: Recipe
+    epochs: int = Field(ge=1, description="budget in visits of the whole training set")
+    seed: int = Field(ge=0)
+    stopping: PluginChoice | None = Field(default=None, description="early-stopping criterion; null trains to the end")
+    averaging: PluginChoice = PluginChoice(name="last")
+
+
+class ScoreTask(_Plain):
+    """Score one topology with training-free proxies."""
+
+    kind: Literal["score"] = "score"
+    data: DataConfig
+    topology: str
+    proxies: tuple[PluginChoice, ...]
+    batch_size: int = 16
+    seed: int
+
+
+class TrainTask(_Plain):
+    """Train one configuration, from its newest whole checkpoint in `folder` if there is one."""
+
+    kind: Literal["train"] = "train"
+    configuration: Configuration
+    folder: Path
+    """Where this trial's checkpoints are kept."""
+    keep_checkpoints: int = Field(default=1, ge=1, description="weights of this many newest epochs are kept")
+
+
+class ReplayTask(_Plain):
+    """Replay recorded learning curves under a stopping criterion."""
+
+    kind: Literal["replay"] = "replay"
+    criterion: PluginChoice
+    curves: tuple[tuple[CurvePoint, ...], ...] = Field(min_length=1)
+
+
+class AverageTask(_Plain):
+    """Average saved checkpoints and evaluate the result on the validation part."""
+
+    kind: Literal["average"] = "average"
+    configuration: Configuration
+    checkpoints: tuple[Path, ...] = Field(min_length=1)
+    """Folders of the checkpoints, oldest first."""
+    averaging: PluginChoice
+
+
+Task = Annotated[ScoreTask | TrainTask | ReplayTask | AverageTask, Field(discriminator="kind")]
+
+
+class EpochReport(_Plain):
+    """What a training reports after each epoch."""
+
+    epoch: int = Field(ge=1)
+    train_loss: float
+    val_loss: float
+    val_accuracy: float = Field(description="fraction between 0 and 1")
+    learning_rate: float
+    num_images: int = Field(description="training images visited in this epoch")
+    wall_time_s: float
+
+    @property
+    def point(self) -> CurvePoint:
+        """The part of the report that stopping criteria see."""
+        return CurvePoint(self.epoch, self.train_loss, self.val_loss, self.val_accuracy)
+
+
+class CheckpointRecord(_Plain):
+    """One saved checkpoint."""
+
+    epoch: int
+    path: Path
+    """Its folder."""
+    sha256: str
+    """Of the weights file."""
+    num_bytes: int
+
+
+class TaskOutcome(_Plain):
+    """How a task ended."""
+
+    state: Literal["complete", "stopped", "failed", "interrupted"]
+    """`stopped`: by its stopping criterion; `interrupted`: asked to end early, to be gone on with later."""
+    metrics: dict[str, float] = Field(default_factory=dict)
+    """Finite numbers only."""
+    details: dict[str, Any] = Field(default_factory=dict)
+    """Further JSON data."""
+    reason: str | None = None
+    """Why it stopped or failed, in words that a person can read."""
+    error: Literal["out-of-memory", "not-finite", "exception"] | None = None
+    checkpoints: tuple[CheckpointRecord, ...] = ()

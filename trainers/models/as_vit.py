@@ -1,0 +1,231 @@
+"""As-ViT as a torch module, built from its topology."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from search_spaces.as_vit import PATCH_STRIDE, AsViTSpace, AsViTTopology
+from search_spaces.base import ImageTask
+from trainers.models.blocks import Linear, Mlp, PatchEmbedding, PatchMerging, WindowAttention, layer_norm
+
+INIT_STD = 0.02
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each added to its input."""
+
+    def __init__(self, width: int, *, heads: int, split: int, expansion: int, normalization: bool) -> None:
+        super().__init__()
+        self.norm1 = layer_norm(width, normalization=normalization)
+        self.attn = WindowAttention(width, heads=heads, split=split)
+        self.norm2 = layer_norm(width, normalization=normalization)
+        self.mlp = Mlp(width, expansion * width)
+
+    def forward(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Tokens (B, H, W, D) to the same shape.
+
+        Args:
+            tokens: The grid of tokens.
+            keep: Factors of the two branches, shape (2, B, 1, 1, 1); 0 drops a branch of an image. `None` keeps all.
+        """
+        if keep is None:
+            attended = tokens + self.attn(self.norm1(tokens))
+            out: Tensor = attended + self.mlp(self.norm2(attended))
+            return out
+        attended = torch.addcmul(tokens, self.attn(self.norm1(tokens)), keep[0])
+        return torch.addcmul(attended, self.mlp(self.norm2(attended)), keep[1])
+
+
+class StageBlocks(nn.Module):
+    """One stage: patch embedding or merging, then its blocks."""
+
+    def __init__(self, embed: PatchEmbedding | PatchMerging, blocks: list[Block]) -> None:
+        super().__init__()
+        self.embed = embed
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, inputs: Tensor, keep: Sequence[Tensor | None]) -> Tensor:
+        """Images (B, C, H, W) or the stage before's tokens to this stage's tokens, with each block's `keep`."""
+        tokens: Tensor = self.embed(inputs)
+        for block, factors in zip(self.blocks, keep, strict=True):
+            tokens = block(tokens, factors)
+        return tokens
+
+
+class AsViT(nn.Module):
+    """As-ViT: four stages of windowed attention on an ever coarser grid, no position embedding.
+
+    Legend: `B` images of (C, H, W), `D` width of the last stage.
+
+    Source: Chen et al. 2022, As-ViT, arXiv:2202.11921; head (linear, tanh, linear) and padding as in the authors' code.
+    """
+
+    def __init__(
+        self,
+        topology: AsViTTopology,
+        task: ImageTask,
+        *,
+        generator: torch.Generator,
+        drop_path: float = 0.0,
+        normalization: bool = True,
+    ) -> None:
+        super().__init__()
+        self.drop_path = drop_path
+        widths, heads = topology.widths, topology.stage_heads
+        self.stages = nn.ModuleList()
+        for index, stage in enumerate(topology.stages):
+            width = widths[index]
+            embed: PatchEmbedding | PatchMerging
+            if index == 0:
+                embed = PatchEmbedding(
+                    task.in_channels, width, kernel=stage.kernel, stride=PATCH_STRIDE, normalization=normalization
+                )
+            else:
+                embed = PatchMerging(widths[index - 1], width, kernel=stage.kernel, normalization=normalization)
+            blocks = [
+                Block(
+                    width,
+                    heads=heads[index],
+                    split=stage.split,
+                    expansion=stage.expansion,
+                    normalization=normalization,
+                )
+                for _ in range(stage.depth)
+            ]
+            self.stages.append(StageBlocks(embed, blocks))
+        last = widths[-1]
+        self.norm = layer_norm(last, normalization=normalization)
+        self.head = nn.Sequential(Linear(last, last), nn.Tanh(), Linear(last, task.num_classes))
+        self.depths = topology.depths
+        initialize(self, generator)
+
+    def forward(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Logits (B, classes) of images (B, C, H, W).
+
+        Args:
+            images: A batch of normalised images.
+            generator: Source of the drop-path masks, on the CPU; needed in training mode where `drop_path` is above 0.
+        """
+        logits: Tensor = self.head(self.norm(self._tokens(images, generator)).mean((1, 2)))
+        return logits
+
+    def forward_features(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Features (B, D): the last stage's tokens, averaged before the final norm."""
+        return self._tokens(images, generator).mean((1, 2))
+
+    def _tokens(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        keep = self._keep_factors(images, generator)
+        tokens, start = images, 0
+        for stage, depth in zip(self.stages, self.depths, strict=True):
+            tokens = stage(tokens, keep[start : start + depth])
+            start += depth
+        return tokens
+
+    def _keep_factors(self, images: Tensor, generator: torch.Generator | None) -> Sequence[Tensor | None]:
+        """Per block, factors of its two branches, (2, B, 1, 1, 1): 0 with the block's rate, else 1 / (1 - rate)."""
+        num_blocks = sum(self.depths)
+        if not self.training or self.drop_path == 0.0:
+            return [None] * num_blocks
+        if generator is None:
+            raise ValueError(
+                f"training with drop_path={self.drop_path} draws random numbers and must be given a CPU `generator`, "
+                "but got None. Pass one, or call `eval()` first."
+            )
+        keep_rate = 1 - torch.linspace(0, self.drop_path, num_blocks).view(-1, 1, 1)
+        draws = torch.rand(num_blocks, 2, len(images), generator=generator)
+        factors = ((draws < keep_rate) / keep_rate).to(images.device, images.dtype, non_blocking=True)
+        return factors[..., None, None, None].unbind(0)
+
+
+def build_as_vit(
+    topology: AsViTTopology,
+    task: ImageTask,
+    *,
+    drop_path: float = 0.0,
+    normalization: bool = True,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> AsViT:
+    """A freshly initialised As-ViT, the same for the same generator state whatever the device.
+
+    Args:
+        topology: What to build.
+        task: Image size, channels and classes.
+        drop_path: Rate of the last block's stochastic depth, in [0, 1); earlier blocks rise linearly to it from 0.
+        normalization: False replaces every layer norm by the identity, as the curve scores need.
+        generator: Source of the weights, on the CPU; `None` is a new one with seed 0.
+        device: Where the model goes; the CPU by default.
+        dtype: Of the parameters; float32 by default. They are drawn in float32.
+
+    Raises:
+        ValueError: The topology does not fit the task.
+    """
+    problem = AsViTSpace.problem(topology, task)
+    if problem:
+        raise ValueError(f"{topology.id} cannot be built: {problem}")
+    if not 0 <= drop_path < 1:
+        raise ValueError(f"`drop_path` must lie in [0, 1), but got {drop_path}.")
+    source = generator if generator is not None else torch.Generator().manual_seed(0)
+    model = AsViT(topology, task, generator=source, drop_path=drop_path, normalization=normalization)
+    if torch.device(device or "cpu").type == "cpu" and dtype in (None, torch.float32):
+        return model
+    return model.to(device=device, dtype=dtype)
+
+
+@torch.no_grad()
+def initialize(model: AsViT, generator: torch.Generator) -> None:
+    """Draw all weights anew from a CPU generator.
+
+    Linear weights are normal with standard deviation 0.02 (the authors truncate at 100 standard deviations, which
+    changes nothing), their biases 0; layer norms start as the identity. The convolution has torch's own initialisation,
+    uniform within 1 / sqrt(fan-in), as in the authors' code.
+    """
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    draws = torch.empty(sum(linear.weight.numel() for linear in linears)).normal_(0.0, INIT_STD, generator=generator)
+    start = 0
+    for linear in linears:
+        stop = start + linear.weight.numel()
+        linear.weight.copy_(draws[start:stop].view_as(linear.weight))
+        start = stop
+        if linear.bias is not None:
+            linear.bias.zero_()
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.weight.fill_(1.0)
+            module.bias.zero_()
+        elif isinstance(module, nn.Conv2d):
+            bound = (module.in_channels * module.kernel_size[0] * module.kernel_size[1]) ** -0.5
+            module.weight.uniform_(-bound, bound, generator=generator)
+            if module.bias is not None:
+                module.bias.uniform_(-bound, bound, generator=generator)
+
+
+def from_authors_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights saved by the authors' code under our names, for `AsViT.load_state_dict`.
+
+    Where they keep a stage's merging with the stage before it (`layers.0.downsample`), we keep it with the stage that
+    it makes (`stages.1.embed`), and lay its patches out by column, row and channel instead of channel, row and column.
+    """
+    renamed = {}
+    for name, value in state.items():
+        parts = name.split(".")
+        if parts[0] == "patch_embed":
+            parts[:1] = ["stages", "0", "embed"]
+        elif parts[0] == "layers" and parts[2] == "downsample":
+            value = _reorder_patches(value, width=state[f"layers.{parts[1]}.blocks.0.attn.proj.bias"].numel())
+            parts[:3] = ["stages", str(int(parts[1]) + 1), "embed"]
+        elif parts[0] == "layers":
+            parts[0] = "stages"
+            if parts[4] == "mlps":
+                parts[4:7] = ["norm2"] if parts[6] == "0" else ["mlp"]
+        renamed[".".join(parts)] = value
+    return renamed
+
+
+def _reorder_patches(weight: Tensor, *, width: int) -> Tensor:
+    """From (..., width * row * column) to (..., column * row * width)."""
+    kernel = math.isqrt(weight.shape[-1] // width)
+    return weight.view(*weight.shape[:-1], width, kernel, kernel).transpose(-3, -1).flatten(-3)
