@@ -1,0 +1,1 @@
+"""The study: its file, stages, engines, store, tracking and command line."""

@@ -1,0 +1,69 @@
+"""Where vitsearch keeps its things, read from the environment. Reading creates nothing."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class SettingsError(ValueError):
+    """An environment variable has a value that cannot be used."""
+
+
+class Settings(BaseSettings):
+    """Places and switches of one installation; each has a default where its variable is unset or empty."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="VITSEARCH_", env_ignore_empty=True, frozen=True, extra="forbid", populate_by_name=True
+    )
+
+    home: Path = Field(
+        default=Path("~/.local/share/vitsearch"),
+        validate_default=True,
+        description="VITSEARCH_HOME: folder of everything that has no place of its own below",
+    )
+    database_url: str = Field(
+        default_factory=lambda data: _sqlite_url(data, "vitsearch.db"),
+        description="VITSEARCH_DATABASE_URL: SQLAlchemy URL of studies and trials",
+    )
+    tracking_uri: str = Field(
+        default_factory=lambda data: _sqlite_url(data, "mlflow.db"),
+        validation_alias=AliasChoices("VITSEARCH_TRACKING_URI", "MLFLOW_TRACKING_URI"),
+        description="MLFLOW_TRACKING_URI: the MLflow server or store",
+    )
+    artifact_root: Path = Field(
+        default_factory=lambda data: _below_home(data, "artifacts"),
+        description="VITSEARCH_ARTIFACT_ROOT: folder of checkpoints and artifacts",
+    )
+    tracking: bool = Field(default=True, description="VITSEARCH_TRACKING: `off` leaves MLflow out")
+
+    @field_validator("home", "artifact_root")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        return path.expanduser().absolute()
+
+
+def load_settings(**given: Any) -> Settings:
+    """The settings of the environment; `given` (such as `home`) goes first.
+
+    Raises:
+        SettingsError: A value does not fit; the message names the variable.
+    """
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        variable = name if name.isupper() else f"VITSEARCH_{name.upper()}"
+        must = "must be on or off" if name == "tracking" else f"does not fit ({first['msg']})"
+        raise SettingsError(f"{variable}: {must}, but got {first['input']!r}. Correct or unset it.") from None
+
+
+def _below_home(data: dict[str, Any], name: str) -> Path:
+    home: Path = data["home"]
+    return home / name
+
+
+def _sqlite_url(data: dict[str, Any], name: str) -> str:
+    return f"sqlite:///{_below_home(data, name)}"

@@ -1,0 +1,171 @@
+"""The study file: what it may say, how it is read, and how two of them differ."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from orchestrator.spec_checks import configuration_problems, study_problems
+from orchestrator.spec_errors import Problem, first_problem
+from orchestrator.stage_specs import (
+    NAME_PATTERN,
+    STAGE_TYPES,
+    AveragingStage,
+    Candidates,
+    CorrelateStage,
+    GrowStage,
+    Limits,
+    PromoteStage,
+    ScreenStage,
+    StageSpec,
+    StoppingStage,
+    TrainStage,
+)
+from orchestrator.yaml_source import KeyPath, SpecError, YamlSource, format_path, read_yaml
+from trainers.config import Configuration, DataConfig
+from trainers.sources import DIGITS
+
+__all__ = [
+    "AveragingStage",
+    "Candidates",
+    "CorrelateStage",
+    "GrowStage",
+    "Limits",
+    "PromoteStage",
+    "ScreenStage",
+    "SpecError",
+    "StageSpec",
+    "StoppingStage",
+    "StudySpec",
+    "TrainStage",
+    "differences",
+    "load_configuration",
+    "load_spec",
+]
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class StudySpec(BaseModel):
+    """A study: data, engine, pool, and the stages in the order in which they run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    study: str = Field(
+        pattern=NAME_PATTERN, description="name of the study: lower-case letters, digits, dots, dashes and underscores"
+    )
+    seed: int = Field(default=0, ge=0, strict=True, description="where all random numbers of the study start")
+    data: DataConfig = Field(description="the images and how they are split")
+    engine: Literal["optuna"] = Field(default="optuna", description="what drives the searches")
+    pool: Literal["inline"] = Field(default="inline", description="where trials run; `inline` is this process")
+    stages: tuple[StageSpec, ...] = Field(min_length=1, description="what is done, in this order")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the whole spec as canonical JSON, in hex."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_spec(path: str | Path, *, overrides: Mapping[str, Any] | None = None) -> StudySpec:
+    """Read and check a study file; nothing is written or started.
+
+    Args:
+        path: The YAML file. A relative `data.source` in it is relative to its folder.
+        overrides: Values from the command line by dotted key, such as `{"data.source": "photos"}`; a relative
+            `data.source` among them is relative to the working directory.
+
+    Raises:
+        SpecError: The first mistake: file and line, what must hold, what was found, the nearest valid name.
+    """
+    source, given = _with_overrides(read_yaml(path), overrides or {})
+    spec = _validate(StudySpec, source, given)
+    _raise_first(study_problems(spec.data, spec.stages), source, given)
+    return spec
+
+
+def load_configuration(path: str | Path, *, overrides: Mapping[str, Any] | None = None) -> Configuration:
+    """Read and check one configuration, as `vitsearch best` prints it. See `load_spec`.
+
+    Raises:
+        SpecError: The first mistake.
+    """
+    source, given = _with_overrides(read_yaml(path), overrides or {})
+    configuration = _validate(Configuration, source, given)
+    _raise_first(configuration_problems(configuration), source, given)
+    return configuration
+
+
+def differences(old: StudySpec, new: StudySpec) -> list[str]:
+    """What changed from one spec to another, one line per value, such as `stages[1].epochs: 20 -> 30`."""
+    before, after = (dict(_leaves(spec.model_dump(mode="json"), ())) for spec in (old, new))
+    paths = [*before, *(path for path in after if path not in before)]
+    return [
+        f"{format_path(path)}: {_shown(before, path)} -> {_shown(after, path)}"
+        for path in paths
+        if before.get(path, ...) != after.get(path, ...)
+    ]
+
+
+def _with_overrides(source: YamlSource, overrides: Mapping[str, Any]) -> tuple[YamlSource, frozenset[KeyPath]]:
+    """The source with the command line's values in it and `data.source` absolute, and the paths that were given."""
+    data = dict(source.data)
+    given: set[KeyPath] = set()
+    for dotted, value in overrides.items():
+        *outer, last = dotted.split(".")
+        target = data
+        for key in outer:
+            inner = target.get(key)
+            target[key] = dict(inner) if isinstance(inner, dict) else {}
+            target = target[key]
+        target[last] = value
+        given.add((*outer, last))
+    block = data.get("data")
+    if isinstance(block, dict) and isinstance(block.get("source"), str):
+        folder = Path.cwd() if ("data", "source") in given else Path(source.file).absolute().parent
+        data["data"] = {**block, "source": _absolute(block["source"], folder)}
+    return replace(source, data=data), frozenset(given)
+
+
+def _absolute(text: str, folder: Path) -> str:
+    if not text or text == DIGITS:
+        return text
+    path = Path(text)
+    return str((folder / (path.expanduser() if text.startswith("~") else path)).resolve())
+
+
+def _validate(model: type[Model], source: YamlSource, given: frozenset[KeyPath]) -> Model:
+    try:
+        return model.model_validate(source.data)
+    except ValidationError as error:
+        raise _error(source, given, first_problem(error, model, STAGE_TYPES)) from None
+
+
+def _raise_first(problems: Iterator[Problem], source: YamlSource, given: frozenset[KeyPath]) -> None:
+    for problem in problems:
+        raise _error(source, given, problem)
+
+
+def _error(source: YamlSource, given: frozenset[KeyPath], problem: Problem) -> SpecError:
+    if any(problem.path[: len(path)] == path for path in given):
+        return SpecError(source.file, f"(from the command line) {problem.message}", path=problem.path)
+    return source.error(problem.path, problem.message)
+
+
+def _leaves(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
+    items: Sequence[tuple[str | int, Any]] = ()
+    if isinstance(value, dict):
+        items = list(value.items())
+    elif isinstance(value, list):
+        items = list(enumerate(value))
+    if not items:
+        yield path, value
+    for key, inner in items:
+        yield from _leaves(inner, (*path, key))
+
+
+def _shown(leaves: Mapping[KeyPath, Any], path: KeyPath) -> str:
+    return json.dumps(leaves[path], ensure_ascii=False) if path in leaves else "(not there)"

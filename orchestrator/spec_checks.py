@@ -1,0 +1,280 @@
+"""What a study must hold beyond its fields' types: installed plug-ins, data, stages that fit together."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from orchestrator.spec_errors import Problem, first_problem, found, range_problem
+from orchestrator.stage_specs import (
+    AveragingStage,
+    CorrelateStage,
+    GrowStage,
+    PromoteStage,
+    ScreenStage,
+    StageSpec,
+    StoppingStage,
+    TrainStage,
+)
+from orchestrator.topology_checks import dimension_ends, topology_problems, topology_text_problems
+from orchestrator.yaml_source import KeyPath
+from plugins import registry
+from search_spaces.dimensions import parse_dimension
+from search_spaces.recipes import (
+    PLUGIN_FIELDS,
+    PluginChoice,
+    Recipe,
+    decode_plugin,
+    parse_plugin_dimensions,
+    parse_recipe_space,
+)
+from trainers.config import Configuration, DataConfig
+from trainers.sources import check_source
+
+_MAX_CORNERS = 256
+
+
+def study_problems(data: DataConfig, stages: Sequence[StageSpec]) -> Iterator[Problem]:
+    """Every mistake of a study whose fields have the right types; the cheap checks first."""
+    yield from _name_problems(stages)
+    for index, stage in enumerate(stages):
+        yield from _plugin_problems(stage, ("stages", index))
+        yield from _order_problems(stage, stages[:index], ("stages", index))
+    problem = check_source(data)
+    if problem:
+        yield Problem(("data", "source"), problem.removeprefix("data.source "))
+    for index, stage in enumerate(stages):
+        yield from topology_problems(stage, stages[:index], data, ("stages", index))
+
+
+def configuration_problems(configuration: Configuration) -> Iterator[Problem]:
+    """Every mistake of one configuration whose fields have the right types."""
+    recipe = configuration.recipe
+    yield from _choice_problems("schedules", recipe.schedule, ("recipe", "schedule"))
+    yield from _choice_problems("curricula", recipe.curriculum, ("recipe", "curriculum"))
+    yield from _choice_problems("averaging", configuration.averaging, ("averaging",))
+    if configuration.stopping is not None:
+        yield from _choice_problems("stopping", configuration.stopping, ("stopping",))
+    problem = check_source(configuration.data)
+    if problem:
+        yield Problem(("data", "source"), problem.removeprefix("data.source "))
+    yield from topology_text_problems(configuration.topology, configuration.data, ("topology",))
+
+
+# --- one stage on its own ---
+
+
+def _plugin_problems(stage: StageSpec, at: KeyPath) -> Iterator[Problem]:
+    """Plug-ins that are not installed or do not take their settings."""
+    if isinstance(stage, ScreenStage | TrainStage | StoppingStage | AveragingStage):
+        yield from _choice_problems("samplers", stage.sampler, (*at, "sampler"))
+    if isinstance(stage, ScreenStage):
+        yield from _choice_problems("spaces", stage.space, (*at, "space"))
+    if isinstance(stage, ScreenStage):
+        yield from _proxy_problems(stage.proxies, (*at, "proxies"))
+    if isinstance(stage, GrowStage):
+        yield from _proxy_problems(stage.proxies, (*at, "proxies"))
+        for index, proxy in enumerate(stage.proxies):
+            if "repeats" not in registry.setting_types("proxies", proxy.name):
+                message = (
+                    f"growth averages scores over fresh initialisations, but {proxy.name!r} has no setting `repeats`."
+                )
+                yield Problem((*at, "proxies", index), f"{message} Choose another proxy.")
+    if isinstance(stage, ScreenStage):
+        for index, name in enumerate(stage.rank_by or ()):
+            if name not in stage.proxy_names:
+                yield Problem((*at, "rank_by", index), _one_of("the stage's proxies", name, stage.proxy_names))
+    if isinstance(stage, TrainStage):
+        if stage.stopping is not None:
+            yield from _choice_problems("stopping", stage.stopping, (*at, "stopping"))
+        yield from _recipe_problems(stage.recipe, (*at, "recipe"))
+    if isinstance(stage, StoppingStage):
+        yield from _search_problems("stopping", stage.plugin_key, stage.criteria, (*at, "criteria"))
+    if isinstance(stage, AveragingStage):
+        yield from _search_problems("averaging", stage.plugin_key, stage.methods, (*at, "methods"))
+
+
+def _choice_problems(kind: str, choice: PluginChoice, at: KeyPath) -> Iterator[Problem]:
+    try:
+        registry.create(kind, choice.name, choice.settings)
+    except registry.UnknownPluginError as error:
+        yield Problem(at, str(error))
+    except ImportError as error:
+        package = registry.provider(kind, choice.name)
+        yield Problem(at, f"plug-in {choice.name!r} must be importable, but: {error}. Reinstall {package}.")
+    except registry.PluginSettingsError as error:
+        yield Problem(at if error.setting is None else (*at, error.setting), str(error))
+
+
+def _proxy_problems(proxies: Sequence[PluginChoice], at: KeyPath) -> Iterator[Problem]:
+    for index, proxy in enumerate(proxies):
+        yield from _choice_problems("proxies", proxy, (*at, index))
+        if proxy.name in [other.name for other in proxies[:index]]:
+            yield Problem((*at, index), f"each proxy must be named once, but got {proxy.name!r} again. Remove one.")
+
+
+def _recipe_problems(recipe: Mapping[str, Any], at: KeyPath) -> Iterator[Problem]:
+    for name, value in recipe.items():
+        path = (*at, name)
+        if name in PLUGIN_FIELDS:
+            yield from _recipe_plugin_problems(name, value, path)
+            continue
+        try:
+            parse_recipe_space({name: value})
+        except ValidationError as error:
+            if error.title == "Recipe":
+                problem = first_problem(error, Recipe, {})
+                yield Problem((*at, *problem.path), problem.message)
+            else:
+                problem = range_problem(error)
+                yield Problem((*path, *problem.path), problem.message)
+        except ValueError as error:
+            yield Problem(path, str(error))
+
+
+def _recipe_plugin_problems(name: str, value: Any, at: KeyPath) -> Iterator[Problem]:
+    choices = []
+    for index, item in enumerate(value if isinstance(value, list) else [value]):
+        try:
+            choices.append(PluginChoice.model_validate(item))
+        except ValidationError as error:
+            problem = first_problem(error, PluginChoice, {})
+            entry = (*at, index) if isinstance(value, list) else at
+            yield Problem((*entry, *problem.path), problem.message)
+            return
+    yield from _search_problems(PLUGIN_FIELDS[name], f"recipe.{name}", choices, at, listed=isinstance(value, list))
+
+
+def _search_problems(
+    kind: str, key: str, choices: Sequence[PluginChoice], at: KeyPath, *, listed: bool = True
+) -> Iterator[Problem]:
+    """Plug-ins whose settings may be searched: every extreme of their ranges and every option must be taken."""
+    for index, choice in enumerate(choices):
+        path = (*at, index) if listed else at
+        if choice.name not in registry.available(kind):
+            yield Problem(path, str(registry.UnknownPluginError(kind, choice.name)))
+            continue
+        in_ranges = list(_range_problems(choice, path))
+        yield from in_ranges
+        for corner in [] if in_ranges else _corners(key, choice):
+            yield from _choice_problems(kind, corner, path)
+    try:
+        parse_plugin_dimensions(key, list(choices))
+    except ValidationError as error:
+        yield Problem(at, range_problem(error).message)
+    except ValueError as error:
+        yield Problem(at, str(error))
+
+
+def _range_problems(choice: PluginChoice, at: KeyPath) -> Iterator[Problem]:
+    for setting, value in choice.settings.items():
+        try:
+            is_fixed = parse_dimension(setting, value) is None
+        except ValidationError as error:
+            problem = range_problem(error)
+            yield Problem((*at, setting, *problem.path), problem.message)
+        except ValueError as error:
+            yield Problem((*at, setting), str(error))
+        else:
+            if is_fixed and isinstance(value, Mapping):
+                message = f"must be a value, a list of options or a range {{low, high}}, but got {found(value)}."
+                yield Problem((*at, setting), message)
+
+
+def _corners(key: str, choice: PluginChoice) -> list[PluginChoice]:
+    """The plug-in at the extremes of its ranges, in all combinations (up to a limit)."""
+    base, dimensions = parse_plugin_dimensions(key, choice)
+    if not dimensions:
+        return [base]
+    corners = [dimension_ends(dimension) for dimension in dimensions]
+    points = itertools.islice(itertools.product(*corners), _MAX_CORNERS)
+    names = [dimension.name for dimension in dimensions]
+    decoded = (decode_plugin(key, dict(zip(names, values, strict=True))) for values in points)
+    return [choice for choice in decoded if choice is not None]
+
+
+# --- stages together ---
+
+
+def _name_problems(stages: Sequence[StageSpec]) -> Iterator[Problem]:
+    first_with: dict[str, int] = {}
+    for index, stage in enumerate(stages):
+        if stage.name in first_with:
+            message = (
+                f"names of stages must differ, but {stage.name!r} is also stages[{first_with[stage.name]}]. "
+                "Give this one another `name`."
+            )
+            yield Problem(("stages", index, "name"), message)
+        first_with.setdefault(stage.name, index)
+
+
+def _order_problems(stage: StageSpec, before: Sequence[StageSpec], at: KeyPath) -> Iterator[Problem]:
+    """What a stage needs of the stages before it."""
+    screen = next((other for other in reversed(before) if isinstance(other, ScreenStage)), None)
+    train = next((other for other in reversed(before) if isinstance(other, TrainStage)), None)
+    if isinstance(stage, GrowStage) and screen is None and stage.topology is None:
+        yield Problem(at, "a grow stage needs a screen stage before it or a `topology` to start from, but has neither.")
+    if isinstance(stage, TrainStage):
+        has_grown = any(isinstance(other, GrowStage) for other in before)
+        yield from _candidate_problems(stage, screen, has_grown, at)
+    if isinstance(stage, StoppingStage | AveragingStage | PromoteStage | CorrelateStage) and train is None:
+        yield Problem(at, f"a {stage.stage} stage needs a train stage before it, but there is none. Add one above it.")
+    if isinstance(stage, AveragingStage) and train is not None:
+        yield from _checkpoint_problems(stage, train, at)
+    if isinstance(stage, CorrelateStage):
+        if screen is None:
+            yield Problem(at, "a correlate stage needs a screen stage before it, but there is none. Add one.")
+        elif stage.baseline not in screen.proxy_names:
+            yield Problem((*at, "baseline"), _one_of("the screen's proxies", stage.baseline, screen.proxy_names))
+
+
+def _candidate_problems(
+    stage: TrainStage, screen: ScreenStage | None, has_grown: bool, at: KeyPath
+) -> Iterator[Problem]:
+    if stage.topologies and stage.candidates is not None:
+        yield Problem((*at, "topologies"), "give `candidates` or `topologies`, but got both. Remove one of them.")
+    if len(set(stage.topologies)) < len(stage.topologies):
+        yield Problem((*at, "topologies"), "topologies must differ, but one is there twice. Remove it.")
+    candidates = stage.chosen_candidates
+    if candidates is not None and screen is None and not has_grown:
+        yield Problem(
+            at, "a train stage needs a screen or grow stage before it, or `topologies`, but has none of them. Add one."
+        )
+    total = len(stage.topologies) if candidates is None else candidates.total + has_grown
+    where = (*at, "num_trials")
+    if candidates is not None and screen is not None and candidates.total > screen.num_trials:
+        yield Problem(
+            (*at, "candidates"),
+            f"best + spread must be at most the {screen.num_trials} topologies that stage {screen.name!r} scores, "
+            f"but got {candidates.best} + {candidates.spread}. Lower them or raise its `num_trials`.",
+        )
+    if stage.num_trials < total:
+        yield Problem(
+            where,
+            f"must be at least {total}, the number of candidate topologies, each trained once with the base "
+            f"recipe, but got {stage.num_trials}. Raise it or name fewer candidates.",
+        )
+
+
+def _checkpoint_problems(stage: AveragingStage, train: TrainStage, at: KeyPath) -> Iterator[Problem]:
+    kept = min(train.keep_checkpoints, train.epochs)
+    for index, method in enumerate(stage.methods):
+        if method.name not in registry.available("averaging"):
+            continue  # told already
+        for corner in _corners(stage.plugin_key, method):
+            needed = registry.create("averaging", corner.name, corner.settings).num_needed
+            if needed > kept:
+                settings = ", ".join(f"{key}={value}" for key, value in corner.settings.items())
+                yield Problem(
+                    (*at, "methods", index),
+                    f"must need at most the {kept} checkpoints that stage {train.name!r} keeps (keep_checkpoints: "
+                    f"{train.keep_checkpoints}, epochs: {train.epochs}), but {corner.name}"
+                    f"{f' with {settings}' if settings else ''} needs {needed}. Lower these or raise keep_checkpoints.",
+                )
+
+
+def _one_of(what: str, name: str, names: Sequence[str]) -> str:
+    nearest = registry.nearest_name(name, names)
+    hint = f" Did you mean {nearest!r}?" if nearest else ""
+    return f"must be one of {what} ({', '.join(names)}), but got {found(name)}.{hint}"

@@ -1,0 +1,270 @@
+"""Reads a YAML file into plain data and remembers where each value stands, so that an error can name the line."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+MAX_BYTES = 1024 * 1024
+MAX_DEPTH = 40
+MAX_VALUES = 20_000
+
+KeyPath = tuple[str | int, ...]
+"""Where a value stands: keys of mappings and indices of lists, from the top."""
+
+_Loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+
+# Scalars are read by YAML 1.2's rules. PyYAML follows 1.1, where 1e-3 is text, 010 is 8, 1:30 is 90 and `no` is false.
+_NULL = frozenset({"", "~", "null", "Null", "NULL"})
+_BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_INTEGER = re.compile(r"[-+]?[0-9][0-9_]{0,17}")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?")
+_NOT_FINITE = re.compile(r"([-+]?)\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+
+
+class SpecError(ValueError):
+    """A file that a user wrote does not hold what it must.
+
+    Attributes:
+        file: The file, as the user named it.
+        line: Line of the mistake, starting at 1; `None` where the file has none (a missing file, a command-line value).
+        path: Where in the file, such as `stages[1].epochs`; empty for the whole file.
+        message: What must hold, what was found, and what to do.
+    """
+
+    def __init__(self, file: str | Path, message: str, *, line: int | None = None, path: KeyPath = ()) -> None:
+        self.file, self.line, self.path, self.message = str(file), line, format_path(path), message
+        where = self.file if line is None else f"{self.file}:{line}"
+        super().__init__(f"{where}: {self.path}: {message}" if self.path else f"{where}: {message}")
+
+
+class Mark(NamedTuple):
+    """A place in a file; both count from 1."""
+
+    line: int
+    column: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class YamlSource:
+    """The content of a YAML file."""
+
+    file: str
+    data: dict[str, Any]
+    """Dicts with text keys, lists, and None, bool, int, float or str."""
+    marks: Mapping[KeyPath, Mark]
+    """Place of each key and list entry."""
+
+    def line(self, path: KeyPath) -> int:
+        """Line of `path`, or of what encloses it where it is not in the file."""
+        while path and path not in self.marks:
+            path = path[:-1]
+        return self.marks[path].line
+
+    def error(self, path: KeyPath, message: str) -> SpecError:
+        """The error to raise for the value at `path`."""
+        return SpecError(self.file, message, line=self.line(path), path=path)
+
+
+def read_yaml(file: str | Path) -> YamlSource:
+    """Read one mapping from a YAML file; nothing in it is executed.
+
+    Raises:
+        SpecError: The file cannot be read, is larger than `MAX_BYTES`, is not YAML or not a mapping, nests deeper than
+            `MAX_DEPTH`, holds more than `MAX_VALUES` values after its aliases are filled in, gives a key twice,
+            has keys that are no text, or uses tags.
+    """
+    raw = _read_bytes(file)
+    try:
+        _check_events(file, raw)
+        node = yaml.compose(raw, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise _syntax_error(file, raw, error) from None
+    if not isinstance(node, yaml.MappingNode):
+        found = (
+            "nothing" if node is None else "a list" if isinstance(node, yaml.SequenceNode) else f"{node.value!r:.60}"
+        )
+        raise SpecError(
+            file, f"must be a mapping of keys to values, but got {found}.", line=1 if node is None else _line(node)
+        )
+    builder = _Builder(file)
+    data = builder.build(node, ())
+    return YamlSource(file=str(file), data=data, marks=builder.marks)
+
+
+def format_path(path: KeyPath) -> str:
+    """`("stages", 1, "epochs")` as `stages[1].epochs`."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return text.removeprefix(".")
+
+
+def _read_bytes(file: str | Path) -> bytes:
+    path = Path(file)
+    try:
+        if path.is_dir():
+            raise SpecError(file, "must be a YAML file, but is a folder. Name a file in it.")
+        if not path.exists():
+            raise SpecError(file, "must be a YAML file, but there is none. Check the path.")
+        if not path.is_file():
+            raise SpecError(
+                file, "must be a regular file, but is a device or a pipe. Save its content to a file first."
+            )
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise SpecError(
+                file, f"must be at most {MAX_BYTES:,} bytes, but has {size:,}. A study file has a few hundred lines."
+            )
+        raw = path.read_bytes()
+        raw.decode("utf-8")
+    except OSError as error:
+        raise SpecError(file, f"must be a file that can be read, but got: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise SpecError(
+            file, f"must be text in UTF-8, but byte {raw[error.start]:#04x} is not. Save it as UTF-8.", line=line
+        ) from None
+    return raw
+
+
+def _check_events(file: str | Path, raw: bytes) -> None:
+    """Refuse what must not reach the composer, which recurses and would overflow its stack."""
+    depth = num_values = num_documents = 0
+    for event in yaml.parse(raw, Loader=_Loader):
+        line = event.start_mark.line + 1 if event.start_mark else 1
+        if isinstance(event, yaml.DocumentStartEvent):
+            num_documents += 1
+            if num_documents > 1:
+                raise SpecError(
+                    file, "must hold one YAML document, but a second one starts here. Remove the `---`.", line=line
+                )
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        elif isinstance(event, yaml.NodeEvent):
+            num_values += 1
+            if num_values > MAX_VALUES:
+                raise _too_many(file, line)
+            tag = getattr(event, "tag", None)
+            if tag is not None:
+                raise SpecError(file, f"must hold plain values, but got the tag {tag!r}. Remove the tag.", line=line)
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+                if depth > MAX_DEPTH:
+                    raise _too_deep(file, line)
+
+
+class _Builder:
+    """Turns composed nodes into plain data; aliases are copied, within the limits."""
+
+    def __init__(self, file: str | Path) -> None:
+        self.file = file
+        self.marks: dict[KeyPath, Mark] = {}
+        self.num_values = 0
+        self.open: list[int] = []
+
+    def build(self, node: yaml.Node, path: KeyPath) -> Any:
+        self.num_values += 1
+        if self.num_values > MAX_VALUES:
+            raise _too_many(self.file, _line(node))
+        self.marks.setdefault(path, Mark(_line(node), node.start_mark.column + 1))
+        if isinstance(node, yaml.ScalarNode):
+            return node.value if node.style else self._scalar(node, path)
+        if id(node) in self.open:
+            raise SpecError(
+                self.file,
+                "an anchor must not contain itself, but this one does. Write it out.",
+                line=_line(node),
+                path=path,
+            )
+        if len(self.open) >= MAX_DEPTH:
+            raise _too_deep(self.file, _line(node))
+        self.open.append(id(node))
+        value = dict(self._entries(node, path)) if isinstance(node, yaml.MappingNode) else self._items(node, path)
+        self.open.pop()
+        return value
+
+    def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> str | int | float | bool | None:
+        value = _plain_scalar(node.value)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SpecError(
+                self.file, f"numbers must be finite, but got {node.value!r:.60}.", line=_line(node), path=path
+            )
+        return value
+
+    def _items(self, node: yaml.Node, path: KeyPath) -> list[Any]:
+        return [self.build(child, (*path, index)) for index, child in enumerate(node.value)]
+
+    def _entries(self, node: yaml.MappingNode, path: KeyPath) -> Iterator[tuple[str, Any]]:
+        first_lines: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            line = _line(key_node)
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if not isinstance(key, str) or (not key_node.style and not isinstance(_plain_scalar(key), str)):
+                found = "a list or mapping" if key is None else repr(_plain_scalar(key))
+                raise SpecError(
+                    self.file,
+                    f"keys must be text, but got {found}. Put it in quotes if it is meant.",
+                    line=line,
+                    path=path,
+                )
+            if key == "<<":
+                raise SpecError(self.file, "merge keys (`<<`) are not read. Write the keys out.", line=line, path=path)
+            if key in first_lines:
+                raise SpecError(
+                    self.file,
+                    f"a key must be given once, but {key!r} is here and in line {first_lines[key]}. Remove one.",
+                    line=line,
+                    path=(*path, key),
+                )
+            first_lines[key] = line
+            self.marks[(*path, key)] = Mark(line, key_node.start_mark.column + 1)
+            yield key, self.build(value_node, (*path, key))
+
+
+def _plain_scalar(text: str) -> str | int | float | bool | None:
+    if text in _NULL:
+        return None
+    if text in _BOOL:
+        return _BOOL[text]
+    if _INTEGER.fullmatch(text):
+        return int(text.replace("_", ""))
+    if _FLOAT.fullmatch(text):
+        return float(text.replace("_", ""))
+    if _NOT_FINITE.fullmatch(text):
+        return float(text.replace(".", ""))
+    return text
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def _too_many(file: str | Path, line: int) -> SpecError:
+    return SpecError(
+        file,
+        f"must hold at most {MAX_VALUES:,} values, aliases filled in, but there are more. Remove what is not needed.",
+        line=line,
+    )
+
+
+def _too_deep(file: str | Path, line: int) -> SpecError:
+    return SpecError(file, f"must nest at most {MAX_DEPTH} levels deep, but goes deeper here. Flatten it.", line=line)
+
+
+def _syntax_error(file: str | Path, raw: bytes, error: yaml.YAMLError) -> SpecError:
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark, start = error.problem_mark or error.context_mark, error.context_mark
+        since = f" (it starts in line {start.line + 1})" if mark and start and start.line != mark.line else ""
+        what = ", ".join(part for part in (error.context, error.problem) if part)
+        return SpecError(
+            file,
+            f"must be YAML, but is not: {what}{since}. Check indentation, colons and quotes.",
+            line=mark.line + 1 if mark else None,
+        )
+    if isinstance(error, yaml.reader.ReaderError):
+        line = raw[: error.position].count(b"\n") + 1
+        return SpecError(file, f"must be YAML, but is not: {error.reason}. Remove that character.", line=line)
+    return SpecError(file, f"must be YAML, but is not: {error}.")

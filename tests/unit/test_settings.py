@@ -1,0 +1,56 @@
+"""Settings come from the environment and create nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.settings import SettingsError, load_settings
+
+VARIABLES = ("HOME", "DATABASE_URL", "TRACKING_URI", "ARTIFACT_ROOT", "TRACKING")
+
+
+@pytest.fixture(autouse=True)
+def _empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_URI", *(f"VITSEARCH_{variable}" for variable in VARIABLES)):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_everything_lies_in_one_home_folder_that_is_not_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    monkeypatch.setenv("VITSEARCH_HOME", str(home))
+    settings = load_settings()
+    assert settings.home == home
+    assert settings.database_url == f"sqlite:///{home}/vitsearch.db"
+    assert settings.tracking_uri == f"sqlite:///{home}/mlflow.db"
+    assert settings.artifact_root == home / "artifacts"
+    assert settings.tracking
+    assert not home.exists()
+
+
+def test_the_default_home_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("VITSEARCH_HOME", "")
+    assert load_settings().home == tmp_path / ".local/share/vitsearch"
+
+
+def test_a_team_sets_its_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITSEARCH_DATABASE_URL", "postgresql+psycopg://db/vitsearch")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    monkeypatch.setenv("VITSEARCH_TRACKING", "off")
+    settings = load_settings()
+    assert settings.database_url == "postgresql+psycopg://db/vitsearch"
+    assert settings.tracking_uri == "http://mlflow:5000"
+    assert not settings.tracking
+
+
+def test_a_relative_home_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_settings(home=Path("here")).artifact_root == tmp_path / "here/artifacts"
+
+
+def test_a_wrong_value_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITSEARCH_TRACKING", "perhaps")
+    with pytest.raises(SettingsError, match=r"VITSEARCH_TRACKING: must be on or off, but got 'perhaps'"):
+        load_settings()
