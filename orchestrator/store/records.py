@@ -1,0 +1,95 @@
+"""Rows as the rest of the orchestrator sees them."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from search_spaces.dimensions import Point
+
+RunState = Literal["waiting", "running", "interrupted", "complete", "failed"]
+"""Of a study or a stage."""
+TrialState = Literal["waiting", "running", "complete", "stopped", "failed"]
+"""`waiting`: begun before, interrupted or lost, to be gone on with."""
+FINISHED: frozenset[str] = frozenset({"complete", "stopped", "failed"})
+USABLE: frozenset[str] = frozenset({"complete", "stopped"})
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StudyRecord(_Record):
+    """One study. Times are seconds since 1970, UTC."""
+
+    id: int
+    uid: str
+    name: str
+    spec: dict[str, Any]
+    spec_digest: str
+    state: RunState
+    reason: str | None
+    owner: str
+    created_at: float
+    updated_at: float
+
+
+class ExecutionRecord(_Record):
+    """One run of the driver over a study."""
+
+    id: int
+    study_id: int
+    number: int
+    state: Literal["running", "interrupted", "complete", "failed", "lost", "waiting"]
+    reason: str | None
+    host: str
+    pid: int
+    code_version: str
+    started_at: float
+    ended_at: float | None
+
+
+class StageRecord(_Record):
+    """One stage of a study, and what it found."""
+
+    id: int
+    study_id: int
+    position: int
+    name: str
+    kind: str
+    state: RunState
+    reason: str | None
+    result: dict[str, Any]
+    started_at: float | None
+    ended_at: float | None
+
+
+class TrialRecord(_Record):
+    """One trial of a stage."""
+
+    id: int
+    stage_id: int
+    number: int
+    state: TrialState
+    point: Point
+    sampler_state: dict[str, Any]
+    """What the sampler noted about this suggestion, needed to rebuild it."""
+    seed: int
+    metrics: dict[str, float]
+    details: dict[str, Any]
+    reason: str | None
+    error: str | None
+    started_at: float
+    ended_at: float | None
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the trial ended with a result."""
+        return self.state in USABLE
+
+
+class AttemptRecord(_Record):
+    """One try at a trial. Its id is the fencing token: an outcome counts only while its attempt is running."""
+
+    id: int
+    trial_id: int
+    number: int

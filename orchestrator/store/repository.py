@@ -1,0 +1,426 @@
+"""Reads and writes our tables. Every method is one transaction; what it owes to MLflow is written in the same one."""
+
+import getpass
+import os
+import platform
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from sqlalchemy import Connection, Engine, delete, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from orchestrator.store.database import open_database
+from orchestrator.store.owed import StudyOutbox
+from orchestrator.store.records import (
+    AttemptRecord,
+    ExecutionRecord,
+    RunState,
+    StageRecord,
+    StudyRecord,
+    TrialRecord,
+)
+from orchestrator.store.tables import (
+    attempts,
+    checkpoints,
+    executions,
+    outbox,
+    reports,
+    stages,
+    studies,
+    trials,
+)
+from search_spaces.dimensions import Point
+from trainers.config import CheckpointRecord, EpochReport, TaskOutcome
+
+Events = Sequence[str]
+"""What is owed to MLflow, each as JSON (`orchestrator.tracking_events.event_to_json`)."""
+
+MAX_LOST_ATTEMPTS = 5
+"""A trial whose process died this often without a new epoch is failed instead of begun again."""
+
+
+class StaleAttemptError(RuntimeError):
+    """An attempt that is no longer the running one of its trial; what it brings is refused."""
+
+
+class Store:
+    """Our database."""
+
+    def __init__(self, engine: Engine, *, tracking: bool = True) -> None:
+        self._engine = engine
+        self._tracking = tracking
+
+    @classmethod
+    def open(cls, url: str, *, tracking: bool = True) -> "Store":
+        """Connect to `url`, creating or migrating the tables where needed; without `tracking` nothing is ever owed."""
+        return cls(open_database(url), tracking=tracking)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    # --- studies ---
+
+    def create_study(
+        self, name: str, *, spec: Mapping[str, Any], digest: str, stage_names: Sequence[tuple[str, str]]
+    ) -> StudyRecord:
+        """Write a new study with its stages (name, kind), all waiting."""
+        now = time.time()
+        with self._engine.begin() as connection:
+            study_id = _insert(
+                connection,
+                studies,
+                uid=uuid.uuid4().hex[:12],
+                name=name,
+                spec=dict(spec),
+                spec_digest=digest,
+                state="waiting",
+                owner=_owner(),
+                created_at=now,
+                updated_at=now,
+            )
+            for position, (stage_name, kind) in enumerate(stage_names):
+                _insert(
+                    connection,
+                    stages,
+                    study_id=study_id,
+                    position=position,
+                    name=stage_name,
+                    kind=kind,
+                    state="waiting",
+                    result={},
+                )
+            return self._study(connection, studies.c.id == study_id)
+
+    def find_study(self, name: str) -> StudyRecord | None:
+        """The study of that name, or `None`."""
+        with self._engine.connect() as connection:
+            row = connection.execute(select(studies).where(studies.c.name == name)).mappings().one_or_none()
+            return None if row is None else StudyRecord.model_validate(dict(row))
+
+    def list_studies(self) -> list[StudyRecord]:
+        """All studies, newest first."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(select(studies).order_by(studies.c.id.desc())).mappings()
+            return [StudyRecord.model_validate(dict(row)) for row in rows]
+
+    def set_study_state(self, study_id: int, state: RunState, *, reason: str | None = None) -> None:
+        with self._engine.begin() as connection:
+            values = {"state": state, "reason": reason, "updated_at": time.time()}
+            connection.execute(update(studies).where(studies.c.id == study_id).values(**values))
+
+    def delete_study(self, study_id: int) -> None:
+        """Delete a study with everything that belongs to it."""
+        with self._engine.begin() as connection:
+            connection.execute(delete(studies).where(studies.c.id == study_id))
+
+    # --- executions ---
+
+    def begin_execution(self, study_id: int) -> ExecutionRecord:
+        """Note that this process drives the study now. What an earlier one left running is marked lost."""
+        now = time.time()
+        with self._engine.begin() as connection:
+            self._recover(connection, study_id, now)
+            count = connection.execute(
+                select(func.count()).select_from(executions).where(executions.c.study_id == study_id)
+            ).scalar_one()
+            execution_id = _insert(
+                connection,
+                executions,
+                study_id=study_id,
+                number=count,
+                state="running",
+                host=platform.node(),
+                pid=os.getpid(),
+                code_version=version("vitsearch"),
+                started_at=now,
+            )
+            connection.execute(
+                update(studies).where(studies.c.id == study_id).values(state="running", reason=None, updated_at=now)
+            )
+            row = connection.execute(select(executions).where(executions.c.id == execution_id)).mappings().one()
+            return ExecutionRecord.model_validate(dict(row))
+
+    def end_execution(
+        self, execution: ExecutionRecord, state: RunState, *, reason: str | None = None, events: Events = ()
+    ) -> None:
+        """Close an execution and give its study the same state."""
+        now = time.time()
+        with self._engine.begin() as connection:
+            connection.execute(
+                update(executions)
+                .where(executions.c.id == execution.id)
+                .values(state=state, reason=reason, ended_at=now)
+            )
+            connection.execute(
+                update(studies)
+                .where(studies.c.id == execution.study_id)
+                .values(state=state, reason=reason, updated_at=now)
+            )
+            self._owe(connection, execution.study_id, events)
+
+    def executions(self, study_id: int) -> list[ExecutionRecord]:
+        """All executions of a study, oldest first."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(
+                select(executions).where(executions.c.study_id == study_id).order_by(executions.c.number)
+            ).mappings()
+            return [ExecutionRecord.model_validate(dict(row)) for row in rows]
+
+    def _recover(self, connection: Connection, study_id: int, now: float) -> None:
+        of_study = select(stages.c.id).where(stages.c.study_id == study_id)
+        running = select(trials.c.id).where(trials.c.stage_id.in_(of_study), trials.c.state == "running")
+        connection.execute(
+            update(attempts)
+            .where(attempts.c.trial_id.in_(running), attempts.c.state == "running")
+            .values(state="lost", ended_at=now)
+        )
+        connection.execute(update(trials).where(trials.c.id.in_(running)).values(state="waiting"))
+        connection.execute(
+            update(stages)
+            .where(stages.c.study_id == study_id, stages.c.state == "running")
+            .values(state="interrupted", reason="its process died")
+        )
+        connection.execute(
+            update(executions)
+            .where(executions.c.study_id == study_id, executions.c.state == "running")
+            .values(state="lost", reason="its process died", ended_at=now)
+        )
+
+    # --- stages ---
+
+    def stages(self, study_id: int) -> list[StageRecord]:
+        """The stages of a study in order."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(
+                select(stages).where(stages.c.study_id == study_id).order_by(stages.c.position)
+            ).mappings()
+            return [StageRecord.model_validate(dict(row)) for row in rows]
+
+    def begin_stage(self, stage: StageRecord, *, events: Events = ()) -> StageRecord:
+        now = time.time()
+        with self._engine.begin() as connection:
+            started = now if stage.started_at is None else stage.started_at
+            values = {"state": "running", "reason": None, "started_at": started, "ended_at": None}
+            connection.execute(update(stages).where(stages.c.id == stage.id).values(**values))
+            self._owe(connection, stage.study_id, events)
+            return self._stage(connection, stage.id)
+
+    def end_stage(
+        self,
+        stage: StageRecord,
+        state: RunState,
+        *,
+        result: Mapping[str, Any] | None = None,
+        reason: str | None = None,
+        events: Events = (),
+    ) -> StageRecord:
+        with self._engine.begin() as connection:
+            values: dict[str, Any] = {"state": state, "reason": reason, "ended_at": time.time()}
+            if result is not None:
+                values["result"] = dict(result)
+            connection.execute(update(stages).where(stages.c.id == stage.id).values(**values))
+            self._owe(connection, stage.study_id, events)
+            return self._stage(connection, stage.id)
+
+    # --- trials ---
+
+    def trials(self, stage_id: int) -> list[TrialRecord]:
+        """The trials of a stage by number."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(
+                select(trials).where(trials.c.stage_id == stage_id).order_by(trials.c.number)
+            ).mappings()
+            return [TrialRecord.model_validate(dict(row)) for row in rows]
+
+    def begin_trial(
+        self,
+        stage: StageRecord,
+        execution: ExecutionRecord,
+        *,
+        number: int,
+        point: Point,
+        sampler_state: Mapping[str, Any],
+        seed: int,
+        events: Events = (),
+    ) -> tuple[TrialRecord, AttemptRecord]:
+        """Write a suggestion as a running trial with its first attempt."""
+        now = time.time()
+        fields = {
+            "stage_id": stage.id,
+            "number": number,
+            "state": "running",
+            "point": dict(point),
+            "sampler_state": dict(sampler_state),
+            "seed": seed,
+            "metrics": {},
+            "details": {},
+            "started_at": now,
+        }
+        with self._engine.begin() as connection:
+            trial_id = _insert(connection, trials, **fields)
+            attempt = self._new_attempt(connection, trial_id, execution, number=0, now=now)
+            self._owe(connection, stage.study_id, events)
+        record = TrialRecord.model_validate({"id": trial_id, "reason": None, "error": None, "ended_at": None, **fields})
+        return record, attempt
+
+    def resume_trial(self, trial: TrialRecord, execution: ExecutionRecord) -> AttemptRecord | None:
+        """A new attempt at a waiting trial; `None` (and the trial fails) when it has killed its process too often."""
+        now = time.time()
+        with self._engine.begin() as connection:
+            rows = connection.execute(
+                select(attempts).where(attempts.c.trial_id == trial.id).order_by(attempts.c.number)
+            ).all()
+            last_report = connection.execute(
+                select(func.max(reports.c.reported_at)).where(reports.c.trial_id == trial.id)
+            ).scalar()
+            fruitless = [
+                row for row in rows if row.state == "lost" and (last_report is None or row.started_at > last_report)
+            ]
+            if len(fruitless) >= MAX_LOST_ATTEMPTS:
+                reason = f"its process died {len(fruitless)} times in a row without finishing an epoch"
+                values = {"state": "failed", "reason": reason, "error": "exception", "ended_at": now}
+                connection.execute(update(trials).where(trials.c.id == trial.id).values(**values))
+                return None
+            connection.execute(update(trials).where(trials.c.id == trial.id).values(state="running"))
+            return self._new_attempt(connection, trial.id, execution, number=len(rows), now=now)
+
+    def add_report(self, attempt: AttemptRecord, report: EpochReport, *, study_id: int, events: Events = ()) -> None:
+        """Write one epoch's report; an epoch that is repeated after a resume replaces its row."""
+        with self._engine.begin() as connection:
+            self._fence(connection, attempt)
+            make_insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+            statement = make_insert(reports).values(
+                trial_id=attempt.trial_id,
+                epoch=report.epoch,
+                values=report.model_dump(mode="json"),
+                reported_at=time.time(),
+            )
+            replaced = {"values": statement.excluded["values"]}
+            connection.execute(statement.on_conflict_do_update(index_elements=["trial_id", "epoch"], set_=replaced))
+            self._owe(connection, study_id, events)
+
+    def reports(self, trial_id: int) -> list[EpochReport]:
+        """The learning curve of a trial."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(
+                select(reports.c["values"]).where(reports.c.trial_id == trial_id).order_by(reports.c.epoch)
+            ).scalars()
+            return [EpochReport.model_validate(values) for values in rows]
+
+    def finish_trial(
+        self, trial: TrialRecord, attempt: AttemptRecord, outcome: TaskOutcome, *, study_id: int, events: Events = ()
+    ) -> TrialRecord:
+        """Write how an attempt ended. An interrupted trial waits to be gone on with.
+
+        Raises:
+            StaleAttemptError: The attempt is not the running one any more.
+        """
+        now = time.time()
+        interrupted = outcome.state == "interrupted"
+        with self._engine.begin() as connection:
+            self._fence(connection, attempt)
+            connection.execute(
+                update(attempts).where(attempts.c.id == attempt.id).values(state=outcome.state, ended_at=now)
+            )
+            values: dict[str, Any] = {"state": "waiting"}
+            if not interrupted:
+                values = {
+                    "state": outcome.state,
+                    "metrics": dict(outcome.metrics),
+                    "details": dict(outcome.details),
+                    "reason": outcome.reason,
+                    "error": outcome.error,
+                    "ended_at": now,
+                }
+                self._replace_checkpoints(connection, trial.id, outcome.checkpoints)
+            connection.execute(update(trials).where(trials.c.id == trial.id).values(**values))
+            self._owe(connection, study_id, events)
+        return trial.model_copy(update=values)
+
+    def checkpoints(self, trial_id: int) -> list[CheckpointRecord]:
+        """The checkpoints that a trial left, oldest first."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(
+                select(checkpoints).where(checkpoints.c.trial_id == trial_id).order_by(checkpoints.c.epoch)
+            ).mappings()
+            return [
+                CheckpointRecord.model_validate({key: value for key, value in row.items() if key != "trial_id"})
+                for row in rows
+            ]
+
+    def forget_checkpoints(self, trial_id: int) -> None:
+        """Drop the rows of checkpoints whose files were deleted."""
+        with self._engine.begin() as connection:
+            connection.execute(delete(checkpoints).where(checkpoints.c.trial_id == trial_id))
+
+    # --- tracking ---
+
+    def owe(self, study_id: int, events: Events) -> None:
+        """Add to what MLflow is still to be told."""
+        with self._engine.begin() as connection:
+            self._owe(connection, study_id, events)
+
+    def outbox(self, study_id: int) -> "StudyOutbox":
+        """What is owed to MLflow about one study."""
+        return StudyOutbox(self._engine, study_id)
+
+    # --- inside a transaction ---
+
+    def _study(self, connection: Connection, condition: Any) -> StudyRecord:
+        return StudyRecord.model_validate(dict(connection.execute(select(studies).where(condition)).mappings().one()))
+
+    def _stage(self, connection: Connection, stage_id: int) -> StageRecord:
+        row = connection.execute(select(stages).where(stages.c.id == stage_id)).mappings().one()
+        return StageRecord.model_validate(dict(row))
+
+    def _new_attempt(
+        self, connection: Connection, trial_id: int, execution: ExecutionRecord, *, number: int, now: float
+    ) -> AttemptRecord:
+        attempt_id = _insert(
+            connection,
+            attempts,
+            trial_id=trial_id,
+            execution_id=execution.id,
+            number=number,
+            state="running",
+            started_at=now,
+        )
+        return AttemptRecord(id=attempt_id, trial_id=trial_id, number=number)
+
+    def _fence(self, connection: Connection, attempt: AttemptRecord) -> None:
+        state = connection.execute(select(attempts.c.state).where(attempts.c.id == attempt.id)).scalar_one_or_none()
+        if state != "running":
+            raise StaleAttemptError(
+                f"attempt {attempt.number} of trial row {attempt.trial_id} must be running to bring results, "
+                f"but it is {state or 'deleted'}. Its results are refused."
+            )
+
+    def _replace_checkpoints(self, connection: Connection, trial_id: int, records: Sequence[CheckpointRecord]) -> None:
+        connection.execute(delete(checkpoints).where(checkpoints.c.trial_id == trial_id))
+        if records:
+            rows = [{"trial_id": trial_id, **record.model_dump(mode="json")} for record in records]
+            connection.execute(insert(checkpoints), rows)
+
+    def _owe(self, connection: Connection, study_id: int, events: Events) -> None:
+        if events and self._tracking:
+            now = time.time()
+            rows = [
+                {"study_id": study_id, "event": event, "created_at": now, "num_tries": 0, "rejected": 0}
+                for event in events
+            ]
+            connection.execute(insert(outbox), rows)
+
+
+def _insert(connection: Connection, table: Any, **values: Any) -> int:
+    key = connection.execute(insert(table).values(**values)).inserted_primary_key
+    return int(key[0]) if key else 0
+
+
+def _owner() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        return str(os.getuid())

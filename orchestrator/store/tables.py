@@ -1,0 +1,155 @@
+"""The tables. A change here needs a migration beside it (`migrations/versions/`); a test compares the two."""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    }
+)
+
+# SQLite counts row numbers up only for a plain INTEGER primary key.
+_Id = BigInteger().with_variant(Integer, "sqlite")
+_RUN_STATES = "('waiting', 'running', 'interrupted', 'complete', 'failed')"
+
+studies = Table(
+    "studies",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("uid", String(32), nullable=False, unique=True),
+    Column("name", String(64), nullable=False, unique=True),
+    Column("spec", JSON, nullable=False),
+    Column("spec_digest", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text),
+    Column("owner", String(128), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    CheckConstraint(f"state IN {_RUN_STATES}", name="state"),
+)
+
+executions = Table(
+    "executions",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("study_id", ForeignKey("studies.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("number", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text),
+    Column("host", String(255), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("code_version", String(64), nullable=False),
+    Column("started_at", Float, nullable=False),
+    Column("ended_at", Float),
+    UniqueConstraint("study_id", "number"),
+    CheckConstraint(f"state IN {_RUN_STATES[:-1]}, 'lost')", name="state"),
+)
+
+stages = Table(
+    "stages",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("study_id", ForeignKey("studies.id", ondelete="CASCADE"), nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text),
+    Column("result", JSON, nullable=False),
+    Column("started_at", Float),
+    Column("ended_at", Float),
+    UniqueConstraint("study_id", "position"),
+    CheckConstraint(f"state IN {_RUN_STATES}", name="state"),
+)
+
+trials = Table(
+    "trials",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("stage_id", ForeignKey("stages.id", ondelete="CASCADE"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("point", JSON, nullable=False),
+    Column("sampler_state", JSON, nullable=False),
+    Column("seed", BigInteger, nullable=False),
+    Column("metrics", JSON, nullable=False),
+    Column("details", JSON, nullable=False),
+    Column("reason", Text),
+    Column("error", String(16)),
+    Column("started_at", Float, nullable=False),
+    Column("ended_at", Float),
+    UniqueConstraint("stage_id", "number"),
+    CheckConstraint("state IN ('waiting', 'running', 'complete', 'stopped', 'failed')", name="state"),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("trial_id", ForeignKey("trials.id", ondelete="CASCADE"), nullable=False),
+    Column("execution_id", ForeignKey("executions.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("number", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("started_at", Float, nullable=False),
+    Column("ended_at", Float),
+    UniqueConstraint("trial_id", "number"),
+    CheckConstraint("state IN ('running', 'complete', 'stopped', 'failed', 'interrupted', 'lost')", name="state"),
+)
+
+reports = Table(
+    "reports",
+    metadata,
+    Column("trial_id", ForeignKey("trials.id", ondelete="CASCADE"), primary_key=True),
+    Column("epoch", Integer, primary_key=True, autoincrement=False),
+    Column("values", JSON, nullable=False),
+    Column("reported_at", Float, nullable=False),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("trial_id", ForeignKey("trials.id", ondelete="CASCADE"), primary_key=True),
+    Column("epoch", Integer, primary_key=True, autoincrement=False),
+    Column("path", Text, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("num_bytes", BigInteger, nullable=False),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("study_id", ForeignKey("studies.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("event", Text, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("delivered_at", Float),
+    Column("num_tries", Integer, nullable=False, default=0),
+    Column("error", Text),
+    Column("rejected", Integer, nullable=False, default=0),
+    Index("ix_outbox_owed", "delivered_at", "rejected", "id"),
+)
+
+tracked_runs = Table(
+    "tracked_runs",
+    metadata,
+    Column("key", String(255), primary_key=True),
+    Column("run_id", String(64), nullable=False),
+)

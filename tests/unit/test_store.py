@@ -1,0 +1,191 @@
+"""The store: rows survive, late results are refused, the schema equals its migrations."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from orchestrator.store import database
+from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord
+from orchestrator.store.repository import MAX_LOST_ATTEMPTS, StaleAttemptError, Store
+from orchestrator.store.tables import metadata
+from orchestrator.tracking_events import EndRun, event_to_json
+from trainers.config import CheckpointRecord, EpochReport, TaskOutcome
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store.open(f"sqlite:///{tmp_path}/vitsearch.db")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def study(store: Store) -> StudyRecord:
+    return store.create_study("digits", spec={"seed": 3}, digest="abc", stage_names=[("screen", "screen")])
+
+
+@pytest.fixture
+def running(store: Store, study: StudyRecord) -> tuple[StageRecord, ExecutionRecord]:
+    execution = store.begin_execution(study.id)
+    return store.begin_stage(store.stages(study.id)[0]), execution
+
+
+def report(epoch: int, accuracy: float = 0.5) -> EpochReport:
+    return EpochReport(
+        epoch=epoch,
+        train_loss=1.0,
+        val_loss=1.0,
+        val_accuracy=accuracy,
+        learning_rate=0.1,
+        num_images=10,
+        wall_time_s=0.1,
+    )
+
+
+def begin(store: Store, running: tuple[StageRecord, ExecutionRecord], number: int = 0):
+    stage, execution = running
+    return store.begin_trial(stage, execution, number=number, point={"x": number}, sampler_state={}, seed=number)
+
+
+def test_the_migrations_make_the_tables_that_the_code_describes(tmp_path: Path) -> None:
+    engine = database.open_database(f"sqlite:///{tmp_path}/new.db")
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    engine.dispose()
+
+
+def test_head_is_the_newest_migration() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(database.__file__).parent / "migrations"))
+    assert ScriptDirectory.from_config(config).get_current_head() == database.HEAD
+
+
+def test_four_processes_may_open_a_fresh_database_at_once(tmp_path: Path) -> None:
+    code = "import sys; from orchestrator.store.repository import Store; Store.open(sys.argv[1]).close()"
+    url = f"sqlite:///{tmp_path}/shared.db"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, url], stderr=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0, 0], errors
+
+
+def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    from sqlalchemy import text
+
+    url = f"sqlite:///{tmp_path}/future.db"
+    engine = database.open_database(url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    engine.dispose()
+    with pytest.raises(RuntimeError, match="9999"):
+        database.open_database(url)
+
+
+def test_a_trial_keeps_its_point_reports_outcome_and_checkpoints(store: Store, study: StudyRecord, running) -> None:
+    trial, attempt = begin(store, running)
+    store.add_report(attempt, report(1, 0.25), study_id=study.id)
+    store.add_report(attempt, report(2, 0.5), study_id=study.id)
+    record = CheckpointRecord(epoch=2, path=Path("/x/epoch-0002"), sha256="f" * 64, num_bytes=3)
+    outcome = TaskOutcome(state="complete", metrics={"val_accuracy": 0.5}, checkpoints=(record,))
+    finished = store.finish_trial(trial, attempt, outcome, study_id=study.id)
+    assert store.trials(trial.stage_id) == [finished]
+    assert finished.state == "complete"
+    assert finished.metrics == {"val_accuracy": 0.5}
+    assert [row.val_accuracy for row in store.reports(trial.id)] == [0.25, 0.5]
+    assert store.checkpoints(trial.id) == [record]
+
+
+def test_an_epoch_that_is_repeated_replaces_its_report(store: Store, study: StudyRecord, running) -> None:
+    trial, attempt = begin(store, running)
+    store.add_report(attempt, report(1, 0.25), study_id=study.id)
+    store.add_report(attempt, report(1, 0.75), study_id=study.id)
+    assert [row.val_accuracy for row in store.reports(trial.id)] == [0.75]
+
+
+def test_after_a_killed_driver_nothing_stays_running(store: Store, study: StudyRecord, running) -> None:
+    trial, _ = begin(store, running)
+    store.begin_execution(study.id)
+    assert [row.state for row in store.trials(trial.stage_id)] == ["waiting"]
+    assert [row.state for row in store.executions(study.id)] == ["lost", "running"]
+    assert store.stages(study.id)[0].state == "interrupted"
+
+
+def test_the_late_result_of_a_lost_attempt_is_refused(store: Store, study: StudyRecord, running) -> None:
+    trial, lost = begin(store, running)
+    execution = store.begin_execution(study.id)
+    attempt = store.resume_trial(trial, execution)
+    assert attempt is not None
+    with pytest.raises(StaleAttemptError):
+        store.finish_trial(trial, lost, TaskOutcome(state="complete"), study_id=study.id)
+    with pytest.raises(StaleAttemptError):
+        store.add_report(lost, report(1), study_id=study.id)
+    store.finish_trial(trial, attempt, TaskOutcome(state="complete"), study_id=study.id)
+    assert store.trials(trial.stage_id)[0].state == "complete"
+
+
+def test_an_interrupted_trial_waits_to_be_gone_on_with(store: Store, study: StudyRecord, running) -> None:
+    trial, attempt = begin(store, running)
+    assert store.finish_trial(trial, attempt, TaskOutcome(state="interrupted"), study_id=study.id).state == "waiting"
+
+
+def test_a_trial_that_keeps_killing_its_process_fails_with_a_reason(store: Store, study: StudyRecord, running) -> None:
+    trial, _ = begin(store, running)
+    for _ in range(MAX_LOST_ATTEMPTS - 1):
+        assert store.resume_trial(trial, store.begin_execution(study.id)) is not None
+    assert store.resume_trial(trial, store.begin_execution(study.id)) is None
+    failed = store.trials(trial.stage_id)[0]
+    assert failed.state == "failed"
+    assert "died" in (failed.reason or "")
+
+
+def test_lost_attempts_that_made_progress_do_not_count_against_a_trial(
+    store: Store, study: StudyRecord, running
+) -> None:
+    trial, attempt = begin(store, running)
+    for epoch in range(1, 2 * MAX_LOST_ATTEMPTS):
+        store.add_report(attempt, report(epoch), study_id=study.id)
+        resumed = store.resume_trial(trial, store.begin_execution(study.id))
+        assert resumed is not None
+        attempt = resumed
+
+
+def test_deleting_a_study_leaves_no_row_behind(store: Store, study: StudyRecord, running) -> None:
+    trial, attempt = begin(store, running)
+    store.add_report(attempt, report(1), study_id=study.id)
+    store.owe(study.id, [event_to_json(EndRun(key="k", status="FINISHED", end_time_ms=1))])
+    store.delete_study(study.id)
+    assert store.list_studies() == []
+    assert store.trials(trial.stage_id) == []
+    assert store.reports(trial.id) == []
+    assert store.outbox(study.id).count_owed() == 0
+
+
+def test_what_is_owed_is_in_order_and_only_of_its_study(store: Store, study: StudyRecord) -> None:
+    other = store.create_study("other", spec={"seed": 1}, digest="d", stage_names=[])
+    events = [EndRun(key=f"run{number}", status="FINISHED", end_time_ms=number) for number in range(3)]
+    store.owe(study.id, [event_to_json(event) for event in events])
+    store.owe(other.id, [event_to_json(events[0])])
+    owed = store.outbox(study.id)
+    assert [event for _, event in owed.owed(10)] == events
+    ids = [number for number, _ in owed.owed(10)]
+    owed.settle(ids[:1])
+    owed.reject(ids[1], "never")
+    assert [event for _, event in owed.owed(10)] == events[2:]
+    assert (owed.count_owed(), owed.count_rejected()) == (1, 1)
+    assert store.outbox(other.id).count_owed() == 1
+
+
+def test_without_tracking_nothing_is_owed(tmp_path: Path) -> None:
+    store = Store.open(f"sqlite:///{tmp_path}/quiet.db", tracking=False)
+    study = store.create_study("digits", spec={"seed": 3}, digest="abc", stage_names=[])
+    store.owe(study.id, [event_to_json(EndRun(key="k", status="FINISHED", end_time_ms=1))])
+    assert store.outbox(study.id).count_owed() == 0
+    store.close()
