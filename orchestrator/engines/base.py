@@ -1,0 +1,106 @@
+"""What a search is, and what an engine, a suggester, a pool and a ledger offer each other."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+from orchestrator.store.records import TrialRecord
+from search_spaces.dimensions import Point
+from trainers.config import EpochReport, Task, TaskOutcome
+
+
+class Objective(NamedTuple):
+    """A metric of a trial, and which way is better."""
+
+    metric: str
+    direction: Literal["maximize", "minimize"]
+
+
+class Suggestion(NamedTuple):
+    """One point to try, with what the sampler wants to remember of it."""
+
+    point: Point
+    sampler_state: dict[str, Any]
+
+
+class Suggester(Protocol):
+    """Proposes points. What it proposes depends on the seed, the trial's number and the finished trials only."""
+
+    def ask(self, number: int) -> Suggestion | None:
+        """The point of trial `number`, or `None` when nothing is left to try."""
+        ...
+
+    def tell(self, trial: TrialRecord) -> None:
+        """Learn how a trial ended, asked for in this process or in an earlier one."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What a stage hands to an engine."""
+
+    num_trials: int
+    suggester: Suggester
+    make_task: Callable[[TrialRecord], Task]
+    """What evaluates a trial, as plain data."""
+    objectives: tuple[Objective, ...]
+    parameters: Callable[[Point], Mapping[str, Any]] = field(default=dict)
+    """Flat readable parameters of a point, for people."""
+    links: Callable[[Point], Mapping[str, str]] = field(default=lambda _: {})
+    """What a point came from (`grown_from`, `averaged_from`), for lineage."""
+
+
+class Control(Protocol):
+    """Tells running work to end early."""
+
+    def should_stop(self) -> bool: ...
+
+
+class Reporter(Protocol):
+    """What a task tells while it runs; see `trainers.worker`."""
+
+    def report(self, report: EpochReport) -> None: ...
+
+    def should_stop(self) -> bool: ...
+
+
+class Ledger(Protocol):
+    """Where an engine writes down what happens: the store, the tracking and the progress display of one stage."""
+
+    def trials(self) -> list[TrialRecord]: ...
+
+    def begin(self, number: int, suggestion: Suggestion) -> TrialRecord:
+        """Write a suggestion as a running trial."""
+        ...
+
+    def resume(self, trial: TrialRecord) -> TrialRecord:
+        """Go on with a waiting trial. It comes back failed when it has killed its process too often."""
+        ...
+
+    def reporter(self, trial: TrialRecord) -> Reporter: ...
+
+    def finish(self, trial: TrialRecord, outcome: TaskOutcome) -> TrialRecord:
+        """Write how a trial ended."""
+        ...
+
+
+class Pool(Protocol):
+    """Evaluates tasks, in this process or elsewhere."""
+
+    def has_room(self) -> bool: ...
+
+    def is_busy(self) -> bool: ...
+
+    def submit(self, key: int, task: Task, reporter: Reporter) -> None: ...
+
+    def wait(self) -> tuple[int, TaskOutcome]:
+        """The key and outcome of a task that ended."""
+        ...
+
+
+class Engine(Protocol):
+    """Runs a search to its end, or until it is told to stop."""
+
+    def run(self, search: Search, pool: Pool, ledger: Ledger, control: Control) -> list[TrialRecord]:
+        """All trials of the search, by number; fewer than asked for where the control said stop."""
+        ...

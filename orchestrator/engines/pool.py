@@ -1,0 +1,28 @@
+"""Pools of workers. `inline` evaluates in this process, one task at a time."""
+
+from collections import deque
+
+from orchestrator.engines.base import Reporter
+from trainers.config import Task, TaskOutcome
+
+
+class InlinePool:
+    """Evaluates each task when it is waited for."""
+
+    def __init__(self) -> None:
+        self._queue: deque[tuple[int, Task, Reporter]] = deque()
+
+    def has_room(self) -> bool:
+        return not self._queue
+
+    def is_busy(self) -> bool:
+        return bool(self._queue)
+
+    def submit(self, key: int, task: Task, reporter: Reporter) -> None:
+        self._queue.append((key, task, reporter))
+
+    def wait(self) -> tuple[int, TaskOutcome]:
+        from trainers.worker import run_task  # imports torch
+
+        key, task, reporter = self._queue.popleft()
+        return key, run_task(task, reporter)

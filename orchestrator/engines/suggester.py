@@ -1,0 +1,141 @@
+"""The suggester that both engines ask: an Optuna study in memory, rebuilt from our trial rows."""
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import TrialState, create_trial
+
+from orchestrator.engines.base import Objective, Suggestion
+from orchestrator.engines.seeds import derive_seed
+from orchestrator.store.records import TrialRecord
+from plugins import registry
+from search_spaces.dimensions import Choice, Dimension, Integer, Point, Scalar, count_points, is_active
+from search_spaces.recipes import PluginChoice
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+_SAMPLER_TRIES = 50
+_RANDOM_TRIES = 2000
+
+
+class OptunaSuggester:
+    """Suggests points of a space by an Optuna sampler.
+
+    The sampler is made anew for each suggestion from the seed, the trial's number and the try, and sees the finished
+    trials only: the same results always lead to the same next suggestion, in whichever process. A point that was tried
+    before, or that `problem` refuses, is not suggested: after some tries by the sampler, uniform draws look for one.
+
+    Args:
+        dimensions: What is sampled, parents before the dimensions that depend on them.
+        objectives: What the sampler optimises.
+        sampler: Which sampler.
+        seed: The stage's seed.
+        first: Points to suggest before any other, in this order.
+        problem: Why a point must not be tried, or `None`.
+    """
+
+    def __init__(
+        self,
+        dimensions: Sequence[Dimension],
+        *,
+        objectives: Sequence[Objective],
+        sampler: PluginChoice,
+        seed: int,
+        first: Sequence[Point] = (),
+        problem: Callable[[Point], str | None] = lambda _: None,
+    ) -> None:
+        self._dimensions = tuple(dimensions)
+        self._objectives = tuple(objectives)
+        self._sampler = registry.create("samplers", sampler.name, sampler.settings)
+        self._fallback = registry.create("samplers", "random")
+        self._seed = seed
+        self._first = tuple(first)
+        self._problem = problem
+        self._study = optuna.create_study(directions=[objective.direction for objective in objectives])
+        self._asked: dict[int, optuna.Trial] = {}
+        self._seen = {_key(point) for point in self._first}
+        self._num_points = count_points(self._dimensions)
+
+    def ask(self, number: int) -> Suggestion | None:
+        """The next new point; `None` when the whole space was tried or no new valid point was found."""
+        if number < len(self._first):
+            return Suggestion(self._first[number], {})
+        if self._num_points is not None and len(self._seen) >= self._num_points:
+            return None
+        for attempt in range(_SAMPLER_TRIES + _RANDOM_TRIES):
+            sampler = self._sampler if attempt < _SAMPLER_TRIES else self._fallback
+            self._study.sampler = sampler.build(derive_seed(self._seed, number, attempt))
+            trial = self._study.ask()
+            point = self._sample(trial)
+            if _key(point) not in self._seen and self._problem(point) is None:
+                self._asked[number] = trial
+                self._seen.add(_key(point))
+                return Suggestion(point, self._sampler_state(trial))
+            # A failed trial is invisible to samplers, so a rebuilt study that lacks it suggests the same.
+            self._study.tell(trial, state=TrialState.FAIL)
+        return None
+
+    def tell(self, trial: TrialRecord) -> None:
+        """Learn a finished trial. A failed one teaches nothing but is not tried again."""
+        self._seen.add(_key(trial.point))
+        values = [trial.metrics[objective.metric] for objective in self._objectives] if trial.is_usable else None
+        asked = self._asked.pop(trial.number, None)
+        if asked is not None:
+            self._study.tell(asked, values, state=TrialState.COMPLETE if values else TrialState.FAIL)
+        elif values is not None:
+            self._study.add_trial(self._rebuild(trial, values))
+
+    def _sample(self, trial: optuna.Trial) -> Point:
+        point: Point = {}
+        for dimension in self._dimensions:
+            if is_active(dimension, point):
+                point[dimension.name] = _suggest(trial, dimension)
+        return point
+
+    def _sampler_state(self, trial: optuna.Trial) -> dict[str, Any]:
+        return dict(self._study.get_trials(deepcopy=False)[trial.number].system_attrs)
+
+    def _rebuild(self, trial: TrialRecord, values: list[float]) -> optuna.trial.FrozenTrial:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return create_trial(
+                params=dict(trial.point),
+                distributions={
+                    dimension.name: _distribution(dimension)
+                    for dimension in self._dimensions
+                    if dimension.name in trial.point
+                },
+                system_attrs=dict(trial.sampler_state),
+                values=values,
+                state=TrialState.COMPLETE,
+            )
+
+
+def _suggest(trial: optuna.Trial, dimension: Dimension) -> Scalar:
+    if isinstance(dimension, Choice):
+        chosen: Scalar = trial.suggest_categorical(dimension.name, dimension.options)
+        return chosen
+    if isinstance(dimension, Integer):
+        return trial.suggest_int(dimension.name, dimension.low, dimension.high, log=dimension.log, step=dimension.step)
+    return trial.suggest_float(dimension.name, dimension.low, dimension.high, log=dimension.log)
+
+
+def _distribution(dimension: Dimension) -> BaseDistribution:
+    if isinstance(dimension, Choice):
+        return CategoricalDistribution(dimension.options)
+    if isinstance(dimension, Integer):
+        return IntDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step)
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+
+
+def _key(point: Any) -> str:
+    return json.dumps(point, sort_keys=True)
