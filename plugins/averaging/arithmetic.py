@@ -1,0 +1,58 @@
+"""What the averaging methods share: a weighted sum of state dicts."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from plugins.protocols import StateDict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def weighted_sum(checkpoints: Sequence[StateDict], weights: Sequence[float]) -> "dict[str, Tensor]":
+    """Add up checkpoints of one run, entry by entry.
+
+    Args:
+        checkpoints: State dicts, oldest first, with equal keys and shapes.
+        weights: One factor per checkpoint.
+
+    Returns:
+        A new state dict. Floating-point entries are summed in float64 and cast back to their own dtype; other entries
+        (step counters) are the newest's.
+
+    Raises:
+        ValueError: No checkpoints, or keys or shapes that differ.
+    """
+    import torch
+
+    check_alike(checkpoints)
+    result: dict[str, torch.Tensor] = {}
+    for name, newest in checkpoints[-1].items():
+        if not newest.is_floating_point():
+            result[name] = newest.clone()
+            continue
+        total = torch.zeros_like(newest, dtype=torch.float64)
+        for checkpoint, weight in zip(checkpoints, weights, strict=True):
+            total.add_(checkpoint[name].double(), alpha=weight)
+        result[name] = total.to(newest.dtype)
+    return result
+
+
+def check_alike(checkpoints: Sequence[StateDict]) -> None:
+    """Raise ValueError unless there is a checkpoint and all have the same keys and shapes."""
+    if not checkpoints:
+        raise ValueError("averaging needs at least 1 checkpoint, but got none. Train first, or save more often.")
+    newest = checkpoints[-1]
+    for position, checkpoint in enumerate(checkpoints):
+        if checkpoint.keys() != newest.keys():
+            odd = sorted(checkpoint.keys() ^ newest.keys())[0]
+            raise ValueError(
+                f"checkpoints to average must be of one model, but number {position + 1} of {len(checkpoints)} and "
+                f"the newest do not both have {odd!r}. Give checkpoints of one training."
+            )
+        for name, value in checkpoint.items():
+            if value.shape != newest[name].shape:
+                raise ValueError(
+                    f"checkpoints to average must be of one model, but {name!r} has the shapes {tuple(value.shape)} "
+                    f"and {tuple(newest[name].shape)}. Give checkpoints of one training."
+                )

@@ -1,0 +1,56 @@
+"""Exponential moving average over saved checkpoints."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from plugins.protocols import PluginCard, StateDict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def ema_weights(count: int, *, decay: float) -> list[float]:
+    """Factors of `count` checkpoints, oldest first, in `a = decay * a + (1 - decay) * w` started at the oldest.
+
+    They add up to 1.
+    """
+    weights = [(1 - decay) * decay ** (count - 1 - position) for position in range(count)]
+    weights[0] = decay ** (count - 1)
+    return weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ema:
+    """EMA as a plug-in; the arithmetic is `ema_weights` and `weighted_sum`."""
+
+    card: ClassVar[PluginCard] = PluginCard(
+        source="Polyak and Juditsky 1992; over one checkpoint per epoch after training, not over every step during it",
+        cost="one read of `window` checkpoints, no forward pass",
+    )
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """How much of the average stays when a checkpoint is added."""
+    window: Annotated[int, Field(ge=1)] = 5
+    """How many of the newest checkpoints are averaged; fixed, so that how many were kept changes nothing."""
+
+    @property
+    def num_needed(self) -> int:
+        """`window`."""
+        return self.window
+
+    def average(self, checkpoints: Sequence[StateDict]) -> "dict[str, Tensor]":
+        """The moving average at the newest checkpoint.
+
+        Raises:
+            ValueError: There are fewer than `window` checkpoints, or they differ in keys or shapes.
+        """
+        from plugins.averaging.arithmetic import weighted_sum
+
+        if self.window > len(checkpoints):
+            raise ValueError(
+                f"`window` must lie between 1 and the {len(checkpoints)} checkpoints saved, "
+                f"but got window={self.window}. Keep more checkpoints or lower it."
+            )
+        return weighted_sum(checkpoints[-self.window :], ema_weights(self.window, decay=self.decay))

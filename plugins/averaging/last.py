@@ -1,0 +1,29 @@
+"""No averaging: the newest checkpoint."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from plugins.protocols import PluginCard, StateDict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Last:
+    """The newest checkpoint as it is; what every averaging method is compared with."""
+
+    card: ClassVar[PluginCard] = PluginCard(source="the plain baseline", cost="one read of 1 checkpoint")
+
+    @property
+    def num_needed(self) -> int:
+        """1."""
+        return 1
+
+    def average(self, checkpoints: Sequence[StateDict]) -> "dict[str, Tensor]":
+        """A copy of the newest checkpoint."""
+        from plugins.averaging.arithmetic import check_alike
+
+        check_alike(checkpoints[-1:])
+        return {name: value.clone() for name, value in checkpoints[-1].items()}

@@ -1,0 +1,66 @@
+"""LAWA: the plain mean of the latest checkpoints."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from plugins.protocols import PluginCard, StateDict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def average_latest(checkpoints: Sequence[StateDict], *, window: int, spacing: int = 1) -> "dict[str, Tensor]":
+    """Average `window` of the newest checkpoints of one run, entry by entry.
+
+    Args:
+        checkpoints: State dicts, oldest first, with equal keys and shapes.
+        window: Number of checkpoints to average, at least 1.
+        spacing: Each `spacing`-th checkpoint is taken, counted back from the newest.
+
+    Returns:
+        A new state dict. Floating-point entries are summed in float64 and cast back to their own dtype; other entries
+        (step counters) are the newest's.
+
+    Raises:
+        ValueError: There are fewer than `(window - 1) * spacing + 1` checkpoints, or they differ in keys or shapes.
+
+    Source: Kaddour 2022, arXiv:2209.14981.
+    """
+    from plugins.averaging.arithmetic import weighted_sum
+
+    needed = (window - 1) * spacing + 1
+    if window < 1 or spacing < 1 or needed > len(checkpoints):
+        raise ValueError(
+            f"`window` and `spacing` must be at least 1 and reach back over no more than the {len(checkpoints)} "
+            f"checkpoints saved, but got {window=}, {spacing=}, which reach back over {needed}. Keep more checkpoints "
+            "or lower them."
+        )
+    newest = len(checkpoints) - 1
+    chosen = [checkpoints[newest - back * spacing] for back in reversed(range(window))]
+    return weighted_sum(chosen, [1 / window] * window)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lawa:
+    """LAWA as a plug-in; the arithmetic is `average_latest`."""
+
+    card: ClassVar[PluginCard] = PluginCard(
+        source="Kaddour 2022, arXiv:2209.14981; spacing as in Sanyal et al. 2023, arXiv:2306.03241",
+        cost="one read of `window` checkpoints, no forward pass",
+    )
+    window: Annotated[int, Field(ge=1)] = 5
+    """Number of checkpoints in the mean."""
+    spacing: Annotated[int, Field(ge=1)] = 1
+    """Each `spacing`-th checkpoint is taken, counted back from the newest."""
+
+    @property
+    def num_needed(self) -> int:
+        """`(window - 1) * spacing + 1`."""
+        return (self.window - 1) * self.spacing + 1
+
+    def average(self, checkpoints: Sequence[StateDict]) -> "dict[str, Tensor]":
+        """The mean of every `spacing`-th of the newest checkpoints; see `average_latest`."""
+        return average_latest(checkpoints, window=self.window, spacing=self.spacing)

@@ -1,0 +1,98 @@
+"""Easy to hard: the easiest part of the training set first, growing until it is all in use."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from plugins.protocols import PluginCard
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+
+def paced_sizes(num_epochs: float, *, start: float, increase: float, step: float) -> tuple[float, ...]:
+    """Sizes of the passes: `min(start * increase ** floor(t / step), 1)` where `t` is what was visited before the pass.
+
+    Args:
+        num_epochs: What the sizes add up to, in visits of the whole training set; the last pass is cut to fit.
+        start: First size, in (0, 1].
+        increase: Growth per `step`, above 1.
+        step: Visits of the whole training set between two growths.
+
+    Source: Hacohen and Weinshall 2019, arXiv:1904.03626, fixed exponential pacing.
+    """
+    sizes: list[float] = []
+    visited = 0.0
+    while num_epochs - visited > 1e-9:
+        growths = int((visited + 1e-9) / step)
+        size = start
+        for _ in range(growths):
+            size = min(size * increase, 1.0)
+            if size == 1.0:
+                break
+        sizes.append(min(size, num_epochs - visited))
+        visited += sizes[-1]
+    return tuple(sizes)
+
+
+def easiest_per_class(size: int, *, difficulty: "Tensor", labels: "Tensor") -> "Tensor":
+    """Indices of the `size` easiest examples, each class in its share of the whole.
+
+    Examples are ranked within their class; the ranks are interleaved in proportion to the class sizes. Ties go to the
+    earlier example.
+
+    Args:
+        size: How many to take.
+        difficulty: Higher is harder, shape (N,).
+        labels: Class of each example, shape (N,), int64.
+
+    Returns:
+        Indices from easy to hard, shape (size,), int64.
+    """
+    import torch
+
+    by_difficulty = torch.argsort(difficulty, stable=True)
+    by_class = by_difficulty[torch.argsort(labels[by_difficulty], stable=True)]
+    counts = torch.bincount(labels)
+    first_of_class = torch.cumsum(counts, 0) - counts
+    owners = labels[by_class]
+    rank = torch.arange(len(labels)) - first_of_class[owners]
+    share = (rank.double() + 0.5) / counts[owners]
+    return by_class[torch.argsort(share, stable=True)[:size]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paced:
+    """Self-paced easy-to-hard training as a plug-in; the arithmetic is `paced_sizes` and `easiest_per_class`."""
+
+    card: ClassVar[PluginCard] = PluginCard(
+        source=(
+            "Hacohen and Weinshall 2019, arXiv:1904.03626, fixed exponential pacing. Differences: difficulty is the "
+            "loss under the model being trained (in the first epoch all count as equal) instead of a teacher's "
+            "confidence; growth is counted in visits of the training set, not in batches; defaults 0.25 and 1 epoch "
+            "instead of 0.04 and 100 batches; classes keep their share of the data"
+        ),
+        cost="one forward pass of the training set per epoch that has a partial pass",
+        needs=("difficulty",),
+    )
+    needs_difficulty: ClassVar[bool] = True
+    start: Annotated[float, Field(ge=0.01, le=1)] = 0.25
+    """First pass, as a fraction of the training set."""
+    increase: Annotated[float, Field(gt=1)] = 1.9
+    """Factor by which the fraction grows."""
+    step: Annotated[float, Field(gt=0)] = 1.0
+    """Visits of the whole training set between two growths."""
+
+    def passes(self, num_epochs: float) -> tuple[float, ...]:
+        """Sizes that grow from `start` to 1."""
+        return paced_sizes(num_epochs, start=self.start, increase=self.increase, step=self.step)
+
+    def select(self, size: int, *, difficulty: "Tensor | None", labels: "Tensor", generator: "Generator") -> "Tensor":
+        """The `size` easiest examples in random order; random ones of each class where `difficulty` is `None`."""
+        import torch
+
+        shuffle = torch.randperm(len(labels), generator=generator)  # so that ties are broken at random
+        hardness = torch.zeros(len(labels)) if difficulty is None else difficulty.detach().cpu()[shuffle]
+        chosen = shuffle[easiest_per_class(size, difficulty=hardness, labels=labels.cpu()[shuffle])]
+        return chosen[torch.randperm(size, generator=generator)]

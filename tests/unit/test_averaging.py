@@ -1,0 +1,69 @@
+"""Averaging a training's checkpoints: the right ones are read, and the result is judged on the validation part."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from search_spaces.recipes import PluginChoice
+from tests.unit.training import CPU, configuration, digits, run
+from trainers.averaging import SavedCheckpoints, average, average_checkpoints
+from trainers.building import build_model
+from trainers.checkpoints import CheckpointError, load_weights
+from trainers.config import AverageTask
+from trainers.evaluation import Normalizer, evaluate
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+    """Checkpoints of 5 epochs."""
+    outcome = run(configuration(epochs=5), tmp_path_factory.mktemp("trial"), keep=5)
+    return tuple(record.path for record in outcome.checkpoints)
+
+
+def task(folders: tuple[Path, ...], name: str, **settings: float) -> AverageTask:
+    averaging = PluginChoice(name=name, settings=settings)
+    return AverageTask(configuration=configuration(epochs=5), checkpoints=folders, averaging=averaging)
+
+
+def test_metrics_are_those_of_the_averaged_weights(folders: tuple[Path, ...]) -> None:
+    outcome = average(task(folders, "lawa", window=3), digits(), CPU)
+    data = digits()
+    model = build_model(configuration().topology, data.task, seed=0, device=CPU)
+    states = [load_weights(folder) for folder in folders[-3:]]
+    model.load_state_dict({name: sum(state[name] for state in states) / 3 for name in states[0]})
+    expected = evaluate(model, data.validation, Normalizer(data.mean, data.std, CPU))
+    assert outcome.metrics["val_loss"] == pytest.approx(expected.loss, rel=1e-5)
+    assert outcome.metrics["val_accuracy"] == expected.accuracy
+    assert outcome.metrics["num_averaged"] == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "count"),
+    [("last", {}, 1), ("lawa", {"window": 3, "spacing": 2}, 3), ("ema", {"window": 4}, 4)],
+)
+def test_only_the_checkpoints_in_the_average_are_read(
+    folders: tuple[Path, ...], name: str, settings: dict[str, float], count: int
+) -> None:
+    _, num_read = average_checkpoints(PluginChoice(name=name, settings=settings), folders)
+    assert num_read == count
+
+
+def test_too_few_checkpoints_are_explained(folders: tuple[Path, ...]) -> None:
+    with pytest.raises(ValueError, match="2 checkpoints saved"):
+        average(task(folders[-2:], "lawa", window=3), digits(), CPU)
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="epoch-0009"):
+        average(task((tmp_path / "epoch-0009",), "last"), digits(), CPU)
+
+
+def test_saved_checkpoints_are_a_sequence(folders: tuple[Path, ...]) -> None:
+    checkpoints = SavedCheckpoints(folders)
+    assert len(checkpoints) == 5
+    newest = load_weights(folders[-1])
+    assert all(torch.equal(newest[name], value) for name, value in checkpoints[-1].items())
+    assert [set(state) for state in checkpoints[-2:]] == [set(newest)] * 2
+    with pytest.raises(IndexError):
+        checkpoints[5]

@@ -1,0 +1,83 @@
+"""The figures: written whole for usual and for odd data, without matplotlib's global state."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from orchestrator.correlation import Interval
+from orchestrator.reports import plots
+from plugins.protocols import CurvePoint
+
+TAU = Interval(value=0.5, low=0.2, high=0.7)
+NO_TAU = Interval(value=None, low=None, high=None)
+FAMILY = [
+    {
+        "step": step,
+        "parameters": 20_000 * step,
+        "width": 16 * step,
+        "depths": [1, step],
+        "scores": {"ntk": 900.0 / step},
+    }
+    for step in (1, 2, 3)
+]
+CURVE = [CurvePoint(epoch, 2.0 / epoch, 2.1 / epoch, 1 - 0.5 / epoch) for epoch in range(1, 6)]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        pytest.param(
+            lambda p: plots.scatter_score_against_accuracy("ntk", [1, 2, 900], [0.9, 0.8, 0.7], TAU, p), id="scatter"
+        ),
+        pytest.param(
+            lambda p: plots.scatter_score_against_accuracy("ntk", [math.inf, math.nan], [0.9, 0.8], NO_TAU, p),
+            id="scatter without a finite score",
+        ),
+        pytest.param(lambda p: plots.learning_curves({"trial 1": CURVE, "trial 2": CURVE[:1]}, p), id="curves"),
+        pytest.param(lambda p: plots.learning_curves({"trial 1": []}, p), id="a curve without epochs"),
+        pytest.param(lambda p: plots.learning_curves({}, p), id="no curves"),
+        pytest.param(
+            lambda p: plots.learning_curves({str(n): CURVE for n in range(12)}, p), id="more curves than colours"
+        ),
+        pytest.param(lambda p: plots.growth(FAMILY, ["ntk"], p), id="growth"),
+        pytest.param(
+            lambda p: plots.growth([{**FAMILY[0], "scores": {"ntk": 0.0}}], ["ntk"], p), id="growth from a zero"
+        ),
+        pytest.param(lambda p: plots.growth([], ["ntk"], p), id="no growth"),
+        pytest.param(lambda p: plots.stopping_front([(0.5, 0.01), (0.2, 0.0), (0.1, 0.02)], 0, p), id="front"),
+        pytest.param(lambda p: plots.stopping_front([(0.0, 0.0)], 0, p), id="a single setting"),
+        pytest.param(
+            lambda p: plots.leaderboard({"trial 1": 0.98, "trial 2": 0.97}, p, champion="trial 1"), id="leaderboard"
+        ),
+        pytest.param(lambda p: plots.leaderboard({}, p), id="empty leaderboard"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_a_figure_is_written_sharp_enough_for_a_dense_screen(draw: Callable[[Path], None], tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "figure.png"
+    draw(path)
+    with Image.open(path) as image:
+        image.load()
+        assert image.width >= 1000
+        assert len(image.convert("L").getcolors() or []) > 10
+
+
+def test_the_same_data_give_the_same_file(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        plots.stopping_front([(0.5, 0.01), (0.2, 0.0)], 1, tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_matplotlib_is_imported_only_to_draw_and_pyplot_never(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from orchestrator.reports.plots import leaderboard\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "leaderboard({'trial 1': 0.9}, Path(sys.argv[1]))\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.png")], check=True)

@@ -1,0 +1,213 @@
+"""A trained model as a folder of its own: train it, save it, load it anywhere, predict with it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from plugins.protocols import Averager, StateDict
+from plugins.registry import create
+from search_spaces.base import ImageTask
+from trainers.averaging import average_checkpoints
+from trainers.building import build_model, topology_costs
+from trainers.checkpoints import WEIGHTS, CheckpointError, pack_tensors, read_tensors, sha256_of, write_folder
+from trainers.config import Configuration, TaskOutcome, TrainTask
+from trainers.data import ImageData, ImageSplit, image_mode, load_images, load_test_images, open_image, resize_image
+from trainers.devices import pick_device
+from trainers.evaluation import Evaluation, Normalizer, evaluate, logits_of
+from trainers.loop import Reporter, train
+from trainers.sources import Item
+
+MODEL_FILE = "model.yaml"
+
+
+class ModelError(ValueError):
+    """A folder is no saved model, or a damaged one."""
+
+
+class ModelCard(BaseModel):
+    """What a model folder says of its weights: everything that is needed to use them or to train them again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    format: int = 1
+    configuration: Configuration
+    task: ImageTask
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    data_name: str
+    data_digest: str
+    metrics: dict[str, float]
+    weights_sha256: str
+
+
+class Prediction(NamedTuple):
+    """What a model says of one image."""
+
+    path: Path
+    label: str
+    probability: float
+    top: tuple[tuple[str, float], ...]
+    """The most probable classes, best first, with their probabilities."""
+
+
+class Predictor:
+    """A loaded model."""
+
+    def __init__(self, card: ModelCard, model: nn.Module, device: torch.device) -> None:
+        self.card = card
+        self.model = model
+        self._normalizer = Normalizer(card.mean, card.std, device)
+
+    def predict(self, paths: Sequence[Path], *, top: int = 3) -> list[Prediction]:
+        """The most probable classes of image files, in the files' order.
+
+        An image is turned into the form that the model was trained on: its size and number of channels; what is not
+        square is cropped, or stretched if the training data were.
+
+        Raises:
+            DataError: A file is missing or no image.
+        """
+        if not paths:
+            return []
+        images = torch.from_numpy(np.stack([self._pixels(path) for path in paths]))
+        probabilities = [row for logits in logits_of(self.model, images, self._normalizer) for row in logits.softmax(1)]
+        return [self._prediction(path, row, top) for path, row in zip(paths, probabilities, strict=True)]
+
+    def evaluate(self, split: ImageSplit) -> Evaluation:
+        """Loss and accuracy on labelled images."""
+        return evaluate(self.model, split, self._normalizer)
+
+    def _pixels(self, path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+        image: Image.Image = open_image(Item(str(path), path))
+        image = image.convert(image_mode(self.card.task))
+        crop = self.card.configuration.data.resize != "stretch"
+        return resize_image(image, self.card.task.image_size, crop=crop)
+
+    def _prediction(self, path: Path, probabilities: Tensor, top: int) -> Prediction:
+        best = probabilities.cpu().topk(min(top, len(self.card.class_names)))
+        ranked = tuple(
+            (self.card.class_names[index], probability)
+            for index, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        )
+        return Prediction(path, *ranked[0], ranked)
+
+
+def train_configuration(
+    configuration: Configuration, folder: Path, reporter: Reporter, *, data: ImageData | None = None
+) -> tuple[TaskOutcome, dict[str, Tensor] | None]:
+    """Train a configuration and average its checkpoints as it says; the same configuration gives the same weights.
+
+    Args:
+        configuration: What to train.
+        folder: Where its checkpoints are kept; training goes on from the newest one there.
+        reporter: Told after each epoch.
+        data: The configuration's data, where they are already loaded.
+
+    Returns:
+        How training ended, and the weights; `None` if it failed or was interrupted.
+
+    Raises:
+        DataError: The data cannot be used.
+        ValueError: Training stopped with fewer checkpoints than the averaging method needs.
+    """
+    averager: Averager = create("averaging", configuration.averaging.name, configuration.averaging.settings)
+    task = TrainTask(configuration=configuration, folder=folder, keep_checkpoints=averager.num_needed)
+    outcome = train(task, data or load_images(configuration.data), reporter, pick_device())
+    if outcome.state not in ("complete", "stopped"):
+        return outcome, None
+    weights, _ = average_checkpoints(configuration.averaging, [record.path for record in outcome.checkpoints])
+    return outcome, weights
+
+
+def save_model(
+    folder: Path, weights: StateDict, *, configuration: Configuration, data: ImageData, metrics: Mapping[str, float]
+) -> ModelCard:
+    """Write a model folder: `model.safetensors` and `model.yaml`, both or neither. An older model there is replaced.
+
+    Raises:
+        ModelError: The folder exists and holds something else than a model.
+    """
+    if folder.exists() and not (folder / MODEL_FILE).is_file():
+        raise ModelError(
+            f"a model is written to a new folder or over an older model, but {folder} exists and holds no "
+            f"{MODEL_FILE}. Choose another name."
+        )
+    content = pack_tensors(weights)
+    card = ModelCard(
+        configuration=configuration,
+        task=data.task,
+        class_names=data.class_names,
+        mean=data.mean,
+        std=data.std,
+        data_name=data.name,
+        data_digest=data.digest,
+        metrics=dict(metrics),
+        weights_sha256=sha256_of(content),
+    )
+    text = yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_folder(folder, {WEIGHTS: content, MODEL_FILE: text.encode()})
+    return card
+
+
+def finish_model(
+    folder: Path, weights: Mapping[str, Tensor], configuration: Configuration, data: ImageData
+) -> dict[str, float]:
+    """Test trained weights once on the untouched test part, and keep them as a model folder.
+
+    Returns:
+        `test_accuracy`, `test_loss`, `val_accuracy`, `val_loss`, `parameters` and `macs`; also in the model's card.
+    """
+    device = pick_device()
+    model = build_model(configuration.topology, data.task, seed=0, device=device)
+    model.load_state_dict(weights)
+    normalizer = Normalizer(data.mean, data.std, device)
+    validation = evaluate(model, data.validation, normalizer)
+    test = evaluate(model, load_test_images(configuration.data), normalizer)
+    costs = topology_costs(configuration.topology, data.task)
+    metrics = {
+        "test_accuracy": test.accuracy,
+        "test_loss": test.loss,
+        "val_accuracy": validation.accuracy,
+        "val_loss": validation.loss,
+        "parameters": float(costs.parameters),
+        "macs": float(costs.macs),
+    }
+    save_model(folder, weights, configuration=configuration, data=data, metrics=metrics)
+    return metrics
+
+
+def load_model(folder: Path, *, device: torch.device | None = None) -> Predictor:
+    """A model that `save_model` wrote.
+
+    Args:
+        folder: The model's folder.
+        device: Where it computes; by default the device of `pick_device`.
+
+    Raises:
+        ModelError: The folder is missing, is no model, or its files are damaged.
+        ValueError: The plug-in of its search space is not installed.
+    """
+    device = device or pick_device()
+    try:
+        raw = yaml.safe_load((folder / MODEL_FILE).read_bytes())
+        card = ModelCard.model_validate(raw)
+        weights = read_tensors(folder / WEIGHTS, card.weights_sha256)
+    except OSError as error:
+        raise ModelError(
+            f"{folder} must be a model's folder with {MODEL_FILE} and {WEIGHTS}, but: {error.strerror}. "
+            "Give the folder that the champion was saved to."
+        ) from error
+    except (yaml.YAMLError, ValidationError) as error:
+        raise ModelError(f"{folder / MODEL_FILE} must describe a model, but: {error}") from error
+    except CheckpointError as error:
+        raise ModelError(str(error)) from error
+    model = build_model(card.configuration.topology, card.task, seed=0, device=device)
+    model.load_state_dict(weights)
+    return Predictor(card, model.eval(), device)

@@ -1,0 +1,259 @@
+"""Checkpoints on disk: one folder per epoch, written at once or not at all, verified by content hash.
+
+    epoch-0012/model.safetensors        the weights
+    epoch-0012/optimizer.safetensors    the optimizer's tensors; only in the newest two
+    epoch-0012/manifest.json            epoch, reports so far, configuration digest, sha256 of each file
+
+A folder takes its name only when it is whole, so a killed process leaves the checkpoint before. Files are not flushed
+to the disk one by one: what a power cut tears is found by its hash, and the checkpoint before is used.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from trainers.config import CheckpointRecord, Configuration, EpochReport
+
+WEIGHTS = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+MANIFEST = "manifest.json"
+_KEEP_RESUMABLE = 2
+_TEMPORARY = ".part-"
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is damaged, or is not of the training that asks for it."""
+
+
+class Manifest(BaseModel):
+    """What a checkpoint says of itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    epoch: int
+    configuration: str
+    """Digest of the configuration that is trained."""
+    history: tuple[EpochReport, ...]
+    files: dict[str, str]
+    """sha256 of each file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint that training can go on from."""
+
+    epoch: int
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    history: tuple[EpochReport, ...]
+
+
+def configuration_digest(configuration: Configuration) -> str:
+    """sha256 of the configuration as JSON with sorted keys."""
+    text = json.dumps(configuration.model_dump(mode="json"), sort_keys=True)
+    return sha256_of(text.encode())
+
+
+def save(
+    folder: Path,
+    *,
+    weights: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    history: Sequence[EpochReport],
+    configuration: str,
+    keep: int,
+) -> CheckpointRecord:
+    """Write the checkpoint of the newest epoch in `history`, then remove what retention does not ask for.
+
+    Args:
+        folder: Where the trial's checkpoints are; made if missing.
+        weights: State dict.
+        optimizer: As of `optimizer_tensors`.
+        history: Reports of all epochs so far, oldest first, at least one.
+        configuration: Digest of what is trained.
+        keep: Weights of this many newest epochs are kept, and never fewer than the two that training can resume from.
+    """
+    epoch = history[-1].epoch
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(folder)
+    content = {WEIGHTS: pack_tensors(weights), OPTIMIZER: pack_tensors(optimizer)}
+    manifest = Manifest(
+        epoch=epoch,
+        configuration=configuration,
+        history=tuple(history),
+        files={name: sha256_of(data) for name, data in content.items()},
+    )
+    target = folder / f"epoch-{epoch:04d}"
+    write_folder(target, {**content, MANIFEST: manifest.model_dump_json(indent=1).encode()})
+    prune(folder, keep=max(keep, _KEEP_RESUMABLE))
+    return _record(target, manifest)
+
+
+def load_newest(folder: Path, *, configuration: str) -> Checkpoint | None:
+    """The newest checkpoint that is whole, or `None`. Damaged ones and leftovers of a torn write are removed.
+
+    Raises:
+        CheckpointError: The newest whole checkpoint is of another configuration.
+    """
+    if not folder.is_dir():
+        return None
+    _remove_leftovers(folder)
+    for path in reversed(_epoch_folders(folder)):
+        try:
+            manifest = read_manifest(path)
+            weights = read_tensors(path / WEIGHTS, manifest.files.get(WEIGHTS))
+            optimizer = read_tensors(path / OPTIMIZER, manifest.files.get(OPTIMIZER))
+        except CheckpointError as error:
+            logger.warning("%s Going back to the checkpoint before it.", error)
+            _remove(path)
+            continue
+        if manifest.configuration != configuration:
+            raise CheckpointError(
+                f"{folder} must be empty or hold checkpoints of the configuration to train, but {path.name} is of "
+                "another one. Choose another folder, or delete it."
+            )
+        return Checkpoint(epoch=manifest.epoch, weights=weights, optimizer=optimizer, history=manifest.history)
+    return None
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The weights of one checkpoint's folder.
+
+    Raises:
+        CheckpointError: It is missing or its content does not have the hash in its manifest.
+    """
+    return read_tensors(path / WEIGHTS, read_manifest(path).files.get(WEIGHTS))
+
+
+def saved(folder: Path) -> tuple[CheckpointRecord, ...]:
+    """Records of the checkpoints in a folder, oldest first; one without readable weights or manifest is left out."""
+    records = []
+    for path in _epoch_folders(folder):
+        try:
+            records.append(_record(path, read_manifest(path)))
+        except CheckpointError as error:
+            logger.warning("%s It is left out.", error)
+    return tuple(records)
+
+
+def prune(folder: Path, *, keep: int) -> None:
+    """Keep the weights of the newest `keep` epochs, and optimizer state of no more than the newest two."""
+    newest_first = _epoch_folders(folder)[::-1]
+    for path in newest_first[keep:]:
+        _remove(path)
+    for path in newest_first[_KEEP_RESUMABLE:keep]:
+        (path / OPTIMIZER).unlink(missing_ok=True)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of one checkpoint's folder.
+
+    Raises:
+        CheckpointError: It is missing or not readable.
+    """
+    try:
+        return Manifest.model_validate_json((path / MANIFEST).read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "its content is damaged"
+        raise CheckpointError(f"the checkpoint {path} must have a whole {MANIFEST}, but: {reason}.") from error
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as named tensors: `3.exp_avg` is the running mean of the fourth parameter's gradient."""
+    state: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]
+    return {f"{index}.{key}": value for index, entries in state.items() for key, value in entries.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put the state of `optimizer_tensors` into a new optimizer over the same parameters."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = value
+    groups: list[dict[str, Any]] = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
+    """Write files into a folder that appears under its name only when it is whole; an older one is replaced."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=target.parent))
+    whole, older = temporary / "new", temporary / "old"
+    try:
+        whole.mkdir()
+        for name, data in files.items():
+            (whole / name).write_bytes(data)
+        if target.exists():
+            target.replace(older)
+        whole.replace(target)
+    finally:
+        shutil.rmtree(temporary)
+
+
+def sha256_of(data: bytes) -> str:
+    """The content hash, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """Tensors in the safetensors format."""
+    return save_tensors({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+
+
+def read_tensors(file: Path, sha256: str | None) -> dict[str, Tensor]:
+    """Tensors of a safetensors file whose content has the hash `sha256`.
+
+    Raises:
+        CheckpointError: It is missing or has another content.
+    """
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{file} must be readable, but: {error.strerror}.") from error
+    found = sha256_of(data)
+    if found != sha256:
+        raise CheckpointError(f"{file} must have the sha256 {sha256}, but has {found}: it is damaged.")
+    try:
+        return load_tensors(data)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} must be a safetensors file, but: {error}.") from error
+
+
+def _record(path: Path, manifest: Manifest) -> CheckpointRecord:
+    try:
+        size = (path / WEIGHTS).stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"{path / WEIGHTS} must be readable, but: {error.strerror}.") from error
+    return CheckpointRecord(epoch=manifest.epoch, path=path, sha256=manifest.files[WEIGHTS], num_bytes=size)
+
+
+def _epoch_folders(folder: Path) -> list[Path]:
+    """Oldest first."""
+    found = [path for path in folder.glob("epoch-*") if path.name.removeprefix("epoch-").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("epoch-")))
+
+
+def _remove(path: Path) -> None:
+    """Take the name away first, so that a half-deleted folder is never taken for a checkpoint."""
+    grave = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=path.parent))
+    path.replace(grave / path.name)
+    shutil.rmtree(grave)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for path in folder.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(path)

@@ -1,0 +1,49 @@
+"""Recorded learning curves under a stopping criterion: what it would have saved, and what that would have cost."""
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+from plugins.protocols import CurvePoint, Stopper
+from plugins.registry import create
+from trainers.config import ReplayTask, TaskOutcome
+
+
+class Replayed(NamedTuple):
+    """One curve under a criterion."""
+
+    epochs_saved: float
+    """Fraction of the curve's epochs that would not have been trained."""
+    accuracy_lost: float
+    """Best validation accuracy of the whole curve minus the best up to the stop."""
+    stopped_after: int | None
+    """Epochs trained before the stop; `None` if it never came."""
+
+
+def replay(task: ReplayTask) -> TaskOutcome:
+    """Replay every curve of the task; the metrics are means over the curves."""
+    criterion: Stopper = create("stopping", task.criterion.name, task.criterion.settings)
+    results = [replay_curve(criterion, curve) for curve in task.curves]
+    return TaskOutcome(
+        state="complete",
+        metrics={
+            "epochs_saved": fmean(result.epochs_saved for result in results),
+            "accuracy_lost": fmean(result.accuracy_lost for result in results),
+            "curves_stopped": fmean(result.stopped_after is not None for result in results),
+        },
+        details={"stopped_after": [result.stopped_after for result in results]},
+    )
+
+
+def replay_curve(criterion: Stopper, curve: Sequence[CurvePoint]) -> Replayed:
+    """One curve under a criterion. A stop at its last epoch saves nothing and does not count as one.
+
+    Raises:
+        ValueError: The curve has no points.
+    """
+    if not curve:
+        raise ValueError("a learning curve must have at least 1 epoch, but got none. Leave out trials without reports.")
+    end = next((n for n in range(1, len(curve)) if criterion.reason_to_stop(curve[:n])), None)
+    seen = curve[:end]
+    lost = max(point.val_accuracy for point in curve) - max(point.val_accuracy for point in seen)
+    return Replayed(1 - len(seen) / len(curve), lost, end)
