@@ -1,0 +1,1 @@
+"""What people read of a study: summaries and plots."""

@@ -1,0 +1,238 @@
+"""The figures of a study, as PNG files. Matplotlib's object interface only: no window, no global state.
+
+matplotlib is imported inside the functions, because it costs half a second and most commands draw nothing.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from plugins.protocols import CurvePoint
+
+_BLUE, _ORANGE, _GREEN, _GREY, _INK = "#0072b2", "#d55e00", "#009e73", "#9aa3ad", "#22272e"
+_CYCLE = (_BLUE, "#e69f00", _GREEN, "#cc79a7", "#56b4e9", _ORANGE, "#7a68a6", "#5b6470")
+"""Okabe and Ito's colours, which colour-blind readers can tell apart, and two greys."""
+_DPI = 160
+
+
+class TauInterval(Protocol):
+    """Kendall's tau with its interval, such as `orchestrator.correlation.Interval`."""
+
+    @property
+    def value(self) -> float | None: ...
+
+    @property
+    def low(self) -> float | None: ...
+
+    @property
+    def high(self) -> float | None: ...
+
+
+def scatter_score_against_accuracy(
+    proxy: str, scores: Sequence[float], accuracy: Sequence[float], tau: TauInterval, path: Path
+) -> None:
+    """Draw trained accuracy over one proxy's score, one point per topology; scores that are not finite are counted.
+
+    Args:
+        proxy: The proxy's name.
+        scores: One score per topology.
+        accuracy: Validation accuracy of the same topologies, fractions.
+        tau: Tau of the two, oriented so that 1 is a perfect ranking.
+        path: The PNG file to write.
+    """
+    pairs = [(score, 100 * truth) for score, truth in zip(scores, accuracy, strict=True) if math.isfinite(score)]
+    with _figure(path) as axes:
+        axes.scatter(*_columns(pairs), s=46, color=_BLUE, alpha=0.8, edgecolor="white", linewidth=0.8, zorder=3)
+        positive = [score for score, _ in pairs if score > 0]
+        if len(positive) == len(pairs) > 1 and max(positive) > 50 * min(positive):
+            axes.set_xscale("log")
+        axes.set_xlabel(f"{proxy} (training-free score)")
+        axes.set_ylabel("validation accuracy after training (%)")
+        left_out = f", {len(scores) - len(pairs)} without a finite score" if len(pairs) < len(scores) else ""
+        _title(axes, f"Does {proxy} predict accuracy?", f"{_tau_text(tau)} over {len(pairs)} topologies{left_out}")
+
+
+def learning_curves(curves: Mapping[str, Sequence[CurvePoint]], path: Path) -> None:
+    """Draw validation accuracy and both losses over epochs, one colour per trial.
+
+    Args:
+        curves: Learning curves by name, best first; at most eight are told apart by colour.
+        path: The PNG file to write.
+    """
+    with _figure(path, columns=2, width=10.0) as (left, right):
+        for index, (name, curve) in enumerate(curves.items()):
+            style = {"color": _CYCLE[index % len(_CYCLE)], "linewidth": 1.8, "marker": "o" if len(curve) == 1 else None}
+            epochs = [point.epoch for point in curve]
+            left.plot(epochs, [100 * point.val_accuracy for point in curve], label=name, **style)
+            right.plot(epochs, [point.val_loss for point in curve], **style)
+            right.plot(epochs, [point.train_loss for point in curve], **{**style, "linewidth": 1.0}, linestyle=":")
+        best = max((point.val_accuracy for curve in curves.values() for point in curve), default=math.nan)
+        reached = f"best epoch of all: {100 * best:.1f} %" if math.isfinite(best) else "no epoch was finished"
+        _title(left, "Validation accuracy", reached)
+        _title(right, "Loss", "solid: validation, dotted: training")
+        left.set_ylabel("validation accuracy (%)")
+        right.set_ylabel("cross-entropy (nats)")
+        if any(point.val_loss > 0 for curve in curves.values() for point in curve):
+            right.set_yscale("log")
+            _plain_log(right.yaxis)
+        for axes in (left, right):
+            axes.set_xlabel("epoch")
+            _whole_numbers(axes)
+        if curves:
+            left.legend(loc="lower right", ncols=2 if len(curves) > 4 else 1, frameon=False)
+
+
+def growth(family: Sequence[Mapping[str, Any]], proxies: Sequence[str], path: Path) -> None:
+    """Draw how size, depth and width rise step by step, and what each proxy says of each step.
+
+    Args:
+        family: One mapping per step: `step`, `parameters`, `width`, `depths` and `scores` by proxy.
+        proxies: Names of the proxies in `scores`.
+        path: The PNG file to write.
+    """
+    in_millions = any(row["parameters"] >= 1e6 for row in family)
+    unit = "millions" if in_millions else "thousands"
+    parameters = [row["parameters"] / (1e6 if in_millions else 1e3) for row in family]
+    with _figure(path, columns=2, width=10.0) as (left, right):
+        steps = [row["step"] for row in family]
+        left.plot(steps, [sum(row["depths"]) for row in family], color=_BLUE, marker="o", label="depth (blocks)")
+        left.set_xlabel("growth step")
+        left.set_ylabel("depth (blocks)", color=_BLUE)
+        _whole_numbers(left)
+        other = left.twinx()
+        other.plot(steps, [row["width"] for row in family], color=_ORANGE, marker="s", label="width (channels)")
+        other.set_ylabel("width (channels)", color=_ORANGE)
+        other.spines["top"].set_visible(False)
+        ended = (
+            f"{parameters[0]:.3g} to {parameters[-1]:.3g} {unit.removesuffix('s')} parameters"
+            if family
+            else "no step was taken"
+        )
+        _title(left, "Growth", ended)
+        for index, proxy in enumerate(proxies):
+            first = next((row["scores"][proxy] for row in family if row["scores"][proxy]), math.nan)
+            relative = [row["scores"][proxy] / first for row in family]
+            right.plot(parameters, relative, color=_CYCLE[index % len(_CYCLE)], marker="o", label=proxy)
+        right.axhline(1.0, color=_GREY, linewidth=1.0, linestyle="--", zorder=1)
+        right.set_xlabel(f"parameters ({unit})")
+        right.set_ylabel("score, as a multiple of the first step's")
+        _title(right, "Scores of the chosen step", "training-free, smaller network of the same shape")
+        if proxies and family:
+            right.legend(frameon=False)
+
+
+def stopping_front(points: Sequence[tuple[float, float]], chosen: int, path: Path) -> None:
+    """Draw every stopping setting by what it saves and what it costs, with the Pareto front and the chosen one.
+
+    Args:
+        points: Per setting: epochs saved and accuracy lost, both as fractions.
+        chosen: Index of the chosen one.
+        path: The PNG file to write.
+    """
+    percent = [(100 * saved, 100 * lost) for saved, lost in points]
+    front: list[tuple[float, float]] = []
+    for saved, lost in sorted(percent, key=lambda point: (-point[0], point[1])):
+        if not front or lost < front[-1][1]:
+            front.append((saved, lost))
+    with _figure(path) as axes:
+        axes.scatter(*_columns(percent), s=30, color=_GREY, alpha=0.7, linewidth=0, label="a setting", zorder=2)
+        axes.plot(*_columns(front), color=_BLUE, marker="o", markersize=5, label="none saves more for less", zorder=3)
+        saved, lost = percent[chosen]
+        axes.scatter([saved], [lost], s=190, marker="*", color=_ORANGE, edgecolor="white", label="chosen", zorder=4)
+        axes.set_xlabel("epochs saved (% of the budget, mean over the recorded curves)")
+        axes.set_ylabel("accuracy lost (percentage points)")
+        axes.margins(0.08)
+        _title(axes, "Stopping early", f"chosen: saves {saved:.1f} % of the epochs for {lost:.2f} points of accuracy")
+        axes.legend(loc="upper left", frameon=False)
+
+
+def leaderboard(accuracy: Mapping[str, float], path: Path, *, champion: str | None = None) -> None:
+    """Draw validation accuracies as points on a line each, in the order given, with the champion in another colour.
+
+    Args:
+        accuracy: Validation accuracy by name, fractions, best first.
+        path: The PNG file to write.
+        champion: Name of the point to mark.
+    """
+    names, values = list(accuracy), [100 * value for value in accuracy.values()]
+    with _figure(path, height=1.4 + 0.3 * max(len(names), 2)) as axes:
+        colours = [_ORANGE if name == champion else _BLUE for name in names]
+        axes.scatter(values, range(len(names)), color=colours, s=60, zorder=3)
+        for place, value in enumerate(values):
+            axes.annotate(
+                f"{value:.1f}", (value, place), xytext=(9, 0), textcoords="offset points", va="center", fontsize=9
+            )
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.margins(x=0.1)
+        axes.set_xlabel("validation accuracy (%)")
+        _title(axes, "Leaderboard", f"champion: {champion}" if champion is not None else f"{len(names)} trials")
+
+
+# --- what the figures share ---
+
+
+@contextmanager
+def _figure(path: Path, *, columns: int = 1, width: float = 6.4, height: float = 4.4) -> Iterator[Any]:
+    """The axes of a figure that is saved to `path` at the end; its folder is made."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(1, columns)
+        yield axes
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=_DPI, metadata={"Software": None})  # the same data give the same bytes
+
+
+_STYLE = {
+    "font.size": 10,
+    "axes.edgecolor": "#c4cad1",
+    "axes.labelcolor": _INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e8ebee",
+    "xtick.color": "#5b6470",
+    "ytick.color": "#5b6470",
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.8,
+}
+
+
+def _title(axes: Any, title: str, detail: str) -> None:
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK, pad=22)
+    axes.text(0, 1.02, detail, transform=axes.transAxes, fontsize=9, color="#5b6470", va="bottom")
+
+
+def _tau_text(tau: TauInterval) -> str:
+    if tau.value is None:
+        return "Kendall's tau is undefined"
+    interval = "" if tau.low is None or tau.high is None else f" (interval {tau.low:.2f} to {tau.high:.2f})"
+    return f"Kendall's tau {tau.value:.2f}{interval}"
+
+
+def _columns(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [first for first, _ in pairs], [second for _, second in pairs]
+
+
+def _whole_numbers(axes: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _plain_log(axis: Any) -> None:
+    """Ticks of a logarithmic axis as 0.5 and 2, not as powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())

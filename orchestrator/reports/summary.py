@@ -1,0 +1,85 @@
+"""A study as plain data for people and programs: `vitsearch status --format json` prints it as it is."""
+
+from typing import Any
+
+import yaml
+
+from orchestrator.store.records import StageRecord, StudyRecord
+from orchestrator.store.repository import Store
+from trainers.config import Configuration
+
+
+def study_summary(store: Store, study: StudyRecord) -> dict[str, Any]:
+    """State and figures of every stage, the leaderboard, the tau table and the champion (`None` before there is one)."""
+    stages = store.stages(study.id)
+    owed = store.outbox(study.id)
+    return {
+        "study": study.name,
+        "uid": study.uid,
+        "state": study.state,
+        "reason": study.reason,
+        "owner": study.owner,
+        "seed": study.spec["seed"],
+        "spec_digest": study.spec_digest,
+        "created_at": study.created_at,
+        "updated_at": study.updated_at,
+        "num_executions": len(store.executions(study.id)),
+        "stages": [_stage(store, stage) for stage in stages],
+        "leaderboard": _result(stages, "train", "leaderboard") or [],
+        "correlation": _result(stages, "correlate", "proxies") or [],
+        "champion": _champion(stages),
+        "tracking": {"owed": owed.count_owed(), "rejected": owed.count_rejected()},
+    }
+
+
+def study_line(store: Store, study: StudyRecord) -> dict[str, Any]:
+    """One study as `vitsearch list` shows it."""
+    stages = store.stages(study.id)
+    champion = _champion(stages)
+    return {
+        "study": study.name,
+        "state": study.state,
+        "stages": len(stages),
+        "stages_done": sum(stage.state == "complete" for stage in stages),
+        "test_accuracy": champion["test_accuracy"] if champion else None,
+        "updated_at": study.updated_at,
+    }
+
+
+def configuration_yaml(configuration: Configuration, recommended_stopping: dict[str, Any] | None) -> str:
+    """A configuration as a file that `vitsearch train` reads, with the stopping stage's advice as a comment."""
+    text = yaml.safe_dump(configuration.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    if recommended_stopping is None:
+        return text
+    saved, lost = recommended_stopping["epochs_saved"], recommended_stopping["accuracy_lost"]
+    advice = yaml.safe_dump(
+        {"stopping": recommended_stopping["criterion"]}, default_flow_style=True, width=1000
+    ).strip()
+    return (
+        f"{text}# The stopping stage found a criterion that saves {100 * saved:.0f} % of the epochs for "
+        f"{100 * lost:.2f} points of accuracy;\n# to use it, replace the line `stopping:` by: {advice.strip('{}')}\n"
+    )
+
+
+def _stage(store: Store, stage: StageRecord) -> dict[str, Any]:
+    states = [trial.state for trial in store.trials(stage.id)]
+    ended = stage.ended_at if stage.started_at is not None else None
+    return {
+        "name": stage.name,
+        "kind": stage.kind,
+        "state": stage.state,
+        "reason": stage.reason,
+        "wall_time_s": ended - stage.started_at if ended and stage.started_at else None,
+        "trials": {state: states.count(state) for state in sorted(set(states))},
+        "result": stage.result,
+    }
+
+
+def _result(stages: list[StageRecord], kind: str, key: str) -> Any:
+    found = [stage.result.get(key) for stage in stages if stage.kind == kind and stage.state == "complete"]
+    return found[-1] if found else None
+
+
+def _champion(stages: list[StageRecord]) -> dict[str, Any] | None:
+    found = [stage.result for stage in stages if stage.kind == "promote" and stage.state == "complete"]
+    return found[-1] if found else None

@@ -1,0 +1,180 @@
+"""What is owed to MLflow, as plain data: events that can wait in a table, and be delivered late or twice without harm.
+
+A run is named by a key of ours that never changes (`study/digits-quickstart/trial/17`); MLflow's own run id is found by
+it. Within one key, events are delivered in the order they were written: `StartRun` first, `EndRun` last.
+"""
+
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w./@+\-]*$", max_length=250)]
+"""A stable name of ours, without spaces or quotes."""
+
+ParamValue = str | bool | int | float | None
+
+
+class _Event(BaseModel):
+    # Non-finite metric values must survive the way through JSON: the tracker turns them into a tag.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class MetricPoint(NamedTuple):
+    """One value of one metric."""
+
+    name: str
+    value: float
+    step: int
+    time_ms: int
+    """When it was measured, milliseconds since 1970. Delivered again it must be the same, or MLflow keeps both."""
+
+
+class EnsureExperiment(_Event):
+    """There is an experiment of this name, with at least these tags."""
+
+    kind: Literal["ensure-experiment"] = "ensure-experiment"
+    name: str = Field(min_length=1, max_length=500)
+    description: str = Field(default="", description="Markdown, shown above the runs")
+    tags: dict[str, str] = Field(default_factory=dict)
+
+
+class DeleteExperiment(_Event):
+    """The experiment is gone from view, and its name is free again."""
+
+    kind: Literal["delete-experiment"] = "delete-experiment"
+    name: str = Field(min_length=1, max_length=500)
+
+
+class ShareView(_Event):
+    """A way to look at the table of runs, kept with the experiment; `Tracker.experiment_url(view=...)` leads to it."""
+
+    kind: Literal["share-view"] = "share-view"
+    experiment: str
+    name: str = Field(pattern=r"^[a-z][a-z0-9\-]*$", max_length=60)
+    columns: tuple[str, ...] = Field(description="such as `metrics.val_accuracy`, `params.recipe.curriculum`, `tags.x`")
+    order_by: str | None = Field(default=None, description="a column; the newest first if not given")
+    descending: bool = True
+    filter: str = Field(default="", description="MLflow's search syntax: tags.`vitsearch.level` = 'trial'")
+
+
+class StartRun(_Event):
+    """There is a run of this key; parameters are written once and for all."""
+
+    kind: Literal["start-run"] = "start-run"
+    key: Key
+    parent_key: Key | None = None
+    name: str = Field(min_length=1, description="short: what one reads in the table of runs")
+    experiment: str = Field(description="name of the experiment; made if it is not there")
+    tags: dict[str, str] = Field(default_factory=dict)
+    params: dict[str, ParamValue] = Field(default_factory=dict)
+    description: str = Field(default="", description="Markdown")
+    start_time_ms: int
+
+
+class ResumeRun(_Event):
+    """A run that had ended is running again."""
+
+    kind: Literal["resume-run"] = "resume-run"
+    key: Key
+
+
+class LogMetrics(_Event):
+    """Values of metrics; a step makes a curve."""
+
+    kind: Literal["log-metrics"] = "log-metrics"
+    key: Key
+    points: tuple[MetricPoint, ...]
+
+
+class LogInputs(_Event):
+    """The run used this dataset."""
+
+    kind: Literal["log-inputs"] = "log-inputs"
+    key: Key
+    name: str = Field(min_length=1, max_length=500)
+    digest: str = Field(min_length=1, max_length=36, description="of the content; MLflow takes 36 characters")
+    source: str = Field(description="where it was read from")
+    context: str = Field(default="training", description="`training`, `validation`, `test`")
+    num_rows: int | None = Field(default=None, ge=0)
+    image_shape: tuple[int, int, int] | None = Field(default=None, description="channels, height, width")
+    num_classes: int | None = Field(default=None, ge=1)
+
+
+class LogArtifact(_Event):
+    """A file, or the files of a folder, copied into the run's folder `artifact_path` at the time of delivery."""
+
+    kind: Literal["log-artifact"] = "log-artifact"
+    key: Key
+    path: str = Field(description="absolute; must stay as it is until delivered")
+    artifact_path: str | None = None
+
+
+class LogText(_Event):
+    """A text kept as a file of the run; it travels inside the event."""
+
+    kind: Literal["log-text"] = "log-text"
+    key: Key
+    text: str
+    artifact_file: str = Field(min_length=1, description="such as `study.yaml` or `tables/screen.csv`")
+
+
+class SetTags(_Event):
+    """Tags of a run; a later value replaces an earlier one."""
+
+    kind: Literal["set-tags"] = "set-tags"
+    key: Key
+    tags: dict[str, str]
+
+
+class EndRun(_Event):
+    """The run has ended."""
+
+    kind: Literal["end-run"] = "end-run"
+    key: Key
+    status: Literal["FINISHED", "FAILED", "KILLED"]
+    end_time_ms: int
+
+
+class RegisterModel(_Event):
+    """The run's folder `artifact_path` is a version of the registered model `name`, and `alias` points to it."""
+
+    kind: Literal["register-model"] = "register-model"
+    key: Key
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.\- ]*$", max_length=250)
+    artifact_path: str
+    alias: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z\d_\-]*$")
+    tags: dict[str, str] = Field(default_factory=dict)
+    description: str = Field(default="", description="of the version, Markdown")
+
+
+Event = Annotated[
+    EnsureExperiment
+    | DeleteExperiment
+    | ShareView
+    | StartRun
+    | ResumeRun
+    | LogMetrics
+    | LogInputs
+    | LogArtifact
+    | LogText
+    | SetTags
+    | EndRun
+    | RegisterModel,
+    Field(discriminator="kind"),
+]
+
+_EVENT: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+def event_to_json(event: Event) -> str:
+    """The event as one line of JSON."""
+    return event.model_dump_json()
+
+
+def event_from_json(text: str) -> Event:
+    """Read what `event_to_json` wrote.
+
+    Raises:
+        pydantic.ValidationError: The text is not an event.
+    """
+    return _EVENT.validate_json(text)

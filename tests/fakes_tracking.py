@@ -1,0 +1,65 @@
+"""An outbox store in memory, and a tracker that does as it is told."""
+
+import threading
+from collections.abc import Callable, Sequence
+
+from orchestrator.tracking_events import Event
+
+
+class MemoryOutboxStore:
+    """`orchestrator.outbox.OutboxStore` in memory."""
+
+    def __init__(self, events: Sequence[Event] = ()) -> None:
+        self._lock = threading.Lock()
+        self._owed: dict[int, Event] = {}
+        self._next_id = 1
+        self.settled: list[int] = []
+        self.postponed: list[tuple[int, str]] = []
+        self.rejected: list[tuple[int, str]] = []
+        self.failures: list[Exception] = []
+        """Raised by the next calls of `owed`, one each."""
+        self.append(*events)
+
+    def append(self, *events: Event) -> None:
+        with self._lock:
+            for event in events:
+                self._owed[self._next_id] = event
+                self._next_id += 1
+
+    def owed(self, limit: int) -> Sequence[tuple[int, Event]]:
+        with self._lock:
+            if self.failures:
+                raise self.failures.pop(0)
+            return sorted(self._owed.items())[:limit]
+
+    def settle(self, ids: Sequence[int]) -> None:
+        with self._lock:
+            for event_id in ids:
+                del self._owed[event_id]
+                self.settled.append(event_id)
+
+    def postpone(self, event_id: int, error: str) -> None:
+        self.postponed.append((event_id, error))
+
+    def reject(self, event_id: int, error: str) -> None:
+        with self._lock:
+            del self._owed[event_id]
+            self.rejected.append((event_id, error))
+
+    def count_owed(self) -> int:
+        with self._lock:
+            return len(self._owed)
+
+
+class ScriptedTracker:
+    """Delivers into a list; `trouble(event, index)` may raise instead."""
+
+    def __init__(self, trouble: Callable[[Event, int], None] | None = None) -> None:
+        self.delivered: list[Event] = []
+        self.trouble = trouble
+
+    def deliver(self, events: Sequence[Event]) -> None:
+        for index, event in enumerate(events):
+            if self.trouble is not None:
+                self.trouble(event, index)
+            self.delivered.append(event)

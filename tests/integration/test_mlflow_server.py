@@ -1,0 +1,173 @@
+"""A real MLflow server that is away, comes, and goes; and several processes on a new database."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from orchestrator.outbox import Outbox
+from orchestrator.tracking import Tracker
+from orchestrator.tracking_events import (
+    EndRun,
+    EnsureExperiment,
+    Event,
+    LogArtifact,
+    LogInputs,
+    LogMetrics,
+    MetricPoint,
+    RegisterModel,
+    StartRun,
+)
+from orchestrator.tracking_server import server_command
+from tests.fakes_tracking import MemoryOutboxStore
+
+NOW = 1_760_000_000_000
+STAGE, TRIAL = "study/7/stage/train", "study/7/trial/3"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def mlflow_server(home: Path, port: int) -> Iterator[None]:
+    home.mkdir(exist_ok=True)
+    command = server_command(f"sqlite:///{home}/mlflow.db", home / "artifacts", port=port)
+    with (home / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            command.argv, env={**os.environ, **command.env}, cwd=home, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def study(home: Path) -> list[Event]:
+    weights = home / "model.safetensors"
+    weights.write_bytes(b"weights")
+    points = tuple(MetricPoint("val_accuracy", 1 - 1 / step, step, NOW + step) for step in range(1, 1201))
+    return [
+        EnsureExperiment(name="digits"),
+        StartRun(key=STAGE, name="train", experiment="digits", start_time_ms=NOW),
+        StartRun(key=TRIAL, parent_key=STAGE, name="trial 3", experiment="digits", params={"a": 1}, start_time_ms=NOW),
+        LogInputs(key=TRIAL, name="digits", digest="ab12", source="digits"),
+        LogMetrics(key=TRIAL, points=points),
+        LogMetrics(key="study/7/trial/never-started", points=points[:1]),
+        LogArtifact(key=TRIAL, path=str(weights), artifact_path="champion"),
+        RegisterModel(key=TRIAL, name="digits", artifact_path="champion", alias="champion"),
+        EndRun(key=TRIAL, status="FINISHED", end_time_ms=NOW + 9000),
+    ]
+
+
+def eventually_owes_nothing(store: MemoryOutboxStore, timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while store.count_owed() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return store.count_owed() == 0
+
+
+@pytest.mark.timeout(180)
+def test_everything_stays_owed_while_the_server_is_away_and_arrives_once_it_is_there(tmp_path: Path) -> None:
+    port, events = free_port(), study(tmp_path)
+    url = f"http://127.0.0.1:{port}"
+    store = MemoryOutboxStore(events)
+    outbox = Outbox(store, lambda: Tracker(url, tmp_path / "unused"), first_pause_s=0.2)
+    started = time.monotonic()
+    assert outbox.flush(60.0) == len(events)
+    assert time.monotonic() - started < 20.0  # most of it is the import of mlflow
+    assert outbox.last_error is not None
+
+    with mlflow_server(tmp_path / "server", port):
+        assert eventually_owes_nothing(store, timeout_s=120.0)
+        assert [event_id for event_id, _ in store.rejected] == [6]
+        Tracker(url, tmp_path / "unused").deliver(
+            [*events[:5], *events[6:]]
+        )  # once more, by a process that knows nothing
+
+        from mlflow import MlflowClient
+
+        client = MlflowClient(url)
+        runs = {
+            run.info.run_name: run
+            for run in client.search_runs([client.get_experiment_by_name("digits").experiment_id])
+        }
+        assert set(runs) == {"train", "trial 3"}
+        trial = runs["trial 3"]
+        assert trial.data.tags["mlflow.parentRunId"] == runs["train"].info.run_id
+        assert trial.info.status == "FINISHED"
+        assert len(client.get_metric_history(trial.info.run_id, "val_accuracy")) == 1200
+        assert [found.dataset.digest for found in trial.inputs.dataset_inputs] == ["ab12"]
+        assert [found.path for found in client.list_artifacts(trial.info.run_id, "champion")] == [
+            "champion/model.safetensors"
+        ]
+        assert client.get_model_version_by_alias("digits", "champion").run_id == trial.info.run_id
+        assert len(client.search_model_versions("name = 'digits'")) == 1
+        assert not (tmp_path / "unused").exists()
+
+    store.append(EndRun(key=TRIAL, status="FINISHED", end_time_ms=NOW + 9001))
+    started = time.monotonic()
+    assert outbox.close(timeout_s=30.0) == 1
+    assert time.monotonic() - started < 10.0
+
+
+@pytest.mark.timeout(180)
+def test_processes_that_meet_at_a_new_database_all_deliver(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from orchestrator.tracking import Tracker; "
+        "from orchestrator.tracking_events import StartRun; home, name = Path(sys.argv[1]), sys.argv[2]; "
+        "run = StartRun(key=name, name=name, experiment=name, start_time_ms=1); "
+        "Tracker(f'sqlite:///{home}/mlflow.db', home / 'artifacts').deliver([run])"
+    )
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / "home"), f"study{number}"], stderr=subprocess.PIPE, cwd=folder
+        )
+        for number in range(3)
+    ]
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert errors == [b"", b"", b""]
+    assert list(folder.iterdir()) == []
+
+
+def serve_sh(settings: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `mlflow/serve.sh` with an interpreter that only prints its arguments."""
+    (folder / "server.env").write_text(settings)
+    return subprocess.run(
+        [str(Path(__file__).resolve().parents[2] / "mlflow" / "serve.sh"), str(folder / "server.env")],
+        env={"PATH": os.environ["PATH"], "PYTHON": "echo", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_team_server_starts_with_one_worker_and_the_settings_of_its_file(tmp_path: Path) -> None:
+    settings = "# a comment\n\nMLFLOW_BACKEND_STORE_URI=postgresql://u:a=b@db/x?y=1\nMLFLOW_ARTIFACTS_DESTINATION=s3://b\nMLFLOW_PORT=1"
+    found = serve_sh(settings, tmp_path, MLFLOW_PORT="5001", MLFLOW_SERVER_ALLOWED_HOSTS="mlflow.example")
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.strip() == (
+        "-m mlflow server --backend-store-uri postgresql://u:a=b@db/x?y=1 --artifacts-destination s3://b "
+        "--host 127.0.0.1 --port 5001 --workers 1 --uvicorn-opts --log-level warning --allowed-hosts mlflow.example"
+    )
+
+
+@pytest.mark.parametrize("settings", ["", "MLFLOW_BACKEND_STORE_URI=sqlite:////x.db\n", "$(touch x)=1\n", "export A\n"])
+def test_the_team_server_does_not_start_on_half_a_configuration(settings: str, tmp_path: Path) -> None:
+    found = serve_sh(settings, tmp_path)
+    assert found.returncode == 2
+    assert found.stdout == ""
+    assert found.stderr.count("\n") == 1
