@@ -1,0 +1,90 @@
+"""Commands that train or use one model: train, predict."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator.cli.console import fail, note, out, print_json
+from orchestrator.cli.showing import find_champion
+from orchestrator.cli.signals import StopRequest, stop_on_signal
+from orchestrator.progress import as_percent
+from orchestrator.settings import load_settings
+from orchestrator.spec import load_configuration
+from trainers.config import EpochReport
+
+
+class EpochLines:
+    """Prints a line per epoch, and passes on that the user wants to end."""
+
+    def __init__(self, control: StopRequest, *, epochs: int, quiet: bool) -> None:
+        self._control = control
+        self._epochs = epochs
+        self._quiet = quiet
+
+    def report(self, report: EpochReport) -> None:
+        if not self._quiet:
+            note(
+                f"epoch {report.epoch} of {self._epochs}: validation accuracy {as_percent(report.val_accuracy)}, "
+                f"loss {report.val_loss:.4f}, {report.wall_time_s:.1f} s"
+            )
+
+    def should_stop(self) -> bool:
+        return self._control.should_stop()
+
+
+def train_command(file: Path, *, overrides: Mapping[str, Any], folder: Path | None, quiet: bool, as_json: bool) -> None:
+    """Train a configuration, test it once, and keep the model in a folder."""
+    configuration = load_configuration(file, overrides=overrides)
+    target = (folder or file.absolute().with_suffix("")).absolute()
+    if target == file.absolute():
+        target = target.with_name(f"{target.name}-model")
+    from trainers.champion import ModelError, finish_model, train_configuration
+    from trainers.data import load_images
+    from trainers.sources import DataError
+
+    control = StopRequest()
+    reporter = EpochLines(control, epochs=configuration.epochs, quiet=quiet)
+    try:
+        data = load_images(configuration.data)
+        with stop_on_signal(control):
+            outcome, weights = train_configuration(
+                configuration, target.with_name(f"{target.name}.checkpoints"), reporter, data=data
+            )
+        if outcome.state == "interrupted":
+            fail(
+                f"interrupted; finished epochs are kept. Go on with the same command: vitsearch train {file}",
+                status=130,
+            )
+        if weights is None:
+            fail(f"training failed: {outcome.reason}", status=1)
+        metrics = finish_model(target, weights, configuration, data)
+    except (DataError, ModelError) as error:
+        fail(f"{file}: {error}", status=2)
+    if as_json:
+        print_json({"folder": str(target), "state": outcome.state, "reason": outcome.reason, **metrics})
+        return
+    out(
+        f"test accuracy {as_percent(metrics['test_accuracy'])} (validation {as_percent(metrics['val_accuracy'])})"
+        + (f"; {outcome.reason}" if outcome.reason else "")
+        + f"\nmodel in {target}\nvitsearch predict {target} IMAGE..."
+    )
+
+
+def predict_command(model: str, images: list[Path], *, as_json: bool) -> None:
+    """Classify images with a study's champion or a model folder."""
+    from trainers.champion import ModelError, load_model
+    from trainers.sources import DataError
+
+    folder = Path(model)
+    if not folder.is_dir():
+        folder = Path(find_champion(model, load_settings())["folder"])
+    try:
+        predictions = load_model(folder).predict(images)
+    except (ModelError, DataError) as error:
+        fail(str(error), status=2)
+    if as_json:
+        print_json([{**one._asdict(), "path": str(one.path)} for one in predictions])
+        return
+    for one in predictions:
+        others = ", ".join(f"{label} {as_percent(probability)}" for label, probability in one.top[1:])
+        out(f"{one.path}: {one.label} {as_percent(one.probability)}" + (f" ({others})" if others else ""))

@@ -1,0 +1,168 @@
+"""Commands that show or remove what is there: list, status, best, plugins, ui, delete."""
+
+import os
+from datetime import UTC, datetime
+from typing import Any
+
+import typer
+
+from orchestrator.cli import tables
+from orchestrator.cli.console import fail, note, out, print_json
+from orchestrator.settings import Settings, load_settings
+from plugins import registry
+
+
+def list_command(*, as_json: bool) -> None:
+    """Print all studies."""
+    from orchestrator.reports.summary import study_line
+    from orchestrator.study import open_existing
+
+    with open_existing(load_settings()) as store:
+        rows = [study_line(store, study) for study in store.list_studies()] if store else []
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        row["updated"] = datetime.fromtimestamp(row["updated_at"], UTC).astimezone().strftime("%Y-%m-%d %H:%M")
+    out(tables.studies(rows))
+
+
+def status_command(name: str, *, as_json: bool) -> None:
+    """Print one study."""
+    summary = find_summary(name, load_settings())
+    if as_json:
+        print_json(summary)
+    else:
+        out(tables.status_report(summary))
+
+
+def best_command(name: str) -> None:
+    """Print the champion's configuration."""
+    from orchestrator.reports.summary import configuration_yaml
+    from trainers.config import Configuration
+
+    champion = find_champion(name, load_settings())
+    configuration = Configuration.model_validate(champion["configuration"])
+    print(configuration_yaml(configuration, champion["recommended_stopping"]), end="")  # noqa: T201 - a file's text
+
+
+def plugins_command(kind: str | None, name: str | None, *, as_json: bool) -> None:
+    """Print the plug-ins of one kind or all, or one plug-in's card."""
+    if kind is not None and kind not in registry.KINDS:
+        nearest = registry.nearest_name(kind, registry.KINDS)
+        hint = f" Did you mean {nearest!r}?" if nearest else ""
+        fail(f"a kind of plug-in is one of {', '.join(registry.KINDS)}, but got {kind!r}.{hint}", status=2)
+    if kind is not None and name is not None:
+        _show_card(kind, name, as_json=as_json)
+        return
+    rows = [
+        {"kind": one, "name": point.name, "package": registry.provider(one, point.name), "target": point.value}
+        for one in ([kind] if kind else registry.KINDS)
+        for point in registry.available(one).values()
+    ]
+    if as_json:
+        print_json(rows)
+    else:
+        out(tables.plugins(rows))
+
+
+def ui_command(port: int) -> None:
+    """Become MLflow's server on the studies' store."""
+    import socket
+
+    from orchestrator.tracking import server_command
+
+    settings = load_settings()
+    if settings.tracking_uri.startswith(("http://", "https://")):
+        out(f"MLflow runs at {settings.tracking_uri}")
+        return
+    if not settings.home.exists():
+        fail(f"nothing was tracked yet in {settings.home}. Run a study first.", status=1)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            fail(
+                f"port {port} must be free, but something listens there. Give another: vitsearch ui --port {port + 1}",
+                status=1,
+            )
+    command = server_command(settings.tracking_uri, settings.artifact_root / "mlflow", port=port)
+    note(f"MLflow at {command.url} (Ctrl-C ends it)")
+    os.execvpe(command.argv[0], command.argv, {**os.environ, **command.env})  # noqa: S606
+
+
+def delete_command(name: str, *, yes: bool) -> None:
+    """Delete a study after asking."""
+    from orchestrator.study import StudyBusyError, delete_study, study_folder
+
+    settings = load_settings()
+    study = find_study(name, settings)
+    if not yes and not typer.confirm(f"Delete study {name!r} and everything in {study_folder(settings, study)}?"):
+        fail("nothing was deleted", status=1)
+    try:
+        delete_study(study, settings)
+    except StudyBusyError as error:
+        fail(str(error), status=1)
+    out(f"deleted study {name!r}")
+
+
+def find_study(name: str, settings: Settings) -> Any:
+    """A study's record, or the end of the command with the nearest name."""
+    from orchestrator.study import open_existing
+
+    with open_existing(settings) as store:
+        study = store.find_study(name) if store else None
+        names = [one.name for one in store.list_studies()] if store else []
+    if study is None:
+        nearest = registry.nearest_name(name, names)
+        hint = f" Did you mean {nearest!r}?" if nearest else " `vitsearch list` shows all."
+        fail(f"there is no study {name!r} in {settings.home}.{hint}", status=2)
+    return study
+
+
+def find_summary(name: str, settings: Settings) -> dict[str, Any]:
+    """A study's summary, or the end of the command."""
+    from orchestrator.reports.summary import study_summary
+    from orchestrator.study import open_existing
+
+    study = find_study(name, settings)
+    with open_existing(settings) as store:
+        if store is None:
+            fail(f"the database {settings.database_url} has gone", status=1)
+        return study_summary(store, study)
+
+
+def find_champion(name: str, settings: Settings) -> dict[str, Any]:
+    """A study's champion, or the end of the command."""
+    summary = find_summary(name, settings)
+    champion: dict[str, Any] | None = summary["champion"]
+    if champion is None:
+        fail(f"study {name!r} has no champion yet: it is {summary['state']}. See: vitsearch status {name}", status=1)
+    return champion
+
+
+def _show_card(kind: str, name: str, *, as_json: bool) -> None:
+    try:
+        plugin = registry.load(kind, name)
+    except registry.UnknownPluginError as error:
+        fail(str(error), status=2)
+    card = getattr(plugin, "card", None)
+    facts: dict[str, Any] = {
+        "kind": kind,
+        "name": name,
+        "package": registry.provider(kind, name),
+        "about": (plugin.__doc__ or "").strip().partition("\n")[0],
+        "source": card.source if card else None,
+        "cost": card.cost if card else None,
+        "needs": list(card.needs) if card else [],
+        "settings": {
+            key: getattr(hint, "__name__", str(hint)) for key, hint in registry.setting_types(kind, name).items()
+        },
+    }
+    if as_json:
+        print_json(facts)
+        return
+    for key, value in facts.items():
+        shown = ", ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        out(f"{key:<9} {', '.join(shown) if isinstance(shown, list) else shown or '-'}")

@@ -1,0 +1,152 @@
+"""Tables that people read: studies, stages, the leaderboard, the correlation of proxies, plug-ins."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+
+def study_report(summary: dict[str, Any]) -> RenderableType:
+    """What the end of a study shows: leaderboard, tau table, champion, and the next three commands."""
+    parts: list[RenderableType] = []
+    if summary["leaderboard"]:
+        parts += [_title("Leaderboard"), leaderboard(summary["leaderboard"])]
+    if summary["correlation"]:
+        parts += [_title("How well each proxy ranked the topologies"), correlation(summary["correlation"])]
+    champion = summary["champion"]
+    if champion:
+        parts += [_title("Champion"), champion_lines(champion)]
+    name = summary["study"]
+    next_steps = Text(
+        f"  vitsearch ui                           compare the trials in MLflow\n"
+        f"  vitsearch best {name} > best.yaml       the whole configuration; train it with: vitsearch train best.yaml\n"
+        f"  vitsearch predict {name} IMAGE...       classify your own images"
+    )
+    return Group(*parts, _title("Next"), next_steps)
+
+
+def status_report(summary: dict[str, Any]) -> RenderableType:
+    """A study's state, its stages, and its champion if there is one."""
+    state = f"{summary['study']}: {summary['state']}" + (f" ({summary['reason']})" if summary["reason"] else "")
+    table = _table("stage", "state", "trials", "time (s)", "found")
+    for stage in summary["stages"]:
+        trials = ", ".join(f"{count} {name}" for name, count in stage["trials"].items()) or "-"
+        seconds = f"{stage['wall_time_s']:.1f}" if stage["wall_time_s"] is not None else "-"
+        table.add_row(stage["name"], stage["state"], trials, seconds, stage["reason"] or _found(stage))
+    parts: list[RenderableType] = [Text(state, style="bold"), table]
+    if summary["champion"]:
+        parts += [_title("Champion"), champion_lines(summary["champion"])]
+    owed = summary["tracking"]["owed"]
+    if owed:
+        parts.append(Text(f"{owed} records are still to be sent to MLflow; the next `vitsearch run` sends them."))
+    return Group(*parts)
+
+
+def leaderboard(rows: Sequence[dict[str, Any]]) -> Table:
+    """The best trained trials."""
+    table = _table("trial", "val. accuracy (%)", "val. loss", "parameters", "time (s)", "topology", "recipe")
+    for row in rows:
+        recipe = ", ".join(
+            f"{key.removeprefix('recipe.')} {_number(value)}" for key, value in row.items() if key.startswith("recipe.")
+        )
+        table.add_row(
+            str(row["trial"]),
+            f"{100 * row['val_accuracy']:.2f}",
+            f"{row['val_loss']:.4f}",
+            f"{int(row['parameters']):,}",
+            f"{row['wall_time_s']:.1f}",
+            str(row["topology"]).partition(":")[2],
+            recipe,
+        )
+    return table
+
+
+def correlation(rows: Sequence[dict[str, Any]]) -> Table:
+    """Kendall's tau of every proxy with its interval, and its difference from the baseline."""
+    table = _table("proxy", "topologies", "Kendall tau-b", "interval", "minus baseline", "better?", "note")
+    for row in rows:
+        difference = row["tau_minus_baseline"]
+        table.add_row(
+            row["proxy"],
+            str(row["num_topologies"]),
+            _number(row["tau"]["value"]),
+            _interval(row["tau"]),
+            "(baseline)" if difference is None else f"{_number(difference['value'])} {_interval(difference)}",
+            "yes" if row["beats_baseline"] else ("" if difference is None else "not shown"),
+            row["note"] or "",
+        )
+    return table
+
+
+def champion_lines(champion: dict[str, Any]) -> Text:
+    """The champion in a few lines."""
+    configuration = champion["configuration"]
+    test, validation = 100 * champion["test_accuracy"], 100 * champion["val_accuracy"]
+    return Text(
+        f"  test accuracy  {test:.2f} % (validation {validation:.2f} %)\n"
+        f"  topology       {configuration['topology']}\n"
+        f"  from           trial {champion['trial']}, averaging {_plugin(configuration['averaging'])}\n"
+        f"  folder         {champion['folder']}"
+    )
+
+
+def studies(rows: Sequence[dict[str, Any]]) -> RenderableType:
+    """All studies, a line each."""
+    if not rows:
+        return Text("No studies yet. Begin with: vitsearch run studies/quickstart.yaml")
+    table = _table("study", "state", "stages done", "test accuracy (%)", "updated")
+    for row in rows:
+        accuracy = row["test_accuracy"]
+        shown = "-" if accuracy is None else f"{100 * accuracy:.2f}"
+        table.add_row(row["study"], row["state"], f"{row['stages_done']} of {row['stages']}", shown, row["updated"])
+    return table
+
+
+def plugins(rows: Sequence[dict[str, str]]) -> Table:
+    """Plug-ins, a line each."""
+    table = _table("kind", "name", "package", "class")
+    for row in rows:
+        table.add_row(row["kind"], row["name"], row["package"], row["target"])
+    return table
+
+
+def _found(stage: dict[str, Any]) -> str:
+    result = stage["result"]
+    text: dict[str, Callable[[], str]] = {
+        "screen": lambda: result["best"]["topology"],
+        "grow": lambda: f"{result['final']['topology']} ({result['final']['parameters']:,} parameters)",
+        "train": lambda: f"validation accuracy {100 * result['best']['val_accuracy']:.2f} %",
+        "stopping": lambda: f"{_plugin(result['criterion'])}: {100 * result['epochs_saved']:.0f} % of epochs saved",
+        "averaging": lambda: f"{_plugin(result['averaging'])}: {100 * result['gain']:+.2f} points",
+        "correlate": lambda: (
+            f"best tau {_number(result['proxies'][0]['tau']['value'])} ({result['proxies'][0]['proxy']})"
+        ),
+        "promote": lambda: f"test accuracy {100 * result['test_accuracy']:.2f} %",
+    }
+    return text[stage["kind"]]() if result else ""
+
+
+def _plugin(choice: Any) -> str:
+    from search_spaces.recipes import PluginChoice, describe_plugin
+
+    return describe_plugin(PluginChoice.model_validate(choice))
+
+
+def _interval(interval: dict[str, Any]) -> str:
+    return "" if interval["low"] is None else f"[{interval['low']:.2f}, {interval['high']:.2f}]"
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _table(*columns: str) -> Table:
+    return Table(*columns, box=None, pad_edge=False, header_style="bold")
+
+
+def _title(text: str) -> Text:
+    return Text(f"\n{text}", style="bold")

@@ -1,0 +1,210 @@
+"""What MLflow is told about a study: which run is whose child, with which parameters, metrics, tags and inputs.
+
+One experiment per study; a run per execution, a child per stage, a grandchild per trained trial. A stage that is
+resumed keeps its run, under the execution that began it.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord, TrialRecord
+from orchestrator.tracking_events import (
+    EndRun,
+    EnsureExperiment,
+    Event,
+    LogArtifact,
+    LogInputs,
+    LogMetrics,
+    LogText,
+    MetricPoint,
+    RegisterModel,
+    ResumeRun,
+    SetTags,
+    StartRun,
+    event_to_json,
+)
+from trainers.config import EpochReport
+
+Rows = list[str]
+_STATUS = {"complete": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
+_CURVES = ("train_loss", "val_loss", "val_accuracy", "learning_rate")
+
+
+class Lineage:
+    """Makes the events of one study; the store keeps them until they are delivered."""
+
+    def __init__(self, study: StudyRecord, spec_text: str) -> None:
+        self._study = study
+        self._spec_text = spec_text
+        self._tags = {
+            "vitsearch.study": study.name,
+            "vitsearch.spec_digest": study.spec_digest[:16],
+            "vitsearch.seed": str(study.spec.get("seed")),
+            "vitsearch.engine": str(study.spec.get("engine")),
+        }
+
+    def execution_key(self, number: int) -> str:
+        return f"{self._study.uid}/execution/{number}"
+
+    def stage_key(self, stage: StageRecord) -> str:
+        return f"{self._study.uid}/stage/{stage.name}"
+
+    def trial_key(self, stage: StageRecord, number: int) -> str:
+        return f"{self._study.uid}/stage/{stage.name}/trial/{number}"
+
+    # --- executions ---
+
+    def execution_began(self, execution: ExecutionRecord, inputs: Sequence[Mapping[str, Any]]) -> Rows:
+        """The experiment, and a parent run with the study file and the data."""
+        key = self.execution_key(execution.number)
+        started = _ms(execution.started_at)
+        return _rows(
+            EnsureExperiment(
+                name=self._study.name,
+                description=f"vitsearch study `{self._study.name}`: a run per execution, its stages and trials below.",
+                tags=self._tags,
+            ),
+            StartRun(
+                key=key,
+                name=f"execution {execution.number + 1}",
+                experiment=self._study.name,
+                tags={**self._tags, "vitsearch.level": "execution", "vitsearch.code_version": execution.code_version},
+                params={"seed": self._study.spec.get("seed"), "engine": self._study.spec.get("engine")},
+                start_time_ms=started,
+            ),
+            LogText(key=key, text=self._spec_text, artifact_file="study.yaml"),
+            *(LogInputs(key=key, **facts) for facts in inputs),
+        )
+
+    def execution_ended(
+        self, execution: ExecutionRecord, state: str, *, ended_at: float, metrics: Mapping[str, float]
+    ) -> Rows:
+        key = self.execution_key(execution.number)
+        return _rows(
+            SetTags(key=key, tags={"vitsearch.state": state}),
+            *_final_metrics(key, metrics, ended_at),
+            EndRun(key=key, status=_STATUS.get(state, "KILLED"), end_time_ms=_ms(ended_at)),
+        )
+
+    # --- stages ---
+
+    def stage_began(self, stage: StageRecord, execution: ExecutionRecord, params: Mapping[str, Any], at: float) -> Rows:
+        key = self.stage_key(stage)
+        if stage.started_at is not None:
+            return _rows(ResumeRun(key=key), SetTags(key=key, tags={"vitsearch.state": "running"}))
+        return _rows(
+            StartRun(
+                key=key,
+                parent_key=self.execution_key(execution.number),
+                name=stage.name,
+                experiment=self._study.name,
+                tags={**self._tags, "vitsearch.level": "stage", "vitsearch.stage": stage.kind},
+                params=dict(params),
+                start_time_ms=_ms(at),
+            )
+        )
+
+    def stage_ended(
+        self,
+        stage: StageRecord,
+        state: str,
+        *,
+        at: float,
+        metrics: Mapping[str, float] | None = None,
+        texts: Mapping[str, str] | None = None,
+        artifacts: Sequence[Path] = (),
+        reason: str | None = None,
+    ) -> Rows:
+        key = self.stage_key(stage)
+        tags = {"vitsearch.state": state, **({"vitsearch.reason": reason} if reason else {})}
+        return _rows(
+            *_final_metrics(key, metrics or {}, at),
+            *(LogText(key=key, text=text, artifact_file=name) for name, text in (texts or {}).items()),
+            *(LogArtifact(key=key, path=str(path), artifact_path="plots") for path in artifacts),
+            SetTags(key=key, tags=tags),
+            EndRun(key=key, status=_STATUS.get(state, "KILLED"), end_time_ms=_ms(at)),
+        )
+
+    # --- trained trials ---
+
+    def trial_began(
+        self, stage: StageRecord, trial: TrialRecord, params: Mapping[str, Any], links: Mapping[str, str]
+    ) -> Rows:
+        """A trained trial begins, or goes on; both are safe to say twice."""
+        return _rows(
+            StartRun(
+                key=self.trial_key(stage, trial.number),
+                parent_key=self.stage_key(stage),
+                name=f"trial {trial.number:02d}",
+                experiment=self._study.name,
+                tags={
+                    **self._tags,
+                    "vitsearch.level": "trial",
+                    "vitsearch.stage": stage.kind,
+                    "vitsearch.trial": str(trial.number),
+                    "vitsearch.trial_seed": str(trial.seed),
+                    **{f"vitsearch.{name}": target for name, target in links.items()},
+                },
+                params=dict(params),
+                start_time_ms=_ms(trial.started_at),
+            )
+        )
+
+    def epoch(self, stage: StageRecord, trial: TrialRecord, report: EpochReport, at: float) -> Rows:
+        values = report.model_dump()
+        points = tuple(MetricPoint(name, values[name], report.epoch, _ms(at)) for name in _CURVES)
+        return _rows(LogMetrics(key=self.trial_key(stage, trial.number), points=points))
+
+    def trial_ended(
+        self,
+        stage: StageRecord,
+        trial: TrialRecord,
+        *,
+        extra: Mapping[str, float],
+        configuration_yaml: str,
+        checkpoint: Path | None,
+    ) -> Rows:
+        """Final metrics, the configuration, the newest checkpoint, and how it ended."""
+        key = self.trial_key(stage, trial.number)
+        ended_at = trial.ended_at or trial.started_at
+        final = {name: value for name, value in trial.metrics.items() if name not in _CURVES}
+        tags = {"vitsearch.state": trial.state, **({"vitsearch.reason": trial.reason} if trial.reason else {})}
+        return _rows(
+            *_final_metrics(key, {**final, **extra}, ended_at),
+            LogText(key=key, text=configuration_yaml, artifact_file="configuration.yaml"),
+            *([LogArtifact(key=key, path=str(checkpoint), artifact_path="checkpoint")] if checkpoint else []),
+            SetTags(key=key, tags=tags),
+            EndRun(key=key, status=_STATUS[trial.state], end_time_ms=_ms(ended_at)),
+        )
+
+    # --- the champion ---
+
+    def champion_promoted(self, stage: StageRecord, folder: Path, *, tags: Mapping[str, str], text: str) -> Rows:
+        key = self.stage_key(stage)
+        return _rows(
+            LogArtifact(key=key, path=str(folder), artifact_path="champion"),
+            RegisterModel(
+                key=key,
+                name=self._study.name,
+                artifact_path="champion",
+                alias="champion",
+                tags={**tags, "vitsearch.spec_digest": self._study.spec_digest[:16]},
+                description=text,
+            ),
+        )
+
+
+def _final_metrics(key: str, metrics: Mapping[str, float], at: float) -> list[LogMetrics]:
+    if not metrics:
+        return []
+    points = tuple(MetricPoint(name, float(value), 0, _ms(at)) for name, value in metrics.items())
+    return [LogMetrics(key=key, points=points)]
+
+
+def _rows(*events: Event) -> Rows:
+    return [event_to_json(event) for event in events]
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)

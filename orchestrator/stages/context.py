@@ -1,0 +1,75 @@
+"""What a stage is given, and what it gives back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.engines.base import Control, Engine, Pool
+from orchestrator.engines.seeds import derive_seed
+from orchestrator.lineage import Lineage
+from orchestrator.progress import Progress
+from orchestrator.spec import StudySpec
+from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord, TrialRecord
+from orchestrator.store.repository import Store
+from search_spaces.base import ImageTask
+
+
+class StageFailedError(RuntimeError):
+    """A stage cannot reach its goal; the message says why and what to do."""
+
+
+class StageInterruptedError(RuntimeError):
+    """The control said stop before the stage was done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOutcome:
+    """What a finished stage leaves: `result` for later stages and people, the rest for MLflow."""
+
+    result: dict[str, Any]
+    summary: str
+    """One line for people."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """File name and content, such as `screening.csv`."""
+    plots: tuple[Path, ...] = ()
+    events: tuple[str, ...] = ()
+    """Further tracking events, told before the stage's run ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageContext:
+    """Everything around a stage."""
+
+    study: StudyRecord
+    spec: StudySpec
+    stage: StageRecord
+    execution: ExecutionRecord
+    store: Store
+    engine: Engine
+    pool: Pool
+    control: Control
+    progress: Progress
+    lineage: Lineage
+    image_task: ImageTask
+    folder: Path
+    """Where this stage keeps its files."""
+
+    @property
+    def seed(self) -> int:
+        return derive_seed(self.spec.seed, self.stage.name)
+
+    def earlier(self, kind: str) -> StageRecord | None:
+        """The latest stage of a kind before this one."""
+        found = [
+            stage
+            for stage in self.store.stages(self.study.id)
+            if stage.kind == kind and stage.position < self.stage.position
+        ]
+        return found[-1] if found else None
+
+    def earlier_trials(self, kind: str) -> list[TrialRecord]:
+        """Trials of the latest earlier stage of a kind."""
+        stage = self.earlier(kind)
+        return [] if stage is None else self.store.trials(stage.id)

@@ -1,0 +1,209 @@
+"""Stage `grow`: As-ViT's scaling rule, from a seed topology to a size, scored without training."""
+
+import itertools
+from typing import Any
+
+from orchestrator.engines.base import Objective, Search, Suggestion
+from orchestrator.reports.plots import growth
+from orchestrator.spec import GrowStage
+from orchestrator.stages.context import StageContext, StageFailedError, StageOutcome
+from orchestrator.stages.ledger import run_search
+from orchestrator.stages.ranking import rank_sums
+from orchestrator.stages.screen import proxy_directions, screened
+from orchestrator.store.records import TrialRecord
+from plugins import registry
+from search_spaces.as_vit import AsViTSpace, AsViTTopology
+from search_spaces.base import ImageTask
+from search_spaces.dimensions import Point
+from trainers.config import ScoreTask
+
+CEILING = 1.375
+"""Networks above this multiple of the target are not considered: 110 M for a target of 80 M in As-ViT's code."""
+
+
+def run_grow(context: StageContext, spec: GrowStage) -> StageOutcome:
+    """Grow to `target_params`; the whole family is kept.
+
+    Each step adds one block to one stage and widens the network by one ratio; every combination is scored at the
+    reduced width, and the lowest sum of ranks is taken.
+
+    Raises:
+        StageFailedError: The target cannot be reached within `max_steps` or below the ceiling.
+
+    Source: Chen et al. 2022, arXiv:2202.11921, section 3.3. A tie goes to the better value of the proxy that differs
+    most among the tied, in that proxy's own direction, over all tied candidates (the released code compares two of
+    them, and always takes the smaller value).
+    """
+    start = _start(context, spec)
+    suggester = GrowthSuggester(start, spec, context.image_task)
+    proxies = tuple(
+        choice.model_copy(update={"settings": {"repeats": spec.repeats, **choice.settings}}) for choice in spec.proxies
+    )
+    search = Search(
+        num_trials=spec.max_steps * len(spec.width_ratios) * len(start.depths),
+        objectives=tuple(Objective(name, way) for name, way in suggester.directions.items()),
+        suggester=suggester,
+        make_task=lambda trial: ScoreTask(
+            data=context.spec.data,
+            topology=str(trial.point["scored"]),
+            proxies=proxies,
+            batch_size=spec.batch_size,
+            seed=context.seed,
+        ),
+    )
+    run_search(context, search)
+    family = suggester.family
+    if not suggester.has_arrived:
+        last = family[-1] if family else {"topology": start.id, "parameters": suggester.parameters(start)}
+        raise StageFailedError(
+            f"growth must reach {spec.target_params:,} parameters, but it ended at {last['parameters']:,} "
+            f"({last['topology']}) after {len(family)} steps: {suggester.ending}. "
+            "Raise max_steps, lower target_params, or start from a smaller topology."
+        )
+    path = context.folder / "growth.png"
+    growth(family, list(suggester.directions), path)
+    final = family[-1]
+    return StageOutcome(
+        result={"start": start.id, "family": family, "selected": [final["topology"]], "final": final},
+        summary=f"{len(family)} steps to {final['parameters']:,} parameters: {final['topology']}",
+        metrics={"num_steps": len(family), "parameters": final["parameters"], "macs": final["macs"]},
+        texts={"family.csv": _table(family)},
+        plots=(path,),
+    )
+
+
+class GrowthSuggester:
+    """Suggests the candidates of one growth step after another; the state follows from the finished trials."""
+
+    def __init__(self, start: AsViTTopology, spec: GrowStage, task: ImageTask) -> None:
+        self._spec = spec
+        self._task = task
+        self._current = start
+        self._queue: list[Point] = []
+        self._scored: list[TrialRecord] = []
+        self._expected: set[str] = set()
+        self.directions = proxy_directions(proxy.name for proxy in spec.proxies)
+        self.family: list[dict[str, Any]] = []
+        self.ending = "max_steps was reached"
+        self.has_arrived = self.parameters(start) >= spec.target_params
+        self._prepare()
+
+    def parameters(self, topology: AsViTTopology) -> int:
+        """Parameters of the real network."""
+        return AsViTSpace.costs(topology, self._task).parameters
+
+    def ask(self, number: int) -> Suggestion | None:  # noqa: ARG002 - the order of the queue is the order of numbers
+        return Suggestion(self._queue.pop(0), {}) if self._queue else None
+
+    def tell(self, trial: TrialRecord) -> None:
+        name = str(trial.point["topology"])
+        self._queue = [point for point in self._queue if point["topology"] != name]
+        self._expected.discard(name)
+        if trial.is_usable:
+            self._scored.append(trial)
+        if not self._expected:
+            self._step()
+
+    def _prepare(self) -> None:
+        self._scored = []
+        if self.has_arrived or len(self.family) >= self._spec.max_steps:
+            return
+        self._queue = [
+            {
+                "step": len(self.family) + 1,
+                "topology": real.id,
+                "scored": _reduced(real, self._spec.reduction).id,
+            }
+            for real in growth_candidates(self._current, self._spec)
+            if self.parameters(real) <= CEILING * self._spec.target_params
+            and AsViTSpace.problem(real, self._task) is None
+            and AsViTSpace.problem(_reduced(real, self._spec.reduction), self._task) is None
+        ]
+        self._expected = {str(point["topology"]) for point in self._queue}
+        if not self._queue:
+            self.ending = f"every further step passes {CEILING} times the target or cannot be built"
+
+    def _step(self) -> None:
+        if not self._scored:
+            self.ending = "no candidate of the step could be scored"
+            return
+        chosen = choose_step(self._scored, self.directions)
+        topology = registry.parse_topology(str(chosen.point["topology"]))
+        assert isinstance(topology, AsViTTopology)
+        self._current = topology
+        costs = AsViTSpace.costs(topology, self._task)
+        self.family.append(
+            {
+                "step": len(self.family) + 1,
+                "topology": topology.id,
+                "parameters": costs.parameters,
+                "macs": costs.macs,
+                "width": topology.width,
+                "depths": list(topology.depths),
+                "scores": {name: chosen.metrics[name] for name in self.directions},
+                "trial": chosen.number,
+            }
+        )
+        self.has_arrived = costs.parameters >= self._spec.target_params
+        self._prepare()
+
+
+def growth_candidates(topology: AsViTTopology, spec: GrowStage) -> list[AsViTTopology]:
+    """Real networks one step on: one more block in one stage, and each different width that a ratio gives."""
+    width = topology.width // spec.reduction
+    widths = list(dict.fromkeys(round(width * (1 + ratio)) for ratio in spec.width_ratios))
+    return [
+        topology.with_size(
+            depths=tuple(depth + (place == stage) for place, depth in enumerate(topology.depths)),
+            width=wider * spec.reduction,
+        )
+        for stage, wider in itertools.product(range(len(topology.depths)), widths)
+    ]
+
+
+def choose_step(trials: list[TrialRecord], directions: dict[str, Any]) -> TrialRecord:
+    """The candidate with the lowest sum of ranks; see `run_grow` for ties."""
+    ordered = sorted(trials, key=lambda trial: trial.number)
+    sums = rank_sums([trial.metrics for trial in ordered], directions)
+    tied = [trial for trial, total in zip(ordered, sums, strict=True) if total == min(sums)]
+    if len(tied) == 1:
+        return tied[0]
+
+    def relative_range(proxy: str) -> float:
+        values = [abs(trial.metrics[proxy]) for trial in tied]
+        return (max(values) - min(values)) / max(values) if max(values) else 0.0
+
+    deciding = max(directions, key=relative_range)
+    sign = -1.0 if directions[deciding] == "maximize" else 1.0
+    return min(tied, key=lambda trial: (sign * trial.metrics[deciding], trial.number))
+
+
+def _reduced(topology: AsViTTopology, reduction: int) -> AsViTTopology:
+    return topology.with_size(depths=topology.depths, width=topology.width // reduction)
+
+
+def _start(context: StageContext, spec: GrowStage) -> AsViTTopology:
+    identifier = spec.topology or screened(context)[1][0].topology
+    topology = registry.parse_topology(identifier)
+    if not isinstance(topology, AsViTTopology):
+        raise StageFailedError(
+            f"As-ViT's scaling rule grows as-vit topologies, but got {identifier}. Screen that space."
+        )
+    problem = AsViTSpace.problem(_reduced(topology, spec.reduction), context.image_task)
+    if problem is not None:
+        raise StageFailedError(
+            f"growth scores networks of 1/{spec.reduction} of the width, which must be buildable, but {topology.id} "
+            f"reduced is not: {problem}. Lower `reduction` or start wider."
+        )
+    return topology
+
+
+def _table(family: list[dict[str, Any]]) -> str:
+    proxies = list(family[0]["scores"])
+    lines = [",".join(["step", "topology", "parameters", "macs", "width", "depths", *proxies])]
+    for row in family:
+        depths = " ".join(str(depth) for depth in row["depths"])
+        scores = [f"{row['scores'][name]:.6g}" for name in proxies]
+        cells = [row["step"], f'"{row["topology"]}"', row["parameters"], row["macs"], row["width"], depths, *scores]
+        lines.append(",".join(str(cell) for cell in cells))
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,50 @@
+"""Ranks screened topologies by the sum of their ranks under several proxies."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from orchestrator.store.records import TrialRecord
+
+
+class Ranked(NamedTuple):
+    """A screened topology with its place."""
+
+    topology: str
+    rank_sum: int
+    """Sum over the proxies of the topology's dense rank, 0 for the best; lower is better."""
+    trial: TrialRecord
+
+
+def rank_topologies(
+    trials: Sequence[TrialRecord], directions: Mapping[str, Literal["maximize", "minimize"]]
+) -> list[Ranked]:
+    """Screened topologies, best first; equal sums keep the order of the trials.
+
+    Source: the rank sum of As-ViT's auto-scaling (Chen et al. 2022, arXiv:2202.11921), here over any proxies.
+    """
+    sums = rank_sums([trial.metrics for trial in trials], directions)
+    ranked = [Ranked(trial.details["topology"], total, trial) for trial, total in zip(trials, sums, strict=True)]
+    return sorted(ranked, key=lambda row: (row.rank_sum, row.trial.number))
+
+
+def rank_sums(
+    scores: Sequence[Mapping[str, float]], directions: Mapping[str, Literal["maximize", "minimize"]]
+) -> list[int]:
+    """Sum over the proxies of each row's dense rank; rows with equal scores share a rank."""
+    totals = [0] * len(scores)
+    for proxy, direction in directions.items():
+        values = sorted({row[proxy] for row in scores}, reverse=direction == "maximize")
+        rank = {value: place for place, value in enumerate(values)}
+        for index, row in enumerate(scores):
+            totals[index] += rank[row[proxy]]
+    return totals
+
+
+def choose_candidates(ranked: Sequence[Ranked], *, best: int, spread: int) -> list[str]:
+    """The `best` first topologies, and `spread` more evenly over the rest of the ranking, its end included."""
+    chosen = [row.topology for row in ranked[:best]]
+    rest = ranked[best:]
+    count = min(spread, len(rest))
+    for place in range(count):
+        chosen.append(rest[round((place + 1) * len(rest) / count) - 1].topology)
+    return chosen

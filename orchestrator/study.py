@@ -1,0 +1,340 @@
+"""Runs a study: its stages in order, from wherever its rows say that it stands."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from orchestrator.engines.base import Control
+from orchestrator.engines.optuna_engine import OptunaEngine
+from orchestrator.engines.pool import InlinePool
+from orchestrator.lineage import Lineage
+from orchestrator.outbox import Outbox
+from orchestrator.progress import Progress
+from orchestrator.settings import Settings
+from orchestrator.spec import StudySpec, differences
+from orchestrator.stages.averaging import run_averaging
+from orchestrator.stages.context import StageContext, StageFailedError, StageInterruptedError, StageOutcome
+from orchestrator.stages.correlate import run_correlate
+from orchestrator.stages.grow import run_grow
+from orchestrator.stages.promote import run_promote
+from orchestrator.stages.screen import run_screen
+from orchestrator.stages.stopping import run_stopping
+from orchestrator.stages.train import run_train
+from orchestrator.store.database import sqlite_file
+from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord
+from orchestrator.store.repository import Store
+from orchestrator.tracking import Tracker
+
+if TYPE_CHECKING:
+    from trainers.data import ImageData
+
+RUN_STAGE: dict[str, Callable[[StageContext, Any], StageOutcome]] = {
+    "screen": run_screen,
+    "grow": run_grow,
+    "train": run_train,
+    "stopping": run_stopping,
+    "averaging": run_averaging,
+    "correlate": run_correlate,
+    "promote": run_promote,
+}
+FLUSH_S = 60.0
+"""How long the end of a study waits for MLflow; what is still owed then is sent by a later command."""
+
+_logger = logging.getLogger(__name__)
+
+
+class SpecChangedError(ValueError):
+    """A study of that name exists with another file.
+
+    Attributes:
+        changes: One line per difference.
+    """
+
+    def __init__(self, name: str, changes: Sequence[str]) -> None:
+        self.changes = list(changes)
+        shown = "; ".join(self.changes[:5]) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
+        super().__init__(
+            f"study {name!r} exists with other settings ({shown}). Give the file another `study:` name, "
+            f"or delete the old study with: vitsearch delete {name}"
+        )
+
+
+class StudyBusyError(RuntimeError):
+    """Another process is running the study."""
+
+
+def run_study(
+    spec: StudySpec, spec_text: str, settings: Settings, *, progress: Progress, control: Control
+) -> StudyRecord:
+    """Run a study to its end, or go on with it.
+
+    Nothing is written before the data was read whole. A finished trial is not run again, an interrupted one goes on
+    from its newest checkpoint.
+
+    Returns:
+        The study: complete, failed (a stage could not reach its goal), or interrupted (the control said stop).
+
+    Raises:
+        SpecChangedError: The name is taken by a study with other settings.
+        StudyBusyError: Another process runs it.
+        trainers.sources.DataError: The data cannot be used.
+    """
+    study = existing_study(spec, settings)
+    if study is not None and study.state == "complete":
+        deliver_owed(study, settings, timeout_s=FLUSH_S)
+        return study
+    from trainers.data import load_images  # imports torch
+
+    data = load_images(spec.data)
+    settings.home.mkdir(parents=True, exist_ok=True)
+    with _lock(spec.study, settings):
+        store = Store.open(settings.database_url, tracking=settings.tracking)
+        try:
+            study = store.find_study(spec.study) or store.create_study(
+                spec.study,
+                spec=spec.model_dump(mode="json"),
+                digest=spec.digest,
+                stage_names=[(stage.name, stage.stage) for stage in spec.stages],
+            )
+            return _Driver(store, study, spec, spec_text, settings, progress, control, data).run()
+        finally:
+            store.close()
+
+
+def existing_study(spec: StudySpec, settings: Settings) -> StudyRecord | None:
+    """The study of that name, if there is one; nothing is created.
+
+    Raises:
+        SpecChangedError: It was made from another file.
+    """
+    with open_existing(settings) as store:
+        study = store.find_study(spec.study) if store else None
+    if study is not None and study.spec_digest != spec.digest:
+        raise SpecChangedError(spec.study, differences(StudySpec.model_validate(study.spec), spec))
+    return study
+
+
+@contextmanager
+def open_existing(settings: Settings) -> Iterator[Store | None]:
+    """The store, or `None` where nothing was ever written; nothing is created."""
+    file = sqlite_file(settings.database_url)
+    if file is not None and not file.exists():
+        yield None
+        return
+    store = Store.open(settings.database_url)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def study_folder(settings: Settings, study: StudyRecord) -> Path:
+    """Where a study keeps its checkpoints, plots and champion."""
+    return settings.artifact_root / "studies" / f"{study.name}-{study.uid}"
+
+
+def deliver_owed(study: StudyRecord, settings: Settings, *, timeout_s: float) -> int:
+    """Send MLflow what an earlier process could not; returns how much is still owed."""
+    with open_existing(settings) as store:
+        if store is None or not settings.tracking:
+            return 0
+        owed = store.outbox(study.id)
+        if owed.count_owed() == 0:
+            return 0
+        with _lock(study.name, settings), Outbox(owed, lambda: _tracker(settings, store, study)) as outbox:
+            return outbox.flush(timeout_s)
+
+
+def delete_study(study: StudyRecord, settings: Settings) -> None:
+    """Delete a study: rows, checkpoints and plots. Its MLflow experiment is moved to MLflow's trash.
+
+    Raises:
+        StudyBusyError: It is running.
+    """
+    import shutil
+
+    from orchestrator.tracking_events import DeleteExperiment
+
+    with _lock(study.name, settings), open_existing(settings) as store:
+        if store is None:
+            return
+        if settings.tracking:
+            _tracker(settings, store, study).deliver([DeleteExperiment(name=study.name)])
+        shutil.rmtree(study_folder(settings, study), ignore_errors=True)
+        store.delete_study(study.id)
+
+
+class _Driver:
+    """One execution of a study."""
+
+    def __init__(
+        self,
+        store: Store,
+        study: StudyRecord,
+        spec: StudySpec,
+        spec_text: str,
+        settings: Settings,
+        progress: Progress,
+        control: Control,
+        data: "ImageData",
+    ) -> None:
+        self._store = store
+        self._study = study
+        self._spec = spec
+        self._settings = settings
+        self._progress = progress
+        self._control = control
+        self._data = data
+        self._lineage = Lineage(study, spec_text)
+        self._engine = OptunaEngine()
+        self._pool = InlinePool()
+        self._metrics: dict[str, float] = {}
+
+    def run(self) -> StudyRecord:
+        lost = [execution for execution in self._store.executions(self._study.id) if execution.state == "running"]
+        execution = self._store.begin_execution(self._study.id)
+        for one in lost:
+            self._store.owe(
+                self._study.id, self._lineage.execution_ended(one, "lost", ended_at=time.time(), metrics={})
+            )
+        inputs = data_inputs(self._spec, self._data)
+        self._store.owe(self._study.id, self._lineage.execution_began(execution, inputs))
+        outbox = None
+        if self._settings.tracking:
+            owed = self._store.outbox(self._study.id)
+            outbox = Outbox(owed, lambda: _tracker(self._settings, self._store, self._study))
+        try:
+            self._run_stages(execution)
+        finally:
+            if outbox is not None:
+                still_owed = outbox.flush(FLUSH_S)
+                if still_owed:
+                    self._progress.note(
+                        f"MLflow could not be told everything yet ({still_owed} records are kept and sent by the next "
+                        f"`vitsearch run` of this study): {outbox.last_error or 'it is slow'}"
+                    )
+                outbox.close()
+        found = self._store.find_study(self._study.name)
+        assert found is not None
+        return found
+
+    def _run_stages(self, execution: ExecutionRecord) -> None:
+        try:
+            for stage in self._store.stages(self._study.id):
+                if stage.state != "complete":
+                    self._run_stage(stage, execution)
+        except StageInterruptedError:
+            self._end(execution, "interrupted", "it was told to stop")
+        except StageFailedError as error:
+            self._end(execution, "failed", str(error))
+        except BaseException as error:
+            # Whatever it was, no row may keep saying "running"; the error itself goes on to whoever called.
+            self._end(execution, "interrupted", f"{type(error).__name__}: {error}")
+            raise
+        else:
+            self._end(execution, "complete", None)
+
+    def _run_stage(self, stage: StageRecord, execution: ExecutionRecord) -> None:
+        spec = self._spec.stages[stage.position]
+        now = time.time()
+        params = _flat(spec.model_dump(mode="json", exclude={"stage", "name"}))
+        running = self._store.begin_stage(stage, events=self._lineage.stage_began(stage, execution, params, now))
+        context = self._context(running, execution)
+        context.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            if self._control.should_stop():
+                raise StageInterruptedError(stage.name)
+            outcome = RUN_STAGE[stage.kind](context, spec)
+        except StageFailedError as error:
+            self._end_stage(running, "failed", reason=str(error))
+            raise
+        except BaseException as error:
+            self._end_stage(running, "interrupted", reason=str(error) or type(error).__name__)
+            raise
+        self._metrics.update({f"{stage.name}.{name}": value for name, value in outcome.metrics.items()})
+        self._end_stage(running, "complete", outcome=outcome)
+
+    def _context(self, stage: StageRecord, execution: ExecutionRecord) -> StageContext:
+        return StageContext(
+            study=self._study,
+            spec=self._spec,
+            stage=stage,
+            execution=execution,
+            store=self._store,
+            engine=self._engine,
+            pool=self._pool,
+            control=self._control,
+            progress=self._progress,
+            lineage=self._lineage,
+            image_task=self._data.task,
+            folder=study_folder(self._settings, self._study) / stage.name,
+        )
+
+    def _end_stage(
+        self, stage: StageRecord, state: Any, *, outcome: StageOutcome | None = None, reason: str | None = None
+    ) -> None:
+        events = [*(outcome.events if outcome else ())]
+        events += self._lineage.stage_ended(
+            stage,
+            state,
+            at=time.time(),
+            metrics=outcome.metrics if outcome else None,
+            texts=outcome.texts if outcome else None,
+            artifacts=outcome.plots if outcome else (),
+            reason=reason,
+        )
+        ended = self._store.end_stage(
+            stage, state, result=outcome.result if outcome else None, reason=reason, events=events
+        )
+        self._progress.stage_ended(ended, outcome.summary if outcome else reason or state)
+
+    def _end(self, execution: ExecutionRecord, state: Any, reason: str | None) -> None:
+        events = self._lineage.execution_ended(execution, state, ended_at=time.time(), metrics=self._metrics)
+        self._store.end_execution(execution, state, reason=reason, events=events)
+
+
+def data_inputs(spec: StudySpec, data: "ImageData") -> list[Mapping[str, Any]]:
+    """The data as MLflow's dataset inputs; the test part is not read for it."""
+    shape = (data.task.in_channels, data.task.image_size, data.task.image_size)
+    common: dict[str, Any] = {
+        "name": data.name,
+        "digest": data.digest[:16],
+        "source": spec.data.source,
+        "image_shape": shape,
+        "num_classes": data.task.num_classes,
+    }
+    return [
+        {**common, "context": "training", "num_rows": len(data.train)},
+        {**common, "context": "validation", "num_rows": len(data.validation)},
+    ]
+
+
+def _tracker(settings: Settings, store: Store, study: StudyRecord) -> Tracker:
+    return Tracker(settings.tracking_uri, settings.artifact_root / "mlflow", store.outbox(study.id))
+
+
+@contextmanager
+def _lock(name: str, settings: Settings) -> Iterator[None]:
+    folder = settings.home / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / f"{name}.lock", timeout=0):
+            yield
+    except Timeout:
+        raise StudyBusyError(
+            f"study {name!r} must not be run twice at once, but another process is running it. "
+            f"Watch it with: vitsearch status {name}"
+        ) from None
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {key: inner for name, part in value.items() for key, inner in _flat(part, f"{prefix}{name}.").items()}
+    shown = json.dumps(value) if isinstance(value, list | dict) else value
+    return {prefix.removesuffix("."): shown}
