@@ -21,6 +21,7 @@ from orchestrator.tracking_events import (
     RegisterModel,
     ResumeRun,
     SetTags,
+    ShareView,
     StartRun,
     event_to_json,
 )
@@ -28,6 +29,21 @@ from trainers.config import EpochReport
 
 Rows = list[str]
 _STATUS = {"complete": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
+TRIALS_VIEW = "trials"
+"""Name of the view of the experiment that compares its trained trials."""
+_TRIAL_COLUMNS = (
+    "metrics.val_accuracy",
+    "metrics.val_loss",
+    "metrics.parameters",
+    "metrics.wall_time_s",
+    "params.topology",
+    "params.recipe.learning_rate",
+    "params.recipe.weight_decay",
+    "params.recipe.schedule",
+    "params.recipe.augmentation",
+    "params.recipe.curriculum",
+    "tags.vitsearch.state",
+)
 _CURVES = ("train_loss", "val_loss", "val_accuracy", "learning_rate")
 
 
@@ -42,6 +58,7 @@ class Lineage:
             "vitsearch.spec_digest": study.spec_digest[:16],
             "vitsearch.seed": str(study.spec.get("seed")),
             "vitsearch.engine": str(study.spec.get("engine")),
+            "mlflow.user": study.owner,
         }
 
     def execution_key(self, number: int) -> str:
@@ -64,6 +81,13 @@ class Lineage:
                 name=self._study.name,
                 description=f"vitsearch study `{self._study.name}`: a run per execution, its stages and trials below.",
                 tags=self._tags,
+            ),
+            ShareView(
+                experiment=self._study.name,
+                name=TRIALS_VIEW,
+                columns=_TRIAL_COLUMNS,
+                order_by="metrics.val_accuracy",
+                filter="tags.`vitsearch.level` = 'trial'",
             ),
             StartRun(
                 key=key,

@@ -16,16 +16,9 @@ from orchestrator.engines.pool import InlinePool
 from orchestrator.lineage import Lineage
 from orchestrator.outbox import Outbox
 from orchestrator.progress import Progress
-from orchestrator.settings import Settings
+from orchestrator.settings import Settings, SettingsError
 from orchestrator.spec import StudySpec, differences
-from orchestrator.stages.averaging import run_averaging
 from orchestrator.stages.context import StageContext, StageFailedError, StageInterruptedError, StageOutcome
-from orchestrator.stages.correlate import run_correlate
-from orchestrator.stages.grow import run_grow
-from orchestrator.stages.promote import run_promote
-from orchestrator.stages.screen import run_screen
-from orchestrator.stages.stopping import run_stopping
-from orchestrator.stages.train import run_train
 from orchestrator.store.database import sqlite_file
 from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord
 from orchestrator.store.repository import Store
@@ -34,15 +27,6 @@ from orchestrator.tracking import Tracker
 if TYPE_CHECKING:
     from trainers.data import ImageData
 
-RUN_STAGE: dict[str, Callable[[StageContext, Any], StageOutcome]] = {
-    "screen": run_screen,
-    "grow": run_grow,
-    "train": run_train,
-    "stopping": run_stopping,
-    "averaging": run_averaging,
-    "correlate": run_correlate,
-    "promote": run_promote,
-}
 FLUSH_S = 60.0
 """How long the end of a study waits for MLflow; what is still owed then is sent by a later command."""
 
@@ -84,16 +68,20 @@ def run_study(
         SpecChangedError: The name is taken by a study with other settings.
         StudyBusyError: Another process runs it.
         trainers.sources.DataError: The data cannot be used.
+        orchestrator.settings.SettingsError: The home folder cannot be made.
     """
     study = existing_study(spec, settings)
     if study is not None and study.state == "complete":
         deliver_owed(study, settings, timeout_s=FLUSH_S)
         return study
-    from trainers.data import load_images  # imports torch
+    from trainers.data import load_images, load_test_images  # imports torch
 
     data = load_images(spec.data)
-    settings.home.mkdir(parents=True, exist_ok=True)
+    if study is None:
+        load_test_images(spec.data)  # and dropped: a torn image must show now, not after everything was trained
+    _make_home(settings)
     with _lock(spec.study, settings):
+        existing_study(spec, settings)  # once more: another process may have made it since
         store = Store.open(settings.database_url, tracking=settings.tracking)
         try:
             study = store.find_study(spec.study) or store.create_study(
@@ -156,6 +144,7 @@ def delete_study(study: StudyRecord, settings: Settings) -> None:
 
     Raises:
         StudyBusyError: It is running.
+        orchestrator.tracking.TrackingUnavailable: MLflow is away, so that its part cannot be deleted; nothing is.
     """
     import shutil
 
@@ -250,7 +239,7 @@ class _Driver:
         try:
             if self._control.should_stop():
                 raise StageInterruptedError(stage.name)
-            outcome = RUN_STAGE[stage.kind](context, spec)
+            outcome = _runners()[stage.kind](context, spec)
         except StageFailedError as error:
             self._end_stage(running, "failed", reason=str(error))
             raise
@@ -304,7 +293,7 @@ def data_inputs(spec: StudySpec, data: "ImageData") -> list[Mapping[str, Any]]:
     shape = (data.task.in_channels, data.task.image_size, data.task.image_size)
     common: dict[str, Any] = {
         "name": data.name,
-        "digest": data.digest[:16],
+        "digest": data.digest[:12],
         "source": spec.data.source,
         "image_shape": shape,
         "num_classes": data.task.num_classes,
@@ -313,6 +302,37 @@ def data_inputs(spec: StudySpec, data: "ImageData") -> list[Mapping[str, Any]]:
         {**common, "context": "training", "num_rows": len(data.train)},
         {**common, "context": "validation", "num_rows": len(data.validation)},
     ]
+
+
+def _runners() -> dict[str, Callable[[StageContext, Any], StageOutcome]]:
+    """What runs a stage of each kind. Imported here: `vitsearch list` needs neither Optuna nor SciPy."""
+    from orchestrator.stages.averaging import run_averaging
+    from orchestrator.stages.correlate import run_correlate
+    from orchestrator.stages.grow import run_grow
+    from orchestrator.stages.promote import run_promote
+    from orchestrator.stages.screen import run_screen
+    from orchestrator.stages.stopping import run_stopping
+    from orchestrator.stages.train import run_train
+
+    return {
+        "screen": run_screen,
+        "grow": run_grow,
+        "train": run_train,
+        "stopping": run_stopping,
+        "averaging": run_averaging,
+        "correlate": run_correlate,
+        "promote": run_promote,
+    }
+
+
+def _make_home(settings: Settings) -> None:
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"VITSEARCH_HOME must be a folder that can be written to, but got {settings.home}: {error.strerror}. "
+            "Name another."
+        ) from error
 
 
 def _tracker(settings: Settings, store: Store, study: StudyRecord) -> Tracker:

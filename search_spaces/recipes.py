@@ -35,15 +35,21 @@ class Recipe(BaseModel):
     """How one model is trained. AdamW with warm-up; everything else is a field."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    learning_rate: float = Field(default=2e-3, gt=0)
-    weight_decay: float = Field(default=0.05, ge=0)
-    batch_size: int = Field(default=64, ge=1)
-    schedule: PluginChoice = PluginChoice(name="cosine")
+    learning_rate: float = Field(default=2e-3, gt=0, description="of AdamW, once warm-up is over")
+    weight_decay: float = Field(default=0.05, ge=0, description="of weight matrices; biases and norms have none")
+    batch_size: int = Field(default=64, ge=1, description="images of one optimizer step")
+    schedule: PluginChoice = Field(
+        default=PluginChoice(name="cosine"), description="how the learning rate falls after warm-up"
+    )
     warmup: float = Field(default=0.1, ge=0, lt=1, description="fraction of the steps with a rising rate")
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    drop_path: float = Field(default=0.0, ge=0, lt=1, description="rate of the last block, rising to it")
-    augmentation: Augmentation = "none"
-    curriculum: PluginChoice = PluginChoice(name="none")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the target spread over all classes")
+    drop_path: float = Field(
+        default=0.0, ge=0, lt=1, description="rate of stochastic depth in the last block; it rises evenly to it"
+    )
+    augmentation: Augmentation = Field(default="none", description="random changes of each training image")
+    curriculum: PluginChoice = Field(
+        default=PluginChoice(name="none"), description="which training images are visited when"
+    )
     gradient_clip: float | None = Field(default=1.0, gt=0, description="largest gradient norm; null for no limit")
 
 

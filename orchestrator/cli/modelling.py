@@ -1,5 +1,6 @@
 """Commands that train or use one model: train, predict."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,17 +40,17 @@ def train_command(file: Path, *, overrides: Mapping[str, Any], folder: Path | No
     if target == file.absolute():
         target = target.with_name(f"{target.name}-model")
     from trainers.champion import ModelError, finish_model, train_configuration
+    from trainers.checkpoints import CheckpointError
     from trainers.data import load_images
     from trainers.sources import DataError
 
+    checkpoints = target.with_name(f"{target.name}.checkpoints")
     control = StopRequest()
     reporter = EpochLines(control, epochs=configuration.epochs, quiet=quiet)
     try:
         data = load_images(configuration.data)
         with stop_on_signal(control):
-            outcome, weights = train_configuration(
-                configuration, target.with_name(f"{target.name}.checkpoints"), reporter, data=data
-            )
+            outcome, weights = train_configuration(configuration, checkpoints, reporter, data=data)
         if outcome.state == "interrupted":
             fail(
                 f"interrupted; finished epochs are kept. Go on with the same command: vitsearch train {file}",
@@ -58,8 +59,11 @@ def train_command(file: Path, *, overrides: Mapping[str, Any], folder: Path | No
         if weights is None:
             fail(f"training failed: {outcome.reason}", status=1)
         metrics = finish_model(target, weights, configuration, data)
-    except (DataError, ModelError) as error:
+    except (DataError, ModelError, CheckpointError) as error:
         fail(f"{file}: {error}", status=2)
+    except ValueError as error:  # it stopped early, with fewer checkpoints than its averaging method needs
+        fail(f"{file}: {error}", status=1)
+    shutil.rmtree(checkpoints, ignore_errors=True)  # the model has what is needed of them
     if as_json:
         print_json({"folder": str(target), "state": outcome.state, "reason": outcome.reason, **metrics})
         return

@@ -1,5 +1,6 @@
 """`vitsearch run`: runs a study, watches for Ctrl-C, and shows what was found."""
 
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ def run_command(file: Path, *, overrides: Mapping[str, Any], quiet: bool, as_jso
 
     spec, settings = load_spec(file, overrides=overrides), load_settings()
     control = StopRequest()
-    again = f"vitsearch run {file}" + (f" --data {overrides['data.source']}" if overrides else "")
+    again = shlex.join(["vitsearch", "run", str(file), *(["--data", overrides["data.source"]] if overrides else [])])
     try:
         before = existing_study(spec, settings)
         if before is not None and before.state == "complete" and not quiet:

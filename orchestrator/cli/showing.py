@@ -88,13 +88,29 @@ def ui_command(port: int) -> None:
                 status=1,
             )
     command = server_command(settings.tracking_uri, settings.artifact_root / "mlflow", port=port)
-    note(f"MLflow at {command.url} (Ctrl-C ends it)")
+    note(f"MLflow at {command.url} (Ctrl-C ends it); the trained trials of")
+    for name, url in _trial_pages(settings, command.url):
+        note(f"  {name}: {url}")
     os.execvpe(command.argv[0], command.argv, {**os.environ, **command.env})  # noqa: S606
+
+
+def _trial_pages(settings: Settings, server_url: str) -> list[tuple[str, str]]:
+    """The newest studies with the page that compares their trained trials."""
+    from orchestrator.lineage import TRIALS_VIEW
+    from orchestrator.study import open_existing
+    from orchestrator.tracking import Tracker
+
+    tracker = Tracker(settings.tracking_uri, settings.artifact_root / "mlflow")
+    with open_existing(settings) as store:
+        names = [study.name for study in store.list_studies()[:5]] if store else []
+    pages = [(name, tracker.experiment_url(name, server_url=server_url, view=TRIALS_VIEW)) for name in names]
+    return [(name, page) for name, page in pages if page is not None]
 
 
 def delete_command(name: str, *, yes: bool) -> None:
     """Delete a study after asking."""
     from orchestrator.study import StudyBusyError, delete_study, study_folder
+    from orchestrator.tracking import TrackingUnavailable
 
     settings = load_settings()
     study = find_study(name, settings)
@@ -104,6 +120,8 @@ def delete_command(name: str, *, yes: bool) -> None:
         delete_study(study, settings)
     except StudyBusyError as error:
         fail(str(error), status=1)
+    except TrackingUnavailable as error:
+        fail(f"nothing was deleted, because MLflow is away: {error}", status=1)
     out(f"deleted study {name!r}")
 
 

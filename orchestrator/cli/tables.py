@@ -1,11 +1,14 @@
 """Tables that people read: studies, stages, the leaderboard, the correlation of proxies, plug-ins."""
 
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+_FEW_TOPOLOGIES = 20
 
 
 def study_report(summary: dict[str, Any]) -> RenderableType:
@@ -19,11 +22,13 @@ def study_report(summary: dict[str, Any]) -> RenderableType:
     if champion:
         parts += [_title("Champion"), champion_lines(champion)]
     name = summary["study"]
-    next_steps = Text(
-        f"  vitsearch ui                           compare the trials in MLflow\n"
-        f"  vitsearch best {name} > best.yaml       the whole configuration; train it with: vitsearch train best.yaml\n"
-        f"  vitsearch predict {name} IMAGE...       classify your own images"
-    )
+    steps = {
+        "vitsearch ui": "compare the trials in MLflow",
+        f"vitsearch best {name} > best.yaml": "for: vitsearch train best.yaml",
+        f"vitsearch predict {name} IMAGE...": "classify your own images",
+    }
+    width = max(len(command) for command in steps)
+    next_steps = Text("\n".join(f"  {command:<{width}}  {what}" for command, what in steps.items()))
     return Group(*parts, _title("Next"), next_steps)
 
 
@@ -44,28 +49,26 @@ def status_report(summary: dict[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
-def leaderboard(rows: Sequence[dict[str, Any]]) -> Table:
-    """The best trained trials."""
-    table = _table("trial", "val. accuracy (%)", "val. loss", "parameters", "time (s)", "topology", "recipe")
-    for row in rows:
-        recipe = ", ".join(
-            f"{key.removeprefix('recipe.')} {_number(value)}" for key, value in row.items() if key.startswith("recipe.")
+def leaderboard(rows: Sequence[dict[str, Any]]) -> Text:
+    """The best trained trials: how good and how large each is, then its topology and its recipe."""
+    lines = ["trial  val. accuracy (%)  val. loss  parameters  time (s)"]
+    for row in rows[:5]:
+        lines.append(
+            f"{row['trial']:>5}  {100 * row['val_accuracy']:>17.2f}  {row['val_loss']:>9.4f}  "
+            f"{int(row['parameters']):>10,}  {row['wall_time_s']:>8.1f}"
         )
-        table.add_row(
-            str(row["trial"]),
-            f"{100 * row['val_accuracy']:.2f}",
-            f"{row['val_loss']:.4f}",
-            f"{int(row['parameters']):,}",
-            f"{row['wall_time_s']:.1f}",
-            str(row["topology"]).partition(":")[2],
-            recipe,
-        )
-    return table
+        recipe = [
+            f"{key.removeprefix('recipe.').replace('_', ' ')} {_number(value)}"
+            for key, value in row.items()
+            if key.startswith("recipe.")
+        ]
+        lines += [f"       {line}" for line in [row["topology"], *textwrap.wrap(", ".join(recipe), 72)]]
+    return Text("\n".join(lines))
 
 
-def correlation(rows: Sequence[dict[str, Any]]) -> Table:
+def correlation(rows: Sequence[dict[str, Any]]) -> RenderableType:
     """Kendall's tau of every proxy with its interval, and its difference from the baseline."""
-    table = _table("proxy", "topologies", "Kendall tau-b", "interval", "minus baseline", "better?", "note")
+    table = _table("proxy", "n", "tau-b", "interval", "minus baseline", "better?")
     for row in rows:
         difference = row["tau_minus_baseline"]
         table.add_row(
@@ -75,9 +78,11 @@ def correlation(rows: Sequence[dict[str, Any]]) -> Table:
             _interval(row["tau"]),
             "(baseline)" if difference is None else f"{_number(difference['value'])} {_interval(difference)}",
             "yes" if row["beats_baseline"] else ("" if difference is None else "not shown"),
-            row["note"] or "",
         )
-    return table
+    remarks = [f"{row['proxy']}: {row['note']}" for row in rows if row["note"]]
+    if max(row["num_topologies"] for row in rows) < _FEW_TOPOLOGIES:
+        remarks.append("so few topologies leave wide intervals; train more candidates for a verdict")
+    return Group(table, *(Text(f"  {remark}") for remark in remarks))
 
 
 def champion_lines(champion: dict[str, Any]) -> Text:

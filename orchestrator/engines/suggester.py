@@ -23,7 +23,7 @@ from search_spaces.recipes import PluginChoice
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
-_SAMPLER_TRIES = 50
+_SAMPLER_TRIES = 10
 _RANDOM_TRIES = 2000
 
 

@@ -10,7 +10,7 @@ from trainers.config import Configuration
 
 
 def study_summary(store: Store, study: StudyRecord) -> dict[str, Any]:
-    """State and figures of every stage, the leaderboard, the tau table and the champion (`None` before there is one)."""
+    """State and figures of every stage, the leaderboard, the tau table, and the champion or `None`."""
     stages = store.stages(study.id)
     owed = store.outbox(study.id)
     return {
@@ -57,7 +57,7 @@ def configuration_yaml(configuration: Configuration, recommended_stopping: dict[
     ).strip()
     return (
         f"{text}# The stopping stage found a criterion that saves {100 * saved:.0f} % of the epochs for "
-        f"{100 * lost:.2f} points of accuracy;\n# to use it, replace the line `stopping:` by: {advice.strip('{}')}\n"
+        f"{100 * lost:.2f} points of accuracy;\n# to use it, replace the line `stopping:` by: {advice[1:-1]}\n"
     )
 
 

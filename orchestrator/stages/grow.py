@@ -35,6 +35,12 @@ def run_grow(context: StageContext, spec: GrowStage) -> StageOutcome:
     them, and always takes the smaller value).
     """
     start = _start(context, spec)
+    if AsViTSpace.costs(start, context.image_task).parameters >= spec.target_params:
+        raise StageFailedError(
+            f"growth must start below target_params ({spec.target_params:,}), but {start.id} has "
+            f"{AsViTSpace.costs(start, context.image_task).parameters:,} parameters already. Raise the target, "
+            "or screen narrower topologies."
+        )
     suggester = GrowthSuggester(start, spec, context.image_task)
     proxies = tuple(
         choice.model_copy(update={"settings": {"repeats": spec.repeats, **choice.settings}}) for choice in spec.proxies

@@ -92,5 +92,8 @@ def _upgrade(connection: Any, config: Any, command: Any, scripts: Any) -> None:
             f"but it is at {current}. Install the newer vitsearch that wrote it."
         )
     config.attributes["connection"] = connection
+    if connection.dialect.name == "sqlite":
+        # Python's driver begins no transaction for CREATE TABLE: a killed process would leave half of the tables.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
     command.upgrade(config, "head")
     connection.commit()

@@ -146,9 +146,15 @@ class Store:
     def end_execution(
         self, execution: ExecutionRecord, state: RunState, *, reason: str | None = None, events: Events = ()
     ) -> None:
-        """Close an execution and give its study the same state."""
+        """Close an execution and give its study the same state. A trial that it leaves in the middle waits."""
         now = time.time()
         with self._engine.begin() as connection:
+            left = (attempts.c.execution_id == execution.id, attempts.c.state == "running")
+            trials_left = trials.c.id.in_(select(attempts.c.trial_id).where(*left))
+            connection.execute(
+                update(trials).where(trials_left, trials.c.state == "running").values(state="waiting")
+            )
+            connection.execute(update(attempts).where(*left).values(state="interrupted", ended_at=now))
             connection.execute(
                 update(executions)
                 .where(executions.c.id == execution.id)

@@ -17,6 +17,7 @@ class Nsga2:
         source="Deb et al. 2002, IEEE TEVC 6(2); Optuna's NSGAIISampler", cost="about a millisecond a suggestion"
     )
     population_size: int = 16
+    """Trials in a generation, at least 2."""
 
     def __post_init__(self) -> None:
         if self.population_size < 2:

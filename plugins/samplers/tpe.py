@@ -19,7 +19,7 @@ class Tpe:
         cost="about 12 ms a suggestion at 1,000 trials",
     )
     num_startup_trials: int = 10
-    """Random suggestions before the model is used."""
+    """Random suggestions before the model is used, at least 1."""
 
     def __post_init__(self) -> None:
         if self.num_startup_trials < 1:

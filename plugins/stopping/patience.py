@@ -19,6 +19,7 @@ class Patience:
         needs=("validation loss",),
     )
     epochs: Annotated[int, Field(ge=1)] = 5
+    """Epochs without an improvement before the stop."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
     """How much lower than the best so far a loss must be to count; an equal loss never counts."""
 
