@@ -72,7 +72,9 @@ def run_study(
     """
     study = existing_study(spec, settings)
     if study is not None and study.state == "complete":
-        deliver_owed(study, settings, timeout_s=FLUSH_S)
+        still_owed = deliver_owed(study, settings, timeout_s=FLUSH_S)
+        if still_owed:
+            progress.note(f"MLflow could still not be told everything: {still_owed} records are kept.")
         return study
     from trainers.data import load_images, load_test_images  # imports torch
 
@@ -218,8 +220,8 @@ class _Driver:
             for stage in self._store.stages(self._study.id):
                 if stage.state != "complete":
                     self._run_stage(stage, execution)
-        except StageInterruptedError:
-            self._end(execution, "interrupted", "it was told to stop")
+        except StageInterruptedError as error:
+            self._end(execution, "interrupted", str(error))
         except StageFailedError as error:
             self._end(execution, "failed", str(error))
         except BaseException as error:
@@ -238,7 +240,7 @@ class _Driver:
         context.folder.mkdir(parents=True, exist_ok=True)
         try:
             if self._control.should_stop():
-                raise StageInterruptedError(stage.name)
+                raise StageInterruptedError("it was told to stop")
             outcome = _runners()[stage.kind](context, spec)
         except StageFailedError as error:
             self._end_stage(running, "failed", reason=str(error))

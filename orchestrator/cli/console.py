@@ -16,7 +16,7 @@ def out(value: Any) -> None:
     if isinstance(value, str):
         stdout.print(value, markup=False, soft_wrap=True)
     else:
-        stdout.print(value)
+        stdout.print(value, crop=False)
 
 
 def print_json(value: Any) -> None:

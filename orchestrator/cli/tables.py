@@ -22,11 +22,12 @@ def study_report(summary: dict[str, Any]) -> RenderableType:
     if champion:
         parts += [_title("Champion"), champion_lines(champion)]
     name = summary["study"]
-    steps = {
-        "vitsearch ui": "compare the trials in MLflow",
-        f"vitsearch best {name} > best.yaml": "for: vitsearch train best.yaml",
-        f"vitsearch predict {name} IMAGE...": "classify your own images",
-    }
+    steps = {"vitsearch ui": "compare the trials in MLflow"}
+    if champion:
+        steps[f"vitsearch best {name} > best.yaml"] = "for: vitsearch train best.yaml"
+        steps[f"vitsearch predict {name} IMAGE..."] = "classify your own images"
+    else:
+        steps[f"vitsearch status {name}"] = "what each stage found"
     width = max(len(command) for command in steps)
     next_steps = Text("\n".join(f"  {command:<{width}}  {what}" for command, what in steps.items()))
     return Group(*parts, _title("Next"), next_steps)
@@ -93,7 +94,9 @@ def champion_lines(champion: dict[str, Any]) -> Text:
         f"  test accuracy  {test:.2f} % (validation {validation:.2f} %)\n"
         f"  topology       {configuration['topology']}\n"
         f"  from           trial {champion['trial']}, averaging {_plugin(configuration['averaging'])}\n"
-        f"  folder         {champion['folder']}"
+        f"  folder         {champion['folder']}",
+        no_wrap=True,
+        overflow="ignore",  # a path cut in two cannot be copied
     )
 
 

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import optuna
@@ -18,6 +18,8 @@ from orchestrator.engines.base import Objective, Suggestion
 from orchestrator.engines.seeds import derive_seed
 from orchestrator.store.records import TrialRecord
 from plugins import registry
+from plugins.protocols import Enumeration, FinalChoice
+from plugins.samplers.history import TRIAL_NUMBER
 from search_spaces.dimensions import Choice, Dimension, Integer, Point, Scalar, count_points, is_active
 from search_spaces.recipes import PluginChoice
 
@@ -41,6 +43,11 @@ class OptunaSuggester:
         seed: The stage's seed.
         first: Points to suggest before any other, in this order.
         problem: Why a point must not be tried, or `None`.
+        final_number: The trial that is kept for the sampler's final choice, where it offers one that was not tried yet;
+            it is suggested when all others have ended. `None` asks for no final choice.
+
+    Raises:
+        ValueError: The sampler does not take these dimensions.
     """
 
     def __init__(
@@ -52,14 +59,22 @@ class OptunaSuggester:
         seed: int,
         first: Sequence[Point] = (),
         problem: Callable[[Point], str | None] = lambda _: None,
+        final_number: int | None = None,
     ) -> None:
         self._dimensions = tuple(dimensions)
         self._objectives = tuple(objectives)
         self._sampler = registry.create("samplers", sampler.name, sampler.settings)
+        unfit = self._sampler.problem(self._dimensions)
+        if unfit is not None:
+            raise ValueError(unfit)
         self._fallback = registry.create("samplers", "random")
         self._seed = seed
         self._first = tuple(first)
         self._problem = problem
+        self._final_number = final_number
+        self._points: Iterator[Point] = iter(())
+        if isinstance(self._sampler, Enumeration):
+            self._points = self._sampler.points(self._dimensions)
         self._study = optuna.create_study(directions=[objective.direction for objective in objectives])
         self._asked: dict[int, optuna.Trial] = {}
         self._seen = {_key(point) for point in self._first}
@@ -71,28 +86,49 @@ class OptunaSuggester:
             return Suggestion(self._first[number], {})
         if self._num_points is not None and len(self._seen) >= self._num_points:
             return None
+        if number == self._final_number:
+            if self._asked:
+                return None  # asked again when they have ended
+            choice = self.final_choice()
+            if choice is not None and self._is_new(choice):
+                return self._suggestion(choice)
+        if isinstance(self._sampler, Enumeration):
+            return next((self._suggestion(point) for point in self._points if self._is_new(point)), None)
         for attempt in range(_SAMPLER_TRIES + _RANDOM_TRIES):
             sampler = self._sampler if attempt < _SAMPLER_TRIES else self._fallback
-            self._study.sampler = sampler.build(derive_seed(self._seed, number, attempt))
+            self._study.sampler = sampler.build(derive_seed(self._seed, number, attempt), study_seed=self._seed)
             trial = self._study.ask()
             point = self._sample(trial)
-            if _key(point) not in self._seen and self._problem(point) is None:
+            if self._is_new(point):
+                trial.set_user_attr(TRIAL_NUMBER, number)
                 self._asked[number] = trial
-                self._seen.add(_key(point))
-                return Suggestion(point, self._sampler_state(trial))
-            # A failed trial is invisible to samplers, so a rebuilt study that lacks it suggests the same.
+                return self._suggestion(point, self._sampler_state(trial))
+            # A failed trial without a number is invisible to samplers, so a rebuilt study that lacks it is the same.
             self._study.tell(trial, state=TrialState.FAIL)
         return None
 
+    def final_choice(self) -> Point | None:
+        """The sampler's own last word after the trials told so far; `None` where it has none."""
+        if self._final_number is None or not isinstance(self._sampler, FinalChoice):
+            return None
+        return self._sampler.final_choice(self._study, study_seed=self._seed)
+
     def tell(self, trial: TrialRecord) -> None:
-        """Learn a finished trial. A failed one teaches nothing but is not tried again."""
+        """Learn a finished trial. A failed one is not tried again; whether it teaches is up to the sampler."""
         self._seen.add(_key(trial.point))
         values = [trial.metrics[objective.metric] for objective in self._objectives] if trial.is_usable else None
         asked = self._asked.pop(trial.number, None)
         if asked is not None:
             self._study.tell(asked, values, state=TrialState.COMPLETE if values else TrialState.FAIL)
-        elif values is not None:
+        else:
             self._study.add_trial(self._rebuild(trial, values))
+
+    def _is_new(self, point: Point) -> bool:
+        return _key(point) not in self._seen and self._problem(point) is None
+
+    def _suggestion(self, point: Point, sampler_state: dict[str, Any] | None = None) -> Suggestion:
+        self._seen.add(_key(point))
+        return Suggestion(point, sampler_state or {})
 
     def _sample(self, trial: optuna.Trial) -> Point:
         point: Point = {}
@@ -104,7 +140,7 @@ class OptunaSuggester:
     def _sampler_state(self, trial: optuna.Trial) -> dict[str, Any]:
         return dict(self._study.get_trials(deepcopy=False)[trial.number].system_attrs)
 
-    def _rebuild(self, trial: TrialRecord, values: list[float]) -> optuna.trial.FrozenTrial:
+    def _rebuild(self, trial: TrialRecord, values: list[float] | None) -> optuna.trial.FrozenTrial:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             return create_trial(
@@ -114,9 +150,10 @@ class OptunaSuggester:
                     for dimension in self._dimensions
                     if dimension.name in trial.point
                 },
+                user_attrs={TRIAL_NUMBER: trial.number},
                 system_attrs=dict(trial.sampler_state),
                 values=values,
-                state=TrialState.COMPLETE,
+                state=TrialState.COMPLETE if values else TrialState.FAIL,
             )
 
 

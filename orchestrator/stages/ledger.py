@@ -30,7 +30,7 @@ def run_search(context: StageContext, search: Search, *, tracked: bool = False) 
     context.progress.stage_began(context.stage, total=search.num_trials, done=done)
     trials = context.engine.run(search, context.pool, ledger, context.control)
     if context.control.should_stop():
-        raise StageInterruptedError(context.stage.name)
+        raise StageInterruptedError("it was told to stop")
     usable = [trial for trial in trials if trial.is_usable]
     if not usable:
         reason = trials[-1].reason if trials else "no valid point was found"

@@ -5,7 +5,7 @@ from typing import Any
 from orchestrator.reports.summary import configuration_yaml
 from orchestrator.spec import PromoteStage
 from orchestrator.stages.averaging import checkpoint_folders
-from orchestrator.stages.context import StageContext, StageOutcome
+from orchestrator.stages.context import StageContext, StageFailedError, StageOutcome
 from orchestrator.stages.train import best_trial, configuration_of, trained
 from search_spaces.recipes import PluginChoice
 
@@ -14,6 +14,7 @@ def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:  # n
     """Build the champion from the best trial's checkpoints, test it, and keep it with its whole configuration."""
     from trainers.averaging import average_checkpoints
     from trainers.champion import finish_model
+    from trainers.checkpoints import CheckpointError
     from trainers.data import load_images
 
     train_spec, trials = trained(context)
@@ -22,7 +23,10 @@ def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:  # n
     configuration = configuration_of(context, train_spec, best).model_copy(update={"averaging": averaging})
     context.progress.stage_began(context.stage, total=1, done=0)
     folder = context.folder / "champion"
-    weights, _ = average_checkpoints(averaging, checkpoint_folders(context, best))
+    try:
+        weights, _ = average_checkpoints(averaging, checkpoint_folders(context, best))
+    except CheckpointError as error:
+        raise StageFailedError(f"{error} Restore the file, or run the study again under another name.") from error
     metrics = finish_model(folder, weights, configuration, load_images(configuration.data))
     stopping = context.earlier("stopping")
     result: dict[str, Any] = {

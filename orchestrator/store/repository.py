@@ -151,9 +151,7 @@ class Store:
         with self._engine.begin() as connection:
             left = (attempts.c.execution_id == execution.id, attempts.c.state == "running")
             trials_left = trials.c.id.in_(select(attempts.c.trial_id).where(*left))
-            connection.execute(
-                update(trials).where(trials_left, trials.c.state == "running").values(state="waiting")
-            )
+            connection.execute(update(trials).where(trials_left, trials.c.state == "running").values(state="waiting"))
             connection.execute(update(attempts).where(*left).values(state="interrupted", ended_at=now))
             connection.execute(
                 update(executions)
@@ -294,9 +292,11 @@ class Store:
             return self._new_attempt(connection, trial.id, execution, number=len(rows), now=now)
 
     def add_report(self, attempt: AttemptRecord, report: EpochReport, *, study_id: int, events: Events = ()) -> None:
-        """Write one epoch's report; an epoch that is repeated after a resume replaces its row."""
+        """Write one epoch's report; one that comes again after a resume replaces its row, and owes nothing again."""
         with self._engine.begin() as connection:
             self._fence(connection, attempt)
+            known = (reports.c.trial_id == attempt.trial_id, reports.c.epoch == report.epoch)
+            is_new = connection.execute(select(reports.c.epoch).where(*known)).first() is None
             make_insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
             statement = make_insert(reports).values(
                 trial_id=attempt.trial_id,
@@ -306,7 +306,8 @@ class Store:
             )
             replaced = {"values": statement.excluded["values"]}
             connection.execute(statement.on_conflict_do_update(index_elements=["trial_id", "epoch"], set_=replaced))
-            self._owe(connection, study_id, events)
+            if is_new:
+                self._owe(connection, study_id, events)
 
     def reports(self, trial_id: int) -> list[EpochReport]:
         """The learning curve of a trial."""

@@ -1,9 +1,11 @@
 """NSGA-II."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from plugins.protocols import PluginCard
+from search_spaces.dimensions import Dimension
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
@@ -23,7 +25,11 @@ class Nsga2:
         if self.population_size < 2:
             raise ValueError(f"`population_size` must be at least 2, but got {self.population_size}.")
 
-    def build(self, seed: int) -> "BaseSampler":
+    def problem(self, dimensions: Sequence[Dimension]) -> str | None:  # noqa: ARG002 - the protocol's signature
+        """All dimensions are taken."""
+        return None
+
+    def build(self, seed: int, *, study_seed: int) -> "BaseSampler":  # noqa: ARG002 - the protocol's signature
         from plugins.samplers.nsga2_ordered import OrderedNsga2
 
         return OrderedNsga2(seed=seed, population_size=self.population_size)

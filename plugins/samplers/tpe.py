@@ -1,10 +1,12 @@
 """Tree-structured Parzen estimator."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from plugins.protocols import PluginCard
+from search_spaces.dimensions import Dimension
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
@@ -25,7 +27,11 @@ class Tpe:
         if self.num_startup_trials < 1:
             raise ValueError(f"`num_startup_trials` must be at least 1, but got {self.num_startup_trials}.")
 
-    def build(self, seed: int) -> "BaseSampler":
+    def problem(self, dimensions: Sequence[Dimension]) -> str | None:  # noqa: ARG002 - the protocol's signature
+        """All dimensions are taken."""
+        return None
+
+    def build(self, seed: int, *, study_seed: int) -> "BaseSampler":  # noqa: ARG002 - the protocol's signature
         from optuna.exceptions import ExperimentalWarning
         from optuna.samplers import TPESampler
 

@@ -1,0 +1,188 @@
+"""The parts of docs/ that are made from the code: tables of fields, settings and plug-in cards.
+
+`WRITE_DOCS=1 pytest tests/test_docs.py` writes them; without the variable the test compares.
+"""
+
+import ast
+import dataclasses
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined, to_jsonable_python
+
+from orchestrator.settings import Settings
+from orchestrator.spec import Candidates, Limits, StudySpec
+from orchestrator.stage_specs import STAGE_TYPES
+from plugins import registry
+from search_spaces.recipes import PluginChoice, Recipe
+from trainers.config import Configuration, DataConfig
+
+MODELS: dict[str, type[BaseModel]] = {
+    "study": StudySpec,
+    "data": DataConfig,
+    **STAGE_TYPES,
+    "candidates": Candidates,
+    "limits": Limits,
+    "recipe": Recipe,
+    "configuration": Configuration,
+}
+"""Tables of fields that a page may ask for, by name."""
+
+_BLOCK = re.compile(r"(<!-- made from code: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BOUNDS = {Ge: ("at least", "ge"), Gt: ("above", "gt"), Le: ("at most", "le"), Lt: ("below", "lt")}
+
+
+def with_current_blocks(page: str) -> str:
+    """A page of docs/ with each block between `<!-- made from code: NAME -->` and `<!-- end -->` as it should be."""
+    return _BLOCK.sub(lambda found: f"{found[1]}\n{_block(found[2])}\n\n{found[3]}", page)
+
+
+def block_names(page: str) -> list[str]:
+    """Names of the blocks of a page."""
+    return [found[2] for found in _BLOCK.finditer(page)]
+
+
+def undocumented() -> Iterator[str]:
+    """Fields of the tables and settings of our plug-ins that say nothing of themselves."""
+    for name, model in MODELS.items():
+        yield from (f"{name}.{key}" for key, field in _shown_fields(model) if not field.description)
+    for kind in registry.KINDS:
+        for plugin in _ours(kind):
+            for setting, _, _, about in _plugin_settings(registry.load(kind, plugin)):
+                if not about:
+                    yield f"{kind} {plugin}.{setting}"
+
+
+def _block(name: str) -> str:
+    if name == "settings":
+        return _settings_table()
+    if name.startswith("plugins:"):
+        kind = name.partition(":")[2]
+        return "\n\n".join(_card(kind, plugin) for plugin in _ours(kind))
+    return _fields_table(MODELS[name])
+
+
+def _ours(kind: str) -> list[str]:
+    """Names of our plug-ins of a kind; others may be installed beside them."""
+    return [name for name in registry.available(kind) if registry.provider(kind, name).startswith("vitsearch ")]
+
+
+def _fields_table(model: type[BaseModel]) -> str:
+    rows = [
+        (f"`{name}`", takes(field.annotation, field.metadata), _default(field), field.description or "")
+        for name, field in _shown_fields(model)
+    ]
+    return _table(("field", "takes", "default", "meaning"), rows)
+
+
+def _shown_fields(model: type[BaseModel]) -> list[tuple[str, FieldInfo]]:
+    return [(name, field) for name, field in model.model_fields.items() if name != "stage"]
+
+
+def _settings_table() -> str:
+    rows = []
+    for name, field in Settings.model_fields.items():
+        variable, _, meaning = (field.description or "").partition(": ")
+        home = {"home": "~/.local/share/vitsearch", "tracking": "on"}
+        made = {"database_url": "`vitsearch.db` in the home", "tracking_uri": "`mlflow.db` in the home"}
+        default = f"`{home[name]}`" if name in home else made.get(name, "`artifacts` in the home")
+        rows.append((f"`{variable}`", default, meaning))
+    return _table(("variable", "default", "meaning"), rows)
+
+
+def _card(kind: str, name: str) -> str:
+    plugin = registry.load(kind, name)
+    about = re.sub(r"\s+", " ", (sys.modules[plugin.__module__].__doc__ or "").strip().partition("\n\n")[0])
+    parts = [f"### {name}", about]
+    facts = {}
+    card = getattr(plugin, "card", None)
+    if card is not None:
+        facts = {"Source": card.source, "Cost": card.cost, "Needs": ", ".join(card.needs)}
+    direction = getattr(plugin, "direction", None)
+    if direction is not None:
+        facts["Better"] = "higher" if direction == "maximize" else "lower"
+    if facts:
+        parts.append("\n".join(f"- {title}: {text}" for title, text in facts.items() if text))
+    rows = [(f"`{setting}`", *rest) for setting, *rest in _plugin_settings(plugin)]
+    if rows:
+        parts.append(_table(("setting", "takes", "default", "meaning"), rows))
+    return "\n\n".join(parts)
+
+
+def _plugin_settings(plugin: Any) -> Iterator[tuple[str, str, str, str]]:
+    """Name, what it takes, default and meaning of each setting."""
+    if isinstance(plugin, type) and issubclass(plugin, BaseModel):
+        for name, field in plugin.model_fields.items():
+            yield name, takes(field.annotation, field.metadata), _default(field), field.description or ""
+    elif dataclasses.is_dataclass(plugin) and isinstance(plugin, type):
+        hints, about = get_type_hints(plugin, include_extras=True), _attribute_docstrings(plugin)
+        for entry in dataclasses.fields(plugin):
+            yield entry.name, takes(hints[entry.name]), f"`{entry.default}`", about.get(entry.name, "")
+
+
+def _attribute_docstrings(cls: type) -> dict[str, str]:
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for before, node in zip(body.body, body.body[1:], strict=False):
+        match before, node:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                found[name] = re.sub(r"\s+", " ", text)
+    return found
+
+
+def takes(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    """What a field takes, in words, such as `whole number, at least 1`."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return takes(arguments[0], [*metadata, *arguments[1:]])
+    if origin in (Union, UnionType):
+        inner = [argument for argument in arguments if argument is not NoneType]
+        if len(inner) < len(arguments):
+            return f"{takes(inner[0], metadata)}, or null"
+        return "stage"
+    if origin is Literal:
+        return ", ".join(f"`{option}`" for option in arguments)
+    if origin is tuple:
+        count = "" if arguments[-1] is ... else f"{len(arguments)} "
+        items = re.sub("^(whole number|number|text|plug-in|stage)", r"\1s", takes(arguments[0]))
+        return f"list of {count}{items}"
+    if annotation is PluginChoice:
+        return "plug-in"
+    if annotation in (int, float):
+        return ", ".join(["whole number" if annotation is int else "number", *_bounds(metadata)])
+    if annotation in (str, Path):
+        return "text"
+    return "block"
+
+
+def _bounds(metadata: Sequence[Any]) -> list[str]:
+    flat = [part for item in metadata for part in (item.metadata if isinstance(item, FieldInfo) else [item])]
+    return [
+        f"{_BOUNDS[type(item)][0]} {getattr(item, _BOUNDS[type(item)][1]):,}" for item in flat if type(item) in _BOUNDS
+    ]
+
+
+def _default(field: FieldInfo) -> str:
+    default = field.get_default(call_default_factory=True, validated_data={})
+    if default is PydanticUndefined:
+        return "required"
+    if isinstance(default, BaseModel) and not isinstance(default, PluginChoice):
+        default = default.model_dump(exclude_defaults=True)
+    text = yaml.safe_dump(to_jsonable_python(default), default_flow_style=True, width=1000)
+    return "`" + text.removesuffix("...\n").strip() + "`"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
