@@ -48,6 +48,8 @@ class Search:
     """Flat readable parameters of a point, for people."""
     links: Callable[[Point], Mapping[str, str]] = field(default=lambda _: {})
     """What a point came from (`grown_from`, `averaged_from`), for lineage."""
+    known_metrics: Callable[[Point], Mapping[str, float]] = field(default=lambda _: {})
+    """What earlier stages know of a point (`proxy.length-distortion`), shown beside the trial's own metrics."""
 
 
 class Control(Protocol):

@@ -114,7 +114,11 @@ class StageLedger:
             configuration = yaml.safe_dump(task.configuration.model_dump(mode="json"), sort_keys=False)
         newest: Path | None = max(outcome.checkpoints, key=lambda row: row.epoch).path if outcome.checkpoints else None
         return self._context.lineage.trial_ended(
-            self._context.stage, ended, extra={}, configuration_yaml=configuration, checkpoint=newest
+            self._context.stage,
+            ended,
+            extra=self._search.known_metrics(trial.point),
+            configuration_yaml=configuration,
+            checkpoint=newest,
         )
 
     def _note_best(self, trial: TrialRecord) -> None:

@@ -22,6 +22,7 @@ ACCURACY = Objective("val_accuracy", "maximize")
 def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
     """One trial per candidate with the base recipe, so that their accuracies compare, then sampled recipes."""
     candidates, grown_from = _candidates(context, spec)
+    scores = _proxy_scores(context)
     dimensions = (Choice(name="topology", options=tuple(candidates)), *spec.recipe_space.dimensions)
     search = Search(
         num_trials=max(spec.num_trials, len(candidates)),
@@ -38,6 +39,7 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
         links=lambda point: (
             {"grown_from": grown_from[str(point["topology"])]} if point["topology"] in grown_from else {}
         ),
+        known_metrics=lambda point: scores.get(str(point["topology"]), {}),
     )
     trials = run_search(context, search, tracked=True)
     best = best_trial(trials)
@@ -124,6 +126,13 @@ def _candidates(context: StageContext, spec: TrainStage) -> tuple[list[str], dic
         _, ranked = screened(context)
         candidates += choose_candidates(ranked, best=chosen.best, spread=chosen.spread)
     return list(dict.fromkeys(candidates)), grown_from
+
+
+def _proxy_scores(context: StageContext) -> dict[str, dict[str, float]]:
+    if context.earlier("screen") is None:
+        return {}
+    spec, ranked = screened(context)
+    return {row.topology: {f"proxy.{name}": row.trial.metrics[name] for name in spec.proxy_names} for row in ranked}
 
 
 def _task(context: StageContext, spec: TrainStage, trial: TrialRecord) -> TrainTask:
