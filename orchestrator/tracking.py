@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import sqlite3
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -412,21 +413,34 @@ class Tracker:
         if self._opened is None:
             path = _sqlite_path(self._uri)
             if path is None:
-                self._opened = self._connect()
+                self._opened = self._connect(self._uri)
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 # Two processes that migrate a new database at once both die: one does it, the others wait.
                 with FileLock(f"{path}.lock", timeout=_MIGRATION_TIMEOUT_S):
+                    if not path.exists():
+                        self._create_database(path)
                     connection = sqlite3.connect(path)
                     try:
                         connection.execute("PRAGMA journal_mode=WAL")
                     finally:
                         connection.close()
-                    self._opened = self._connect()
+                    self._opened = self._connect(self._uri)
         return self._opened
 
-    def _connect(self) -> Any:
-        client = self._mlflow().MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
+    def _create_database(self, path: Path) -> None:
+        """Make a new SQLite store that takes its name once it is whole.
+
+        That takes seconds, and MLflow refuses for ever what a process that was killed meanwhile has left.
+        """
+        for left in path.parent.glob(f"{path.name}.part-*"):
+            left.unlink()
+        part = path.with_name(f"{path.name}.part-{uuid.uuid4().hex[:8]}")  # MLflow keeps an engine for each address
+        self._connect(f"sqlite:///{part}")
+        part.replace(path)
+
+    def _connect(self, uri: str) -> Any:
+        client = self._mlflow().MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_experiments(max_results=1)
         return client
 

@@ -1,0 +1,33 @@
+"""One torch thread per test process, no settings of the user's, and one finished study that many tests look at."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.tiny import CommandLine, FinishedStudy
+
+# Before torch is imported: two test processes with two threads each are slower on two cores than with one.
+os.environ["OMP_NUM_THREADS"] = "1"
+for _name in [name for name in os.environ if name.startswith(("VITSEARCH_", "MLFLOW_"))]:
+    del os.environ[_name]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> "FinishedStudy":
+    """The study of `tests.tiny`, run once in this process without MLflow. Tests only read it."""
+    from tests.tiny import finish_tiny_study
+
+    return finish_tiny_study(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> "CommandLine":
+    """`vitsearch` in this process, in an empty folder, with the home folder `tmp_path/home` and without MLflow."""
+    from tests.tiny import CommandLine
+
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    return CommandLine(monkeypatch, capsys, home=tmp_path / "home")

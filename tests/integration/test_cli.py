@@ -1,0 +1,292 @@
+"""Every command as a user types it: what it prints, its exit status, and what it imports."""
+
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from orchestrator.cli.main import app
+from tests.tiny import CommandLine, FinishedStudy, command, write_tiny
+from trainers.champion import load_model
+from trainers.data import load_test_images
+
+HEAVY = ("torch", "mlflow", "optuna", "scipy", "matplotlib", "sklearn")
+IMPORTED = f"""
+import sys
+from orchestrator.cli.main import main
+try:
+    main()
+finally:
+    print(*sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)
+"""
+
+
+@pytest.fixture
+def home(tiny: FinishedStudy, tmp_path: Path) -> Path:
+    """A copy of the finished study's home, to be changed."""
+    return Path(shutil.copytree(tiny.home, tmp_path / "copy"))
+
+
+@pytest.fixture
+def digit(tiny: FinishedStudy, tmp_path: Path) -> Path:
+    """An image file of a test digit."""
+    data = load_model(Path(tiny.champion["folder"])).card.configuration.data
+    path = tmp_path / "digit.png"
+    Image.fromarray(load_test_images(data).images[0, 0].numpy()).save(path)
+    return path
+
+
+# --- from nothing ---
+
+
+def test_the_console_script_runs(tmp_path: Path) -> None:
+    done = subprocess.run(command("--version"), cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    name, version = done.stdout.split()
+    assert name == "vitsearch"
+    assert version[0].isdigit()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["list", "--format", "json"], ["validate", "FILE"]])
+def test_the_quick_commands_import_nothing_heavy(arguments: list[str], tiny: FinishedStudy, tmp_path: Path) -> None:
+    given = [str(tiny.file) if argument == "FILE" else argument for argument in arguments]
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED, *given],
+        cwd=tmp_path,
+        env={"VITSEARCH_HOME": str(tiny.home), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.strip() == ""
+    assert done.stdout
+
+
+def test_help_names_every_command_and_each_has_its_own(command_line: CommandLine) -> None:
+    names = [one.name or one.callback.__name__ for one in app.registered_commands]
+    overview = command_line("--help")
+    assert overview.status == 0
+    assert all(name in overview.out for name in names)
+    assert {"run", "validate", "list", "status", "best", "train", "predict", "plugins", "ui", "delete"} <= set(names)
+    for name in names:
+        assert command_line(name, "--help").status == 0
+
+
+def test_looking_at_an_empty_home_works_and_creates_nothing(command_line: CommandLine) -> None:
+    assert "vitsearch run studies/quickstart.yaml" in command_line("list").out
+    assert command_line("list", "--format", "json").json() == []
+    for arguments in (["status", "tiny"], ["best", "tiny"], ["delete", "tiny", "--yes"], ["predict", "tiny", "x.png"]):
+        done = command_line(*arguments)
+        assert done.status == 2, arguments
+        assert "there is no study 'tiny'" in done.err
+        assert done.out == ""
+    assert command_line("ui").status == 1
+    assert not command_line.home.exists()
+
+
+def test_an_unknown_command_or_option_exits_with_two(command_line: CommandLine, tiny: FinishedStudy) -> None:
+    assert command_line("rnu").status == 2
+    assert command_line("run", tiny.file, "--fast").status == 2
+    assert command_line("list", "--format", "xml").status == 2
+
+
+# --- a finished study ---
+
+
+def test_list_shows_the_study(command_line: CommandLine, tiny: FinishedStudy) -> None:
+    (row,) = command_line("list", "--format", "json", home=tiny.home).json()
+    assert row["study"] == "tiny"
+    assert row["state"] == "complete"
+    assert row["stages"] == row["stages_done"] == len(tiny.rows.stages)
+    assert row["test_accuracy"] == tiny.champion["test_accuracy"]
+    text = command_line("list", home=tiny.home).out
+    assert f"{100 * tiny.champion['test_accuracy']:.2f}" in text
+    assert "tiny" in text
+
+
+def test_status_has_every_stage_and_the_champion(command_line: CommandLine, tiny: FinishedStudy) -> None:
+    summary = command_line("status", "tiny", "--format", "json", home=tiny.home).json()
+    assert summary["champion"]["test_accuracy"] == tiny.champion["test_accuracy"]
+    assert [stage["name"] for stage in summary["stages"]] == list(tiny.rows.stages)
+    assert {stage["state"] for stage in summary["stages"]} == {"complete"}
+    assert [stage["trials"].get("complete", 0) for stage in summary["stages"]] == [
+        len(trials) for trials in tiny.rows.trials.values()
+    ]
+    assert all(stage["wall_time_s"] > 0 for stage in summary["stages"])
+    assert [row["proxy"] for row in summary["correlation"]]
+    done = command_line("status", "tiny", home=tiny.home)
+    assert done.status == 0
+    assert all(name in done.out for name in tiny.rows.stages)
+    assert tiny.champion["folder"] in done.out
+
+
+def test_a_wrong_name_is_answered_with_the_nearest(command_line: CommandLine, tiny: FinishedStudy) -> None:
+    for arguments in (["status", "tinny"], ["best", "tinny"], ["delete", "tinny"], ["predict", "tinny", "a.png"]):
+        done = command_line(*arguments, home=tiny.home)
+        assert done.status == 2
+        assert "Did you mean 'tiny'?" in done.err
+        assert len(done.err.splitlines()) == 1
+
+
+def test_the_end_of_a_run_shows_what_was_found_and_what_to_type(command_line: CommandLine, tiny: FinishedStudy) -> None:
+    text = command_line("run", tiny.file, "--quiet", home=tiny.home)
+    assert text.err == ""
+    next_steps = ("vitsearch ui", "vitsearch best tiny", "vitsearch predict tiny")
+    for part in ("Leaderboard", "each proxy", "Champion", *next_steps):
+        assert part in text.out
+    summary = command_line("run", tiny.file, "--quiet", "--format", "json", home=tiny.home).json()
+    assert summary == command_line("status", "tiny", "--format", "json", home=tiny.home).json()
+
+
+def test_best_prints_a_file_that_train_turns_into_the_champion_again(
+    command_line: CommandLine, tiny: FinishedStudy, digit: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "best.yaml"
+    file.write_text(command_line("best", "tiny", home=tiny.home).out)
+    assert yaml.safe_load(file.read_text()) == tiny.champion["configuration"]
+    again = command_line("train", file, "--format", "json", "--quiet")
+    assert again.status == 0, again.err
+    result = again.json()
+    assert result["state"] == "complete"
+    assert result["test_accuracy"] == tiny.champion["test_accuracy"]
+    assert result["val_accuracy"] == tiny.champion["val_accuracy"]
+    assert result["folder"] == str(tmp_path / "best")
+    own = command_line("predict", tmp_path / "best", digit, "--format", "json").json()
+    assert own == command_line("predict", "tiny", digit, "--format", "json", home=tiny.home).json()
+
+
+def test_train_can_be_typed_again_with_another_configuration(
+    command_line: CommandLine, tiny: FinishedStudy, tmp_path: Path
+) -> None:
+    file, text = tmp_path / "best.yaml", command_line("best", "tiny", home=tiny.home).out
+    assert "epochs: 4" in text
+    for epochs in (1, 2):
+        file.write_text(text.replace("epochs: 4", f"epochs: {epochs}").replace("lawa", "last"))
+        done = command_line("train", file)
+        assert done.status == 0, done.err
+        assert f"epoch {epochs} of {epochs}" in done.err
+        assert f"model in {tmp_path / 'best'}" in done.out
+    assert sorted(path.name for path in tmp_path.glob("best*")) == ["best", "best.yaml"]
+
+
+def test_train_that_stops_before_its_average_has_enough_checkpoints_says_so(
+    command_line: CommandLine, tiny: FinishedStudy, tmp_path: Path
+) -> None:
+    configuration = tiny.champion["configuration"] | {
+        "averaging": {"name": "lawa", "window": 3, "spacing": 1},
+        "stopping": {"name": "patience", "epochs": 1, "min_delta": 1.0},
+    }
+    file = tmp_path / "early.yaml"
+    file.write_text(yaml.safe_dump(configuration))
+    done = command_line("train", file, "--quiet")
+    assert done.status == 1
+    assert "checkpoints" in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_predict_names_classes_and_refuses_what_is_no_image(
+    command_line: CommandLine, tiny: FinishedStudy, digit: Path
+) -> None:
+    done = command_line("predict", "tiny", digit, home=tiny.home)
+    assert done.status == 0
+    assert done.out.startswith(f"{digit}: ")
+    assert "%" in done.out
+    (row,) = command_line("predict", "tiny", digit, "--format", "json", home=tiny.home).json()
+    assert row["path"] == str(digit)
+    assert row["label"] in "0123456789"
+    for wrong in (tiny.file, digit.with_name("missing.png")):
+        done = command_line("predict", "tiny", digit, wrong, home=tiny.home)
+        assert done.status == 2
+        assert str(wrong) in done.err
+        assert done.out == ""
+        assert len(done.err.splitlines()) == 1
+    assert command_line("predict", tiny.home, digit).status == 2  # a folder, but no model
+
+
+def test_best_before_there_is_a_champion_says_how_to_see_why(command_line: CommandLine, tmp_path: Path) -> None:
+    file = tmp_path / "short.yaml"
+    file.write_text(write_tiny(tmp_path).read_text().partition("  - stage: grow")[0])
+    assert command_line("run", file, "--quiet").status == 0
+    for arguments in (["best", "tiny"], ["predict", "tiny", "x.png"]):
+        done = command_line(*arguments)
+        assert done.status == 1
+        assert "vitsearch status tiny" in done.err
+        assert "Traceback" not in done.err
+    assert command_line("status", "tiny", "--format", "json").json()["champion"] is None
+    assert command_line("status", "tiny").status == 0
+
+
+def test_validate_says_what_the_study_will_do(command_line: CommandLine, tiny: FinishedStudy) -> None:
+    done = command_line("validate", tiny.file)
+    assert done.status == 0
+    assert "screen -> grow -> train -> stopping -> averaging -> correlate -> promote" in done.out
+    assert not command_line.home.exists()
+
+
+def test_every_example_study_is_valid(command_line: CommandLine, tmp_path: Path) -> None:
+    files = sorted((Path(__file__).resolve().parents[2] / "studies").glob("*.yaml"))
+    assert len(files) >= 3
+    for file in files:
+        done = command_line("validate", file, "--data", "digits")
+        assert (done.status, done.err) == (0, "")
+
+
+def test_plugins_are_listed_and_shown_with_their_card(command_line: CommandLine) -> None:
+    rows = command_line("plugins", "--format", "json").json()
+    assert {"proxies", "stopping", "curricula", "averaging", "schedules", "samplers", "spaces"} <= {
+        row["kind"] for row in rows
+    }
+    stopping = command_line("plugins", "stopping", "--format", "json").json()
+    assert {row["kind"] for row in stopping} == {"stopping"}
+    for row in rows:
+        card = command_line("plugins", row["kind"], row["name"], "--format", "json").json()
+        assert card["about"]
+        assert bool(card["source"]) == (row["kind"] not in ("spaces", "models"))
+    assert "Prechelt" in command_line("plugins", "stopping", "generalization-loss").out
+    assert "Did you mean 'stopping'?" in command_line("plugins", "stoping").err
+    wrong = command_line("plugins", "stopping", "patient")
+    assert (wrong.status, "Did you mean 'patience'?" in wrong.err) == (2, True)
+
+
+def test_ui_says_where_a_server_is_and_when_the_port_is_taken(command_line: CommandLine, tiny: FinishedStudy) -> None:
+    remote = command_line("ui", MLFLOW_TRACKING_URI="http://mlflow.example:5000")
+    assert (remote.status, remote.out.strip()) == (0, "MLflow runs at http://mlflow.example:5000")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = command_line("ui", "--port", str(taken.getsockname()[1]), home=tiny.home)
+    assert done.status == 1
+    assert "--port" in done.err
+
+
+def test_delete_removes_rows_and_files_of_that_study_only(command_line: CommandLine, home: Path) -> None:
+    uid = command_line("status", "tiny", "--format", "json", home=home).json()["uid"]
+    folder, other = home / "artifacts" / "studies" / f"tiny-{uid}", home / "artifacts" / "studies" / "other"
+    assert folder.is_dir()
+    other.mkdir()
+    done = command_line("delete", "tiny", "--yes", home=home)
+    assert (done.status, done.out.strip()) == (0, "deleted study 'tiny'")
+    assert not folder.exists()
+    assert other.is_dir()
+    assert command_line("list", "--format", "json", home=home).json() == []
+
+
+def test_nothing_is_deleted_while_mlflow_is_away(command_line: CommandLine, home: Path) -> None:
+    dead = {"VITSEARCH_TRACKING": "on", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    done = command_line("delete", "tiny", "--yes", home=home, **dead)
+    assert done.status == 1
+    assert "nothing was deleted" in done.err
+    assert len(done.err.splitlines()) == 1
+    assert len(command_line("list", "--format", "json", home=home).json()) == 1
+
+
+def test_a_broken_setting_is_named(command_line: CommandLine) -> None:
+    done = command_line("list", VITSEARCH_TRACKING="perhaps")
+    assert done.status == 2
+    assert "VITSEARCH_TRACKING" in done.err

@@ -1,0 +1,151 @@
+"""The folder rules of the project: what each folder holds, what the wheel holds, and who imports what."""
+
+import ast
+import importlib
+import importlib.metadata
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from plugins import registry
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("orchestrator", "plugins", "search_spaces", "trainers")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+ENTRY_POINTS = {
+    group.removeprefix("vitsearch."): points for group, points in PROJECT["project"]["entry-points"].items()
+}
+
+# One subprocess imports everything that a bare GPU machine needs, where the other packages cannot be imported.
+BARE_MACHINE = """
+import importlib, pkgutil, sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"optuna", "ray", "mlflow", "sqlalchemy", "alembic", "fastapi"}:
+            raise ModuleNotFoundError(f"{name} is blocked", name=name)
+
+sys.meta_path.insert(0, Block())
+for root in ("search_spaces", "trainers", "plugins"):
+    package = importlib.import_module(root)
+    for found in pkgutil.walk_packages(package.__path__, f"{root}."):
+        if not found.name.startswith("plugins.samplers"):
+            importlib.import_module(found.name)
+from plugins import registry
+for kind in registry.KINDS:
+    if kind != "samplers":
+        for name in registry.available(kind):
+            registry.load(kind, name)
+print(sum(name.partition(".")[0] in ("search_spaces", "trainers", "plugins") for name in sys.modules))
+"""
+
+FIRST_IMPORTS = """
+import sys
+import search_spaces.as_vit, search_spaces.recipes, search_spaces.costs
+print(*sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "numpy", "optuna", "mlflow"}))
+"""
+
+
+def modules_of(root: Path) -> set[str]:
+    """Every Python file of the four packages, as the wheel names it."""
+    return {path.relative_to(root).as_posix() for package in PACKAGES for path in (root / package).rglob("*.py")}
+
+
+def test_the_mlflow_folder_holds_no_python_and_mlflow_is_the_installed_package() -> None:
+    assert list((ROOT / "mlflow").rglob("*.py")) == []
+    done = subprocess.run(
+        [sys.executable, "-c", "import importlib.util; print(importlib.util.find_spec('mlflow').origin)"],
+        cwd=ROOT,  # where Python finds our folder first, as a namespace package, if nothing better is installed
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert Path(done.stdout.strip()).name == "__init__.py"
+    assert ROOT / "mlflow" not in Path(done.stdout.strip()).parents
+
+
+def test_the_list_of_packages_is_the_tree() -> None:
+    tree = {Path(module).parent.as_posix().replace("/", ".") for module in modules_of(ROOT)}
+    assert sorted(tree) == PROJECT["tool"]["setuptools"]["packages"]
+    missing = [folder for folder in tree if not (ROOT / folder.replace(".", "/") / "__init__.py").exists()]
+    assert missing == []
+
+
+def test_the_wheel_holds_every_module_and_nothing_else(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for name in (*PACKAGES, "tests", "mlflow"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    build = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", build, str(tmp_path)], cwd=source, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(next(tmp_path.glob("vitsearch-*.whl"))) as wheel:
+        names = set(wheel.namelist())
+        points = wheel.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
+    metadata = {name for name in names if ".dist-info/" in name}
+    assert {name for name in names - metadata if name.endswith(".py")} == modules_of(ROOT)
+    assert "orchestrator/store/migrations/versions/0001_initial.py" in names
+    assert any(name.endswith("licenses/LICENSE") for name in metadata)
+    assert {name.partition("/")[0] for name in names - metadata} == set(PACKAGES)
+    assert "vitsearch = orchestrator.cli.main:main" in points
+    assert "length-distortion = plugins.proxies.length_distortion:LengthDistortion" in points
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in ENTRY_POINTS for name in ENTRY_POINTS[kind]])
+def test_a_declared_plugin_is_installed_and_loads(kind: str, name: str) -> None:
+    assert kind in registry.KINDS
+    assert registry.available(kind)[name].value == ENTRY_POINTS[kind][name]
+    plugin = registry.load(kind, name)
+    assert plugin.__name__ == ENTRY_POINTS[kind][name].partition(":")[2]
+    assert plugin.__doc__
+
+
+def test_every_plugin_class_in_the_tree_is_declared() -> None:
+    declared = {target for points in ENTRY_POINTS.values() for target in points.values()}
+    found = set()
+    for path in (ROOT / "plugins").glob("*/*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and any(
+                isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.target.id == "card"
+                for line in node.body
+            ):
+                found.add(f"plugins.{path.parent.name}.{path.stem}:{node.name}")
+    assert len(found) > 10
+    assert found - declared == set()
+
+
+def test_every_make_target_is_phony_or_a_file() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    phony = set(re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)[1].split())
+    targets = set(re.findall(r"^([a-z][a-z-]*):", text, re.MULTILINE))
+    assert targets == phony
+    assert {"install", "quickstart", "test", "check", "bench", "ui", "clean"} <= targets
+
+
+def test_the_numeric_packages_run_without_optuna_ray_mlflow_and_sqlalchemy(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BARE_MACHINE], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 40
+
+
+def test_search_spaces_are_plain_data(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_IMPORTS], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == ""
+
+
+def test_the_console_script_is_the_main_function() -> None:
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="vitsearch")
+    assert script.load() is importlib.import_module("orchestrator.cli.main").main

@@ -1,0 +1,34 @@
+"""The champion's configuration as a file: `vitsearch train` reads it, and its advice can be followed as written."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.reports.summary import configuration_yaml
+from orchestrator.spec import load_configuration
+from search_spaces.recipes import PluginChoice
+from tests.unit.training import configuration
+
+ADVICE = {"epochs_saved": 0.45, "accuracy_lost": 0.0012}
+
+
+def read_back(text: str, folder: Path):
+    file = folder / "best.yaml"
+    file.write_text(text, encoding="utf-8")
+    return load_configuration(file)
+
+
+def test_the_file_is_read_back_as_the_same_configuration(tmp_path: Path) -> None:
+    lawa = PluginChoice(name="lawa", settings={"window": 3, "spacing": 1})
+    for given in (configuration(), configuration(averaging=lawa, recipe={"gradient_clip": None})):
+        assert read_back(configuration_yaml(given, None), tmp_path) == given
+        assert read_back(configuration_yaml(given, {**ADVICE, "criterion": "patience"}), tmp_path) == given
+
+
+@pytest.mark.parametrize("criterion", ["patience", {"name": "patience", "epochs": 2, "min_delta": 0.1}])
+def test_the_advice_on_stopping_can_be_pasted(criterion: object, tmp_path: Path) -> None:
+    text = configuration_yaml(configuration(), {**ADVICE, "criterion": criterion})
+    assert "saves 45 % of the epochs for 0.12 points of accuracy" in text
+    advice = text.rstrip().rpartition("by: ")[2]
+    lines = [advice if line.startswith("stopping:") else line for line in text.splitlines()]
+    assert read_back("\n".join(lines), tmp_path).stopping == PluginChoice.model_validate(criterion)
