@@ -49,6 +49,16 @@ class SpecChangedError(ValueError):
         )
 
 
+class DataChangedError(ValueError):
+    """The images are not the ones that the study began with."""
+
+    def __init__(self, spec: StudySpec) -> None:
+        super().__init__(
+            f"study {spec.study!r} must go on with the images that it began with, but those of {spec.data.source} have "
+            "changed since. Restore them, or give the file another `study:` name."
+        )
+
+
 class StudyBusyError(RuntimeError):
     """Another process is running the study."""
 
@@ -66,6 +76,7 @@ def run_study(
 
     Raises:
         SpecChangedError: The name is taken by a study with other settings.
+        DataChangedError: The images changed since the study began.
         StudyBusyError: Another process runs it.
         trainers.sources.DataError: The data cannot be used.
         orchestrator.settings.SettingsError: The home folder cannot be made.
@@ -90,8 +101,11 @@ def run_study(
                 spec.study,
                 spec=spec.model_dump(mode="json"),
                 digest=spec.digest,
+                data_digest=data.digest,
                 stage_names=[(stage.name, stage.stage) for stage in spec.stages],
             )
+            if study.data_digest != data.digest:
+                raise DataChangedError(spec)
             return _Driver(store, study, spec, spec_text, settings, progress, control, data).run()
         finally:
             store.close()
@@ -122,6 +136,13 @@ def open_existing(settings: Settings) -> Iterator[Store | None]:
         yield store
     finally:
         store.close()
+
+
+def as_it_stands(study: StudyRecord, settings: Settings) -> StudyRecord:
+    """The record with its true state: a study whose process was killed still says `running` in its row."""
+    if study.state != "running" or _is_locked(study.name, settings):
+        return study
+    return study.model_copy(update={"state": "interrupted", "reason": "its process died; run the file again to go on"})
 
 
 def study_folder(settings: Settings, study: StudyRecord) -> Path:
@@ -353,6 +374,17 @@ def _lock(name: str, settings: Settings) -> Iterator[None]:
             f"study {name!r} must not be run twice at once, but another process is running it. "
             f"Watch it with: vitsearch status {name}"
         ) from None
+
+
+def _is_locked(name: str, settings: Settings) -> bool:
+    file = settings.home / "locks" / f"{name}.lock"
+    if not file.exists():
+        return False
+    try:
+        with FileLock(file, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

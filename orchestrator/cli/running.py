@@ -19,6 +19,7 @@ def run_command(file: Path, *, overrides: Mapping[str, Any], quiet: bool, as_jso
     """Run, then print the leaderboard, the tau table, where the champion is, and what to type next."""
     from orchestrator.reports.summary import study_summary
     from orchestrator.study import (
+        DataChangedError,
         SpecChangedError,
         StudyBusyError,
         existing_study,
@@ -36,7 +37,7 @@ def run_command(file: Path, *, overrides: Mapping[str, Any], quiet: bool, as_jso
             note(f"study {spec.study!r} is already complete; nothing is run again")
         with _display(quiet) as progress, stop_on_signal(control):
             study = run_study(spec, file.read_text(encoding="utf-8"), settings, progress=progress, control=control)
-    except (SpecChangedError, DataError) as error:
+    except (SpecChangedError, DataChangedError, DataError) as error:
         fail(f"{file}: {error}", status=2)
     except StudyBusyError as error:
         fail(str(error), status=1)

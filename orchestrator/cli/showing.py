@@ -15,10 +15,12 @@ from plugins import registry
 def list_command(*, as_json: bool) -> None:
     """Print all studies."""
     from orchestrator.reports.summary import study_line
-    from orchestrator.study import open_existing
+    from orchestrator.study import as_it_stands, open_existing
 
-    with open_existing(load_settings()) as store:
-        rows = [study_line(store, study) for study in store.list_studies()] if store else []
+    settings = load_settings()
+    with open_existing(settings) as store:
+        studies = store.list_studies() if store else []
+        rows = [study_line(store, as_it_stands(study, settings)) for study in studies] if store else []
     if as_json:
         print_json(rows)
         return
@@ -142,9 +144,9 @@ def find_study(name: str, settings: Settings) -> Any:
 def find_summary(name: str, settings: Settings) -> dict[str, Any]:
     """A study's summary, or the end of the command."""
     from orchestrator.reports.summary import study_summary
-    from orchestrator.study import open_existing
+    from orchestrator.study import as_it_stands, open_existing
 
-    study = find_study(name, settings)
+    study = as_it_stands(find_study(name, settings), settings)
     with open_existing(settings) as store:
         if store is None:
             fail(f"the database {settings.database_url} has gone", status=1)

@@ -24,7 +24,7 @@ def study_summary(store: Store, study: StudyRecord) -> dict[str, Any]:
         "created_at": study.created_at,
         "updated_at": study.updated_at,
         "num_executions": len(store.executions(study.id)),
-        "stages": [_stage(store, stage) for stage in stages],
+        "stages": [_stage(store, stage, is_alive=study.state == "running") for stage in stages],
         "leaderboard": _result(stages, "train", "leaderboard") or [],
         "correlation": _result(stages, "correlate", "proxies") or [],
         "champion": _champion(stages),
@@ -61,13 +61,17 @@ def configuration_yaml(configuration: Configuration, recommended_stopping: dict[
     )
 
 
-def _stage(store: Store, stage: StageRecord) -> dict[str, Any]:
+def _stage(store: Store, stage: StageRecord, *, is_alive: bool) -> dict[str, Any]:
     states = [trial.state for trial in store.trials(stage.id)]
+    state = stage.state
+    if not is_alive:  # rows of a killed process keep saying "running" until the study is gone on with
+        states = ["waiting" if one == "running" else one for one in states]
+        state = "interrupted" if state == "running" else state
     ended = stage.ended_at if stage.started_at is not None else None
     return {
         "name": stage.name,
         "kind": stage.kind,
-        "state": stage.state,
+        "state": state,
         "reason": stage.reason,
         "wall_time_s": ended - stage.started_at if ended and stage.started_at else None,
         "trials": {state: states.count(state) for state in sorted(set(states))},

@@ -73,7 +73,11 @@ class StageLedger:
     def resume(self, trial: TrialRecord) -> TrialRecord:
         attempt = self._context.store.resume_trial(trial, self._context.execution)
         if attempt is None:
-            return next(row for row in self.trials() if row.number == trial.number)
+            failed = next(row for row in self.trials() if row.number == trial.number)
+            if self._tracked:
+                outcome = TaskOutcome(state="failed", reason=failed.reason, error="exception")
+                self._context.store.owe(self._context.study.id, self._end_events(trial, outcome))
+            return failed
         self._attempts[trial.number] = attempt
         self._track_begin(trial)
         return trial

@@ -4,8 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from sqlalchemy import Engine, create_engine, event, inspect, text
+from sqlalchemy import URL, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+
+from orchestrator.settings import SettingsError
 
 HEAD = "0001"
 """The newest migration; a test compares it with `migrations/versions/`."""
@@ -17,26 +20,49 @@ def open_database(url: str) -> Engine:
     """Connect, and bring the tables up to date where they are not; safe for many processes at once.
 
     Raises:
+        SettingsError: The URL cannot be read, or no database of ours can be opened there.
         RuntimeError: The database was written by a newer vitsearch.
     """
-    engine = create_engine(url, **_options(url))
-    if make_url(url).get_backend_name() == "sqlite":
-        event.listen(engine, "connect", _prepare_sqlite)
-    if _revision(engine) != HEAD:
-        _migrate(engine, url)
+    parsed = _parse(url)
+    try:
+        engine = create_engine(parsed, **_options(parsed))
+        if parsed.get_backend_name() == "sqlite":
+            event.listen(engine, "connect", _prepare_sqlite)
+        if _revision(engine) != HEAD:
+            _migrate(engine, url)
+    except (DBAPIError, NoSuchModuleError, ModuleNotFoundError) as error:
+        reason = str(error.orig if isinstance(error, DBAPIError) else error)
+        raise _unusable(parsed, reason) from error
     return engine
 
 
 def sqlite_file(url: str) -> Path | None:
     """The file of an SQLite URL; `None` for another database or one in memory."""
-    parsed = make_url(url)
+    parsed = _parse(url)
     if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
         return None
     return Path(parsed.database)
 
 
-def _options(url: str) -> dict[str, Any]:
-    if make_url(url).get_backend_name() == "sqlite":
+def _parse(url: str) -> URL:
+    try:
+        return make_url(url)
+    except ArgumentError:
+        raise SettingsError(
+            f"VITSEARCH_DATABASE_URL: must be an SQLAlchemy URL, such as sqlite:////srv/vitsearch.db, but got {url!r}. "
+            "Correct or unset it."
+        ) from None
+
+
+def _unusable(url: URL, reason: str) -> SettingsError:
+    return SettingsError(
+        f"VITSEARCH_DATABASE_URL: the database {url.render_as_string()} must be reachable and ours, but: {reason}. "
+        "Correct or unset the variable, or start the server."
+    )
+
+
+def _options(url: URL) -> dict[str, Any]:
+    if url.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": 30, "check_same_thread": False}}
     return {"pool_pre_ping": True}
 

@@ -26,6 +26,8 @@ class StudyRecord(_Record):
     name: str
     spec: dict[str, Any]
     spec_digest: str
+    data_digest: str
+    """Of the images that the study began with."""
     state: RunState
     reason: str | None
     owner: str

@@ -64,7 +64,13 @@ class Store:
     # --- studies ---
 
     def create_study(
-        self, name: str, *, spec: Mapping[str, Any], digest: str, stage_names: Sequence[tuple[str, str]]
+        self,
+        name: str,
+        *,
+        spec: Mapping[str, Any],
+        digest: str,
+        data_digest: str,
+        stage_names: Sequence[tuple[str, str]],
     ) -> StudyRecord:
         """Write a new study with its stages (name, kind), all waiting."""
         now = time.time()
@@ -76,6 +82,7 @@ class Store:
                 name=name,
                 spec=dict(spec),
                 spec_digest=digest,
+                data_digest=data_digest,
                 state="waiting",
                 owner=_owner(),
                 created_at=now,

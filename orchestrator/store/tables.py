@@ -38,6 +38,7 @@ studies = Table(
     Column("name", String(64), nullable=False, unique=True),
     Column("spec", JSON, nullable=False),
     Column("spec_digest", String(64), nullable=False),
+    Column("data_digest", String(64), nullable=False),
     Column("state", String(16), nullable=False),
     Column("reason", Text),
     Column("owner", String(128), nullable=False),

@@ -1,17 +1,19 @@
 """Data that cannot be used is refused before anything is written; a trial that goes wrong fails alone."""
 
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from orchestrator.spec import load_spec
 from tests.tiny import TINY, CommandLine, read_rows
-from trainers.data import split_indices
+from trainers.data import load_images, split_indices
 from trainers.sources import list_source
 
 SCREEN = TINY.partition("  - stage: train")[0].partition("  - stage: grow")[0]
@@ -140,6 +142,37 @@ def test_images_in_folders_become_a_champion(command_line: CommandLine, tmp_path
 
 
 # --- trials that go wrong ---
+
+
+def test_images_that_change_before_a_study_goes_on_are_refused(
+    command_line: CommandLine, tmp_path: Path, photos: Path
+) -> None:
+    diverging = "{batch_size: 8, gradient_clip: null, learning_rate: 1.0e+30}"
+    file = study(tmp_path, photos, stages=TRAIN.replace("{batch_size: 32}", diverging))
+    assert command_line("run", file).status == 1
+    for image in (photos / "cats").iterdir():
+        Image.new("RGB", (32, 32), (200, 30, 30)).save(image)
+    load_images.cache_clear()
+    done = command_line("run", file)
+    assert done.status == 2
+    assert "have changed since" in done.err
+    assert str(photos) in done.err
+
+
+def test_status_of_a_killed_study_does_not_say_running(command_line: CommandLine, tmp_path: Path, photos: Path) -> None:
+    assert command_line("run", study(tmp_path, photos)).status == 0
+    with sqlite3.connect(command_line.home / "vitsearch.db") as database:  # the rows that a killed process leaves
+        database.execute("UPDATE studies SET state = 'running'")
+        database.execute("UPDATE stages SET state = 'running' WHERE name = 'promote'")
+        database.execute("UPDATE trials SET state = 'running' WHERE id = (SELECT max(id) FROM trials)")
+    told = command_line("status", "tiny", "--format", "json").json()
+    assert told["state"] == "interrupted"
+    assert "run the file again" in told["reason"]
+    assert told["stages"][-1]["state"] == "interrupted"
+    assert "running" not in told["stages"][-2]["trials"]
+    assert command_line("list", "--format", "json").json()[0]["state"] == "interrupted"
+    with FileLock(command_line.home / "locks" / "tiny.lock"):
+        assert command_line("status", "tiny", "--format", "json").json()["state"] == "running"
 
 
 class FailingClip:

@@ -16,7 +16,9 @@ class Running:
 
     def __init__(self, url: str) -> None:
         self.store = Store.open(url)
-        self.study: StudyRecord = self.store.create_study("s", spec={}, digest="d", stage_names=[("train", "train")])
+        self.study: StudyRecord = self.store.create_study(
+            "s", spec={}, digest="d", data_digest="d", stage_names=[("train", "train")]
+        )
         self.execution: ExecutionRecord = self.store.begin_execution(self.study.id)
         self.stage: StageRecord = self.store.begin_stage(self.store.stages(self.study.id)[0])
         self.trial, self.attempt = self.store.begin_trial(

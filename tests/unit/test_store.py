@@ -11,6 +11,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from orchestrator.settings import SettingsError
 from orchestrator.store import database
 from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord
 from orchestrator.store.repository import MAX_LOST_ATTEMPTS, StaleAttemptError, Store
@@ -28,7 +29,9 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def study(store: Store) -> StudyRecord:
-    return store.create_study("digits", spec={"seed": 3}, digest="abc", stage_names=[("screen", "screen")])
+    return store.create_study(
+        "digits", spec={"seed": 3}, digest="abc", data_digest="d", stage_names=[("screen", "screen")]
+    )
 
 
 @pytest.fixture
@@ -169,7 +172,7 @@ def test_deleting_a_study_leaves_no_row_behind(store: Store, study: StudyRecord,
 
 
 def test_what_is_owed_is_in_order_and_only_of_its_study(store: Store, study: StudyRecord) -> None:
-    other = store.create_study("other", spec={"seed": 1}, digest="d", stage_names=[])
+    other = store.create_study("other", spec={"seed": 1}, digest="d", data_digest="d", stage_names=[])
     events = [EndRun(key=f"run{number}", status="FINISHED", end_time_ms=number) for number in range(3)]
     store.owe(study.id, [event_to_json(event) for event in events])
     store.owe(other.id, [event_to_json(events[0])])
@@ -185,7 +188,28 @@ def test_what_is_owed_is_in_order_and_only_of_its_study(store: Store, study: Stu
 
 def test_without_tracking_nothing_is_owed(tmp_path: Path) -> None:
     store = Store.open(f"sqlite:///{tmp_path}/quiet.db", tracking=False)
-    study = store.create_study("digits", spec={"seed": 3}, digest="abc", stage_names=[])
+    study = store.create_study("digits", spec={"seed": 3}, digest="abc", data_digest="d", stage_names=[])
     store.owe(study.id, [event_to_json(EndRun(key="k", status="FINISHED", end_time_ms=1))])
     assert store.outbox(study.id).count_owed() == 0
     store.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("no url", "must be an SQLAlchemy URL"),
+        ("nonsense:///x", "nonsense"),
+        ("sqlite:////no/such/folder/x.db", "unable to open"),
+    ],
+)
+def test_a_database_url_that_cannot_be_used_is_named(url: str, found: str) -> None:
+    with pytest.raises(SettingsError, match=found) as error:
+        Store.open(url)
+    assert str(error.value).startswith("VITSEARCH_DATABASE_URL: ")
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "notes.db"
+    file.write_text("this is a shopping list, and a long one at that" * 100)
+    with pytest.raises(SettingsError, match="not a database"):
+        Store.open(f"sqlite:///{file}")

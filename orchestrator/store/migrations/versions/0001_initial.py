@@ -20,6 +20,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=64), nullable=False),
         sa.Column("spec", sa.JSON(), nullable=False),
         sa.Column("spec_digest", sa.String(length=64), nullable=False),
+        sa.Column("data_digest", sa.String(length=64), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("reason", sa.Text(), nullable=True),
         sa.Column("owner", sa.String(length=128), nullable=False),
