@@ -16,6 +16,7 @@ STUDY = StudyRecord(
     name="digits",
     spec={"seed": 3, "engine": "optuna"},
     spec_digest="d" * 64,
+    data_digest="d" * 64,
     state="running",
     reason=None,
     owner="me",
