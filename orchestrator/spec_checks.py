@@ -20,6 +20,7 @@ from orchestrator.stage_specs import (
 from orchestrator.topology_checks import dimension_ends, topology_problems, topology_text_problems
 from orchestrator.yaml_source import KeyPath
 from plugins import registry
+from plugins.protocols import FinalChoice
 from search_spaces.dimensions import parse_dimension
 from search_spaces.recipes import (
     PLUGIN_FIELDS,
@@ -68,12 +69,14 @@ def configuration_problems(configuration: Configuration) -> Iterator[Problem]:
 def _plugin_problems(stage: StageSpec, at: KeyPath) -> Iterator[Problem]:
     """Plug-ins that are not installed or do not take their settings."""
     if isinstance(stage, ScreenStage | TrainStage | StoppingStage | AveragingStage):
-        yield from _choice_problems("samplers", stage.sampler, (*at, "sampler"))
+        yield from _sampler_problems(stage, (*at, "sampler"))
     if isinstance(stage, ScreenStage):
         yield from _choice_problems("spaces", stage.space, (*at, "space"))
     if isinstance(stage, ScreenStage):
         yield from _proxy_problems(stage.proxies, (*at, "proxies"))
     if isinstance(stage, GrowStage):
+        if not stage.targets():
+            yield Problem((*at, "target_params"), "growth needs `target_params` or `target_macs`, but has neither.")
         yield from _proxy_problems(stage.proxies, (*at, "proxies"))
         for index, proxy in enumerate(stage.proxies):
             if "repeats" not in registry.setting_types("proxies", proxy.name):
@@ -105,6 +108,25 @@ def _choice_problems(kind: str, choice: PluginChoice, at: KeyPath) -> Iterator[P
         yield Problem(at, f"plug-in {choice.name!r} must be importable, but: {error}. Reinstall {package}.")
     except registry.PluginSettingsError as error:
         yield Problem(at if error.setting is None else (*at, error.setting), str(error))
+
+
+def _sampler_problems(
+    stage: ScreenStage | TrainStage | StoppingStage | AveragingStage, at: KeyPath
+) -> Iterator[Problem]:
+    problems = list(_choice_problems("samplers", stage.sampler, at))
+    yield from problems
+    if problems:
+        return
+    try:
+        if isinstance(stage, ScreenStage):
+            dimensions = stage.search_space.dimensions()
+        else:
+            dimensions = stage.recipe_space.dimensions if isinstance(stage, TrainStage) else stage.dimensions
+    except ValueError:
+        return  # told where the space, the recipe or the plug-ins are
+    problem = registry.create("samplers", stage.sampler.name, stage.sampler.settings).problem(dimensions)
+    if problem is not None:
+        yield Problem(at, problem)
 
 
 def _proxy_problems(proxies: Sequence[PluginChoice], at: KeyPath) -> Iterator[Problem]:
@@ -215,6 +237,8 @@ def _order_problems(stage: StageSpec, before: Sequence[StageSpec], at: KeyPath) 
     train = next((other for other in reversed(before) if isinstance(other, TrainStage)), None)
     if isinstance(stage, GrowStage) and screen is None and stage.topology is None:
         yield Problem(at, "a grow stage needs a screen stage before it or a `topology` to start from, but has neither.")
+    if isinstance(stage, GrowStage) and stage.start == "final-choice":
+        yield from _final_choice_problems(stage, screen, (*at, "start"))
     if isinstance(stage, TrainStage):
         has_grown = any(isinstance(other, GrowStage) for other in before)
         yield from _candidate_problems(stage, screen, has_grown, at)
@@ -227,6 +251,19 @@ def _order_problems(stage: StageSpec, before: Sequence[StageSpec], at: KeyPath) 
             yield Problem(at, "a correlate stage needs a screen stage before it, but there is none. Add one.")
         elif stage.baseline not in screen.proxy_names:
             yield Problem((*at, "baseline"), _one_of("the screen's proxies", stage.baseline, screen.proxy_names))
+
+
+def _final_choice_problems(stage: GrowStage, screen: ScreenStage | None, at: KeyPath) -> Iterator[Problem]:
+    if stage.topology is not None:
+        yield Problem(at, "give `topology` or `start`, but got both. Remove one of them.")
+    elif screen is not None and screen.sampler.name in registry.available("samplers"):
+        sampler = registry.load("samplers", screen.sampler.name)
+        if not isinstance(sampler, FinalChoice):  # the class has the method too
+            yield Problem(
+                at,
+                "final-choice needs a sampler with a choice of its own, such as reinforce, but stage "
+                f"{screen.name!r} has {screen.sampler.name!r}. Change one of them.",
+            )
 
 
 def _candidate_problems(

@@ -108,7 +108,19 @@ class GrowStage(_Plain):
     topology: str | None = Field(
         default=None, description="topology to start from, as space:text; by default the best of the screen before"
     )
-    target_params: Count = Field(description="stop at the first topology with at least this many parameters")
+    start: Literal["best", "final-choice"] = Field(
+        default="best",
+        description="which topology of the screen before: the best rank, or the sampler's own final choice (reinforce)",
+    )
+    target_params: Count | None = Field(
+        default=None,
+        description="stop at the first topology with at least this many parameters; this or `target_macs` is needed",
+    )
+    target_macs: Count | None = Field(
+        default=None,
+        description="stop at the first topology with at least this many multiply-accumulates of one forward pass of "
+        "one image; with both targets, at the one that is reached first",
+    )
     max_steps: Count = Field(default=20, description="stop after this many steps")
     width_ratios: tuple[Fraction, ...] = Field(
         default=(0.05, 0.10, 0.15, 0.20), min_length=1, description="relative increases of the width that a step tries"
@@ -124,6 +136,14 @@ class GrowStage(_Plain):
         description="training-free scores whose ranks are added up to choose a step",
     )
     batch_size: Count = Field(default=16, description="real images that a proxy sees")
+
+    def targets(self) -> dict[Literal["parameters", "macs"], int]:
+        """What is given of both targets, by the attribute of `search_spaces.base.Costs`."""
+        given: dict[Literal["parameters", "macs"], int | None] = {
+            "parameters": self.target_params,
+            "macs": self.target_macs,
+        }
+        return {cost: target for cost, target in given.items() if target is not None}
 
 
 class TrainStage(_Plain):

@@ -62,12 +62,13 @@ def _growth_problems(stage: GrowStage, before: Sequence[StageSpec], data: DataCo
         if not isinstance(start, AsViTTopology):
             yield Problem(at, f"growth starts from as-vit topologies, but got {start.id}. Screen that space.")
             return
-        parameters = AsViTSpace.costs(start, task).parameters
-        if stage.topology is not None and parameters >= stage.target_params:
-            yield Problem(
-                (*at, "target_params"),
-                f"must be above {parameters:,}, the parameters of `topology`, but got {stage.target_params:,}.",
-            )
+        for cost, target in stage.targets().items():
+            value = getattr(AsViTSpace.costs(start, task), cost)
+            if stage.topology is not None and value >= target:
+                yield Problem(
+                    (*at, "target_params" if cost == "parameters" else "target_macs"),
+                    f"must be above {value:,}, the {cost} of `topology`, but got {target:,}.",
+                )
         width = start.width // stage.reduction
         problem = AsViTSpace.problem(start.with_size(width=width), task) if width else "no channel would be left."
         if problem:

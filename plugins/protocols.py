@@ -1,10 +1,11 @@
 """What a plug-in of each kind offers. A class that has the members is a plug-in; it need not inherit anything."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from search_spaces.base import Costs, ImageTask, Topology
+from search_spaces.dimensions import Dimension, Point
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,23 @@ class ProxyModel(Protocol):
         ...
 
 
+@runtime_checkable
+class CurveModel(ProxyModel, Protocol):
+    """A model that knows the derivatives of its features along a curve of images better than autograd does."""
+
+    def features_along(self, directions: "Tensor", weights: "Tensor") -> "Tensor":
+        """Features and their derivatives, without any normalisation, of images that are combinations of a few.
+
+        Args:
+            directions: The `r` images that span the curve, shape (r, C, H, W).
+            weights: Of the `n` images and of their first K - 1 derivatives, shape (K, n, r); K is 1, 2 or 3.
+
+        Returns:
+            Shape (K, n, D), without a graph for autograd.
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
     """One topology, as a proxy sees it."""
@@ -50,6 +68,8 @@ class Candidate:
     device and in their dtype; with `normalization=False` every LayerNorm is replaced by the identity."""
     seed: int
     """Where a proxy's random numbers start; the same seed gives the same score."""
+    shared: "dict[int, torch.nn.Module]" = field(default_factory=dict, compare=False, repr=False)
+    """Built networks by seed, which proxies use together (`plugins.proxies.repeats.networks`) and leave unchanged."""
 
 
 class ProxyScore(NamedTuple):
@@ -129,6 +149,23 @@ class Curriculum(Protocol):
         ...
 
 
+@runtime_checkable
+class ModelPhases(Protocol):
+    """What a curriculum offers besides, if it also changes how the model computes while it trains.
+
+    The options are passed to the model's `forward` with each training batch, and to its space's `costs`. Validation,
+    measuring difficulty and everything after training pass none, so a curriculum cannot change what is evaluated.
+    """
+
+    def model_options(self, progress: float) -> Mapping[str, int]:
+        """Keyword arguments of the model's `forward` for the step that begins at `progress`; empty for none.
+
+        Args:
+            progress: Fraction of the optimizer steps taken before, in [0, 1).
+        """
+        ...
+
+
 # --- averaging ---
 
 
@@ -168,10 +205,47 @@ class Schedule(Protocol):
 
 
 class Sampler(Protocol):
-    """Builds an Optuna sampler, anew for every suggestion: a suggestion depends on the seed and the results only."""
+    """Builds an Optuna sampler, anew for every suggestion: a suggestion depends on the seed and the results only.
+
+    A sampler must not look at trials of the Optuna study other than those of `plugins.samplers.history.finished_trials`
+    and, as Optuna's own do, complete ones: refused suggestions are missing from a study that was rebuilt.
+    """
 
     card: ClassVar[PluginCard]
 
-    def build(self, seed: int) -> Any:
-        """An `optuna.samplers.BaseSampler` seeded by `seed`."""
+    def problem(self, dimensions: Sequence[Dimension]) -> str | None:
+        """Why these dimensions cannot be sampled, and what to do about it; `None` if they can."""
+        ...
+
+    def build(self, seed: int, *, study_seed: int) -> Any:
+        """An `optuna.samplers.BaseSampler`.
+
+        Args:
+            seed: Of this suggestion; another one each time.
+            study_seed: The same for all suggestions of a search.
+        """
+        ...
+
+
+@runtime_checkable
+class FinalChoice(Protocol):
+    """What a sampler offers besides, if it has a last word of its own, such as the argmax of a policy."""
+
+    def final_choice(self, study: Any, *, study_seed: int, num_trials: int) -> Point | None:
+        """The point that the sampler believes in; `None` where no trial has finished.
+
+        Args:
+            study: The `optuna.Study` with the finished trials.
+            study_seed: The same as in `Sampler.build`.
+            num_trials: Trials with this number or a higher one are left aside.
+        """
+        ...
+
+
+@runtime_checkable
+class Enumeration(Protocol):
+    """What a sampler offers instead of `build`, if it goes through the space in its own order, whatever the results."""
+
+    def points(self, dimensions: Sequence[Dimension]) -> Iterator[Point]:
+        """All points, in order; those that were tried before or must not be tried are skipped by who asks."""
         ...

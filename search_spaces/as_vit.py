@@ -252,16 +252,22 @@ class AsViTSpace(BaseModel):
         return None
 
     @classmethod
-    def costs(cls, topology: Topology, task: ImageTask) -> Costs:
-        """Parameters and MACs of the model that `trainers.models.as_vit` builds."""
+    def costs(cls, topology: Topology, task: ImageTask, *, stride_factor: int = 1) -> Costs:
+        """Parameters and MACs of the model that `trainers.models.as_vit` builds.
+
+        Args:
+            topology: What is built.
+            task: Image size, channels and classes.
+            stride_factor: How many times coarser each side of the token grid is, as in the model's `forward`.
+        """
         own = _as_vit(topology)
-        side = task.image_size // PATCH_STRIDE
+        side = task.image_size // (PATCH_STRIDE * stride_factor)
         widths = own.widths
         first = layer_costs.convolution(task.in_channels, widths[0], kernel=own.stages[0].kernel, positions=side**2)
         parts = [first, layer_costs.layer_norm(widths[0])]
         for index, (stage, width, heads) in enumerate(zip(own.stages, widths, own.stage_heads, strict=True)):
             if index:
-                side //= 2
+                side = -(-side // 2)
                 patch = stage.kernel**2 * widths[index - 1]
                 parts += [
                     layer_costs.layer_norm(patch),
@@ -278,17 +284,13 @@ class AsViTSpace(BaseModel):
 
 
 def _block_costs(stage: Stage, width: int, heads: int, side: int) -> Costs:
-    """One block on a grid of `side` x `side` tokens.
-
-    Attention within a window of one token is its value: the model computes no products there.
-    """
+    """One block on a grid of `side` x `side` tokens."""
     tokens = side**2
     inner = width // heads * heads
-    windows = stage.split**2
     return layer_costs.total(
         (
             layer_costs.linear(width, 3 * inner, tokens=tokens),
-            layer_costs.attention_products(inner, windows=windows if tokens > windows else 0, tokens=tokens // windows),
+            layer_costs.windowed_attention_products(inner, side=side, split=stage.split),
             layer_costs.linear(inner, width, tokens=tokens),
             layer_costs.linear(width, stage.expansion * width, tokens=tokens),
             layer_costs.linear(stage.expansion * width, width, tokens=tokens),

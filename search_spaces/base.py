@@ -87,5 +87,8 @@ class SearchSpace(Protocol):
 
     @classmethod
     def costs(cls, topology: Topology, task: ImageTask) -> Costs:
-        """Closed-form costs; equal to those of the built model."""
+        """Closed-form costs; equal to those of the built model.
+
+        Options of the model's `forward` that change what it costs are keywords here too.
+        """
         ...

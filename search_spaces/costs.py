@@ -31,6 +31,25 @@ def attention_products(inner: int, *, windows: int, tokens: int) -> Costs:
     return Costs(0, 2 * windows * tokens**2 * inner)
 
 
+def attention_window(side: int, split: int) -> int:
+    """Tokens along one side of a window, where a side of `side` tokens is split into about `split` windows.
+
+    Where the split does not divide the side, windows are rounded up, so that there are no more than `split` of them,
+    and the last one is filled up with tokens that nobody attends to. A side shorter than the split has windows of one.
+    """
+    return -(-side // min(split, side))
+
+
+def windowed_attention_products(inner: int, *, side: int, split: int) -> Costs:
+    """`attention_products` on a grid of `side` x `side` tokens with windows by `attention_window`.
+
+    Within a window of one token, attention is its value: no products are computed there.
+    """
+    window = attention_window(side, split)
+    windows = (-(-side // window)) ** 2
+    return attention_products(inner, windows=windows if window > 1 else 0, tokens=window**2)
+
+
 def total(parts: Iterable[Costs]) -> Costs:
     """The costs of several layers together."""
     parameters = macs = 0

@@ -119,8 +119,12 @@ def count_points(dimensions: Sequence[Dimension]) -> int | None:
     for dimension in dimensions:
         if dimension.when is not None or isinstance(dimension, Real):
             return None
-        if isinstance(dimension, Choice):
-            total *= len(dimension.options)
-        else:
-            total *= (dimension.high - dimension.low) // dimension.step + 1
+        total *= num_values(dimension)
     return total
+
+
+def num_values(dimension: Choice | Integer) -> int:
+    """How many values a dimension has."""
+    if isinstance(dimension, Choice):
+        return len(dimension.options)
+    return (dimension.high - dimension.low) // dimension.step + 1

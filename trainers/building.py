@@ -34,9 +34,15 @@ def build_model(
     return model
 
 
-def topology_costs(topology: str, task: ImageTask) -> Costs:
-    """Closed-form parameters and MACs."""
-    costs: Costs = load("spaces", space_of(topology)).costs(parse_topology(topology), task)
+def topology_costs(topology: str, task: ImageTask, **options: int) -> Costs:
+    """Closed-form parameters and MACs.
+
+    Args:
+        topology: `space:text`.
+        task: Image size, channels and classes.
+        options: Options of the model's `forward` that change what it costs.
+    """
+    costs: Costs = load("spaces", space_of(topology)).costs(parse_topology(topology), task, **options)
     return costs
 
 

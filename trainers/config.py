@@ -37,8 +37,8 @@ class DataConfig(_Plain):
     max_images: int | None = Field(
         default=None, ge=10, description="use a random subset of this many images, test part aside"
     )
-    max_test_images: int | None = Field(default=None, ge=10)
-    split_seed: int = Field(default=0, ge=0)
+    max_test_images: int | None = Field(default=None, ge=10, description="use a random subset of the test part")
+    split_seed: int = Field(default=0, ge=0, description="seed of the split and of the subsets")
 
     @model_validator(mode="after")
     def _something_is_left_to_train_on(self) -> "DataConfig":
@@ -53,13 +53,15 @@ class DataConfig(_Plain):
 class Configuration(_Plain):
     """Everything that is needed to train one model again: what `vitsearch best` prints and `vitsearch train` reads."""
 
-    data: DataConfig
+    data: DataConfig = Field(description="the images and how they are split")
     topology: str = Field(description="`space:text`, such as as-vit:8,2,3,1|4,1,2,1|4,1,4,1|4,1,6,1|32,16")
-    recipe: Recipe
+    recipe: Recipe = Field(description="how the model is trained")
     epochs: int = Field(ge=1, description="budget in visits of the whole training set")
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, description="of weights, order, augmentation and drop path")
     stopping: PluginChoice | None = Field(default=None, description="early-stopping criterion; null trains to the end")
-    averaging: PluginChoice = PluginChoice(name="last")
+    averaging: PluginChoice = Field(
+        default=PluginChoice(name="last"), description="how the checkpoints become one model"
+    )
 
 
 class ScoreTask(_Plain):
@@ -113,6 +115,12 @@ class EpochReport(_Plain):
     val_accuracy: float = Field(description="fraction between 0 and 1")
     learning_rate: float
     num_images: int = Field(description="training images visited in this epoch")
+    training_macs: float = Field(
+        default=0.0,
+        ge=0,
+        description="multiply-accumulates of this epoch's training, in closed form: 3 forward passes (one forward, two "
+        "backward) of each image visited, 1 of each image whose difficulty was measured; 0 where it was not told",
+    )
     wall_time_s: float
 
     @property

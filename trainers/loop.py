@@ -1,8 +1,9 @@
 """The training loop. All randomness comes from the seed and the epoch, so a resumed training is the same training."""
 
+import inspect
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plugins.protocols import Curriculum, Schedule, Stopper
+from plugins.protocols import Curriculum, ModelPhases, Schedule, Stopper
 from plugins.registry import create
 from search_spaces.base import ImageTask
 from search_spaces.recipes import Recipe
@@ -142,10 +143,16 @@ class _Training:
     schedule: Schedule
     plan: tuple[EpochPlan, ...]
     total_steps: int
+    forward_macs: Mapping[frozenset[tuple[str, int]], int]
+    """Of one image, by the options that the curriculum gives the model; those without options are always there."""
 
     @classmethod
     def start(cls, configuration: Configuration, data: ImageData, device: torch.device) -> "_Training":
-        """A training before its first epoch."""
+        """A training before its first epoch.
+
+        Raises:
+            ValueError: The curriculum gives the model options that it does not have.
+        """
         recipe = configuration.recipe
         model = build_model(
             configuration.topology, data.task, seed=configuration.seed, device=device, drop_path=recipe.drop_path
@@ -157,6 +164,9 @@ class _Training:
             num_epochs=configuration.epochs,
             batch_size=recipe.batch_size,
         )
+        total_steps = num_steps(plan, recipe.batch_size)
+        phases = {frozenset(_model_options(curriculum, step / total_steps).items()) for step in range(total_steps)}
+        _check_options(model, {name for phase in phases for name, _ in phase}, recipe.curriculum.name)
         return cls(
             configuration=configuration,
             data=data,
@@ -169,7 +179,11 @@ class _Training:
             curriculum=curriculum,
             schedule=create("schedules", recipe.schedule.name, recipe.schedule.settings),
             plan=plan,
-            total_steps=num_steps(plan, recipe.batch_size),
+            total_steps=total_steps,
+            forward_macs={
+                phase: topology_costs(configuration.topology, data.task, **dict(phase)).macs
+                for phase in {frozenset(), *phases}
+            },
         )
 
     def resume(self, folder: Path, digest: str) -> list[EpochReport]:
@@ -196,7 +210,9 @@ class _Training:
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         losses: list[Tensor] = []
         sizes: list[int] = []
-        rate = 0.0
+        rate = training_macs = 0.0
+        if self._measures_difficulty(epoch):
+            training_macs += self.forward_macs[frozenset()] * len(self.data.train)
         for step, indices in enumerate(batches):
             if reporter.should_stop():
                 raise _InterruptedError
@@ -209,10 +225,11 @@ class _Training:
             )
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
+            options = _model_options(self.curriculum, (plan.first_step + step) / self.total_steps)
             pixels = self.normalizer.scale(self.images[indices])
             pixels = augment(pixels, recipe.augmentation, seed=derive_seed(seed, "augment", epoch, step))
             with autocast(self.device):
-                logits = self.model(self.normalizer.normalize(pixels), generator=drop_path)
+                logits = self.model(self.normalizer.normalize(pixels), generator=drop_path, **options)
             loss = F.cross_entropy(logits.float(), self.labels[indices], label_smoothing=recipe.label_smoothing)
             self.optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
@@ -221,6 +238,7 @@ class _Training:
             self.optimizer.step()
             losses.append(loss.detach())
             sizes.append(len(indices))
+            training_macs += 3 * self.forward_macs[frozenset(options.items())] * len(indices)
             if len(losses) % _STEPS_PER_FINITE_CHECK == 0:
                 _check_finite(losses, epoch)
         _check_finite(losses, epoch)
@@ -236,15 +254,19 @@ class _Training:
             val_accuracy=validation.accuracy,
             learning_rate=rate,
             num_images=plan.num_images,
+            training_macs=training_macs,
             wall_time_s=time.perf_counter() - started,
         )
+
+    def _measures_difficulty(self, epoch: int) -> bool:
+        is_partial = any(size < len(self.data.train) for size in self.plan[epoch - 1].sizes)
+        return self.curriculum.needs_difficulty and is_partial and epoch > 1
 
     def _batches(self, epoch: int, plan: EpochPlan) -> Iterator[Tensor]:
         """Indices of each step's images, on the device; the model is put into training mode."""
         order = make_generator(self.configuration.seed, "order", epoch)
         difficulty = None
-        partial = any(size < len(self.data.train) for size in plan.sizes)
-        if self.curriculum.needs_difficulty and partial and epoch > 1:
+        if self._measures_difficulty(epoch):
             difficulty = example_losses(self.model, self.data.train, self.normalizer)
         self.model.train()
         for size in plan.sizes:
@@ -252,6 +274,20 @@ class _Training:
                 size, difficulty=difficulty, labels=self.data.train.labels, generator=order
             ).to(self.device)
             yield from torch.tensor_split(chosen, num_batches(size, self.configuration.recipe.batch_size))
+
+
+def _model_options(curriculum: Curriculum, progress: float) -> Mapping[str, int]:
+    """What the curriculum tells the model at `progress` of the steps."""
+    return curriculum.model_options(progress) if isinstance(curriculum, ModelPhases) else {}
+
+
+def _check_options(model: nn.Module, options: set[str], curriculum: str) -> None:
+    missing = sorted(options - set(inspect.signature(model.forward).parameters))
+    if missing:
+        raise ValueError(
+            f"the curriculum {curriculum!r} needs a model whose forward pass has the option {missing[0]!r}, but "
+            f"{type(model).__name__} has none. Choose another curriculum."
+        )
 
 
 _ADVICE = "Lower the learning rate, or use a gradient clip and a longer warm-up."
@@ -279,6 +315,7 @@ def _final_metrics(history: Sequence[EpochReport], topology: str, task: ImageTas
         "epochs": float(len(history)),
         "wall_time_s": wall_time_s,
         "throughput_images_per_s": sum(report.num_images for report in history) / wall_time_s,
+        "training_macs": sum(report.training_macs for report in history),
         "parameters": float(costs.parameters),
         "macs": float(costs.macs),
     }

@@ -108,10 +108,10 @@ class OptunaSuggester:
         return None
 
     def final_choice(self) -> Point | None:
-        """The sampler's own last word after the trials told so far; `None` where it has none."""
+        """The sampler's own last word after the trials before `final_number`; `None` where it has none."""
         if self._final_number is None or not isinstance(self._sampler, FinalChoice):
             return None
-        return self._sampler.final_choice(self._study, study_seed=self._seed)
+        return self._sampler.final_choice(self._study, study_seed=self._seed, num_trials=self._final_number)
 
     def tell(self, trial: TrialRecord) -> None:
         """Learn a finished trial. A failed one is not tried again; whether it teaches is up to the sampler."""

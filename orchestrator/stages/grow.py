@@ -13,16 +13,17 @@ from orchestrator.stages.screen import proxy_directions, screened
 from orchestrator.store.records import TrialRecord
 from plugins import registry
 from search_spaces.as_vit import AsViTSpace, AsViTTopology
-from search_spaces.base import ImageTask
+from search_spaces.base import Costs, ImageTask
 from search_spaces.dimensions import Point
 from trainers.config import ScoreTask
 
 CEILING = 1.375
-"""Networks above this multiple of the target are not considered: 110 M for a target of 80 M in As-ViT's code."""
+"""Networks above this multiple of a target are not considered: 110 M for a target of 80 M in As-ViT's code."""
+_UNITS = {"parameters": "parameters", "macs": "multiply-accumulates"}
 
 
 def run_grow(context: StageContext, spec: GrowStage) -> StageOutcome:
-    """Grow to `target_params`; the whole family is kept.
+    """Grow to `target_params` or `target_macs`; the whole family is kept.
 
     Each step adds one block to one stage and widens the network by one ratio; every combination is scored at the
     reduced width, and the lowest sum of ranks is taken.
@@ -35,11 +36,11 @@ def run_grow(context: StageContext, spec: GrowStage) -> StageOutcome:
     them, and always takes the smaller value).
     """
     start = _start(context, spec)
-    if AsViTSpace.costs(start, context.image_task).parameters >= spec.target_params:
+    costs = AsViTSpace.costs(start, context.image_task)
+    if _reaches(costs, spec):
         raise StageFailedError(
-            f"growth must start below target_params ({spec.target_params:,}), but {start.id} has "
-            f"{AsViTSpace.costs(start, context.image_task).parameters:,} parameters already. Raise the target, "
-            "or screen narrower topologies."
+            f"growth must start below {_describe_targets(spec)}, but {start.id} has {costs.parameters:,} parameters "
+            f"and {costs.macs:,} multiply-accumulates already. Raise the target, or screen narrower topologies."
         )
     suggester = GrowthSuggester(start, spec, context.image_task)
     proxies = tuple(
@@ -60,11 +61,12 @@ def run_grow(context: StageContext, spec: GrowStage) -> StageOutcome:
     run_search(context, search)
     family = suggester.family
     if not suggester.has_arrived:
-        last = family[-1] if family else {"topology": start.id, "parameters": suggester.parameters(start)}
+        last = family[-1] if family else {"topology": start.id, **costs._asdict()}
+        ended = " and ".join(f"{last[cost]:,} {_UNITS[cost]}" for cost in spec.targets())
         raise StageFailedError(
-            f"growth must reach {spec.target_params:,} parameters, but it ended at {last['parameters']:,} "
-            f"({last['topology']}) after {len(family)} steps: {suggester.ending}. "
-            "Raise max_steps, lower target_params, or start from a smaller topology."
+            f"growth must reach {_describe_targets(spec)}, but it ended at {ended} ({last['topology']}) after "
+            f"{len(family)} steps: {suggester.ending}. Raise max_steps, lower the target, or start from a smaller "
+            "topology."
         )
     path = context.folder / "growth.png"
     growth(family, list(suggester.directions), path)
@@ -91,12 +93,8 @@ class GrowthSuggester:
         self.directions = proxy_directions(proxy.name for proxy in spec.proxies)
         self.family: list[dict[str, Any]] = []
         self.ending = "max_steps was reached"
-        self.has_arrived = self.parameters(start) >= spec.target_params
+        self.has_arrived = _reaches(AsViTSpace.costs(start, task), spec)
         self._prepare()
-
-    def parameters(self, topology: AsViTTopology) -> int:
-        """Parameters of the real network."""
-        return AsViTSpace.costs(topology, self._task).parameters
 
     def ask(self, number: int) -> Suggestion | None:  # noqa: ARG002 - the order of the queue is the order of numbers
         return Suggestion(self._queue.pop(0), {}) if self._queue else None
@@ -121,7 +119,7 @@ class GrowthSuggester:
                 "scored": _reduced(real, self._spec.reduction).id,
             }
             for real in growth_candidates(self._current, self._spec)
-            if self.parameters(real) <= CEILING * self._spec.target_params
+            if not _reaches(AsViTSpace.costs(real, self._task), self._spec, above=CEILING)
             and AsViTSpace.problem(real, self._task) is None
             and AsViTSpace.problem(_reduced(real, self._spec.reduction), self._task) is None
         ]
@@ -150,7 +148,7 @@ class GrowthSuggester:
                 "trial": chosen.number,
             }
         )
-        self.has_arrived = costs.parameters >= self._spec.target_params
+        self.has_arrived = _reaches(costs, self._spec)
         self._prepare()
 
 
@@ -184,12 +182,24 @@ def choose_step(trials: list[TrialRecord], directions: dict[str, Any]) -> TrialR
     return min(tied, key=lambda trial: (sign * trial.metrics[deciding], trial.number))
 
 
+def _reaches(costs: Costs, spec: GrowStage, *, above: float | None = None) -> bool:
+    """Whether any cost is at least its target, or more than `above` times its target."""
+    values = [(getattr(costs, cost), target) for cost, target in spec.targets().items()]
+    if above is not None:
+        return any(value > above * target for value, target in values)
+    return any(value >= target for value, target in values)
+
+
+def _describe_targets(spec: GrowStage) -> str:
+    return " or ".join(f"{target:,} {_UNITS[cost]}" for cost, target in spec.targets().items())
+
+
 def _reduced(topology: AsViTTopology, reduction: int) -> AsViTTopology:
     return topology.with_size(depths=topology.depths, width=topology.width // reduction)
 
 
 def _start(context: StageContext, spec: GrowStage) -> AsViTTopology:
-    identifier = spec.topology or screened(context)[1][0].topology
+    identifier = spec.topology or _screened_start(context, spec)
     topology = registry.parse_topology(identifier)
     if not isinstance(topology, AsViTTopology):
         raise StageFailedError(
@@ -202,6 +212,14 @@ def _start(context: StageContext, spec: GrowStage) -> AsViTTopology:
             f"reduced is not: {problem}. Lower `reduction` or start wider."
         )
     return topology
+
+
+def _screened_start(context: StageContext, spec: GrowStage) -> str:
+    if spec.start == "best":
+        return screened(context)[1][0].topology
+    stage = context.earlier("screen")
+    assert stage is not None  # the spec's own validation demands one
+    return str(stage.result["final_choice"]["topology"])
 
 
 def _table(family: list[dict[str, Any]]) -> str:

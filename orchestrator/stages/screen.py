@@ -20,18 +20,24 @@ Direction = Literal["maximize", "minimize"]
 
 
 def run_screen(context: StageContext, spec: ScreenStage) -> StageOutcome:
-    """Score `num_trials` different topologies; the result ranks them by the sum of their ranks."""
+    """Score `num_trials` different topologies; the result ranks them by the sum of their ranks.
+
+    Where the sampler has a last word of its own, such as the argmax of a policy, the last trial scores that.
+    """
     space, directions = spec.search_space, proxy_directions(spec.ranking)
+    objectives = tuple(Objective(proxy, direction) for proxy, direction in directions.items())
+    suggester = OptunaSuggester(
+        space.dimensions(),
+        objectives=objectives,
+        sampler=spec.sampler,
+        seed=context.seed,
+        problem=lambda point: _problem(space, point, spec, context),
+        final_number=spec.num_trials - 1,
+    )
     search = Search(
         num_trials=spec.num_trials,
-        objectives=tuple(Objective(proxy, direction) for proxy, direction in directions.items()),
-        suggester=OptunaSuggester(
-            space.dimensions(),
-            objectives=tuple(Objective(proxy, direction) for proxy, direction in directions.items()),
-            sampler=spec.sampler,
-            seed=context.seed,
-            problem=lambda point: _problem(space, point, spec, context),
-        ),
+        objectives=objectives,
+        suggester=suggester,
         make_task=lambda trial: ScoreTask(
             data=context.spec.data,
             topology=space.decode(trial.point).id,
@@ -43,6 +49,7 @@ def run_screen(context: StageContext, spec: ScreenStage) -> StageOutcome:
     trials = run_search(context, search)
     ranked = rank_topologies(trials, directions)
     best = ranked[0]
+    choice = suggester.final_choice()
     return StageOutcome(
         result={
             "num_topologies": len(ranked),
@@ -50,6 +57,7 @@ def run_screen(context: StageContext, spec: ScreenStage) -> StageOutcome:
             "rank_by": directions,
             "best": _row(best, spec),
             "top": [_row(row, spec) for row in ranked[:10]],
+            **({} if choice is None else {"final_choice": _final_choice(space.decode(choice).id, ranked, spec)}),
         },
         summary=f"{len(ranked)} topologies scored; best {best.topology}",
         metrics={
@@ -99,6 +107,14 @@ def _row(row: Ranked, spec: ScreenStage) -> dict[str, Any]:
         "parameters": int(row.trial.metrics["parameters"]),
         "macs": int(row.trial.metrics["macs"]),
     }
+
+
+def _final_choice(topology: str, ranked: list[Ranked], spec: ScreenStage) -> dict[str, Any]:
+    """The sampler's own choice with its place, counted from 1, or none where it could not be scored."""
+    for place, row in enumerate(ranked, start=1):
+        if row.topology == topology:
+            return {**_row(row, spec), "place": place}
+    return {"topology": topology, "place": None}
 
 
 def _table(ranked: list[Ranked], space: SearchSpace) -> str:

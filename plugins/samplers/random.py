@@ -1,9 +1,11 @@
 """Independent uniform sampling."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from plugins.protocols import PluginCard
+from search_spaces.dimensions import Dimension
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
@@ -17,7 +19,11 @@ class RandomSearch:
         source="Bergstra and Bengio 2012, JMLR 13; Optuna's RandomSampler", cost="under a millisecond a suggestion"
     )
 
-    def build(self, seed: int) -> "BaseSampler":
+    def problem(self, dimensions: Sequence[Dimension]) -> str | None:  # noqa: ARG002 - the protocol's signature
+        """All dimensions are taken."""
+        return None
+
+    def build(self, seed: int, *, study_seed: int) -> "BaseSampler":  # noqa: ARG002 - the protocol's signature
         from optuna.samplers import RandomSampler
 
         return RandomSampler(seed=seed)

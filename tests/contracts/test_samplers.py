@@ -8,7 +8,7 @@ from orchestrator.engines.base import Objective
 from orchestrator.engines.suggester import OptunaSuggester
 from orchestrator.store.records import TrialRecord
 from plugins import registry
-from plugins.protocols import PluginCard
+from plugins.protocols import Enumeration, PluginCard
 from search_spaces.dimensions import Choice, Condition, Dimension, Integer, Point, Real, is_active
 from search_spaces.recipes import PluginChoice
 
@@ -18,6 +18,12 @@ DIMENSIONS: tuple[Dimension, ...] = (
     Real(name="rate", low=1e-4, high=1e-1, log=True),
     Integer(name="depth", low=1, high=9, step=2),
 )
+FINITE: tuple[Dimension, ...] = (
+    Choice(name="method", options=("plain", "paced")),
+    Choice(name="rate", options=(1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)),
+    Integer(name="depth", low=1, high=9, step=2),
+)
+"""For samplers that take no ranges of real numbers or no conditions."""
 OBJECTIVES = (Objective("score", "maximize"), Objective("cost", "minimize"))
 
 
@@ -26,9 +32,16 @@ def sampler(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+def dimensions_of(sampler: str) -> tuple[Dimension, ...]:
+    """The richest of our spaces that a sampler takes."""
+    plugin = registry.create("samplers", sampler)
+    assert plugin.problem(FINITE) is None
+    return DIMENSIONS if plugin.problem(DIMENSIONS) is None else FINITE
+
+
 def make(sampler: str, num_objectives: int = 1, seed: int = 5, **options) -> OptunaSuggester:
     return OptunaSuggester(
-        options.pop("dimensions", DIMENSIONS),
+        options.pop("dimensions", dimensions_of(sampler)),
         objectives=OBJECTIVES[:num_objectives],
         sampler=PluginChoice(name=sampler),
         seed=seed,
@@ -82,16 +95,26 @@ def test_a_suggester_rebuilt_from_rows_at_any_point_suggests_the_same(sampler: s
 
 
 def test_points_lie_in_the_space_and_have_active_dimensions_only(sampler: str) -> None:
+    dimensions = dimensions_of(sampler)
     for trial in run(make(sampler), 30):
-        active = {dimension.name for dimension in DIMENSIONS if is_active(dimension, trial.point)}
+        active = {dimension.name for dimension in dimensions if is_active(dimension, trial.point)}
         assert set(trial.point) == active
         assert 1e-4 <= trial.point["rate"] <= 1e-1
         assert trial.point["depth"] in {1, 3, 5, 7, 9}
 
 
-def test_another_seed_gives_other_points(sampler: str) -> None:
+def test_another_seed_gives_other_points_unless_the_sampler_has_an_order_of_its_own(sampler: str) -> None:
     points = [[trial.point for trial in run(make(sampler, seed=seed), 5)] for seed in (1, 2)]
-    assert points[0] != points[1]
+    has_order = isinstance(registry.create("samplers", sampler), Enumeration)
+    assert (points[0] == points[1]) == has_order
+
+
+def test_dimensions_that_a_sampler_cannot_take_are_refused_by_name(sampler: str) -> None:
+    if dimensions_of(sampler) is DIMENSIONS:
+        make(sampler, dimensions=DIMENSIONS)
+    else:
+        with pytest.raises(ValueError, match=f"{sampler} needs .*, but (rate|method).* is .* sampler"):
+            make(sampler, dimensions=DIMENSIONS)
 
 
 def test_a_small_space_is_tried_whole_once_and_then_ends(sampler: str) -> None:

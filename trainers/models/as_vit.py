@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from search_spaces.as_vit import PATCH_STRIDE, AsViTSpace, AsViTTopology
 from search_spaces.base import ImageTask
+from trainers.models.as_vit_curve import features_along
 from trainers.models.blocks import Linear, Mlp, PatchEmbedding, PatchMerging, WindowAttention, layer_norm
 
 INIT_STD = 0.02
@@ -46,9 +47,15 @@ class StageBlocks(nn.Module):
         self.embed = embed
         self.blocks = nn.ModuleList(blocks)
 
-    def forward(self, inputs: Tensor, keep: Sequence[Tensor | None]) -> Tensor:
-        """Images (B, C, H, W) or the stage before's tokens to this stage's tokens, with each block's `keep`."""
-        tokens: Tensor = self.embed(inputs)
+    def forward(self, inputs: Tensor, keep: Sequence[Tensor | None], **embedding: int) -> Tensor:
+        """Images (B, C, H, W) or the stage before's tokens to this stage's tokens.
+
+        Args:
+            inputs: What the stage sees.
+            keep: Each block's `keep`.
+            embedding: Options of the embedding.
+        """
+        tokens: Tensor = self.embed(inputs, **embedding)
         for block, factors in zip(self.blocks, keep, strict=True):
             tokens = block(tokens, factors)
         return tokens
@@ -101,25 +108,33 @@ class AsViT(nn.Module):
         self.depths = topology.depths
         initialize(self, generator)
 
-    def forward(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, images: Tensor, *, generator: torch.Generator | None = None, stride_factor: int = 1) -> Tensor:
         """Logits (B, classes) of images (B, C, H, W).
 
         Args:
             images: A batch of normalised images.
             generator: Source of the drop-path masks, on the CPU; needed in training mode where `drop_path` is above 0.
+            stride_factor: Stride and dilation of the first projection are this many times as large, so that every grid
+                of tokens is coarser by it (rounded up); the weights are the same.
         """
-        logits: Tensor = self.head(self.norm(self._tokens(images, generator)).mean((1, 2)))
+        logits: Tensor = self.head(self.norm(self._tokens(images, generator, stride_factor)).mean((1, 2)))
         return logits
 
     def forward_features(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Features (B, D): the last stage's tokens, averaged before the final norm."""
         return self._tokens(images, generator).mean((1, 2))
 
-    def _tokens(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+    def features_along(self, directions: Tensor, weights: Tensor) -> Tensor:
+        """Features without normalisation on a curve of images, with derivatives; see `plugins.protocols.CurveModel`."""
+        return features_along(self, directions, weights)
+
+    def _tokens(self, images: Tensor, generator: torch.Generator | None, stride_factor: int = 1) -> Tensor:
         keep = self._keep_factors(images, generator)
+        embedding = {"stride_factor": stride_factor} if stride_factor > 1 else {}
         tokens, start = images, 0
         for stage, depth in zip(self.stages, self.depths, strict=True):
-            tokens = stage(tokens, keep[start : start + depth])
+            tokens = stage(tokens, keep[start : start + depth], **embedding)
+            embedding = {}
             start += depth
         return tokens
 

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from search_spaces.costs import attention_window
+
 FEW_TOKENS = 64
 """Up to so many tokens, attention on a CPU is computed as two matrix products."""
 
@@ -23,25 +25,39 @@ class Convolution(nn.Conv2d):
 
 
 class PatchEmbedding(nn.Module):
-    """Overlapping patches by a zero-padded convolution, then a norm: (B, C, H, W) to (B, H / stride, W / stride, D)."""
+    """Overlapping patches by a zero-padded convolution, then a norm: (B, C, H, W) to (B, H / stride, W / stride, D).
+
+    With `stride_factor` f, stride and dilation of the convolution are f times as large: the same weights see every
+    f-th pixel of wider patches, and each side of the grid has f times fewer tokens.
+    """
 
     def __init__(self, in_channels: int, width: int, *, kernel: int, stride: int, normalization: bool) -> None:
         super().__init__()
-        overlap = kernel - stride
-        self.padding = (overlap // 2, (overlap + 1) // 2) * 2
+        self.padding = _around(kernel - stride)
         self.proj = Convolution(in_channels, width, kernel, stride)
         self.norm = layer_norm(width, normalization=normalization)
 
-    def forward(self, images: Tensor) -> Tensor:
-        padded = F.pad(images, self.padding) if any(self.padding) else images
+    def forward(self, images: Tensor, stride_factor: int = 1) -> Tensor:
+        if stride_factor > 1:
+            overlap = stride_factor * (self.proj.kernel_size[0] - 1) + 1 - stride_factor * self.proj.stride[0]
+            # A stride that is a multiple of the dilation never leaves the grid of every f-th pixel.
+            padded = F.pad(images, _around(overlap))[:, :, ::stride_factor, ::stride_factor]
+        else:
+            padded = F.pad(images, self.padding) if any(self.padding) else images
         tokens: Tensor = self.norm(self.proj(padded).permute(0, 2, 3, 1))
         return tokens
+
+
+def _around(overlap: int) -> tuple[int, int, int, int]:
+    """Padding of an image whose neighbouring patches share `overlap` pixels; below zero, pixels are cut off."""
+    return (overlap // 2, (overlap + 1) // 2) * 2
 
 
 class PatchMerging(nn.Module):
     """Half the grid, from overlapping patches of `kernel` x `kernel` tokens: (B, H, W, D) to (B, H / 2, W / 2, out).
 
     A patch is laid out column by column, row by row, channel by channel: `(column * kernel + row) * D + channel`.
+    An odd side is filled up with one row or column of zeros at its end.
     """
 
     def __init__(self, width: int, out_width: int, *, kernel: int, normalization: bool) -> None:
@@ -53,6 +69,9 @@ class PatchMerging(nn.Module):
         self.reduction = Linear(kernel**2 * width, out_width, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        missing = (tokens.shape[1] % 2, tokens.shape[2] % 2)
+        if any(missing):
+            tokens = F.pad(tokens, (0, 0, 0, missing[1], 0, missing[0]))
         rows, columns = tokens.shape[1] - 1, tokens.shape[2] - 1
         padded = F.pad(tokens, self.padding) if any(self.padding) else tokens
         # Strided slices put side by side: on small grids, with the backward pass, a third faster than torch.nn.Unfold.
@@ -66,7 +85,8 @@ class WindowAttention(nn.Module):
     """Multi-head attention within `split` x `split` windows of the grid, without a position bias.
 
     A head has `width // heads` channels, so that all heads together may have fewer than `width`. A window of one token
-    attends to itself alone: its output is its value, whatever query and key are.
+    attends to itself alone: its output is its value, whatever query and key are. Where `split` does not divide a side
+    of the grid, the windows are those of `search_spaces.costs.attention_window`.
     """
 
     def __init__(self, width: int, *, heads: int, split: int) -> None:
@@ -81,39 +101,56 @@ class WindowAttention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         height, across = tokens.shape[1:3]
         inner = self.heads * self.head_width
-        if (height, across) == (self.split, self.split):
+        rows, columns = attention_window(height, self.split), attention_window(across, self.split)
+        if rows == columns == 1:
             mixed = self.qkv(tokens)[..., 2 * inner :]
-        elif self.split == 1:
+        elif (rows, columns) == (height, across):
             grid = self.qkv(tokens).view(-1, height * across, 3, self.heads, self.head_width)
             query, key, value = grid.permute(2, 0, 3, 1, 4).unbind(0)
             mixed = attend(query, key, value).transpose(1, 2).reshape(-1, height, across, inner)
         else:
-            mixed = self._attend_in_windows(self.qkv(tokens))
+            mixed = self._attend_in_windows(self.qkv(tokens), rows, columns)
         out: Tensor = self.proj(mixed)
         return out
 
-    def _attend_in_windows(self, qkv: Tensor) -> Tensor:
-        """Attention of each window, (B, H, W, 3 * inner) to (B, H, W, inner)."""
+    def _attend_in_windows(self, qkv: Tensor, rows: int, columns: int) -> Tensor:
+        """Attention within windows of `rows` x `columns` tokens, (B, H, W, 3 * inner) to (B, H, W, inner)."""
         batch, height, across, _ = qkv.shape
-        split, rows, columns = self.split, height // self.split, across // self.split
-        grid = qkv.view(batch, split, rows, split, columns, 3, self.heads, self.head_width)
+        down, right = -(-height // rows), -(-across // columns)
+        is_real = None
+        if (down * rows, right * columns) != (height, across):
+            spare = (0, right * columns - across, 0, down * rows - height)
+            qkv = F.pad(qkv, (0, 0, *spare))
+            is_real = F.pad(torch.ones(height, across, dtype=torch.bool, device=qkv.device), spare)
+            is_real = is_real.view(down, rows, right, columns).transpose(1, 2).reshape(-1, 1, 1, rows * columns)
+            is_real = is_real.repeat(batch, 1, 1, 1)
+        grid = qkv.view(batch, down, rows, right, columns, 3, self.heads, self.head_width)
         windows = grid.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, -1, self.heads, rows * columns, self.head_width)
         query, key, value = windows.unbind(0)
-        mixed = attend(query, key, value)
-        mixed = mixed.reshape(batch, split, split, self.heads, rows, columns, self.head_width)
-        return mixed.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, across, -1)
+        mixed = attend(query, key, value, is_real)
+        mixed = mixed.reshape(batch, down, right, self.heads, rows, columns, self.head_width)
+        mixed = mixed.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, down * rows, right * columns, -1)
+        return mixed[:, :height, :across]
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, is_real: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention, shapes (..., N, d).
 
     On a CPU and for few tokens, two matrix products take as little as 0.6 of the time of torch's fused kernel.
+
+    Args:
+        query: The queries.
+        key: The keys.
+        value: The values.
+        is_real: Which keys take part, broadcast to (..., N, N); `None` for all.
     """
     if query.device.type == "cpu" and query.shape[-2] <= FEW_TOKENS:
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+        if is_real is not None:
+            scores = scores.masked_fill(~is_real, -torch.inf)
         mixed: Tensor = scores.softmax(-1) @ value
         return mixed
-    return F.scaled_dot_product_attention(query, key, value)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=is_real)
 
 
 class Mlp(nn.Module):

@@ -1,0 +1,72 @@
+"""Progressive tokenization: fewer, wider tokens at the start of training."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from plugins.curricula.none import NoCurriculum
+from plugins.protocols import PluginCard
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+_WHOLE = NoCurriculum()
+
+
+def stride_factor(progress: float, *, coarse: float, middle: float) -> int:
+    """How many times coarser each side of the token grid is: 4, then 2, then 1.
+
+    Args:
+        progress: Fraction of the optimizer steps taken before, in [0, 1).
+        coarse: Fraction of the steps with the factor 4.
+        middle: Fraction of the steps, after those, with the factor 2.
+    """
+    if progress < coarse:
+        return 4
+    return 2 if progress < coarse + middle else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgressiveTokenization:
+    """As-ViT's progressive re-tokenization: stride and dilation of the first projection shrink as training goes on.
+
+    Weights and optimizer state are untouched, since no parameter of the model depends on the number of tokens. At 224
+    pixels the grid has 14, 28 and 56 tokens a side, at 32 pixels 2, 4 and 8. Every image is visited once per epoch.
+    """
+
+    card: ClassVar[PluginCard] = PluginCard(
+        source=(
+            "Chen et al. 2022, As-ViT, arXiv:2202.11921. Differences: its training code and the epochs of "
+            "the phases were never released, so the fractions are ours; odd grids are filled up with zeros when they "
+            "are halved, and windows that do not divide a grid are rounded up, where its code demands even grids"
+        ),
+        cost="less than nothing: the coarse phases take a quarter and a sixteenth of the tokens",
+        needs=("a model with the forward option stride_factor",),
+    )
+    needs_difficulty: ClassVar[bool] = False
+    coarse: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Fraction of the optimizer steps, at the start, with a quarter of the tokens along each side."""
+    middle: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Fraction of the optimizer steps, after those, with half of the tokens along each side."""
+
+    def __post_init__(self) -> None:
+        if self.coarse + self.middle >= 1:
+            raise ValueError(
+                "`coarse` and `middle` must add up to less than 1, so that training ends with all tokens, but got "
+                f"{self.coarse} + {self.middle}. Lower one of them."
+            )
+
+    def model_options(self, progress: float) -> Mapping[str, int]:
+        """The stride factor, while it is not 1."""
+        factor = stride_factor(progress, coarse=self.coarse, middle=self.middle)
+        return {"stride_factor": factor} if factor > 1 else {}
+
+    def passes(self, num_epochs: float) -> tuple[float, ...]:
+        """Whole passes, and what is left over as a last smaller one."""
+        return _WHOLE.passes(num_epochs)
+
+    def select(self, size: int, *, difficulty: "Tensor | None", labels: "Tensor", generator: "Generator") -> "Tensor":
+        """`size` examples drawn uniformly without replacement."""
+        return _WHOLE.select(size, difficulty=difficulty, labels=labels, generator=generator)

@@ -1,0 +1,205 @@
+"""Taylor coefficients of tokens along a curve, carried by hand through the layers of a vision transformer.
+
+A curve of tokens `x(t)` is kept as its coefficients `x_j`: the j-th derivative divided by `j!`. A product of two curves
+then has the coefficients `(a b)_j = sum_i a_i b_(j-i)`, and a sum over `i` is one matrix product of coefficients laid
+side by side. Nothing is kept for a backward pass.
+
+Legend: `K` coefficients (order + 1, at most 3), `B` windows of all images, `N` tokens of a window, `D` width, `H` heads
+of `d` channels, `I = H d`.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from trainers.models.blocks import Mlp, WindowAttention
+
+NUMBERS_AT_ONCE = 2**19
+"""Size up to which intermediate results of one layer are computed together; a core's cache holds about as many."""
+SCORE_COST = 60
+"""Multiply-accumulates of a matrix product that take as long as the elementwise work on one attention score."""
+
+
+def add_mlp(tokens: Tensor, mlp: Mlp) -> None:
+    """Add the MLP's output to tokens (K, B, N, D), in place."""
+    rows = tokens.view(len(tokens), -1, tokens.shape[-1])
+    step = max(1, NUMBERS_AT_ONCE // (len(tokens) * mlp.fc1.out_features))
+    for start in range(0, rows.shape[1], step):
+        block = rows[:, start : start + step]
+        for part, hidden in zip(block, hidden_activations(block, mlp), strict=True):
+            part.addmm_(hidden, mlp.fc2.weight.t())
+        block[0] += mlp.fc2.bias
+
+
+def hidden_activations(rows: Tensor, mlp: Mlp) -> Tensor:
+    """The MLP's activations after GELU, (K, rows, hidden), of (K, rows, D)."""
+    hidden = rows.new_empty(*rows.shape[:2], mlp.fc1.out_features)
+    for index, (part, row) in enumerate(zip(hidden, rows, strict=True)):
+        if index == 0:
+            torch.addmm(mlp.fc1.bias, row, mlp.fc1.weight.t(), out=part)
+        else:
+            torch.mm(row, mlp.fc1.weight.t(), out=part)
+    gelu_(hidden)
+    return hidden
+
+
+def gelu_(curve: Tensor) -> None:
+    """GELU of a curve (K, ...) in place: `g_1 = g'(x) x_1` and `g_2 = g'(x) x_2 + g''(x) x_1^2 / 2`."""
+    value, times_slope = curve[0], torch.ops.aten.gelu_backward.grad_input
+    if len(curve) > 2:
+        squared = value.square()
+        # g''(x) = (2 - x^2) exp(-x^2 / 2) / sqrt(2 pi)
+        bend = (squared * -0.5).exp_().mul_(squared.neg_().add_(2)).mul_(curve[1].square())
+        times_slope(curve[2], value, grad_input=curve[2]).add_(bend, alpha=0.5 / math.sqrt(2 * math.pi))
+    if len(curve) > 1:
+        times_slope(curve[1], value, grad_input=curve[1])
+    torch.ops.aten.gelu.out(value, out=value)
+
+
+def add_attention(tokens: Tensor, attention: WindowAttention) -> Tensor:
+    """Tokens (K, B, N, D) with the output of attention added; their memory may be used for it.
+
+    Attention is computed to first order in its scores, as one matrix per window, where they are so small that this
+    is exact within the dtype's precision, and where it is faster. The fresh network without normalisation is such a
+    case: its scores are below 1e-3. Elsewhere attention is computed as it stands.
+    """
+    count, width = tokens.shape[2:]
+    if count == 1:
+        weight, bias = attention.qkv.weight.chunk(3)[2], attention.qkv.bias.chunk(3)[2]
+        values = torch.matmul(tokens, weight.t())
+        values[0] += bias
+        return _add_projected(tokens, values, attention)
+    inner = attention.heads * attention.head_width
+    exact = (8 * width + 6 * count) * inner + SCORE_COST * count * attention.heads
+    if exact > 5 * width**2 * (1 + inner / count):
+        added = first_order_attention(tokens, attention)
+        if added is not None:
+            return added
+    return _add_projected(tokens, exact_attention(tokens, attention), attention)
+
+
+def _add_projected(tokens: Tensor, mixed: Tensor, attention: WindowAttention) -> Tensor:
+    """Tokens (K, B, N, D), changed in place, with the projection of `mixed` (K, B, N, I) added."""
+    tokens[0] += attention.proj.bias
+    tokens.view(-1, tokens.shape[-1]).addmm_(mixed.flatten(0, 2), attention.proj.weight.t())
+    return tokens
+
+
+def first_order_attention(tokens: Tensor, attention: WindowAttention) -> Tensor | None:
+    """Tokens (K, B, N, D) with attention to first order in the scores added; `None` where the rest is not negligible.
+
+    Softmax does not notice when the keys are centred within their window. With `exp(s) = 1 + s` the weights then add up
+    to `N`, and a token becomes `x + mean(v) + q K^T V / N`. With the covariance `C` of the window's tokens that is
+    `x (1 + sum_h Wq_h^T Wk_h C Wv_h^T Wp_h^T / sqrt(d))` and a constant: no query, key or value is computed.
+
+    What is left out of the weights is about `s^2 / 2`. In the mean over all pairs it is kept below the dtype's rounding
+    error, by the bound `mean(s^2) <= mean(|q|^2) mean(|k|^2) / d`, which needs the covariance only.
+    """
+    num, windows, count, width = tokens.shape
+    heads, depth = attention.heads, attention.head_width
+    query, key, value = attention.qkv.weight.chunk(3)
+    query_bias, _, value_bias = attention.qkv.bias.chunk(3)
+    means = tokens.mean(2)
+    covariance = _covariance(tokens, means)
+    if not _scores_are_negligible(means[0], covariance[0], attention, count):
+        return None
+    keys = torch.matmul(key, covariance).view(-1, heads, depth, width).transpose(0, 1).reshape(heads, -1, width)
+    mixed = torch.bmm(keys, value.view(heads, depth, width).mT)
+    projected = torch.bmm(mixed, attention.proj.weight.t().view(heads, depth, width))
+    projected = projected.view(heads, -1, depth, width).transpose(0, 1).reshape(num, windows, heads * depth, width)
+    projected *= depth**-0.5
+    maps = torch.matmul(query.t(), projected)
+    maps[0].diagonal(dim1=-2, dim2=-1).add_(1)
+    mean_value = torch.matmul(means, value.t())
+    mean_value[0] += value_bias
+    shift = torch.matmul(mean_value, attention.proj.weight.t()) + torch.matmul(query_bias, projected)
+    shift[0] += attention.proj.bias
+    added = torch.empty_like(tokens)
+    for index in range(num):
+        torch.baddbmm(shift[index].unsqueeze(1), tokens[index], maps[0], out=added[index])
+        for other in range(index):
+            added[index].baddbmm_(tokens[other], maps[index - other])
+    return added
+
+
+def _covariance(tokens: Tensor, means: Tensor) -> Tensor:
+    """Coefficients of the tokens' covariance within each window, (K, B, D, D), of (K, B, N, D) and (K, B, D)."""
+    num, windows, count, width = tokens.shape
+    covariance = tokens.new_zeros(num, windows, width, width)
+    for low in range(num):
+        for high in range(low, num - low):
+            product = torch.bmm(tokens[low].mT, tokens[high]).div_(count)
+            product.baddbmm_(means[low].unsqueeze(2), means[high].unsqueeze(1), alpha=-1)
+            covariance[low + high] += product if low == high else product + product.mT
+    return covariance
+
+
+def _scores_are_negligible(mean: Tensor, covariance: Tensor, attention: WindowAttention, count: int) -> bool:
+    """Whether attention to first order is exact, of each window's mean token (B, D) and covariance (B, D, D)."""
+    heads, depth, width = attention.heads, attention.head_width, mean.shape[-1]
+    weight = attention.qkv.weight[: 2 * heads * depth]
+    spread = torch.matmul(weight, covariance).mul_(weight).view(-1, 2, heads, depth * width).sum(-1)
+    mean_query = torch.addmm(attention.qkv.bias[: heads * depth], mean, weight[: heads * depth].t())
+    squared_query = spread[:, 0] + mean_query.view(-1, heads, depth).square().sum(-1)
+    mean_square = float((squared_query * spread[:, 1]).max()) / depth
+    # The second condition bounds the largest score by 1, so that s^2 / 2 is most of what is left out.
+    return mean_square <= torch.finfo(mean.dtype).eps and mean_square * count**2 <= 1
+
+
+def exact_attention(tokens: Tensor, attention: WindowAttention) -> Tensor:
+    """Attention's output before its projection, (K, B, N, I), of tokens (K, B, N, D), in blocks of scores.
+
+    With scores `S_j`, softmax `P` of `S_0`, `E_0 = P`, `E_1 = P S_1` and `E_2 = P (S_2 + S_1^2 / 2)`, the sums
+    `n_j = sum_i E_(j-i) [V_i 1_i]` give values and normalisers at once, and the output is `n_j` divided by them.
+    """
+    num, windows, count, _ = tokens.shape
+    heads, depth = attention.heads, attention.head_width
+    qkv = torch.matmul(tokens, attention.qkv.weight.t())
+    qkv[0] += attention.qkv.bias
+    parts = qkv.view(num, windows, count, 3, heads, depth).permute(3, 1, 4, 2, 0, 5)
+    query = parts[0].flip(3).mul_(depth**-0.5).reshape(-1, count, num * depth)
+    key = parts[1].reshape(-1, count, num * depth)
+    value = tokens.new_zeros(windows, heads, count, num, depth + 1)
+    value[..., :depth] = parts[2]
+    value[..., 0, depth] = 1
+    value = value.view(-1, count, num * (depth + 1))
+    mixed = tokens.new_empty(windows * heads, count, num, depth)
+    rows = min(count, max(1, NUMBERS_AT_ONCE // (num * count)))
+    at_once = max(1, NUMBERS_AT_ONCE // (num * count * rows))
+    for first in range(0, windows * heads, at_once):
+        some = slice(first, first + at_once)
+        for top in range(0, count, rows):
+            block = slice(top, top + rows)
+            mixed[some, block] = _mix(query[some, block], key[some], value[some], num)
+    return mixed.view(windows, heads, count, num, depth).permute(3, 0, 2, 1, 4).reshape(num, windows, count, -1)
+
+
+def _mix(query: Tensor, key: Tensor, value: Tensor, num: int) -> Tensor:
+    """Rows of attention, (b, rows, K, d).
+
+    Args:
+        query: Coefficients side by side, the last first, shape (b, rows, K d), scaled.
+        key: Coefficients side by side, the first first, shape (b, N, K d).
+        value: Coefficients side by side, each with the coefficient of 1 behind it, shape (b, N, K (d + 1)).
+        num: `K`.
+    """
+    depth = key.shape[-1] // num
+    scores = [
+        torch.bmm(query[..., (num - 1 - index) * depth :], key[..., : (index + 1) * depth].mT) for index in range(num)
+    ]
+    weights = torch.softmax(scores[0], -1)
+    if num > 2:
+        scores[2].addcmul_(scores[1], scores[1], value=0.5).mul_(weights)
+    if num > 1:
+        scores[1].mul_(weights)
+    sums = torch.bmm(weights, value)
+    for index in range(1, num):
+        start = index * (depth + 1)
+        sums[..., start:] += torch.bmm(scores[index], value[..., :-start])
+    parts = sums.view(*sums.shape[:-1], num, depth + 1)
+    out, normalizer = parts[..., :depth], parts[..., depth:]
+    for index in range(1, num):
+        for low in range(index):
+            out[..., index, :] -= out[..., low, :] * normalizer[..., index - low, :]
+    return out
