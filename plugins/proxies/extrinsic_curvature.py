@@ -1,16 +1,11 @@
 """Extrinsic curvature: how bent a curve the untrained network makes of a circle."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from plugins.protocols import Candidate, PluginCard, ProxyScore
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +19,11 @@ class ExtrinsicCurvature:
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
     repeats: Annotated[int, Field(ge=1)] = 5
+    """Fresh initialisations, each with a circle of its own, that the score is averaged over."""
     num_points: Annotated[int, Field(ge=2)] = 10
+    """Points on the circle."""
 
     def score(self, candidate: Candidate) -> ProxyScore:
-        from plugins.proxies.input_circle import curve_acceleration, extrinsic_curvature, score_curves
-        from plugins.proxies.repeats import summarize
+        from plugins.proxies.input_circle import extrinsic_curvature, score_circles
 
-        def measure(features: "Callable[[Tensor], Tensor]", angles: "Tensor", basis: "Tensor") -> "Tensor":
-            return extrinsic_curvature(*curve_acceleration(features, angles, basis))
-
-        return summarize(score_curves(candidate, measure, repeats=self.repeats, num_points=self.num_points))
+        return score_circles(candidate, extrinsic_curvature, order=2, repeats=self.repeats, num_points=self.num_points)

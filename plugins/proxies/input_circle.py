@@ -1,28 +1,22 @@
 """The curve that a network makes of a circle in its input space, and how long and bent it is.
 
-Legend: `n` points on the circle, `D` features, images of (C, H, W).
+Legend: `n` points on the circle, `K` derivatives (order + 1), `D` features, images of (C, H, W).
 
 Source: Chen et al. 2022, As-ViT, arXiv:2202.11921; Poole et al. 2016, arXiv:1606.05340. The paper scales the circle by
 the square root of the number of inputs; like the authors' code we leave it at radius 1.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, jvp, stack_module_state, vmap
+from torch import Tensor
+from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from plugins.proxies.repeats import repeat_seeds
-
-if TYPE_CHECKING:
-    from plugins.protocols import Candidate
-
-PIXELS_AT_ONCE = 65_536
-"""Networks of several repeats are computed together while their circles have no more pixels than this: small tensors
-wait for the number of operations, large ones for memory."""
+from plugins.protocols import Candidate, CurveModel, ProxyScore
+from plugins.proxies.repeats import networks, on_all_cores, seed_groups, summarize
 
 
 def circle_angles(num_points: int, *, like: Tensor) -> Tensor:
@@ -33,94 +27,141 @@ def circle_angles(num_points: int, *, like: Tensor) -> Tensor:
 
 def circle_basis(shape: Sequence[int], *, generator: torch.Generator) -> Tensor:
     """Two random orthonormal directions in the space of images, shape (2, *shape), float64 on the CPU."""
-    columns = torch.randn(math.prod(shape), 2, generator=generator, dtype=torch.float64)
-    basis: Tensor = torch.linalg.qr(columns).Q.T.reshape(2, *shape)
+    columns = torch.randn(2, math.prod(shape), generator=generator).double()
+    basis: Tensor = torch.linalg.qr(columns.T).Q.T.reshape(2, *shape)
     return basis
 
 
 def circle_points(angles: Tensor, basis: Tensor) -> Tensor:
     """Images on the circle, shape (n, C, H, W), at angles (n,) in the plane of `basis` (2, C, H, W)."""
-    shape = (-1,) + (1,) * (basis.dim() - 1)
-    return angles.view(shape).cos() * basis[0] + angles.view(shape).sin() * basis[1]
+    points: Tensor = torch.tensordot(circle_weights(angles, order=0)[0], basis, 1)
+    return points
 
 
-def curve_velocity(features: Callable[[Tensor], Tensor], angles: Tensor, basis: Tensor) -> Tensor:
-    """Derivative of the features by the angle, shape (n, D), by forward-mode differentiation.
+def circle_weights(angles: Tensor, *, order: int) -> Tensor:
+    """Weights of the two directions in the points at angles (n,) and in their derivatives, shape (order + 1, n, 2)."""
+    turned = [angles + index * math.pi / 2 for index in range(order + 1)]
+    return torch.stack([torch.stack([angle.cos(), angle.sin()], -1) for angle in turned])
+
+
+def curve_derivatives(features: Callable[[Tensor], Tensor], angles: Tensor, basis: Tensor, *, order: int) -> Tensor:
+    """The features on the circle and their derivatives by the angle, for any function: by nested forward-mode autograd.
 
     Args:
         features: Images (n, C, H, W) to features (n, D), each image on its own.
         angles: Shape (n,).
         basis: Shape (2, C, H, W).
+        order: Highest derivative.
+
+    Returns:
+        Shape (order + 1, n, D).
     """
-    velocity: Tensor = jvp(lambda at: features(circle_points(at, basis)), (angles,), (torch.ones_like(angles),))[1]
-    return velocity
+
+    def raised(lower: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def derivatives(at: Tensor) -> Tensor:
+            found = jvp(lower, (at,), (torch.ones_like(at),))
+            return torch.cat([found[0], found[1][-1:]])
+
+        return derivatives
+
+    def values(at: Tensor) -> Tensor:
+        return features(circle_points(at, basis)).unsqueeze(0)
+
+    curve: Callable[[Tensor], Tensor] = values
+    for _ in range(order):
+        curve = raised(curve)
+    # The fused attention kernels have no forward-mode derivative.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        return curve(angles)
 
 
-def curve_acceleration(features: Callable[[Tensor], Tensor], angles: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """First and second derivative of the features by the angle, each (n, D); arguments as `curve_velocity`."""
-    derivatives = jvp(lambda at: curve_velocity(features, at, basis), (angles,), (torch.ones_like(angles),))
-    return derivatives[0], derivatives[1]
-
-
-def length_distortion(velocity: Tensor) -> Tensor:
-    """Sum over the points of the curve's speed; velocities (..., n, D) to (...).
+def length_distortion(derivatives: Tensor) -> Tensor:
+    """Sum over the points of the curve's speed; derivatives (2, n, D) or more to a scalar.
 
     `L = sum_j ||v(theta_j)||`, without the factor of the angles' distance, as in the authors' code.
     """
-    return velocity.square().sum(-1).sqrt().sum(-1)
+    return derivatives[1].square().sum(-1).sqrt().sum(-1)
 
 
-def extrinsic_curvature(velocity: Tensor, acceleration: Tensor) -> Tensor:
-    """Sum over the points of the curve's curvature; derivatives (..., n, D) to (...); nan where the curve stands still.
+def extrinsic_curvature(derivatives: Tensor) -> Tensor:
+    """Sum over the points of the curve's curvature; derivatives (3, n, D) to a scalar; nan where it stands still.
 
-    `kappa = sum_j (v.v)^(-3/2) sqrt((v.v)(a.a) - (v.a)^2)`.
+    `kappa = sum_j (v.v)^(-3/2) sqrt((v.v)(a.a) - (v.a)^2)`: the acceleration across the velocity, by the squared speed.
     """
-    vv, aa = velocity.square().sum(-1), acceleration.square().sum(-1)
-    va = (velocity * acceleration).sum(-1)
-    return (vv.pow(-1.5) * (vv * aa - va.square()).clamp_min(0).sqrt()).sum(-1)
+    speed, across = _speed_and_turn(derivatives)
+    return (across / speed.square()).sum(-1)
 
 
-class FeatureModule(nn.Module):
-    """A model whose forward pass gives the pooled features, so that `torch.func.functional_call` reaches them."""
+def gauss_length(derivatives: Tensor) -> Tensor:
+    """Length of the curve of unit tangents; derivatives (3, n, D) to a scalar; nan where the curve stands still.
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.model.forward_features(images)  # type: ignore[operator]
-        return features
+    `L_G = sum_j || d/dtheta (v / ||v||) ||`: the acceleration across the velocity, by the speed. The authors' code has
+    a slip in its broadcasting there, so that its numbers differ.
+    """
+    speed, across = _speed_and_turn(derivatives)
+    return (across / speed).sum(-1)
 
 
-def score_curves(
-    candidate: "Candidate",
-    measure: Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor],
-    *,
-    repeats: int,
-    num_points: int,
-) -> list[float]:
+def _speed_and_turn(derivatives: Tensor) -> tuple[Tensor, Tensor]:
+    """Of (3, n, D) the norms of the velocity and of the part of the acceleration across it, each (n,)."""
+    velocity, acceleration = derivatives[1], derivatives[2]
+    speed = velocity.square().sum(-1, keepdim=True).sqrt()
+    direction = velocity / speed
+    across = acceleration - direction * (direction * acceleration).sum(-1, keepdim=True)
+    return speed.squeeze(-1), across.square().sum(-1).sqrt()
+
+
+def score_circles(
+    candidate: Candidate, measure: Callable[[Tensor], Tensor], *, order: int, repeats: int, num_points: int
+) -> ProxyScore:
     """A measure of the curves of `repeats` fresh networks without normalisation, each on a circle of its own.
 
     Args:
         candidate: What to score.
-        measure: From `features`, angles (n,) and basis (2, C, H, W) to a scalar.
+        measure: From derivatives (order + 1, n, D) to a scalar.
+        order: Highest derivative that `measure` needs.
         repeats: Number of networks.
-        num_points: Angles per circle, `n`.
+        num_points: Angles per circle, `n`. The last is the first again, and computed once.
     """
+    angles = circle_angles(num_points, like=candidate.images)[:-1]
+    values = []
+    for seeds in seed_groups(candidate, repeats):
+        for curve in _curves(candidate, seeds, angles, order):
+            values.append(float(measure(torch.cat([curve, curve[:, :1]], 1))))
+    return summarize(values)
+
+
+def _curves(candidate: Candidate, seeds: Sequence[int], angles: Tensor, order: int) -> Iterator[Tensor]:
+    """Each network's derivatives on its circle, (order + 1, n, D)."""
     images = candidate.images
-    angles = circle_angles(num_points, like=images)
-    models, bases = [], []
-    for seed in repeat_seeds(candidate.seed, repeats):
-        models.append(FeatureModule(candidate.build(seed=seed, normalization=False)))
-        generator = torch.Generator().manual_seed(seed)
-        bases.append(circle_basis(images.shape[1:], generator=generator).to(images))
 
-    def one(state: dict[str, Tensor], basis: Tensor) -> Tensor:
-        return measure(lambda points: functional_call(models[0], state, (points,)), angles, basis)
+    def basis_of(seed: int) -> Tensor:
+        return circle_basis(images.shape[1:], generator=torch.Generator().manual_seed(seed)).to(images)
 
-    parameters, buffers = stack_module_state(models)
-    at_once = max(1, min(repeats, PIXELS_AT_ONCE // (num_points * images.shape[-2] * images.shape[-1])))
-    # The fused attention kernels have no forward-mode derivative.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        values = vmap(one, chunk_size=at_once)({**parameters, **buffers}, torch.stack(bases))
-    return [float(value) for value in values]
+    models, bases = networks(candidate, seeds), list(on_all_cores(basis_of, seeds, device=images.device.type))
+    if all(isinstance(model, CurveModel) for model in models):
+        yield from curves_of_models(models, bases, angles, order=order)
+        return
+    for seed, basis in zip(seeds, bases, strict=True):
+        features: Any = candidate.build(seed=seed, normalization=False).forward_features
+        yield curve_derivatives(features, angles, basis, order=order)
+
+
+def curves_of_models(
+    models: Sequence[Any], bases: Sequence[Tensor], angles: Tensor, *, order: int
+) -> Iterator[Tensor]:
+    """`curve_derivatives` of each `CurveModel` on the circle of its basis.
+
+    Each point is an image of its own: where cores outnumber the models, they share out the points.
+    """
+    weights = circle_weights(angles, order=order).chunk(math.ceil(torch.get_num_threads() / len(models)), 1)
+    jobs = [(model, basis, some) for model, basis in zip(models, bases, strict=True) for some in weights]
+
+    def along(job: tuple[Any, Tensor, Tensor]) -> Tensor:
+        model, basis, some = job
+        derivatives: Tensor = model.features_along(basis, some)
+        return derivatives
+
+    done = on_all_cores(along, jobs, device=angles.device.type)
+    for parts in zip(*[done] * len(weights), strict=True):
+        yield torch.cat(parts, 1)

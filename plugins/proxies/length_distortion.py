@@ -1,16 +1,11 @@
 """Length distortion: how long a curve the untrained network makes of a circle."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from plugins.protocols import Candidate, PluginCard, ProxyScore
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +19,11 @@ class LengthDistortion:
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
     repeats: Annotated[int, Field(ge=1)] = 5
+    """Fresh initialisations, each with a circle of its own, that the score is averaged over."""
     num_points: Annotated[int, Field(ge=2)] = 10
+    """Points on the circle."""
 
     def score(self, candidate: Candidate) -> ProxyScore:
-        from plugins.proxies.input_circle import curve_velocity, length_distortion, score_curves
-        from plugins.proxies.repeats import summarize
+        from plugins.proxies.input_circle import length_distortion, score_circles
 
-        def measure(features: "Callable[[Tensor], Tensor]", angles: "Tensor", basis: "Tensor") -> "Tensor":
-            return length_distortion(curve_velocity(features, angles, basis))
-
-        return summarize(score_curves(candidate, measure, repeats=self.repeats, num_points=self.num_points))
+        return score_circles(candidate, length_distortion, order=1, repeats=self.repeats, num_points=self.num_points)

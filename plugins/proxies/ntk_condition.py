@@ -19,14 +19,13 @@ class NtkCondition:
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "minimize"
     repeats: Annotated[int, Field(ge=1)] = 5
+    """Fresh initialisations that the score is averaged over."""
 
     def score(self, candidate: Candidate) -> ProxyScore:
-        from plugins.proxies.repeats import repeat_seeds, summarize
-        from plugins.proxies.tangent_kernel import condition_number, tangent_kernel
+        from plugins.proxies.repeats import networks, seed_groups, summarize
+        from plugins.proxies.tangent_kernel import condition_number, tangent_kernels
 
-        return summarize(
-            [
-                condition_number(tangent_kernel(candidate.build(seed=seed, normalization=True), candidate.images))
-                for seed in repeat_seeds(candidate.seed, self.repeats)
-            ]
-        )
+        values = []
+        for seeds in seed_groups(candidate, self.repeats):
+            values += [condition_number(one) for one in tangent_kernels(networks(candidate, seeds), candidate.images)]
+        return summarize(values)

@@ -3,16 +3,34 @@
 Legend: `B` images, `N` positions at which a layer is applied to one image, `I` and `O` inputs and outputs of a layer.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.hooks import RemovableHandle
 
-from plugins.proxies.input_circle import FeatureModule
+from plugins.proxies.repeats import on_all_cores
+
+PIXELS_AT_ONCE = 2**17
+"""Pixels of the images that go through a network together on a CPU: more do not stay in its cache."""
+GRADIENT_BYTES = 2**29
+"""Up to this size the gradients of all images are in memory together; larger ones are reduced layer by layer."""
+
+
+class Contribution(NamedTuple):
+    """What a layer adds to the kernel: the Gram matrix of its weight's gradients, `gradient^T inputs` of each image."""
+
+    gradient: Tensor
+    """Of the outputs, shape (B, N, O); without `inputs` of the weight itself, (B, I O)."""
+    inputs: Tensor | None = None
+    """Shape (B, N, I)."""
 
 
 def tangent_kernel(model: nn.Module, images: Tensor) -> Tensor:
@@ -28,14 +46,44 @@ def tangent_kernel(model: nn.Module, images: Tensor) -> Tensor:
     Returns:
         Shape (B, B), float64.
     """
-    layers = _plain_layers(model)
-    kernel = None if layers is None else _layerwise_kernel(model, layers, images)
-    return per_image_kernel(model, images) if kernel is None else kernel
+    (kernel,) = tangent_kernels([model], images)
+    return kernel
+
+
+def tangent_kernels(models: Sequence[nn.Module], images: Tensor) -> Iterator[Tensor]:
+    """`tangent_kernel` of each model. On a CPU a few images go through a network together, on all cores."""
+    layers = [_plain_layers(model) for model in models]
+    chunks = torch.split(images, _images_at_once(models, images))
+
+    def work(job: tuple[nn.Module, _CallRecorder, Tensor]) -> list[Contribution] | Tensor | None:
+        contributions = _contributions(*job, batch=len(images))
+        try:
+            return list(contributions) if len(chunks) > 1 else _sum(map(_gram_matrix, contributions))
+        except NotLayerwiseError:
+            return None
+
+    with ExitStack() as stack:
+        recorders = [stack.enter_context(_CallRecorder(found or [])) for found in layers]
+        layerwise = [
+            (model, recorder, chunk)
+            for model, recorder, found in zip(models, recorders, layers, strict=True)
+            if found
+            for chunk in chunks
+        ]
+        done = on_all_cores(work, layerwise, device=images.device.type)
+        for model, found in zip(models, layers, strict=True):
+            parts: list[Any] = [next(done) for _ in chunks] if found else [None]
+            if any(part is None for part in parts):
+                yield per_image_kernel(model, images)
+            elif len(chunks) == 1:
+                yield parts[0]
+            else:
+                yield _sum(_gram_matrix(_joined(pieces)) for pieces in zip(*parts, strict=True))
 
 
 def per_image_kernel(model: nn.Module, images: Tensor) -> Tensor:
     """`tangent_kernel` of any model, holding every image's gradient at once."""
-    module = FeatureModule(model)
+    module = _FeatureModule(model)
     weights = {name: value.detach() for name, value in module.named_parameters() if "weight" in name}
 
     def summed_features(weights: dict[str, Tensor], image: Tensor) -> Tensor:
@@ -44,10 +92,7 @@ def per_image_kernel(model: nn.Module, images: Tensor) -> Tensor:
 
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         gradients = vmap(grad(summed_features), in_dims=(None, 0))(weights, images)
-    kernel = images.new_zeros(len(images), len(images), dtype=torch.float64)
-    for gradient in gradients.values():
-        kernel += gradient.flatten(1) @ gradient.flatten(1).T
-    return kernel
+    return _sum(_gram_matrix(Contribution(gradient.flatten(1))) for gradient in gradients.values())
 
 
 def condition_number(kernel: Tensor) -> float:
@@ -56,6 +101,53 @@ def condition_number(kernel: Tensor) -> float:
         return float("nan")
     eigenvalues = torch.linalg.eigvalsh(kernel.double().cpu())
     return float(eigenvalues[-1] / eigenvalues[0])
+
+
+class NotLayerwiseError(Exception):
+    """A weight acts beyond one call of the layer that owns it."""
+
+
+class _FeatureModule(nn.Module):
+    """A model whose forward pass gives the pooled features, so that `torch.func.functional_call` reaches them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.model.forward_features(images)  # type: ignore[operator]
+        return features
+
+
+class _CallRecorder:
+    """Within its context, keeps every call of some layers, with inputs and outputs, for each thread on its own."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self.layers = layers
+        self._calls: defaultdict[int, list[tuple[nn.Module, Tensor, Tensor]]] = defaultdict(list)
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> "_CallRecorder":
+        self._handles = [layer.register_forward_hook(self._record) for layer in self.layers]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _record(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        self._calls[threading.get_ident()].append((module, args[0].detach(), output))
+
+    def take(self) -> list[tuple[nn.Module, Tensor, Tensor]]:
+        """This thread's calls since the last time."""
+        return self._calls.pop(threading.get_ident(), [])
+
+
+def _images_at_once(models: Sequence[nn.Module], images: Tensor) -> int:
+    gradients = len(images) * sum(weight.numel() for weight in models[0].parameters()) * images.element_size()
+    if images.device.type != "cpu" or gradients > GRADIENT_BYTES:
+        return len(images)
+    return max(1, PIXELS_AT_ONCE // images[0, 0].numel())
 
 
 def _plain_layers(model: nn.Module) -> list[nn.Module] | None:
@@ -78,55 +170,74 @@ def _plain_layers(model: nn.Module) -> list[nn.Module] | None:
     return owners
 
 
-def _layerwise_kernel(model: nn.Module, layers: Sequence[nn.Module], images: Tensor) -> Tensor | None:
-    """The kernel from each layer's inputs and output gradients; `None` if a weight acts beyond one call of it."""
-    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+def _contributions(model: nn.Module, recorder: _CallRecorder, images: Tensor, *, batch: int) -> Iterator[Contribution]:
+    """Each layer's part of the kernel, from its inputs and the gradients of its outputs.
 
-    def record(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        calls.append((module, args[0].detach(), output))
-
-    handles = [layer.register_forward_hook(record) for layer in layers]
-    try:
-        features: Tensor = model.forward_features(images)  # type: ignore[operator]
-    finally:
-        for handle in handles:
-            handle.remove()
+    Raises:
+        NotLayerwiseError: A weight acts beyond one call of its layer.
+    """
+    features: Tensor = model.forward_features(images)  # type: ignore[operator]
+    calls = recorder.take()
     called = {layer for layer, _, _ in calls}
-    not_called = [weight for layer in layers if layer not in called for weight in layer.parameters(recurse=False)]
+    not_called = [
+        weight for layer in recorder.layers if layer not in called for weight in layer.parameters(recurse=False)
+    ]
     outputs = [output for _, _, output in calls]
     gradients = torch.autograd.grad(features.sum(), [*outputs, *not_called], allow_unused=True)
     if len(called) < len(calls) or any(gradient is not None for gradient in gradients[len(calls) :]):
-        return None
-    kernel = images.new_zeros(len(images), len(images), dtype=torch.float64)
+        raise NotLayerwiseError
     for (layer, inputs, _), gradient in zip(calls, gradients, strict=False):
         if gradient is not None:
-            kernel += _layer_kernel(layer, inputs, gradient)
-    return kernel
+            yield _contribution(layer, inputs, gradient, batch)
 
 
-def _layer_kernel(layer: nn.Module, inputs: Tensor, gradient: Tensor) -> Tensor:
-    """The part of one layer's weight, from its inputs and the gradient of its outputs."""
+def _contribution(layer: nn.Module, inputs: Tensor, gradient: Tensor, batch: int) -> Contribution:
+    """One layer's part of the kernel of `batch` images, from the inputs and output gradients of some of them."""
     if isinstance(layer, nn.LayerNorm):
         normalized = F.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
-        per_image = (normalized * gradient).reshape(len(inputs), -1, layer.weight.numel()).sum(1)
-        return per_image @ per_image.T
-    if isinstance(layer, nn.Conv2d) and isinstance(layer.padding, tuple):
-        patches = F.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-        return _linear_kernel(patches.transpose(1, 2), gradient.flatten(2).transpose(1, 2))
-    batch = len(inputs)
-    return _linear_kernel(inputs.reshape(batch, -1, inputs.shape[-1]), gradient.reshape(batch, -1, gradient.shape[-1]))
+        return Contribution(normalized.mul_(gradient).reshape(len(inputs), -1, layer.weight.numel()).sum(1))
+    if isinstance(layer, nn.Conv2d):
+        rows, errors = _patches(layer, inputs), gradient.flatten(2).transpose(1, 2)
+    else:
+        rows = inputs.reshape(len(inputs), -1, inputs.shape[-1])
+        errors = gradient.reshape(len(inputs), -1, gradient.shape[-1])
+    positions, num_inputs, num_outputs = rows.shape[1], rows.shape[2], errors.shape[2]
+    if batch * positions**2 * (num_inputs + num_outputs) <= (batch + positions) * num_inputs * num_outputs:
+        return Contribution(errors, rows)
+    return Contribution(torch.bmm(errors.mT, rows).flatten(1))
 
 
-def _linear_kernel(inputs: Tensor, gradient: Tensor) -> Tensor:
-    """Gram matrix of the weight gradients `G_b = gradient_b^T inputs_b`, of inputs (B, N, I) and gradients (B, N, O).
+def _patches(layer: nn.Conv2d, images: Tensor) -> Tensor:
+    """What a convolution sees at each position, (B, N, I), of (B, C, H, W)."""
+    assert isinstance(layer.padding, tuple)
+    if layer.dilation != (1, 1):
+        patches = F.unfold(images, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+        return patches.transpose(1, 2)
+    padded = F.pad(images, (layer.padding[1], layer.padding[1], layer.padding[0], layer.padding[0]))
+    windows = padded.unfold(2, layer.kernel_size[0], layer.stride[0]).unfold(3, layer.kernel_size[1], layer.stride[1])
+    return windows.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+
+
+def _joined(pieces: Sequence[Contribution]) -> Contribution:
+    """The contributions of several parts of the batch as one."""
+    inputs = [piece.inputs for piece in pieces if piece.inputs is not None]
+    return Contribution(torch.cat([piece.gradient for piece in pieces]), torch.cat(inputs) if inputs else None)
+
+
+def _gram_matrix(contribution: Contribution) -> Tensor:
+    """Inner products of the images' weight gradients, (B, B).
 
     `<G_b, G_c> = sum_nm (inputs_bn . inputs_cm) (gradient_bn . gradient_cm)` needs no `G`: cheaper for few positions.
     """
-    batch, positions, num_inputs = inputs.shape
-    num_outputs = gradient.shape[-1]
-    if batch * positions**2 * (num_inputs + num_outputs) <= (batch + positions) * num_inputs * num_outputs:
-        rows, errors = inputs.flatten(0, 1), gradient.flatten(0, 1)
-        products = (rows @ rows.T) * (errors @ errors.T)
-        return products.view(batch, positions, batch, positions).sum((1, 3))
-    per_image = (gradient.transpose(1, 2) @ inputs).flatten(1)
-    return per_image @ per_image.T
+    gradient, inputs = contribution
+    if inputs is None:
+        return gradient @ gradient.T
+    batch, positions = inputs.shape[:2]
+    rows, errors = inputs.flatten(0, 1), gradient.flatten(0, 1)
+    products = (rows @ rows.T) * (errors @ errors.T)
+    return products.view(batch, positions, batch, positions).sum((1, 3))
+
+
+def _sum(kernels: Iterable[Tensor]) -> Tensor:
+    """The sum of (B, B) matrices, in float64."""
+    return torch.stack([kernel.double() for kernel in kernels]).sum(0)

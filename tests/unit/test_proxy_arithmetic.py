@@ -6,20 +6,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from plugins.proxies.extrinsic_curvature import ExtrinsicCurvature
+from plugins.protocols import Candidate
+from plugins.proxies.gauss_length import GaussLength
 from plugins.proxies.input_circle import (
     circle_angles,
     circle_basis,
-    curve_acceleration,
-    curve_velocity,
+    curve_derivatives,
     extrinsic_curvature,
+    gauss_length,
     length_distortion,
 )
 from plugins.proxies.repeats import repeat_seeds, summarize
 from plugins.proxies.tangent_kernel import condition_number, per_image_kernel, tangent_kernel
-from plugins.registry import parse_topology
+from plugins.registry import create, parse_topology
 from search_spaces.as_vit import AsViTSpace
-from search_spaces.base import ImageTask
+from search_spaces.base import Costs, ImageTask
 from trainers.models.as_vit import build_as_vit
 from trainers.scoring import make_candidate
 
@@ -36,28 +37,88 @@ def test_the_directions_of_a_circle_are_orthonormal() -> None:
     torch.testing.assert_close(flat @ flat.T, torch.eye(2, dtype=torch.float64))
 
 
-def test_a_circle_of_radius_5_has_speed_5_and_curvature_one_fifth() -> None:
-    velocity, acceleration = curve_acceleration(_scaled_circle, ANGLES, BASIS)
-    torch.testing.assert_close(velocity, curve_velocity(_scaled_circle, ANGLES, BASIS))
-    assert length_distortion(velocity).item() == pytest.approx(10 * 5)
-    assert extrinsic_curvature(velocity, acceleration).item() == pytest.approx(10 / 5)
+def test_a_circle_of_radius_5_has_speed_5_curvature_one_fifth_and_turns_by_the_angle() -> None:
+    derivatives = curve_derivatives(_scaled_circle, ANGLES, BASIS, order=2)
+    torch.testing.assert_close(derivatives[:2], curve_derivatives(_scaled_circle, ANGLES, BASIS, order=1))
+    torch.testing.assert_close(derivatives[2], -derivatives[0])
+    assert length_distortion(derivatives).item() == pytest.approx(10 * 5)
+    assert extrinsic_curvature(derivatives).item() == pytest.approx(10 / 5)
+    assert gauss_length(derivatives).item() == pytest.approx(10)
+
+
+def test_the_lengths_are_those_of_their_formulas() -> None:
+    _, velocity, acceleration = derivatives = torch.randn(3, 6, 9, dtype=torch.float64)
+    vv, aa = velocity.square().sum(-1), acceleration.square().sum(-1)
+    va = (velocity * acceleration).sum(-1)
+    torch.testing.assert_close(extrinsic_curvature(derivatives), (vv**-1.5 * (vv * aa - va**2).sqrt()).sum())
+    turned = acceleration / vv.sqrt()[:, None] - velocity * (va / vv**1.5)[:, None]
+    torch.testing.assert_close(gauss_length(derivatives), turned.norm(dim=-1).sum())
 
 
 def test_a_curve_that_stands_still_has_no_curvature() -> None:
-    velocity, acceleration = curve_acceleration(lambda points: 0.0 * points.flatten(1), ANGLES, BASIS)
-    assert math.isnan(extrinsic_curvature(velocity, acceleration).item())
+    derivatives = curve_derivatives(lambda points: 0.0 * points.flatten(1), ANGLES, BASIS, order=2)
+    assert math.isnan(extrinsic_curvature(derivatives).item())
+    assert math.isnan(gauss_length(derivatives).item())
 
 
-def test_curves_pass_through_attention_of_many_tokens() -> None:
-    """There the model uses torch's fused attention, which has no forward-mode derivative."""
-    images = torch.zeros(1, 1, 96, 96)
-    candidate = make_candidate(
-        parse_topology("as-vit:8,2,3|4,1,2|4,1,4|4,1,6|16,4"),
-        images,
-        ImageTask(image_size=96, in_channels=1, num_classes=2),
+CURVED = {
+    "length-distortion": (1, length_distortion),
+    "extrinsic-curvature": (2, extrinsic_curvature),
+    "gauss-length": (2, gauss_length),
+}
+
+
+@pytest.mark.parametrize("name", CURVED)
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_curve_score_is_the_mean_over_fresh_networks_of_their_curves_by_autograd(name: str, seed: int) -> None:
+    """At 96 pixels the model uses torch's fused attention, which has no forward-mode derivative."""
+    images = torch.zeros(1, 1, 96, 96, dtype=torch.float64)
+    task = ImageTask(image_size=96, in_channels=1, num_classes=2)
+    candidate = make_candidate(parse_topology("as-vit:8,2,3|4,1,2|3,1,4|4,1,6|16,4"), images, task, seed=seed)
+    order, measure = CURVED[name]
+    values = []
+    for one in repeat_seeds(seed, 2):
+        basis = circle_basis((1, 96, 96), generator=torch.Generator().manual_seed(one))
+        features = candidate.build(seed=one, normalization=False).forward_features
+        values.append(float(measure(curve_derivatives(features, circle_angles(4, like=basis), basis, order=order))))
+    score = create("proxies", name, {"repeats": 2, "num_points": 4}).score(candidate)
+    assert score == (pytest.approx(sum(values) / 2, rel=1e-8), pytest.approx(abs(values[0] - values[1]) / 2**0.5))
+
+
+def test_models_without_derivatives_of_their_own_are_scored_by_autograd() -> None:
+    def build(*, seed: int, normalization: bool = True) -> nn.Module:
+        return _Features(nn.Flatten())
+
+    task = ImageTask(image_size=4, in_channels=1, num_classes=2)
+    candidate = Candidate(
+        topology=parse_topology("as-vit:8,2,3|4,1,2|4,1,4|4,1,6|32,8"),
+        task=task,
+        costs=Costs(85, 80),
+        images=torch.zeros(1, 1, 4, 4, dtype=torch.float64),
+        build=build,
         seed=0,
     )
-    assert math.isfinite(ExtrinsicCurvature(repeats=1, num_points=2).score(candidate).value)
+    assert GaussLength(num_points=7).score(candidate) == (pytest.approx(7), pytest.approx(0, abs=1e-12))
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_the_number_of_cores_does_not_change_a_score(monkeypatch: pytest.MonkeyPatch, repeats: int) -> None:
+    images = torch.randn(5, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    task = ImageTask(image_size=64, in_channels=1, num_classes=2)
+    monkeypatch.setattr("plugins.proxies.tangent_kernel.PIXELS_AT_ONCE", 2 * 64 * 64)
+    before, scores = torch.get_num_threads(), []
+    try:
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            candidate = make_candidate(parse_topology("as-vit:8,2,3|4,1,2|3,1,4|4,1,6|16,4"), images, task, seed=0)
+            settings = {"repeats": repeats}
+            names = ("length-distortion", "ntk-condition")
+            scores.append([create("proxies", name, settings).score(candidate).value for name in names])
+            assert torch.get_num_threads() == num_threads
+    finally:
+        torch.set_num_threads(before)
+    assert scores[1] == pytest.approx(scores[0], rel=1e-5)
+    assert scores[2] == pytest.approx(scores[0], rel=1e-5)
 
 
 def test_the_kernel_of_a_linear_layer_is_that_of_its_inputs() -> None:

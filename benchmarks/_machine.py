@@ -1,0 +1,108 @@
+"""What the machine can do, measured in the same run, and what a computation asks of it."""
+
+import math
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from plugins.proxies.repeats import on_all_cores
+
+
+class Rates(NamedTuple):
+    """Both are of all threads together, each busy with memory of its own."""
+
+    gemm_gflops: float
+    """Products of 1024 x 1024 matrices, in the default dtype."""
+    copy_gb_per_s: float
+    """Reading and writing 128 MiB, bytes of both."""
+    cached_gb_per_s: float
+    """The same for 512 KiB, which stay in a core's cache."""
+
+
+class Work(NamedTuple):
+    """What one call does."""
+
+    gflops: float
+    """Of matrix products and convolutions; a multiply-accumulate is two."""
+    gigabytes: float
+    """Read and written by all operations, as if nothing stayed in registers from one to the next."""
+
+
+def processor() -> str:
+    """Name of the CPU as the system tells it."""
+    found = Path("/proc/cpuinfo")
+    lines = found.read_text().splitlines() if found.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def measure_rates() -> Rates:
+    """Best of three for each rate."""
+    left, right = torch.randn(2, 1024, 1024)
+    return Rates(
+        _rate(lambda: lambda: torch.mm(left, right), count=20, size=2 * 1024**3),
+        _rate(lambda: _copying(2**25), count=5, size=2 * 2**27),
+        _rate(lambda: _copying(2**17), count=2000, size=2 * 2**19),
+    )
+
+
+def _copying(numbers: int) -> Callable[[], Tensor]:
+    source, target = torch.zeros(numbers), torch.zeros(numbers)
+    return lambda: target.copy_(source)
+
+
+def _rate(make: Callable[[], Callable[[], Tensor]], *, count: int, size: int) -> float:
+    """Billions of `size` per second, of `count` calls in each thread."""
+
+    def repeat(action: Callable[[], Tensor]) -> None:
+        for _ in range(count):
+            action()
+
+    actions, best = [make() for _ in range(torch.get_num_threads())], float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        list(on_all_cores(repeat, actions, device="cpu"))
+        best = min(best, time.perf_counter() - start)
+    return len(actions) * count * size / best / 1e9
+
+
+def count_work(call: Callable[[], Any]) -> Work:
+    """Counts the work of one call, on one thread."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    in_place = dict.fromkeys((torch.ops.aten.addmm_, torch.ops.aten.baddbmm_), _product_flops)
+    try:
+        with FlopCounterMode(display=False, custom_mapping=in_place) as flops, _Traffic() as traffic:
+            call()
+    finally:
+        torch.set_num_threads(num_threads)
+    return Work(flops.get_total_flops() / 1e9, traffic.num_bytes / 1e9)
+
+
+def _product_flops(_: Sequence[int], left: Sequence[int], right: Sequence[int], **__: Any) -> int:
+    """Of the shapes that `addmm_` and `baddbmm_` are called with; torch's counter knows only their like."""
+    return 2 * math.prod(left) * right[-1]
+
+
+class _Traffic(TorchDispatchMode):
+    """Adds up the bytes of every operation's operands and results; views cost nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view and "empty" not in func.name():
+            operands = [value for value in (*args, *(kwargs or {}).values()) if isinstance(value, Tensor)]
+            results = [value for value in (out if isinstance(out, tuple) else (out,)) if isinstance(value, Tensor)]
+            seen = {(value.data_ptr(), value.shape): value for value in operands}
+            moved = [*seen.values(), *results]
+            self.num_bytes += sum(value.numel() * value.element_size() for value in moved)
+        return out

@@ -1,0 +1,296 @@
+"""How fast topologies are scored, against the formulas read literally: same weights, same inputs, same values.
+
+`python -m benchmarks.scoring` takes about fifteen minutes on two cores, most of it in the literal references, which run
+once per topology; `--quick` takes a minute.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks._machine import Rates, count_work, measure_rates, processor
+from benchmarks._references import kernel_by_image, kernel_by_sample, velocity_by_coordinate
+from plugins.protocols import Candidate
+from plugins.proxies.input_circle import (
+    circle_angles,
+    circle_basis,
+    circle_weights,
+    curve_derivatives,
+    curves_of_models,
+    length_distortion,
+)
+from plugins.proxies.repeats import repeat_seeds
+from plugins.proxies.tangent_kernel import condition_number, tangent_kernel
+from plugins.registry import create, parse_topology
+from search_spaces.base import ImageTask
+from trainers.scoring import make_candidate
+
+TOPOLOGIES = (
+    "5,2,5|4,2,5|2,2,3|3,1,2|32",
+    "4,2,4|3,4,3|3,2,6|4,1,2|32",
+    "7,8,4|3,2,5|2,2,4|3,1,6|16",
+    "8,2,6|2,4,6|3,2,3|2,1,4|16",
+    "8,2,3|4,1,2|4,1,4|4,1,6|32",
+    "4,8,3|2,1,5|2,2,2|4,1,6|16",
+)
+"""Of width 32 and depths 1, 1, 1, 1 unless the options say otherwise."""
+NUM_POINTS, BATCH, REPEATS, SCREEN = 10, 16, 5, 500
+PROXIES = ("length-distortion", "extrinsic-curvature", "gauss-length", "ntk-condition")
+
+
+def main() -> None:
+    options = _options()
+    torch.set_num_threads(options.threads)
+    if options.peak:
+        _print_peak(options)
+        return
+    size, width = options.size, options.width
+    print(f"{processor()}, {options.threads} threads, torch {torch.__version__}, {platform.system()}, float32")
+    rates = measure_rates()
+    print(
+        f"matrix products {rates.gemm_gflops:.0f} GFLOP/s, copies {rates.copy_gb_per_s:.0f} GB/s from memory, "
+        f"{rates.cached_gb_per_s:.0f} GB/s from cache"
+    )
+    _warm_up(options)
+    report: dict[str, Any] = {
+        "processor": processor(),
+        "threads": options.threads,
+        "torch": torch.__version__,
+        "rates": rates._asdict(),
+        "runs": options.runs,
+    }
+    report["length-distortion"] = [_length(text, options, rates) for text in options.topologies]
+    _table(
+        f"length distortion, one network, {size} px, width {width}, {NUM_POINTS} points",
+        ("topology", "literal s", "torch.func s", "ours s", "spread s", "faster", "GFLOP", "GB", "bound s", "of bound"),
+        report["length-distortion"],
+    )
+    report["ntk-condition"] = [_kernel(text, options, rates) for text in options.topologies]
+    _table(
+        f"NTK condition number, one network, {size} px, width {width}, {BATCH} images",
+        (
+            "topology",
+            "literal s",
+            "by image s",
+            "ours s",
+            "spread s",
+            "faster",
+            "than by image",
+            "GFLOP",
+            "GB",
+            "bound s",
+        ),
+        report["ntk-condition"],
+    )
+    shapes = list(dict.fromkeys([(size, width), (32, 16)]))
+    report["screen"] = [_screen(text, shape, options) for shape in shapes for text in options.topologies]
+    _table(
+        f"screen: length distortion and NTK condition number, {REPEATS} repeats each",
+        ("topology", "px", "width", "s", "spread s", "topologies per s"),
+        report["screen"],
+    )
+    for shape in shapes:
+        rows = [row for row in report["screen"] if (row["px"], row["width"]) == shape]
+        mean = statistics.fmean(row["s"] for row in rows)
+        minutes = SCREEN * mean / 60
+        print(f"{shape[0]} px, width {shape[1]}: {1 / mean:.2f} topologies per s, {SCREEN} in {minutes:.1f} min")
+    report["memory"] = [_peak(options.topologies[-2], name, options) for name in PROXIES]
+    _table(
+        f"peak memory of a process that scores one topology, {REPEATS} repeats, {size} px",
+        ("proxy", "GiB", "GiB before"),
+        report["memory"],
+    )
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--topologies", nargs="+", default=list(TOPOLOGIES), metavar="TEXT", help="in text form")
+    parser.add_argument("--size", type=int, default=224, help="pixels of an image's side (224)")
+    parser.add_argument("--width", type=int, default=32, help="channels of the first stage (32)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (2)")
+    parser.add_argument("--runs", type=int, default=7, help="runs of what is fast (7)")
+    parser.add_argument("--literal-runs", type=int, default=1, help="runs of the literal references (1)")
+    parser.add_argument("--quick", action="store_true", help="two topologies at 64 px, width 16, three runs")
+    parser.add_argument("--json", type=Path, help="write everything measured to this file")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.quick:
+        options.topologies, options.size, options.width, options.runs = options.topologies[:2], 64, 16, 3
+    return options
+
+
+def _candidate(text: str, size: int, width: int) -> Candidate:
+    task = ImageTask(image_size=size, in_channels=3, num_classes=10)
+    images = torch.randn(BATCH, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return make_candidate(parse_topology(f"as-vit:{text},{width}"), images, task, seed=0)
+
+
+def _warm_up(options: argparse.Namespace) -> None:
+    """Whatever is loaded or set up on first use, on small images."""
+    small = argparse.Namespace(**{**vars(options), "size": 32, "width": 16, "runs": 1})
+    rates = Rates(1, 1, 1)
+    _length(options.topologies[0], small, rates)
+    _kernel(options.topologies[0], small, rates)
+
+
+def _length(text: str, options: argparse.Namespace, rates: Rates) -> dict[str, Any]:
+    candidate = _candidate(text, options.size, options.width)
+    (seed,) = repeat_seeds(0, 1)
+    model = candidate.build(seed=seed, normalization=False)
+    basis = circle_basis(candidate.images.shape[1:], generator=torch.Generator().manual_seed(seed)).float()
+    angles = circle_angles(NUM_POINTS, like=basis)
+
+    def ours() -> Tensor:
+        (curve,) = curves_of_models([model], [basis], angles[:-1], order=1)
+        return torch.cat([curve, curve[:, :1]], 1)
+
+    literal, velocity = _time(lambda: velocity_by_coordinate(model, angles, basis), options.literal_runs)
+    forward, by_autograd = _time(
+        lambda: curve_derivatives(model.forward_features, angles, basis, order=1), options.literal_runs
+    )
+    runs, found = _time(ours, options.runs, warm=True)
+    expected = float(velocity.square().sum(-1).sqrt().sum())
+    for value in (float(length_distortion(found)), float(length_distortion(by_autograd))):
+        assert abs(value / expected - 1) < 1e-4, f"{value} must be {expected}"
+    work = count_work(lambda: model.features_along(basis, circle_weights(angles[:-1], order=1)))
+    bound = work.gflops / rates.gemm_gflops
+    seconds = statistics.median(runs)
+    return {
+        "topology": text,
+        "literal s": statistics.median(literal),
+        "torch.func s": statistics.median(forward),
+        "ours s": seconds,
+        "spread s": max(runs) - min(runs),
+        "faster": statistics.median(literal) / seconds,
+        "GFLOP": work.gflops,
+        "GB": work.gigabytes,
+        "bound s": bound,
+        "of bound": seconds / bound,
+    }
+
+
+def _kernel(text: str, options: argparse.Namespace, rates: Rates) -> dict[str, Any]:
+    candidate = _candidate(text, options.size, options.width)
+    (seed,) = repeat_seeds(0, 1)
+    model, images = candidate.build(seed=seed), candidate.images
+    literal, kernel = _time(lambda: kernel_by_sample(model, images), options.literal_runs)
+    expected = condition_number(kernel)
+    by_image: list[float] = []
+    runs: list[float] = []
+    tangent_kernel(model, images)
+    for _ in range(max(3, options.runs // 2)):
+        seconds, plain = _time(lambda: kernel_by_image(model, images), 1)
+        by_image += seconds
+        seconds, found = _time(lambda: tangent_kernel(model, images), 1)
+        runs += seconds
+    for value in (condition_number(found), condition_number(plain)):
+        assert abs(value / expected - 1) < 1e-3, f"{value} must be {expected}"
+    work = count_work(lambda: tangent_kernel(model, images))
+    seconds_ours = statistics.median(runs)
+    return {
+        "topology": text,
+        "literal s": statistics.median(literal),
+        "by image s": statistics.median(by_image),
+        "ours s": seconds_ours,
+        "spread s": max(runs) - min(runs),
+        "faster": statistics.median(literal) / seconds_ours,
+        "than by image": statistics.median(by_image) / seconds_ours,
+        "GFLOP": work.gflops,
+        "GB": work.gigabytes,
+        "bound s": work.gflops / rates.gemm_gflops,
+    }
+
+
+def _screen(text: str, shape: tuple[int, int], options: argparse.Namespace) -> dict[str, Any]:
+    proxies = [create("proxies", name, {"repeats": REPEATS}) for name in ("length-distortion", "ntk-condition")]
+
+    def score() -> list[float]:
+        candidate = _candidate(text, *shape)
+        return [proxy.score(candidate).value for proxy in proxies]
+
+    runs, _ = _time(score, max(3, options.runs // 2), warm=shape[0] < 100)
+    seconds = statistics.median(runs)
+    spread = max(runs) - min(runs)
+    return {
+        "topology": text,
+        "px": shape[0],
+        "width": shape[1],
+        "s": seconds,
+        "spread s": spread,
+        "topologies per s": 1 / seconds,
+    }
+
+
+def _time(call: Callable[[], Any], runs: int, *, warm: bool = False) -> tuple[list[float], Any]:
+    """Seconds of each run, and the last result."""
+    if warm:
+        call()
+    seconds = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        result = call()
+        seconds.append(time.perf_counter() - start)
+    return seconds, result
+
+
+def _peak(text: str, name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Peak memory of a process of its own that scores one topology with one proxy."""
+    command = [sys.executable, "-m", "benchmarks.scoring", "--peak", name, "--topologies", text]
+    for key in ("size", "width", "threads"):
+        command += [f"--{key}", str(getattr(options, key))]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    return {"proxy": name, **json.loads(shown.stdout)}
+
+
+def _print_peak(options: argparse.Namespace) -> None:
+    candidate = _candidate(options.topologies[0], options.size, options.width)
+    before = _resident_gib()
+    create("proxies", options.peak, {"repeats": REPEATS}).score(candidate)
+    print(json.dumps({"GiB": _resident_gib(), "GiB before": before}))
+
+
+def _resident_gib() -> float:
+    """Most memory that this process has had so far. Linux passes on `ru_maxrss` from the process that started it."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    """Rows below their column heads, and the medians of what differs."""
+    cells = [[_shown(row[column]) for column in columns] for row in rows]
+    numeric = [column for column in columns if isinstance(rows[0][column], float)]
+    cells.append(
+        [_shown(statistics.median(row[column] for row in rows)) if column in numeric else "" for column in columns]
+    )
+    cells[-1][0] = "median"
+    widths = [max(len(line[index]) for line in [list(columns), *cells]) for index in range(len(columns))]
+    print(f"\n{title}")
+    for line in [list(columns), *cells]:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+if __name__ == "__main__":
+    main()

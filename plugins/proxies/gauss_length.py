@@ -1,0 +1,29 @@
+"""Gauss-map length: how much the direction of the network's curve turns along a circle."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from plugins.protocols import Candidate, PluginCard, ProxyScore
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussLength:
+    """Length of the curve of unit tangents; the arithmetic is `plugins.proxies.input_circle.gauss_length`."""
+
+    card: ClassVar[PluginCard] = PluginCard(
+        source="Chen et al. 2022 (As-ViT), arXiv:2202.11921; the formula (its code has a slip); radius 1",
+        cost="per repeat, one initialisation and one forward pass of `num_points` images with two derivatives",
+        needs=("a model without normalisation",),
+    )
+    direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
+    repeats: Annotated[int, Field(ge=1)] = 5
+    """Fresh initialisations, each with a circle of its own, that the score is averaged over."""
+    num_points: Annotated[int, Field(ge=2)] = 10
+    """Points on the circle."""
+
+    def score(self, candidate: Candidate) -> ProxyScore:
+        from plugins.proxies.input_circle import gauss_length, score_circles
+
+        return score_circles(candidate, gauss_length, order=2, repeats=self.repeats, num_points=self.num_points)
