@@ -5,7 +5,9 @@ once per topology; `--quick` takes a minute.
 """
 
 import argparse
+import dataclasses
 import json
+import os
 import platform
 import resource
 import statistics
@@ -14,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,14 +24,8 @@ from torch import Tensor
 from benchmarks._machine import Rates, count_work, measure_rates, processor
 from benchmarks._references import kernel_by_image, kernel_by_sample, velocity_by_coordinate
 from plugins.protocols import Candidate
-from plugins.proxies.input_circle import (
-    circle_angles,
-    circle_basis,
-    circle_weights,
-    curve_derivatives,
-    curves_of_models,
-    length_distortion,
-)
+from plugins.proxies.circle_scores import curves_of_models
+from plugins.proxies.input_circle import circle_angles, circle_basis, curve_derivatives, length_distortion
 from plugins.proxies.repeats import repeat_seeds
 from plugins.proxies.tangent_kernel import condition_number, tangent_kernel
 from plugins.registry import create, parse_topology
@@ -56,7 +52,9 @@ def main() -> None:
         _print_peak(options)
         return
     size, width = options.size, options.width
+    load = os.getloadavg()[0]
     print(f"{processor()}, {options.threads} threads, torch {torch.__version__}, {platform.system()}, float32")
+    print(f"load before the start {load:.1f}; medians of {options.runs} runs, literal: {options.literal_runs}")
     rates = measure_rates()
     print(
         f"matrix products {rates.gemm_gflops:.0f} GFLOP/s, copies {rates.copy_gb_per_s:.0f} GB/s from memory, "
@@ -69,48 +67,25 @@ def main() -> None:
         "torch": torch.__version__,
         "rates": rates._asdict(),
         "runs": options.runs,
+        "literal_runs": options.literal_runs,
+        "load": load,
     }
     report["length-distortion"] = [_length(text, options, rates) for text in options.topologies]
     _table(
-        f"length distortion, one network, {size} px, width {width}, {NUM_POINTS} points",
-        ("topology", "literal s", "torch.func s", "ours s", "spread s", "faster", "GFLOP", "GB", "bound s", "of bound"),
-        report["length-distortion"],
+        f"length distortion, one network, {size} px, width {width}, {NUM_POINTS} points", report["length-distortion"]
     )
     report["ntk-condition"] = [_kernel(text, options, rates) for text in options.topologies]
-    _table(
-        f"NTK condition number, one network, {size} px, width {width}, {BATCH} images",
-        (
-            "topology",
-            "literal s",
-            "by image s",
-            "ours s",
-            "spread s",
-            "faster",
-            "than by image",
-            "GFLOP",
-            "GB",
-            "bound s",
-        ),
-        report["ntk-condition"],
-    )
+    _table(f"NTK condition number, one network, {size} px, width {width}, {BATCH} images", report["ntk-condition"])
     shapes = list(dict.fromkeys([(size, width), (32, 16)]))
     report["screen"] = [_screen(text, shape, options) for shape in shapes for text in options.topologies]
-    _table(
-        f"screen: length distortion and NTK condition number, {REPEATS} repeats each",
-        ("topology", "px", "width", "s", "spread s", "topologies per s"),
-        report["screen"],
-    )
+    _table(f"screen: length distortion and NTK condition number, {REPEATS} repeats each", report["screen"])
     for shape in shapes:
         rows = [row for row in report["screen"] if (row["px"], row["width"]) == shape]
         mean = statistics.fmean(row["s"] for row in rows)
         minutes = SCREEN * mean / 60
         print(f"{shape[0]} px, width {shape[1]}: {1 / mean:.2f} topologies per s, {SCREEN} in {minutes:.1f} min")
-    report["memory"] = [_peak(options.topologies[-2], name, options) for name in PROXIES]
-    _table(
-        f"peak memory of a process that scores one topology, {REPEATS} repeats, {size} px",
-        ("proxy", "GiB", "GiB before"),
-        report["memory"],
-    )
+    report["memory"] = [_peak(options.topologies[0], name, options) for name in PROXIES]
+    _table(f"peak memory of a process that scores one topology, {REPEATS} repeats, {size} px", report["memory"])
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
@@ -154,31 +129,29 @@ def _length(text: str, options: argparse.Namespace, rates: Rates) -> dict[str, A
     angles = circle_angles(NUM_POINTS, like=basis)
 
     def ours() -> Tensor:
-        (curve,) = curves_of_models([model], [basis], angles[:-1], order=1)
-        return torch.cat([curve, curve[:, :1]], 1)
+        (derivatives,) = curves_of_models([model], [basis], angles[:-1], order=1)
+        return torch.cat([derivatives[0], derivatives[0, :1]])
 
-    literal, velocity = _time(lambda: velocity_by_coordinate(model, angles, basis), options.literal_runs)
-    forward, by_autograd = _time(
-        lambda: curve_derivatives(model.forward_features, angles, basis, order=1), options.literal_runs
-    )
-    runs, found = _time(ours, options.runs, warm=True)
-    expected = float(velocity.square().sum(-1).sqrt().sum())
-    for value in (float(length_distortion(found)), float(length_distortion(by_autograd))):
-        assert abs(value / expected - 1) < 1e-4, f"{value} must be {expected}"
-    work = count_work(lambda: model.features_along(basis, circle_weights(angles[:-1], order=1)))
+    literal = _time(lambda: velocity_by_coordinate(model, angles, basis), options.literal_runs)
+    autograd = _time(lambda: curve_derivatives(model.forward_features, angles, basis, order=1), options.literal_runs)
+    fast = _time(ours, options.runs, warm=True)
+    expected = float(length_distortion(literal.result))
+    for value in (length_distortion(fast.result), length_distortion(autograd.result[1])):
+        assert abs(float(value) / expected - 1) < 1e-4, f"{float(value)} must be {expected}"
+    work = count_work(ours)
     bound = work.gflops / rates.gemm_gflops
-    seconds = statistics.median(runs)
     return {
         "topology": text,
-        "literal s": statistics.median(literal),
-        "torch.func s": statistics.median(forward),
-        "ours s": seconds,
-        "spread s": max(runs) - min(runs),
-        "faster": statistics.median(literal) / seconds,
+        "literal s": literal.median,
+        "torch.func s": autograd.median,
+        "ours s": fast.median,
+        "spread s": fast.spread,
+        "faster": literal.median / fast.median,
+        "in CPU time": literal.cpu_s / fast.cpu_s,
         "GFLOP": work.gflops,
         "GB": work.gigabytes,
         "bound s": bound,
-        "of bound": seconds / bound,
+        "of bound": fast.median / bound,
     }
 
 
@@ -186,64 +159,75 @@ def _kernel(text: str, options: argparse.Namespace, rates: Rates) -> dict[str, A
     candidate = _candidate(text, options.size, options.width)
     (seed,) = repeat_seeds(0, 1)
     model, images = candidate.build(seed=seed), candidate.images
-    literal, kernel = _time(lambda: kernel_by_sample(model, images), options.literal_runs)
-    expected = condition_number(kernel)
-    by_image: list[float] = []
-    runs: list[float] = []
-    tangent_kernel(model, images)
-    for _ in range(max(3, options.runs // 2)):
-        seconds, plain = _time(lambda: kernel_by_image(model, images), 1)
-        by_image += seconds
-        seconds, found = _time(lambda: tangent_kernel(model, images), 1)
-        runs += seconds
-    for value in (condition_number(found), condition_number(plain)):
+    literal = _time(lambda: kernel_by_sample(model, images), options.literal_runs)
+    by_image = _time(lambda: kernel_by_image(model, images), max(3, options.runs // 2))
+    fast = _time(lambda: tangent_kernel(model, images), options.runs, warm=True)
+    expected = condition_number(literal.result)
+    for value in (condition_number(fast.result), condition_number(by_image.result)):
         assert abs(value / expected - 1) < 1e-3, f"{value} must be {expected}"
     work = count_work(lambda: tangent_kernel(model, images))
-    seconds_ours = statistics.median(runs)
+    bound = work.gflops / rates.gemm_gflops
     return {
         "topology": text,
-        "literal s": statistics.median(literal),
-        "by image s": statistics.median(by_image),
-        "ours s": seconds_ours,
-        "spread s": max(runs) - min(runs),
-        "faster": statistics.median(literal) / seconds_ours,
-        "than by image": statistics.median(by_image) / seconds_ours,
+        "literal s": literal.median,
+        "by image s": by_image.median,
+        "ours s": fast.median,
+        "spread s": fast.spread,
+        "faster": literal.median / fast.median,
+        "in CPU time": literal.cpu_s / fast.cpu_s,
+        "than by image": by_image.median / fast.median,
         "GFLOP": work.gflops,
         "GB": work.gigabytes,
-        "bound s": work.gflops / rates.gemm_gflops,
+        "bound s": bound,
+        "of bound": fast.median / bound,
     }
 
 
 def _screen(text: str, shape: tuple[int, int], options: argparse.Namespace) -> dict[str, Any]:
     proxies = [create("proxies", name, {"repeats": REPEATS}) for name in ("length-distortion", "ntk-condition")]
 
-    def score() -> list[float]:
-        candidate = _candidate(text, *shape)
-        return [proxy.score(candidate).value for proxy in proxies]
+    candidate = _candidate(text, *shape)
 
-    runs, _ = _time(score, max(3, options.runs // 2), warm=shape[0] < 100)
-    seconds = statistics.median(runs)
-    spread = max(runs) - min(runs)
+    def score() -> list[float]:
+        fresh = dataclasses.replace(candidate, shared={})
+        return [proxy.score(fresh).value for proxy in proxies]
+
+    found = _time(score, max(3, options.runs // 2), warm=shape[0] < 100)
     return {
         "topology": text,
         "px": shape[0],
         "width": shape[1],
-        "s": seconds,
-        "spread s": spread,
-        "topologies per s": 1 / seconds,
+        "s": found.median,
+        "spread s": found.spread,
+        "topologies per s": 1 / found.median,
     }
 
 
-def _time(call: Callable[[], Any], runs: int, *, warm: bool = False) -> tuple[list[float], Any]:
-    """Seconds of each run, and the last result."""
+class _Timing(NamedTuple):
+    seconds: list[float]
+    cpu_s: float
+    """Of all threads, per run: a busy machine changes it less."""
+    result: Any
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        return max(self.seconds) - min(self.seconds)
+
+
+def _time(call: Callable[[], Any], runs: int, *, warm: bool = False) -> _Timing:
     if warm:
         call()
     seconds = []
+    before = time.process_time()
     for _ in range(runs):
         start = time.perf_counter()
         result = call()
         seconds.append(time.perf_counter() - start)
-    return seconds, result
+    return _Timing(seconds, (time.process_time() - before) / runs, result)
 
 
 def _peak(text: str, name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -272,17 +256,18 @@ def _resident_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+def _table(title: str, rows: Sequence[dict[str, Any]]) -> None:
     """Rows below their column heads, and the medians of what differs."""
+    columns = list(rows[0])
     cells = [[_shown(row[column]) for column in columns] for row in rows]
     numeric = [column for column in columns if isinstance(rows[0][column], float)]
     cells.append(
         [_shown(statistics.median(row[column] for row in rows)) if column in numeric else "" for column in columns]
     )
     cells[-1][0] = "median"
-    widths = [max(len(line[index]) for line in [list(columns), *cells]) for index in range(len(columns))]
+    widths = [max(len(line[index]) for line in [columns, *cells]) for index in range(len(columns))]
     print(f"\n{title}")
-    for line in [list(columns), *cells]:
+    for line in [columns, *cells]:
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
 
 

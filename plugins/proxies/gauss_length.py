@@ -13,8 +13,8 @@ class GaussLength:
     """Length of the curve of unit tangents; the arithmetic is `plugins.proxies.input_circle.gauss_length`."""
 
     card: ClassVar[PluginCard] = PluginCard(
-        source="Chen et al. 2022 (As-ViT), arXiv:2202.11921; the formula (its code has a slip); radius 1",
-        cost="per repeat, one initialisation and one forward pass of `num_points` images with two derivatives",
+        source="Chen et al. 2022 (As-ViT), arXiv:2202.11921; as its formula, where its code has a slip; radius 1",
+        cost="per repeat, one initialisation and one forward pass of 4 images (float64: `num_points`) with derivatives",
         needs=("a model without normalisation",),
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
@@ -24,6 +24,7 @@ class GaussLength:
     """Points on the circle."""
 
     def score(self, candidate: Candidate) -> ProxyScore:
-        from plugins.proxies.input_circle import gauss_length, score_circles
+        from plugins.proxies.circle_scores import score_circles
+        from plugins.proxies.input_circle import gauss_length
 
         return score_circles(candidate, gauss_length, order=2, repeats=self.repeats, num_points=self.num_points)

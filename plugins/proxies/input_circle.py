@@ -1,22 +1,18 @@
 """The curve that a network makes of a circle in its input space, and how long and bent it is.
 
-Legend: `n` points on the circle, `K` derivatives (order + 1), `D` features, images of (C, H, W).
+Legend: `n` points on the circle, `D` features, images of (C, H, W).
 
 Source: Chen et al. 2022, As-ViT, arXiv:2202.11921; Poole et al. 2016, arXiv:1606.05340. The paper scales the circle by
 the square root of the number of inputs; like the authors' code we leave it at radius 1.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
-
-from plugins.protocols import Candidate, CurveModel, ProxyScore
-from plugins.proxies.repeats import networks, on_all_cores, seed_groups, summarize
 
 
 def circle_angles(num_points: int, *, like: Tensor) -> Tensor:
@@ -75,93 +71,36 @@ def curve_derivatives(features: Callable[[Tensor], Tensor], angles: Tensor, basi
         return curve(angles)
 
 
-def length_distortion(derivatives: Tensor) -> Tensor:
-    """Sum over the points of the curve's speed; derivatives (2, n, D) or more to a scalar.
+def length_distortion(velocity: Tensor) -> Tensor:
+    """Sum over the points of the curve's speed; velocities (n, D) to a scalar.
 
     `L = sum_j ||v(theta_j)||`, without the factor of the angles' distance, as in the authors' code.
     """
-    return derivatives[1].square().sum(-1).sqrt().sum(-1)
+    return velocity.square().sum(-1).sqrt().sum(-1)
 
 
-def extrinsic_curvature(derivatives: Tensor) -> Tensor:
-    """Sum over the points of the curve's curvature; derivatives (3, n, D) to a scalar; nan where it stands still.
+def extrinsic_curvature(velocity: Tensor, acceleration: Tensor) -> Tensor:
+    """Sum over the points of the curve's curvature; derivatives (n, D) to a scalar; nan where the curve stands still.
 
     `kappa = sum_j (v.v)^(-3/2) sqrt((v.v)(a.a) - (v.a)^2)`: the acceleration across the velocity, by the squared speed.
     """
-    speed, across = _speed_and_turn(derivatives)
+    speed, across = _speed_and_turn(velocity, acceleration)
     return (across / speed.square()).sum(-1)
 
 
-def gauss_length(derivatives: Tensor) -> Tensor:
-    """Length of the curve of unit tangents; derivatives (3, n, D) to a scalar; nan where the curve stands still.
+def gauss_length(velocity: Tensor, acceleration: Tensor) -> Tensor:
+    """Length of the curve of unit tangents; derivatives (n, D) to a scalar; nan where the curve stands still.
 
     `L_G = sum_j || d/dtheta (v / ||v||) ||`: the acceleration across the velocity, by the speed. The authors' code has
     a slip in its broadcasting there, so that its numbers differ.
     """
-    speed, across = _speed_and_turn(derivatives)
+    speed, across = _speed_and_turn(velocity, acceleration)
     return (across / speed).sum(-1)
 
 
-def _speed_and_turn(derivatives: Tensor) -> tuple[Tensor, Tensor]:
-    """Of (3, n, D) the norms of the velocity and of the part of the acceleration across it, each (n,)."""
-    velocity, acceleration = derivatives[1], derivatives[2]
+def _speed_and_turn(velocity: Tensor, acceleration: Tensor) -> tuple[Tensor, Tensor]:
+    """Norms of the velocity and of the part of the acceleration across it, each (n,)."""
     speed = velocity.square().sum(-1, keepdim=True).sqrt()
     direction = velocity / speed
     across = acceleration - direction * (direction * acceleration).sum(-1, keepdim=True)
     return speed.squeeze(-1), across.square().sum(-1).sqrt()
-
-
-def score_circles(
-    candidate: Candidate, measure: Callable[[Tensor], Tensor], *, order: int, repeats: int, num_points: int
-) -> ProxyScore:
-    """A measure of the curves of `repeats` fresh networks without normalisation, each on a circle of its own.
-
-    Args:
-        candidate: What to score.
-        measure: From derivatives (order + 1, n, D) to a scalar.
-        order: Highest derivative that `measure` needs.
-        repeats: Number of networks.
-        num_points: Angles per circle, `n`. The last is the first again, and computed once.
-    """
-    angles = circle_angles(num_points, like=candidate.images)[:-1]
-    values = []
-    for seeds in seed_groups(candidate, repeats):
-        for curve in _curves(candidate, seeds, angles, order):
-            values.append(float(measure(torch.cat([curve, curve[:, :1]], 1))))
-    return summarize(values)
-
-
-def _curves(candidate: Candidate, seeds: Sequence[int], angles: Tensor, order: int) -> Iterator[Tensor]:
-    """Each network's derivatives on its circle, (order + 1, n, D)."""
-    images = candidate.images
-
-    def basis_of(seed: int) -> Tensor:
-        return circle_basis(images.shape[1:], generator=torch.Generator().manual_seed(seed)).to(images)
-
-    models, bases = networks(candidate, seeds), list(on_all_cores(basis_of, seeds, device=images.device.type))
-    if all(isinstance(model, CurveModel) for model in models):
-        yield from curves_of_models(models, bases, angles, order=order)
-        return
-    for seed, basis in zip(seeds, bases, strict=True):
-        features: Any = candidate.build(seed=seed, normalization=False).forward_features
-        yield curve_derivatives(features, angles, basis, order=order)
-
-
-def curves_of_models(
-    models: Sequence[Any], bases: Sequence[Tensor], angles: Tensor, *, order: int
-) -> Iterator[Tensor]:
-    """`curve_derivatives` of each `CurveModel` on the circle of its basis.
-
-    Each point is an image of its own: where cores outnumber the models, they share out the points.
-    """
-    weights = circle_weights(angles, order=order).chunk(math.ceil(torch.get_num_threads() / len(models)), 1)
-    jobs = [(model, basis, some) for model, basis in zip(models, bases, strict=True) for some in weights]
-
-    def along(job: tuple[Any, Tensor, Tensor]) -> Tensor:
-        model, basis, some = job
-        derivatives: Tensor = model.features_along(basis, some)
-        return derivatives
-
-    done = on_all_cores(along, jobs, device=angles.device.type)
-    for parts in zip(*[done] * len(weights), strict=True):
-        yield torch.cat(parts, 1)

@@ -14,7 +14,7 @@ class LengthDistortion:
 
     card: ClassVar[PluginCard] = PluginCard(
         source="Chen et al. 2022 (As-ViT), arXiv:2202.11921; radius 1 and plain sum over the points, as in its code",
-        cost="per repeat, one initialisation and one forward pass of `num_points` images with its derivative",
+        cost="per repeat, one initialisation and one forward pass of 4 images (float64: `num_points`) with derivatives",
         needs=("a model without normalisation",),
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
@@ -24,6 +24,7 @@ class LengthDistortion:
     """Points on the circle."""
 
     def score(self, candidate: Candidate) -> ProxyScore:
-        from plugins.proxies.input_circle import length_distortion, score_circles
+        from plugins.proxies.circle_scores import score_circles
+        from plugins.proxies.input_circle import length_distortion
 
         return score_circles(candidate, length_distortion, order=1, repeats=self.repeats, num_points=self.num_points)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from plugins.protocols import Candidate
+from plugins.proxies.circle_scores import curves_of_models
 from plugins.proxies.gauss_length import GaussLength
 from plugins.proxies.input_circle import (
     circle_angles,
@@ -41,24 +42,24 @@ def test_a_circle_of_radius_5_has_speed_5_curvature_one_fifth_and_turns_by_the_a
     derivatives = curve_derivatives(_scaled_circle, ANGLES, BASIS, order=2)
     torch.testing.assert_close(derivatives[:2], curve_derivatives(_scaled_circle, ANGLES, BASIS, order=1))
     torch.testing.assert_close(derivatives[2], -derivatives[0])
-    assert length_distortion(derivatives).item() == pytest.approx(10 * 5)
-    assert extrinsic_curvature(derivatives).item() == pytest.approx(10 / 5)
-    assert gauss_length(derivatives).item() == pytest.approx(10)
+    assert length_distortion(derivatives[1]).item() == pytest.approx(10 * 5)
+    assert extrinsic_curvature(*derivatives[1:]).item() == pytest.approx(10 / 5)
+    assert gauss_length(*derivatives[1:]).item() == pytest.approx(10)
 
 
 def test_the_lengths_are_those_of_their_formulas() -> None:
-    _, velocity, acceleration = derivatives = torch.randn(3, 6, 9, dtype=torch.float64)
+    velocity, acceleration = torch.randn(2, 6, 9, dtype=torch.float64)
     vv, aa = velocity.square().sum(-1), acceleration.square().sum(-1)
     va = (velocity * acceleration).sum(-1)
-    torch.testing.assert_close(extrinsic_curvature(derivatives), (vv**-1.5 * (vv * aa - va**2).sqrt()).sum())
+    torch.testing.assert_close(extrinsic_curvature(velocity, acceleration), (vv**-1.5 * (vv * aa - va**2).sqrt()).sum())
     turned = acceleration / vv.sqrt()[:, None] - velocity * (va / vv**1.5)[:, None]
-    torch.testing.assert_close(gauss_length(derivatives), turned.norm(dim=-1).sum())
+    torch.testing.assert_close(gauss_length(velocity, acceleration), turned.norm(dim=-1).sum())
 
 
 def test_a_curve_that_stands_still_has_no_curvature() -> None:
     derivatives = curve_derivatives(lambda points: 0.0 * points.flatten(1), ANGLES, BASIS, order=2)
-    assert math.isnan(extrinsic_curvature(derivatives).item())
-    assert math.isnan(gauss_length(derivatives).item())
+    assert math.isnan(extrinsic_curvature(*derivatives[1:]).item())
+    assert math.isnan(gauss_length(*derivatives[1:]).item())
 
 
 CURVED = {
@@ -80,9 +81,30 @@ def test_a_curve_score_is_the_mean_over_fresh_networks_of_their_curves_by_autogr
     for one in repeat_seeds(seed, 2):
         basis = circle_basis((1, 96, 96), generator=torch.Generator().manual_seed(one))
         features = candidate.build(seed=one, normalization=False).forward_features
-        values.append(float(measure(curve_derivatives(features, circle_angles(4, like=basis), basis, order=order))))
+        angles = circle_angles(4, like=basis)
+        values.append(float(measure(*curve_derivatives(features, angles, basis, order=order)[1:])))
     score = create("proxies", name, {"repeats": 2, "num_points": 4}).score(candidate)
     assert score == (pytest.approx(sum(values) / 2, rel=1e-8), pytest.approx(abs(values[0] - values[1]) / 2**0.5))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_few_points_tell_the_whole_curve_within_rounding_or_all_are_computed(scale: float) -> None:
+    task = ImageTask(image_size=32, in_channels=1, num_classes=2)
+    topology = AsViTSpace.parse("8,2,3|4,1,2|3,1,4|4,1,6|16,4")
+    single, double = (build_as_vit(topology, task, dtype=dtype) for dtype in (torch.float32, torch.float64))
+    basis = scale * circle_basis((1, 32, 32), generator=torch.Generator().manual_seed(0))
+    (expected,) = curves_of_models([double], [basis], ANGLES, order=2)
+    calls = []
+    features_along = single.features_along
+
+    def counted(directions: Tensor, weights: Tensor) -> Tensor:
+        calls.append(weights.shape[1])
+        return features_along(directions, weights)
+
+    single.features_along = counted  # type: ignore[method-assign]
+    (found,) = curves_of_models([single], [basis.float()], ANGLES.float(), order=2)
+    assert sum(calls) == (4 if scale == 1 else 4 + len(ANGLES))
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
 
 
 def test_models_without_derivatives_of_their_own_are_scored_by_autograd() -> None:
