@@ -31,6 +31,16 @@ Rows = list[str]
 _STATUS = {"complete": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
 TRIALS_VIEW = "trials"
 """Name of the view of the experiment that compares its trained trials."""
+ALL_VIEW = "all"
+"""Name of the view that shows executions, stages and trials as they are nested."""
+_ALL_COLUMNS = (
+    "metrics.val_accuracy",
+    "metrics.parameters",
+    "params.recipe.learning_rate",
+    "params.recipe.augmentation",
+    "params.recipe.curriculum",
+    "params.recipe.schedule",
+)
 _TRIAL_COLUMNS = (
     "metrics.val_accuracy",
     "metrics.val_loss",
@@ -89,6 +99,7 @@ class Lineage:
                 order_by="metrics.val_accuracy",
                 filter="tags.`vitsearch.level` = 'trial'",
             ),
+            ShareView(experiment=self._study.name, name=ALL_VIEW, columns=_ALL_COLUMNS, descending=False),
             StartRun(
                 key=key,
                 name=f"execution {execution.number + 1}",

@@ -90,23 +90,28 @@ def ui_command(port: int) -> None:
                 status=1,
             )
     command = server_command(settings.tracking_uri, settings.artifact_root / "mlflow", port=port)
-    note(f"MLflow at {command.url} (Ctrl-C ends it); the trained trials of")
-    for name, url in _trial_pages(settings, command.url):
-        note(f"  {name}: {url}")
+    note(f"MLflow at {command.url} (Ctrl-C ends it); trained trials, and all runs as they are nested, of")
+    for name, pages in _pages(settings, command.url):
+        note(f"  {name}:")
+        for page in pages:
+            note(f"    {page}")
     os.execvpe(command.argv[0], command.argv, {**os.environ, **command.env})  # noqa: S606
 
 
-def _trial_pages(settings: Settings, server_url: str) -> list[tuple[str, str]]:
-    """The newest studies with the page that compares their trained trials."""
-    from orchestrator.lineage import TRIALS_VIEW
+def _pages(settings: Settings, server_url: str) -> list[tuple[str, list[str]]]:
+    """The newest studies with the pages of their trained trials and of all their runs."""
+    from orchestrator.lineage import ALL_VIEW, TRIALS_VIEW
     from orchestrator.study import open_existing
     from orchestrator.tracking import Tracker
 
     tracker = Tracker(settings.tracking_uri, settings.artifact_root / "mlflow")
     with open_existing(settings) as store:
         names = [study.name for study in store.list_studies()[:5]] if store else []
-    pages = [(name, tracker.experiment_url(name, server_url=server_url, view=TRIALS_VIEW)) for name in names]
-    return [(name, page) for name, page in pages if page is not None]
+    found = [
+        (name, [tracker.experiment_url(name, server_url=server_url, view=view) for view in (TRIALS_VIEW, ALL_VIEW)])
+        for name in names
+    ]
+    return [(name, [page for page in pages if page is not None]) for name, pages in found if any(pages)]
 
 
 def delete_command(name: str, *, yes: bool) -> None:
