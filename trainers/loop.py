@@ -21,7 +21,7 @@ from trainers.augment import augment
 from trainers.building import build_model, topology_costs
 from trainers.config import Configuration, EpochReport, TaskOutcome, TrainTask
 from trainers.data import ImageData
-from trainers.devices import autocast, derive_seed, make_generator
+from trainers.devices import autocast, cpu_threads, derive_seed, make_generator
 from trainers.evaluation import Normalizer, evaluate, example_losses
 from trainers.plan import EpochPlan, learning_rate, num_batches, num_steps, plan_epochs
 
@@ -73,6 +73,13 @@ def train(task: TrainTask, data: ImageData, reporter: Reporter, device: torch.de
         `complete`, `stopped` (by the stopping criterion), `interrupted` (by the reporter) or `failed` (not-finite),
         with the checkpoints that are left. Metrics are the last epoch's, and the best of all as `..._best`.
     """
+    recipe, topology = task.configuration.recipe, task.configuration.topology
+    # Here and not in a caller: with another number of threads the same seed gives slightly other weights.
+    with cpu_threads(3 * topology_costs(topology, data.task).macs * recipe.batch_size):
+        return _train(task, data, reporter, device)
+
+
+def _train(task: TrainTask, data: ImageData, reporter: Reporter, device: torch.device) -> TaskOutcome:
     configuration = task.configuration
     digest = checkpoints.configuration_digest(configuration)
     training = _Training.start(configuration, data, device)

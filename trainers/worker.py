@@ -6,10 +6,9 @@ from pathlib import Path
 import torch
 
 from trainers.averaging import average
-from trainers.building import topology_costs
 from trainers.config import AverageTask, ReplayTask, ScoreTask, Task, TaskOutcome, TrainTask
-from trainers.data import ImageData, load_images
-from trainers.devices import cpu_threads, make_generator, pick_device
+from trainers.data import load_images
+from trainers.devices import make_generator, pick_device
 from trainers.evaluation import Normalizer
 from trainers.loop import Reporter, train
 from trainers.replay import replay
@@ -40,22 +39,16 @@ def _run(task: Task, reporter: Reporter) -> TaskOutcome:
     if isinstance(task, ReplayTask):
         return replay(task)
     device = pick_device()
-    if isinstance(task, ScoreTask):
-        data, topology, batch_size = load_images(task.data), task.topology, task.batch_size
-    else:
-        configuration = task.configuration
-        data, topology = load_images(configuration.data), configuration.topology
-        batch_size = configuration.recipe.batch_size
-    with cpu_threads(3 * topology_costs(topology, data.task).macs * batch_size):
-        if isinstance(task, TrainTask):
-            return train(task, data, reporter, device)
-        if isinstance(task, AverageTask):
-            return average(task, data, device)
-        return _score(task, data, device)
+    if isinstance(task, TrainTask):
+        return train(task, load_images(task.configuration.data), reporter, device)
+    if isinstance(task, AverageTask):
+        return average(task, load_images(task.configuration.data), device)
+    return _score(task, device)
 
 
-def _score(task: ScoreTask, data: ImageData, device: torch.device) -> TaskOutcome:
+def _score(task: ScoreTask, device: torch.device) -> TaskOutcome:
     """Score on training images that are the same for every topology of a study."""
+    data = load_images(task.data)
     order = torch.randperm(len(data.train), generator=make_generator(task.data.split_seed, "score"))
     images = data.train.images[order[: task.batch_size]].to(device)
     return score_topology(task, Normalizer(data.mean, data.std, device)(images), data.task)

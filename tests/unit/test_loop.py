@@ -233,3 +233,17 @@ def test_example_losses_belong_to_their_examples() -> None:
     losses = example_losses(model, data.train, normalizer)
     assert losses.shape == (len(data.train),)
     assert losses.double().mean().item() == pytest.approx(evaluate(model, data.train, normalizer).loss, rel=1e-5)
+
+
+def test_the_number_of_threads_allowed_does_not_change_a_small_training(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    weights = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            outcome = run(configuration(epochs=2), tmp_path / str(threads))
+            assert torch.get_num_threads() == threads
+            weights.append(load_weights(outcome.checkpoints[-1].path))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, weights[1][name]) for name, one in weights[0].items())
