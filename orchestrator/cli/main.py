@@ -4,11 +4,11 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from orchestrator.cli.console import fail, out, print_json
+from orchestrator.cli.console import fail, out
 
 app = typer.Typer(
     name="vitsearch",
@@ -179,14 +179,6 @@ def _root(
 
         out(f"vitsearch {installed_version('vitsearch')}")
         raise typer.Exit
-
-
-def show(value: Any, *, as_json: bool, render: Any) -> None:
-    """Print a result as JSON, or as `render` makes it for people."""
-    if as_json:
-        print_json(value)
-    else:
-        out(render(value))
 
 
 def _quiet_libraries() -> None:

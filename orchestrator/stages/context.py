@@ -10,7 +10,7 @@ from orchestrator.engines.seeds import derive_seed
 from orchestrator.lineage import Lineage
 from orchestrator.progress import Progress
 from orchestrator.spec import StudySpec
-from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord, TrialRecord
+from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord
 from orchestrator.store.repository import Store
 from search_spaces.base import ImageTask
 
@@ -68,8 +68,3 @@ class StageContext:
             if stage.kind == kind and stage.position < self.stage.position
         ]
         return found[-1] if found else None
-
-    def earlier_trials(self, kind: str) -> list[TrialRecord]:
-        """Trials of the latest earlier stage of a kind."""
-        stage = self.earlier(kind)
-        return [] if stage is None else self.store.trials(stage.id)

@@ -113,11 +113,6 @@ class Store:
             rows = connection.execute(select(studies).order_by(studies.c.id.desc())).mappings()
             return [StudyRecord.model_validate(dict(row)) for row in rows]
 
-    def set_study_state(self, study_id: int, state: RunState, *, reason: str | None = None) -> None:
-        with self._engine.begin() as connection:
-            values = {"state": state, "reason": reason, "updated_at": time.time()}
-            connection.execute(update(studies).where(studies.c.id == study_id).values(**values))
-
     def delete_study(self, study_id: int) -> None:
         """Delete a study with everything that belongs to it."""
         with self._engine.begin() as connection:
@@ -364,11 +359,6 @@ class Store:
                 CheckpointRecord.model_validate({key: value for key, value in row.items() if key != "trial_id"})
                 for row in rows
             ]
-
-    def forget_checkpoints(self, trial_id: int) -> None:
-        """Drop the rows of checkpoints whose files were deleted."""
-        with self._engine.begin() as connection:
-            connection.execute(delete(checkpoints).where(checkpoints.c.trial_id == trial_id))
 
     # --- tracking ---
 
