@@ -9,9 +9,9 @@ from optuna import Study
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from plugins.samplers.history import finished_trials, options_of
+from plugins.samplers.history import KnownPoints, history_of, options_of
 
 _REAL_STEP = 0.2
 """Standard deviation of a real number's mutation, as a fraction of its range (its logarithm's, on a log scale)."""
@@ -34,10 +34,8 @@ class AgeingEvolution(BaseSampler):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
         """All dimensions that a trial had, those that depend on others too; nothing before the population is full."""
-        finished = finished_trials(study)
-        if sum(past.state == TrialState.COMPLETE for past in finished) < self._population_size:
-            return {}
-        return {name: found for past in finished for name, found in past.distributions.items()}
+        history = history_of(study)
+        return dict(history.distributions) if len(history.complete) >= self._population_size else {}
 
     def sample_relative(
         self,
@@ -48,8 +46,9 @@ class AgeingEvolution(BaseSampler):
         """A child of the tournament's winner. What it does not have in common with its parent may be drawn after it."""
         if not search_space:
             return {}
-        finished = finished_trials(study)
-        alive = [past for past in finished if past.state == TrialState.COMPLETE][-self._population_size :]
+        history = history_of(study)
+        known = history.view(KnownPoints)
+        alive = history.complete[-self._population_size :]
         parent = self._winner(alive, study.directions)
         child = dict(parent.params)
         names = [name for name in parent.params if not parent.distributions[name].single()]
@@ -58,7 +57,7 @@ class AgeingEvolution(BaseSampler):
             for _ in range(1 + attempt // _TRIES_PER_DISTANCE):
                 name = self._rng.choice(names)
                 child[name] = self._mutated(child[name], parent.distributions[name])
-            if not any(past.params.items() <= child.items() for past in finished):
+            if child not in known:
                 break
         return child
 

@@ -1,108 +1,217 @@
 """Optuna's TPE over a bounded number of trials, so that a suggestion costs no more after ten thousand of them."""
 
-import heapq
-import warnings
-from collections.abc import Container, Sequence
-from functools import partial
-from typing import Any, cast
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from optuna import Study
-from optuna.distributions import BaseDistribution
-from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import TPESampler
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator
+from optuna.samplers._tpe.sampler import (
+    _split_complete_trials_multi_objective,
+    default_gamma,
+    default_gamma_multiobjective,
+)
 from optuna.search_space.group_decomposed import _SearchSpaceGroup
-from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
+from plugins.samplers.choice_density import ChoiceDensity
 from plugins.samplers.generators import give_back, take_generator
+from plugins.samplers.history import KnownPoints, history_of, number_of
+from plugins.samplers.trial_columns import Rows, TrialColumns, internal_rows
+from plugins.samplers.uniform import UniformSampler
 
-MAX_TRIALS = 1000
-"""Ended trials that the model is made of: the best ones, and the newest of the others."""
-NUM_BEST = 100
-"""The model of good points is made of the 25 best at most."""
+Space = dict[str, BaseDistribution]
+Density = ChoiceDensity | _ParzenEstimator
 
 
-class BoundedTpe(TPESampler):
-    """A multivariate TPE sampler for one suggestion, which knows of the trials that run."""
+class BoundedTpe(BaseSampler):
+    """A multivariate TPE sampler for one suggestion, which knows of the trials that run.
 
-    def __init__(self, *, seed: int, num_startup_trials: int) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            super().__init__(multivariate=True, group=True, constant_liar=True, n_startup_trials=num_startup_trials)
-        self._rng._rng = take_generator(seed)
-        self._random_sampler._rng._rng = take_generator(seed)
+    Draws what Optuna's draws with `multivariate`, `group` and `constant_liar`, but:
+
+    - Of more than `max_trials` ended trials the model is made of the `NUM_BEST` best and the newest others.
+    - Of the candidates it takes the best one that is not the point of a trial; Optuna's takes the best one.
+    - A trial that runs counts with the values that it has, and not with those that were drawn for it in vain because
+      they depend on others.
+
+    Constraints are not looked at.
+    """
+
+    def __init__(self, *, seed: int, num_startup_trials: int, max_trials: int) -> None:
+        self._num_startup_trials = num_startup_trials
+        self._max_trials = max_trials
+        self._generator = take_generator(seed)
+        self._uniform = UniformSampler(seed=seed)
 
     def __del__(self) -> None:
-        give_back(self._rng.rng)
-        give_back(self._random_sampler._rng.rng)
+        give_back(self._generator)
 
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
-        """As Optuna's with `group`, which takes each trial apart though most have the same dimensions."""
-        states = (TrialState.COMPLETE, TrialState.PRUNED)
-        different: dict[tuple[str, ...], dict[str, BaseDistribution]] = {}
-        for past in _bounded(study)._get_trials(deepcopy=False, states=states, use_cache=True):
-            different.setdefault(tuple(past.distributions), past.distributions)
-        groups = _SearchSpaceGroup()
-        for distributions in different.values():
-            groups.add_distributions(distributions)
-        self._search_space_group = groups
-        spaces = (sorted(space.items()) for space in groups.search_spaces)
-        return {name: found for space in spaces for name, found in space if not found.single()}
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """All parameters of the trials that the model is made of; none before there are enough of them."""
+        model = self._model(study, trial)
+        return {name: found for space in model.spaces for name, found in space.items()} if model.is_ready else {}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return super().sample_relative(_bounded(study), trial, search_space)
+        """The best new one of the candidates for all parameters; a known one where they all are."""
+        model = self._model(study, trial)
+        wanted = [{name: found for name, found in space.items() if name in search_space} for space in model.spaces]
+        drawn = [self._draw(model, space) for space in wanted if space]
+        best: dict[str, Any] = {}
+        for candidates in drawn:
+            best |= candidates.values(0)
+        known = history_of(study).view(KnownPoints)
+        for group, place in _least_lost_first(drawn):
+            values = best | drawn[group].values(place)
+            if values not in known and not any(past.params.items() <= values.items() for past in model.running):
+                return values
+        return best
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        return super().sample_independent(_bounded(study), trial, param_name, param_distribution)
+        """A parameter that no trial of the model had."""
+        model = self._model(study, trial)
+        if not model.is_ready:
+            return self._uniform.sample_independent(study, trial, param_name, param_distribution)
+        return self._draw(model, {param_name: param_distribution}).values(0)[param_name]
 
-
-def _bounded(study: Study) -> Study:
-    return cast("Study", _BoundedStudy(study))
-
-
-class _BoundedStudy:
-    """A study that shows only some of its trials."""
-
-    def __init__(self, study: Study) -> None:
-        self._whole = study
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._whole, name)
-
-    def _get_trials(
-        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
-    ) -> list[FrozenTrial]:
-        return bounded_trials(self._whole._get_trials(deepcopy, states, use_cache), self._whole.directions)
-
-
-def bounded_trials(trials: list[FrozenTrial], directions: Sequence[StudyDirection]) -> list[FrozenTrial]:
-    """At most `MAX_TRIALS` ended trials, in their order: `NUM_BEST` by each objective, then the newest; and all others.
-
-    Args:
-        trials: In the order of their numbers.
-        directions: Of the objectives.
-    """
-    if len(trials) <= MAX_TRIALS:
-        return trials
-    ended = [trial for trial in trials if trial.state.is_finished()]
-    scored = [trial for trial in ended if trial.values is not None]
-    kept: set[int] = set()
-    for objective, direction in enumerate(directions):
-        sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
-        best = heapq.nsmallest(
-            NUM_BEST // len(directions), scored, key=partial(_signed_value, objective=objective, sign=sign)
+    def _model(self, study: Study, trial: FrozenTrial) -> "_Model":
+        history = history_of(study)
+        running = [past for past in history.running if past.number != trial.number and past.params]
+        return history.view(_Models).model(
+            study, running, num_startup_trials=self._num_startup_trials, max_trials=self._max_trials
         )
-        kept.update(trial.number for trial in best)
-    for trial in reversed(ended):
-        if len(kept) >= MAX_TRIALS:
-            break
-        kept.add(trial.number)
-    return [trial for trial in trials if trial.number in kept or not trial.state.is_finished()]
+
+    def _draw(self, model: "_Model", space: Space) -> "_Candidates":
+        good, bad = model.densities(space)
+        samples = good.sample(self._generator, _optunas()._n_ei_candidates)
+        gains = good.log_pdf(samples) - bad.log_pdf(samples)
+        return _Candidates(space, samples, gains, (-gains).argsort(kind="stable"))
 
 
-def _signed_value(trial: FrozenTrial, *, objective: int, sign: float) -> float:
-    return sign * float(trial.values[objective])
+class _Candidates(NamedTuple):
+    """Values that were drawn for some parameters."""
+
+    space: Space
+    samples: dict[str, NDArray[np.float64]]
+    gains: NDArray[np.float64]
+    """Logarithm of how much more likely among good trials than among the others, of each candidate."""
+    best_first: NDArray[np.intp]
+
+    def values(self, place: int) -> dict[str, Any]:
+        """The best candidate for 0, then the second best, ..."""
+        index = self.best_first[place]
+        return {name: found.to_external_repr(self.samples[name][index].item()) for name, found in self.space.items()}
+
+    def losses(self) -> list[float]:
+        """By how much the gain of each candidate is below the best one's, by place."""
+        gains = self.gains[self.best_first]
+        losses: list[float] = (gains[0] - gains).tolist()
+        return losses
+
+
+def _least_lost_first(drawn: Sequence[_Candidates]) -> list[tuple[int, int]]:
+    """Which group of parameters to take which of its candidates for, the best of all others."""
+    losses = [
+        (loss, group, place) for group, candidates in enumerate(drawn) for place, loss in enumerate(candidates.losses())
+    ]
+    return [(group, place) for _, group, place in sorted(losses)]
+
+
+class _Model:
+    """Densities of good and of other trials, made when they are asked for."""
+
+    def __init__(
+        self, columns: TrialColumns, study: Study, running: list[FrozenTrial], *, is_ready: bool, max_trials: int
+    ) -> None:
+        self.running = running
+        self.is_ready = is_ready
+        """Whether there are enough trials."""
+        self._columns = columns
+        rows = columns.bounded(max_trials)
+        self.spaces = _spaces(columns, rows)
+        """Sets of parameters that the trials had all of or none of."""
+        self._has_many_objectives = len(study.directions) > 1
+        good = _good(columns, rows, study) if is_ready else rows[:0]
+        is_good = np.isin(rows, good, assume_unique=True)
+        self._good, self._others = rows[is_good], rows[~is_good]
+        self._densities: dict[tuple[str, ...], tuple[Density, Density]] = {}
+
+    def densities(self, space: Space) -> tuple[Density, Density]:
+        """Of some parameters among good trials, and among the others and those that run."""
+        names = tuple(space)
+        if names not in self._densities:
+            good = self._observations(self._good, [], names)
+            others = self._observations(self._others, self.running, names)
+            weights = np.ones(len(good)) if self._has_many_objectives else None
+            self._densities[names] = (_density(good, space, weights), _density(others, space))
+        return self._densities[names]
+
+    def _observations(self, rows: Rows, running: list[FrozenTrial], names: Sequence[str]) -> NDArray[np.float64]:
+        """Of trials that have all of the parameters, by number; shape (trials, names)."""
+        found = self._columns.parameters(rows, names)
+        if running:
+            numbers = np.append(self._columns.numbers(rows), [number_of(trial) for trial in running])
+            found = np.concatenate([found, internal_rows(running, names)])[numbers.argsort(kind="stable")]
+        return found[~np.isnan(found).any(axis=1)]
+
+
+@cache
+def _optunas() -> TPESampler:
+    """With the settings that Optuna has."""
+    return TPESampler()
+
+
+def _density(observations: NDArray[np.float64], space: Space, weights: NDArray[np.float64] | None = None) -> Density:
+    settings = _optunas()._parzen_estimator_parameters
+    choices = {name: found for name, found in space.items() if isinstance(found, CategoricalDistribution)}
+    if len(choices) == len(space):
+        return ChoiceDensity(observations, choices, settings, weights)
+    return _ParzenEstimator(dict(zip(space, observations.T, strict=True)), space, settings, weights)
+
+
+def _good(columns: TrialColumns, rows: Rows, study: Study) -> Rows:
+    """The best trials: by values, and where complete ones are too few, pruned ones by how far they came."""
+    complete, pruned = columns.complete_and_pruned(rows)
+    if len(study.directions) == 1:
+        num_good = default_gamma(len(rows))
+        good = columns.best_first(complete)[:num_good]
+    else:
+        num_good = default_gamma_multiobjective(len(rows))
+        trials = columns.trials(complete)
+        best, _ = _split_complete_trials_multi_objective(trials, study, min(num_good, len(trials)))
+        ids = {id(trial) for trial in best}
+        good = complete[np.array([id(trial) in ids for trial in trials], dtype=np.bool_)]
+    return np.append(good, pruned[: num_good - len(good)])
+
+
+def _spaces(columns: TrialColumns, rows: Rows) -> list[Space]:
+    groups = _SearchSpaceGroup()
+    for distributions in columns.spaces(rows):
+        groups.add_distributions(distributions)
+    found = [dict(sorted(space.items())) for space in groups.search_spaces]
+    several = [{name: one for name, one in space.items() if not one.single()} for space in found]
+    return [space for space in several if space]
+
+
+class _Models(TrialColumns):
+    """A view that keeps the last model, which is good for all that is drawn for one suggestion."""
+
+    _model: _Model | None = None
+    _made_of: tuple[int, ...] = ()
+
+    def model(self, study: Study, running: list[FrozenTrial], *, num_startup_trials: int, max_trials: int) -> _Model:
+        """The model of all trials up to now, and of those that run but for the one that it is asked for."""
+        # The last model keeps its running trials, so that no other one has their ids.
+        made_of = (self.num_trials, num_startup_trials, max_trials, *map(id, running))
+        if self._model is None or made_of != self._made_of:
+            is_ready = self.num_trials >= num_startup_trials
+            self._model = _Model(self, study, running, is_ready=is_ready, max_trials=max_trials)
+            self._made_of = made_of
+        return self._model

@@ -26,7 +26,7 @@ class Evolution:
             "point is drawn again, with more mutations after ten tries; several objectives by rank sum; a real number "
             "moves by a normal step of a fifth of its range"
         ),
-        cost="about a millisecond a suggestion",
+        cost="under a millisecond a suggestion, at 10,000 trials too",
     )
     population_size: Annotated[int, Field(ge=2)] = 32
     """Newest trials that may have children; as many random ones come first."""

@@ -16,7 +16,11 @@ class Nsga2:
     """Genetic search by non-dominated sorting; made for several objectives."""
 
     card: ClassVar[PluginCard] = PluginCard(
-        source="Deb et al. 2002, IEEE TEVC 6(2); Optuna's NSGAIISampler", cost="about a millisecond a suggestion"
+        source=(
+            "Deb et al. 2002, IEEE TEVC 6(2); Optuna's NSGAIISampler. Difference: the parents of a generation are "
+            "chosen when its first trial is drawn, also where several trials run at once"
+        ),
+        cost="under a millisecond a suggestion, at 10,000 trials too",
     )
     population_size: int = 16
     """Trials in a generation, at least 2."""

@@ -1,5 +1,6 @@
 """A policy of independent categoricals, trained by REINFORCE. The gradient is in closed form: numpy alone."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,12 @@ class Rewards:
         self._signs = signs
         self._window = window
         self._values: list[list[float]] = [[] for _ in signs]
+
+    def copy(self) -> "Rewards":
+        """One that takes steps apart from this one."""
+        other = Rewards(self._signs, window=self._window)
+        other._values = [list(values) for values in self._values]
+        return other
 
     def take(self, scores: Sequence[float] | None) -> float | None:
         """The reward of the next step; `None` where it has no scores and none were before."""
@@ -88,6 +95,13 @@ class Policy:
         self._num_steps = 0
         self._baseline = self._weight = 0.0
 
+    def copy(self) -> "Policy":
+        """One that learns apart from this one."""
+        other = copy.copy(self)
+        other._rewards = self._rewards.copy()
+        other._logits, other._mean, other._square = self._logits.copy(), self._mean.copy(), self._square.copy()
+        return other
+
     def probabilities(self, temperature: float = 1.0) -> NDArray[np.float64]:
         """Of each option, shape (dimensions, options), zero where a dimension has fewer options."""
         powers = np.exp((self._logits - self._logits.max(1, keepdims=True)) / temperature)
@@ -128,4 +142,9 @@ class Policy:
 
     def place(self, values: Mapping[str, Any]) -> Drawn:
         """The inverse of `values`."""
-        return tuple(options.index(values[name]) for name, options in self._options.items())
+        return place_in(self._options, values)
+
+
+def place_in(options: Mapping[str, Sequence[Scalar]], values: Mapping[str, Any]) -> Drawn:
+    """Where each of the values is among the options."""
+    return tuple([found.index(values[name]) for name, found in options.items()])

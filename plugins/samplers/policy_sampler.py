@@ -1,4 +1,4 @@
-"""REINFORCE as an Optuna sampler: the policy is trained anew from the finished trials for each suggestion."""
+"""REINFORCE as an Optuna sampler: the policy follows from the finished trials, in the order of their numbers."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,10 +8,11 @@ from optuna import Study
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
-from plugins.samplers.history import finished_trials, number_of, options_of
-from plugins.samplers.policy import Policy, Rewards
+from plugins.samplers.history import finished_trials, history_of, number_of, options_of
+from plugins.samplers.policy import Drawn, Policy, Rewards, place_in
+from search_spaces.dimensions import Scalar
 
 if TYPE_CHECKING:
     from plugins.samplers.reinforce import Reinforce
@@ -25,6 +26,9 @@ _MAX_DRAWS = 50
 _WARMING = 1.1
 """Factor between the temperatures of two draws, once `_MAX_DRAWS` of the policy gave known points only."""
 _MAX_TEMPERATURE = 100.0
+_KEEP_EVERY = 32
+"""Trials between two policies that are kept, to go on from them when a trial before the newest ones ends late."""
+_MAX_KEPT = 8
 
 
 class PolicySampler(BaseSampler):
@@ -56,7 +60,7 @@ class PolicySampler(BaseSampler):
         policy = trained_policy(self._settings, study, finished, study_seed=self._study_seed)
         if policy is None:
             return {}
-        known = {policy.place(past.params): past for past in finished}
+        known = history_of(study).view(Policies).known
         rng = np.random.default_rng(self._seed)
         repeats: list[int] = []
         for _ in range(_MAX_DRAWS):
@@ -81,30 +85,87 @@ class PolicySampler(BaseSampler):
         return self._uniform.sample_independent(study, trial, param_name, param_distribution)
 
 
+class Policies:
+    """A view: policies that were trained on the first few, the first few more, ... of the finished trials.
+
+    Trials seldom end in the order of their numbers when several run. One that ends late is learned from in its place.
+    """
+
+    def __init__(self, directions: Sequence[StudyDirection]) -> None:
+        self._signs = [1.0 if direction == StudyDirection.MAXIMIZE else -1.0 for direction in directions]
+        self.known: dict[Drawn, FrozenTrial] = {}
+        """The trial of each point."""
+        self._options: dict[str, Sequence[Scalar]] = {}
+        self._by_number: dict[int, FrozenTrial] = {}
+        self._made_for: tuple[Reinforce, int] | None = None
+        self._trained: list[tuple[int, FrozenTrial, Policy]] = []
+        """How many trials a policy has learned from, the last of them, and the policy."""
+
+    def take(self, trial: FrozenTrial) -> None:
+        if trial.state == TrialState.PRUNED:
+            return
+        if not self._options:
+            self._options = {name: options_of(found) for name, found in sorted(trial.distributions.items())}
+        self._by_number[number_of(trial)] = trial
+        self.known[place_in(self._options, trial.params)] = trial
+
+    def policy(self, settings: "Reinforce", finished: Sequence[FrozenTrial], *, study_seed: int) -> Policy:
+        """A copy of the policy after these trials, of which there is at least one."""
+        if self._made_for != (settings, study_seed):
+            self._made_for = (settings, study_seed)
+            self._trained = []
+        while self._trained and not _begins(finished, self._trained[-1]):
+            self._trained.pop()
+        if self._trained:
+            num_learned, _, policy = self._trained[-1]
+            policy = policy.copy()
+        else:
+            num_learned, policy = 0, self._untrained(settings, study_seed)
+        for place in range(num_learned, len(finished)):
+            self._learn(policy, finished[place])
+            if (place + 1) % _KEEP_EVERY == 0 or place + 1 == len(finished):
+                self._keep(place + 1, finished[place], policy.copy())
+        return policy
+
+    def _untrained(self, settings: "Reinforce", study_seed: int) -> Policy:
+        return Policy(
+            self._options,
+            seed=study_seed,
+            learning_rate=settings.learning_rate,
+            momentum=settings.momentum,
+            rewards=Rewards(self._signs, window=settings.window),
+        )
+
+    def _learn(self, policy: Policy, trial: FrozenTrial) -> None:
+        repeats = trial.system_attrs.get(REPEATS)
+        if repeats is None:
+            return
+        for number in repeats:
+            again = self._by_number[number]
+            policy.learn(policy.place(again.params), again.values)
+        policy.learn(policy.place(trial.params), trial.values)
+
+    def _keep(self, num_learned: int, last: FrozenTrial, policy: Policy) -> None:
+        """In place of the newest one that is not one of every `_KEEP_EVERY`; the oldest ones are dropped."""
+        if self._trained and self._trained[-1][0] % _KEEP_EVERY:
+            self._trained.pop()
+        self._trained.append((num_learned, last, policy))
+        del self._trained[:-_MAX_KEPT]
+
+
+def _begins(finished: Sequence[FrozenTrial], trained: tuple[int, FrozenTrial, Policy]) -> bool:
+    """Whether the trials begin with those that a policy has learned from: trials are added to them only."""
+    num_learned, last, _ = trained
+    return num_learned <= len(finished) and finished[num_learned - 1] is last
+
+
 def trained_policy(
     settings: "Reinforce", study: Study, finished: Sequence[FrozenTrial], *, study_seed: int
 ) -> Policy | None:
     """The policy after those finished trials that it drew, in their order; `None` where none has finished."""
     if not finished:
         return None
-    signs = [1.0 if direction == StudyDirection.MAXIMIZE else -1.0 for direction in study.directions]
-    policy = Policy(
-        {name: options_of(distribution) for name, distribution in sorted(finished[0].distributions.items())},
-        seed=study_seed,
-        learning_rate=settings.learning_rate,
-        momentum=settings.momentum,
-        rewards=Rewards(signs, window=settings.window),
-    )
-    by_number = {number_of(trial): trial for trial in finished}
-    for trial in finished:
-        repeats = trial.system_attrs.get(REPEATS)
-        if repeats is None:
-            continue
-        for number in repeats:
-            again = by_number[number]
-            policy.learn(policy.place(again.params), again.values)
-        policy.learn(policy.place(trial.params), trial.values)
-    return policy
+    return history_of(study).view(Policies).policy(settings, finished, study_seed=study_seed)
 
 
 def _remember(study: Study, trial: FrozenTrial, repeats: list[int] | None) -> None:

@@ -18,10 +18,10 @@ class UniformSampler(RandomSampler):
 
     def __init__(self, *, seed: int) -> None:
         super().__init__()
-        self._rng._rng = take_generator(seed)
+        self._rng._rng = self._generator = take_generator(seed)
 
     def __del__(self) -> None:
-        give_back(self._rng.rng)
+        give_back(self._generator)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -29,5 +29,5 @@ class UniformSampler(RandomSampler):
         """A uniform draw."""
         if isinstance(param_distribution, CategoricalDistribution):
             choices = param_distribution.choices
-            return choices[int(self._rng.rng.random_sample(len(choices)).argmax())]
+            return choices[self._generator.random_sample(len(choices)).argmax()]
         return super().sample_independent(study, trial, param_name, param_distribution)

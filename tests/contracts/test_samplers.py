@@ -1,6 +1,7 @@
 """Every installed sampler, through the suggester that both engines ask."""
 
 import math
+import random
 
 import pytest
 
@@ -60,7 +61,7 @@ def result(number: int, point: Point, sampler_state: dict, state: str = "complet
         sampler_state=sampler_state,
         seed=number,
         metrics={} if state == "failed" else {"score": score, "cost": float(point.get("depth", 1))},
-        details={},
+        details={"rung": 1 + number % 3} if state == "stopped" else {},
         reason=None,
         error=None,
         started_at=0.0,
@@ -108,6 +109,26 @@ def test_several_at_once_differ_and_a_suggester_rebuilt_while_they_run_suggests_
     for trial in trials:
         (rebuilt.expect if trial in running else rebuilt.tell)(trial)
     assert rebuilt.ask(28).point == suggester.ask(28).point
+
+
+@pytest.mark.parametrize("num_objectives", [1, 2])
+def test_suggesters_rebuilt_while_trials_run_that_end_in_any_order_suggest_the_same(
+    sampler: str, num_objectives: int
+) -> None:
+    order, running, ended = random.Random(3), [], []
+    suggester = make(sampler, num_objectives)
+    for number in range(60):
+        trials = sorted([*running, *ended], key=lambda trial: trial.number)
+        rebuilt = make(sampler, num_objectives)
+        for trial in trials:
+            (rebuilt.expect if trial in running else rebuilt.tell)(trial)
+        suggestion = suggester.ask(number)
+        assert rebuilt.ask(number) == suggestion
+        state = {3: "stopped", 7: "failed"}.get(number % 11, "complete")
+        running.append(result(number, suggestion.point, suggestion.sampler_state, state))
+        while len(running) > 3:
+            ended.append(running.pop(order.randrange(len(running))))
+            suggester.tell(ended[-1])
 
 
 def test_points_lie_in_the_space_and_have_active_dimensions_only(sampler: str) -> None:
