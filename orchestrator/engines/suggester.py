@@ -2,9 +2,8 @@
 
 import copy
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
 from optuna.distributions import (
@@ -14,7 +13,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.samplers import BaseSampler
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.engines.base import Objective, Suggestion
 from orchestrator.engines.seeds import derive_seed
@@ -30,6 +29,24 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 _SAMPLER_TRIES = 10
 _RANDOM_TRIES = 2000
+
+
+class _Running(NamedTuple):
+    """One of our trials that has not ended."""
+
+    trial_id: int
+    """In the storage."""
+    point: Point
+
+
+class _Draw(NamedTuple):
+    """How a dimension is drawn, looked up for every draw."""
+
+    dimension: Dimension
+    name: str
+    distribution: BaseDistribution
+    is_single: bool
+    """Whether there is one value only."""
 
 
 class OptunaSuggester:
@@ -80,12 +97,16 @@ class OptunaSuggester:
         if isinstance(self._sampler, Enumeration):
             self._points = self._sampler.points(self._dimensions)
         self._distributions = {dimension.name: _distribution(dimension) for dimension in self._dimensions}
+        self._draws = [
+            _Draw(one, one.name, self._distributions[one.name], self._distributions[one.name].single())
+            for one in self._dimensions
+        ]
         self._storage = TrialMemory()
         self._study = optuna.create_study(
             storage=self._storage, directions=[objective.direction for objective in objectives]
         )
         self._study_id = self._storage.get_study_id_from_name(self._study.study_name)
-        self._running: dict[int, int] = {}  # the storage's id of each of our trials that has not ended
+        self._running: dict[int, _Running] = {}
         self._seen = {_key(point) for point in self._first}
         self._num_points = count_points(self._dimensions)
 
@@ -103,17 +124,21 @@ class OptunaSuggester:
                 return self._suggestion(number, choice)
         if self._points is not None:
             return next((self._suggestion(number, point) for point in self._points if self._is_new(point)), None)
+        trial_id = self._storage.create_new_trial(self._study_id)
         for attempt in range(_SAMPLER_TRIES + _RANDOM_TRIES):
             plugin = self._sampler if attempt < _SAMPLER_TRIES else self._fallback
             sampler = plugin.build(derive_seed(self._seed, number, attempt), study_seed=self._seed)
-            trial_id, point = self._draw(sampler)
-            if self._is_new(point):
-                self._storage.set_trial_user_attr(trial_id, TRIAL_NUMBER, number)
-                self._running[number] = trial_id
-                self._seen.add(_key(point))
-                return Suggestion(point, dict(self._storage.get_trial(trial_id).system_attrs))
-            # A failed trial without a number is invisible to samplers, so a rebuilt study that lacks it is the same.
-            self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+            trial = self._draw(sampler, trial_id)
+            key = _key(trial.params)
+            if key not in self._seen and self._problem(trial.params) is None:
+                self._seen.add(key)
+                self._running[number] = _Running(trial_id, trial.params)
+                trial.user_attrs = {TRIAL_NUMBER: number}
+                self._storage.replace(trial_id, trial)
+                return Suggestion(dict(trial.params), dict(trial.system_attrs))
+            self._storage.clear(trial_id)
+        # A failed trial without a number is invisible to samplers, so a rebuilt study that lacks it is the same.
+        self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
         return None
 
     def expect(self, trial: TrialRecord) -> None:
@@ -131,7 +156,9 @@ class OptunaSuggester:
 
         One that a scheduler stopped is Optuna's pruned trial: its value is that of a smaller budget.
         """
-        self._seen.add(_key(trial.point))
+        running = self._running.pop(trial.number, None)
+        if running is None or running.point != trial.point:
+            self._seen.add(_key(trial.point))
         values = [trial.metrics[objective.metric] for objective in self._objectives] if trial.is_usable else None
         state = TrialState.COMPLETE
         steps: dict[int, float] = {}
@@ -139,13 +166,13 @@ class OptunaSuggester:
             state, values = TrialState.FAIL, None
         elif trial.rung is not None:
             state, steps = TrialState.PRUNED, {trial.rung: values[0]}
-        trial_id = self._running.pop(trial.number, None)
-        if trial_id is None:
-            self._study.add_trial(self._frozen(trial.number, trial.point, trial.sampler_state, state, values, steps))
+        if running is None:
+            frozen = self._frozen(trial.number, trial.point, trial.sampler_state, state, values, steps)
+            self._storage.add(self._study_id, frozen)
             return
         for step, value in steps.items():
-            self._storage.set_trial_intermediate_value(trial_id, step, value)
-        self._storage.set_trial_state_values(trial_id, state, values)
+            self._storage.set_trial_intermediate_value(running.trial_id, step, value)
+        self._storage.set_trial_state_values(running.trial_id, state, values)
 
     def _is_new(self, point: Point) -> bool:
         return _key(point) not in self._seen and self._problem(point) is None
@@ -157,39 +184,37 @@ class OptunaSuggester:
 
     def _begin(self, number: int, point: Point, sampler_state: dict[str, Any]) -> None:
         self._seen.add(_key(point))
-        self._running[number] = self._storage.get_n_trials(self._study_id)
-        self._study.add_trial(self._frozen(number, point, sampler_state, TrialState.RUNNING))
+        frozen = self._frozen(number, point, sampler_state, TrialState.RUNNING)
+        self._running[number] = _Running(self._storage.add(self._study_id, frozen), point)
 
-    def _draw(self, sampler: BaseSampler) -> tuple[int, Point]:
-        """What `Study.ask` and the `suggest_...` of a trial do, in one go; the trial's id in the storage and its point.
+    def _draw(self, sampler: BaseSampler, trial_id: int) -> FrozenTrial:
+        """What `Study.ask` and the `suggest_...` of a trial do, in one go.
 
-        Optuna looks through all trials for one that was enqueued, and copies the trial for each value.
+        The storage does not have the values yet. Optuna looks through all trials for one that was enqueued, and copies
+        the trial for each value.
         """
         study, storage = self._study, self._storage
         study.sampler = sampler
         study._thread_local.cached_all_trials = None  # samplers' view of all trials, which is only good for one ask
-        trial_id = storage.create_new_trial(self._study_id)
         trial = storage.get_trial(trial_id)
         sampler.before_trial(study, trial)
         space = sampler.infer_relative_search_space(study, trial)
         relative = sampler.sample_relative(study, trial, space)
         trial = copy.copy(storage.get_trial(trial_id))
-        trial.params, trial.distributions = {}, {}
         point: Point = {}
-        for dimension in self._dimensions:
-            if not is_active(dimension, point):
+        trial.params, trial.distributions = point, {}
+        for dimension, name, distribution, is_single in self._draws:
+            if dimension.when is not None and not is_active(dimension, point):
                 continue
-            name, distribution = dimension.name, self._distributions[dimension.name]
             if name in relative and distribution._contains(distribution.to_internal_repr(relative[name])):
                 value = relative[name]
-            elif distribution.single():
+            elif is_single:
                 value = _only_value(dimension)
             else:
                 value = sampler.sample_independent(study, trial, name, distribution)
-            point[name] = trial.params[name] = _as_scalar(dimension, value)
+            point[name] = _as_scalar(dimension, value)
             trial.distributions[name] = distribution
-        storage.set_params(trial_id, trial.params, trial.distributions)
-        return trial_id, point
+        return trial
 
     def _frozen(
         self,
@@ -199,22 +224,41 @@ class OptunaSuggester:
         state: TrialState,
         values: list[float] | None = None,
         steps: dict[int, float] | None = None,
-    ) -> optuna.trial.FrozenTrial:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            return create_trial(
-                params=dict(point),
-                distributions={
-                    dimension.name: _distribution(dimension)
-                    for dimension in self._dimensions
-                    if dimension.name in point
-                },
-                user_attrs={TRIAL_NUMBER: number},
-                system_attrs=dict(sampler_state),
-                values=values,
-                intermediate_values=steps,
-                state=state,
+    ) -> FrozenTrial:
+        return FrozenTrial(
+            number=-1,  # and the id: given by the storage
+            trial_id=-1,
+            state=state,
+            value=None,
+            values=values,
+            datetime_start=None,  # times are in the rows
+            datetime_complete=None,
+            params=dict(point),
+            distributions=self._distributions_of(point),
+            user_attrs={TRIAL_NUMBER: number},
+            system_attrs=dict(sampler_state),
+            intermediate_values=steps or {},
+        )
+
+    def _distributions_of(self, point: Point) -> dict[str, BaseDistribution]:
+        """Of the point's dimensions.
+
+        Raises:
+            ValueError: The point is not of this space.
+        """
+        found = {name: self._distributions[name] for name in self._distributions if name in point}
+        if len(found) != len(point):
+            raise ValueError(
+                f"a trial's point must have dimensions of the search space only ({', '.join(self._distributions)}), "
+                f"but got {', '.join(point)}. Search the changed space in a new study."
             )
+        for name, distribution in found.items():
+            if not distribution._contains(distribution.to_internal_repr(point[name])):
+                raise ValueError(
+                    f"{name}: a trial's value must lie in the search space, {distribution}, but got {point[name]!r}. "
+                    "Search the changed space in a new study."
+                )
+        return found
 
 
 def _only_value(dimension: Dimension) -> Scalar:
