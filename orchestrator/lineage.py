@@ -241,15 +241,18 @@ class Lineage:
         configuration_yaml: str,
         checkpoint: Path | None,
     ) -> Rows:
-        """Final metrics, the configuration, the newest checkpoint without its optimizer state, and how it ended."""
+        """Final metrics, the configuration if any, the newest checkpoint without its optimizer state, how it ended."""
         key = self.trial_key(stage, trial.number)
         ended_at = trial.ended_at or trial.started_at
         files = [] if checkpoint is None else [checkpoint / name for name in _CHECKPOINT_FILES]
+        configuration = []
+        if configuration_yaml:
+            configuration = [LogText(key=key, text=configuration_yaml, artifact_file="configuration.yaml")]
         final = {name: value for name, value in trial.metrics.items() if name not in _CURVES}
         tags = {"vitsearch.state": trial.state, **({"vitsearch.reason": trial.reason} if trial.reason else {})}
         return _rows(
             *_final_metrics(key, {**final, **extra}, ended_at),
-            LogText(key=key, text=configuration_yaml, artifact_file="configuration.yaml"),
+            *configuration,
             *(LogArtifact(key=key, path=str(file), artifact_path="checkpoint") for file in files),
             SetTags(key=key, tags=tags),
             EndRun(key=key, status=_STATUS[trial.state], end_time_ms=_ms(ended_at)),

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from sqlalchemy import Column, ColumnElement, Connection, Table, bindparam, insert, update
@@ -13,19 +14,25 @@ class _Sql(NamedTuple):
     """For one kind of database."""
 
     text: str
-    order: tuple[str, ...] | None
-    """Of the parameters where they go by place; `None` where they go by name."""
-    fixed: Mapping[str, Any]
-    """Parameters that are always the same."""
+    in_order: Callable[[Mapping[str, Any]], Any]
+    """Makes of parameters by name what the driver takes: a tuple where they go by place."""
     processors: Mapping[str, Callable[[Any], Any]]
     """Make of a parameter what the driver takes, such as JSON text."""
+    fixed: Mapping[str, Any]
+    """Parameters that are always the same, as the driver takes them."""
 
 
 class Prepared:
-    """A statement with named parameters, compiled when it is first executed on a kind of database."""
+    """A statement with named parameters, compiled when it is first executed on a kind of database.
 
-    def __init__(self, statement: Insert | Update) -> None:
+    Args:
+        statement: The statement.
+        key: Of an insert, its table's whole-number primary key, where `key` will be asked for it.
+    """
+
+    def __init__(self, statement: Insert | Update, *, key: Column[Any] | None = None) -> None:
         self._statement = statement
+        self._key = key
         self._sql: dict[str, _Sql] = {}
 
     def count(self, connection: Connection, **values: Any) -> int:
@@ -33,47 +40,55 @@ class Prepared:
         return self._execute(connection, values).rowcount  # type: ignore[no-any-return]
 
     def key(self, connection: Connection, **values: Any) -> int:
-        """Execute it with a value for each parameter; the whole number that it returns."""
-        return int(self._execute(connection, values).fetchone()[0])
+        """Execute it with a value for each parameter; the key of the row that it inserted."""
+        done = self._execute(connection, values)
+        return int(done.lastrowid if _is_sqlite(connection) else done.scalar_one())
 
     def each(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
         """Execute it for each row of parameters."""
         sql = self._sql_for(connection)
-        connection.exec_driver_sql(sql.text, [_parameters(sql, row) for row in rows])
+        self._run(connection, sql, [_parameters(sql, row) for row in rows], many=True)
 
     def _execute(self, connection: Connection, values: Mapping[str, Any]) -> Any:
         sql = self._sql_for(connection)
-        parameters = _parameters(sql, values)
-        if connection.dialect.name != "sqlite":
+        return self._run(connection, sql, _parameters(sql, values))
+
+    def _run(self, connection: Connection, sql: _Sql, parameters: Any, *, many: bool = False) -> Any:
+        if not _is_sqlite(connection):
             return connection.exec_driver_sql(sql.text, parameters)
         cursor = connection.connection.cursor()  # SQLAlchemy's own view of a result takes as long as the statement
         try:
-            return cursor.execute(sql.text, parameters)
+            return cursor.executemany(sql.text, parameters) if many else cursor.execute(sql.text, parameters)
         except sqlite3.Error as error:
             raise DBAPIError.instance(sql.text, parameters, error, sqlite3.Error, dialect=connection.dialect) from error
 
     def _sql_for(self, connection: Connection) -> _Sql:
         dialect = connection.dialect
         if dialect.name not in self._sql:
-            compiled = self._statement.compile(dialect=dialect)
+            statement: Any = self._statement
+            if self._key is not None and not _is_sqlite(connection):  # whose driver knows the last key
+                statement = statement.returning(self._key)
+            compiled = statement.compile(dialect=dialect)
             processors = {
                 name: process
                 for bind, name in compiled.bind_names.items()
                 if (process := bind.type.dialect_impl(dialect).bind_processor(dialect)) is not None
             }
+            fixed = {name: value for name, value in compiled.params.items() if value is not None}
             self._sql[dialect.name] = _Sql(
                 text=str(compiled),
-                order=tuple(compiled.positiontup or ()) if compiled.positional else None,
-                fixed={name: value for name, value in compiled.params.items() if value is not None},
-                processors=processors,
+                in_order=_by_place(compiled.positiontup or ()) if compiled.positional else dict,
+                processors={name: process for name, process in processors.items() if name not in fixed},
+                fixed={name: processors[name](value) if name in processors else value for name, value in fixed.items()},
             )
         return self._sql[dialect.name]
 
 
-def prepared_insert(table: Table, *columns: str, returning: Column[Any] | None = None) -> Prepared:
-    """An insert of these columns, each from the parameter of its name."""
-    statement = insert(table).values({name: bindparam(name) for name in columns})
-    return Prepared(statement if returning is None else statement.returning(returning))
+def prepared_insert(
+    table: Table, *columns: str, key: Column[Any] | None = None, fixed: Mapping[str, Any] | None = None
+) -> Prepared:
+    """An insert of these columns, each from the parameter of its name; `fixed` are columns that are always the same."""
+    return Prepared(insert(table).values({**{name: bindparam(name) for name in columns}, **(fixed or {})}), key=key)
 
 
 def prepared_update(table: Table, *where: ColumnElement[bool], columns: Sequence[str]) -> Prepared:
@@ -81,8 +96,16 @@ def prepared_update(table: Table, *where: ColumnElement[bool], columns: Sequence
     return Prepared(update(table).where(*where).values({name: bindparam(f"new_{name}") for name in columns}))
 
 
+def _is_sqlite(connection: Connection) -> bool:
+    return connection.dialect.name == "sqlite"
+
+
+def _by_place(names: Sequence[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    return itemgetter(*names) if len(names) > 1 else lambda values: tuple([values[name] for name in names])
+
+
 def _parameters(sql: _Sql, values: Mapping[str, Any]) -> Any:
     found = {**sql.fixed, **values}
     for name, process in sql.processors.items():
         found[name] = process(found[name])
-    return found if sql.order is None else tuple([found[name] for name in sql.order])
+    return sql.in_order(found)

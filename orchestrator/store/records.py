@@ -104,6 +104,8 @@ class AttemptRecord(_Record):
     id: int
     trial_id: int
     number: int
+    num_lost: int = 0
+    """Earlier attempts at the trial whose process died or hung."""
 
 
 class EndedTrial(NamedTuple):

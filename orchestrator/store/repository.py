@@ -5,7 +5,8 @@ import os
 import platform
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -47,21 +48,27 @@ MAX_LOST_ATTEMPTS = 5
 
 
 _END_COLUMNS = ("state", "metrics", "details", "reason", "error", "ended_at")
+_BEGUN: dict[str, Any] = {"state": "running", "metrics": {}, "details": {}}
+"""Of every trial that begins."""
 _INSERT_TRIAL = prepared_insert(
     trials,
     "stage_id",
     "number",
-    "state",
     "point",
     "sampler_state",
     "seed",
-    "metrics",
-    "details",
     "started_at",
-    returning=trials.c.id,
+    key=trials.c.id,
+    fixed=_BEGUN,
 )
 _INSERT_ATTEMPT = prepared_insert(
-    attempts, "trial_id", "execution_id", "number", "state", "started_at", returning=attempts.c.id
+    attempts,
+    "trial_id",
+    "execution_id",
+    "number",
+    "started_at",
+    key=attempts.c.id,
+    fixed={"state": "running"},
 )
 _END_ATTEMPT = prepared_update(
     attempts,
@@ -75,7 +82,7 @@ _END_TRIAL = prepared_update(
     columns=_END_COLUMNS,
 )
 _LEAVE_TRIAL = prepared_update(trials, trials.c.id == bindparam("trial_id"), columns=("state",))
-_OWE = prepared_insert(outbox, "study_id", "event", "created_at", "num_tries", "rejected")
+_OWE = prepared_insert(outbox, "study_id", "event", "created_at", fixed={"num_tries": 0, "rejected": 0})
 
 
 class StaleAttemptError(RuntimeError):
@@ -98,6 +105,7 @@ class Store:
         self._engine = engine
         self._tracking = tracking
         self._has_told: dict[int, bool] = {}
+        self._kept: list[Connection] = []
 
     @classmethod
     def open(cls, url: str, *, tracking: bool = True, wait_s: float = WAIT_S) -> "Store":
@@ -117,6 +125,8 @@ class Store:
         return None if engine is None else cls(engine)
 
     def close(self) -> None:
+        while self._kept:
+            self._kept.pop().close()
         self._engine.dispose()
 
     def on_return(self, action: Callable[[], None]) -> None:
@@ -379,15 +389,12 @@ class Store:
         fields: dict[str, Any] = {
             "stage_id": stage.id,
             "number": number,
-            "state": "running",
             "point": dict(point),
             "sampler_state": dict(sampler_state),
             "seed": seed,
-            "metrics": {},
-            "details": {},
             "started_at": now,
         }
-        with self._engine.begin() as connection:
+        with self._frequent() as connection:
             if is_repeated():
                 begun = self._begun_trial(connection, stage.id, number, execution)
                 if begun is not None:
@@ -395,11 +402,13 @@ class Store:
             if connection.dialect.name == "postgresql":  # whose study lock can be lost with its connection
                 self._fence_execution(connection, execution)
             if ended is not None:
-                self._end_trial(connection, ended, stage.study_id)
+                self._end_trial(connection, ended)
             trial_id = _INSERT_TRIAL.key(connection, **fields)
             attempt = self._new_attempt(connection, trial_id, execution, number=0, now=now)
-            record = TrialRecord.model_construct(id=trial_id, reason=None, error=None, ended_at=None, **fields)
-            self._owe(connection, stage.study_id, make_events(record))
+            record = TrialRecord.model_construct(
+                id=trial_id, state="running", metrics={}, details={}, reason=None, error=None, ended_at=None, **fields
+            )
+            self._owe(connection, stage.study_id, [*(ended.events if ended else ()), *make_events(record)])
         return record, attempt
 
     def resume_trial(
@@ -434,13 +443,17 @@ class Store:
                 row for row in rows if row.state == "lost" and (last_report is None or row.started_at > last_report)
             ]
             if len(fruitless) >= MAX_LOST_ATTEMPTS:
-                reason = f"its process died {len(fruitless)} times in a row without finishing an epoch"
+                reason = (
+                    f"its process died {len(fruitless)} times in a row without finishing an epoch. The system ends "
+                    "processes so where memory runs out: if it did, lower recipe.batch_size."
+                )
                 values = {"state": "failed", "reason": reason, "error": "exception", "ended_at": now}
                 connection.execute(update(trials).where(trials.c.id == trial.id).values(**values))
                 self._owe(connection, execution.study_id, events_if_failed(reason))
                 return None
             connection.execute(update(trials).where(trials.c.id == trial.id).values(state="running"))
-            return self._new_attempt(connection, trial.id, execution, number=len(rows), now=now)
+            attempt = self._new_attempt(connection, trial.id, execution, number=len(rows), now=now)
+            return attempt.model_copy(update={"num_lost": sum(row.state == "lost" for row in rows)})
 
     def lose_attempt(self, trial: TrialRecord, attempt: AttemptRecord) -> TrialRecord:
         """Write that the worker of a running attempt died. The trial waits to be gone on with.
@@ -455,7 +468,7 @@ class Store:
 
     def add_report(self, attempt: AttemptRecord, report: EpochReport, *, study_id: int, events: Events = ()) -> None:
         """Write one epoch's report; one that comes again after a resume replaces its row, and owes nothing again."""
-        with self._engine.begin() as connection:
+        with self._frequent() as connection:
             self._fence(connection, attempt)
             known = (reports.c.trial_id == attempt.trial_id, reports.c.epoch == report.epoch)
             is_new = connection.execute(select(reports.c.epoch).where(*known)).first() is None
@@ -497,8 +510,9 @@ class Store:
         Raises:
             StaleAttemptError: The attempt is not the running one any more.
         """
-        with self._engine.begin() as connection:
-            self._end_trial(connection, ended, study_id)
+        with self._frequent() as connection:
+            self._end_trial(connection, ended)
+            self._owe(connection, study_id, ended.events)
 
     def forget_checkpoints(self, trial_id: int, *, but: Collection[int]) -> None:
         """Delete the records of a trial's checkpoints but those of some epochs; their files are the caller's."""
@@ -536,6 +550,21 @@ class Store:
 
     # --- inside a transaction ---
 
+    @contextmanager
+    def _frequent(self) -> Iterator[Connection]:
+        """A transaction whose connection is kept for the next one, where taking it from the pool would take long."""
+        try:
+            connection = self._kept.pop()
+        except IndexError:
+            connection = self._engine.connect()
+        try:
+            with connection.begin():
+                yield connection
+        except BaseException:
+            connection.close()
+            raise
+        self._kept.append(connection)
+
     def _study(self, connection: Connection, condition: Any) -> StudyRecord:
         return StudyRecord.model_validate(dict(connection.execute(select(studies).where(condition)).mappings().one()))
 
@@ -551,12 +580,11 @@ class Store:
             trial_id=trial_id,
             execution_id=execution.id,
             number=number,
-            state="running",
             started_at=now,
         )
         return AttemptRecord(id=attempt_id, trial_id=trial_id, number=number)
 
-    def _end_trial(self, connection: Connection, ended: EndedTrial, study_id: int) -> None:
+    def _end_trial(self, connection: Connection, ended: EndedTrial) -> None:
         trial = ended.trial
         self._end_attempt(connection, ended.attempt, ended.state, time.time())
         if ended.state == "interrupted":
@@ -566,7 +594,6 @@ class Store:
             _END_TRIAL.count(
                 connection, trial_id=trial.id, **{f"new_{name}": getattr(trial, name) for name in _END_COLUMNS}
             )
-        self._owe(connection, study_id, ended.events)
 
     def _end_attempt(self, connection: Connection, attempt: AttemptRecord, state: str, now: float) -> None:
         if _END_ATTEMPT.count(connection, attempt_id=attempt.id, new_state=state, new_ended_at=now) != 1:
@@ -617,11 +644,7 @@ class Store:
     def _owe(self, connection: Connection, study_id: int, events: Events) -> None:
         if events and (self._tracking or self._was_told(connection, study_id)):
             now = time.time()
-            rows = [
-                {"study_id": study_id, "event": event, "created_at": now, "num_tries": 0, "rejected": 0}
-                for event in events
-            ]
-            _OWE.each(connection, rows)
+            _OWE.each(connection, [{"study_id": study_id, "event": event, "created_at": now} for event in events])
 
     def _was_told(self, connection: Connection, study_id: int) -> bool:
         """Whether MLflow was to be told anything of the study: then its record is completed when tracking is on."""

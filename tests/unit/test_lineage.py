@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.lineage import Lineage
 from orchestrator.store.records import ExecutionRecord, StudyRecord
-from orchestrator.tracking_events import EndRun, LogMetrics, ResumeRun, SetTags, StartRun, event_from_json
+from orchestrator.tracking_events import EndRun, LogMetrics, LogText, ResumeRun, SetTags, StartRun, event_from_json
 from tests.fakes import make_stage, make_trial
 from trainers.config import EpochReport
 
@@ -87,6 +87,11 @@ def test_a_curve_is_told_by_epoch_with_the_same_few_names() -> None:
     values = {point.name: point.value for point in told.points}
     assert values == {"train_loss": 1.5, "val_loss": 1.25, "val_accuracy": 0.5, "learning_rate": 0.1}
     assert {(point.step, point.time_ms) for point in told.points} == {(2, 7000)}
+
+
+def test_a_trial_without_a_configuration_has_no_file_of_it() -> None:
+    rows = LINEAGE.trial_ended(make_stage(), make_trial(3), extra={}, configuration_yaml="", checkpoint=None)
+    assert events(rows, LogText) == []
 
 
 @pytest.mark.parametrize("state", ["complete", "stopped", "failed"])

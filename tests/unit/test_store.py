@@ -159,6 +159,21 @@ def test_lost_attempts_that_made_progress_do_not_count_against_a_trial(
         attempt = resumed
 
 
+def test_a_trial_that_cannot_be_begun_leaves_no_row_and_no_connection_behind(store: Store, running) -> None:
+    def fail(_: object) -> list[str]:
+        raise KeyError("no events")
+
+    stage, execution = running
+    begin(store, running, number=0)
+    with pytest.raises(KeyError):
+        store.begin_trial(stage, execution, number=1, point={}, sampler_state={}, seed=1, make_events=fail)
+    begin(store, running, number=2)
+    assert [trial.number for trial in store.trials(stage.id)] == [0, 2]
+    assert store._engine.pool.checkedout() == 1  # kept for the next trial
+    store.close()
+    assert store._engine.pool.checkedout() == 0
+
+
 def test_deleting_a_study_leaves_no_row_behind(store: Store, study: StudyRecord, running) -> None:
     trial, attempt = begin(store, running)
     store.add_report(attempt, report(1), study_id=study.id)
