@@ -22,8 +22,8 @@ def number(event: Event) -> int:
 
 
 @contextmanager
-def running(store: MemoryOutboxStore, tracker: ScriptedTracker) -> Iterator[Outbox]:
-    outbox = Outbox(store, lambda: tracker, first_pause_s=0.01)
+def running(store: MemoryOutboxStore, tracker: ScriptedTracker, *, gather_s: float = 0.0) -> Iterator[Outbox]:
+    outbox = Outbox(store, lambda: tracker, first_pause_s=0.01, gather_s=gather_s)
     try:
         yield outbox
     finally:
@@ -52,6 +52,18 @@ def test_events_appended_later_are_delivered_after_notify() -> None:
         store.append(*tags(1))
         outbox.notify()
         assert eventually(lambda: len(tracker.delivered) == 1, timeout_s=1.0)
+
+
+def test_what_comes_within_a_short_time_is_delivered_together() -> None:
+    store, tracker = MemoryOutboxStore(), ScriptedTracker()
+    with running(store, tracker, gather_s=60.0) as outbox:
+        assert outbox.flush(5.0) == 0
+        for one in tags(1, 2, 3):
+            store.append(one)
+            outbox.notify()
+        assert tracker.delivered == []
+        assert outbox.flush(5.0) == 0  # whoever waits for it does not wait for more
+    assert len(tracker.delivered) == 3
 
 
 def test_a_poisoned_event_is_set_aside_with_its_error_and_the_others_arrive() -> None:
