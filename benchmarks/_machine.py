@@ -16,14 +16,14 @@ from plugins.proxies.repeats import on_all_cores
 
 
 class Rates(NamedTuple):
-    """Both are of all threads together, each busy with memory of its own."""
+    """On a CPU of all threads together, each busy with memory of its own."""
 
     gemm_gflops: float
     """Products of 1024 x 1024 matrices, in the default dtype."""
     copy_gb_per_s: float
     """Reading and writing 128 MiB, bytes of both."""
     cached_gb_per_s: float
-    """The same for 512 KiB, which stay in a core's cache."""
+    """The same for 512 KiB, which stay in a core's cache; on a GPU that is the cost of starting a kernel."""
 
 
 class Work(NamedTuple):
@@ -42,32 +42,40 @@ def processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def measure_rates() -> Rates:
+def waiting_for(device: torch.device) -> Callable[[], None]:
+    """A call that returns when a device has done all that was begun on it."""
+    return (lambda: None) if device.type == "cpu" else (lambda: torch.accelerator.synchronize(device))
+
+
+def measure_rates(device: torch.device) -> Rates:
     """Best of three for each rate."""
-    left, right = torch.randn(2, 1024, 1024)
+    left, right = torch.randn(2, 1024, 1024, device=device)
     return Rates(
-        _rate(lambda: lambda: torch.mm(left, right), count=20, size=2 * 1024**3),
-        _rate(lambda: _copying(2**25), count=5, size=2 * 2**27),
-        _rate(lambda: _copying(2**17), count=2000, size=2 * 2**19),
+        _rate(lambda: lambda: torch.mm(left, right), device, count=20, size=2 * 1024**3),
+        _rate(lambda: _copying(2**25, device), device, count=5, size=2 * 2**27),
+        _rate(lambda: _copying(2**17, device), device, count=2000, size=2 * 2**19),
     )
 
 
-def _copying(numbers: int) -> Callable[[], Tensor]:
-    source, target = torch.zeros(numbers), torch.zeros(numbers)
+def _copying(numbers: int, device: torch.device) -> Callable[[], Tensor]:
+    source, target = torch.zeros(2, numbers, device=device)
     return lambda: target.copy_(source)
 
 
-def _rate(make: Callable[[], Callable[[], Tensor]], *, count: int, size: int) -> float:
-    """Billions of `size` per second, of `count` calls in each thread."""
+def _rate(make: Callable[[], Callable[[], Tensor]], device: torch.device, *, count: int, size: int) -> float:
+    """Billions of `size` per second, of `count` calls in each thread; a GPU is fed by one."""
 
     def repeat(action: Callable[[], Tensor]) -> None:
         for _ in range(count):
             action()
 
-    actions, best = [make() for _ in range(torch.get_num_threads())], float("inf")
+    actions = [make() for _ in range(torch.get_num_threads() if device.type == "cpu" else 1)]
+    best, wait = float("inf"), waiting_for(device)
     for _ in range(3):
+        wait()
         start = time.perf_counter()
-        list(on_all_cores(repeat, actions, device="cpu"))
+        list(on_all_cores(repeat, actions, device=device.type))
+        wait()
         best = min(best, time.perf_counter() - start)
     return len(actions) * count * size / best / 1e9
 

@@ -26,15 +26,26 @@ class Timing(NamedTuple):
         return max(self.seconds) - min(self.seconds)
 
 
-def measure(call: Callable[[], Any], runs: int, *, warm: bool = False) -> Timing:
-    """Run a call several times; `warm` runs it once more before, untimed."""
+def measure(
+    call: Callable[[], Any], runs: int, *, warm: bool = False, wait: Callable[[], object] = lambda: None
+) -> Timing:
+    """Run a call several times.
+
+    Args:
+        call: What is timed.
+        runs: How many times.
+        warm: Run it once more before, untimed.
+        wait: Returns when a device has done what the call began there; its time counts.
+    """
     if warm:
         call()
+    wait()
     seconds = []
     before = time.process_time()
     for _ in range(runs):
         start = time.perf_counter()
         result = call()
+        wait()
         seconds.append(time.perf_counter() - start)
     return Timing(seconds, (time.process_time() - before) / runs, result)
 

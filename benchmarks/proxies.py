@@ -1,6 +1,6 @@
 """Milliseconds per topology and proxy, alone and sharing passes with each other, on the spaces of published tables.
 
-`python -m benchmarks.proxies` takes some minutes on two cores; `--quick` takes a minute.
+`python -m benchmarks.proxies` takes some minutes on two cores; `--quick` takes a minute, `--device cuda` uses a GPU.
 """
 
 import argparse
@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
-from benchmarks._machine import processor
+from benchmarks._machine import processor, waiting_for
 from benchmarks._timing import measure, print_table
 from plugins.protocols import Candidate, PoolProxy
 from plugins.registry import available, create, create_space, setting_types
 from search_spaces.base import ImageTask
+from trainers.devices import describe_device
 from trainers.scoring import make_candidate
 
 SPACES = ("autoformer", "pit")
@@ -31,12 +32,14 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     load = os.getloadavg()[0]
-    print(f"{processor()}, {options.threads} threads, torch {torch.__version__}, {platform.system()}, float32")
+    hardware = processor() if options.device.type == "cpu" else describe_device(options.device)
+    print(f"{hardware}, {options.threads} threads, torch {torch.__version__}, {platform.system()}, float32")
     print(
         f"load before the start {load:.1f}; {options.size} px, {options.batch_size} images, {options.repeats} repeat(s)"
     )
     report: dict[str, Any] = {
         "processor": processor(),
+        "device": describe_device(options.device),
         "threads": options.threads,
         "torch": torch.__version__,
         "load": load,
@@ -68,6 +71,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=224, help="pixels of an image's side (224)")
     parser.add_argument("--batch-size", type=int, default=16, help="images (16)")
     parser.add_argument("--repeats", type=int, default=1, help="fresh networks per score (1)")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda (cpu)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (2)")
     parser.add_argument("--quick", action="store_true", help="two topologies at 64 px")
     parser.add_argument("--json", type=Path, help="write everything measured to this file")
@@ -85,7 +89,7 @@ def _is_scored_alone(name: str) -> bool:
 def _candidates(space: str, options: argparse.Namespace) -> list[Candidate]:
     task = ImageTask(image_size=options.size, in_channels=3, num_classes=100)
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(options.batch_size, 3, options.size, options.size, generator=generator)
+    images = torch.randn(options.batch_size, 3, options.size, options.size, generator=generator).to(options.device)
     found, rng = create_space(space), random.Random(0)
     return [make_candidate(found.sample(rng), images, task, seed=0) for _ in range(options.topologies)]
 
@@ -98,7 +102,11 @@ def _proxy(name: str, options: argparse.Namespace) -> Any:
 def _alone(name: str, candidates: list[Candidate], options: argparse.Namespace) -> dict[str, Any]:
     proxy = _proxy(name, options)
     proxy.score(dataclasses.replace(candidates[0], shared={}))  # whatever is set up on first use
-    times = [measure(lambda one=one: proxy.score(dataclasses.replace(one, shared={})), 1).median for one in candidates]
+    wait = waiting_for(options.device)
+    times = [
+        measure(lambda one=one: proxy.score(dataclasses.replace(one, shared={})), 1, wait=wait).median
+        for one in candidates
+    ]
     return {"proxy": name, "ms": 1e3 * statistics.median(times), "slowest ms": 1e3 * max(times)}
 
 
@@ -110,7 +118,8 @@ def _together(candidates: list[Candidate], options: argparse.Namespace) -> dict[
         for proxy in proxies:
             proxy.score(fresh)
 
-    times = [measure(lambda one=one: score(one), 1).median for one in candidates]
+    wait = waiting_for(options.device)
+    times = [measure(lambda one=one: score(one), 1, wait=wait).median for one in candidates]
     return {"ms": 1e3 * statistics.fmean(times), "fastest ms": 1e3 * min(times), "slowest ms": 1e3 * max(times)}
 
 

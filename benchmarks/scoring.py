@@ -1,7 +1,7 @@
 """How fast topologies are scored, against the formulas read literally: same weights, same inputs, same values.
 
 `python -m benchmarks.scoring` takes about fifteen minutes on two cores, most of it in the literal references, which run
-once per topology; `--quick` takes a minute.
+once per topology; `--quick` takes a minute, `--device cuda` runs both on a GPU.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks._machine import Rates, count_work, measure_rates, processor
+from benchmarks._machine import Rates, count_work, measure_rates, processor, waiting_for
 from benchmarks._references import kernel_by_image, kernel_by_sample, velocity_by_coordinate
 from benchmarks._timing import measure, print_table
 from plugins.protocols import Candidate
@@ -29,6 +29,7 @@ from plugins.proxies.repeats import repeat_seeds
 from plugins.proxies.tangent_kernel import condition_number, tangent_kernel
 from plugins.registry import create, parse_topology
 from search_spaces.base import ImageTask
+from trainers.devices import describe_device
 from trainers.scoring import make_candidate
 
 TOPOLOGIES = (
@@ -52,9 +53,10 @@ def main() -> None:
         return
     size, width = options.size, options.width
     load = os.getloadavg()[0]
-    print(f"{processor()}, {options.threads} threads, torch {torch.__version__}, {platform.system()}, float32")
+    hardware = processor() if options.device.type == "cpu" else describe_device(options.device)
+    print(f"{hardware}, {options.threads} threads, torch {torch.__version__}, {platform.system()}, float32")
     print(f"load before the start {load:.1f}; medians of {options.runs} runs, literal: {options.literal_runs}")
-    rates = measure_rates()
+    rates = measure_rates(options.device)
     print(
         f"matrix products {rates.gemm_gflops:.0f} GFLOP/s, copies {rates.copy_gb_per_s:.0f} GB/s from memory, "
         f"{rates.cached_gb_per_s:.0f} GB/s from cache"
@@ -62,6 +64,7 @@ def main() -> None:
     _warm_up(options)
     report: dict[str, Any] = {
         "processor": processor(),
+        "device": describe_device(options.device),
         "threads": options.threads,
         "torch": torch.__version__,
         "rates": rates._asdict(),
@@ -83,6 +86,7 @@ def main() -> None:
         mean = statistics.fmean(row["s"] for row in rows)
         minutes = SCREEN * mean / 60
         print(f"{shape[0]} px, width {shape[1]}: {1 / mean:.2f} topologies per s, {SCREEN} in {minutes:.1f} min")
+    report["screen against literal"] = _against_literal(report, shapes[0])
     report["memory"] = [_peak(options.topologies[0], name, options) for name in PROXIES]
     print_table(f"peak memory of a process that scores one topology, {REPEATS} repeats, {size} px", report["memory"])
     if options.json:
@@ -94,6 +98,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--topologies", nargs="+", default=list(TOPOLOGIES), metavar="TEXT", help="in text form")
     parser.add_argument("--size", type=int, default=224, help="pixels of an image's side (224)")
     parser.add_argument("--width", type=int, default=32, help="channels of the first stage (32)")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda (cpu)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (2)")
     parser.add_argument("--runs", type=int, default=7, help="runs of what is fast (7)")
     parser.add_argument("--literal-runs", type=int, default=1, help="runs of the literal references (1)")
@@ -106,9 +111,9 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _candidate(text: str, size: int, width: int) -> Candidate:
+def _candidate(text: str, size: int, width: int, device: torch.device) -> Candidate:
     task = ImageTask(image_size=size, in_channels=3, num_classes=10)
-    images = torch.randn(BATCH, 3, size, size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(BATCH, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
     return make_candidate(parse_topology(f"as-vit:{text},{width}"), images, task, seed=0)
 
 
@@ -121,19 +126,22 @@ def _warm_up(options: argparse.Namespace) -> None:
 
 
 def _length(text: str, options: argparse.Namespace, rates: Rates) -> dict[str, Any]:
-    candidate = _candidate(text, options.size, options.width)
+    candidate, wait = _candidate(text, options.size, options.width, options.device), waiting_for(options.device)
     (seed,) = repeat_seeds(0, 1)
     model = candidate.build(seed=seed, normalization=False)
-    basis = circle_basis(candidate.images.shape[1:], generator=torch.Generator().manual_seed(seed)).float()
+    generator = torch.Generator().manual_seed(seed)
+    basis = circle_basis(candidate.images.shape[1:], generator=generator).to(candidate.images)
     angles = circle_angles(NUM_POINTS, like=basis)
 
     def ours() -> Tensor:
         (derivatives,) = curves_of_models([model], [basis], angles[:-1], order=1)
         return torch.cat([derivatives[0], derivatives[0, :1]])
 
-    literal = measure(lambda: velocity_by_coordinate(model, angles, basis), options.literal_runs)
-    autograd = measure(lambda: curve_derivatives(model.forward_features, angles, basis, order=1), options.literal_runs)
-    fast = measure(ours, options.runs, warm=True)
+    literal = measure(lambda: velocity_by_coordinate(model, angles, basis), options.literal_runs, wait=wait)
+    autograd = measure(
+        lambda: curve_derivatives(model.forward_features, angles, basis, order=1), options.literal_runs, wait=wait
+    )
+    fast = measure(ours, options.runs, warm=True, wait=wait)
     expected = float(length_distortion(literal.result))
     for value in (length_distortion(fast.result), length_distortion(autograd.result[1])):
         assert abs(float(value) / expected - 1) < 1e-4, f"{float(value)} must be {expected}"
@@ -155,12 +163,12 @@ def _length(text: str, options: argparse.Namespace, rates: Rates) -> dict[str, A
 
 
 def _kernel(text: str, options: argparse.Namespace, rates: Rates) -> dict[str, Any]:
-    candidate = _candidate(text, options.size, options.width)
+    candidate, wait = _candidate(text, options.size, options.width, options.device), waiting_for(options.device)
     (seed,) = repeat_seeds(0, 1)
     model, images = candidate.build(seed=seed), candidate.images
-    literal = measure(lambda: kernel_by_sample(model, images), options.literal_runs)
-    by_image = measure(lambda: kernel_by_image(model, images), max(3, options.runs // 2))
-    fast = measure(lambda: tangent_kernel(model, images), options.runs, warm=True)
+    literal = measure(lambda: kernel_by_sample(model, images), options.literal_runs, wait=wait)
+    by_image = measure(lambda: kernel_by_image(model, images), max(3, options.runs // 2), wait=wait)
+    fast = measure(lambda: tangent_kernel(model, images), options.runs, warm=True, wait=wait)
     expected = condition_number(literal.result)
     for value in (condition_number(fast.result), condition_number(by_image.result)):
         assert abs(value / expected - 1) < 1e-3, f"{value} must be {expected}"
@@ -185,13 +193,14 @@ def _kernel(text: str, options: argparse.Namespace, rates: Rates) -> dict[str, A
 def _screen(text: str, shape: tuple[int, int], options: argparse.Namespace) -> dict[str, Any]:
     proxies = [create("proxies", name, {"repeats": REPEATS}) for name in ("length-distortion", "ntk-condition")]
 
-    candidate = _candidate(text, *shape)
+    candidate = _candidate(text, *shape, options.device)
 
     def score() -> list[float]:
         fresh = dataclasses.replace(candidate, shared={})
         return [proxy.score(fresh).value for proxy in proxies]
 
-    found = measure(score, max(3, options.runs // 2), warm=shape[0] < 100)
+    wait = waiting_for(options.device)
+    found = measure(score, max(3, options.runs // 2), warm=shape[0] < 100 or options.device.type != "cpu", wait=wait)
     return {
         "topology": text,
         "px": shape[0],
@@ -202,24 +211,43 @@ def _screen(text: str, shape: tuple[int, int], options: argparse.Namespace) -> d
     }
 
 
+def _against_literal(report: dict[str, Any], shape: tuple[int, int]) -> dict[str, float]:
+    """Topologies per second, ours and what the literal references would need for the same repeats."""
+    ours = [row["s"] for row in report["screen"] if (row["px"], row["width"]) == shape]
+    pairs = zip(report["length-distortion"], report["ntk-condition"], strict=True)
+    literal = [REPEATS * (length["literal s"] + kernel["literal s"]) for length, kernel in pairs]
+    found = {"ours per s": 1 / statistics.fmean(ours), "literal per s": 1 / statistics.fmean(literal)}
+    found["faster"] = found["ours per s"] / found["literal per s"]
+    print(
+        f"{shape[0]} px, width {shape[1]}: literally {found['literal per s']:.3g} topologies per s, "
+        f"ours {found['faster']:.0f} times as many"
+    )
+    return found
+
+
 def _peak(text: str, name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Peak memory of a process of its own that scores one topology with one proxy."""
     command = [sys.executable, "-m", "benchmarks.scoring", "--peak", name, "--topologies", text]
-    for key in ("size", "width", "threads"):
+    for key in ("size", "width", "device", "threads"):
         command += [f"--{key}", str(getattr(options, key))]
     shown = subprocess.run(command, capture_output=True, text=True, check=True)
     return {"proxy": name, **json.loads(shown.stdout)}
 
 
 def _print_peak(options: argparse.Namespace) -> None:
-    candidate = _candidate(options.topologies[0], options.size, options.width)
-    before = _resident_gib()
+    candidate = _candidate(options.topologies[0], options.size, options.width, options.device)
+    before = _peak_gib(options.device)
     create("proxies", options.peak, {"repeats": REPEATS}).score(candidate)
-    print(json.dumps({"GiB": _resident_gib(), "GiB before": before}))
+    print(json.dumps({"GiB": _peak_gib(options.device), "GiB before": before}))
 
 
-def _resident_gib() -> float:
-    """Most memory that this process has had so far. Linux passes on `ru_maxrss` from the process that started it."""
+def _peak_gib(device: torch.device) -> float:
+    """Most memory that this process has had so far, on a GPU of the GPU's.
+
+    Linux passes on `ru_maxrss` from the process that started it.
+    """
+    if device.type != "cpu":
+        return torch.cuda.max_memory_allocated(device) / 2**30
     status = Path("/proc/self/status")
     if status.exists():
         (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))

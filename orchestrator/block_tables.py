@@ -134,11 +134,14 @@ def _measure(
     from plugins.proxies.block_statistics import block_statistics
     from plugins.proxies.passes import record_pass
     from plugins.proxies.repeats import repeat_seeds
+    from trainers.devices import full_precision
     from trainers.scoring import make_candidate
 
     candidate = make_candidate(registry.parse_topology(topology), images, truth.task, seed=seed, labels=labels)
     (network_seed,) = repeat_seeds(seed, 1)
-    values: NDArray[np.float64] = block_statistics(record_pass(candidate, network_seed), all_statistics()).numpy()
+    with full_precision():
+        measured = block_statistics(record_pass(candidate, network_seed), all_statistics())
+    values: NDArray[np.float64] = measured.numpy()
     return values
 
 

@@ -13,7 +13,7 @@ from plugins.registry import create, load, parse_topology
 from search_spaces.base import Costs, ImageTask, Topology
 from trainers.config import ScoreTask, TaskOutcome
 from trainers.data import ImageData
-from trainers.devices import make_generator
+from trainers.devices import full_precision, make_generator
 from trainers.evaluation import Normalizer
 from trainers.failures import Failure, describe_failure, free_memory
 
@@ -59,7 +59,8 @@ def score_topology(task: ScoreTask, images: Tensor, image_task: ImageTask, label
     for name, proxy in proxies.items():
         began = time.perf_counter()
         try:
-            scores[name] = proxy.score(candidate)
+            with full_precision():
+                scores[name] = proxy.score(candidate)
         except Exception as error:  # a proxy may raise anything, and the others go on
             failures[name] = describe_failure(error)
         if name in failures:

@@ -84,6 +84,24 @@ def test_a_proxy_that_raises_does_not_keep_the_others_from_their_scores(monkeypa
         assert set(outcome.details["failures"]) == {"length-distortion"}
 
 
+def test_scores_have_all_digits_of_float32_whatever_trainings_may_drop(monkeypatch: pytest.MonkeyPatch) -> None:
+    def settings(self: LengthDistortion, candidate: Candidate) -> ProxyScore:
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cudnn.allow_tf32
+        raise OSError("looked at")
+
+    monkeypatch.setattr(LengthDistortion, "score", settings)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        outcome = score_topology(_task("length-distortion"), IMAGES, IMAGE_TASK)
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert "looked at" in str(outcome.reason)
+
+
 def test_where_every_proxy_fails_the_task_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: LengthDistortion, candidate: Candidate) -> ProxyScore:
         raise MemoryError
