@@ -42,7 +42,8 @@ class Settings(BaseSettings):
     )
     artifact_root: Path = Field(
         default_factory=lambda data: _below_home(data, "artifacts"),
-        description="VITSEARCH_ARTIFACT_ROOT: folder of checkpoints and artifacts",
+        description="VITSEARCH_ARTIFACT_ROOT: folder of checkpoints and artifacts; on a cluster, one that all nodes "
+        "share",
     )
     tracking: bool = Field(default=True, description="VITSEARCH_TRACKING: `off` leaves MLflow out")
 
@@ -50,6 +51,13 @@ class Settings(BaseSettings):
     def formula_folder(self) -> Path:
         """Folder of the formulas that are saved as proxies."""
         return self.home / "proxies"
+
+    @field_validator("home", "artifact_root", mode="before")
+    @classmethod
+    def _no_url(cls, given: Any) -> Any:
+        if isinstance(given, str) and "://" in given:
+            raise ValueError("must be a folder, mounted on every machine that uses it")
+        return given
 
     @field_validator("home", "artifact_root")
     @classmethod
@@ -70,6 +78,8 @@ def load_settings(**given: Any) -> Settings:
         name = str(first["loc"][0])
         variable = name if name.isupper() else f"VITSEARCH_{name.upper()}"
         must = "must be on or off" if name == "tracking" else f"does not fit ({first['msg']})"
+        if first["type"] == "value_error":
+            must = str(first["ctx"]["error"])
         raise SettingsError(f"{variable}: {must}, but got {first['input']!r}. Correct or unset it.") from None
     use_formulas(settings.formula_folder)
     return settings

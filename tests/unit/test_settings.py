@@ -54,3 +54,13 @@ def test_a_wrong_value_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("VITSEARCH_TRACKING", "perhaps")
     with pytest.raises(SettingsError, match=r"VITSEARCH_TRACKING: must be on or off, but got 'perhaps'"):
         load_settings()
+
+
+@pytest.mark.parametrize("variable", ["VITSEARCH_HOME", "VITSEARCH_ARTIFACT_ROOT"])
+def test_the_address_of_an_object_store_is_no_folder(
+    variable: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(variable, "s3://bucket/studies")
+    with pytest.raises(SettingsError, match=rf"{variable}: must be a folder.*but got 's3://bucket/studies'"):
+        load_settings()
