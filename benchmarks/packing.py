@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks._machine import processor
+from benchmarks._timing import print_table
 from search_spaces.recipes import Recipe
 from trainers.config import Configuration, DataConfig, TaskOutcome, TrainTask
 from trainers.data import load_images
@@ -59,7 +60,7 @@ def main() -> None:
         for topology in options.topologies:
             rows = _compare(topology, options, device, pool)
             report[topology] = rows
-            _table(f"{topology}, {options.augmentation} augmentation", rows)
+            print_table(f"{topology}, {options.augmentation} augmentation", rows, medians=False)
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
@@ -154,7 +155,8 @@ def _tasks(topology: str, options: argparse.Namespace) -> Iterator[list[TrainTas
 
 def _pack(tasks: list[TrainTask], device: torch.device) -> Sequence[TaskOutcome]:
     data = load_images(tasks[0].configuration.data)
-    return train_packed(tasks, data, [SilentReporter() for _ in tasks], device)
+    outcomes = dict(train_packed(tasks, data, [SilentReporter() for _ in tasks], device))
+    return [outcomes[position] for position in range(len(tasks))]
 
 
 def _train(task: TrainTask) -> TaskOutcome:
@@ -188,17 +190,6 @@ def _workers(count: int, threads: int) -> Iterator[Pool]:
     finally:
         pool.terminate()
         pool.join()
-
-
-def _table(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    columns = list(rows[0])
-    cells = [
-        [f"{row[name]:.3g}" if isinstance(row[name], float) else str(row[name]) for name in columns] for row in rows
-    ]
-    widths = [max(len(line[index]) for line in [columns, *cells]) for index in range(len(columns))]
-    print(f"\n{title}")
-    for line in [columns, *cells]:
-        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
 
 
 if __name__ == "__main__":

@@ -58,8 +58,8 @@ class ResourceSpec(Resources):
         default=30,
         gt=0,
         allow_inf_nan=False,
-        description="a training of pool `inline` that finishes no batch for so long is marked failed, and the process "
-        "ends, to be started again; null waits for ever",
+        description="a training that finishes no batch for so long is marked failed, and its process is ended: on pool "
+        "`inline` that is the study's own, to be started again; null waits for ever",
     )
 
 
@@ -149,7 +149,7 @@ def parse_scheduler(choice: PluginChoice) -> Scheduler:
     return SCHEDULERS[choice.name].model_validate(choice.settings)
 
 
-def engine_problems(engine: EngineSpec, pool: PoolName) -> Iterator[Problem]:
+def engine_problems(engine: EngineSpec, pool: PoolName, resources: Resources) -> Iterator[Problem]:
     """What cannot be run so, here: unknown schedulers, parts that do not fit together, Ray missing."""
     choice = engine.scheduler
     if choice is not None and choice.name not in SCHEDULERS:
@@ -167,6 +167,13 @@ def engine_problems(engine: EngineSpec, pool: PoolName) -> Iterator[Problem]:
         yield Problem(
             ("engine",),
             "a scheduler needs engine `ray`, but the engine is `optuna`. Choose `ray`, or remove the scheduler.",
+        )
+    if resources.trials_per_pack > 1 and (engine.name == "ray" or choice is not None):
+        why = "engine `ray`" if engine.name == "ray" else "a scheduler, which needs engine `ray`"
+        yield Problem(
+            ("resources", "trials_per_pack"),
+            f"must be 1 with {why}: Ray Tune runs each trial in a process of its own, but got "
+            f"{resources.trials_per_pack}. Choose engine `optuna` (without a scheduler), or remove the line.",
         )
     if engine.name == "ray" and pool == "inline":
         yield Problem(("pool",), "engine `ray` needs pool `ray`, but got `inline`. Remove the line.")

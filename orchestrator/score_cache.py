@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.code_version import code_digest, top_level_packages
-from orchestrator.engines.base import Lost, Pool, Reporter
+from orchestrator.engines.base import Lost, Pool, TrialReporter
 from orchestrator.proxy_choices import resolved_settings
 from orchestrator.store.records import ScoreKey, ScoreRecord
 from orchestrator.store.scores import ScoreTable
@@ -100,7 +100,7 @@ class ScoreCachingPool:
     def is_busy(self) -> bool:
         return bool(self._answers) or self._pool.is_busy()
 
-    def submit(self, key: int, task: Task, reporter: Reporter) -> None:
+    def submit(self, key: int, task: Task, reporter: TrialReporter) -> None:
         if isinstance(task, ScoreTask):
             known = self._cache.find(task)
             missing = tuple(choice for choice in task.proxies if choice.name not in known)

@@ -98,7 +98,7 @@ def load_spec(path: str | Path, *, overrides: Mapping[str, Any] | None = None) -
     """
     source, given = _with_overrides(read_yaml(path), overrides or {})
     spec = _validate(StudySpec, source, given)
-    _raise_first(engine_problems(spec.engine, spec.pool), source, given)
+    _raise_first(engine_problems(spec.engine, spec.pool, spec.resources), source, given)
     _raise_first(study_problems(spec.data, spec.stages), source, given)
     return spec
 

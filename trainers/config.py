@@ -87,7 +87,16 @@ class Resources(_Plain):
     gpus_per_trial: float | None = Field(
         default=None, ge=0, description="share of a GPU below 1, or whole GPUs; 0 leaves the GPUs alone"
     )
-    max_concurrent: int | None = Field(default=None, ge=1, description="most trials at the same time")
+    max_concurrent: int | None = Field(
+        default=None, ge=1, description="most trials at the same time; a pack counts as one"
+    )
+    trials_per_pack: int = Field(
+        default=1,
+        ge=1,
+        strict=True,
+        description="most trainings of one topology that are computed together in one process, with stacked weights; 1 "
+        "trains each by itself",
+    )
     memory_margin: float = Field(
         default=0.25, ge=0, description="memory kept free for a trial, as a fraction of what a dry run of it took"
     )
@@ -126,6 +135,8 @@ class TrainTask(_Plain):
     folder: Path
     """Where this trial's checkpoints are kept."""
     keep_checkpoints: int = Field(default=1, ge=1, description="weights of this many newest epochs are kept")
+    alone: bool = False
+    """Not to be computed together with others, such as after an earlier attempt took its process along."""
 
 
 class PackedTrainTask(_Plain):

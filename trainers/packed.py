@@ -1,7 +1,7 @@
 """Several trainings of one topology computed together, each reported, stopped and saved as if it were alone."""
 
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -41,9 +41,7 @@ def train_packed(
     data: ImageData,
     reporters: Sequence[Reporter],
     device: torch.device,
-    *,
-    finished: Callable[[int, TaskOutcome], None] = lambda *_: None,
-) -> tuple[TaskOutcome, ...]:
+) -> Iterator[tuple[int, TaskOutcome]]:
     """Train several configurations together, each from its newest whole checkpoint if there is one.
 
     Each has the images, the augmentation and all random numbers that it has in `trainers.loop.train`, and its results
@@ -56,23 +54,16 @@ def train_packed(
         data: Training and validation part.
         reporters: One for each task, told and asked in this thread.
         device: Where to compute.
-        finished: Told the position of a task and how it ended, as soon as that is known.
 
-    Returns:
-        The outcomes of `trainers.loop.train`, in the order of the tasks, with `details["pack_size"]`. What goes wrong
-        with one of them is its outcome alone.
+    Yields:
+        The position of each task and its outcome, that of `trainers.loop.train` with `details["pack_size"]`, as soon as
+        it is known. The others go on when the next one is asked for. What goes wrong with one of them is its outcome
+        alone.
 
     Raises:
         ValueError: The tasks cannot be packed.
     """
     _check(tasks, reporters)
-    outcomes: dict[int, TaskOutcome] = {}
-
-    def end(position: int, outcome: TaskOutcome) -> None:
-        details = {**outcome.details, "pack_size": len(tasks)}
-        outcomes[position] = outcome.model_copy(update={"details": details})
-        finished(position, outcomes[position])
-
     threads = torch.get_num_threads()
     workers = threads if device.type == "cpu" else _SAVING_THREADS
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -80,10 +71,12 @@ def train_packed(
             torch.set_num_threads(1)
             pack = _Pack(tasks, data, device, pool, threads)
             trainings = [_Training(position, task, reporters[position], pack) for position, task in enumerate(tasks)]
-            _run(trainings, pack, end)
+            for position, outcome in _run(trainings, pack):
+                torch.set_num_threads(threads)
+                yield position, outcome.model_copy(update={"details": {**outcome.details, "pack_size": len(tasks)}})
+                torch.set_num_threads(1)
         finally:
             torch.set_num_threads(threads)
-    return tuple(outcomes[position] for position in range(len(tasks)))
 
 
 def _check(tasks: Sequence[TrainTask], reporters: Sequence[Reporter]) -> None:
@@ -99,7 +92,7 @@ def _check(tasks: Sequence[TrainTask], reporters: Sequence[Reporter]) -> None:
                 raise ValueError(f"the tasks of a pack must differ in numbers only, but {why}. Train them apart.")
 
 
-def _run(trainings: "Sequence[_Training]", pack: "_Pack", end: Callable[[int, TaskOutcome], None]) -> None:
+def _run(trainings: "Sequence[_Training]", pack: "_Pack") -> Iterator[tuple[int, TaskOutcome]]:
     """Answer requests of one kind at a time. A step is taken when all trainings have come to one."""
     going = list(trainings)
     for training in going:
@@ -107,7 +100,7 @@ def _run(trainings: "Sequence[_Training]", pack: "_Pack", end: Callable[[int, Ta
     while going:
         for training in going:
             if training.outcome is not None:
-                end(training.position, training.outcome)
+                yield training.position, training.outcome
         going = [training for training in going if training.outcome is None]
         for kind in (MeasureDifficulty, Validate, Save, Step):
             asking = [training for training in going if isinstance(training.question[1], kind)]

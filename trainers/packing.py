@@ -1,10 +1,8 @@
 """Which trainings can be computed together, as one pack. Plain data: nothing is built or loaded."""
 
-from collections.abc import Sequence
-
 from plugins.protocols import Curriculum, ModelPhases
 from plugins.registry import create, parse_topology
-from trainers.config import Configuration, TrainTask
+from trainers.config import Configuration, TaskOutcome, TrainTask
 
 
 def can_be_packed(first: TrainTask, second: TrainTask) -> str | None:
@@ -27,27 +25,20 @@ def can_be_packed(first: TrainTask, second: TrainTask) -> str | None:
             f"{one.recipe.curriculum.name} over {one.epochs} epochs and {other.recipe.curriculum.name} over "
             f"{other.epochs}, or with other settings"
         )
+    if first.alone or second.alone:
+        return "one of them is to be trained alone"
     if first.folder == second.folder:
         return f"both keep their checkpoints in {first.folder}"
     return None
 
 
-def make_packs(tasks: Sequence[TrainTask], *, largest: int) -> list[tuple[int, ...]]:
-    """Positions of the tasks of each pack. Order is kept: a task joins the first pack that has room and takes it.
+def is_tried_alone(outcome: TaskOutcome) -> bool:
+    """Whether a training that ended so in a pack is tried again alone, because the others may be to blame for it.
 
-    Args:
-        tasks: Any trainings.
-        largest: Most trainings in a pack, at least 1.
+    They take memory that it needs, and what cannot be computed with stacked weights may be computed without. Losses
+    that are not finite are the same alone.
     """
-    packs: list[list[int]] = []
-    for position, task in enumerate(tasks):
-        for pack in packs:
-            if len(pack) < largest and all(can_be_packed(tasks[member], task) is None for member in pack):
-                pack.append(position)
-                break
-        else:
-            packs.append([position])
-    return [tuple(pack) for pack in packs]
+    return outcome.error in ("out-of-memory", "exception") and outcome.details.get("pack_size", 1) > 1
 
 
 def _changes_the_model(configuration: Configuration) -> bool:

@@ -1,6 +1,6 @@
 """The trial worker: a function of plain data. It knows no engine, no database and no MLflow."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -45,54 +45,34 @@ def run_task(task: Task, reporter: Reporter) -> TaskOutcome:
     return outcome
 
 
-def run_packed(
-    task: PackedTrainTask,
-    reporters: Sequence[Reporter],
-    *,
-    finished: Callable[[int, TaskOutcome], None] = lambda *_: None,
-) -> tuple[TaskOutcome, ...]:
+def run_packed(task: PackedTrainTask, reporters: Sequence[Reporter]) -> Iterator[tuple[int, TaskOutcome]]:
     """Do the trainings of a pack together: what `run_task` does with each of them, up to rounding.
 
     Args:
         task: The pack.
         reporters: One for each of its tasks, told and asked in this thread. What they raise is raised again, and
             ends the pack.
-        finished: Told the position of a training and how it ended, as soon as that is known. What it raises ends the
-            pack too.
 
-    Returns:
-        An outcome for each task. What goes wrong with one training is its outcome alone; what goes wrong with the data
-        or the pack itself is the outcome of all that were not finished.
+    Yields:
+        The position of each training and its outcome, as soon as it is known; the others go on when the next one is
+        asked for. What goes wrong with one training is its outcome alone; what goes wrong with the data or the pack
+        itself is the outcome of all that had not ended.
     """
-    outcomes: dict[int, TaskOutcome] = {}
     watched = [_Watched(reporter) for reporter in reporters]
-    raised: list[Exception] = []
-
-    def end(position: int, outcome: TaskOutcome) -> None:
-        watched[position].raise_again()
-        outcomes[position] = outcome
-        try:
-            finished(position, outcome)
-        except Exception as error:  # no training is to blame
-            raised.append(error)
-            raise
-
+    left = set(range(len(task.tasks)))
     try:
         data = load_images(task.tasks[0].configuration.data)
-        train_packed(task.tasks, data, watched, pick_device(), finished=end)
+        for position, outcome in train_packed(task.tasks, data, watched, pick_device()):
+            watched[position].raise_again()
+            left.remove(position)
+            yield position, outcome
     except Exception as error:  # as in `run_task`
-        failure = failed_outcome(describe_failure(error))
-    else:
-        return tuple(outcomes[position] for position in range(len(task.tasks)))
-    if raised:
-        raise raised[0]
+        failed = failed_outcome(describe_failure(error))
     for one in watched:
         one.raise_again()
     free_memory()
-    for position in range(len(task.tasks)):
-        if position not in outcomes:
-            end(position, failure)
-    return tuple(outcomes[position] for position in range(len(task.tasks)))
+    for position in sorted(left):
+        yield position, failed.model_copy(update={"details": {**failed.details, "pack_size": len(task.tasks)}})
 
 
 class _Watched:

@@ -92,6 +92,18 @@ class Reporter(Protocol):
     def should_stop(self) -> bool: ...
 
 
+class TrialReporter(Reporter, Protocol):
+    """The same in the driver's process, which is told too when the task runs in it."""
+
+    def begin(self) -> None:
+        """The task runs from now on, here."""
+        ...
+
+    def pause(self) -> None:
+        """The task does not run for now, or has ended."""
+        ...
+
+
 class Ledger(Protocol):
     """Where an engine writes down what happens: the store, the tracking and the progress display of one stage."""
 
@@ -105,7 +117,11 @@ class Ledger(Protocol):
         """Go on with a waiting trial. It comes back failed when it has killed its process too often."""
         ...
 
-    def reporter(self, trial: TrialRecord) -> Reporter: ...
+    def was_lost(self, trial: TrialRecord) -> bool:
+        """Whether the process of an earlier attempt at a running trial died or hung."""
+        ...
+
+    def reporter(self, trial: TrialRecord) -> TrialReporter: ...
 
     def finish(self, trial: TrialRecord, outcome: TaskOutcome) -> TrialRecord:
         """Note how a trial ended; it is written with the next trial that begins, or by `settle`."""
@@ -137,7 +153,7 @@ class Pool(Protocol):
 
     def is_busy(self) -> bool: ...
 
-    def submit(self, key: int, task: Task, reporter: Reporter) -> None: ...
+    def submit(self, key: int, task: Task, reporter: TrialReporter) -> None: ...
 
     def wait(self) -> tuple[int, TaskOutcome | Lost]:
         """The key of a task that ended, and how. Reporters are called in here, in the caller's thread."""

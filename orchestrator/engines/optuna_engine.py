@@ -4,12 +4,14 @@ from collections import deque
 
 from orchestrator.engines.base import Control, Ledger, Lost, Pool, Search
 from orchestrator.store.records import FINISHED, TrialRecord
+from trainers.config import TrainTask
 
 
 class OptunaEngine:
     """Ask, evaluate, tell; several trials at once where the pool has room.
 
     The suggester is asked with what is known at the time: it does not wait for the trials that run, but knows of them.
+    A training whose earlier attempt took its process along is not packed with others.
     """
 
     def run(self, search: Search, pool: Pool, ledger: Ledger, control: Control) -> list[TrialRecord]:
@@ -39,7 +41,10 @@ class OptunaEngine:
                 if trial.state in FINISHED:
                     search.suggester.tell(trial)
                     continue
-                pool.submit(trial.number, search.make_task(trial), ledger.reporter(trial))
+                task = search.make_task(trial)
+                if isinstance(task, TrainTask) and ledger.was_lost(trial):
+                    task = task.model_copy(update={"alone": True})
+                pool.submit(trial.number, task, ledger.reporter(trial))
             ledger.settle()
             if not pool.is_busy():
                 return [trials[number] for number in sorted(trials)]

@@ -1,6 +1,7 @@
 """Runs a stage's search, and writes down what its engine does: rows, what MLflow is owed, the progress display."""
 
 import time
+from collections.abc import Set
 from functools import partial
 from pathlib import Path
 
@@ -10,9 +11,9 @@ from orchestrator.engines.base import Objective, Search, Suggestion
 from orchestrator.engines.seeds import derive_seed
 from orchestrator.progress import as_percent
 from orchestrator.stages.context import StageContext, StageFailedError, StageInterruptedError
-from orchestrator.stages.watchdog import Watchdog
 from orchestrator.store.records import AttemptRecord, EndedTrial, TrialRecord
 from trainers.config import EpochReport, TaskOutcome, TrainTask
+from trainers.watchdog import Watchdog
 
 
 def run_search(context: StageContext, search: Search, *, tracked: bool = False) -> list[TrialRecord]:
@@ -52,8 +53,9 @@ class StageLedger:
         self._context = context
         self._search = search
         self._tracked = tracked
+        self._seed = context.seed
         self._attempts: dict[int, AttemptRecord] = {}
-        self._watched: TrialRecord | None = None
+        self._trials: dict[int, TrialRecord] = {}  # begun, of a stage that is watched
         self._watchdog = self._make_watchdog()
         self._best: TrialRecord | None = None
         self._ended: EndedTrial | None = None  # told, and written with the next one that begins
@@ -72,7 +74,7 @@ class StageLedger:
             number=number,
             point=suggestion.point,
             sampler_state=suggestion.sampler_state,
-            seed=derive_seed(context.seed, number),
+            seed=derive_seed(self._seed, number),
             make_events=self._begin_events if self._tracked else lambda _: (),
             ended=self._ended,
         )
@@ -95,16 +97,16 @@ class StageLedger:
         self._track_begin(trial)
         return trial
 
+    def was_lost(self, trial: TrialRecord) -> bool:
+        return self._attempts[trial.number].num_lost > 0
+
     def reporter(self, trial: TrialRecord) -> "TrialReporter":
         if self._watchdog is not None:
-            self._watched = trial
-            self._watchdog.begin(trial.number)
+            self._trials[trial.number] = trial
         attempt = self._attempts[trial.number]
         return TrialReporter(self._context, trial, attempt, tracked=self._tracked, watchdog=self._watchdog)
 
     def finish(self, trial: TrialRecord, outcome: TaskOutcome) -> TrialRecord:
-        if self._watchdog is not None:
-            self._watchdog.end()
         self.settle()
         events = self._end_events(trial, outcome) if self._tracked and outcome.state != "interrupted" else []
         self._ended = EndedTrial.of(trial, self._attempts.pop(trial.number), outcome, tuple(events))
@@ -148,16 +150,26 @@ class StageLedger:
             return None
         return Watchdog(60 * minutes, partial(self._give_up, minutes))
 
-    def _give_up(self, minutes: float, number: int) -> None:
-        trial = self._watched
-        if trial is None or trial.number != number or number not in self._attempts:
-            return  # it has just ended
+    def _give_up(self, minutes: float, numbers: Set[int]) -> None:
+        """One training hangs: it is failed. A pack hangs: its trials are lost, so that each is trained alone next."""
+        if not numbers <= self._attempts.keys():
+            return  # one has just ended
+        trials = [self._trials[number] for number in sorted(numbers)]
         reason = f"it gave no sign of life for {minutes:g} minutes (`resources.silent_minutes`)"
+        told = f"trial {trials[0].number} of stage {self._context.stage.name!r} hangs: {reason}"
+        if len(trials) > 1:
+            named = f"{', '.join(str(trial.number) for trial in trials[:-1])} or {trials[-1].number}"
+            told = f"one of the trials {named} of stage {self._context.stage.name!r} hangs, a pack: {reason}. "
+            told += "Each is trained alone next"
         try:
-            self.finish(trial, TaskOutcome(state="failed", error="silent", reason=reason))
-            self.settle()
+            if len(trials) == 1:
+                self.finish(trials[0], TaskOutcome(state="failed", error="silent", reason=reason))
+                self.settle()
+            else:
+                for trial in trials:
+                    self._context.store.lose_attempt(trial, self._attempts.pop(trial.number))
         finally:
-            self._context.abandon(f"trial {number} of stage {self._context.stage.name!r} hangs: {reason}")
+            self._context.abandon(told)
 
     def _track_begin(self, trial: TrialRecord) -> None:
         if self._tracked:
@@ -220,6 +232,14 @@ class TrialReporter:
         self._attempt = attempt
         self._tracked = tracked
         self._watchdog = watchdog
+
+    def begin(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.begin(self._trial.number)
+
+    def pause(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.pause(self._trial.number)
 
     def report(self, report: EpochReport) -> None:
         if self._watchdog is not None:

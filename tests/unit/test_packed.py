@@ -15,7 +15,7 @@ from trainers.averaging import average
 from trainers.checkpoints import OPTIMIZER, WEIGHTS, load_weights, read_manifest, read_tensors
 from trainers.config import AverageTask, Configuration, EpochReport, PackedTrainTask, TaskOutcome, TrainTask
 from trainers.packed import train_packed
-from trainers.packing import can_be_packed, make_packs
+from trainers.packing import can_be_packed, is_tried_alone
 
 RECIPES: tuple[dict[str, Any], ...] = (
     {},
@@ -54,7 +54,15 @@ def pack(
 ) -> tuple[TaskOutcome, ...]:
     """Train them together on the CPU."""
     tasks = tasks_of(configs, folder, keep=keep)
-    return train_packed(tasks, digits(), reporters or [Recorder() for _ in tasks], CPU)
+    return ordered(train_packed(tasks, digits(), reporters or [Recorder() for _ in tasks], CPU))
+
+
+def ordered(ended: Iterator[tuple[int, TaskOutcome]]) -> tuple[TaskOutcome, ...]:
+    """The outcomes by position; there must be one for each."""
+    found = list(ended)
+    outcomes = dict(found)
+    assert len(outcomes) == len(found)
+    return tuple(outcomes[position] for position in range(len(outcomes)))
 
 
 Alone = Callable[[Configuration], tuple[TaskOutcome, list[EpochReport]]]
@@ -268,10 +276,12 @@ def test_each_training_ends_in_its_own_way_and_the_others_go_on(tmp_path: Path) 
     reporters = [Recorder(), Recorder(), Recorder(), StopsIn(4)]
     told: list[tuple[int, int]] = []
 
-    def finished(position: int, outcome: TaskOutcome) -> None:
-        told.append((position, len(reporters[0].reports)))
+    def train_pack() -> Iterator[tuple[int, TaskOutcome]]:
+        for position, outcome in train_packed(tasks_of(configs, tmp_path / "pack"), digits(), reporters, CPU):
+            told.append((position, len(reporters[0].reports)))
+            yield position, outcome
 
-    outcomes = train_packed(tasks_of(configs, tmp_path / "pack"), digits(), reporters, CPU, finished=finished)
+    outcomes = ordered(train_pack())
     assert [outcome.state for outcome in outcomes] == ["complete", "stopped", "failed", "interrupted"]
     assert outcomes[2].error == "not-finite"
     assert told == [(2, 0), (1, 2), (3, 3), (0, 4)]  # each with how far the first had come
@@ -338,9 +348,9 @@ def test_a_training_that_has_no_memory_even_alone_fails_alone(tmp_path: Path, mo
 # --- what can be packed ---
 
 
-def task(folder: str = "a", **changed: Any) -> TrainTask:
-    recipe = changed.pop("recipe", {})
-    return TrainTask(configuration=configuration(recipe=recipe).model_copy(update=changed), folder=Path(folder))
+def task(folder: str = "a", *, alone: bool = False, **changed: Any) -> TrainTask:
+    configured = configuration(recipe=changed.pop("recipe", {})).model_copy(update=changed)
+    return TrainTask(configuration=configured, folder=Path(folder), alone=alone)
 
 
 PHASES = {"curriculum": {"name": "progressive-tokenization", "middle": 0.25}}
@@ -369,6 +379,7 @@ def test_trainings_that_differ_in_numbers_can_be_packed(other: dict[str, Any]) -
         ({"recipe": {"batch_size": 32}}, "their batch sizes differ: 16 and 32"),
         ({"recipe": PHASES}, "at different times"),
         ({"folder": "a"}, "both keep their checkpoints in a"),
+        ({"alone": True}, "one of them is to be trained alone"),
     ],
 )
 def test_why_trainings_cannot_be_packed(other: dict[str, Any], why: str) -> None:
@@ -381,13 +392,6 @@ def test_phases_can_be_packed_that_change_at_the_same_times() -> None:
     phased = task(recipe={**PHASES, "learning_rate": 1e-3})
     assert can_be_packed(phased, task("b", recipe=PHASES)) is None
     assert can_be_packed(phased, task("b", recipe=PHASES, epochs=9)) is not None
-
-
-def test_packs_hold_what_belongs_together_up_to_their_size() -> None:
-    batch_sizes = [16, 32, 16, 16, 32, 16]
-    tasks = [task(str(number), recipe={"batch_size": size}) for number, size in enumerate(batch_sizes)]
-    assert make_packs(tasks, largest=3) == [(0, 2, 3), (1, 4), (5,)]
-    assert make_packs([], largest=3) == []
 
 
 def test_tasks_that_cannot_be_packed_are_refused(tmp_path: Path) -> None:
@@ -403,13 +407,9 @@ def test_tasks_that_cannot_be_packed_are_refused(tmp_path: Path) -> None:
 
 def test_the_worker_trains_a_pack(tmp_path: Path) -> None:
     tasks = tuple(tasks_of(configurations({}, {"warmup": 0.3}, epochs=1), tmp_path))
-    told: list[int] = []
     recorders = [Recorder(), Recorder()]
-    outcomes = worker.run_packed(
-        PackedTrainTask(tasks=tasks), recorders, finished=lambda position, _: told.append(position)
-    )
+    outcomes = ordered(worker.run_packed(PackedTrainTask(tasks=tasks), recorders))
     assert [outcome.state for outcome in outcomes] == ["complete", "complete"]
-    assert sorted(told) == [0, 1]
     assert [len(recorder.reports) for recorder in recorders] == [1, 1]
 
 
@@ -417,18 +417,44 @@ def test_what_goes_wrong_with_the_data_is_the_outcome_of_all(tmp_path: Path) -> 
     configs = configurations({}, {})
     data = configs[0].data.model_copy(update={"source": str(tmp_path / "nowhere")})
     tasks = tuple(tasks_of([config.model_copy(update={"data": data}) for config in configs], tmp_path))
-    told: list[int] = []
-    outcomes = worker.run_packed(
-        PackedTrainTask(tasks=tasks), [Recorder(), Recorder()], finished=lambda position, _: told.append(position)
-    )
+    outcomes = ordered(worker.run_packed(PackedTrainTask(tasks=tasks), [Recorder(), Recorder()]))
     assert [outcome.error for outcome in outcomes] == ["exception", "exception"]
-    assert told == [0, 1]
+    assert [is_tried_alone(outcome) for outcome in outcomes] == [True, True]
 
 
-def test_what_the_caller_raises_is_no_outcome(tmp_path: Path) -> None:
-    def finished(position: int, outcome: TaskOutcome) -> None:
-        raise LookupError(f"training {position} is {outcome.state}, and nobody waits for it")
+def test_what_a_reporter_raises_is_no_outcome(tmp_path: Path) -> None:
+    class Gone(Recorder):
+        def report(self, report: EpochReport) -> None:
+            raise LookupError(f"nobody waits for epoch {report.epoch}")
 
     tasks = tuple(tasks_of(configurations({}, {}, epochs=1), tmp_path))
-    with pytest.raises(LookupError, match="training 0 is complete"):
-        worker.run_packed(PackedTrainTask(tasks=tasks), [Recorder(), Recorder()], finished=finished)
+    with pytest.raises(LookupError, match="nobody waits for epoch 1"):
+        ordered(worker.run_packed(PackedTrainTask(tasks=tasks), [Recorder(), Gone()]))
+
+
+def test_a_pack_that_nobody_waits_for_gives_its_threads_back(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        patience = PluginChoice(name="patience", settings={"epochs": 1, "min_delta": 100})
+        first, second = configurations({}, {})
+        tasks = tasks_of([first, second.model_copy(update={"stopping": patience})], tmp_path)
+        reporters = [Recorder(), Recorder()]
+        ended = train_packed(tasks, digits(), reporters, CPU)
+        position, outcome = next(ended)
+        assert (position, outcome.state, torch.get_num_threads()) == (1, "stopped", 3)
+        ended.close()
+        assert torch.get_num_threads() == 3
+        assert len(reporters[0].reports) == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_others_may_be_to_blame_for_is_tried_alone() -> None:
+    def failed(error: Any, pack_size: int | None) -> TaskOutcome:
+        details = {} if pack_size is None else {"pack_size": pack_size}
+        return TaskOutcome(state="failed", error=error, details=details)
+
+    assert [is_tried_alone(failed("out-of-memory", size)) for size in (None, 1, 2)] == [False, False, True]
+    assert [is_tried_alone(failed(error, 2)) for error in ("exception", "not-finite")] == [True, False]
+    assert not is_tried_alone(TaskOutcome(state="complete", details={"pack_size": 2}))

@@ -36,6 +36,13 @@ class Recorder:
     def __init__(self) -> None:
         self.reports: list[EpochReport] = []
         self.asked = 0
+        self.is_running = False
+
+    def begin(self) -> None:
+        self.is_running = True
+
+    def pause(self) -> None:
+        self.is_running = False
 
     def report(self, report: EpochReport) -> None:
         self.reports.append(report)

@@ -1,33 +1,34 @@
-"""Notices that a training in this process gives no sign of life any more."""
+"""Notices that the training in this process gives no sign of life any more."""
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 
 class Watchdog:
-    """A thread that acts when a training has been silent for too long. A batch, an epoch's report is a sign of life.
+    """A thread that acts when what trains has been silent for too long. A batch, an epoch's report is a sign of life.
 
-    What hangs (a device's driver, a file system that has gone) holds the thread that trains, and nothing in the same
-    process can take it back: who is called must end the process.
+    Trainings of a pack live and hang together: a sign of one is a sign of all. What hangs (a device's driver, a file
+    system that has gone) holds the thread that trains, and nothing in the same process can take it back: who is called
+    must end the process.
 
     Args:
         silent_s: Seconds.
-        bite: Called in the watchdog's thread, with the trial's number.
+        bite: Called in the watchdog's thread, with the numbers of the trials that are being trained.
     """
 
-    def __init__(self, silent_s: float, bite: Callable[[int], None]) -> None:
+    def __init__(self, silent_s: float, bite: Callable[[Set[int]], None]) -> None:
         self._silent_s = silent_s
         self._bite = bite
-        self._trial: int | None = None
+        self._trials: frozenset[int] = frozenset()
         self._deadline: float | None = None
         self._changed = threading.Condition()
         self._is_started = False
 
     def begin(self, trial: int) -> None:
-        """A training is about to run."""
+        """A training is about to run, or to run on."""
         with self._changed:
-            self._trial = trial
+            self._trials |= {trial}
             self._deadline = time.monotonic() + self._silent_s
             if not self._is_started:
                 self._is_started = True
@@ -42,22 +43,23 @@ class Watchdog:
         """It waits for us, not we for it; until the next sign of life."""
         self._deadline = None
 
-    def end(self) -> None:
-        """It has ended."""
+    def pause(self, trial: int) -> None:
+        """It does not run for now, or has ended."""
         with self._changed:
-            self._trial = self._deadline = None
+            self._trials -= {trial}
+            self._deadline = None
 
     def _watch(self) -> None:
         while True:
             with self._changed:
-                if self._trial is None:
+                if not self._trials:
                     self._changed.wait()
                 left = self._silent_s if self._deadline is None else self._deadline - time.monotonic()
-                trial = self._trial
-            if trial is None:
+                trials = self._trials
+            if not trials:
                 continue
             if left > 0:
                 time.sleep(min(left, self._silent_s))
             else:
-                self.end()
-                self._bite(trial)
+                self.look_away()
+                self._bite(trials)
