@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pydantic import ValidationError
 
-from orchestrator.engines.base import Control
+from orchestrator.engines.base import Control, EngineUnavailableError
 from orchestrator.engines.choice import Choice, choose, look_around, make_engine_and_pool
 from orchestrator.ground_truth import data_fingerprint, load_truth, truths_of
 from orchestrator.lineage import Lineage
@@ -28,6 +28,7 @@ from orchestrator.store.repository import StaleAttemptError, Store
 from orchestrator.study_locks import StudyBusyError as StudyBusyError
 from orchestrator.study_locks import hold_study, is_held
 from orchestrator.tracking import Tracker
+from trainers.sources import BUILT_IN
 
 if TYPE_CHECKING:
     from trainers.data import ImageData
@@ -232,7 +233,8 @@ class _Driver:
         self._choice = choice
         self._lineage = Lineage(study, spec_text, setup=choice.record())
         scratch = study_folder(settings, study) / "ray"
-        self._engine, pool = make_engine_and_pool(choice, spec.resources, scratch=scratch)
+        sources = () if spec.data.source in BUILT_IN else (Path(spec.data.source),)
+        self._engine, pool = make_engine_and_pool(choice, spec.resources, scratch=scratch, sources=sources)
         self._pool = ScoreCachingPool(pool, ScoreCache(store.scores()))
         self._metrics: dict[str, float] = {}
 
@@ -284,8 +286,14 @@ class _Driver:
             _logger.debug("the rows belong to another process now: %s", error)
             raise StudyBusyError(self._study.name) from error
         except OSError as error:
+            _logger.debug("the study ends for want of a file", exc_info=True)
             place = f" ({error.filename})" if error.filename else ""
-            self._end(execution, "interrupted", f"a file could not be written or read: {error.strerror}{place}")
+            self._end(
+                execution, "interrupted", f"a file could not be written or read: {error.strerror or error}{place}"
+            )
+        except EngineUnavailableError as error:
+            self._end(execution, "interrupted", str(error))
+            raise
         except BaseException as error:
             # Whatever it was, no row may keep saying "running"; the error itself goes on to whoever called.
             self._end(execution, "interrupted", f"{type(error).__name__}: {error}")
@@ -337,7 +345,7 @@ class _Driver:
             self._end_stage(stage, execution, "interrupted", reason=reason)
             self._end(execution, "interrupted", reason)
         finally:
-            _logger.critical("%s. The process ends; the same command goes on without that trial.", reason)
+            _logger.critical("%s. The process ends; the same command goes on.", reason)
             os._exit(1)
 
     def _end_stage(

@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.engines.base import Objective, Search, Suggestion
 from orchestrator.engines.suggester import OptunaSuggester
@@ -13,6 +14,9 @@ from search_spaces.dimensions import Dimension, Real
 from search_spaces.recipes import PluginChoice, Recipe
 from tests.fakes import make_trial
 from trainers.config import Configuration, DataConfig, EpochReport, TaskOutcome, TrainTask
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 ROOT = Path(__file__).resolve().parents[1]
 TOPOLOGY = "as-vit:8,2,3,1|4,1,2,1|4,1,4,1|4,1,6,1|32,8"
@@ -24,6 +28,13 @@ MAX_LOST = 5
 @contextmanager
 def ray_nodes(*num_cpus: int) -> Iterator[str]:
     """A Ray cluster of nodes with so many CPU cores each; its address. Its workers can import `tests`."""
+    with ray_cluster(*num_cpus) as cluster:
+        yield cluster.address
+
+
+@contextmanager
+def ray_cluster(*num_cpus: int) -> Iterator["Cluster"]:
+    """The same, to add nodes to (`add_node`) and to kill some of."""
     given = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN", secrets.token_hex(32)),
@@ -36,8 +47,8 @@ def ray_nodes(*num_cpus: int) -> Iterator[str]:
     cluster = Cluster()
     try:
         for count in num_cpus:
-            cluster.add_node(num_cpus=count, include_dashboard=False, object_store_memory=80 * 2**20)
-        yield cluster.address
+            add_node(cluster, count)
+        yield cluster
     finally:
         cluster.shutdown()
         for name, value in before.items():
@@ -45,6 +56,19 @@ def ray_nodes(*num_cpus: int) -> Iterator[str]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def add_node(cluster: "Cluster", num_cpus: int) -> int:
+    """Add a node with so many CPU cores; the process of its raylet."""
+    node = cluster.add_node(num_cpus=num_cpus, include_dashboard=False, object_store_memory=80 * 2**20)
+    (raylet,) = node.all_processes["raylet"]
+    process: int = raylet.process.pid
+    return process
+
+
+def attached_to(cluster: "Cluster") -> dict[str, str]:
+    """The environment of a process that is to use it."""
+    return {"RAY_ADDRESS": cluster.address, "RAY_AUTH_TOKEN": os.environ["RAY_AUTH_TOKEN"]}
 
 
 class MemoryLedger:
@@ -73,6 +97,9 @@ class MemoryLedger:
     def curve(self, trial: TrialRecord) -> list[EpochReport]:
         known = self.curves.get(trial.number, {})
         return [known[epoch] for epoch in sorted(known)]
+
+    def was_lost(self, trial: TrialRecord) -> bool:
+        return any(number == trial.number for number, _ in self.lost)
 
     def reporter(self, trial: TrialRecord) -> "_Reporter":
         return _Reporter(self.curves.setdefault(trial.number, {}))

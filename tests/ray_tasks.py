@@ -2,10 +2,11 @@
 
 import os
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from orchestrator.engines.base import Reporter
-from trainers.config import EpochReport, ScoreTask, Task, TaskOutcome, TrainTask
+from trainers.config import EpochReport, PackedTrainTask, ScoreTask, Task, TaskOutcome, TrainTask
 
 EPOCH_S = 0.1
 """What `slow` takes for an epoch."""
@@ -55,6 +56,14 @@ def deadly(task: Task, reporter: Reporter) -> TaskOutcome:
     return quick(task, reporter)
 
 
+def hanging(task: Task, reporter: Reporter) -> TaskOutcome:
+    """As `quick`, but learning rates above a half never come to an end."""
+    assert isinstance(task, TrainTask)
+    if task.configuration.recipe.learning_rate > 0.5:
+        time.sleep(3600)
+    return quick(task, reporter)
+
+
 def diverging(task: Task, reporter: Reporter) -> TaskOutcome:
     """As `quick`, but learning rates above a half fail in their second epoch."""
     assert isinstance(task, TrainTask)
@@ -63,6 +72,28 @@ def diverging(task: Task, reporter: Reporter) -> TaskOutcome:
         return quick(task, reporter)
     reporter.report(report(1, values[0]))
     return TaskOutcome(state="failed", error="not-finite", reason="the training loss is nan")
+
+
+def deadly_training(task: Task, reporter: Reporter) -> TaskOutcome:
+    """As `quick`, but learning rates above a half kill their process after the first epoch."""
+    assert isinstance(task, TrainTask)
+    if task.configuration.recipe.learning_rate > 0.5:
+        reporter.report(report(1, curve(task)[0]))
+        os.kill(os.getpid(), 9)
+    return quick(task, reporter)
+
+
+def _one_after_another(
+    run_task: Callable[[Task, Reporter], TaskOutcome],
+) -> Callable[[PackedTrainTask, Sequence[Reporter]], Iterator[tuple[int, TaskOutcome]]]:
+    """A pack whose outcomes all come at the end, with how many it had and the process that it ran in."""
+
+    def run_packed(task: PackedTrainTask, reporters: Sequence[Reporter]) -> Iterator[tuple[int, TaskOutcome]]:
+        outcomes = [run_task(one, reporter) for one, reporter in zip(task.tasks, reporters, strict=True)]
+        for position, outcome in enumerate(outcomes):
+            yield position, outcome.model_copy(update={"details": {"pack_size": len(outcomes)}})
+
+    return run_packed
 
 
 def epochs_of(folder: Path) -> dict[int, int]:
@@ -81,6 +112,12 @@ def report(epoch: int, value: float) -> EpochReport:
         num_images=10,
         wall_time_s=0.1,
     )
+
+
+packed_quick = _one_after_another(quick)
+packed_slow = _one_after_another(slow)
+packed_deadly = _one_after_another(deadly_training)
+packed_hanging = _one_after_another(hanging)
 
 
 def _metrics(values: list[float]) -> dict[str, float]:

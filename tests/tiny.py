@@ -147,13 +147,14 @@ def read_rows(home: Path, name: str = "tiny", *, database_url: str | None = None
         store.close()
 
 
-def differences(found: Rows, expected: Rows) -> list[str]:
-    """Where two runs of one study file differ; numbers may differ by 1e-6."""
+def differences(found: Rows, expected: Rows, *, tolerance: float = 1e-6) -> list[str]:
+    """Where two runs of one study file differ; numbers may do so by that, and by that fraction of them."""
     ours, theirs = found.expected(), expected.expected()
     lines = [f"only in one of them: {key}" for key in sorted(ours.keys() ^ theirs.keys())]
     for key in ours.keys() & theirs.keys():
         mine, other = ours[key], theirs[key]
-        near = isinstance(mine, float) and isinstance(other, float) and mine == pytest.approx(other, abs=1e-6, rel=1e-6)
+        numbers = isinstance(mine, float) and isinstance(other, float)
+        near = numbers and mine == pytest.approx(other, abs=tolerance, rel=tolerance)
         if mine != other and not near:
             lines.append(f"{key}: {mine} instead of {other}")
     return lines

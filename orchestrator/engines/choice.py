@@ -1,6 +1,7 @@
 """Which engine and which pool run a study here, and why."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -28,6 +29,8 @@ class Machine(NamedTuple):
     """`RAY_ADDRESS`: of a cluster to attach to."""
     has_ray: bool
     """Whether Ray is installed."""
+    has_mps: bool = False
+    """Whether there is an Apple GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +67,15 @@ def look_around() -> Machine:
         num_gpus=len(sizes),
         gpu_gib=min(sizes, default=0.0),
         num_cpus=available_cores(),
-        ray_address=os.environ.get("RAY_ADDRESS") or None,
+        ray_address=_cluster_address(),
         has_ray=ray_is_installed(),
+        has_mps=torch.backends.mps.is_available(),
     )
+
+
+def _cluster_address() -> str | None:
+    address = os.environ.get("RAY_ADDRESS", "")
+    return None if address in ("", "local") else address  # `local` is Ray's own word for one on this machine
 
 
 def choose(spec: StudySpec, machine: Machine) -> Choice:
@@ -116,8 +125,12 @@ def _choose_pool(spec: StudySpec, machine: Machine, engine: str) -> tuple[Litera
     if reason is not None:
         return "inline", f"pool `inline`, as Ray is not installed ({RAY_EXTRA}), although {reason}"
     device = "one GPU" if machine.num_gpus else f"no GPU, {machine.num_cpus} CPU cores"
+    if machine.has_mps and not machine.num_gpus:
+        device = f"{machine.num_cpus} CPU cores; its Apple GPU lacks the float64 that evaluation needs"
     more = "" if machine.num_gpus or machine.num_cpus < 2 else " (`pool: ray` trains several at once)"
-    return "inline", f"pool `inline` suits this machine ({device}): trials one after another{more}"
+    packed = spec.resources.trials_per_pack
+    trials = "trials" if packed == 1 else f"packs of up to {packed} trainings"
+    return "inline", f"pool `inline` suits this machine ({device}): {trials} one after another{more}"
 
 
 def _reason_for_several(spec: StudySpec, machine: Machine) -> str | None:
@@ -131,28 +144,35 @@ def _reason_for_several(spec: StudySpec, machine: Machine) -> str | None:
         return f"there are {machine.num_gpus} GPUs"
     if share is not None:
         return f"trials of {share:g} of a GPU share one" if share <= 0.5 else None
+    if spec.resources.trials_per_pack > 1:
+        return None  # a pack has the GPU
     if spec.data.image_size <= _SMALL_IMAGE and machine.gpu_gib >= _LARGE_GPU_GIB:
         return f"several trials with images of {spec.data.image_size} px fit on a GPU of {machine.gpu_gib:.0f} GiB"
     return None
 
 
-def make_engine_and_pool(choice: Choice, resources: ResourceSpec, *, scratch: Path) -> tuple[Engine, Pool]:
+def make_engine_and_pool(
+    choice: Choice, resources: ResourceSpec, *, scratch: Path, sources: Sequence[Path] = ()
+) -> tuple[Engine, Pool]:
     """The engine and the pool of an execution; nothing is started yet.
 
     Args:
         choice: What `choose` says.
         resources: Limits of the study file.
         scratch: A folder that all workers reach, for what must not outlive the execution.
+        sources: Files and folders that all workers read.
     """
     if choice.pool == "inline":
-        return OptunaEngine(), InlinePool()
+        return OptunaEngine(), InlinePool(resources.trials_per_pack)
     from orchestrator.engines.ray_cluster import RayCluster
     from orchestrator.engines.ray_pool import RayPool
     from orchestrator.engines.ray_shares import SharePlanner
 
-    cluster = RayCluster(address=choice.ray_address)
+    cluster = RayCluster(address=choice.ray_address, shared=scratch, sources=sources)
     shares = SharePlanner(cluster, resources)
-    pool = RayPool(cluster, shares=shares, max_concurrent=resources.max_concurrent)
+    pool = RayPool(
+        cluster, shares=shares, max_concurrent=resources.max_concurrent, silent_minutes=resources.silent_minutes
+    )
     if choice.engine == "optuna":
         return OptunaEngine(), pool
     from orchestrator.engines.ray_engine import RayEngine
@@ -164,5 +184,6 @@ def make_engine_and_pool(choice: Choice, resources: ResourceSpec, *, scratch: Pa
         max_concurrent=resources.max_concurrent,
         scheduler=choice.scheduler,
         settings=choice.settings,
+        silent_minutes=resources.silent_minutes,
         scratch=scratch,
     ), pool

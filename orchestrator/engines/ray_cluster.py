@@ -11,11 +11,15 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from orchestrator.engines.base import EngineUnavailableError
+from orchestrator.engines.ray_address import look_for, look_for_node, refusal
+from orchestrator.engines.ray_health import RayHealth, Result, parts_of_ray
+from orchestrator.engines.ray_room import Node, can_hold, described, fits
+from plugins.registry import FORMULA_FOLDER_VARIABLE, FORMULA_SUFFIX
 from trainers.host import available_cores
 
 _OBJECT_STORE_BYTES = 100 * 2**20
@@ -25,12 +29,14 @@ _LONGEST_TEMPORARY = 40
 _START_TRIES = 3
 _PREFIX = "vitsearch-ray-"
 _REFRESH_S = 5.0
-_ROUNDING = 1e-6
+_NO_ROOM_S = 120.0
+"""A trial that no node is large enough for waits so long for a node that comes back, or a larger one."""
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker without a GPU share sees no GPU
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a call that outlives Ray must not start another one
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that fails in its first epoch has none
@@ -39,17 +45,14 @@ _QUIET = {
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000000",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "-1",
 }
+_OF_WORKERS = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", FORMULA_FOLDER_VARIABLE)
+"""Variables that the workers of a cluster get; Ray of our own hands on all."""
 _LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """On any system; read when Ray is imported."""
+_FEW_TRIES = {"RAY_NUM_REDIS_GET_RETRIES": "5"}
+"""Seconds that a wrong token takes; read when Ray is imported."""
 
 _logger = logging.getLogger(__name__)
-
-
-class Node(NamedTuple):
-    """What a living node of the cluster has in all."""
-
-    num_cpus: float
-    num_gpus: float
 
 
 class RayCluster:
@@ -59,13 +62,26 @@ class RayCluster:
         address: Of a cluster (`RAY_ADDRESS`); `None` starts Ray on this machine: without dashboard and telemetry, on
             the loopback address only, with a token of its own, and with its files in a folder that goes with it.
         num_cpus: Of this machine, for Ray of our own; by default those that this process may use.
+        shared: A folder that every node of a cluster must be able to write into; made for that, and removed again.
+        sources: Files and folders that every node of a cluster must be able to read.
     """
 
-    def __init__(self, *, address: str | None = None, num_cpus: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        address: str | None = None,
+        num_cpus: int | None = None,
+        shared: Path | None = None,
+        sources: Sequence[Path] = (),
+    ) -> None:
         self._address = address
         self._num_cpus = num_cpus
+        self._shared = shared
+        self._sources = (*sources, *_saved_formulas())
+        self._checked: set[str] = set()
+        self._no_room_since: float | None = None
         self._folder: Path | None = None
-        self._is_ours = False
+        self._health: RayHealth | None = None
         self._nodes: tuple[Node, ...] = ()
         self._looked_at = 0.0
 
@@ -80,37 +96,74 @@ class RayCluster:
         Raises:
             EngineUnavailableError: It does not start, or the address does not answer.
         """
-        if self._is_ours:
+        if self._health is not None:
             return
         os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
         if self._address is None:
             self._start_local()
         else:
             self._attach(self._address)
-        self._is_ours = True
+        self._health = RayHealth(parts_of_ray(self._address))
         atexit.register(self.close)
 
     def close(self) -> None:
-        """Leave the cluster; Ray of our own is stopped, and its files are removed."""
-        if not self._is_ours:
+        """Leave the cluster; Ray of our own is stopped, and its files are removed, with those of killed processes."""
+        if self.is_local:
+            _remove_folders_of_the_dead()
+        if self._health is None:
             return
         import ray
 
-        self._is_ours = False
+        is_dead = self.is_dead
+        self._health.close()
+        self._health = None
         atexit.unregister(self.close)
-        ray.shutdown()
+        if is_dead and self._folder is not None:
+            _end_processes_of(self._folder)
+        ray.shutdown()  # some 7 s without a head, and never for ever
         self._remove_folder()
 
-    def nodes(self) -> tuple[Node, ...]:
-        """The living nodes, looked at every few seconds: some may come and go."""
+    @property
+    def is_dead(self) -> bool:
+        """Whether Ray was started and has died since."""
+        return self._health is not None and self._health.is_dead
+
+    def check(self) -> None:
+        """Return if Ray lives, or was not started.
+
+        Raises:
+            EngineUnavailableError: A process of Ray that everything depends on has died.
+        """
+        if self._health is not None:
+            self._health.check()
+
+    def call(self, function: Callable[[], Result]) -> Result:
+        """What a function returns that waits for Ray, and would for ever if it died.
+
+        Raises:
+            EngineUnavailableError: Ray does not start, or has died before its end.
+        """
         self.start()
+        assert self._health is not None
+        return self._health.call(function)
+
+    def nodes(self) -> tuple[Node, ...]:
+        """The living nodes, looked at every few seconds: some may come and go.
+
+        Raises:
+            EngineUnavailableError: One that is new cannot run trials.
+        """
+        self.start()
+        self.check()
         import ray
 
         now = time.monotonic()
         if not self._nodes or now - self._looked_at > _REFRESH_S:
-            alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            self._nodes = tuple(Node(found.get("CPU", 0.0), found.get("GPU", 0.0)) for found in alive)
-            self._looked_at = now
+            alive = [node for node in self.call(ray.nodes) if node["Alive"]]
+            self._check([node for node in alive if node["NodeID"] not in self._checked])
+            resources = [node["Resources"] for node in alive]
+            self._nodes = tuple(Node(found.get("CPU", 0.0), found.get("GPU", 0.0)) for found in resources)
+            self._looked_at = time.monotonic()
         return self._nodes
 
     def has_gpus(self) -> bool:
@@ -118,8 +171,25 @@ class RayCluster:
         return any(node.num_gpus for node in self.nodes())
 
     def room_for(self, num_cpus: float, num_gpus: float) -> int:
-        """How many workers of that size fit on all nodes together."""
-        return sum(_fits(node, num_cpus, num_gpus) for node in self.nodes())
+        """How many workers of that size fit on all nodes together.
+
+        Raises:
+            EngineUnavailableError: There has been room for none for a while.
+        """
+        room = sum(fits(node, num_cpus, num_gpus) for node in self.nodes())
+        if room:
+            self._no_room_since = None
+            return room
+        now = time.monotonic()
+        if self._no_room_since is None:
+            self._no_room_since = now
+        if not self.is_local and now - self._no_room_since > _NO_ROOM_S:
+            raise EngineUnavailableError(
+                f"a trial must fit on a node of the Ray cluster, but asks for {num_cpus:g} CPU cores and {num_gpus:g} "
+                f"GPUs, and for {_NO_ROOM_S:g} seconds there was no such node ({described(self.nodes())}). Add a "
+                "larger node, or lower `resources` in the study file."
+            )
+        return 0
 
     def holds(self, shares: Iterable[tuple[float, float]]) -> bool:
         """Whether workers with so many CPU cores and GPUs each fit on the nodes side by side."""
@@ -151,14 +221,23 @@ class RayCluster:
                     return
 
     def _attach(self, address: str) -> None:
+        look_for(address)
+        variables = {name: os.environ[name] for name in _OF_WORKERS if name in os.environ}
+        with _environment(_FEW_TRIES):
+            import ray
+        look_for_node(address)
         try:
-            self._init(address=address)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = str(error).partition("\n")[0]
-            raise EngineUnavailableError(
-                f"RAY_ADDRESS must be that of a Ray cluster that runs, but {address!r} does not answer: {reason}. "
-                "Start it (`ray start --head`), correct the variable, or unset it."
-            ) from error
+            self._init(address=address, runtime_env={"env_vars": variables})
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
+            raise refusal(address, error) from error
+
+    def _check(self, new: Sequence[Mapping[str, Any]]) -> None:
+        if self._address is None or not new:
+            return
+        from orchestrator.engines.ray_nodes import check_nodes
+
+        self.call(lambda: check_nodes(new, folder=self._shared, sources=self._sources))
+        self._checked.update(node["NodeID"] for node in new)
 
     def _init(self, **options: Any) -> None:
         import ray
@@ -184,35 +263,11 @@ class RayCluster:
             self._folder = None
 
 
-def can_hold(nodes: Sequence[Node], shares: Iterable[tuple[float, float]]) -> bool:
-    """Whether workers with so many CPU cores and GPUs each fit on these nodes, placed largest first where they fit.
-
-    A share below 1 is of one GPU.
-    """
-    cores = [node.num_cpus for node in nodes]
-    gpus = [[1.0] * int(node.num_gpus) for node in nodes]
-    for num_cpus, num_gpus in sorted(shares, key=lambda share: (share[1], share[0]), reverse=True):
-        for index, free in enumerate(gpus):
-            fitting = [place for place, left in enumerate(free) if left + _ROUNDING >= min(num_gpus, 1.0)]
-            count = max(1, int(num_gpus))
-            if cores[index] + _ROUNDING < num_cpus or (num_gpus and len(fitting) < count):
-                continue
-            cores[index] -= num_cpus
-            for place in fitting[: count if num_gpus else 0]:
-                free[place] -= min(num_gpus, 1.0)
-            break
-        else:
-            return False
-    return True
-
-
-def _fits(node: Node, num_cpus: float, num_gpus: float) -> int:
-    limits = [node.num_cpus // num_cpus] if num_cpus else []
-    if num_gpus > 1:
-        limits.append(node.num_gpus // num_gpus)
-    elif num_gpus:
-        limits.append(int(node.num_gpus) * int(1 / num_gpus + _ROUNDING))  # a share is of one GPU
-    return int(min(limits)) if limits else 0
+def _saved_formulas() -> Iterator[Path]:
+    """The folder of formulas that are proxies, where it has any."""
+    folder = os.environ.get(FORMULA_FOLDER_VARIABLE)
+    if folder and any(Path(folder).glob(f"*{FORMULA_SUFFIX}")):
+        yield Path(folder)
 
 
 def _short_temporary() -> str:
@@ -226,6 +281,17 @@ def _remove_folders_of_the_dead() -> None:
         process = path.name.removeprefix(_PREFIX).partition("-")[0]
         if process.isdigit() and not _is_alive(int(process)):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _end_processes_of(folder: Path) -> None:
+    """End what is left of Ray whose files are there: without a head, some of it would wait for one another minute."""
+    import psutil  # comes with Ray
+
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # it has ended
+            if str(folder) in " ".join(child.cmdline()):
+                for process in [child, *child.children(recursive=True)]:
+                    process.kill()
 
 
 def _is_alive(process: int) -> bool:

@@ -6,7 +6,7 @@ import shutil
 import uuid
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.engine_specs import PopulationBandits, Scheduler
 from orchestrator.engines.base import Control, Ledger, Pool, Search
@@ -17,9 +17,10 @@ from orchestrator.engines.ray_shares import Share, SharePlanner
 from orchestrator.engines.ray_worker import RUN_TASK
 from orchestrator.store.records import TrialRecord
 from search_spaces.dimensions import Point
-from trainers.config import Resources, TaskOutcome
+from trainers.config import Resources
 
-_NEVER_BEGUN = "nothing was trained in this execution"
+if TYPE_CHECKING:
+    from orchestrator.engines.ray_search import Book
 
 
 class RayEngine:
@@ -35,6 +36,7 @@ class RayEngine:
         max_concurrent: Trials at once, at most.
         scheduler: Its name, for reasons and details.
         settings: Of the scheduler; `None` lets every trial train to its end.
+        silent_minutes: A training that gives no sign of life for so long fails, and its process is ended.
         scratch: A folder that all workers reach, for what Tune must write somewhere; removed again.
         run_task: What does a task, as `module:function`.
     """
@@ -49,6 +51,7 @@ class RayEngine:
         max_concurrent: int | None = None,
         scheduler: str | None = None,
         settings: Scheduler | None = None,
+        silent_minutes: float | None = None,
         run_task: str = RUN_TASK,
     ) -> None:
         self._cluster = cluster
@@ -58,6 +61,7 @@ class RayEngine:
         self._max_concurrent = max_concurrent
         self._scheduler = scheduler
         self._settings = settings
+        self._silent_minutes = silent_minutes
         self._run_task = run_task
 
     def run(self, search: Search, pool: Pool, ledger: Ledger, control: Control) -> list[TrialRecord]:
@@ -79,15 +83,36 @@ class RayEngine:
                 self._scratch.rmdir()
 
     def _tune(self, search: Search, ledger: Ledger, control: Control, folder: Path) -> list[TrialRecord]:
-        from ray import tune
-
-        from orchestrator.engines.ray_search import Book, LedgerCallback, LedgerSearch, StopAll
-        from orchestrator.engines.ray_trainable import TrialTrainable
-        from orchestrator.engines.schedulers import make_scheduler, teach
+        from orchestrator.engines.ray_search import Book
 
         stop_file = folder / "stop"
         describe = partial(self._describe, search, stop_file=stop_file)
-        book = Book(search, ledger, control, describe=describe, scheduler=self._scheduler)
+        with contextlib.closing(Book(search, ledger, control, describe=describe, scheduler=self._scheduler)) as book:
+            is_finished = False
+            while not is_finished:
+                fit = partial(self._fit, book, search, ledger, control, folder, stop_file)
+                with _quiet():
+                    try:
+                        self._cluster.call(fit)
+                    except Exception as error:
+                        if book.error is not None or not book.live or not _is_of_ray(error):
+                            raise book.error or error from error
+                        # Tune does not know every way in which workers are lost; its trials go on under a new one.
+                if book.error is not None:
+                    raise book.error
+                book.drop_live()
+                is_finished = book.is_finished
+            return [book.trials[number] for number in sorted(book.trials)]
+
+    def _fit(
+        self, book: "Book", search: Search, ledger: Ledger, control: Control, folder: Path, stop_file: Path
+    ) -> None:
+        from ray import tune
+
+        from orchestrator.engines.ray_search import LedgerCallback, LedgerSearch, StopAll
+        from orchestrator.engines.ray_trainable import TrialTrainable
+        from orchestrator.engines.schedulers import make_scheduler, teach
+
         scheduler = make_scheduler(self._settings, search, partial(_retask, search, book.trials))
         ended = [trial for trial in book.trials.values() if trial.is_usable]
         teach(scheduler, ((trial.number, ledger.curve(trial)) for trial in ended))
@@ -100,7 +125,7 @@ class RayEngine:
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
-                name="tune",
+                name=uuid.uuid4().hex[:12],
                 storage_path=str(folder),
                 stop=StopAll(book, control, stop_file),
                 callbacks=[LedgerCallback(book)],
@@ -109,22 +134,18 @@ class RayEngine:
                 verbose=0,
             ),
         )
-        with _quiet():
-            try:
-                tuner.fit()
-            except Exception as error:
-                raise book.error or error from error
-        if book.error is not None:
-            raise book.error
-        for live in list(book.live.values()):
-            book.finish(live, TaskOutcome(state="interrupted", reason=_NEVER_BEGUN))
-        return [book.trials[number] for number in sorted(book.trials)]
+        tuner.fit()
 
     def _describe(self, search: Search, record: TrialRecord, *, stop_file: Path) -> dict[str, Any]:
         from orchestrator.engines.ray_search import describe_trial
 
-        metric = search.objectives[0].metric
-        config = describe_trial(search, record, metric=metric, run_task=self._run_task, stop_file=stop_file)
+        config = describe_trial(
+            search,
+            record,
+            run_task=self._run_task,
+            stop_file=stop_file,
+            silent_minutes=self._silent_minutes,
+        )
         if isinstance(self._settings, PopulationBandits):
             from orchestrator.engines.population import bandit_numbers, numbers_of
 
@@ -141,6 +162,13 @@ def _retask(search: Search, trials: dict[int, TrialRecord], config: dict[str, An
 
     task = task_at(search, trials[config["number"]], point)
     return task.model_copy(update={"folder": Path(config["folder"]) / f"generation-{step:02d}"}).model_dump_json()
+
+
+def _is_of_ray(error: BaseException | None) -> bool:
+    """Whether Ray was the cause of an error."""
+    from ray.exceptions import RayError
+
+    return error is not None and (isinstance(error, RayError) or _is_of_ray(error.__cause__))
 
 
 @contextlib.contextmanager

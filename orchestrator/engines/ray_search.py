@@ -1,9 +1,11 @@
 """Between Ray Tune and our rows: which trial Tune runs next, and what is written down of what it reports."""
 
+import contextlib
+import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +37,14 @@ class LiveTrial:
     curve: dict[int, EpochReport]
 
 
+class AbandonedError(BaseException):
+    """Nobody waits any more for the Tune that asks. It is no `Exception`: Tune would clean up, and wait for Ray."""
+
+
 class Book(NotKept):
     """The trials of one search: asked for, in Tune's hands, ended.
+
+    Tune runs in a thread of its own, which is left behind where Ray has died: then the book is closed to it.
 
     Args:
         search: What is searched.
@@ -62,6 +70,8 @@ class Book(NotKept):
         self._scheduler = scheduler
         self._waiting: deque[TrialRecord] = deque()
         self._is_exhausted = False
+        self._lock = threading.RLock()
+        self._is_closed = False
         self.trials: dict[int, TrialRecord] = {}
         self.live: dict[str, LiveTrial] = {}
         self.error: Exception | None = None
@@ -73,6 +83,23 @@ class Book(NotKept):
             else:
                 search.suggester.expect(trial)
                 self._waiting.append(trial)
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Whatever Tune's thread writes into the book it writes in here, without waiting for Ray meanwhile.
+
+        Raises:
+            AbandonedError: The book is closed.
+        """
+        with self._lock:
+            if self._is_closed:
+                raise AbandonedError
+            yield
+
+    def close(self) -> None:
+        """Let Tune's thread write nothing more."""
+        with self._lock:
+            self._is_closed = True
 
     @property
     def num_active(self) -> int:
@@ -149,6 +176,15 @@ class Book(NotKept):
         self.trials[record.number] = record
         self._waiting.append(record)
 
+    def drop_live(self) -> None:
+        """Tune has ended without a word about these: they wait where the study stops, and come again otherwise."""
+        for live in self.live.values():
+            if self._control.should_stop():
+                self.finish(live, TaskOutcome(state="interrupted"))
+            else:
+                self.lose(live, "Ray Tune gave it up")
+        self.live.clear()
+
 
 class LedgerSearch(NotKept, SearchAlgorithm):
     """Gives Tune its trials. It is no `Searcher`: Tune's population-based schedulers refuse to run with one.
@@ -178,10 +214,13 @@ class LedgerSearch(NotKept, SearchAlgorithm):
 
     def next_trial(self) -> Trial | None:
         # One more than fits: it takes over the process of a trial that ends, which Tune would end too.
-        if self.is_finished() or (self._latest is not None and self._book.num_active > self._room(self._latest)):
+        if self.is_finished():
             return None
         try:
-            found = self._book.next_trial()
+            if self._latest is not None and self._book.num_active > self._room(self._latest):
+                return None
+            with self._book.opened():
+                found = self._book.next_trial()
         except Exception as error:  # raised again by the engine, in its own words
             self._book.error = error
             return None
@@ -198,7 +237,8 @@ class LedgerSearch(NotKept, SearchAlgorithm):
             checkpoint_config=tune.CheckpointConfig(num_to_keep=None, checkpoint_at_end=False),
             storage=self._spec["storage"],
         )
-        self._book.live[trial.trial_id] = LiveTrial(record=record, tune_trial=trial, reporter=reporter, curve={})
+        with self._book.opened():
+            self._book.live[trial.trial_id] = LiveTrial(record=record, tune_trial=trial, reporter=reporter, curve={})
         return trial
 
 
@@ -209,6 +249,10 @@ class LedgerCallback(NotKept, tune.Callback):
         self._book = book
 
     def on_trial_result(self, trial: Trial, result: dict[str, Any], **info: Any) -> None:  # noqa: ARG002
+        with self._book.opened():
+            self._take(trial, result)
+
+    def _take(self, trial: Trial, result: dict[str, Any]) -> None:
         live = self._book.live.get(trial.trial_id)
         if live is None:
             return
@@ -219,14 +263,16 @@ class LedgerCallback(NotKept, tune.Callback):
             self._try(self._book.finish, live, TaskOutcome.model_validate_json(result.pop(OUTCOME)))
 
     def on_trial_complete(self, trial: Trial, **info: Any) -> None:  # noqa: ARG002
-        live = self._book.live.pop(trial.trial_id, None)
-        if live is not None:
-            self._try(self._book.cut_short, live)
+        with self._book.opened():
+            live = self._book.live.pop(trial.trial_id, None)
+            if live is not None:
+                self._try(self._book.cut_short, live)
 
     def on_trial_error(self, trial: Trial, **info: Any) -> None:  # noqa: ARG002
-        live = self._book.live.pop(trial.trial_id, None)
-        if live is not None:
-            self._try(self._book.lose, live, _error_of(trial))
+        with self._book.opened():
+            live = self._book.live.pop(trial.trial_id, None)
+            if live is not None:
+                self._try(self._book.lose, live, _error_of(trial))
 
     def _try(self, action: Callable[..., None], *arguments: Any) -> None:
         if self._book.error is None:
@@ -262,6 +308,10 @@ class StopAll(NotKept, tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
+        with self._book.opened():
+            return self._must_stop()
+
+    def _must_stop(self) -> bool:
         if self._book.error is not None:
             return True
         if not self._control.should_stop():
@@ -274,7 +324,7 @@ class StopAll(NotKept, tune.Stopper):
 
 
 def describe_trial(
-    search: Search, record: TrialRecord, *, metric: str, run_task: str, stop_file: Path
+    search: Search, record: TrialRecord, *, run_task: str, stop_file: Path, silent_minutes: float | None
 ) -> dict[str, Any]:
     """A trial as Tune's configuration: plain data. One that has copied another goes on from where that left it."""
     task = search.make_task(record)
@@ -287,13 +337,14 @@ def describe_trial(
         generation = newest[1]
     return {
         "number": record.number,
-        "metric": metric,
+        "metric": search.objectives[0].metric,
         "folder": str(folder),
         "task": task.model_dump_json(),
         "generation": generation.model_dump(mode="json"),
         "weights": search.weights_of(record.point),
         "run_task": run_task,
         "stop_file": str(stop_file),
+        "silent_minutes": silent_minutes,
     }
 
 

@@ -8,7 +8,7 @@ from orchestrator.engines.ray_cluster import RayCluster
 from search_spaces.base import ImageTask
 from trainers.config import Configuration, ReplayTask, Resources, Task, TrainTask
 from trainers.dry_run import DryRunError, MemoryKey, describe_devices_apart, measure_apart, measure_classes, memory_key
-from trainers.resources import Devices, TrialMemory, plan_resources
+from trainers.resources import Devices, TrialMemory, largest_pack, plan_resources
 
 _SMALL_GPU_SHARE = 0.25
 """Of tasks that train nothing."""
@@ -46,7 +46,7 @@ class SharePlanner:
 
     def prepare(self, configurations: Sequence[Configuration]) -> None:
         """Measure what trainings like these take, where that decides how many of them go side by side."""
-        if not configurations or not self._must_measure():
+        if not configurations or not self.must_measure():
             return
         import ray
 
@@ -57,7 +57,9 @@ class SharePlanner:
         known = self._measured.memory if self._measured else {}
         measure = ray.remote(measure_on_node).options(num_cpus=1, num_gpus=1 if self._uses_gpus() else 0)
         num_images = len(data.train) + len(data.validation)
-        self._measured = ray.get(measure.remote(list(configurations), data.task, num_images, known))
+        self._measured = self._cluster.call(
+            lambda: ray.get(measure.remote(list(configurations), data.task, num_images, known))
+        )
 
     def __call__(self, task: Task) -> Share:
         cpus = self._limits.cpus_per_trial or 1
@@ -66,21 +68,39 @@ class SharePlanner:
         if not isinstance(task, TrainTask):
             share = self._limits.gpus_per_trial
             return Share(cpus, min(_SMALL_GPU_SHARE, share or _SMALL_GPU_SHARE) if self._uses_gpus() else 0)
-        memory = None
-        if self._measured is not None and self._image_task is not None:
-            memory = self._measured.memory.get(memory_key(task.configuration, self._image_task))
+        memory = self._memory(task)
         if self._uses_gpus() and self._limits.gpus_per_trial is None and memory is None:
             return Share(cpus, 1)  # it could not be measured: a GPU for itself
         try:
-            plan = plan_resources(self._devices(), memory, self._limits)
+            plan = plan_resources(self._devices(), memory, self._limits, pack_size=self.pack_size(task))
         except ValueError:  # it does not fit, and will say so itself
             return Share(cpus, 1 if self._uses_gpus() else 0)
         return Share(plan.cpus, plan.gpu_fraction)
 
+    def pack_size(self, task: Task) -> int:
+        """Most trainings that a worker computes together with this one: as many as are wanted and fit."""
+        most = self._limits.trials_per_pack
+        if most == 1 or not isinstance(task, TrainTask):
+            return 1
+        memory = self._memory(task)
+        if memory is None:  # a training that could not be measured may need all that there is
+            return most if self._measured is None else 1
+        try:
+            return min(most, largest_pack(self._devices(), memory, self._limits))
+        except ValueError:
+            return 1
+
+    def _memory(self, task: TrainTask) -> TrialMemory | None:
+        """What it takes, where that was measured."""
+        if self._measured is None or self._image_task is None:
+            return None
+        return self._measured.memory.get(memory_key(task.configuration, self._image_task))
+
     def _uses_gpus(self) -> bool:
         return self._limits.gpus_per_trial != 0 and self._cluster.has_gpus()
 
-    def _must_measure(self) -> bool:
+    def must_measure(self) -> bool:
+        """Whether `prepare` has something to find out; what has no work should make room for that."""
         if self._uses_gpus():
             return self._limits.gpus_per_trial is None
         if self._limits.max_concurrent is not None or not self._cluster.is_local:
@@ -94,7 +114,7 @@ class SharePlanner:
             return self._measured.devices
         from trainers.resources import Gpu
 
-        nodes = [node for node in self._cluster.nodes() if node.num_gpus or not self._uses_gpus()]
+        nodes = [node for node in self._cluster.nodes() if node.num_cpus and (node.num_gpus or not self._uses_gpus())]
         smallest = min(nodes, key=lambda node: node.num_cpus)
         gpu = Gpu(name="GPU", total_gib=float("inf"), free_gib=float("inf"))
         count = int(smallest.num_gpus) if self._uses_gpus() else 0

@@ -140,6 +140,7 @@ def run_engine(
     scheduler: str | None = None,
     settings: Scheduler | None = None,
     control: Switch | None = None,
+    silent_minutes: float | None = None,
 ) -> list[TrialRecord]:
     from orchestrator.engines.ray_engine import RayEngine
 
@@ -150,6 +151,7 @@ def run_engine(
         scratch=folder / "scratch",
         scheduler=scheduler,
         settings=settings,
+        silent_minutes=silent_minutes,
         run_task=f"tests.ray_tasks:{run_task}",
     )
     trials = engine.run(search, pool, ledger, control or Switch())
@@ -177,6 +179,7 @@ def test_a_trial_that_asha_stops_is_stopped_at_its_rung_and_no_epoch_more(cluste
             assert trial.metrics["epochs"] == trial.rung
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "settings"), [("hyperband", HyperBand()), ("pasha", Pasha())])
 def test_schedulers_whose_trials_wait_for_others_leave_none_waiting(
     cluster: RayCluster, tmp_path: Path, name: str, settings: Scheduler
@@ -195,10 +198,28 @@ def test_a_loss_that_is_not_finite_is_a_failure_and_the_search_goes_on(cluster: 
     trials = run_engine(
         cluster, search, ledger, tmp_path, run_task="diverging", scheduler="asha", settings=Asha(grace_epochs=3)
     )
+    assert_fast_rates_failed(trials, "not-finite")
+
+
+def assert_fast_rates_failed(trials: list[TrialRecord], error: str) -> None:
     failed = {trial.number for trial in trials if trial.state == "failed"}
     assert failed == {trial.number for trial in trials if trial.point["recipe.learning_rate"] > 0.5}
-    assert 0 < len(failed) < 6
-    assert {trial.error for trial in trials if trial.number in failed} == {"not-finite"}
+    assert 0 < len(failed) < len(trials)
+    assert {trial.error for trial in trials if trial.number in failed} == {error}
+    assert {trial.state for trial in trials if trial.number not in failed} <= {"complete", "stopped"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["optuna", "ray"])
+def test_a_training_that_hangs_fails_alone(cluster: RayCluster, tmp_path: Path, engine: str) -> None:
+    ledger, search = MemoryLedger(), rate_search(tmp_path, num_trials=5, epochs=3)
+    if engine == "ray":
+        trials = run_engine(cluster, search, ledger, tmp_path, run_task="hanging", silent_minutes=0.1)
+    else:
+        pool = RayPool(cluster, silent_minutes=0.1, run_task="tests.ray_tasks:hanging")
+        trials = OptunaEngine().run(search, pool, ledger, Switch())
+        pool.close()
+    assert_fast_rates_failed(trials, "silent")
 
 
 def test_a_stopped_study_goes_on_with_a_new_tuner_where_it_was(cluster: RayCluster, tmp_path: Path) -> None:
@@ -266,7 +287,7 @@ if sys.argv[1] == "killed":
 
 
 @pytest.mark.skipif(shutil.which("ss") is None, reason="`ss` is not installed, which tells who listens where")
-@pytest.mark.parametrize("way", ["ended", "killed"])
+@pytest.mark.parametrize("way", ["ended", pytest.param("killed", marks=pytest.mark.slow)])
 def test_local_ray_listens_on_the_loopback_address_only_and_ends_with_its_process(tmp_path: Path, way: str) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", LOCAL_RAY, way],

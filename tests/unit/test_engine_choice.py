@@ -7,7 +7,7 @@ import pytest
 from orchestrator import engine_specs
 from orchestrator.engines.base import EngineUnavailableError
 from orchestrator.engines.choice import Choice, Machine, choose
-from orchestrator.engines.ray_cluster import Node, can_hold
+from orchestrator.engines.ray_room import Node, can_hold
 from orchestrator.spec import StudySpec, differences, load_spec
 from orchestrator.yaml_source import SpecError
 
@@ -35,6 +35,7 @@ def chosen(folder: Path, text: str = "", **machine: object) -> Choice:
     ("text", "machine", "engine", "pool", "reason"),
     [
         ("", {}, "optuna", "inline", "no GPU, 8 CPU cores"),
+        ("", {"has_mps": True}, "optuna", "inline", "8 CPU cores; its Apple GPU lacks"),
         ("", {"ray_address": "h:1"}, "optuna", "ray", "RAY_ADDRESS names the cluster h:1"),
         ("", {"num_gpus": 2, "gpu_gib": 8.0}, "optuna", "ray", "there are 2 GPUs"),
         ("", {"num_gpus": 1, "gpu_gib": 24.0}, "optuna", "ray", "images of 32 px fit on a GPU of 24 GiB"),
@@ -44,6 +45,8 @@ def chosen(folder: Path, text: str = "", **machine: object) -> Choice:
         ("resources: {gpus_per_trial: 0}", {"num_gpus": 4}, "optuna", "inline", "suits this machine"),
         ("resources: {max_concurrent: 3}", {}, "optuna", "ray", "3 trials at once"),
         ("resources: {max_concurrent: 1}", {"num_gpus": 4}, "optuna", "inline", "one after another"),
+        ("resources: {trials_per_pack: 8}", {"num_gpus": 1, "gpu_gib": 24.0}, "optuna", "inline", "packs of up to 8"),
+        ("resources: {trials_per_pack: 8}", {"num_gpus": 2, "gpu_gib": 24.0}, "optuna", "ray", "there are 2 GPUs"),
         ("", {"num_gpus": 2, "has_ray": False}, "optuna", "inline", "Ray is not installed"),
         ("pool: inline", {"ray_address": "h:1"}, "optuna", "inline", "`inline` is asked for"),
         ("pool: ray", {}, "optuna", "ray", "`ray` is asked for"),
@@ -79,7 +82,7 @@ def test_the_record_of_an_execution_tells_the_schedulers_settings(tmp_path: Path
     assert (record["engine"], record["pool"]) == ("ray", "ray")
 
 
-@pytest.mark.parametrize("text", ["engine: ray", "pool: ray", "resources: {max_concurrent: 2}"])
+@pytest.mark.parametrize("text", ["engine: ray", "pool: ray", "resources: {max_concurrent: 2, trials_per_pack: 4}"])
 def test_how_a_study_is_run_does_not_make_it_another_study(text: str, tmp_path: Path) -> None:
     plain, other = load(tmp_path), load(tmp_path, text)
     assert plain.digest == other.digest
@@ -98,6 +101,9 @@ def test_how_a_study_is_run_does_not_make_it_another_study(text: str, tmp_path: 
         ("engine: {name: optuna, scheduler: asha}", "engine", "needs engine `ray`"),
         ("engine: ray\npool: inline", "pool", "needs pool `ray`"),
         ("resources: {gpus_per_trial: 1.5}", "resources", "a whole number"),
+        ("resources: {trials_per_pack: 0}", "resources.trials_per_pack", "at least 1"),
+        ("engine: ray\nresources: {trials_per_pack: 4}", "resources.trials_per_pack", "must be 1 with engine `ray`"),
+        ("engine: {scheduler: asha}\nresources: {trials_per_pack: 4}", "resources.trials_per_pack", "but got 4"),
     ],
 )
 def test_a_mistake_is_told_with_its_place_and_what_is_meant(text: str, path: str, told: str, tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""How many trainings a Ray worker gets together, and what share of a GPU they have, from what was measured."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.engines.ray_shares import Measured, SharePlanner
+from search_spaces.base import ImageTask
+from tests.unit.training import DIGITS, TOPOLOGY, configuration
+from trainers.config import Resources, ScoreTask, TrainTask
+from trainers.dry_run import memory_key
+from trainers.resources import Devices, Gpu, TrialMemory
+
+IMAGES = ImageTask(image_size=32, in_channels=1, num_classes=10)
+GPU = Gpu(name="GPU", total_gib=10, free_gib=10)
+TASK = TrainTask(configuration=configuration(), folder=Path("a"))
+SCORE = ScoreTask(data=DIGITS, topology=TOPOLOGY, proxies=(), seed=0)
+
+
+class OneGpu:
+    """A cluster of one machine with a GPU."""
+
+    is_local = True
+
+    def has_gpus(self) -> bool:
+        return True
+
+
+def planner(memory: TrialMemory | None = None, *, was_measured: bool = True, **limits: Any) -> SharePlanner:
+    found = SharePlanner(OneGpu(), Resources(memory_margin=0, **limits))
+    if was_measured:
+        known = {} if memory is None else {memory_key(TASK.configuration, IMAGES): memory}
+        found._measured = Measured(Devices(cores=16, memory_gib=64, gpus=(GPU,)), known)
+        found._image_task = IMAGES
+    return found
+
+
+@pytest.mark.parametrize(
+    ("training_gib", "size", "gpu_share"),
+    [
+        (0.5, 4, 1 / 3),  # three packs of 1 + 4 * 0.5 GiB in 10 GiB
+        (2, 4, 1),
+        (3, 3, 1),  # and not four
+        (9, 1, 1),
+        (99, 1, 1),
+    ],
+)
+def test_a_pack_is_as_large_as_wanted_and_as_fits_a_gpu(training_gib: float, size: int, gpu_share: float) -> None:
+    shares = planner(TrialMemory(process_gib=1, training_gib=training_gib), trials_per_pack=4)
+    assert shares.pack_size(TASK) == size
+    assert shares(TASK).num_gpus == pytest.approx(gpu_share, abs=1e-3)
+
+
+def test_a_training_that_could_not_be_measured_is_not_packed() -> None:
+    assert planner(None, trials_per_pack=4).pack_size(TASK) == 1
+
+
+def test_where_nothing_is_measured_packs_are_as_large_as_wanted() -> None:
+    assert planner(was_measured=False, gpus_per_trial=0.5, trials_per_pack=4).pack_size(TASK) == 4
+
+
+def test_only_trainings_are_packed_and_only_where_it_is_wanted() -> None:
+    memory = TrialMemory(process_gib=1, training_gib=0.5)
+    assert planner(memory, trials_per_pack=4).pack_size(SCORE) == 1
+    assert planner(memory).pack_size(TASK) == 1
