@@ -17,17 +17,18 @@ import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
 
 from benchmarks._machine import processor
 from benchmarks._timing import print_table
+from benchmarks.samplers import ended_trial
 from orchestrator.engine_specs import Asha, ray_is_installed
 from orchestrator.engines.base import Lost, Objective, Reporter, Search
 from orchestrator.engines.optuna_engine import OptunaEngine
@@ -51,7 +52,21 @@ RATES: tuple[Dimension, ...] = (Real(name="recipe.learning_rate", low=0.01, high
 SCORE = Objective("score", "maximize")
 ACCURACY = Objective("val_accuracy", "maximize")
 SQLITE_TRIALS = 100
+"""On Optuna's SQLite storage, and of ours where they are compared."""
+WINDOW = 50
+"""Suggestions that a time is the median of."""
 TOPOLOGY = "as-vit:8,2,3,1|4,1,2,1|4,1,4,1|4,1,6,1|32,8"
+
+
+Found = TypeVar("Found")
+
+
+class Spent(NamedTuple):
+    """What a run took."""
+
+    seconds: float
+    cpu_s: float
+    """Of all threads: a busy machine changes it less."""
 
 
 class EmptyPool:
@@ -138,17 +153,20 @@ def inline(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Trials per second of our engine, of Optuna in memory, and of Optuna on its own SQLite storage."""
     rows = []
     for sampler in ("random", "tpe"):
-        ways: dict[str, Callable[[], float]] = {
+        ways: dict[str, Callable[[], Spent]] = {
             "bare": lambda name=sampler: _bare(name, options.trials, storage=None),
             "durable": lambda name=sampler: _ours(name, options.trials, tracked=False),
             "tracked": lambda name=sampler: _ours(name, options.trials, tracked=True),
             "sqlite": lambda name=sampler: _on_sqlite(name),
+            "tracked, few": lambda name=sampler: _ours(name, SQLITE_TRIALS, tracked=True),
         }
-        seconds = _in_turn(ways, options.runs)
+        found = _in_turn(ways, options.runs)
+        few = {"sqlite": SQLITE_TRIALS, "tracked, few": SQLITE_TRIALS}
         per_s = {
-            way: (SQLITE_TRIALS if way == "sqlite" else options.trials) / statistics.median(found)
-            for way, found in seconds.items()
+            way: few.get(way, options.trials) / statistics.median(one.seconds for one in spent)
+            for way, spent in found.items()
         }
+        cpu_s = {way: statistics.median(one.cpu_s for one in spent) for way, spent in found.items()}
         rows.append(
             {
                 "sampler": sampler,
@@ -158,9 +176,10 @@ def inline(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "Optuna SQLite/s": per_s["sqlite"],
                 "durable of bare": per_s["durable"] / per_s["bare"],
                 "tracked of bare": per_s["tracked"] / per_s["bare"],
-                "times SQLite": per_s["durable"] / per_s["sqlite"],
-                "bare spread": _spread(seconds["bare"]),
-                "durable spread": _spread(seconds["durable"]),
+                "in CPU time": cpu_s["bare"] / cpu_s["tracked"],
+                "tracked times SQLite": per_s["tracked, few"] / per_s["sqlite"],
+                "bare spread": _spread(found["bare"]),
+                "tracked spread": _spread(found["tracked"]),
             }
         )
     print_table(
@@ -169,23 +188,35 @@ def inline(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def _spread(seconds: list[float]) -> float:
-    """Relative to the median."""
+def _spread(spent: list[Spent]) -> float:
+    """Of the seconds, relative to their median."""
+    seconds = [one.seconds for one in spent]
     return (max(seconds) - min(seconds)) / statistics.median(seconds)
 
 
-def _in_turn(ways: dict[str, Callable[[], float]], runs: int) -> dict[str, list[float]]:
-    """Seconds of each way, one run of each after another, so that a busy machine disturbs all alike."""
-    for call in ways.values():
-        call()
-    found: dict[str, list[float]] = {way: [] for way in ways}
+def _in_turn(ways: Mapping[str, Callable[[], Found]], runs: int, *, warm: bool = True) -> dict[str, list[Found]]:
+    """What each way gives, one run of each after another, so that a busy machine disturbs all alike.
+
+    Each runs once more before where `warm` says so: something is loaded or set up on first use.
+    """
+    if warm:
+        for call in ways.values():
+            call()
+    found: dict[str, list[Found]] = {way: [] for way in ways}
     for _ in range(runs):
         for way, call in ways.items():
             found[way].append(call())
     return found
 
 
-def _bare(sampler: str, trials: int, *, storage: str | None) -> float:
+@contextmanager
+def _spending() -> Iterator[Callable[[], Spent]]:
+    """Times what is done within; the yielded function says how long it took so far."""
+    started, cpu_started = time.perf_counter(), time.process_time()
+    yield lambda: Spent(time.perf_counter() - started, time.process_time() - cpu_started)
+
+
+def _bare(sampler: str, trials: int, *, storage: str | None) -> Spent:
     def objective(trial: optuna.Trial) -> float:
         return score(
             {one.name: trial.suggest_categorical(one.name, one.options) for one in CHOICES if isinstance(one, Choice)}
@@ -197,25 +228,25 @@ def _bare(sampler: str, trials: int, *, storage: str | None) -> float:
             warnings.simplefilter("ignore", ExperimentalWarning)
             made = optuna.samplers.TPESampler(seed=1, multivariate=True, group=True, n_startup_trials=10)
     study = optuna.create_study(direction="maximize", sampler=made, storage=storage)
-    started = time.perf_counter()
-    study.optimize(objective, n_trials=trials)
-    return time.perf_counter() - started
+    with _spending() as spent:
+        study.optimize(objective, n_trials=trials)
+        return spent()
 
 
-def _on_sqlite(sampler: str) -> float:
+def _on_sqlite(sampler: str) -> Spent:
     with tempfile.TemporaryDirectory() as folder:
         return _bare(sampler, SQLITE_TRIALS, storage=f"sqlite:///{folder}/optuna.db")
 
 
-def _ours(sampler: str, trials: int, *, tracked: bool) -> float:
+def _ours(sampler: str, trials: int, *, tracked: bool) -> Spent:
     with _stage() as context:
         search = _search(sampler, trials)
         ledger = StageLedger(context, search, tracked=tracked)
-        started = time.perf_counter()
-        found = OptunaEngine().run(search, EmptyPool(), ledger, Never())
-        seconds = time.perf_counter() - started
+        with _spending() as spending:
+            found = OptunaEngine().run(search, EmptyPool(), ledger, Never())
+            spent = spending()
         assert len(found) == len(context.store.trials(context.stage.id)) == trials
-        return seconds
+        return spent
 
 
 def _search(sampler: str, trials: int) -> Search:
@@ -266,7 +297,6 @@ def _abandon(reason: str) -> Any:
 def many(options: argparse.Namespace) -> dict[str, Any]:
     """Time to ask, list and rebuild with many trials there, and the memory that they take."""
     sizes = sorted({options.many // 10, options.many // 2, options.many})
-    rows: list[dict[str, Any]] = []
     with _stage() as context:
         search = _search("random", max(sizes))
         before = _resident_mib()
@@ -278,11 +308,9 @@ def many(options: argparse.Namespace) -> dict[str, Any]:
         started = time.perf_counter()
         trials = context.store.trials(context.stage.id)
         listing_s = time.perf_counter() - started
-        for sampler in ("random", "tpe", "nsga2", "evolution"):
-            asked = {size: _ask_ms(sampler, trials[:size]) for size in sizes}
-            rows.append({"sampler": sampler, **{f"ask ms at {size:,}": ms for size, ms in asked.items()}})
         rebuild_s = _rebuild_s(trials)
-    print_table("time of one suggestion (tpe is made of 1,000 trials at most)", rows, medians=False)
+    rows = [_asking(sampler, sizes) for sampler in ("random", "tpe", "nsga2", "evolution", "reinforce")]
+    print_table(f"time of one suggestion (median of {WINDOW} up to so many trials)", rows, medians=False)
     facts = {
         "trials": len(trials),
         "trials/s": len(trials) / seconds,
@@ -295,16 +323,23 @@ def many(options: argparse.Namespace) -> dict[str, Any]:
     return {"ask": rows, **facts}
 
 
-def _ask_ms(sampler: str, trials: list[TrialRecord]) -> float:
+def _asking(sampler: str, sizes: Sequence[int]) -> dict[str, Any]:
+    """Milliseconds to ask, with as many trials of the sampler's own told before."""
     suggester = _search(sampler, 0).suggester
-    for trial in trials:
-        suggester.tell(trial)
-    seconds = []
-    for number in range(len(trials), len(trials) + 15):
-        started = time.perf_counter()
-        suggester.ask(number)
-        seconds.append(time.perf_counter() - started)
-    return 1000 * statistics.median(seconds)
+    spent: list[Spent] = []
+    for number in range(max(sizes)):
+        with _spending() as spending:
+            suggestion = suggester.ask(number)
+            spent.append(spending())
+        assert suggestion is not None
+        metrics = {SCORE.metric: score(suggestion.point)}
+        suggester.tell(ended_trial(number, suggestion.point, suggestion.sampler_state, metrics))
+    row: dict[str, Any] = {"sampler": sampler}
+    for size in sizes:
+        last = spent[max(0, size - WINDOW) : size]
+        row[f"ms at {size:,}"] = 1000 * statistics.median(one.seconds for one in last)
+        row[f"CPU ms at {size:,}"] = 1000 * statistics.median(one.cpu_s for one in last)
+    return row
 
 
 def _rebuild_s(trials: list[TrialRecord]) -> float:
@@ -348,7 +383,7 @@ def ray_tune(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "ours": lambda epochs=epochs: _on_our_ray(cluster, options.ray_trials, epochs),
                 "reuse": lambda epochs=epochs, epoch_s=epoch_s: _on_tune(options.ray_trials, epochs, epoch_s),
             }
-            seconds = _in_turn(ways, runs if not epoch_s else 1)
+            seconds = _in_turn(ways, runs, warm=not epoch_s)
             plain = [] if epoch_s or options.quick else [_on_plain_tune(options.ray_trials)]
             row = {"work": name, "trials": options.ray_trials}
             for way, found in {"plain s": plain, "reuse_actors s": seconds["reuse"], "ours s": seconds["ours"]}.items():
@@ -358,9 +393,9 @@ def ray_tune(options: argparse.Namespace) -> list[dict[str, Any]]:
             row["reuse spread s"] = max(seconds["reuse"]) - min(seconds["reuse"])
             row["ours spread s"] = max(seconds["ours"]) - min(seconds["ours"])
             rows.append(row)
+            print_table("engine ray with ASHA, tracked in our database, against Ray Tune", [row], medians=False)
     finally:
         cluster.close()
-    print_table("engine ray with ASHA, every trial in our database, against Ray Tune", rows, medians=False)
     return rows
 
 
