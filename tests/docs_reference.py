@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
+from orchestrator.engine_specs import SCHEDULERS, EngineSpec, ResourceSpec
 from orchestrator.settings import Settings
 from orchestrator.spec import Candidates, Limits, StudySpec, Truth
 from orchestrator.stage_specs import STAGE_TYPES
@@ -29,6 +30,9 @@ from trainers.config import Configuration, DataConfig
 
 MODELS: dict[str, type[BaseModel]] = {
     "study": StudySpec,
+    "engine": EngineSpec,
+    **{f"scheduler:{name}": model for name, model in SCHEDULERS.items()},
+    "resources": ResourceSpec,
     "data": DataConfig,
     **STAGE_TYPES,
     "candidates": Candidates,

@@ -162,6 +162,11 @@ def test_a_command_line_is_one_that_exists(block: str) -> None:
         elif words[:1] == ["vitsearch"]:
             arguments = words[2 : words.index(">") if ">" in words else None]
             COMMANDS[words[1]].make_context(words[1], arguments)  # raises for what it does not take
+        elif words[:1] == ["ray"]:
+            pytest.importorskip("ray", reason="Ray is not installed, whose command the page names")
+            from ray.scripts.scripts import cli
+
+            cli.commands[words[1]].make_context(words[1], words[2:])
         elif words:
             assert words[0] in ("cp", "createdb", "export", "pip", ".venv/bin/pytest"), line
 

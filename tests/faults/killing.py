@@ -4,7 +4,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,14 +38,28 @@ def wait_for(place: Place, moment: Moment, driver: Driver) -> None:
 
 
 def kill_and_resume(
-    tiny: FinishedStudy, place: Place, moments: Sequence[Moment | Kill], **environment: str
+    tiny: FinishedStudy,
+    place: Place,
+    moments: Sequence[Moment | Kill],
+    *,
+    file: Path | None = None,
+    killed: Callable[[Driver], None] = lambda _: None,
+    **environment: str,
 ) -> Sequence[str]:
     """Kill a study at each moment, resume it to its end, and compare it with the undisturbed one.
+
+    Args:
+        tiny: The undisturbed study.
+        place: Where to run it.
+        moments: At which its driver is killed.
+        file: Of the study, where it is not the tiny one.
+        killed: Called with each driver after its death.
+        environment: Of the drivers.
 
     Returns:
         The states of its executions, oldest first.
     """
-    file = write_study(place)
+    file = file or write_study(place)
     for moment in moments:
         before = finished_epochs(place)
         kills = [moment] if isinstance(moment, Kill) else []
@@ -55,6 +69,7 @@ def kill_and_resume(
             driver.kill()
         assert driver.wait() == -signal.SIGKILL, f"{moment}: {driver.err[-2000:]}"
         assert_epochs_are_kept(place, before)
+        killed(driver)
     before = finished_epochs(place)
     driver = run(place, "run", file, "--quiet", **environment)
     assert driver.process.exitcode == 0, driver.err

@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import trainers.checkpoints
+import trainers.loop
+import trainers.packed
 import trainers.worker
 
 LAST_TRIAL = "trial-0008"
 """Of the tiny study: no later suggestion depends on how it ends."""
+HANGING_TRIAL = "trial-0002"
+"""Of the study of `tests.packs`."""
 _KIB, _MIB = 1 << 10, 1 << 20
 
 
@@ -45,6 +49,16 @@ def last_trial_hangs() -> None:
 def last_trial_is_killed() -> None:
     """The last trial ends the whole process, as the system does where memory runs out."""
     _in_the_last_trial(lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def a_packed_trial_hangs() -> None:
+    """`HANGING_TRIAL` never comes back from its second epoch's first batch, in whichever company."""
+    _in_the_hanging_trial(lambda: time.sleep(10_000))
+
+
+def a_packed_trial_is_killed() -> None:
+    """`HANGING_TRIAL` ends the whole process there."""
+    _in_the_hanging_trial(lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
 def result_is_late() -> None:
@@ -85,3 +99,32 @@ def _in_the_last_trial(trouble: Callable[[], object]) -> None:
         return train(task, *arguments)
 
     trainers.worker.train = troubled
+
+
+class _TroubledReporter:
+    def __init__(self, reporter: Any, trouble: Callable[[], object]) -> None:
+        self._reporter = reporter
+        self._trouble = trouble
+        self._has_reported = False
+
+    def report(self, report: Any) -> None:
+        self._has_reported = True
+        self._reporter.report(report)
+
+    def should_stop(self) -> bool:
+        if self._has_reported:
+            self._trouble()
+        stop: bool = self._reporter.should_stop()
+        return stop
+
+
+def _in_the_hanging_trial(trouble: Callable[[], object]) -> None:
+    follow = trainers.loop.follow
+
+    def troubled(task: Any, *arguments: Any) -> Any:
+        *before, reporter = arguments
+        if task.folder.name == HANGING_TRIAL:
+            reporter = _TroubledReporter(reporter, trouble)
+        return follow(task, *before, reporter)
+
+    trainers.loop.follow = trainers.packed.follow = troubled
