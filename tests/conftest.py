@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+pytest.register_assert_rewrite("tests.places", "tests.lineage", "tests.packs")  # so that a failure says what differs
+
 if TYPE_CHECKING:
+    from orchestrator.engines.ray_cluster import RayCluster
     from tests.postgres import PostgresServer
     from tests.tiny import CommandLine, FinishedStudy
 
@@ -42,6 +45,26 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path}/vitsearch.db"
     server: PostgresServer = request.getfixturevalue("postgres")
     return server.new_database()
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A Ray cluster of one node with two CPU cores; a test that needs it is skipped where Ray is not installed."""
+    pytest.importorskip("ray", reason="Ray is not installed (pip install 'vitsearch[ray]')")
+    from tests.ray_local import ray_nodes
+
+    with ray_nodes(2) as address:
+        yield address
+
+
+@pytest.fixture
+def cluster(address: str) -> "Iterator[RayCluster]":
+    """Attached to it."""
+    from orchestrator.engines.ray_cluster import RayCluster
+
+    cluster = RayCluster(address=address)
+    yield cluster
+    cluster.close()
 
 
 @pytest.fixture

@@ -108,6 +108,8 @@ class Rows:
     checkpoints: dict[str, list[list[CheckpointRecord]]]
     executions: list[str]
     """Their states, oldest first."""
+    setups: list[dict[str, Any]]
+    """Of the executions: engine, pool and why."""
 
     def expected(self) -> dict[str, Any]:
         """Everything that the study file and its seed determine, as a flat dictionary."""
@@ -135,13 +137,15 @@ def read_rows(home: Path, name: str = "tiny", *, database_url: str | None = None
         assert study is not None
         stages = {stage.name: stage for stage in store.stages(study.id)}
         trials = {stage: store.trials(record.id) for stage, record in stages.items()}
+        executions = store.executions(study.id)
         return Rows(
             study=study,
             stages=stages,
             trials=trials,
             curves={stage: [store.reports(trial.id) for trial in found] for stage, found in trials.items()},
             checkpoints={stage: [store.checkpoints(trial.id) for trial in found] for stage, found in trials.items()},
-            executions=[execution.state for execution in store.executions(study.id)],
+            executions=[execution.state for execution in executions],
+            setups=[execution.setup or {} for execution in executions],
         )
     finally:
         store.close()

@@ -171,23 +171,29 @@ class RayCluster:
         return any(node.num_gpus for node in self.nodes())
 
     def room_for(self, num_cpus: float, num_gpus: float) -> int:
-        """How many workers of that size fit on all nodes together.
+        """How many workers of that size fit on all nodes together; 0 while a cluster may still get a larger node.
 
         Raises:
-            EngineUnavailableError: There has been room for none for a while.
+            EngineUnavailableError: There is room for none: on this machine, or for a while on a cluster.
         """
         room = sum(fits(node, num_cpus, num_gpus) for node in self.nodes())
         if room:
             self._no_room_since = None
             return room
+        wanted = f"asks for {num_cpus:g} CPU cores and {num_gpus:g} GPUs"
+        if self.is_local:
+            raise EngineUnavailableError(
+                f"a trial must fit on this machine, but {wanted} where Ray has {described(self.nodes())}. Lower "
+                "`resources` in the study file."
+            )
         now = time.monotonic()
         if self._no_room_since is None:
             self._no_room_since = now
-        if not self.is_local and now - self._no_room_since > _NO_ROOM_S:
+        if now - self._no_room_since > _NO_ROOM_S:
             raise EngineUnavailableError(
-                f"a trial must fit on a node of the Ray cluster, but asks for {num_cpus:g} CPU cores and {num_gpus:g} "
-                f"GPUs, and for {_NO_ROOM_S:g} seconds there was no such node ({described(self.nodes())}). Add a "
-                "larger node, or lower `resources` in the study file."
+                f"a trial must fit on a node of the Ray cluster, but {wanted}, and for {_NO_ROOM_S:g} seconds there "
+                f"was no such node ({described(self.nodes())}). Add a larger node, or lower `resources` in the study "
+                "file."
             )
         return 0
 

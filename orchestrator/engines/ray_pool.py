@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.engines.base import EngineUnavailableError, Lost, Reporter
 from orchestrator.engines.pack_queue import PackQueue
 from orchestrator.engines.ray_cluster import RayCluster
-from orchestrator.engines.ray_room import Node, described
+from orchestrator.engines.ray_room import Node
 from orchestrator.engines.ray_shares import Share, SharePlanner
 from orchestrator.engines.ray_worker import RUN_PACKED, RUN_TASK, SILENT, Ended, Reported, Taken, TaskWorker, Work
 from trainers.config import Configuration, Resources, Task, TaskOutcome, TrainTask
@@ -192,11 +192,8 @@ class RayPool:
 
     def _may_start(self, share: Share) -> bool:
         """Whether one more worker of that size fits beside those that have work."""
-        if self._cluster.room_for(*share) == 0 and self._cluster.is_local:
-            raise EngineUnavailableError(
-                f"a trial must fit on this machine, but asks for {share.num_cpus:g} CPU cores and {share.num_gpus:g} "
-                f"GPUs where Ray has {described(self._cluster.nodes())}. Lower `resources` in the study file."
-            )
+        if not self._cluster.room_for(*share):
+            return False
         busy = [worker.share for worker in self._workers if worker.keys]
         if self._max_concurrent is not None and len(busy) >= self._max_concurrent:
             return False

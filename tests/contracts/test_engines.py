@@ -1,14 +1,9 @@
 """Every engine and pool: the same study file and seed, with the random sampler, give the same study."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from orchestrator.engine_specs import ray_is_installed
-from orchestrator.settings import load_settings
-from orchestrator.store.repository import Store
-from tests.ray_local import ray_nodes
 from tests.tiny import Rows, differences, read_rows, run_here
 
 STUDY = """\
@@ -55,14 +50,6 @@ def inline(tmp_path_factory: pytest.TempPathFactory) -> Rows:
     return read_rows(run(tmp_path_factory.mktemp("inline"), INLINE), "same")
 
 
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    if not ray_is_installed():
-        pytest.skip("Ray is not installed (pip install 'vitsearch[ray]')")
-    with ray_nodes(2) as address:
-        yield address
-
-
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", ON_RAY)
 def test_each_way_to_run_a_study_gives_the_same_trials_metrics_and_curves(
@@ -76,7 +63,7 @@ def test_each_way_to_run_a_study_gives_the_same_trials_metrics_and_curves(
     assert differences(rows, inline) == []
     assert list((tmp_path / "cwd").iterdir()) == []
     assert not list(home.rglob("ray"))
-    setup = executions(home)[0].setup
+    (setup,) = rows.setups
     assert (setup["engine"], setup["pool"], setup["ray_address"]) == (name.partition(" ")[0], "ray", address)
     assert "RAY_ADDRESS" not in setup["reason"]  # the file asked for it
 
@@ -98,13 +85,6 @@ def test_a_study_may_change_its_engine_half_way(
     assert half.state == "interrupted"
     monkeypatch.setenv("RAY_ADDRESS", address)
     home = run(tmp_path, "engine: {name: ray}\nresources: {max_concurrent: 1}")
-    assert differences(read_rows(home, "same"), inline) == []
-    assert [one.setup["engine"] for one in executions(home)] == ["optuna", "ray"]
-
-
-def executions(home: Path):
-    store = Store.open(load_settings(home=home).database_url)
-    try:
-        return store.executions(store.find_study("same").id)
-    finally:
-        store.close()
+    rows = read_rows(home, "same")
+    assert differences(rows, inline) == []
+    assert [setup["engine"] for setup in rows.setups] == ["optuna", "ray"]

@@ -1,16 +1,11 @@
 """Studies whose trainings are packed: the same trials as without packs, each with its own curve and end."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from orchestrator.engine_specs import ray_is_installed
-from orchestrator.settings import load_settings
-from orchestrator.store.repository import Store
 from tests.fakes import RecordingProgress, Switch, Told
 from tests.packs import ALONE, ON_RAY, PACKED, ROUNDING, pack_sizes, write_packs
-from tests.ray_local import ray_nodes
 from tests.tiny import Rows, differences, read_rows, run_here
 
 
@@ -25,22 +20,6 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Rows:
     rows = run(tmp_path_factory.mktemp("alone"), ALONE)
     assert {trial.state for trial in rows.trials["train"]} == {"complete", "stopped"}  # some leave their packs
     return rows
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    if not ray_is_installed():
-        pytest.skip("Ray is not installed (pip install 'vitsearch[ray]')")
-    with ray_nodes(2) as address:
-        yield address
-
-
-def executions(home: Path):
-    store = Store.open(load_settings(home=home).database_url)
-    try:
-        return store.executions(store.find_study("packs").id)
-    finally:
-        store.close()
 
 
 def test_packed_trials_are_those_that_they_are_alone_and_are_shown_apart(alone: Rows, tmp_path: Path) -> None:
@@ -121,7 +100,7 @@ def test_a_study_may_begin_packed_and_go_on_without(alone: Rows, tmp_path: Path)
     run_here(write_packs(tmp_path, PACKED), tmp_path / "home", progress=RecordingProgress(stop), control=control)
     rows = run(tmp_path, ALONE)
     assert differences(rows, alone, tolerance=ROUNDING) == []
-    assert [one.setup["pool"] for one in executions(tmp_path / "home")] == ["inline", "inline"]
+    assert [setup["pool"] for setup in rows.setups] == ["inline", "inline"]
     assert set(pack_sizes(rows)) == {1}
 
 

@@ -7,37 +7,25 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from orchestrator.engine_specs import Asha, HyperBand, Pasha, Scheduler
-from orchestrator.engines.base import Lost, Search
+from orchestrator.engines.base import EngineUnavailableError, Lost, Search
 from orchestrator.engines.optuna_engine import OptunaEngine
 from orchestrator.engines.ray_cluster import RayCluster
 from orchestrator.engines.ray_pool import RayPool
+from orchestrator.engines.ray_shares import SharePlanner
 from orchestrator.store.records import TrialRecord
 from tests.fakes import Switch
-from tests.ray_local import TOPOLOGY, MemoryLedger, rate_search, ray_nodes
+from tests.ray_local import TOPOLOGY, MemoryLedger, rate_search
 from tests.ray_tasks import epochs_of
-from trainers.config import DataConfig, EpochReport, ScoreTask, TaskOutcome
+from trainers.config import DataConfig, EpochReport, Resources, ScoreTask, TaskOutcome
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install 'vitsearch[ray]')")
 pytestmark = pytest.mark.timeout(300)
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with ray_nodes(2) as address:
-        yield address
-
-
-@pytest.fixture
-def cluster(address: str) -> Iterator[RayCluster]:
-    cluster = RayCluster(address=address)
-    yield cluster
-    cluster.close()
 
 
 def score_task(seed: int) -> ScoreTask:
@@ -141,6 +129,7 @@ def run_engine(
     settings: Scheduler | None = None,
     control: Switch | None = None,
     silent_minutes: float | None = None,
+    shares: SharePlanner | None = None,
 ) -> list[TrialRecord]:
     from orchestrator.engines.ray_engine import RayEngine
 
@@ -149,6 +138,7 @@ def run_engine(
         cluster,
         pool,
         scratch=folder / "scratch",
+        shares=shares,
         scheduler=scheduler,
         settings=settings,
         silent_minutes=silent_minutes,
@@ -191,6 +181,21 @@ def test_schedulers_whose_trials_wait_for_others_leave_none_waiting(
     assert len(ledger.curves[best.number]) == max(len(curve) for curve in ledger.curves.values())
     for trial in trials:
         assert (trial.rung or 9) == len(ledger.curves[trial.number])
+
+
+@pytest.mark.parametrize("engine", ["optuna", "ray"])
+def test_a_trial_too_large_for_this_machine_is_refused_at_once(
+    cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    monkeypatch.setattr(RayCluster, "is_local", True)  # a cluster may get a larger node
+    search = rate_search(tmp_path, num_trials=2, epochs=3)
+    shares = SharePlanner(cluster, Resources(cpus_per_trial=64, gpus_per_trial=0))
+    if engine == "ray":
+        run = partial(run_engine, cluster, search, MemoryLedger(), tmp_path, run_task="quick", shares=shares)
+    else:
+        run = partial(OptunaEngine().run, search, RayPool(cluster, shares=shares), MemoryLedger(), Switch())
+    with pytest.raises(EngineUnavailableError, match=r"asks for 64 CPU cores and 0 GPUs where Ray has 2 cores and"):
+        run()
 
 
 def test_a_loss_that_is_not_finite_is_a_failure_and_the_search_goes_on(cluster: RayCluster, tmp_path: Path) -> None:
@@ -271,6 +276,7 @@ def test_a_trial_whose_process_is_killed_under_tune_goes_on_from_its_own_checkpo
 
 LOCAL_RAY = """
 import subprocess, sys
+from functools import partial
 from pathlib import Path
 from orchestrator.engines.ray_cluster import RayCluster
 cluster = RayCluster(num_cpus=1)

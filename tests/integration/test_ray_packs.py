@@ -1,6 +1,5 @@
 """Packs on the Ray pool, of trainings that need no torch: how they are filled, streamed, stopped and tried apart."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,26 +10,13 @@ from orchestrator.engines.ray_pool import RayPool
 from orchestrator.engines.ray_shares import SharePlanner
 from orchestrator.store.records import TrialRecord
 from tests.fakes import Switch
-from tests.ray_local import MemoryLedger, rate_search, ray_nodes
+from tests.ray_local import MemoryLedger, rate_search
 from trainers.config import EpochReport, Resources
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install 'vitsearch[ray]')")
 pytestmark = pytest.mark.timeout(300)
 
 PACKS_OF_3 = Resources(cpus_per_trial=1, gpus_per_trial=0, trials_per_pack=3)
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with ray_nodes(2) as address:
-        yield address
-
-
-@pytest.fixture
-def cluster(address: str) -> Iterator[RayCluster]:
-    cluster = RayCluster(address=address)
-    yield cluster
-    cluster.close()
 
 
 def make_pool(cluster: RayCluster, worker: str, **given: float) -> RayPool:
