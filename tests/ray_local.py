@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.engines.base import Objective, Search, Suggestion
 from orchestrator.engines.suggester import OptunaSuggester
-from orchestrator.store.records import TrialRecord
+from orchestrator.store.records import AttemptRecord, TrialRecord
 from search_spaces.dimensions import Dimension, Real
 from search_spaces.recipes import PluginChoice, Recipe
 from tests.fakes import make_trial
@@ -98,8 +98,9 @@ class MemoryLedger:
         known = self.curves.get(trial.number, {})
         return [known[epoch] for epoch in sorted(known)]
 
-    def was_lost(self, trial: TrialRecord) -> bool:
-        return any(number == trial.number for number, _ in self.lost)
+    def attempt(self, trial: TrialRecord) -> AttemptRecord:
+        lost = sum(number == trial.number for number, _ in self.lost)
+        return AttemptRecord(id=1 + len(self.lost), trial_id=trial.id, number=lost, num_lost=lost)
 
     def reporter(self, trial: TrialRecord) -> "_Reporter":
         return _Reporter(self.curves.setdefault(trial.number, {}))

@@ -14,7 +14,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ def save(
         damaged=tuple(damaged),
     )
     target = folder / f"epoch-{epoch:04d}"
-    with _writing(target):
+    with writing(target):
         folder.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
         write_folder(target, {**content, MANIFEST: manifest.model_dump_json(indent=1).encode()})
@@ -133,7 +133,7 @@ def load_newest(folder: Path, *, configuration: str, damaged: list[str] | None =
     """
     if not folder.is_dir():
         return None
-    with _writing(folder):
+    with writing(folder):
         _remove_leftovers(folder)
     found: list[str] = [] if damaged is None else damaged
     for path in reversed(_epoch_folders(folder)):
@@ -144,7 +144,7 @@ def load_newest(folder: Path, *, configuration: str, damaged: list[str] | None =
         except CheckpointError as error:
             logger.warning("%s Going back to the checkpoint before it.", error)
             found.append(f"{path.name}: {error}")
-            with _writing(path):
+            with writing(path):
                 _remove(path)
             continue
         if manifest.configuration != configuration:
@@ -185,7 +185,7 @@ def saved(folder: Path) -> tuple[CheckpointRecord, ...]:
 def prune(folder: Path, *, keep: int) -> None:
     """Keep the weights of the newest `keep` epochs, and optimizer state of no more than the newest two."""
     newest_first = _epoch_folders(folder)[::-1]
-    with _writing(folder):
+    with writing(folder):
         for path in newest_first[keep:]:
             _remove(path)
         for path in newest_first[_KEEP_RESUMABLE:keep]:
@@ -202,7 +202,7 @@ def retire(folder: Path, *, keep: Collection[Path]) -> None:
     Raises:
         CheckpointWriteError: Something cannot be removed.
     """
-    with _writing(folder):
+    with writing(folder):
         for manifest in sorted(folder.rglob(f"epoch-*/{MANIFEST}")):
             if manifest.parent in keep:
                 (manifest.parent / OPTIMIZER).unlink(missing_ok=True)
@@ -285,7 +285,12 @@ def read_tensors(file: Path, sha256: str | None) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _writing(target: Path) -> Iterator[None]:
+def writing(target: Path) -> Iterator[None]:
+    """What the file system refuses in here is an error that names the target.
+
+    Raises:
+        CheckpointWriteError: It did.
+    """
     try:
         yield
     except OSError as error:
@@ -318,4 +323,5 @@ def _remove(path: Path) -> None:
 
 def _remove_leftovers(folder: Path) -> None:
     for path in folder.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(path)
+        with suppress(FileNotFoundError):  # whose it is has just removed it, or something in it
+            shutil.rmtree(path)

@@ -127,6 +127,15 @@ class ScoreTask(_Plain):
     """Whether one proxy that fails makes the whole task fail."""
 
 
+class Fence(_Plain):
+    """Which attempt at a training may write its files; see `trainers.fencing`."""
+
+    file: Path
+    """Where the newest attempt leaves its token."""
+    token: int = Field(ge=1)
+    """Of this attempt; a later one has a higher one."""
+
+
 class TrainTask(_Plain):
     """Train one configuration, from its newest whole checkpoint in `folder` if there is one."""
 
@@ -137,6 +146,8 @@ class TrainTask(_Plain):
     keep_checkpoints: int = Field(default=1, ge=1, description="weights of this many newest epochs are kept")
     alone: bool = False
     """Not to be computed together with others, such as after an earlier attempt took its process along."""
+    fence: Fence | None = None
+    """Of the attempt; `None` where there is never more than one."""
 
 
 class PackedTrainTask(_Plain):
@@ -214,6 +225,6 @@ class TaskOutcome(_Plain):
     reason: str | None = None
     """Why it stopped or failed, in words that a person can read."""
     error: Literal["out-of-memory", "not-finite", "exception", "storage", "silent"] | None = None
-    """`silent`: it gave no sign of life. `storage`: nothing could be written, which no other trial would do better, so
-    that its state is `interrupted`."""
+    """`silent`: it gave no sign of life. `storage`: nothing could or may be written, which no other trial would do
+    better, so that its state is `interrupted`."""
     checkpoints: tuple[CheckpointRecord, ...] = ()

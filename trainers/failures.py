@@ -10,6 +10,7 @@ import torch
 
 from trainers.checkpoints import CheckpointWriteError
 from trainers.config import TaskOutcome
+from trainers.fencing import SupersededError
 
 _TRACEBACK_LINES = 6
 
@@ -32,7 +33,7 @@ def describe_failure(error: Exception) -> Failure:
             "out-of-memory",
             f"out of memory: {first_line}. Lower recipe.batch_size, or bound the topology's parameters or FLOPs.",
         )
-    if isinstance(error, CheckpointWriteError):
+    if isinstance(error, CheckpointWriteError | SupersededError):
         return Failure("storage", str(error))
     lines = "".join(traceback.format_exception(error)).rstrip().splitlines()[-_TRACEBACK_LINES:]
     place = traceback.extract_tb(error.__traceback__)[-1]
@@ -41,7 +42,7 @@ def describe_failure(error: Exception) -> Failure:
 
 
 def failed_outcome(failure: Failure) -> TaskOutcome:
-    """The outcome of a task that ended so; where nothing can be written, the task is not to blame and waits."""
+    """The outcome of a task that ended so; where nothing can or may be written, the task is not to blame and waits."""
     details = {"traceback": list(failure.traceback)} if failure.traceback else {}
     state: Literal["failed", "interrupted"] = "interrupted" if failure.error == "storage" else "failed"
     return TaskOutcome(state=state, error=failure.error, reason=failure.reason, details=details)

@@ -13,7 +13,7 @@ from plugins.protocols import Stopper
 from plugins.registry import create
 from search_spaces.base import ImageTask
 from search_spaces.recipes import Recipe
-from trainers import checkpoints
+from trainers import checkpoints, fencing
 from trainers.augment import augment
 from trainers.building import build_model, topology_costs
 from trainers.checkpoints import Checkpoint
@@ -133,6 +133,7 @@ def follow(
     digest = checkpoints.configuration_digest(task.configuration)
     history: list[EpochReport] = []
     damaged: list[str] = []
+    fencing.claim(task.fence)
     checkpoint = checkpoints.load_newest(task.folder, configuration=digest, damaged=damaged)
     if checkpoint is not None:
         learner.restore(checkpoint)
@@ -153,13 +154,12 @@ def follow(
             history.append(report)
             yield Save(
                 partial(
-                    checkpoints.save,
-                    task.folder,
+                    _save,
+                    task,
                     weights=learner.weights(),
                     optimizer=learner.optimizer_tensors(),
                     history=history,
                     configuration=digest,
-                    keep=task.keep_checkpoints,
                     damaged=damaged,
                 )
             )
@@ -182,6 +182,12 @@ def follow(
         details={"damaged_checkpoints": damaged} if damaged else {},
         checkpoints=checkpoints.saved(task.folder),
     )
+
+
+def _save(task: TrainTask, **given: Any) -> None:
+    """Write a checkpoint, unless a newer attempt at the training has begun."""
+    fencing.check(task.fence)
+    checkpoints.save(task.folder, keep=task.keep_checkpoints, **given)
 
 
 def _epoch(epoch: int, course: Course, reporter: Reporter) -> Generator[Request, Any, EpochReport]:

@@ -4,9 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
-from orchestrator.store.records import TrialRecord
+from orchestrator.store.records import AttemptRecord, TrialRecord
 from search_spaces.dimensions import Dimension, Point
-from trainers.config import Configuration, EpochReport, Task, TaskOutcome
+from trainers.config import Configuration, EpochReport, Fence, Task, TaskOutcome, TrainTask
+
+ATTEMPT_FILE = "attempt"
+"""In a training's folder: its fence."""
 
 
 class EngineUnavailableError(RuntimeError):
@@ -78,6 +81,15 @@ class Search:
     """Trials with the same word here can take over each other's weights."""
 
 
+def task_of_attempt(search: Search, trial: TrialRecord, attempt: AttemptRecord) -> Task:
+    """What an attempt at a trial does: a training is fenced, and alone where an earlier one took its process along."""
+    task = search.make_task(trial)
+    if not isinstance(task, TrainTask):
+        return task
+    fence = Fence(file=task.folder / ATTEMPT_FILE, token=attempt.id)
+    return task.model_copy(update={"fence": fence, "alone": attempt.num_lost > 0})
+
+
 class Control(Protocol):
     """Tells running work to end early."""
 
@@ -117,8 +129,8 @@ class Ledger(Protocol):
         """Go on with a waiting trial. It comes back failed when it has killed its process too often."""
         ...
 
-    def was_lost(self, trial: TrialRecord) -> bool:
-        """Whether the process of an earlier attempt at a running trial died or hung."""
+    def attempt(self, trial: TrialRecord) -> AttemptRecord:
+        """That at a running trial."""
         ...
 
     def reporter(self, trial: TrialRecord) -> TrialReporter: ...

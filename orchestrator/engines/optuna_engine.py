@@ -2,16 +2,14 @@
 
 from collections import deque
 
-from orchestrator.engines.base import Control, Ledger, Lost, Pool, Search
+from orchestrator.engines.base import Control, Ledger, Lost, Pool, Search, task_of_attempt
 from orchestrator.store.records import FINISHED, TrialRecord
-from trainers.config import TrainTask
 
 
 class OptunaEngine:
     """Ask, evaluate, tell; several trials at once where the pool has room.
 
     The suggester is asked with what is known at the time: it does not wait for the trials that run, but knows of them.
-    A training whose earlier attempt took its process along is not packed with others.
     """
 
     def run(self, search: Search, pool: Pool, ledger: Ledger, control: Control) -> list[TrialRecord]:
@@ -41,9 +39,7 @@ class OptunaEngine:
                 if trial.state in FINISHED:
                     search.suggester.tell(trial)
                     continue
-                task = search.make_task(trial)
-                if isinstance(task, TrainTask) and ledger.was_lost(trial):
-                    task = task.model_copy(update={"alone": True})
+                task = task_of_attempt(search, trial, ledger.attempt(trial))
                 pool.submit(trial.number, task, ledger.reporter(trial))
             ledger.settle()
             if not pool.is_busy():

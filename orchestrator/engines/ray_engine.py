@@ -15,9 +15,9 @@ from orchestrator.engines.ray_cluster import RayCluster
 from orchestrator.engines.ray_pool import RayPool
 from orchestrator.engines.ray_shares import Share, SharePlanner
 from orchestrator.engines.ray_worker import RUN_TASK
-from orchestrator.store.records import TrialRecord
+from orchestrator.store.records import AttemptRecord, TrialRecord
 from search_spaces.dimensions import Point
-from trainers.config import Resources
+from trainers.config import Resources, TrainTask
 
 if TYPE_CHECKING:
     from orchestrator.engines.ray_search import Book
@@ -136,12 +136,15 @@ class RayEngine:
         )
         tuner.fit()
 
-    def _describe(self, search: Search, record: TrialRecord, *, stop_file: Path) -> dict[str, Any]:
+    def _describe(
+        self, search: Search, record: TrialRecord, attempt: AttemptRecord, *, stop_file: Path
+    ) -> dict[str, Any]:
         from orchestrator.engines.ray_search import describe_trial
 
         config = describe_trial(
             search,
             record,
+            attempt,
             run_task=self._run_task,
             stop_file=stop_file,
             silent_minutes=self._silent_minutes,
@@ -160,8 +163,10 @@ class RayEngine:
 def _retask(search: Search, trials: dict[int, TrialRecord], config: dict[str, Any], point: Point, step: int) -> str:
     from orchestrator.engines.ray_search import task_at
 
+    fence = TrainTask.model_validate_json(config["task"]).fence
+    folder = Path(config["folder"]) / f"generation-{step:02d}"
     task = task_at(search, trials[config["number"]], point)
-    return task.model_copy(update={"folder": Path(config["folder"]) / f"generation-{step:02d}"}).model_dump_json()
+    return task.model_copy(update={"folder": folder, "fence": fence}).model_dump_json()
 
 
 def _is_of_ray(error: BaseException | None) -> bool:

@@ -14,12 +14,12 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import SearchAlgorithm
 
-from orchestrator.engines.base import Control, Ledger, Reporter, Search
+from orchestrator.engines.base import Control, Ledger, Reporter, Search, task_of_attempt
 from orchestrator.engines.generations import Generation, newest_generation
 from orchestrator.engines.not_kept import NotKept
 from orchestrator.engines.ray_shares import Share
 from orchestrator.engines.ray_trainable import OUTCOME, REPORT
-from orchestrator.store.records import FINISHED, TrialRecord
+from orchestrator.store.records import FINISHED, AttemptRecord, TrialRecord
 from search_spaces.dimensions import Point
 from trainers.config import EpochReport, Task, TaskOutcome, TrainTask
 
@@ -50,7 +50,7 @@ class Book(NotKept):
         search: What is searched.
         ledger: Where everything is written.
         control: Says stop.
-        describe: A trial's task as Tune's configuration of it.
+        describe: The task of an attempt at a trial as Tune's configuration of it.
         scheduler: Name of the scheduler, for reasons and details.
     """
 
@@ -60,7 +60,7 @@ class Book(NotKept):
         ledger: Ledger,
         control: Control,
         *,
-        describe: Callable[[TrialRecord], dict[str, Any]],
+        describe: Callable[[TrialRecord, AttemptRecord], dict[str, Any]],
         scheduler: str | None,
     ) -> None:
         self._search = search
@@ -129,7 +129,7 @@ class Book(NotKept):
                 return None
             self.trials[record.number] = record
             if record.state not in FINISHED:
-                return record, self._ledger.reporter(record), self._describe(record)
+                return record, self._ledger.reporter(record), self._describe(record, self._ledger.attempt(record))
             self._search.suggester.tell(record)
 
     def report(self, live: LiveTrial, report: EpochReport) -> None:
@@ -221,13 +221,14 @@ class LedgerSearch(NotKept, SearchAlgorithm):
                 return None
             with self._book.opened():
                 found = self._book.next_trial()
+            if found is None:
+                return None
+            record, reporter, config = found
+            self._latest = share = self._share(TrainTask.model_validate_json(config["task"]))
+            self._room(share)  # Tune would wait for ever for a place that is too small
         except Exception as error:  # raised again by the engine, in its own words
             self._book.error = error
             return None
-        if found is None:
-            return None
-        record, reporter, config = found
-        self._latest = share = self._share(TrainTask.model_validate_json(config["task"]))
         trial = Trial(
             self._spec["run"],
             config=config,
@@ -324,16 +325,22 @@ class StopAll(NotKept, tune.Stopper):
 
 
 def describe_trial(
-    search: Search, record: TrialRecord, *, run_task: str, stop_file: Path, silent_minutes: float | None
+    search: Search,
+    record: TrialRecord,
+    attempt: AttemptRecord,
+    *,
+    run_task: str,
+    stop_file: Path,
+    silent_minutes: float | None,
 ) -> dict[str, Any]:
     """A trial as Tune's configuration: plain data. One that has copied another goes on from where that left it."""
-    task = search.make_task(record)
+    task = task_of_attempt(search, record, attempt)
     assert isinstance(task, TrainTask)
     folder = task.folder
     newest = newest_generation(folder)
     generation = Generation(point=record.point)
     if newest is not None:
-        task = task_at(search, record, newest[1].point).model_copy(update={"folder": newest[0]})
+        task = task_at(search, record, newest[1].point).model_copy(update={"folder": newest[0], "fence": task.fence})
         generation = newest[1]
     return {
         "number": record.number,

@@ -190,6 +190,9 @@ class TrialTrainable(tune.Trainable):
         if checkpoint["number"] == self._number:
             self._make_task(skip=checkpoint[EPOCH])
             return
+        from trainers.fencing import check  # imports torch
+
+        check(self._task.fence)
         folder = begin_generation(
             self._folder,
             self._generation,

@@ -97,8 +97,8 @@ class StageLedger:
         self._track_begin(trial)
         return trial
 
-    def was_lost(self, trial: TrialRecord) -> bool:
-        return self._attempts[trial.number].num_lost > 0
+    def attempt(self, trial: TrialRecord) -> AttemptRecord:
+        return self._attempts[trial.number]
 
     def reporter(self, trial: TrialRecord) -> "TrialReporter":
         if self._watchdog is not None:

@@ -23,6 +23,8 @@ from trainers.worker import run_task
 
 BATCH_S, LONG_BATCH_S = 0.3, 1.5
 """Pause before each batch of `slow` and of `slower`."""
+LATE_BATCH_S = 0.2
+"""And of `late`: slow enough that trials are in the middle of their training when another driver takes over."""
 SOON_GIVEN_UP = 2
 """Processes that a trial may lose one after another with `deadly`."""
 _MIB = 1 << 20
@@ -120,8 +122,8 @@ def deadly(task: Task, reporter: Reporter) -> TaskOutcome:
 
 
 def late(task: Task, reporter: Reporter) -> TaskOutcome:
-    """The first training's result is brought only once there is a file `go-on` beside the trials."""
-    outcome = run_task(task, reporter)
+    """The first training's result is brought only once there is a file `go-on` beside the trials; others are slow."""
+    outcome = _slowly(task, reporter, LATE_BATCH_S)
     if _trains(task) and task.folder.name == "trial-0000" and not _beside(task, "trained").exists():
         _beside(task, "trained").touch()
         while not _beside(task, "go-on").exists():

@@ -7,7 +7,7 @@ import pytest
 from orchestrator.engines.base import Objective, Search, Suggestion
 from orchestrator.engines.optuna_engine import OptunaEngine
 from orchestrator.engines.seeds import derive_seed
-from orchestrator.store.records import TrialRecord
+from orchestrator.store.records import AttemptRecord, TrialRecord
 from tests.fakes import Switch, make_trial
 from trainers.config import TaskOutcome
 
@@ -62,6 +62,9 @@ class Script:
         if trial.number in self.killers:
             self.rows[trial.number] = make_trial(trial.number, state="failed")
         return self.rows[trial.number]
+
+    def attempt(self, trial: TrialRecord) -> AttemptRecord:
+        return AttemptRecord(id=1, trial_id=trial.id, number=0)
 
     def reporter(self, _trial: TrialRecord) -> None:
         return None
