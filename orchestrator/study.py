@@ -23,8 +23,9 @@ from orchestrator.settings import Settings, SettingsError
 from orchestrator.spec import StudySpec, differences
 from orchestrator.stages.context import StageContext, StageFailedError, StageInterruptedError, StageOutcome
 from orchestrator.store.errors import DatabaseUnavailableError
+from orchestrator.store.fences import StaleAttemptError
 from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord
-from orchestrator.store.repository import StaleAttemptError, Store
+from orchestrator.store.repository import Store
 from orchestrator.study_locks import StudyBusyError as StudyBusyError
 from orchestrator.study_locks import hold_study, is_held
 from orchestrator.tracking import Tracker

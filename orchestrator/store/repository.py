@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
-from sqlalchemy import Connection, Engine, bindparam, delete, func, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 
 from orchestrator.store.database import find_database, open_database
+from orchestrator.store.fences import fence_execution
 from orchestrator.store.outages import WAIT_S, is_repeated, patience_of, patient
 from orchestrator.store.owed import StudyOutbox
-from orchestrator.store.prepared import prepared_insert, prepared_update
+from orchestrator.store.prepared import prepared_insert
 from orchestrator.store.records import (
     AttemptRecord,
     EndedTrial,
@@ -26,6 +26,7 @@ from orchestrator.store.records import (
     StudyRecord,
     TrialRecord,
 )
+from orchestrator.store.recovery import recover
 from orchestrator.store.scores import ScoreTable
 from orchestrator.store.tables import (
     attempts,
@@ -37,6 +38,15 @@ from orchestrator.store.tables import (
     studies,
     trials,
 )
+from orchestrator.store.trial_rows import (
+    begun_trial,
+    count_in_vain,
+    end_attempt,
+    insert_attempt,
+    insert_trial,
+    write_end,
+    write_report,
+)
 from search_spaces.dimensions import Point
 from trainers.config import CheckpointRecord, EpochReport, TaskOutcome
 
@@ -45,52 +55,7 @@ Events = Sequence[str]
 
 MAX_LOST_ATTEMPTS = 5
 """A trial whose process died this often without a new epoch is failed instead of begun again."""
-
-
-_END_COLUMNS = ("state", "metrics", "details", "reason", "error", "ended_at")
-_BEGUN: dict[str, Any] = {"state": "running", "metrics": {}, "details": {}}
-"""Of every trial that begins."""
-_INSERT_TRIAL = prepared_insert(
-    trials,
-    "stage_id",
-    "number",
-    "point",
-    "sampler_state",
-    "seed",
-    "started_at",
-    key=trials.c.id,
-    fixed=_BEGUN,
-)
-_INSERT_ATTEMPT = prepared_insert(
-    attempts,
-    "trial_id",
-    "execution_id",
-    "number",
-    "started_at",
-    key=attempts.c.id,
-    fixed={"state": "running"},
-)
-_END_ATTEMPT = prepared_update(
-    attempts,
-    attempts.c.id == bindparam("attempt_id"),
-    attempts.c.state == "running",
-    columns=("state", "ended_at"),
-)
-_END_TRIAL = prepared_update(
-    trials,
-    trials.c.id == bindparam("trial_id"),
-    columns=_END_COLUMNS,
-)
-_LEAVE_TRIAL = prepared_update(trials, trials.c.id == bindparam("trial_id"), columns=("state",))
 _OWE = prepared_insert(outbox, "study_id", "event", "created_at", fixed={"num_tries": 0, "rejected": 0})
-
-
-class StaleAttemptError(RuntimeError):
-    """An attempt that is no longer the running one of its trial; what it brings is refused."""
-
-
-class StaleExecutionError(StaleAttemptError):
-    """An execution that is no longer the running one of its study; what it writes is refused."""
 
 
 @patient
@@ -212,7 +177,7 @@ class Store:
         """
         now = time.time()
         with self._engine.begin() as connection:
-            lost = self._recover(connection, study_id, now)
+            lost = recover(connection, study_id, now)
             count = connection.execute(
                 select(func.count()).select_from(executions).where(executions.c.study_id == study_id)
             ).scalar_one()
@@ -246,7 +211,7 @@ class Store:
         """
         now = time.time()
         with self._engine.begin() as connection:
-            self._fence_execution(connection, execution, ended=state)
+            fence_execution(connection, execution, ended=state)
             left = (attempts.c.execution_id == execution.id, attempts.c.state == "running")
             trials_left = trials.c.id.in_(select(attempts.c.trial_id).where(*left))
             connection.execute(update(trials).where(trials_left, trials.c.state == "running").values(state="waiting"))
@@ -271,31 +236,6 @@ class Store:
             ).mappings()
             return [ExecutionRecord.model_validate(dict(row)) for row in rows]
 
-    def _recover(self, connection: Connection, study_id: int, now: float) -> list[ExecutionRecord]:
-        """Mark what is running as lost, executions first: nothing is begun for one that is lost. Returns those."""
-        running = (executions.c.study_id == study_id, executions.c.state == "running")
-        left = connection.execute(select(executions).where(*running).order_by(executions.c.number)).mappings()
-        lost = [ExecutionRecord.model_validate(dict(row)) for row in left]
-        connection.execute(
-            update(executions).where(*running).values(state="lost", reason="its process died", ended_at=now)
-        )
-        of_executions = select(executions.c.id).where(executions.c.study_id == study_id)
-        connection.execute(
-            update(attempts)
-            .where(attempts.c.execution_id.in_(of_executions), attempts.c.state == "running")
-            .values(state="lost", ended_at=now)
-        )
-        of_stages = select(stages.c.id).where(stages.c.study_id == study_id)
-        connection.execute(
-            update(trials).where(trials.c.stage_id.in_(of_stages), trials.c.state == "running").values(state="waiting")
-        )
-        connection.execute(
-            update(stages)
-            .where(stages.c.study_id == study_id, stages.c.state == "running")
-            .values(state="interrupted", reason="its process died")
-        )
-        return lost
-
     # --- stages ---
 
     def stages(self, study_id: int) -> list[StageRecord]:
@@ -316,7 +256,7 @@ class Store:
         """
         now = time.time()
         with self._engine.begin() as connection:
-            self._fence_execution(connection, execution)
+            fence_execution(connection, execution)
             started = now if stage.started_at is None else stage.started_at
             values = {"state": "running", "reason": None, "started_at": started, "ended_at": None}
             connection.execute(update(stages).where(stages.c.id == stage.id).values(**values))
@@ -339,7 +279,7 @@ class Store:
             StaleExecutionError: `execution` is no longer the running one of the study.
         """
         with self._engine.begin() as connection:
-            self._fence_execution(connection, execution)
+            fence_execution(connection, execution)
             values: dict[str, Any] = {"state": state, "reason": reason, "ended_at": time.time()}
             if result is not None:
                 values["result"] = dict(result)
@@ -396,18 +336,15 @@ class Store:
         }
         with self._frequent() as connection:
             if is_repeated():
-                begun = self._begun_trial(connection, stage.id, number, execution)
+                begun = begun_trial(connection, stage.id, number, execution)
                 if begun is not None:
                     return begun
             if connection.dialect.name == "postgresql":  # whose study lock can be lost with its connection
-                self._fence_execution(connection, execution)
+                fence_execution(connection, execution)
             if ended is not None:
-                self._end_trial(connection, ended)
-            trial_id = _INSERT_TRIAL.key(connection, **fields)
-            attempt = self._new_attempt(connection, trial_id, execution, number=0, now=now)
-            record = TrialRecord.model_construct(
-                id=trial_id, state="running", metrics={}, details={}, reason=None, error=None, ended_at=None, **fields
-            )
+                write_end(connection, ended)
+            record = insert_trial(connection, fields)
+            attempt = insert_attempt(connection, record.id, execution, number=0, now=now)
             self._owe(connection, stage.study_id, [*(ended.events if ended else ()), *make_events(record)])
         return record, attempt
 
@@ -430,21 +367,16 @@ class Store:
         """
         now = time.time()
         with self._engine.begin() as connection:
-            self._fence_execution(connection, execution)
+            fence_execution(connection, execution)
             running = (attempts.c.trial_id == trial.id, attempts.c.state == "running")
             connection.execute(update(attempts).where(*running).values(state="lost", ended_at=now))
             rows = connection.execute(
                 select(attempts).where(attempts.c.trial_id == trial.id).order_by(attempts.c.number)
             ).all()
-            last_report = connection.execute(
-                select(func.max(reports.c.reported_at)).where(reports.c.trial_id == trial.id)
-            ).scalar()
-            fruitless = [
-                row for row in rows if row.state == "lost" and (last_report is None or row.started_at > last_report)
-            ]
-            if len(fruitless) >= MAX_LOST_ATTEMPTS:
+            num_in_vain = count_in_vain(connection, trial.id, rows)
+            if num_in_vain >= MAX_LOST_ATTEMPTS:
                 reason = (
-                    f"its process died {len(fruitless)} times in a row without finishing an epoch. The system ends "
+                    f"its process died {num_in_vain} times in a row without finishing an epoch. The system ends "
                     "processes so where memory runs out: if it did, lower recipe.batch_size."
                 )
                 values = {"state": "failed", "reason": reason, "error": "exception", "ended_at": now}
@@ -452,7 +384,7 @@ class Store:
                 self._owe(connection, execution.study_id, events_if_failed(reason))
                 return None
             connection.execute(update(trials).where(trials.c.id == trial.id).values(state="running"))
-            attempt = self._new_attempt(connection, trial.id, execution, number=len(rows), now=now)
+            attempt = insert_attempt(connection, trial.id, execution, number=len(rows), now=now)
             return attempt.model_copy(update={"num_lost": sum(row.state == "lost" for row in rows)})
 
     def lose_attempt(self, trial: TrialRecord, attempt: AttemptRecord) -> TrialRecord:
@@ -462,26 +394,14 @@ class Store:
             StaleAttemptError: The attempt is not the running one any more.
         """
         with self._engine.begin() as connection:
-            self._end_attempt(connection, attempt, "lost", time.time())
+            end_attempt(connection, attempt, "lost", time.time())
             connection.execute(update(trials).where(trials.c.id == trial.id).values(state="waiting"))
         return trial.model_copy(update={"state": "waiting"})
 
     def add_report(self, attempt: AttemptRecord, report: EpochReport, *, study_id: int, events: Events = ()) -> None:
         """Write one epoch's report; one that comes again after a resume replaces its row, and owes nothing again."""
         with self._frequent() as connection:
-            self._fence(connection, attempt)
-            known = (reports.c.trial_id == attempt.trial_id, reports.c.epoch == report.epoch)
-            is_new = connection.execute(select(reports.c.epoch).where(*known)).first() is None
-            make_insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-            statement = make_insert(reports).values(
-                trial_id=attempt.trial_id,
-                epoch=report.epoch,
-                values=report.model_dump(mode="json"),
-                reported_at=time.time(),
-            )
-            replaced = {"values": statement.excluded["values"]}
-            connection.execute(statement.on_conflict_do_update(index_elements=["trial_id", "epoch"], set_=replaced))
-            if is_new:
+            if write_report(connection, attempt, report):
                 self._owe(connection, study_id, events)
 
     def reports(self, trial_id: int) -> list[EpochReport]:
@@ -511,7 +431,7 @@ class Store:
             StaleAttemptError: The attempt is not the running one any more.
         """
         with self._frequent() as connection:
-            self._end_trial(connection, ended)
+            write_end(connection, ended)
             self._owe(connection, study_id, ended.events)
 
     def forget_checkpoints(self, trial_id: int, *, but: Collection[int]) -> None:
@@ -571,75 +491,6 @@ class Store:
     def _stage(self, connection: Connection, stage_id: int) -> StageRecord:
         row = connection.execute(select(stages).where(stages.c.id == stage_id)).mappings().one()
         return StageRecord.model_validate(dict(row))
-
-    def _new_attempt(
-        self, connection: Connection, trial_id: int, execution: ExecutionRecord, *, number: int, now: float
-    ) -> AttemptRecord:
-        attempt_id = _INSERT_ATTEMPT.key(
-            connection,
-            trial_id=trial_id,
-            execution_id=execution.id,
-            number=number,
-            started_at=now,
-        )
-        return AttemptRecord(id=attempt_id, trial_id=trial_id, number=number)
-
-    def _end_trial(self, connection: Connection, ended: EndedTrial) -> None:
-        trial = ended.trial
-        self._end_attempt(connection, ended.attempt, ended.state, time.time())
-        if ended.state == "interrupted":
-            _LEAVE_TRIAL.count(connection, trial_id=trial.id, new_state=trial.state)
-        else:
-            self._replace_checkpoints(connection, trial.id, ended.checkpoints)
-            _END_TRIAL.count(
-                connection, trial_id=trial.id, **{f"new_{name}": getattr(trial, name) for name in _END_COLUMNS}
-            )
-
-    def _end_attempt(self, connection: Connection, attempt: AttemptRecord, state: str, now: float) -> None:
-        if _END_ATTEMPT.count(connection, attempt_id=attempt.id, new_state=state, new_ended_at=now) != 1:
-            self._fence(connection, attempt, ended=state)
-
-    def _fence(self, connection: Connection, attempt: AttemptRecord, *, ended: str | None = None) -> None:
-        """Refuse what an attempt that is not running brings; `ended`: unless this very call ended it so, unheard."""
-        found = select(attempts.c.state).where(attempts.c.id == attempt.id).with_for_update()
-        state = connection.execute(found).scalar_one_or_none()
-        if state != "running" and not (is_repeated() and state == ended):
-            raise StaleAttemptError(
-                f"attempt {attempt.number} of trial row {attempt.trial_id} must be running to bring results, "
-                f"but it is {state or 'deleted'}. Its results are refused."
-            )
-
-    def _fence_execution(
-        self, connection: Connection, execution: ExecutionRecord | None, *, ended: str | None = None
-    ) -> None:
-        """The same of an execution; until the end of the transaction no other one can begin."""
-        if execution is None:
-            return
-        found = select(executions.c.state).where(executions.c.id == execution.id).with_for_update(read=True)
-        state = connection.execute(found).scalar_one_or_none()
-        if state != "running" and not (is_repeated() and state == ended):
-            raise StaleExecutionError(
-                f"execution {execution.number + 1} of the study must be running to go on, but it is "
-                f"{state or 'deleted'}: another process has taken the study over, or deleted it."
-            )
-
-    def _begun_trial(
-        self, connection: Connection, stage_id: int, number: int, execution: ExecutionRecord
-    ) -> tuple[TrialRecord, AttemptRecord] | None:
-        """A trial that an execution has begun, with its first attempt."""
-        given = (trials.c.stage_id == stage_id, trials.c.number == number)
-        row = connection.execute(select(trials).where(*given)).mappings().one_or_none()
-        if row is None:
-            return None
-        first = (attempts.c.trial_id == row["id"], attempts.c.number == 0, attempts.c.execution_id == execution.id)
-        attempt_id = connection.execute(select(attempts.c.id).where(*first)).scalar_one()
-        return TrialRecord.model_validate(dict(row)), AttemptRecord(id=attempt_id, trial_id=row["id"], number=0)
-
-    def _replace_checkpoints(self, connection: Connection, trial_id: int, records: Sequence[CheckpointRecord]) -> None:
-        if records:
-            connection.execute(delete(checkpoints).where(checkpoints.c.trial_id == trial_id))
-            rows = [{"trial_id": trial_id, **record.model_dump(mode="json")} for record in records]
-            connection.execute(insert(checkpoints), rows)
 
     def _owe(self, connection: Connection, study_id: int, events: Events) -> None:
         if events and (self._tracking or self._was_told(connection, study_id)):

@@ -11,8 +11,9 @@ import pytest
 from sqlalchemy import event, text
 
 from orchestrator.store.errors import DatabaseUnavailableError
+from orchestrator.store.fences import StaleAttemptError, StaleExecutionError
 from orchestrator.store.records import EndedTrial, ExecutionRecord, StageRecord, StudyRecord
-from orchestrator.store.repository import StaleAttemptError, StaleExecutionError, Store
+from orchestrator.store.repository import Store
 from orchestrator.tracking_events import EndRun, event_to_json
 from tests.postgres import PostgresServer
 from trainers.config import TaskOutcome

@@ -13,8 +13,9 @@ from alembic.script import ScriptDirectory
 
 from orchestrator.settings import SettingsError
 from orchestrator.store import database
+from orchestrator.store.fences import StaleAttemptError
 from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord
-from orchestrator.store.repository import MAX_LOST_ATTEMPTS, StaleAttemptError, Store
+from orchestrator.store.repository import MAX_LOST_ATTEMPTS, Store
 from orchestrator.store.tables import metadata
 from orchestrator.tracking_events import EndRun, event_to_json
 from trainers.config import CheckpointRecord, EpochReport, TaskOutcome

@@ -1,0 +1,30 @@
+"""What a driver that died left running."""
+
+from sqlalchemy import Connection, select, update
+
+from orchestrator.store.records import ExecutionRecord
+from orchestrator.store.tables import attempts, executions, stages, trials
+
+
+def recover(connection: Connection, study_id: int, now: float) -> list[ExecutionRecord]:
+    """Mark what is running as lost, executions first: nothing is begun for one that is lost. Returns those."""
+    running = (executions.c.study_id == study_id, executions.c.state == "running")
+    left = connection.execute(select(executions).where(*running).order_by(executions.c.number)).mappings()
+    lost = [ExecutionRecord.model_validate(dict(row)) for row in left]
+    connection.execute(update(executions).where(*running).values(state="lost", reason="its process died", ended_at=now))
+    of_executions = select(executions.c.id).where(executions.c.study_id == study_id)
+    connection.execute(
+        update(attempts)
+        .where(attempts.c.execution_id.in_(of_executions), attempts.c.state == "running")
+        .values(state="lost", ended_at=now)
+    )
+    of_stages = select(stages.c.id).where(stages.c.study_id == study_id)
+    connection.execute(
+        update(trials).where(trials.c.stage_id.in_(of_stages), trials.c.state == "running").values(state="waiting")
+    )
+    connection.execute(
+        update(stages)
+        .where(stages.c.study_id == study_id, stages.c.state == "running")
+        .values(state="interrupted", reason="its process died")
+    )
+    return lost

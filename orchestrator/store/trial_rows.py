@@ -1,0 +1,141 @@
+"""Rows of trials, attempts, reports and checkpoints: what `orchestrator.store.repository` does in a transaction."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from orchestrator.store.fences import fence_attempt
+from orchestrator.store.prepared import prepared_insert, prepared_update
+from orchestrator.store.records import AttemptRecord, EndedTrial, ExecutionRecord, TrialRecord
+from orchestrator.store.tables import attempts, checkpoints, reports, trials
+from trainers.config import CheckpointRecord, EpochReport
+
+_END_COLUMNS = ("state", "metrics", "details", "reason", "error", "ended_at")
+_INSERT_TRIAL = prepared_insert(
+    trials,
+    "stage_id",
+    "number",
+    "point",
+    "sampler_state",
+    "seed",
+    "started_at",
+    key=trials.c.id,
+    fixed={"state": "running", "metrics": {}, "details": {}},
+)
+_INSERT_ATTEMPT = prepared_insert(
+    attempts,
+    "trial_id",
+    "execution_id",
+    "number",
+    "started_at",
+    key=attempts.c.id,
+    fixed={"state": "running"},
+)
+_END_ATTEMPT = prepared_update(
+    attempts,
+    attempts.c.id == bindparam("attempt_id"),
+    attempts.c.state == "running",
+    columns=("state", "ended_at"),
+)
+_END_TRIAL = prepared_update(
+    trials,
+    trials.c.id == bindparam("trial_id"),
+    columns=_END_COLUMNS,
+)
+_LEAVE_TRIAL = prepared_update(trials, trials.c.id == bindparam("trial_id"), columns=("state",))
+
+
+def insert_trial(connection: Connection, fields: Mapping[str, Any]) -> TrialRecord:
+    """Write a trial that runs; `fields` are those that `TrialRecord` has of it by then."""
+    trial_id = _INSERT_TRIAL.key(connection, **fields)
+    return TrialRecord.model_construct(
+        id=trial_id, state="running", metrics={}, details={}, reason=None, error=None, ended_at=None, **fields
+    )
+
+
+def insert_attempt(
+    connection: Connection, trial_id: int, execution: ExecutionRecord, *, number: int, now: float
+) -> AttemptRecord:
+    """Write an attempt that runs; `number`: of earlier ones at the trial."""
+    attempt_id = _INSERT_ATTEMPT.key(
+        connection,
+        trial_id=trial_id,
+        execution_id=execution.id,
+        number=number,
+        started_at=now,
+    )
+    return AttemptRecord(id=attempt_id, trial_id=trial_id, number=number)
+
+
+def begun_trial(
+    connection: Connection, stage_id: int, number: int, execution: ExecutionRecord
+) -> tuple[TrialRecord, AttemptRecord] | None:
+    """A trial that an execution has begun, with its first attempt."""
+    given = (trials.c.stage_id == stage_id, trials.c.number == number)
+    row = connection.execute(select(trials).where(*given)).mappings().one_or_none()
+    if row is None:
+        return None
+    first = (attempts.c.trial_id == row["id"], attempts.c.number == 0, attempts.c.execution_id == execution.id)
+    attempt_id = connection.execute(select(attempts.c.id).where(*first)).scalar_one()
+    return TrialRecord.model_validate(dict(row)), AttemptRecord(id=attempt_id, trial_id=row["id"], number=0)
+
+
+def count_in_vain(connection: Connection, trial_id: int, rows: Sequence[Any]) -> int:
+    """How many of a trial's attempts were lost since it last finished an epoch."""
+    newest = select(func.max(reports.c.reported_at)).where(reports.c.trial_id == trial_id)
+    last_report = connection.execute(newest).scalar()
+    return sum(row.state == "lost" and (last_report is None or row.started_at > last_report) for row in rows)
+
+
+def write_report(connection: Connection, attempt: AttemptRecord, report: EpochReport) -> bool:
+    """Write an epoch's report, in the place of an earlier one of that epoch; whether there was none.
+
+    Raises:
+        StaleAttemptError: The attempt is not the running one any more.
+    """
+    fence_attempt(connection, attempt)
+    known = (reports.c.trial_id == attempt.trial_id, reports.c.epoch == report.epoch)
+    is_new = connection.execute(select(reports.c.epoch).where(*known)).first() is None
+    make_insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    statement = make_insert(reports).values(
+        trial_id=attempt.trial_id,
+        epoch=report.epoch,
+        values=report.model_dump(mode="json"),
+        reported_at=time.time(),
+    )
+    replaced = {"values": statement.excluded["values"]}
+    connection.execute(statement.on_conflict_do_update(index_elements=["trial_id", "epoch"], set_=replaced))
+    return is_new
+
+
+def write_end(connection: Connection, ended: EndedTrial) -> None:
+    """Write how an attempt ended.
+
+    Raises:
+        StaleAttemptError: The attempt is not the running one any more.
+    """
+    trial = ended.trial
+    end_attempt(connection, ended.attempt, ended.state, time.time())
+    if ended.state == "interrupted":
+        _LEAVE_TRIAL.count(connection, trial_id=trial.id, new_state=trial.state)
+    else:
+        _replace_checkpoints(connection, trial.id, ended.checkpoints)
+        _END_TRIAL.count(
+            connection, trial_id=trial.id, **{f"new_{name}": getattr(trial, name) for name in _END_COLUMNS}
+        )
+
+
+def end_attempt(connection: Connection, attempt: AttemptRecord, state: str, now: float) -> None:
+    """The same of the attempt alone."""
+    if _END_ATTEMPT.count(connection, attempt_id=attempt.id, new_state=state, new_ended_at=now) != 1:
+        fence_attempt(connection, attempt, ended=state)
+
+
+def _replace_checkpoints(connection: Connection, trial_id: int, records: Sequence[CheckpointRecord]) -> None:
+    if records:
+        connection.execute(delete(checkpoints).where(checkpoints.c.trial_id == trial_id))
+        rows = [{"trial_id": trial_id, **record.model_dump(mode="json")} for record in records]
+        connection.execute(insert(checkpoints), rows)
