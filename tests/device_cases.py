@@ -1,0 +1,134 @@
+"""Whatever is computed on a device, as functions of the device that return numbers; see `tests.other_device`."""
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from plugins.registry import available, create, parse_topology
+from search_spaces.base import ImageTask
+from search_spaces.recipes import PluginChoice
+from tests.unit.training import TOPOLOGY, Recorder, configuration, digits
+from trainers.averaging import average
+from trainers.champion import load_model, save_model
+from trainers.checkpoints import load_weights
+from trainers.config import AverageTask, Configuration, EpochReport, TaskOutcome, TrainTask
+from trainers.loop import train
+from trainers.packed import train_packed
+from trainers.scoring import make_candidate
+
+SPACES = {"as-vit": TOPOLOGY, "autoformer": "autoformer:2,2|2,2|16,8", "pit": "pit:1,2|1,2|1,2|2,8,8"}
+FORMULA = "mean(frobenius(minmax(attention.weight)) + sqrt(sigmoid(mean(mlp.gradient))))"
+UNMEASURED = ("latency", "az-nas", "combined")
+"""Proxies without a value that could be compared: a time, and those that rank a pool of topologies."""
+RECIPES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "regularised": {"label_smoothing": 0.1, "drop_path": 0.2, "augmentation": "affine"},
+    "shift": {"augmentation": "shift"},
+    "flip-crop": {"augmentation": "flip-crop"},
+    "randaugment": {"augmentation": "randaugment"},
+    "cyclical": {"curriculum": "cyclical"},
+    "paced": {"curriculum": "paced"},
+    "progressive": {"curriculum": "progressive-tokenization"},
+}
+
+
+def _score(space: str, name: str, device: torch.device) -> dict[str, float]:
+    task = ImageTask(image_size=32, in_channels=1, num_classes=10)
+    images = torch.randn(8, 1, 32, 32, generator=torch.Generator().manual_seed(5)).to(device)
+    labels = (torch.arange(8) % 3).to(device)
+    proxy = create("proxies", name, {"formula": FORMULA} if name == "expression" else {})
+    candidate = make_candidate(parse_topology(SPACES[space]), images, task, seed=0, labels=labels, companions=(proxy,))
+    return proxy.score(candidate)._asdict()
+
+
+def _train(space: str, recipe: str, device: torch.device) -> dict[str, float]:
+    config = _configuration(space, RECIPES[recipe], epochs=2)
+    with tempfile.TemporaryDirectory() as folder:
+        return _checked(train(TrainTask(configuration=config, folder=Path(folder)), digits(), Recorder(), device))
+
+
+def _pack(space: str, recipe: str, device: torch.device) -> dict[str, float]:
+    configs = [_configuration(space, {**RECIPES[recipe], "learning_rate": rate}) for rate in (1e-3, 3e-3)]
+    with tempfile.TemporaryDirectory() as folder:
+        tasks = [
+            TrainTask(configuration=config, folder=Path(folder) / str(place)) for place, config in enumerate(configs)
+        ]
+        outcomes = dict(train_packed(tasks, digits(), [Recorder() for _ in tasks], device))
+    return {f"{place}.{name}": value for place in outcomes for name, value in _checked(outcomes[place]).items()}
+
+
+def _go_on_average_and_predict(device: torch.device) -> dict[str, float]:
+    config = _configuration("as-vit", {}, epochs=3)
+    lawa = PluginChoice(name="lawa", settings={"window": 2, "spacing": 1})
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        task = TrainTask(configuration=config, folder=folder / "trial", keep_checkpoints=3)
+        assert train(task, digits(), _StopsAfterAnEpoch(), device).state == "interrupted"
+        outcome = train(task, digits(), Recorder(), device)
+        found = _checked(outcome)
+        paths = tuple(record.path for record in outcome.checkpoints)
+        averaged = average(AverageTask(configuration=config, checkpoints=paths, averaging=lawa), digits(), device)
+        weights = load_weights(paths[-1])
+        save_model(folder / "model", weights, configuration=config, data=digits(), metrics={})
+        Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(folder / "image.png")
+        (prediction,) = load_model(folder / "model", device=device).predict([folder / "image.png"])
+    found |= {f"averaged.{key}": value for key, value in _checked(averaged).items()}
+    return found | {"probability": prediction.probability}
+
+
+class _StopsAfterAnEpoch(Recorder):
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_over = False
+
+    def report(self, report: EpochReport) -> None:
+        super().report(report)
+        self._is_over = True
+
+    def should_stop(self) -> bool:
+        return self._is_over
+
+
+def _configuration(space: str, recipe: dict[str, Any], *, epochs: int = 1) -> Configuration:
+    return configuration(recipe=recipe, epochs=epochs).model_copy(update={"topology": SPACES[space]})
+
+
+def _checked(outcome: TaskOutcome) -> dict[str, float]:
+    assert outcome.state == "complete", (outcome.reason, outcome.details)
+    return {name: value for name, value in outcome.metrics.items() if not name.endswith("_s")}
+
+
+def differences(here: dict[str, float], there: dict[str, float], *, tolerance: float = 1e-3) -> list[str]:
+    """Where the two differ by more than this fraction."""
+    return [
+        f"{name}: {here.get(name)} on the CPU, {there.get(name)} on the device"
+        for name in sorted(here.keys() | there.keys())
+        if not math.isclose(here.get(name, math.inf), there.get(name, -math.inf), rel_tol=tolerance, abs_tol=1e-5)
+    ]
+
+
+def _cases() -> dict[str, Callable[[torch.device], dict[str, float]]]:
+    scores: Sequence[str] = [name for name in available("proxies") if name not in UNMEASURED]
+    return {
+        **{f"score {name} on {space}": partial(_score, space, name) for space in SPACES for name in scores},
+        **{f"train {space} {recipe}": partial(_train, space, recipe) for space in SPACES for recipe in _of(space)},
+        **{f"pack {space} {recipe}": partial(_pack, space, recipe) for space in SPACES for recipe in _of(space)},
+        "go on, average and predict": _go_on_average_and_predict,
+    }
+
+
+def _of(space: str) -> Sequence[str]:
+    """Recipes worth a run: augmentations and curricula are the same in every space."""
+    return list(RECIPES) if space == "as-vit" else ["plain", "regularised"]
+
+
+CASES = _cases()
+FEW = [name for name in CASES if "on as-vit" in name or name.endswith(("as-vit plain", "predict"))]
+"""One of everything."""

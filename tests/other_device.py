@@ -1,0 +1,159 @@
+"""A device that is not the CPU, on a machine that has no other: computed on the CPU, with a GPU's rules.
+
+Tensors of the CPU and of the device may not meet but where CUDA lets them, random numbers on the device need a
+generator of the device, and NumPy sees none of its tensors. So code that forgets where a tensor is fails here as on a
+GPU. Memory, streams, kernels, mixed precision and anything that asks for `cuda` by name are beyond this.
+
+What torch offers for it is for a whole process: `python -m tests.other_device` is one. It reads names of
+`tests.device_cases`, a line each, and answers each with a line of JSON: its numbers on the CPU and on the device.
+"""
+
+import contextlib
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch.utils import backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_flatten, tree_map
+
+aten = torch.ops.aten
+_COPIES = {aten.copy_.default, aten._to_copy.default}
+_READS = {aten.index.Tensor, aten._unsafe_index.Tensor}
+_WRITES = {aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
+"""Operations on the device that may have indices on the CPU."""
+
+
+class _Backend(backend_registration._DummyBackendModule):
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.float32, torch.bfloat16]
+
+
+class OnDevice(torch.Tensor):
+    """A tensor that says that it is on the device; `inner` has its values."""
+
+    inner: torch.Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> "OnDevice":
+        layout = (inner.shape, inner.stride(), inner.storage_offset(), torch.contiguous_format)
+        made: OnDevice = torch.Tensor._make_wrapper_subclass(
+            cls, *layout, inner.dtype, torch.strided, torch.device("other", 0), False, inner.requires_grad
+        )
+        made.inner = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(operation, args, kwargs or {})
+
+    # torch makes these without asking `__torch_dispatch__`
+
+    def new_tensor(self, data: Any, dtype: torch.dtype | None = None) -> torch.Tensor:  # type: ignore[override]
+        return torch.tensor(data, dtype=dtype or self.dtype).to(self.device)
+
+    def tolist(self) -> Any:
+        return self.detach().cpu().tolist()
+
+
+class _Mode(TorchDispatchMode):
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(operation, args, kwargs or {})
+
+
+def _run(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    given = tree_flatten((args, kwargs))[0]
+    is_there = any(isinstance(one, OnDevice) for one in given)
+    if is_there:
+        _check_places(operation, args, given)
+    goes_there = is_there
+    if kwargs.get("device") is not None:
+        goes_there = torch.device(kwargs["device"]).type == "other"
+    elif operation is aten.copy_.default:
+        goes_there = isinstance(args[0], OnDevice)
+    if goes_there and any(isinstance(one, torch.Generator) and one.device.type == "cpu" for one in given):
+        raise RuntimeError(f"{operation}: expected a generator of the device, but found one of the CPU")
+    if operation is aten._fused_sdp_choice.default:
+        return 0  # plain operations
+    args_here, kwargs_here = tree_map(_here, (args, kwargs))
+    result = tree_map(_dense, operation(*args_here, **kwargs_here))
+    if not goes_there:
+        return result
+    result = tree_map(lambda one: OnDevice(one) if isinstance(one, torch.Tensor) else one, result)
+    if not is_there or operation is aten._to_copy.default:
+        return result
+    return return_and_correct_aliasing(operation, args, kwargs, result)
+
+
+def _check_places(operation: Any, args: Any, given: list[Any]) -> None:
+    if operation in _COPIES:
+        return
+    if operation in _READS | _WRITES:
+        allowed = isinstance(args[0], OnDevice)
+        if operation in _WRITES:
+            allowed = allowed and (isinstance(args[2], OnDevice) or args[2].ndim == 0)
+    else:
+        tensors = [one for one in given if isinstance(one, torch.Tensor)]
+        allowed = all(isinstance(one, OnDevice) or one.ndim == 0 for one in tensors)
+    if not allowed:
+        places = [(tuple(one.shape), str(one.device)) for one in given if isinstance(one, torch.Tensor)]
+        raise RuntimeError(f"{operation}: expected all tensors to be on the same device, but found {places}")
+
+
+def _here(one: Any) -> Any:
+    if isinstance(one, torch.device):
+        return torch.device("cpu")
+    return one.inner if isinstance(one, OnDevice) else one
+
+
+def _dense(one: Any) -> Any:
+    """Forward-mode differentiation makes zeros without memory."""
+    return torch.zeros(one.shape, dtype=one.dtype) if isinstance(one, torch.Tensor) and one._is_zerotensor() else one
+
+
+@contextlib.contextmanager
+def other_device() -> Iterator[torch.device]:
+    """While inside, there is such a device."""
+    make = torch.tensor
+
+    def tensor(data: Any, *, device: Any = None, **given: Any) -> torch.Tensor:
+        return make(data, **given).to(device or "cpu")
+
+    with contextlib.ExitStack() as stack:
+        for name in ("torch.cuda._lazy_init", "torch.accelerator.synchronize"):
+            stack.enter_context(patch(name))
+        stack.enter_context(patch("torch.inference_mode", torch.no_grad))
+        stack.enter_context(patch("torch.tensor", tensor))
+        swaps = torch.__future__.get_swap_module_params_on_conversion()
+        torch.__future__.set_swap_module_params_on_conversion(True)
+        stack.callback(torch.__future__.set_swap_module_params_on_conversion, swaps)
+        stack.enter_context(_Mode())
+        yield torch.device("other", 0)
+
+
+def _answer(case: Callable[[torch.device], dict[str, float]]) -> dict[str, Any]:
+    here = case(torch.device("cpu"))
+    try:
+        with other_device() as device:
+            return {"here": here, "there": case(device), "error": None}
+    except Exception:  # of any kind: the test shows it
+        return {"here": here, "there": {}, "error": traceback.format_exc()}
+
+
+def main() -> None:
+    from tests.device_cases import CASES
+
+    torch.set_num_threads(1)
+    backend_registration._setup_privateuseone_for_python_backend("other", _Backend())
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(_answer(CASES[line.strip()])) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
