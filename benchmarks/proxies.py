@@ -20,7 +20,7 @@ from benchmarks._timing import measure, print_table
 from plugins.protocols import Candidate, PoolProxy
 from plugins.registry import available, create, create_space, setting_types
 from search_spaces.base import ImageTask
-from trainers.devices import describe_device
+from trainers.devices import describe_device, full_precision
 from trainers.scoring import make_candidate
 
 SPACES = ("autoformer", "pit")
@@ -47,20 +47,25 @@ def main() -> None:
         "batch_size": options.batch_size,
         "repeats": options.repeats,
     }
-    for space in options.spaces:
-        candidates = _candidates(space, options)
-        alone = [_alone(name, candidates, options) for name in options.proxies]
-        print_table(f"{space}: each proxy alone, medians over {len(candidates)} topologies", alone, medians=False)
-        together = _together(candidates, options)
-        total = sum(row["ms"] for row in alone)
-        print(
-            f"{space}: all {len(options.proxies)} together {together['ms']:.0f} ms per topology "
-            f"({together['fastest ms']:.0f} to {together['slowest ms']:.0f}), {total / together['ms']:.1f} times "
-            f"faster than one by one; {TABLE} topologies in {TABLE * together['ms'] / 60_000:.1f} min"
-        )
-        report[space] = {"alone": alone, "together": together, "sum of alone ms": total}
+    with full_precision():  # as `score_topology` does
+        for space in options.spaces:
+            report[space] = _measure(space, options)
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _measure(space: str, options: argparse.Namespace) -> dict[str, Any]:
+    candidates = _candidates(space, options)
+    alone = [_alone(name, candidates, options) for name in options.proxies]
+    print_table(f"{space}: each proxy alone, medians over {len(candidates)} topologies", alone, medians=False)
+    together = _together(candidates, options)
+    total = sum(row["ms"] for row in alone)
+    print(
+        f"{space}: all {len(options.proxies)} together {together['ms']:.0f} ms per topology "
+        f"({together['fastest ms']:.0f} to {together['slowest ms']:.0f}), {total / together['ms']:.1f} times "
+        f"faster than one by one; {TABLE} topologies in {TABLE * together['ms'] / 60_000:.1f} min"
+    )
+    return {"alone": alone, "together": together, "sum of alone ms": total}
 
 
 def _options() -> argparse.Namespace:

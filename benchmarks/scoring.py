@@ -29,7 +29,7 @@ from plugins.proxies.repeats import repeat_seeds
 from plugins.proxies.tangent_kernel import condition_number, tangent_kernel
 from plugins.registry import create, parse_topology
 from search_spaces.base import ImageTask
-from trainers.devices import describe_device
+from trainers.devices import describe_device, full_precision
 from trainers.scoring import make_candidate
 
 TOPOLOGIES = (
@@ -51,6 +51,11 @@ def main() -> None:
     if options.peak:
         _print_peak(options)
         return
+    with full_precision():  # as `score_topology` does
+        _compare(options)
+
+
+def _compare(options: argparse.Namespace) -> None:
     size, width = options.size, options.width
     load = os.getloadavg()[0]
     hardware = processor() if options.device.type == "cpu" else describe_device(options.device)

@@ -19,6 +19,7 @@ from trainers.averaging import average
 from trainers.champion import load_model, save_model
 from trainers.checkpoints import load_weights
 from trainers.config import AverageTask, Configuration, EpochReport, TaskOutcome, TrainTask
+from trainers.devices import full_precision
 from trainers.loop import train
 from trainers.packed import train_packed
 from trainers.scoring import make_candidate
@@ -45,7 +46,8 @@ def _score(space: str, name: str, device: torch.device) -> dict[str, float]:
     labels = (torch.arange(8) % 3).to(device)
     proxy = create("proxies", name, {"formula": FORMULA} if name == "expression" else {})
     candidate = make_candidate(parse_topology(SPACES[space]), images, task, seed=0, labels=labels, companions=(proxy,))
-    return proxy.score(candidate)._asdict()
+    with full_precision():
+        return proxy.score(candidate)._asdict()
 
 
 def _train(space: str, recipe: str, device: torch.device) -> dict[str, float]:
