@@ -23,10 +23,10 @@ quickstart: install  ## the main job: a champion for scikit-learn's digits
 	$(BIN)/vitsearch run studies/quickstart.yaml
 
 test: install  ## all tests but the slow ones
-	$(BIN)/pytest -n 2 -m 'not slow'
+	$(BIN)/pytest -n 2 --dist worksteal -m 'not slow'
 
 test-all: install  ## the slow ones too
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 check: install  ## lint, format, types, import rules
 	$(BIN)/ruff check .

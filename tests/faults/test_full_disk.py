@@ -70,7 +70,7 @@ def test_a_checkpoint_that_the_system_refuses_stops_the_study_and_leaves_the_one
     driver = run(place, "run", write_study(place), "--quiet", prepare=trouble)
     assert_it_stopped(driver, place, "File too large")
     found = sorted(path.name for path in next(place.home.rglob("trial-0000")).iterdir())
-    assert found == ["epoch-0001", "epoch-0002"]  # neither a third, nor a part of one
+    assert found == ["attempt", "epoch-0001", "epoch-0002"]  # neither a third, nor a part of one
     assert_it_goes_on(tiny, place)
 
 
