@@ -19,6 +19,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar, cast
@@ -44,6 +45,7 @@ from search_spaces.base import ImageTask
 from search_spaces.dimensions import Choice, Dimension, Point, Real
 from search_spaces.recipes import PluginChoice, Recipe
 from trainers.config import Configuration, DataConfig, Task, TaskOutcome, TrainTask
+from trainers.loop import SilentReporter
 
 CHOICES: tuple[Dimension, ...] = tuple(
     Choice(name=f"choice.{index}", options=("a", "b", "c", "d")) for index in range(12)
@@ -93,13 +95,6 @@ class EmptyPool:
 
     def close(self) -> None:
         """Nothing."""
-
-
-class Never:
-    """A control that never says stop."""
-
-    def should_stop(self) -> bool:
-        return False
 
 
 def score(point: Any) -> float:
@@ -154,11 +149,11 @@ def inline(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for sampler in ("random", "tpe"):
         ways: dict[str, Callable[[], Spent]] = {
-            "bare": lambda name=sampler: _bare(name, options.trials, storage=None),
-            "durable": lambda name=sampler: _ours(name, options.trials, tracked=False),
-            "tracked": lambda name=sampler: _ours(name, options.trials, tracked=True),
-            "sqlite": lambda name=sampler: _on_sqlite(name),
-            "tracked, few": lambda name=sampler: _ours(name, SQLITE_TRIALS, tracked=True),
+            "bare": partial(_bare, sampler, options.trials, storage=None),
+            "durable": partial(_ours, sampler, options.trials, tracked=False),
+            "tracked": partial(_ours, sampler, options.trials, tracked=True),
+            "sqlite": partial(_on_sqlite, sampler),
+            "tracked, few": partial(_ours, sampler, SQLITE_TRIALS, tracked=True),
         }
         found = _in_turn(ways, options.runs)
         few = {"sqlite": SQLITE_TRIALS, "tracked, few": SQLITE_TRIALS}
@@ -243,7 +238,7 @@ def _ours(sampler: str, trials: int, *, tracked: bool) -> Spent:
         search = _search(sampler, trials)
         ledger = StageLedger(context, search, tracked=tracked)
         with _spending() as spending:
-            found = OptunaEngine().run(search, EmptyPool(), ledger, Never())
+            found = OptunaEngine().run(search, EmptyPool(), ledger, SilentReporter())
             spent = spending()
         assert len(found) == len(context.store.trials(context.stage.id)) == trials
         return spent
@@ -277,7 +272,7 @@ def _stage() -> Iterator[StageContext]:
             store=store,
             engine=OptunaEngine(),
             pool=EmptyPool(),
-            control=Never(),
+            control=SilentReporter(),
             progress=SilentProgress(),
             lineage=Lineage(study, ""),
             image_task=ImageTask(image_size=32, in_channels=1, num_classes=10),
@@ -302,7 +297,7 @@ def many(options: argparse.Namespace) -> dict[str, Any]:
         before = _resident_mib()
         ledger = StageLedger(context, search, tracked=False)
         started = time.perf_counter()
-        OptunaEngine().run(search, EmptyPool(), ledger, Never())
+        OptunaEngine().run(search, EmptyPool(), ledger, SilentReporter())
         seconds = time.perf_counter() - started
         grown = _resident_mib() - before
         started = time.perf_counter()
@@ -380,8 +375,8 @@ def ray_tune(options: argparse.Namespace) -> list[dict[str, Any]]:
             if options.quick and epoch_s:
                 continue
             ways: dict[str, Callable[[], float]] = {
-                "ours": lambda epochs=epochs: _on_our_ray(cluster, options.ray_trials, epochs),
-                "reuse": lambda epochs=epochs, epoch_s=epoch_s: _on_tune(options.ray_trials, epochs, epoch_s),
+                "ours": partial(_on_our_ray, cluster, options.ray_trials, epochs),
+                "reuse": partial(_on_tune, options.ray_trials, epochs, epoch_s),
             }
             seconds = _in_turn(ways, runs, warm=not epoch_s)
             plain = [] if epoch_s or options.quick else [_on_plain_tune(options.ray_trials)]
@@ -417,7 +412,7 @@ def _on_our_ray(cluster: Any, trials: int, epochs: int) -> float:
         search = _rate_search(context.folder, trials, epochs)
         ledger = StageLedger(context, search, tracked=True)
         started = time.perf_counter()
-        found = engine.run(search, pool, ledger, Never())
+        found = engine.run(search, pool, ledger, SilentReporter())
         seconds = time.perf_counter() - started
         assert [trial.state for trial in found] == ["complete"] * trials
         return seconds

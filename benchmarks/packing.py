@@ -101,9 +101,9 @@ def _compare(topology: str, options: argparse.Namespace, device: torch.device, p
     for repeat in range(options.repeats + 1):
         for way, run in ways.items():
             with _tasks(topology, options) as tasks:
-                found = run(tasks[: options.workers] if repeat == 0 else tasks)
+                done = run(tasks[: options.workers] if repeat == 0 else tasks)
             if repeat:  # the first time libraries are loaded
-                runs[way].append(found)
+                runs[way].append(done)
     expected = runs[APART][0].outcomes
     base = statistics.median(run.wall_s for run in runs[APART])
     rows = []

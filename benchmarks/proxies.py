@@ -10,6 +10,7 @@ import os
 import platform
 import random
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,7 @@ def _alone(name: str, candidates: list[Candidate], options: argparse.Namespace) 
     proxy.score(dataclasses.replace(candidates[0], shared={}))  # whatever is set up on first use
     wait = waiting_for(options.device)
     times = [
-        measure(lambda one=one: proxy.score(dataclasses.replace(one, shared={})), 1, wait=wait).median
-        for one in candidates
+        measure(partial(proxy.score, dataclasses.replace(one, shared={})), 1, wait=wait).median for one in candidates
     ]
     return {"proxy": name, "ms": 1e3 * statistics.median(times), "slowest ms": 1e3 * max(times)}
 
@@ -124,7 +124,7 @@ def _together(candidates: list[Candidate], options: argparse.Namespace) -> dict[
             proxy.score(fresh)
 
     wait = waiting_for(options.device)
-    times = [measure(lambda one=one: score(one), 1, wait=wait).median for one in candidates]
+    times = [measure(partial(score, one), 1, wait=wait).median for one in candidates]
     return {"ms": 1e3 * statistics.fmean(times), "fastest ms": 1e3 * min(times), "slowest ms": 1e3 * max(times)}
 
 

@@ -142,10 +142,9 @@ def _length(text: str, options: argparse.Namespace, rates: Rates) -> dict[str, A
         (derivatives,) = curves_of_models([model], [basis], angles[:-1], order=1)
         return torch.cat([derivatives[0], derivatives[0, :1]])
 
+    features: Any = model.forward_features
     literal = measure(lambda: velocity_by_coordinate(model, angles, basis), options.literal_runs, wait=wait)
-    autograd = measure(
-        lambda: curve_derivatives(model.forward_features, angles, basis, order=1), options.literal_runs, wait=wait
-    )
+    autograd = measure(lambda: curve_derivatives(features, angles, basis, order=1), options.literal_runs, wait=wait)
     fast = measure(ours, options.runs, warm=True, wait=wait)
     expected = float(length_distortion(literal.result))
     for value in (length_distortion(fast.result), length_distortion(autograd.result[1])):

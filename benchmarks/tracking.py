@@ -23,6 +23,7 @@ from orchestrator.settings import load_settings
 from orchestrator.spec import load_spec
 from orchestrator.store.repository import Store
 from orchestrator.study import run_study
+from trainers.loop import SilentReporter
 
 TRAIN = """\
 study: trained-{number}
@@ -60,13 +61,6 @@ class Run(NamedTuple):
     study_s: float
     cpu_s: float
     """Of all threads."""
-
-
-class Never:
-    """A control that never says stop."""
-
-    def should_stop(self) -> bool:
-        return False
 
 
 def main() -> None:
@@ -122,7 +116,7 @@ def _run(text: str, home: Path, *, tracking: bool) -> Run:
     file = home / "study.yaml"
     file.write_text(text, encoding="utf-8")
     wall, cpu = time.perf_counter(), time.process_time()
-    study = run_study(load_spec(file), text, settings, progress=SilentProgress(), control=Never())
+    study = run_study(load_spec(file), text, settings, progress=SilentProgress(), control=SilentReporter())
     ended = Run(0.0, time.perf_counter() - wall, time.process_time() - cpu)
     assert study.state == "complete", study.reason
     store = Store.open(settings.database_url)

@@ -39,8 +39,8 @@ def check(fence: Fence | None) -> None:
     """
     if fence is not None and _newest(fence) > fence.token:
         raise SupersededError(
-            f"a newer attempt at the training in {fence.file.parent} has begun, so this one must end. Another process "
-            "runs the study now."
+            f"a newer attempt at the training in {fence.file.parent} has begun, so this one must end: its study has "
+            "given it up, or goes on in another process."
         )
 
 

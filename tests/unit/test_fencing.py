@@ -54,7 +54,7 @@ def test_an_older_attempt_that_begins_late_reads_and_writes_nothing(tmp_path: Pa
     claim(fence(tmp_path, 8))
     assert attempt(tmp_path, 7).error == "storage"
     assert load_newest(tmp_path / "trial-0001", configuration="any") is None
-    with pytest.raises(SupersededError, match="Another process runs the study now"):
+    with pytest.raises(SupersededError, match="given it up, or goes on in another process"):
         check(fence(tmp_path, 7))
 
 
