@@ -37,10 +37,10 @@ def assert_only_the_last_trial_failed(place: Place, tiny: FinishedStudy, reason:
 
 @pytest.mark.slow
 def test_a_trial_that_hangs_is_failed_and_the_same_command_goes_on(tiny: FinishedStudy, place: Place) -> None:
-    file = write_study(place, **{"seed: 7": "seed: 7\nresources: {silent_minutes: 0.15}"})
+    file = write_study(place, **{"seed: 7": "seed: 7\nresources: {silent_minutes: 0.3}"})
     driver = run(place, "run", file, "--quiet", prepare="tests.faults.troubles:last_trial_hangs")
     assert driver.process.exitcode == 1, driver.err
-    assert "hangs: it gave no sign of life for 0.15 minutes" in driver.err
+    assert "hangs: it gave no sign of life for 0.3 minutes" in driver.err
     assert_rows_are_true(place)
     assert (place.rows().study.state, "hangs" in (place.rows().study.reason or "")) == ("interrupted", True)
     driver = run(place, "run", file, "--quiet")

@@ -60,12 +60,12 @@ def test_a_driver_killed_with_a_pack_ends_the_same_study(alone: Rows, here: Plac
 @pytest.mark.slow
 def test_a_pack_that_hangs_is_trained_apart_and_one_trial_fails(alone: Rows, here: Place) -> None:
     file = write_packs(
-        here.home.parent, PACKED.replace("trials_per_pack: 4", "trials_per_pack: 4, silent_minutes: 0.15")
+        here.home.parent, PACKED.replace("trials_per_pack: 4", "trials_per_pack: 4, silent_minutes: 0.3")
     )
     trouble = {"prepare": "tests.faults.troubles:a_packed_trial_hangs"}
     driver = run(here, "run", file, "--quiet", **trouble)
     assert driver.process.exitcode == 1, driver.err
-    assert "hangs, a pack: it gave no sign of life for 0.15 minutes" in driver.err
+    assert "hangs, a pack: it gave no sign of life for 0.3 minutes" in driver.err
     assert_rows_are_true(here)
     packed = [number for number, states in attempts(here).items() if states == ["lost"]]
     assert HANGING in packed

@@ -219,9 +219,9 @@ def assert_fast_rates_failed(trials: list[TrialRecord], error: str) -> None:
 def test_a_training_that_hangs_fails_alone(cluster: RayCluster, tmp_path: Path, engine: str) -> None:
     ledger, search = MemoryLedger(), rate_search(tmp_path, num_trials=5, epochs=3)
     if engine == "ray":
-        trials = run_engine(cluster, search, ledger, tmp_path, run_task="hanging", silent_minutes=0.1)
+        trials = run_engine(cluster, search, ledger, tmp_path, run_task="hanging", silent_minutes=0.2)
     else:
-        pool = RayPool(cluster, silent_minutes=0.1, run_task="tests.ray_tasks:hanging")
+        pool = RayPool(cluster, silent_minutes=0.2, run_task="tests.ray_tasks:hanging")
         trials = OptunaEngine().run(search, pool, ledger, Switch())
         pool.close()
     assert_fast_rates_failed(trials, "silent")

@@ -88,7 +88,7 @@ def test_a_pack_that_kills_its_worker_is_tried_apart_and_one_alone_is_lost(clust
 @pytest.mark.slow
 def test_a_training_that_hangs_in_a_pack_fails_alone(cluster: RayCluster, tmp_path: Path) -> None:
     ledger = MemoryLedger()
-    trials = run(make_pool(cluster, "hanging", silent_minutes=0.1), ledger, tmp_path, num_trials=5)
+    trials = run(make_pool(cluster, "hanging", silent_minutes=0.2), ledger, tmp_path, num_trials=5)
     hanging = {trial.number for trial in trials if trial.point["recipe.learning_rate"] > 0.5}
     assert 0 < len(hanging) < 5
     assert {trial.number: trial.error for trial in trials if trial.state == "failed"} == dict.fromkeys(
