@@ -71,9 +71,19 @@ def folders_of(process: int) -> list[Path]:
     return list(Path(tempfile.gettempdir()).glob(f"vitsearch-ray-{process}-*"))
 
 
+def described(process: int) -> str:
+    """Its number, name, state and parent, as the system tells them; for messages."""
+    return " ".join(_stat(process).split()[:4])
+
+
 def _runs(process: int) -> bool:
+    state = _stat(process).rpartition(")")[2].split()
+    return bool(state) and state[0] not in "ZX"
+
+
+def _stat(process: int) -> str:
+    """Empty where there is no such process."""
     try:
-        state = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+        return Path(f"/proc/{process}/stat").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in "ZX"
+        return ""

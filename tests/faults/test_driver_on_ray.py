@@ -5,7 +5,7 @@ import pytest
 from tests.faults.driver import Driver, Kill
 from tests.faults.killing import kill_and_resume, moments_over
 from tests.faults.on_ray import SHORT, WHOLE, on_ray, write_study
-from tests.faults.ray_processes import are_gone, folders_of, started_in
+from tests.faults.ray_processes import are_gone, described, folders_of, started_in
 from tests.lineage import assert_lineage
 from tests.places import Place, place_of
 from tests.tiny import FinishedStudy
@@ -33,7 +33,8 @@ class Killed:
 
     def __call__(self, driver: Driver) -> None:
         self._processes.append(driver.process.pid)
-        assert are_gone(started_in(folders_of(driver.process.pid)))
+        rays = started_in(folders_of(driver.process.pid))
+        assert are_gone(rays, within_s=60.0), [described(process) for process in rays]
 
     def assert_nothing_is_left(self) -> None:
         assert self._processes
