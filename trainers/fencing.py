@@ -40,7 +40,8 @@ def check(fence: Fence | None) -> None:
     if fence is not None and _newest(fence) > fence.token:
         raise SupersededError(
             f"a newer attempt at the training in {fence.file.parent} has begun, so this one must end: its study has "
-            "given it up, or goes on in another process."
+            "given it up, or goes on in another process. If neither is so (the database came from a backup), delete "
+            f"{fence.file} and run the same command again."
         )
 
 

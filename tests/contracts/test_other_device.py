@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +12,8 @@ import torch
 from torch.utils import backend_registration
 
 from tests.device_cases import CASES, FEW, differences
-from tests.ray_local import ROOT
 
-if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
-    pytest.skip("this version of torch has no devices in Python", allow_module_level=True)
+ROOT = Path(__file__).resolve().parents[2]
 Ask = Callable[[str], dict[str, Any]]
 
 
@@ -39,6 +38,10 @@ def ask() -> Iterator[Ask]:
         stdin.close()
 
 
+@pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this version of torch has no devices in Python",
+)
 @pytest.mark.parametrize(
     "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
 )
