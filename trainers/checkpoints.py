@@ -72,9 +72,76 @@ class Checkpoint:
 
 
 def configuration_digest(configuration: Configuration) -> str:
-    """sha256 of the configuration as JSON with sorted keys."""
-    text = json.dumps(configuration.model_dump(mode="json"), sort_keys=True)
-    return sha256_of(text.encode())
+    """sha256 of the configuration as JSON with sorted keys, without fields at their default value.
+
+    A field that is added later therefore leaves the digest of every earlier configuration as it is, provided that its
+    default means what was done before. The default of a field must never change.
+    """
+    return _json_digest(configuration.model_dump(mode="json", exclude_defaults=True))
+
+
+def accepted_digests(configuration: Configuration) -> frozenset[str]:
+    """Digests of checkpoints that a training of this configuration may continue from, from whichever version.
+
+    Version 0.1.0 hashed every field that it had. Its digest is accepted if all fields added since have their default.
+    """
+    dump = configuration.model_dump(mode="json")
+    changed = configuration.model_dump(mode="json", exclude_defaults=True)
+    accepted = {configuration_digest(configuration)}
+    if _without(changed, _FIELDS_0_1_0) == changed:
+        accepted.add(_json_digest(_without(dump, _FIELDS_0_1_0)))
+    return frozenset(accepted)
+
+
+_FIELDS_0_1_0: Mapping[str, frozenset[str] | None] = {
+    "data": frozenset(
+        [
+            "source",
+            "image_size",
+            "resize",
+            "validation",
+            "test",
+            "max_images",
+            "max_test_images",
+            "split_seed",
+            "num_classes",
+        ]
+    ),
+    "topology": None,
+    "recipe": frozenset(
+        [
+            "learning_rate",
+            "weight_decay",
+            "batch_size",
+            "schedule",
+            "warmup",
+            "label_smoothing",
+            "drop_path",
+            "augmentation",
+            "curriculum",
+            "gradient_clip",
+        ]
+    ),
+    "epochs": None,
+    "seed": None,
+    "stopping": None,
+    "averaging": None,
+}
+"""The fields of a configuration in version 0.1.0, with those of its blocks."""
+
+
+def _without(dump: Mapping[str, Any], known: Mapping[str, frozenset[str] | None]) -> dict[str, Any]:
+    """The dump of a configuration without fields that are not among the known ones."""
+    kept: dict[str, Any] = {}
+    for name, value in dump.items():
+        if name in known:
+            inner = known[name]
+            kept[name] = value if inner is None else {key: part for key, part in value.items() if key in inner}
+    return kept
+
+
+def _json_digest(content: Mapping[str, Any]) -> str:
+    return sha256_of(json.dumps(content, sort_keys=True).encode())
 
 
 def save(
@@ -119,12 +186,12 @@ def save(
     return _record(target, manifest)
 
 
-def load_newest(folder: Path, *, configuration: str, damaged: list[str] | None = None) -> Checkpoint | None:
+def load_newest(folder: Path, *, accepted: Collection[str], damaged: list[str] | None = None) -> Checkpoint | None:
     """The newest checkpoint that is whole, or `None`. Damaged ones and leftovers of a torn write are removed.
 
     Args:
         folder: Where the trial's checkpoints are.
-        configuration: Digest of what is trained.
+        accepted: Digests of what is trained; see `accepted_digests`.
         damaged: What was wrong with newer checkpoints is added here, also where no whole one is left.
 
     Raises:
@@ -147,7 +214,7 @@ def load_newest(folder: Path, *, configuration: str, damaged: list[str] | None =
             with writing(path):
                 _remove(path)
             continue
-        if manifest.configuration != configuration:
+        if manifest.configuration not in accepted:
             raise CheckpointError(
                 f"{folder} must be empty or hold checkpoints of the configuration to train, but {path.name} is of "
                 "another one. Choose another folder, or delete it."

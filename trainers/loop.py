@@ -134,7 +134,8 @@ def follow(
     history: list[EpochReport] = []
     damaged: list[str] = []
     fencing.claim(task.fence)
-    checkpoint = checkpoints.load_newest(task.folder, configuration=digest, damaged=damaged)
+    accepted = checkpoints.accepted_digests(task.configuration)
+    checkpoint = checkpoints.load_newest(task.folder, accepted=accepted, damaged=damaged)
     if checkpoint is not None:
         learner.restore(checkpoint)
         history.extend(checkpoint.history)

@@ -8,17 +8,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from search_spaces.recipes import Recipe
+from tests.golden.test_homes import HOMES
+from tests.unit.training import configuration
 from trainers import checkpoints
 from trainers.checkpoints import (
     CheckpointError,
     CheckpointWriteError,
+    accepted_digests,
+    configuration_digest,
     load_newest,
     load_weights,
     optimizer_tensors,
     restore_optimizer,
     save,
 )
-from trainers.config import CheckpointRecord, EpochReport
+from trainers.config import CheckpointRecord, Configuration, DataConfig, EpochReport
 
 DIGEST = "d" * 64
 
@@ -58,7 +63,7 @@ def save_epochs(folder: Path, count: int, *, keep: int = 1) -> list[CheckpointRe
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     save_epochs(tmp_path, 3)
-    checkpoint = load_newest(tmp_path, configuration=DIGEST)
+    checkpoint = load_newest(tmp_path, accepted=[DIGEST])
     assert checkpoint is not None
     assert checkpoint.epoch == 3
     assert checkpoint.history == tuple(reports(3))
@@ -77,8 +82,8 @@ def test_a_record_names_the_folder_hash_and_size(tmp_path: Path) -> None:
 
 
 def test_an_empty_or_missing_folder_has_no_checkpoint(tmp_path: Path) -> None:
-    assert load_newest(tmp_path, configuration=DIGEST) is None
-    assert load_newest(tmp_path / "missing", configuration=DIGEST) is None
+    assert load_newest(tmp_path, accepted=[DIGEST]) is None
+    assert load_newest(tmp_path / "missing", accepted=[DIGEST]) is None
     assert checkpoints.saved(tmp_path / "missing") == ()
 
 
@@ -108,7 +113,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
     else:
         victim.write_bytes(data[:-5] if damage == "cut" else data[:-5] + b"xxxxx")
     with caplog.at_level(logging.WARNING):
-        checkpoint = load_newest(tmp_path, configuration=DIGEST)
+        checkpoint = load_newest(tmp_path, accepted=[DIGEST])
     assert checkpoint is not None
     assert checkpoint.epoch == 2
     assert "epoch-0003" in caplog.text
@@ -119,7 +124,7 @@ def test_with_all_damaged_training_starts_anew(tmp_path: Path) -> None:
     save_epochs(tmp_path, 4, keep=4)
     for path in tmp_path.iterdir():
         (path / "manifest.json").write_text("{")
-    assert load_newest(tmp_path, configuration=DIGEST) is None
+    assert load_newest(tmp_path, accepted=[DIGEST]) is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -127,7 +132,7 @@ def test_leftovers_of_a_torn_write_are_removed(tmp_path: Path) -> None:
     save_epochs(tmp_path, 1)
     (tmp_path / ".part-abc").mkdir()
     (tmp_path / ".part-abc" / "model.safetensors").write_bytes(b"half")
-    checkpoint = load_newest(tmp_path, configuration=DIGEST)
+    checkpoint = load_newest(tmp_path, accepted=[DIGEST])
     assert checkpoint is not None
     assert [path.name for path in tmp_path.iterdir()] == ["epoch-0001"]
 
@@ -146,7 +151,7 @@ def test_a_write_that_fails_leaves_the_checkpoint_before(tmp_path: Path, monkeyp
         save_epochs(tmp_path, 1)
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["epoch-0001"]
-    checkpoint = load_newest(tmp_path, configuration=DIGEST)
+    checkpoint = load_newest(tmp_path, accepted=[DIGEST])
     assert checkpoint is not None
     assert checkpoint.epoch == 1
 
@@ -154,7 +159,7 @@ def test_a_write_that_fails_leaves_the_checkpoint_before(tmp_path: Path, monkeyp
 def test_a_checkpoint_of_another_configuration_is_not_taken(tmp_path: Path) -> None:
     save_epochs(tmp_path, 1)
     with pytest.raises(CheckpointError, match="Choose another folder"):
-        load_newest(tmp_path, configuration="e" * 64)
+        load_newest(tmp_path, accepted=["e" * 64])
     assert (tmp_path / "epoch-0001").exists()
 
 
@@ -198,3 +203,28 @@ def test_an_optimizer_goes_on_exactly_where_it_was() -> None:
     step(second, after)
     assert torch.equal(first.weight, second.weight)
     assert torch.equal(first.bias, second.bias)
+
+
+# --- digests of configurations ---
+
+
+def test_a_configuration_at_its_defaults_has_the_digest_of_the_given_fields_alone() -> None:
+    written_out = configuration(recipe={"label_smoothing": 0.0, "schedule": "cosine", "gradient_clip": 1.0})
+    assert configuration_digest(written_out) == configuration_digest(configuration())
+    assert configuration_digest(configuration(recipe={"label_smoothing": 0.1})) != configuration_digest(configuration())
+
+
+def test_checkpoints_of_0_1_0_are_accepted() -> None:
+    """What 0.1.0 wrote into the manifests of its golden home, from the configuration that it trained."""
+    home = HOMES / "0.1.0" / "home" / "artifacts" / "studies"
+    trained = Configuration(
+        data=DataConfig(source="digits", image_size=32),
+        topology="as-vit:5,4,6,1|2,4,4,1|3,2,3,1|2,1,4,1|16,4",
+        recipe=Recipe(learning_rate=0.004, drop_path=0.05, augmentation="affine"),
+        epochs=6,
+        seed=959608031,
+    )
+    manifest = json.loads(next(home.glob("interrupted-*/train/trial-0002/epoch-0003/manifest.json")).read_text())
+    assert manifest["configuration"] in accepted_digests(trained)
+    changed = trained.model_copy(update={"recipe": trained.recipe.model_copy(update={"warmup": 0.2})})
+    assert manifest["configuration"] not in accepted_digests(changed)

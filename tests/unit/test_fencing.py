@@ -53,7 +53,7 @@ def test_a_worker_that_is_superseded_leaves_the_files_of_the_newer_attempt_alone
 def test_an_older_attempt_that_begins_late_reads_and_writes_nothing(tmp_path: Path) -> None:
     claim(fence(tmp_path, 8))
     assert attempt(tmp_path, 7).error == "storage"
-    assert load_newest(tmp_path / "trial-0001", configuration="any") is None
+    assert load_newest(tmp_path / "trial-0001", accepted=["any"]) is None
     with pytest.raises(SupersededError, match="given it up, or goes on in another process"):
         check(fence(tmp_path, 7))
 

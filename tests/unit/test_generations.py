@@ -7,7 +7,7 @@ import pytest
 from orchestrator.engines.generations import CopyStep, Generation, begin_generation, newest_generation
 from tests.unit.training import configuration
 from trainers import checkpoints
-from trainers.checkpoints import CheckpointError, configuration_digest, load_newest
+from trainers.checkpoints import CheckpointError, accepted_digests, configuration_digest, load_newest
 from trainers.config import Configuration, EpochReport
 
 
@@ -47,7 +47,7 @@ def test_a_copy_goes_on_as_its_own_training_from_the_others_weights(tmp_path: Pa
     generation = Generation(point={"x": 1}, steps=(step(5),))
     folder = begin_generation(tmp_path / "own", generation, source=tmp_path / "other", epoch=5, configuration=changed)
     assert newest_generation(tmp_path / "own") == (folder, generation)
-    found = load_newest(folder, configuration=configuration_digest(changed))
+    found = load_newest(folder, accepted=accepted_digests(changed))
     assert (found.epoch, [one.epoch for one in found.history]) == (5, [1, 2, 3, 4, 5])
     assert found.weights["w"].tolist() == [5.0, 5.0]
     assert [path.name for path in (tmp_path / "own").iterdir()] == [folder.name]  # its own past is gone
