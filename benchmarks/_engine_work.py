@@ -4,7 +4,7 @@ import time
 
 from ray import tune
 
-from orchestrator.engines.base import Reporter
+from orchestrator.engines.interfaces import Reporter
 from trainers.config import EpochReport, Task, TaskOutcome, TrainTask
 
 EPOCHS = 10

@@ -30,22 +30,22 @@ from optuna.exceptions import ExperimentalWarning
 from benchmarks._machine import processor
 from benchmarks._timing import print_table
 from benchmarks.samplers import ended_trial
-from orchestrator.engine_specs import Asha, ray_is_installed
-from orchestrator.engines.base import Lost, Objective, Reporter, Search
+from orchestrator.engines.interfaces import Lost, Objective, Reporter, Search
 from orchestrator.engines.optuna_engine import OptunaEngine
 from orchestrator.engines.suggester import OptunaSuggester
-from orchestrator.lineage import Lineage
-from orchestrator.progress import SilentProgress
-from orchestrator.spec import StudySpec
+from orchestrator.spec.engine import Asha, ray_is_installed
+from orchestrator.spec.study_file import StudySpec
 from orchestrator.stages.context import StageContext
-from orchestrator.stages.ledger import StageLedger
+from orchestrator.stages.progress import SilentProgress
+from orchestrator.stages.searching import StageLedger
 from orchestrator.store.records import TrialRecord
 from orchestrator.store.repository import Store
+from orchestrator.tracking.run_tree import Lineage
 from search_spaces.base import ImageTask
 from search_spaces.dimensions import Choice, Dimension, Point, Real
 from search_spaces.recipes import PluginChoice, Recipe
 from trainers.config import Configuration, DataConfig, Task, TaskOutcome, TrainTask
-from trainers.loop import SilentReporter
+from trainers.training.loop import SilentReporter
 
 CHOICES: tuple[Dimension, ...] = tuple(
     Choice(name=f"choice.{index}", options=("a", "b", "c", "d")) for index in range(12)
@@ -362,7 +362,7 @@ def ray_tune(options: argparse.Namespace) -> list[dict[str, Any]]:
         print("\nRay is not installed: engine `ray` is left out")
         return []
     from benchmarks._engine_work import EPOCH_S, EPOCHS
-    from orchestrator.engines.ray_cluster import RayCluster
+    from orchestrator.engines.ray.cluster import RayCluster
 
     cluster = RayCluster(num_cpus=min(2, os.cpu_count() or 1))
     started = time.perf_counter()
@@ -395,8 +395,8 @@ def ray_tune(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _on_our_ray(cluster: Any, trials: int, epochs: int) -> float:
-    from orchestrator.engines.ray_engine import RayEngine
-    from orchestrator.engines.ray_pool import RayPool
+    from orchestrator.engines.ray.engine import RayEngine
+    from orchestrator.engines.ray.pool import RayPool
 
     work = "no_work" if epochs == 1 else "short_training"
     with _stage() as context:

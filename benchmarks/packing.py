@@ -25,10 +25,10 @@ from benchmarks._machine import processor
 from benchmarks._timing import print_table
 from search_spaces.recipes import Recipe
 from trainers.config import Configuration, DataConfig, TaskOutcome, TrainTask
-from trainers.data import load_images
-from trainers.devices import describe_device, describe_devices, pick_device
-from trainers.loop import SilentReporter, train
-from trainers.packed import train_packed
+from trainers.data.images import load_images
+from trainers.hardware.devices import describe_device, describe_devices, pick_device
+from trainers.training.loop import SilentReporter, train
+from trainers.training.packed import train_packed
 
 TOPOLOGIES = ("4,2,4,1|3,4,3,1|3,2,4,1|4,1,2,1|16,4", "4,2,4,1|3,4,3,1|3,2,4,1|4,1,2,1|16,16")
 """As-ViT with 25 and 372 thousand parameters: the smallest models gain most."""

@@ -21,8 +21,8 @@ from benchmarks._timing import measure, print_table
 from plugins.protocols import Candidate, PoolProxy
 from plugins.registry import available, create, create_space, setting_types
 from search_spaces.base import ImageTask
-from trainers.devices import describe_device, full_precision
-from trainers.scoring import make_candidate
+from trainers.hardware.devices import describe_device, full_precision
+from trainers.tasks.scoring import make_candidate
 
 SPACES = ("autoformer", "pit")
 TABLE = 100

@@ -21,7 +21,7 @@ import optuna
 
 from benchmarks._machine import processor
 from benchmarks._timing import print_table
-from orchestrator.engines.base import Objective
+from orchestrator.engines.interfaces import Objective
 from orchestrator.engines.suggester import OptunaSuggester
 from orchestrator.store.records import TrialRecord
 from search_spaces.as_vit import AsViTSpace

@@ -29,8 +29,8 @@ from plugins.proxies.repeats import repeat_seeds
 from plugins.proxies.tangent_kernel import condition_number, tangent_kernel
 from plugins.registry import create, parse_topology
 from search_spaces.base import ImageTask
-from trainers.devices import describe_device, full_precision
-from trainers.scoring import make_candidate
+from trainers.hardware.devices import describe_device, full_precision
+from trainers.tasks.scoring import make_candidate
 
 TOPOLOGIES = (
     "5,2,5|4,2,5|2,2,3|3,1,2|32",

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 
 from benchmarks._machine import processor
 from benchmarks._timing import print_table
-from orchestrator.progress import SilentProgress
 from orchestrator.settings import load_settings
-from orchestrator.spec import load_spec
+from orchestrator.spec.study_file import load_spec
+from orchestrator.stages.progress import SilentProgress
 from orchestrator.store.repository import Store
-from orchestrator.study import run_study
-from trainers.loop import SilentReporter
+from orchestrator.study.driver import run_study
+from trainers.training.loop import SilentReporter
 
 TRAIN = """\
 study: trained-{number}

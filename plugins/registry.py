@@ -55,7 +55,7 @@ class SavedFormula(EntryPoint):
     path: Path
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path.stem, "plugins.proxies.expression:Expression", "vitsearch.proxies")
+        super().__init__(path.stem, "plugins.proxies.saved_formulas:load_formula", "vitsearch.proxies")
         vars(self).update(path=path)
 
     def load(self) -> Any:
@@ -64,8 +64,7 @@ class SavedFormula(EntryPoint):
         Raises:
             ImportError: The file has no formula.
         """
-        from plugins.proxies.saved_formulas import load_formula
-
+        load_formula = super().load()
         return load_formula(self.path)
 
 

@@ -10,7 +10,7 @@ import pytest
 pytest.register_assert_rewrite("tests.places", "tests.lineage", "tests.packs")  # so that a failure says what differs
 
 if TYPE_CHECKING:
-    from orchestrator.engines.ray_cluster import RayCluster
+    from orchestrator.engines.ray.cluster import RayCluster
     from tests.postgres import PostgresServer
     from tests.tiny import CommandLine, FinishedStudy
 
@@ -60,7 +60,7 @@ def address() -> Iterator[str]:
 @pytest.fixture
 def cluster(address: str) -> "Iterator[RayCluster]":
     """Attached to it."""
-    from orchestrator.engines.ray_cluster import RayCluster
+    from orchestrator.engines.ray.cluster import RayCluster
 
     cluster = RayCluster(address=address)
     yield cluster

@@ -15,14 +15,14 @@ from plugins.registry import available, create, parse_topology
 from search_spaces.base import ImageTask
 from search_spaces.recipes import PluginChoice
 from tests.unit.training import TOPOLOGY, Recorder, configuration, digits
-from trainers.averaging import average
 from trainers.champion import load_model, save_model
-from trainers.checkpoints import load_weights
 from trainers.config import AverageTask, Configuration, EpochReport, TaskOutcome, TrainTask
-from trainers.devices import full_precision
-from trainers.loop import train
-from trainers.packed import train_packed
-from trainers.scoring import make_candidate
+from trainers.hardware.devices import full_precision
+from trainers.tasks.averaging import average
+from trainers.tasks.scoring import make_candidate
+from trainers.training.checkpoints import load_weights
+from trainers.training.loop import train
+from trainers.training.packed import train_packed
 
 SPACES = {"as-vit": TOPOLOGY, "autoformer": "autoformer:2,2|2,2|16,8", "pit": "pit:1,2|1,2|1,2|2,8,8"}
 FORMULA = "mean(frobenius(minmax(attention.weight)) + sqrt(sigmoid(mean(mlp.gradient))))"

@@ -20,10 +20,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from orchestrator.engine_specs import SCHEDULERS, EngineSpec, ResourceSpec
 from orchestrator.settings import Settings
-from orchestrator.spec import Candidates, Limits, StudySpec, Truth
-from orchestrator.stage_specs import STAGE_TYPES
+from orchestrator.spec.engine import SCHEDULERS, EngineSpec, ResourceSpec
+from orchestrator.spec.stages import STAGE_TYPES
+from orchestrator.spec.study_file import Candidates, Limits, StudySpec, Truth
 from plugins import registry
 from search_spaces.recipes import PluginChoice, Recipe
 from trainers.config import Configuration, DataConfig

@@ -3,11 +3,11 @@
 import threading
 from collections.abc import Callable, Sequence
 
-from orchestrator.tracking_events import Event
+from orchestrator.tracking.events import Event, event_to_json
 
 
 class MemoryOutboxStore:
-    """`orchestrator.outbox.OutboxStore` in memory."""
+    """`orchestrator.tracking.outbox.OutboxStore` in memory."""
 
     def __init__(self, events: Sequence[Event] = ()) -> None:
         self._lock = threading.Lock()
@@ -26,11 +26,11 @@ class MemoryOutboxStore:
                 self._owed[self._next_id] = event
                 self._next_id += 1
 
-    def owed(self, limit: int) -> Sequence[tuple[int, Event]]:
+    def owed(self, limit: int) -> Sequence[tuple[int, str]]:
         with self._lock:
             if self.failures:
                 raise self.failures.pop(0)
-            return sorted(self._owed.items())[:limit]
+            return [(number, event_to_json(event)) for number, event in sorted(self._owed.items())[:limit]]
 
     def settle(self, ids: Sequence[int]) -> None:
         with self._lock:

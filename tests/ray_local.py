@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.engines.base import Objective, Search, Suggestion
+from orchestrator.engines.interfaces import Objective, Search, Suggestion
 from orchestrator.engines.suggester import OptunaSuggester
 from orchestrator.store.records import AttemptRecord, TrialRecord
 from search_spaces.dimensions import Dimension, Real

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from orchestrator.engines.base import Reporter
+from orchestrator.engines.interfaces import Reporter
 from trainers.config import EpochReport, PackedTrainTask, ScoreTask, Task, TaskOutcome, TrainTask
 
 EPOCH_S = 0.1

@@ -17,19 +17,19 @@ from PIL import Image
 
 from orchestrator.cli.main import app
 from orchestrator.settings import Settings
-from orchestrator.spec import load_spec
-from orchestrator.yaml_source import read_yaml
+from orchestrator.spec.study_file import load_spec
+from orchestrator.spec.yaml_source import read_yaml
 from plugins import registry
 from plugins.protocols import CurvePoint
 from plugins.registry import parse_topology
 from search_spaces.base import ImageTask
 from search_spaces.recipes import Recipe
 from tests.docs_reference import block_names, undocumented, with_current_blocks
-from trainers.building import build_model
 from trainers.champion import save_model
 from trainers.config import Configuration, DataConfig
-from trainers.data import load_images
-from trainers.scoring import make_candidate
+from trainers.data.images import load_images
+from trainers.models.building import build_model
+from trainers.tasks.scoring import make_candidate
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -121,7 +121,7 @@ def test_what_is_made_from_code_is_what_the_code_says(page: Path) -> None:
 
 
 def test_every_stage_and_every_kind_of_plugin_has_its_place_in_the_docs() -> None:
-    from orchestrator.stage_specs import STAGE_TYPES
+    from orchestrator.spec.stages import STAGE_TYPES
 
     assert set(STAGE_TYPES) <= set(block_names(read("docs/study-file.md")))
     kinds = {name.removeprefix("plugins:") for name in block_names(read("docs/plugin-reference.md"))}

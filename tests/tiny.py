@@ -15,13 +15,13 @@ import pytest
 
 from orchestrator.cli import console
 from orchestrator.cli.main import main
-from orchestrator.engines.base import Control
-from orchestrator.progress import Progress
+from orchestrator.engines.interfaces import Control
 from orchestrator.settings import Settings, load_settings
-from orchestrator.spec import load_spec
+from orchestrator.spec.study_file import load_spec
+from orchestrator.stages.progress import Progress
 from orchestrator.store.records import StageRecord, StudyRecord, TrialRecord
 from orchestrator.store.repository import Store
-from orchestrator.study import run_study
+from orchestrator.study.driver import run_study
 from tests.fakes import RecordingProgress, Switch
 from trainers import champion
 from trainers.config import CheckpointRecord, EpochReport

@@ -14,15 +14,23 @@ from torch import Tensor, nn
 from plugins.protocols import Averager, StateDict
 from plugins.registry import create
 from search_spaces.base import ImageTask
-from trainers.averaging import average_checkpoints
-from trainers.building import build_model, topology_costs
-from trainers.checkpoints import WEIGHTS, CheckpointError, pack_tensors, read_tensors, sha256_of, write_folder
 from trainers.config import Configuration, TaskOutcome, TrainTask
-from trainers.data import ImageData, ImageSplit, image_mode, load_images, load_test_images, open_image, resize_image
-from trainers.devices import pick_device
-from trainers.evaluation import Evaluation, Normalizer, evaluate, logits_of
-from trainers.loop import Reporter, train
-from trainers.sources import Item
+from trainers.data.images import (
+    ImageData,
+    ImageSplit,
+    image_mode,
+    load_images,
+    load_test_images,
+    open_image,
+    resize_image,
+)
+from trainers.data.sources import Item
+from trainers.hardware.devices import pick_device
+from trainers.models.building import build_model, topology_costs
+from trainers.tasks.averaging import average_checkpoints
+from trainers.training.checkpoints import WEIGHTS, CheckpointError, pack_tensors, read_tensors, sha256_of, write_folder
+from trainers.training.evaluation import Evaluation, Normalizer, evaluate, logits_of
+from trainers.training.loop import Reporter, train
 
 MODEL_FILE = "model.yaml"
 

@@ -128,7 +128,7 @@ class ScoreTask(_Plain):
 
 
 class Fence(_Plain):
-    """Which attempt at a training may write its files; see `trainers.fencing`."""
+    """Which attempt at a training may write its files; see `trainers.training.fencing`."""
 
     file: Path
     """Where the newest attempt leaves its token."""
@@ -155,7 +155,7 @@ class PackedTrainTask(_Plain):
 
     kind: Literal["packed-train"] = "packed-train"
     tasks: tuple[TrainTask, ...] = Field(min_length=1)
-    """`trainers.packing.can_be_packed` holds for each two of them."""
+    """`trainers.training.packing.can_be_packed` holds for each two of them."""
 
 
 class ReplayTask(_Plain):

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from trainers.averaging import average
 from trainers.config import (
     AverageTask,
     EpochReport,
@@ -15,13 +14,14 @@ from trainers.config import (
     TaskOutcome,
     TrainTask,
 )
-from trainers.data import load_images
-from trainers.devices import pick_device
-from trainers.failures import describe_failure, failed_outcome, free_memory, trim_heap
-from trainers.loop import Reporter, train
-from trainers.packed import train_packed
-from trainers.replay import replay
-from trainers.scoring import score_topology, scoring_batch
+from trainers.data.images import load_images
+from trainers.hardware.devices import pick_device
+from trainers.tasks.averaging import average
+from trainers.tasks.replay import replay
+from trainers.tasks.scoring import score_topology, scoring_batch
+from trainers.training.failures import describe_failure, failed_outcome, free_memory, trim_heap
+from trainers.training.loop import Reporter, train
+from trainers.training.packed import train_packed
 
 TRIM_AFTER_S = 1.0
 """Scoring that took longer may have used much memory; giving it back takes some 0.08 s."""

@@ -13,12 +13,12 @@ import yaml
 
 from orchestrator.cli.console import fail
 from orchestrator.cli.running import run_and_show
-from orchestrator.proxy_choices import ALL
 from orchestrator.settings import Settings, load_settings
-from orchestrator.spec import SpecError, StudySpec, absolute_path, make_spec
-from orchestrator.truth_table import TruthError
+from orchestrator.spec.proxy_choices import ALL
+from orchestrator.spec.study_file import SpecError, StudySpec, absolute_path, make_spec
+from orchestrator.spec.truth_table import TruthError
 from trainers.config import NOISE
-from trainers.sources import BUILT_IN
+from trainers.data.sources import BUILT_IN
 
 IMAGE_SIZE, NUM_CLASSES = 224, 100
 """Of the published tables."""
@@ -105,8 +105,8 @@ def _of_study(options: CorrelateOptions, settings: Settings) -> dict[str, Any]:
     for key in ("table", "space", "target", "num_classes", "data", "image_size"):
         if getattr(options, key) is not None:
             fail(f"{_OPTIONS.get(key, '--data')} goes with a table, but got the study {options.study!r}.", status=2)
-    from orchestrator.ground_truth import find_truth_study, last_screen, read_spec
-    from orchestrator.study import open_existing
+    from orchestrator.evaluation.ground_truth import find_truth_study, last_screen, read_spec
+    from orchestrator.study.driver import open_existing
 
     with open_existing(settings) as store:
         study = read_spec(find_truth_study(str(options.study), store)[1])
@@ -159,8 +159,8 @@ def _path(file: Path) -> str:
 
 def _name(spec: StudySpec, settings: Settings) -> str:
     """Of what is compared with, and a suffix that is another one for every other study, table or number."""
-    from orchestrator.ground_truth import TRAINED_TARGET, truth_fingerprint, truths_of
-    from orchestrator.study import open_existing
+    from orchestrator.evaluation.ground_truth import TRAINED_TARGET, truth_fingerprint, truths_of
+    from orchestrator.study.driver import open_existing
 
     truths = [truth for stage in spec.stages for truth in truths_of(stage)]
     with open_existing(settings) as store:

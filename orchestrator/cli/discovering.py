@@ -13,9 +13,9 @@ from orchestrator.cli.signals import StopRequest, stop_on_signal
 from orchestrator.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from orchestrator.discovery import SearchSettings
-    from orchestrator.discovery_run import Findings, Pool
-    from orchestrator.ground_truth import GroundTruth
+    from orchestrator.discovery.evolution import SearchSettings
+    from orchestrator.discovery.run import Findings, Pool
+    from orchestrator.evaluation.ground_truth import GroundTruth
 
 _PAUSE_S = 5.0
 """Lines of progress are at least this far apart."""
@@ -71,7 +71,7 @@ def discover_command(options: DiscoverOptions, *, quiet: bool, as_json: bool) ->
 
 
 def _search_settings(options: DiscoverOptions) -> "SearchSettings":
-    from orchestrator.discovery import SearchSettings
+    from orchestrator.discovery.evolution import SearchSettings
 
     try:
         return SearchSettings(iterations=options.iterations, max_size=options.max_size)
@@ -83,12 +83,12 @@ def _search_settings(options: DiscoverOptions) -> "SearchSettings":
 
 def _truths(options: DiscoverOptions) -> list["GroundTruth"]:
     """The tables' accuracies, or the end of the command."""
-    from orchestrator.discovery import MIN_TOPOLOGIES
-    from orchestrator.ground_truth import load_truth
-    from orchestrator.spec import Truth, absolute_path
-    from orchestrator.truth_table import TruthError
+    from orchestrator.discovery.evolution import MIN_TOPOLOGIES
+    from orchestrator.evaluation.ground_truth import load_truth
+    from orchestrator.spec.study_file import Truth, absolute_path
+    from orchestrator.spec.truth_table import TruthError
     from trainers.config import DataConfig
-    from trainers.sources import BUILT_IN, DataError
+    from trainers.data.sources import BUILT_IN, DataError
 
     if options.data in BUILT_IN:
         images: dict[str, Any] = {"source": options.data}
@@ -138,8 +138,8 @@ def _measured(
     control: StopRequest,
     progress: "_Lines",
 ) -> "Pool":
-    from orchestrator.block_tables import StatisticsFiles
-    from orchestrator.discovery_run import measure_pool
+    from orchestrator.discovery.block_tables import StatisticsFiles
+    from orchestrator.discovery.run import measure_pool
 
     pool = measure_pool(
         truths,
@@ -161,7 +161,7 @@ def _measured(
 def _found(
     options: DiscoverOptions, pool: "Pool", search_settings: "SearchSettings", control: StopRequest, progress: "_Lines"
 ) -> "Findings":
-    from orchestrator.discovery_run import discover
+    from orchestrator.discovery.run import discover
 
     try:
         findings = discover(

@@ -7,8 +7,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.correlation import Interval, Verdict
-from orchestrator.discovery_run import BASELINES, Findings, interval_text
+from orchestrator.discovery.run import BASELINES, Findings, interval_text
+from orchestrator.evaluation.verdict import Interval, Verdict
 
 
 def discovery_report(findings: Findings, *, saved: Path | None) -> RenderableType:

@@ -47,8 +47,8 @@ def main() -> None:
     """
     _quiet_libraries()
     from orchestrator.settings import SettingsError
+    from orchestrator.spec.yaml_source import SpecError
     from orchestrator.store.errors import DatabaseUnavailableError
-    from orchestrator.yaml_source import SpecError
     from plugins.registry import DuplicatePluginError
 
     try:
@@ -212,7 +212,7 @@ def validate(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A study file.")], data: DataOption = None
 ) -> None:
     """Check a study file without running anything."""
-    from orchestrator.spec import load_spec
+    from orchestrator.spec.study_file import load_spec
 
     spec = load_spec(file, overrides={"data.source": data} if data else {})
     out(f"{file}: study {spec.study!r} is valid: {' -> '.join(stage.name for stage in spec.stages)}")

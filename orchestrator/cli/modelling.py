@@ -8,9 +8,9 @@ from typing import Any
 from orchestrator.cli.console import fail, note, out, print_json
 from orchestrator.cli.showing import find_champion
 from orchestrator.cli.signals import StopRequest, stop_on_signal
-from orchestrator.progress import as_percent
 from orchestrator.settings import load_settings
-from orchestrator.spec import load_configuration
+from orchestrator.spec.study_file import load_configuration
+from orchestrator.stages.progress import as_percent
 from trainers.config import EpochReport
 
 
@@ -40,9 +40,9 @@ def train_command(file: Path, *, overrides: Mapping[str, Any], folder: Path | No
     if target == file.absolute():
         target = target.with_name(f"{target.name}-model")
     from trainers.champion import ModelError, finish_model, train_configuration
-    from trainers.checkpoints import CheckpointError, CheckpointWriteError
-    from trainers.data import load_images
-    from trainers.sources import DataError
+    from trainers.data.images import load_images
+    from trainers.data.sources import DataError
+    from trainers.training.checkpoints import CheckpointError, CheckpointWriteError
 
     checkpoints = target.with_name(f"{target.name}.checkpoints")
     control = StopRequest()
@@ -79,7 +79,7 @@ def train_command(file: Path, *, overrides: Mapping[str, Any], folder: Path | No
 def predict_command(model: str, images: list[Path], *, as_json: bool) -> None:
     """Classify images with a study's champion or a model folder."""
     from trainers.champion import ModelError, load_model
-    from trainers.sources import DataError
+    from trainers.data.sources import DataError
 
     folder = Path(model)
     if not folder.is_dir():

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as _TimeRemaining
 
-from orchestrator.progress import as_percent
+from orchestrator.stages.progress import as_percent
 from orchestrator.store.records import StageRecord, TrialRecord
 from trainers.config import EpochReport
 

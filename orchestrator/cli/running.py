@@ -10,10 +10,10 @@ from orchestrator.cli.console import fail, note, out, print_json, stderr
 from orchestrator.cli.progress import LiveProgress, PlainProgress
 from orchestrator.cli.signals import StopRequest, stop_on_signal
 from orchestrator.cli.tables import study_report
-from orchestrator.progress import SilentProgress
 from orchestrator.settings import Settings, load_settings
-from orchestrator.spec import StudySpec, load_spec
-from orchestrator.truth_table import TruthError
+from orchestrator.spec.study_file import StudySpec, load_spec
+from orchestrator.spec.truth_table import TruthError
+from orchestrator.stages.progress import SilentProgress
 
 
 def run_command(file: Path, *, overrides: Mapping[str, Any], quiet: bool, as_json: bool) -> None:
@@ -40,10 +40,10 @@ def run_and_show(
         quiet: No progress.
         as_json: Print for programs.
     """
-    from orchestrator.engines.base import EngineUnavailableError
+    from orchestrator.engines.interfaces import EngineUnavailableError
     from orchestrator.reports.summary import study_summary
     from orchestrator.store.errors import DatabaseUnavailableError
-    from orchestrator.study import (
+    from orchestrator.study.driver import (
         DataChangedError,
         SpecChangedError,
         StudyBusyError,
@@ -51,7 +51,7 @@ def run_and_show(
         open_existing,
         run_study,
     )
-    from trainers.sources import DataError
+    from trainers.data.sources import DataError
 
     control = StopRequest()
     try:

@@ -15,7 +15,7 @@ from plugins import registry
 def list_command(*, as_json: bool) -> None:
     """Print all studies."""
     from orchestrator.reports.summary import study_line
-    from orchestrator.study import as_it_stands, open_existing
+    from orchestrator.study.driver import as_it_stands, open_existing
 
     settings = load_settings()
     with open_existing(settings) as store:
@@ -72,7 +72,7 @@ def ui_command(port: int) -> None:
     """Become MLflow's server on the studies' store."""
     import socket
 
-    from orchestrator.tracking import server_command
+    from orchestrator.tracking.mlflow_client import server_command
 
     settings = load_settings()
     if settings.tracking_uri.startswith(("http://", "https://")):
@@ -100,9 +100,9 @@ def ui_command(port: int) -> None:
 
 def _pages(settings: Settings, server_url: str) -> list[tuple[str, list[str]]]:
     """The newest studies with the pages of their trained trials and of all their runs."""
-    from orchestrator.lineage import ALL_VIEW, TRIALS_VIEW
-    from orchestrator.study import open_existing
-    from orchestrator.tracking import Tracker
+    from orchestrator.study.driver import open_existing
+    from orchestrator.tracking.mlflow_client import Tracker
+    from orchestrator.tracking.run_tree import ALL_VIEW, TRIALS_VIEW
 
     tracker = Tracker(settings.tracking_uri, settings.artifact_root / "mlflow")
     with open_existing(settings) as store:
@@ -116,8 +116,8 @@ def _pages(settings: Settings, server_url: str) -> list[tuple[str, list[str]]]:
 
 def delete_command(name: str, *, yes: bool) -> None:
     """Delete a study after asking."""
-    from orchestrator.study import StudyBusyError, delete_study, study_folder
-    from orchestrator.tracking import TrackingUnavailable
+    from orchestrator.study.driver import StudyBusyError, delete_study, study_folder
+    from orchestrator.tracking.mlflow_client import TrackingUnavailable
 
     settings = load_settings()
     study = find_study(name, settings)
@@ -134,7 +134,7 @@ def delete_command(name: str, *, yes: bool) -> None:
 
 def find_study(name: str, settings: Settings) -> Any:
     """A study's record, or the end of the command with the nearest name."""
-    from orchestrator.study import open_existing
+    from orchestrator.study.driver import open_existing
 
     with open_existing(settings) as store:
         study = store.find_study(name) if store else None
@@ -149,7 +149,7 @@ def find_study(name: str, settings: Settings) -> Any:
 def find_summary(name: str, settings: Settings) -> dict[str, Any]:
     """A study's summary, or the end of the command."""
     from orchestrator.reports.summary import study_summary
-    from orchestrator.study import as_it_stands, open_existing
+    from orchestrator.study.driver import as_it_stands, open_existing
 
     study = as_it_stands(find_study(name, settings), settings)
     with open_existing(settings) as store:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from orchestrator.engine_specs import RAY_EXTRA, ResourceSpec, Scheduler, parse_scheduler, ray_is_installed
-from orchestrator.engines.base import Engine, EngineUnavailableError, Pool
+from orchestrator.engines.interfaces import Engine, EngineUnavailableError, Pool
 from orchestrator.engines.optuna_engine import OptunaEngine
-from orchestrator.engines.pool import InlinePool
-from orchestrator.spec import StudySpec
-from trainers.host import GIB, available_cores
+from orchestrator.engines.pools.inline import InlinePool
+from orchestrator.spec.engine import RAY_EXTRA, ResourceSpec, Scheduler, parse_scheduler, ray_is_installed
+from orchestrator.spec.study_file import StudySpec
+from trainers.hardware.host import GIB, available_cores
 
 _SMALL_IMAGE = 64
 _LARGE_GPU_GIB = 8
@@ -164,9 +164,9 @@ def make_engine_and_pool(
     """
     if choice.pool == "inline":
         return OptunaEngine(), InlinePool(resources.trials_per_pack)
-    from orchestrator.engines.ray_cluster import RayCluster
-    from orchestrator.engines.ray_pool import RayPool
-    from orchestrator.engines.ray_shares import SharePlanner
+    from orchestrator.engines.ray.cluster import RayCluster
+    from orchestrator.engines.ray.pool import RayPool
+    from orchestrator.engines.ray.trial_resources import SharePlanner
 
     cluster = RayCluster(address=choice.ray_address, shared=scratch, sources=sources)
     shares = SharePlanner(cluster, resources)
@@ -175,7 +175,7 @@ def make_engine_and_pool(
     )
     if choice.engine == "optuna":
         return OptunaEngine(), pool
-    from orchestrator.engines.ray_engine import RayEngine
+    from orchestrator.engines.ray.engine import RayEngine
 
     return RayEngine(
         cluster,

@@ -2,7 +2,7 @@
 
 from collections import deque
 
-from orchestrator.engines.base import Control, Ledger, Lost, Pool, Search, task_of_attempt
+from orchestrator.engines.interfaces import Control, Ledger, Lost, Pool, Search, task_of_attempt
 from orchestrator.store.records import FINISHED, TrialRecord
 
 

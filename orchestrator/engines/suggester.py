@@ -15,9 +15,9 @@ from optuna.distributions import (
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from orchestrator.engines.base import Objective, Suggestion
+from orchestrator.engines.interfaces import Objective, Suggestion
+from orchestrator.engines.optuna_storage import TrialMemory
 from orchestrator.engines.seeds import derive_seed
-from orchestrator.engines.trial_memory import TrialMemory
 from orchestrator.store.records import TrialRecord
 from plugins import registry
 from plugins.protocols import Enumeration, FinalChoice

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from orchestrator.engines.base import Search
+from orchestrator.engines.interfaces import Search
 from orchestrator.engines.suggester import OptunaSuggester
-from orchestrator.spec import AveragingStage
+from orchestrator.spec.study_file import AveragingStage
 from orchestrator.stages.context import StageContext, StageFailedError, StageOutcome
-from orchestrator.stages.ledger import run_search
+from orchestrator.stages.searching import run_search
 from orchestrator.stages.train import ACCURACY, best_trial, configuration_of, sort_trials, trained
 from orchestrator.store.records import TrialRecord
 from search_spaces.recipes import base_point, describe_plugin

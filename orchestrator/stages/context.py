@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from orchestrator.engines.base import Control, Engine, Pool
+from orchestrator.engines.interfaces import Control, Engine, Pool
 from orchestrator.engines.seeds import derive_seed
-from orchestrator.lineage import Lineage
-from orchestrator.progress import Progress
-from orchestrator.spec import StudySpec
+from orchestrator.spec.study_file import StudySpec
+from orchestrator.stages.progress import Progress
 from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord
 from orchestrator.store.repository import Store
+from orchestrator.tracking.run_tree import Lineage
 from search_spaces.base import ImageTask
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.combining import MIN_TOPOLOGIES, nested_predictions, rank_aggregates, transfer
-from orchestrator.correlation import Interval, Verdict, judge
 from orchestrator.engines.seeds import derive_seed
-from orchestrator.ground_truth import (
+from orchestrator.evaluation.combining import MIN_TOPOLOGIES, nested_predictions, rank_aggregates, transfer
+from orchestrator.evaluation.early_ranking import EarlyJudgement, judge_early
+from orchestrator.evaluation.ground_truth import (
     GroundTruth,
     find_truth_study,
     last_screen,
@@ -17,13 +17,13 @@ from orchestrator.ground_truth import (
     read_spec,
     trained_truth,
 )
-from orchestrator.judging_early import EarlyJudgement, judge_early
-from orchestrator.proxy_choices import is_pool_proxy, proxy_directions, with_repeats
+from orchestrator.evaluation.verdict import Interval, Verdict, judge
 from orchestrator.reports.plots import agreement_over_epochs, correlation_summary, scatter_score_against_accuracy
-from orchestrator.spec import CorrelateStage, ScreenStage
+from orchestrator.spec.proxy_choices import is_pool_proxy, proxy_directions, with_repeats
+from orchestrator.spec.study_file import CorrelateStage, ScreenStage
+from orchestrator.spec.truth_table import TruthError
 from orchestrator.stages.context import StageContext, StageFailedError, StageOutcome
 from orchestrator.stages.truth_scores import ScoredTruth, Seeds, score_truths
-from orchestrator.truth_table import TruthError
 from search_spaces.recipes import PluginChoice
 
 DEFAULT_BATCH_SIZE = 16
@@ -56,6 +56,21 @@ def run_correlate(context: StageContext, spec: CorrelateStage) -> StageOutcome:
     context.progress.note(f"judging {len(choices)} proxies over {len(truths[0].topologies)} topologies")
     judged = Judged(context, spec, choices, scored)
     return judged.outcome()
+
+
+def _tracked_truth(context: StageContext, truth: GroundTruth) -> list[str]:
+    """Events that tell MLflow what scores were compared with."""
+    tree, stage = context.lineage, context.stage
+    if truth.kind == "trials":
+        return tree.compared_with_study(stage, title=truth.title, digest=truth.digest, study=truth.source)
+    return tree.compared_with_table(
+        stage,
+        title=truth.title,
+        digest=truth.digest,
+        name=truth.name,
+        source=truth.source,
+        num_topologies=len(truth.topologies),
+    )
 
 
 def chosen_proxies(spec: CorrelateStage, screen: ScreenStage | None) -> tuple[PluginChoice, ...]:
@@ -111,7 +126,7 @@ class Judged:
             metrics=self._metrics(),
             texts={"correlation.csv": _table(verdicts), "scores.csv": self._score_table()},
             plots=tuple(self._plots()),
-            events=tuple(self._context.lineage.truth_used(self._context.stage, truth)),
+            events=tuple(_tracked_truth(self._context, truth)),
         )
 
     def _judge(self, scores: Mapping[str, Seeds], truth: GroundTruth) -> list[Verdict]:
@@ -211,7 +226,7 @@ def _truths(context: StageContext, spec: CorrelateStage) -> list[GroundTruth]:
     others = [load_truth(choice, data=context.spec.data, store=context.store) for choice in spec.transfer]
     if spec.truth is not None:
         return [load_truth(spec.truth, data=context.spec.data, store=context.store), *others]
-    from trainers.data import load_images
+    from trainers.data.images import load_images
 
     stage = context.earlier("train")
     if stage is None:  # the spec's own validation demands one

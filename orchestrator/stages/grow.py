@@ -3,16 +3,16 @@
 import itertools
 from typing import Any
 
-from orchestrator.engines.base import Objective, Search, Suggestion
-from orchestrator.proxy_choices import proxy_directions
+from orchestrator.engines.interfaces import Objective, Search, Suggestion
 from orchestrator.reports.plots import growth
-from orchestrator.spec import GrowStage
+from orchestrator.spec.proxy_choices import proxy_directions
+from orchestrator.spec.study_file import GrowStage
+from orchestrator.spec.topology_checks import at_reduced_width, growth_start_problem, space_of
 from orchestrator.stages.context import StageContext, StageFailedError, StageOutcome
-from orchestrator.stages.ledger import run_search
-from orchestrator.stages.ranking import rank_sums
 from orchestrator.stages.screen import screened
+from orchestrator.stages.searching import run_search
+from orchestrator.stages.topology_ranking import rank_sums
 from orchestrator.store.records import TrialRecord
-from orchestrator.topology_checks import at_reduced_width, growth_start_problem, space_of
 from plugins import registry
 from search_spaces.base import Costs, Growable, ImageTask, Topology
 from search_spaces.dimensions import Point

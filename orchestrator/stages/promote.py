@@ -3,7 +3,7 @@
 from typing import Any
 
 from orchestrator.reports.summary import configuration_yaml
-from orchestrator.spec import PromoteStage
+from orchestrator.spec.study_file import PromoteStage
 from orchestrator.stages.averaging import checkpoint_folders
 from orchestrator.stages.context import StageContext, StageFailedError, StageOutcome
 from orchestrator.stages.train import best_trial, configuration_of, trained
@@ -12,10 +12,10 @@ from search_spaces.recipes import PluginChoice
 
 def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:  # noqa: ARG001 - it has no settings yet
     """Build the champion from the best trial's checkpoints, test it, and keep it with its whole configuration."""
-    from trainers.averaging import average_checkpoints
     from trainers.champion import finish_model
-    from trainers.checkpoints import CheckpointError
-    from trainers.data import load_images
+    from trainers.data.images import load_images
+    from trainers.tasks.averaging import average_checkpoints
+    from trainers.training.checkpoints import CheckpointError
 
     train_spec, trials = trained(context)
     best = best_trial(trials)

@@ -18,7 +18,7 @@ def drop_checkpoints(context: StageContext, trials: Sequence[TrialRecord], *, be
     No optimizer state stays: nothing goes on from a training that has ended. What cannot be removed is no reason to end
     a study.
     """
-    from trainers.checkpoints import CheckpointWriteError, retire  # imports torch
+    from trainers.training.checkpoints import CheckpointWriteError, retire  # imports torch
 
     for trial in trials:
         records = context.store.checkpoints(trial.id)

@@ -5,13 +5,13 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.engines.base import Objective, Search
+from orchestrator.engines.interfaces import Objective, Search
 from orchestrator.engines.suggester import OptunaSuggester
-from orchestrator.proxy_choices import parts_of, proxy_directions, scored_choices
-from orchestrator.spec import ScreenStage
+from orchestrator.spec.proxy_choices import parts_of, proxy_directions, scored_choices
+from orchestrator.spec.study_file import ScreenStage
 from orchestrator.stages.context import StageContext, StageOutcome
-from orchestrator.stages.ledger import run_search
-from orchestrator.stages.ranking import Ranked, add_pool_scores, rank_topologies
+from orchestrator.stages.searching import run_search
+from orchestrator.stages.topology_ranking import Ranked, add_pool_scores, rank_topologies
 from search_spaces.base import Costs, SearchSpace
 from search_spaces.dimensions import Point
 from trainers.config import ScoreTask

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from orchestrator.engines.base import Objective, Search
+from orchestrator.engines.interfaces import Objective, Search
 from orchestrator.engines.suggester import OptunaSuggester
 from orchestrator.reports.plots import stopping_front
-from orchestrator.spec import StoppingStage
+from orchestrator.spec.study_file import StoppingStage
 from orchestrator.stages.context import StageContext, StageFailedError, StageOutcome
-from orchestrator.stages.ledger import run_search
+from orchestrator.stages.searching import run_search
 from orchestrator.stages.train import trained
 from orchestrator.store.records import TrialRecord
 from search_spaces.recipes import base_point, describe_plugin

@@ -3,16 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.engines.base import Objective, Search
+from orchestrator.engines.interfaces import Objective, Search
 from orchestrator.engines.suggester import OptunaSuggester
-from orchestrator.spec import TrainStage
+from orchestrator.spec.study_file import TrainStage
+from orchestrator.spec.topology_checks import dimension_ends
 from orchestrator.stages.context import StageContext, StageOutcome
-from orchestrator.stages.ledger import is_better, run_search
-from orchestrator.stages.ranking import choose_candidates
 from orchestrator.stages.retention import drop_checkpoints, trial_folder
 from orchestrator.stages.screen import screened
+from orchestrator.stages.searching import is_better, run_search
+from orchestrator.stages.topology_ranking import choose_candidates
 from orchestrator.store.records import TrialRecord
-from orchestrator.topology_checks import dimension_ends
 from plugins import registry
 from search_spaces.dimensions import Choice, Point
 from search_spaces.recipes import PLUGIN_FIELDS, Recipe, base_point

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from orchestrator.engines.base import Search, Suggestion
+from orchestrator.engines.interfaces import Search, Suggestion
 from orchestrator.engines.seeds import derive_seed
-from orchestrator.ground_truth import GroundTruth
-from orchestrator.proxy_choices import is_random, orient, pool_scores, scored_choices
+from orchestrator.evaluation.ground_truth import GroundTruth
+from orchestrator.spec.proxy_choices import is_random, orient, pool_scores, scored_choices
 from orchestrator.stages.context import StageContext
-from orchestrator.stages.ledger import run_search
+from orchestrator.stages.searching import run_search
 from orchestrator.store.records import TrialRecord
 from search_spaces.dimensions import Point
 from search_spaces.recipes import PluginChoice

@@ -11,7 +11,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from orchestrator.settings import SettingsError
-from orchestrator.store.outages import WAIT_S, be_patient
+from orchestrator.store.retrying import WAIT_S, be_patient
 
 HEAD = "0003"
 """The newest migration; a test compares it with `migrations/versions/`."""
@@ -27,7 +27,7 @@ def open_database(url: str, *, wait_s: float = WAIT_S) -> Engine:
 
     Args:
         url: SQLite or PostgreSQL.
-        wait_s: How long later calls of `orchestrator.store.outages.patient` classes wait for it; this one does not.
+        wait_s: How long later calls of `orchestrator.store.retrying.patient` classes wait for it; this one does not.
 
     Raises:
         SettingsError: The URL cannot be read, or no database of ours can be opened there.

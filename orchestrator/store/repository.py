@@ -13,10 +13,9 @@ from typing import Any
 from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 
 from orchestrator.store.database import find_database, open_database
-from orchestrator.store.fences import fence_execution
-from orchestrator.store.outages import WAIT_S, is_repeated, patience_of, patient
-from orchestrator.store.owed import StudyOutbox
-from orchestrator.store.prepared import prepared_insert
+from orchestrator.store.lost_rows import recover
+from orchestrator.store.outbox_rows import StudyOutbox
+from orchestrator.store.prepared_statements import prepared_insert
 from orchestrator.store.records import (
     AttemptRecord,
     EndedTrial,
@@ -26,8 +25,9 @@ from orchestrator.store.records import (
     StudyRecord,
     TrialRecord,
 )
-from orchestrator.store.recovery import recover
-from orchestrator.store.scores import ScoreTable
+from orchestrator.store.retrying import WAIT_S, is_repeated, patience_of, patient
+from orchestrator.store.score_rows import ScoreTable
+from orchestrator.store.stale_writes import fence_execution
 from orchestrator.store.tables import (
     attempts,
     checkpoints,
@@ -51,7 +51,7 @@ from search_spaces.dimensions import Point
 from trainers.config import CheckpointRecord, EpochReport, TaskOutcome
 
 Events = Sequence[str]
-"""What is owed to MLflow, each as JSON (`orchestrator.tracking_events.event_to_json`)."""
+"""What is owed to MLflow, each as JSON (`orchestrator.tracking.events.event_to_json`)."""
 
 MAX_LOST_ATTEMPTS = 5
 """A trial whose process died this often without a new epoch is failed instead of begun again."""

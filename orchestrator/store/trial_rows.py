@@ -7,9 +7,9 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, delete, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from orchestrator.store.fences import fence_attempt
-from orchestrator.store.prepared import prepared_insert, prepared_update
+from orchestrator.store.prepared_statements import prepared_insert, prepared_update
 from orchestrator.store.records import AttemptRecord, EndedTrial, ExecutionRecord, TrialRecord
+from orchestrator.store.stale_writes import fence_attempt
 from orchestrator.store.tables import attempts, checkpoints, reports, trials
 from trainers.config import CheckpointRecord, EpochReport
 

@@ -18,9 +18,9 @@ from plugins.proxies.tangent_kernel import per_image_kernel, tangent_kernel
 from plugins.registry import available, create_space, load
 from search_spaces.base import Growable, ImageTask, Topology
 from search_spaces.recipes import Recipe
-from trainers.building import build_model
-from trainers.loop import build_optimizer
-from trainers.scoring import make_candidate
+from trainers.models.building import build_model
+from trainers.tasks.scoring import make_candidate
+from trainers.training.loop import build_optimizer
 
 TASK = ImageTask(image_size=32, in_channels=3, num_classes=5)
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))

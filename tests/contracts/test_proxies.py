@@ -9,7 +9,7 @@ import torch
 from plugins.protocols import Candidate, PluginCard, PoolProxy, Proxy
 from plugins.registry import available, create, load, parse_topology, setting_types
 from search_spaces.base import ImageTask
-from trainers.scoring import make_candidate
+from trainers.tasks.scoring import make_candidate
 
 TASK = ImageTask(image_size=32, in_channels=1, num_classes=10)
 TOPOLOGIES = {

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from orchestrator.engines.base import Objective
+from orchestrator.engines.interfaces import Objective
 from orchestrator.engines.suggester import OptunaSuggester
 from orchestrator.store.records import TrialRecord
 from plugins import registry

@@ -24,7 +24,7 @@ PRELOADED = (
     *("alembic.command", "matplotlib.pyplot", "mlflow", "optuna", "scipy.stats"),
     *("sklearn.datasets", "sklearn.model_selection", "trainers.worker"),
     *(f"orchestrator.stages.{stage}" for stage in ("averaging", "correlate", "grow", "promote", "screen", "stopping")),
-    *("orchestrator.reports.summary", "orchestrator.study", "tests.faults.driver"),
+    *("orchestrator.reports.summary", "orchestrator.study.driver", "tests.faults.driver"),
 )
 """What the processes would import one after another."""
 TIMEOUT_S = 240.0

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from orchestrator.engines.base import Reporter
+from orchestrator.engines.interfaces import Reporter
 from orchestrator.store.records import StageRecord
 from tests.faults.ray_processes import HEAD, kill, named
 from trainers.config import EpochReport, Task, TaskOutcome, TrainTask
@@ -40,7 +40,7 @@ def use_slower() -> None:
 
 def use_slow_impatiently() -> None:
     """And a head that is away is soon given up."""
-    from orchestrator.engines import ray_health
+    from orchestrator.engines.ray import health as ray_health
 
     ray_health.AWAY_S = 2.0
     _use("slow")
@@ -199,8 +199,8 @@ def _limited(num_bytes: int) -> Iterator[None]:
 
 def _use(name: str) -> None:
     """Pool and engine take this function where no other is given."""
-    from orchestrator.engines.ray_engine import RayEngine
-    from orchestrator.engines.ray_pool import RayPool
+    from orchestrator.engines.ray.engine import RayEngine
+    from orchestrator.engines.ray.pool import RayPool
 
     for one in (RayEngine, RayPool):
         one.__init__.__kwdefaults__["run_task"] = f"{__name__}:{name}"

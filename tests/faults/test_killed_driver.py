@@ -21,8 +21,9 @@ def in_every_stage() -> list[Kill]:
         found.append(Kill(f"{STORE}.begin_stage", "after", stage))
         if stage == "train":
             found += [
-                Kill("trainers.checkpoints:write_folder", "after", stage, 2),  # a checkpoint of an unreported epoch
-                Kill("trainers.checkpoints:prune", "before", stage, 3),
+                # A checkpoint of an unreported epoch.
+                Kill("trainers.training.checkpoints:write_folder", "after", stage, 2),
+                Kill("trainers.training.checkpoints:prune", "before", stage, 3),
             ]
         if stage in SEARCHES:
             found += [
@@ -35,7 +36,8 @@ def in_every_stage() -> list[Kill]:
                 Kill(f"{STORE}.end_trial", "after", stage),
             ]
         if stage == "train":
-            found.append(Kill("trainers.checkpoints:retire", "after", stage, 3))  # some trials' checkpoints are dropped
+            # The checkpoints of some trials are dropped.
+            found.append(Kill("trainers.training.checkpoints:retire", "after", stage, 3))
         if stage == "promote":
             found.append(Kill("trainers.champion:save_model", "after", stage))
         found += [Kill(f"{STORE}.end_stage", "before", stage), Kill(f"{STORE}.end_stage", "after", stage)]
@@ -50,7 +52,7 @@ def test_a_driver_killed_between_two_writes_ends_the_same_study(tiny: FinishedSt
             Kill(f"{STORE}.begin_execution", "after"),
             Kill(f"{STORE}.begin_trial", "before", "screen", 5),
             Kill(f"{STORE}.begin_trial", "before", "train", 3),
-            Kill("trainers.checkpoints:write_folder", "after", "train", 2),
+            Kill("trainers.training.checkpoints:write_folder", "after", "train", 2),
             Kill(f"{STORE}.end_stage", "before", "promote"),
         ],
     )

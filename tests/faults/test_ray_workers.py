@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from orchestrator.engines.ray_cluster import RayCluster
-from orchestrator.engines.ray_pool import RayPool
-from orchestrator.engines.ray_room import Node
+from orchestrator.engines.ray.cluster import RayCluster
+from orchestrator.engines.ray.placement import Node
+from orchestrator.engines.ray.pool import RayPool
 from tests.fakes import Switch, make_trial
 from tests.faults.driver import run
 from tests.faults.on_ray import EACH, SHORT, WAYS, WHOLE, on_ray, stage_folder, start_on_ray, write_study
@@ -21,7 +21,7 @@ from tests.places import Place, assert_is_the_same_study, assert_rows_are_true
 from tests.ray_local import attached_to, rate_search, ray_cluster
 from tests.tiny import FinishedStudy
 from trainers.config import TrainTask
-from trainers.loop import SilentReporter
+from trainers.training.loop import SilentReporter
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster

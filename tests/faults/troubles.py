@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import trainers.checkpoints
-import trainers.loop
-import trainers.packed
+import trainers.training.checkpoints
+import trainers.training.loop
+import trainers.training.packed
 import trainers.worker
 
 LAST_TRIAL = "trial-0008"
@@ -25,7 +25,7 @@ _KIB, _MIB = 1 << 10, 1 << 20
 
 def checkpoints_do_not_fit() -> None:
     """From the third checkpoint on, the kernel refuses files of more than 64 KiB while one is written."""
-    write, count = trainers.checkpoints.write_folder, [0]
+    write, count = trainers.training.checkpoints.write_folder, [0]
 
     def limited(*arguments: Any, **named: Any) -> None:
         count[0] += 1
@@ -38,7 +38,7 @@ def checkpoints_do_not_fit() -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    trainers.checkpoints.write_folder = limited
+    trainers.training.checkpoints.write_folder = limited
 
 
 def last_trial_hangs() -> None:
@@ -119,7 +119,7 @@ class _TroubledReporter:
 
 
 def _in_the_hanging_trial(trouble: Callable[[], object]) -> None:
-    follow = trainers.loop.follow
+    follow = trainers.training.loop.follow
 
     def troubled(task: Any, *arguments: Any) -> Any:
         *before, reporter = arguments
@@ -127,4 +127,4 @@ def _in_the_hanging_trial(trouble: Callable[[], object]) -> None:
             reporter = _TroubledReporter(reporter, trouble)
         return follow(task, *before, reporter)
 
-    trainers.loop.follow = trainers.packed.follow = troubled
+    trainers.training.loop.follow = trainers.training.packed.follow = troubled

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.tiny import CommandLine
 from trainers.config import DataConfig
-from trainers.data import load_test_images
+from trainers.data.images import load_test_images
 
 HOMES = Path(__file__).parent / "homes"
 VERSIONS = sorted(path.name for path in HOMES.iterdir() if path.is_dir())

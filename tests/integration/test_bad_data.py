@@ -11,10 +11,10 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from orchestrator.spec import load_spec
+from orchestrator.spec.study_file import load_spec
 from tests.tiny import TINY, CommandLine, read_rows
-from trainers.data import load_images, split_indices
-from trainers.sources import list_source
+from trainers.data.images import load_images, split_indices
+from trainers.data.sources import list_source
 
 SCREEN = TINY.partition("  - stage: train")[0].partition("  - stage: grow")[0]
 TRAIN = """\

@@ -13,7 +13,7 @@ from PIL import Image
 from orchestrator.cli.main import app
 from tests.tiny import CommandLine, FinishedStudy, command, write_tiny
 from trainers.champion import load_model
-from trainers.data import load_test_images
+from trainers.data.images import load_test_images
 
 HEAVY = ("torch", "mlflow", "optuna", "scipy", "matplotlib", "sklearn")
 IMPORTED = f"""

@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from orchestrator.proxy_choices import is_pool_proxy, orient
-from orchestrator.spec import load_spec
+from orchestrator.spec.proxy_choices import is_pool_proxy, orient
+from orchestrator.spec.study_file import load_spec
 from orchestrator.stages.truth_scores import ScoredTruth
 from orchestrator.store.repository import Store
-from orchestrator.tracking_events import LogArtifact, LogInputs, LogMetrics, LogText, SetTags, event_from_json
+from orchestrator.tracking.events import LogArtifact, LogInputs, LogMetrics, LogText, SetTags, event_from_json
 from plugins import registry
 from plugins.protocols import Candidate, ProxyScore
 from plugins.proxies.flops import Flops
 from search_spaces.recipes import PluginChoice
 from tests.fakes import RecordingProgress, Switch, Told
 from tests.tiny import CommandLine, FinishedStudy, read_rows, run_here
-from trainers import scoring
 from trainers.config import ScoreTask, TaskOutcome
+from trainers.tasks import scoring
 
 SPACE = registry.create_space("as-vit", {"width": 8})
 POOL_PROXIES = [name for name in registry.available("proxies") if is_pool_proxy(name)]
@@ -376,7 +376,7 @@ def test_mlflow_is_told_everything(command_line: CommandLine, table: Path) -> No
     store = Store.open(f"sqlite:///{command_line.home}/vitsearch.db")
     study = store.find_study(done.json()["study"])
     assert study is not None
-    events = [event for _, event in store.outbox(study.id).owed(1000)]
+    events = [event_from_json(text) for _, text in store.outbox(study.id).owed(1000)]
     store.close()
     assert all(event_from_json(event.model_dump_json()) == event for event in events)
     stage = [event for event in events if getattr(event, "key", "").endswith("/stage/correlate")]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.block_tables import StatisticsFiles, join_tables, measure_topologies
 from orchestrator.cli.signals import StopRequest
-from orchestrator.ground_truth import load_truth
-from orchestrator.spec import Truth
+from orchestrator.discovery.block_tables import StatisticsFiles, join_tables, measure_topologies
+from orchestrator.evaluation.ground_truth import load_truth
+from orchestrator.spec.study_file import Truth
 from plugins import registry
 from plugins.proxies.formula_text import parse
 from search_spaces.as_vit import AsViTSpace
@@ -19,7 +19,7 @@ from search_spaces.base import ImageTask
 from search_spaces.recipes import PluginChoice
 from tests.tiny import CommandLine, Finished
 from trainers.config import DataConfig, ScoreTask
-from trainers.loop import SilentReporter
+from trainers.training.loop import SilentReporter
 from trainers.worker import run_task
 
 TASK = ImageTask(image_size=32, in_channels=3, num_classes=10)

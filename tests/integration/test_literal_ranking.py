@@ -12,7 +12,7 @@ from plugins.proxies.tangent_kernel import condition_number
 from plugins.registry import create
 from search_spaces.as_vit import AsViTSpace
 from search_spaces.base import ImageTask
-from trainers.scoring import make_candidate
+from trainers.tasks.scoring import make_candidate
 
 TASK = ImageTask(image_size=64, in_channels=3, num_classes=10)
 SPACE = AsViTSpace(width=8)

@@ -12,9 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.outbox import Outbox
-from orchestrator.tracking import Tracker
-from orchestrator.tracking_events import (
+from orchestrator.tracking.events import (
     EndRun,
     EnsureExperiment,
     Event,
@@ -25,7 +23,9 @@ from orchestrator.tracking_events import (
     RegisterModel,
     StartRun,
 )
-from orchestrator.tracking_server import server_command
+from orchestrator.tracking.mlflow_client import Tracker
+from orchestrator.tracking.outbox import Outbox
+from orchestrator.tracking.server import server_command
 from tests.fakes_tracking import MemoryOutboxStore
 
 NOW = 1_760_000_000_000
@@ -124,8 +124,8 @@ def test_everything_stays_owed_while_the_server_is_away_and_arrives_once_it_is_t
 @pytest.mark.timeout(180)
 def test_processes_that_meet_at_a_new_database_all_deliver(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from orchestrator.tracking import Tracker; "
-        "from orchestrator.tracking_events import StartRun; home, name = Path(sys.argv[1]), sys.argv[2]; "
+        "import sys; from pathlib import Path; from orchestrator.tracking.mlflow_client import Tracker; "
+        "from orchestrator.tracking.events import StartRun; home, name = Path(sys.argv[1]), sys.argv[2]; "
         "run = StartRun(key=name, name=name, experiment=name, start_time_ms=1); "
         "Tracker(f'sqlite:///{home}/mlflow.db', home / 'artifacts').deliver([run])"
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.engine_specs import ray_is_installed
+from orchestrator.spec.engine import ray_is_installed
 from tests.tiny import read_rows, start
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "studies" / "quickstart.yaml"

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.engine_specs import Asha, HyperBand, Pasha, Scheduler
-from orchestrator.engines.base import EngineUnavailableError, Lost, Search
+from orchestrator.engines.interfaces import EngineUnavailableError, Lost, Search
 from orchestrator.engines.optuna_engine import OptunaEngine
-from orchestrator.engines.ray_cluster import RayCluster
-from orchestrator.engines.ray_pool import RayPool
-from orchestrator.engines.ray_shares import SharePlanner
+from orchestrator.engines.ray.cluster import RayCluster
+from orchestrator.engines.ray.pool import RayPool
+from orchestrator.engines.ray.trial_resources import SharePlanner
+from orchestrator.spec.engine import Asha, HyperBand, Pasha, Scheduler
 from orchestrator.store.records import TrialRecord
 from tests.fakes import Switch
 from tests.ray_local import TOPOLOGY, MemoryLedger, rate_search
@@ -131,7 +131,7 @@ def run_engine(
     silent_minutes: float | None = None,
     shares: SharePlanner | None = None,
 ) -> list[TrialRecord]:
-    from orchestrator.engines.ray_engine import RayEngine
+    from orchestrator.engines.ray.engine import RayEngine
 
     pool = RayPool(cluster)
     engine = RayEngine(
@@ -278,7 +278,7 @@ LOCAL_RAY = """
 import subprocess, sys
 from functools import partial
 from pathlib import Path
-from orchestrator.engines.ray_cluster import RayCluster
+from orchestrator.engines.ray.cluster import RayCluster
 cluster = RayCluster(num_cpus=1)
 cluster.start()
 import ray

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.engines import ray_address, ray_cluster, ray_nodes
-from orchestrator.engines.base import EngineUnavailableError
-from orchestrator.engines.ray_address import refusal
-from orchestrator.engines.ray_cluster import RayCluster
+from orchestrator.engines.interfaces import EngineUnavailableError
+from orchestrator.engines.ray import cluster as ray_cluster
+from orchestrator.engines.ray import connection as ray_address
+from orchestrator.engines.ray import node_checks as ray_nodes
+from orchestrator.engines.ray.cluster import RayCluster
+from orchestrator.engines.ray.connection import refusal
 from plugins.registry import FORMULA_FOLDER_VARIABLE
 from tests import ray_local
 

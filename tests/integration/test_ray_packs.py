@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.engines.optuna_engine import OptunaEngine
-from orchestrator.engines.ray_cluster import RayCluster
-from orchestrator.engines.ray_pool import RayPool
-from orchestrator.engines.ray_shares import SharePlanner
+from orchestrator.engines.ray.cluster import RayCluster
+from orchestrator.engines.ray.pool import RayPool
+from orchestrator.engines.ray.trial_resources import SharePlanner
 from orchestrator.store.records import TrialRecord
 from tests.fakes import Switch
 from tests.ray_local import MemoryLedger, rate_search

@@ -9,9 +9,9 @@ import pytest
 from sqlalchemy import Engine, event
 
 from orchestrator.store.repository import Store
-from orchestrator.study import StudyBusyError
-from orchestrator.tracking import Tracker
-from orchestrator.tracking_events import EnsureExperiment
+from orchestrator.study.driver import StudyBusyError
+from orchestrator.tracking.events import EnsureExperiment
+from orchestrator.tracking.mlflow_client import Tracker
 from tests.fakes import RecordingProgress, Switch, Told
 from tests.lineage import assert_lineage
 from tests.places import Place, assert_is_the_same_study, assert_rows_are_true, counts, finished_epochs, place_of

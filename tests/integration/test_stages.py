@@ -9,18 +9,18 @@ from PIL import Image
 from safetensors.torch import load_file
 from scipy import stats
 
-from orchestrator.spec import AveragingStage, ScreenStage, StoppingStage, StudySpec, TrainStage, load_spec
+from orchestrator.spec.study_file import AveragingStage, ScreenStage, StoppingStage, StudySpec, TrainStage, load_spec
 from orchestrator.store.records import TrialRecord
 from plugins import registry
 from search_spaces.base import ImageTask
 from search_spaces.recipes import base_point
 from tests.fakes import RecordingProgress, Switch, Told
 from tests.tiny import FinishedStudy, read_rows, run_here
-from trainers.building import build_model
 from trainers.champion import load_model
 from trainers.config import Configuration
-from trainers.data import load_images, load_test_images, split_indices
-from trainers.sources import list_source
+from trainers.data.images import load_images, load_test_images, split_indices
+from trainers.data.sources import list_source
+from trainers.models.building import build_model
 
 TASK = ImageTask(image_size=32, in_channels=1, num_classes=10)
 CPU = torch.device("cpu")

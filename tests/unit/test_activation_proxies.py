@@ -30,7 +30,7 @@ from plugins.proxies.spectra import (
 from plugins.proxies.swap import Swap
 from plugins.registry import parse_topology
 from search_spaces.base import ImageTask
-from trainers.scoring import make_candidate
+from trainers.tasks.scoring import make_candidate
 
 TASK = ImageTask(image_size=32, in_channels=1, num_classes=10)
 TOPOLOGIES = ("as-vit:8,2,3|4,1,2,2|4,1,4|4,1,6|32,8", "autoformer:2,2|1,4|2,3|12,8", "pit:1,2|2,2|1,4|3,6,8")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from search_spaces.recipes import Augmentation
-from trainers.augment import augment
+from trainers.training.augment import augment
 
 NAMES: tuple[Augmentation, ...] = get_args(Augmentation)
 

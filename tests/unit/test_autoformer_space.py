@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from orchestrator.engines.base import Objective
+from orchestrator.engines.interfaces import Objective
 from orchestrator.engines.suggester import OptunaSuggester
 from plugins.registry import available, create
 from search_spaces.autoformer import SIZES, AutoFormerSpace, AutoFormerTopology

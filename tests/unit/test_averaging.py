@@ -7,11 +7,11 @@ import torch
 
 from search_spaces.recipes import PluginChoice
 from tests.unit.training import CPU, configuration, digits, run
-from trainers.averaging import SavedCheckpoints, average, average_checkpoints
-from trainers.building import build_model
-from trainers.checkpoints import CheckpointError, load_weights
 from trainers.config import AverageTask
-from trainers.evaluation import Normalizer, evaluate
+from trainers.models.building import build_model
+from trainers.tasks.averaging import SavedCheckpoints, average, average_checkpoints
+from trainers.training.checkpoints import CheckpointError, load_weights
+from trainers.training.evaluation import Normalizer, evaluate
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from PIL import Image
 
 from search_spaces.recipes import PluginChoice
 from tests.unit.training import CPU, DIGITS, Recorder, configuration, digits, run
-from trainers.averaging import average_checkpoints
 from trainers.champion import ModelError, load_model, save_model, train_configuration
 from trainers.config import Configuration
-from trainers.data import load_test_images
-from trainers.sources import DataError
+from trainers.data.images import load_test_images
+from trainers.data.sources import DataError
+from trainers.tasks.averaging import average_checkpoints
 
 LAWA = PluginChoice(name="lawa", settings={"window": 2, "spacing": 2})
 

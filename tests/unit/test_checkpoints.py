@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from search_spaces.recipes import Recipe
 from tests.golden.test_homes import HOMES
 from tests.unit.training import configuration
-from trainers import checkpoints
-from trainers.checkpoints import (
+from trainers.config import CheckpointRecord, Configuration, DataConfig, EpochReport
+from trainers.training import checkpoints
+from trainers.training.checkpoints import (
     CheckpointError,
     CheckpointWriteError,
     accepted_digests,
@@ -23,7 +24,6 @@ from trainers.checkpoints import (
     restore_optimizer,
     save,
 )
-from trainers.config import CheckpointRecord, Configuration, DataConfig, EpochReport
 
 DIGEST = "d" * 64
 

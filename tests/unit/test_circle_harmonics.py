@@ -11,7 +11,7 @@ from plugins.proxies.circle_scores import curves_of_models, fit_harmonics
 from plugins.proxies.input_circle import circle_angles
 from plugins.registry import create, parse_topology
 from search_spaces.base import ImageTask
-from trainers.scoring import make_candidate
+from trainers.tasks.scoring import make_candidate
 
 ANGLES = circle_angles(10, like=torch.zeros(1, dtype=torch.float64))[:-1]
 BASIS = torch.eye(2, dtype=torch.float64).view(2, 1, 1, 2)

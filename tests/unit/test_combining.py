@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from orchestrator import combining
-from orchestrator.combining import LearnedCombination, nested_predictions, rank_aggregates, transfer
+from orchestrator.evaluation import combining
+from orchestrator.evaluation.combining import LearnedCombination, nested_predictions, rank_aggregates, transfer
 
 NAN = math.nan
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.curriculum_checks import option_problem
-from orchestrator.spec import SpecError, load_configuration, load_spec
+from orchestrator.spec.curriculum_checks import option_problem
+from orchestrator.spec.study_file import SpecError, load_configuration, load_spec
 from plugins.registry import available
 from search_spaces.recipes import PluginChoice
 

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from trainers.config import DataConfig
-from trainers.data import channel_statistics, load_images, load_test_images, split_indices
-from trainers.sources import DataError, check_source
+from trainers.data.images import channel_statistics, load_images, load_test_images, split_indices
+from trainers.data.sources import DataError, check_source
 
 CIFAR10 = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "cifar10"
 
@@ -345,7 +345,7 @@ def test_the_check_needs_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from trainers.config import DataConfig\n"
-        "from trainers.sources import check_source\n"
+        "from trainers.data.sources import check_source\n"
         f"assert check_source(DataConfig(source={str(tmp_path)!r})) is None\n"
         "print(*{'torch', 'sklearn', 'datasets', 'kornia'} & set(sys.modules))"
     )

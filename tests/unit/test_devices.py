@@ -9,12 +9,12 @@ from pydantic import ValidationError
 
 from search_spaces.base import ImageTask
 from tests.unit.training import CPU, TOPOLOGY, configuration
-from trainers import devices as trainer_devices
 from trainers.config import Configuration, Resources
-from trainers.devices import describe_devices, useful_threads
-from trainers.dry_run import DryRunError, dry_run, measure_apart, measure_classes, memory_key
-from trainers.host import GIB, available_cores, available_memory_gib
-from trainers.resources import Devices, Gpu, TrialMemory, TrialResources, largest_pack, plan_resources
+from trainers.hardware import devices as trainer_devices
+from trainers.hardware.devices import describe_devices, useful_threads
+from trainers.hardware.host import GIB, available_cores, available_memory_gib
+from trainers.hardware.resources import Devices, Gpu, TrialMemory, TrialResources, largest_pack, plan_resources
+from trainers.tasks.dry_run import DryRunError, dry_run, measure_apart, measure_classes, memory_key
 
 TASK = ImageTask(image_size=32, in_channels=1, num_classes=10)
 SMALL = TrialMemory(process_gib=1.0, training_gib=1.0)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from orchestrator.block_tables import StatisticsFiles, join_tables
-from orchestrator.discovery import SearchSettings, judge_formulas, search
-from orchestrator.formula_objective import BlockTable, Objective, Truth, split_topologies
+from orchestrator.discovery.block_tables import StatisticsFiles, join_tables
+from orchestrator.discovery.evolution import SearchSettings, judge_formulas, search
+from orchestrator.discovery.objective import BlockTable, Objective, Truth, split_topologies
 from plugins.proxies.formula_text import parse
 from plugins.proxies.formulas import all_statistics
 

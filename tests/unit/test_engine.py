@@ -4,7 +4,7 @@ from collections import deque
 
 import pytest
 
-from orchestrator.engines.base import Objective, Search, Suggestion
+from orchestrator.engines.interfaces import Objective, Search, Suggestion
 from orchestrator.engines.optuna_engine import OptunaEngine
 from orchestrator.engines.seeds import derive_seed
 from orchestrator.store.records import AttemptRecord, TrialRecord

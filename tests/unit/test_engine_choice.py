@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import engine_specs
-from orchestrator.engines.base import EngineUnavailableError
 from orchestrator.engines.choice import Choice, Machine, choose
-from orchestrator.engines.ray_room import Node, can_hold
-from orchestrator.spec import StudySpec, differences, load_spec
-from orchestrator.yaml_source import SpecError
+from orchestrator.engines.interfaces import EngineUnavailableError
+from orchestrator.engines.ray.placement import Node, can_hold
+from orchestrator.spec import engine as engine_specs
+from orchestrator.spec.study_file import StudySpec, differences, load_spec
+from orchestrator.spec.yaml_source import SpecError
 
 STUDY = """\
 study: tiny

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from orchestrator.engines.base import Objective
+from orchestrator.engines.interfaces import Objective
 from orchestrator.engines.suggester import OptunaSuggester
 from plugins.registry import PluginSettingsError, create
 from search_spaces.as_vit import AsViTSpace

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit.training import Recorder, configuration
-from trainers.checkpoints import CheckpointWriteError, load_newest, load_weights
 from trainers.config import EpochReport, Fence, TaskOutcome, TrainTask
-from trainers.fencing import SupersededError, check, claim
+from trainers.training.checkpoints import CheckpointWriteError, load_newest, load_weights
+from trainers.training.fencing import SupersededError, check, claim
 from trainers.worker import run_task
 
 CONFIGURATION = configuration()

@@ -28,7 +28,7 @@ from plugins.proxies.formulas import (
 from plugins.proxies.passes import RecordedPass, record_pass
 from plugins.proxies.saved_formulas import save_formula, saving_problem
 from search_spaces.base import ImageTask
-from trainers.scoring import make_candidate
+from trainers.tasks.scoring import make_candidate
 
 AUTO_PROX = "mean(frobenius(minmax(attention.weight)) + sqrt(sigmoid(mean(mlp.gradient))))"
 TASK = ImageTask(image_size=32, in_channels=1, num_classes=10)

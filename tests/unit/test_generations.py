@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.engines.generations import CopyStep, Generation, begin_generation, newest_generation
+from orchestrator.engines.ray.generations import CopyStep, Generation, begin_generation, newest_generation
 from tests.unit.training import configuration
-from trainers import checkpoints
-from trainers.checkpoints import CheckpointError, accepted_digests, configuration_digest, load_newest
 from trainers.config import Configuration, EpochReport
+from trainers.training import checkpoints
+from trainers.training.checkpoints import CheckpointError, accepted_digests, configuration_digest, load_newest
 
 
 def report(epoch: int) -> EpochReport:
@@ -86,7 +86,7 @@ def test_a_copy_that_was_made_before_is_not_made_again(tmp_path: Path) -> None:
 def test_nothing_to_copy_is_told_and_leaves_the_trial_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.engines.generations._PAUSE_S", 0.0)
+    monkeypatch.setattr("orchestrator.engines.ray.generations._PAUSE_S", 0.0)
     own = seeded(1)
     save(tmp_path / "own", own, 2)
     save(tmp_path / "other", own, 6)

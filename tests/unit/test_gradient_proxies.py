@@ -18,7 +18,7 @@ from plugins.proxies.positive_pass import nuclear_norm
 from plugins.proxies.repeats import repeat_seeds
 from plugins.registry import create, parse_topology
 from search_spaces.base import Costs, ImageTask, Topology
-from trainers.scoring import make_candidate
+from trainers.tasks.scoring import make_candidate
 
 TASK = ImageTask(image_size=32, in_channels=2, num_classes=5)
 TOPOLOGIES = (

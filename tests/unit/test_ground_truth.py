@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.ground_truth import GroundTruth, load_truth, truth_fingerprint
-from orchestrator.spec import Truth
-from orchestrator.truth_table import TruthError, read_truth_table
+from orchestrator.evaluation.ground_truth import GroundTruth, load_truth, truth_fingerprint
+from orchestrator.spec.study_file import Truth
+from orchestrator.spec.truth_table import TruthError, read_truth_table
 from plugins.registry import load, parse_topology
 from search_spaces.base import ImageTask
 from trainers.config import DataConfig

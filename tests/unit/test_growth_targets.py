@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.spec import SpecError, load_spec
-from orchestrator.stage_specs import GrowStage
+from orchestrator.spec.stages import GrowStage
+from orchestrator.spec.study_file import SpecError, load_spec
 from orchestrator.stages.grow import GrowthSuggester, growth_candidates
 from plugins.registry import load, parse_topology
 from search_spaces.as_vit import AsViTSpace

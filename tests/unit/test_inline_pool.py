@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.engines.base import Lost
-from orchestrator.engines.pool import InlinePool
+from orchestrator.engines.interfaces import Lost
+from orchestrator.engines.pools.inline import InlinePool
 from tests.unit.training import TOPOLOGY, Recorder, configuration
 from trainers import worker
 from trainers.config import PackedTrainTask, Task, TaskOutcome, TrainTask

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from orchestrator.judging_early import judge_early
+from orchestrator.evaluation.early_ranking import judge_early
 
 OPTIONS = {"resamples": 200, "confidence": 0.95, "seed": 0}
 

@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord
 from orchestrator.store.repository import Store
-from orchestrator.tracking_events import LogMetrics, MetricPoint, event_to_json
+from orchestrator.tracking.events import LogMetrics, MetricPoint, event_from_json, event_to_json
 from trainers.config import EpochReport
 
 
@@ -48,7 +48,7 @@ def test_an_epoch_that_is_reported_again_after_a_resume_is_told_to_mlflow_once(r
     running.attempt = attempt
     running.report(1, time_ms=20)
     running.report(2, time_ms=30)
-    owed = [event for _, event in running.store.outbox(running.study.id).owed(10)]
+    owed = [event_from_json(text) for _, text in running.store.outbox(running.study.id).owed(10)]
     assert [(point.step, point.time_ms) for event in owed for point in event.points] == [(1, 10), (2, 30)]
     assert [report.epoch for report in running.store.reports(running.trial.id)] == [1, 2]
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.lineage import Lineage
 from orchestrator.store.records import ExecutionRecord, StudyRecord
-from orchestrator.tracking_events import EndRun, LogMetrics, LogText, ResumeRun, SetTags, StartRun, event_from_json
+from orchestrator.tracking.events import EndRun, LogMetrics, LogText, ResumeRun, SetTags, StartRun, event_from_json
+from orchestrator.tracking.run_tree import Lineage
 from tests.fakes import make_stage, make_trial
 from trainers.config import EpochReport
 

@@ -11,14 +11,14 @@ import torch
 from plugins.registry import create
 from search_spaces.recipes import PluginChoice, Recipe
 from tests.unit.training import CPU, DIGITS, TOPOLOGY, Recorder, configuration, digits, run
-from trainers import loop
-from trainers.building import build_model
-from trainers.checkpoints import load_weights
 from trainers.config import EpochReport, TaskOutcome
-from trainers.data import load_images
-from trainers.evaluation import Normalizer, evaluate, example_losses
-from trainers.loop import build_optimizer
-from trainers.plan import learning_rate, num_steps, plan_epochs
+from trainers.data.images import load_images
+from trainers.models.building import build_model
+from trainers.training import loop
+from trainers.training.checkpoints import load_weights
+from trainers.training.evaluation import Normalizer, evaluate, example_losses
+from trainers.training.loop import build_optimizer
+from trainers.training.plan import learning_rate, num_steps, plan_epochs
 
 BUSY = {"augmentation": "affine", "curriculum": "cyclical", "drop_path": 0.3, "label_smoothing": 0.1}
 """A recipe that draws all random numbers that there are."""

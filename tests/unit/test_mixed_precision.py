@@ -7,10 +7,10 @@ import torch
 
 from tests.device_cases import RECIPES, SPACES
 from tests.unit.training import CPU, Recorder, configuration, digits
-from trainers import evaluation, loop, stacked
 from trainers.config import Configuration, TrainTask
-from trainers.loop import train
-from trainers.packed import train_packed
+from trainers.training import evaluation, loop, stacked
+from trainers.training.loop import train
+from trainers.training.packed import train_packed
 
 
 def losses(config: Configuration, folder: Path) -> list[float]:

@@ -5,9 +5,9 @@ import torch
 from pydantic import ValidationError
 
 from trainers.config import DataConfig
-from trainers.data import load_images, load_test_images
-from trainers.evaluation import Normalizer
-from trainers.sources import check_source
+from trainers.data.images import load_images, load_test_images
+from trainers.data.sources import check_source
+from trainers.training.evaluation import Normalizer
 
 NOISE = DataConfig(source="noise", image_size=32, num_classes=7)
 

@@ -11,10 +11,10 @@ import pytest
 from sqlalchemy import event, text
 
 from orchestrator.store.errors import DatabaseUnavailableError
-from orchestrator.store.fences import StaleAttemptError, StaleExecutionError
 from orchestrator.store.records import EndedTrial, ExecutionRecord, StageRecord, StudyRecord
 from orchestrator.store.repository import Store
-from orchestrator.tracking_events import EndRun, event_to_json
+from orchestrator.store.stale_writes import StaleAttemptError, StaleExecutionError
+from orchestrator.tracking.events import EndRun, event_to_json
 from tests.postgres import PostgresServer
 from trainers.config import TaskOutcome
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from orchestrator.outbox import Outbox
-from orchestrator.tracking import TrackingRejected, TrackingUnavailable
-from orchestrator.tracking_events import Event, SetTags
+from orchestrator.tracking.events import Event, SetTags
+from orchestrator.tracking.mlflow_client import TrackingRejected, TrackingUnavailable
+from orchestrator.tracking.outbox import Outbox
 from tests.fakes_tracking import MemoryOutboxStore, ScriptedTracker
 
 

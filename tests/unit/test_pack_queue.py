@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from orchestrator.engines.pack_queue import PackQueue
+from orchestrator.engines.pools.pack_queue import PackQueue
 from tests.unit.training import DIGITS, TOPOLOGY, configuration
 from trainers.config import ScoreTask, TrainTask
 

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from search_spaces.recipes import PluginChoice
 from tests.unit.training import CPU, TOPOLOGY, Recorder, configuration, digits, run
-from trainers import building, loop, packed, worker
-from trainers.averaging import average
-from trainers.checkpoints import OPTIMIZER, WEIGHTS, load_weights, read_manifest, read_tensors
+from trainers import worker
 from trainers.config import AverageTask, Configuration, EpochReport, PackedTrainTask, TaskOutcome, TrainTask
-from trainers.packed import train_packed
-from trainers.packing import can_be_packed, is_tried_alone
+from trainers.models import building
+from trainers.tasks.averaging import average
+from trainers.training import loop, packed
+from trainers.training.checkpoints import OPTIMIZER, WEIGHTS, load_weights, read_manifest, read_tensors
+from trainers.training.packed import train_packed
+from trainers.training.packing import can_be_packed, is_tried_alone
 
 RECIPES: tuple[dict[str, Any], ...] = (
     {},

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install 'vitsearch[ray]')")
 
-from orchestrator.engines.pasha import PashaScheduler, noise_level, ranking_changed, rungs
+from orchestrator.engines.ray.pasha import PashaScheduler, noise_level, ranking_changed, rungs
 
 
 @pytest.mark.parametrize(

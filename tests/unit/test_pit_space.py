@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from orchestrator.topology_checks import extreme_cost
+from orchestrator.spec.topology_checks import extreme_cost
 from search_spaces.base import ImageTask
 from search_spaces.dimensions import count_points
 from search_spaces.pit import DEPTHS, HEADS, PitSpace, PitTopology

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from orchestrator.correlation import Interval, Verdict
-from orchestrator.judging_early import EarlyJudgement, EpochAgreement
+from orchestrator.evaluation.early_ranking import EarlyJudgement, EpochAgreement
+from orchestrator.evaluation.verdict import Interval, Verdict
 from orchestrator.reports import plots
 from plugins.protocols import CurvePoint
 

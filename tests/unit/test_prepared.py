@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import JSON, Column, Connection, Integer, MetaData, String, Table, bindparam, create_engine, select
 from sqlalchemy.exc import IntegrityError
 
-from orchestrator.store.prepared import prepared_insert, prepared_update
+from orchestrator.store.prepared_statements import prepared_insert, prepared_update
 
 metadata = MetaData()
 things = Table(

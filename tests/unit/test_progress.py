@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.cli.progress import LiveProgress, PlainProgress
-from orchestrator.progress import as_percent
+from orchestrator.stages.progress import as_percent
 from tests.fakes import make_stage, make_trial
 from trainers.config import EpochReport
 

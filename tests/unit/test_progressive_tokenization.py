@@ -20,11 +20,11 @@ from search_spaces.recipes import Recipe
 from tests.unit.test_as_vit_space import SEED, topologies
 from tests.unit.test_loop import InterruptedInside, equal, weights_of, without_time
 from tests.unit.training import CPU, TOPOLOGY, Recorder, configuration, digits, run
-from trainers import loop
-from trainers.building import build_model
-from trainers.evaluation import Normalizer, evaluate
 from trainers.models.as_vit import build_as_vit
 from trainers.models.blocks import FEW_TOKENS, PatchEmbedding, PatchMerging, WindowAttention
+from trainers.models.building import build_model
+from trainers.training import loop
+from trainers.training.evaluation import Normalizer, evaluate
 
 IMAGENET = ImageTask(image_size=224, in_channels=3, num_classes=1000)
 PROGRESSIVE = {"curriculum": {"name": "progressive-tokenization", "coarse": 0.25, "middle": 0.25}}

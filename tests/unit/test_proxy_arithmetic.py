@@ -23,7 +23,7 @@ from plugins.registry import create, parse_topology
 from search_spaces.as_vit import AsViTSpace
 from search_spaces.base import Costs, ImageTask
 from trainers.models.as_vit import build_as_vit
-from trainers.scoring import make_candidate
+from trainers.tasks.scoring import make_candidate
 
 ANGLES = circle_angles(10, like=torch.zeros(1, dtype=torch.float64))
 BASIS = circle_basis((3, 4, 4), generator=torch.Generator().manual_seed(0))

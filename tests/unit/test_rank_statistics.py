@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from orchestrator.rank_statistics import (
+from orchestrator.evaluation.rank_statistics import (
     kendall_tau,
     partial_tau,
     regret,
@@ -87,7 +87,7 @@ def test_the_blocks_of_many_resamples_make_no_difference(monkeypatch) -> None:
     x, y = rng.integers(0, 9, 20).astype(float), rng.normal(size=20)
     weights = resample_weights(20, resamples=50, seed=3)
     whole = [statistic(weights, x, y) for statistic in (kendall_tau, spearman_rho, top_recall, regret)]
-    monkeypatch.setattr("orchestrator.rank_statistics._BLOCK_ELEMENTS", 7 * 20)
+    monkeypatch.setattr("orchestrator.evaluation.rank_statistics._BLOCK_ELEMENTS", 7 * 20)
     assert (resample_weights(20, resamples=50, seed=3) == weights).all()
     for statistic, wanted in zip((kendall_tau, spearman_rho, top_recall, regret), whole, strict=True):
         assert statistic(weights, x, y) == pytest.approx(wanted, nan_ok=True)

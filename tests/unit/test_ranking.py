@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.stages.ranking import Ranked, choose_candidates, rank_sums, rank_topologies
+from orchestrator.stages.topology_ranking import Ranked, choose_candidates, rank_sums, rank_topologies
 from tests.fakes import make_trial
 
 BOTH = {"length": "maximize", "condition": "minimize"}

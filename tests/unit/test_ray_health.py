@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from orchestrator.engines import ray_health
-from orchestrator.engines.base import EngineUnavailableError
-from orchestrator.engines.ray_health import Part, RayHealth
+from orchestrator.engines.interfaces import EngineUnavailableError
+from orchestrator.engines.ray import health as ray_health
+from orchestrator.engines.ray.health import Part, RayHealth
 
 
 @pytest.fixture(autouse=True)

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator.engines.ray_shares import Measured, SharePlanner
+from orchestrator.engines.ray.trial_resources import Measured, SharePlanner
 from search_spaces.base import ImageTask
 from tests.unit.training import DIGITS, TOPOLOGY, configuration
 from trainers.config import Resources, ScoreTask, TrainTask
-from trainers.dry_run import memory_key
-from trainers.resources import Devices, Gpu, TrialMemory
+from trainers.hardware.resources import Devices, Gpu, TrialMemory
+from trainers.tasks.dry_run import memory_key
 
 IMAGES = ImageTask(image_size=32, in_channels=1, num_classes=10)
 GPU = Gpu(name="GPU", total_gib=10, free_gib=10)

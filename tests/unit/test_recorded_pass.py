@@ -15,7 +15,7 @@ from plugins.proxies.passes import RecordedPass, is_block, record_pass, score_pa
 from plugins.proxies.repeats import networks, repeat_seeds
 from plugins.registry import parse_topology
 from search_spaces.base import ImageTask
-from trainers.scoring import make_candidate
+from trainers.tasks.scoring import make_candidate
 
 TASK = ImageTask(image_size=32, in_channels=1, num_classes=3)
 TOPOLOGIES = ("as-vit:5,2,2|3,1,2|2,1,3|4,1,2|16,4", "autoformer:2,2|1,1.5|8,4", "pit:1,1|2,2|1,2|2,4,8")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.engines.base import Objective, Suggestion
+from orchestrator.engines.interfaces import Objective, Suggestion
 from orchestrator.engines.suggester import OptunaSuggester
 from orchestrator.store.records import TrialRecord
 from plugins.samplers.policy import Policy, Rewards

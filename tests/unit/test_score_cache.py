@@ -12,10 +12,10 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import create_engine, text
 
-from orchestrator.code_version import code_digest
-from orchestrator.engines.base import Lost
-from orchestrator.engines.pool import InlinePool
-from orchestrator.score_cache import ScoreCache, ScoreCachingPool
+from orchestrator.engines.interfaces import Lost
+from orchestrator.engines.pools.code_digest import code_digest
+from orchestrator.engines.pools.inline import InlinePool
+from orchestrator.engines.pools.score_cache import ScoreCache, ScoreCachingPool
 from orchestrator.store import database
 from orchestrator.store.records import ScoreKey, ScoreRecord
 from orchestrator.store.repository import Store
@@ -222,7 +222,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def digest_now(folder: Path, *, roots: tuple[str, ...] = ("proxy",), **fields: Any) -> str:
     """The digest that a new process would find."""
-    from orchestrator import code_version
+    from orchestrator.engines.pools import code_digest as code_version
 
     for cached in (code_version._find, code_version._source, code_version._source_digest, code_version._imports):
         cached.cache_clear()

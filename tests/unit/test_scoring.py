@@ -12,7 +12,7 @@ from plugins.proxies.passes import RecordedPass, score_passes
 from plugins.registry import UnknownPluginError, create
 from search_spaces.base import ImageTask
 from trainers.config import DataConfig, ScoreTask
-from trainers.scoring import make_candidate, parse_topology, score_topology
+from trainers.tasks.scoring import make_candidate, parse_topology, score_topology
 
 TEXT = "as-vit:8,2,3,1|4,1,2,1|4,1,4,1|4,1,6,1|32,8"
 IMAGES = torch.randn(6, 1, 32, 32, generator=torch.Generator().manual_seed(0))

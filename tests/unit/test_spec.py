@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from orchestrator.spec import StudySpec, TrainStage, differences, load_configuration, load_spec
-from orchestrator.stage_specs import STAGE_TYPES, AveragingStage, ScreenStage, StoppingStage
-from orchestrator.yaml_source import SpecError
+from orchestrator.spec.stages import STAGE_TYPES, AveragingStage, ScreenStage, StoppingStage
+from orchestrator.spec.study_file import StudySpec, TrainStage, differences, load_configuration, load_spec
+from orchestrator.spec.yaml_source import SpecError
 from search_spaces.recipes import PluginChoice
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -175,7 +175,8 @@ def test_a_configuration_is_read_with_the_same_care(tmp_path: Path) -> None:
 def test_reading_a_study_imports_nothing_heavy_and_writes_nothing(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(SMALLEST)
     code = (
-        "import sys; from orchestrator.spec import load_spec; import orchestrator.settings; load_spec('study.yaml');"
+        "import sys; from orchestrator.spec.study_file import load_spec; import orchestrator.settings;"
+        "load_spec('study.yaml');"
         "orchestrator.settings.load_settings();"
         "heavy = {'torch', 'optuna', 'mlflow', 'sqlalchemy', 'sklearn', 'datasets'};"
         "print(sorted(heavy & set(sys.modules)))"

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import pytest
 from PIL import Image
 
-from orchestrator.spec import load_spec
-from orchestrator.yaml_source import SpecError
+from orchestrator.spec.study_file import load_spec
+from orchestrator.spec.yaml_source import SpecError
 
 STUDY = """\
 study: tiny

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from search_spaces.base import ImageTask
 from search_spaces.recipes import Recipe
 from tests.unit.training import CPU, TOPOLOGY, digits
-from trainers.building import build_model
-from trainers.checkpoints import Checkpoint, optimizer_tensors
-from trainers.evaluation import Normalizer, evaluate, judge, logits_of
-from trainers.loop import build_optimizer
-from trainers.stacked import Batch, Row, StackedModel, chunks, drop_path_factors, learn, stacked_loss
+from trainers.models.building import build_model
+from trainers.training.checkpoints import Checkpoint, optimizer_tensors
+from trainers.training.evaluation import Normalizer, evaluate, judge, logits_of
+from trainers.training.loop import build_optimizer
+from trainers.training.stacked import Batch, Row, StackedModel, chunks, drop_path_factors, learn, stacked_loss
 
 TASK = ImageTask(image_size=32, in_channels=3, num_classes=10)
 TOPOLOGIES = (

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.engines.base import Objective
-from orchestrator.spec import GrowStage
+from orchestrator.engines.interfaces import Objective
+from orchestrator.spec.study_file import GrowStage
 from orchestrator.stages.grow import GrowthSuggester, choose_step, growth_candidates
-from orchestrator.stages.ledger import is_better
+from orchestrator.stages.searching import is_better
 from orchestrator.stages.stopping import choose_criterion, pareto_front
 from orchestrator.stages.train import best_trial, sort_trials
 from orchestrator.store.records import TrialRecord

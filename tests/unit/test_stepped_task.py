@@ -11,8 +11,8 @@ pytest.importorskip("ray", reason="Ray is not installed (pip install 'vitsearch[
 HANGS = """
 import ctypes, os, sys, time
 from pathlib import Path
-from orchestrator.engines import ray_trainable
-from orchestrator.engines.ray_trainable import SteppedTask
+from orchestrator.engines.ray import trainable as ray_trainable
+from orchestrator.engines.ray.trainable import SteppedTask
 from tests.ray_tasks import report
 from trainers.config import TaskOutcome
 

@@ -13,11 +13,11 @@ from alembic.script import ScriptDirectory
 
 from orchestrator.settings import SettingsError
 from orchestrator.store import database
-from orchestrator.store.fences import StaleAttemptError
 from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord
 from orchestrator.store.repository import MAX_LOST_ATTEMPTS, Store
+from orchestrator.store.stale_writes import StaleAttemptError
 from orchestrator.store.tables import metadata
-from orchestrator.tracking_events import EndRun, event_to_json
+from orchestrator.tracking.events import EndRun, event_from_json, event_to_json
 from trainers.config import CheckpointRecord, EpochReport, TaskOutcome
 
 
@@ -192,11 +192,11 @@ def test_what_is_owed_is_in_order_and_only_of_its_study(store: Store, study: Stu
     store.owe(study.id, [event_to_json(event) for event in events])
     store.owe(other.id, [event_to_json(events[0])])
     owed = store.outbox(study.id)
-    assert [event for _, event in owed.owed(10)] == events
+    assert [event_from_json(text) for _, text in owed.owed(10)] == events
     ids = [number for number, _ in owed.owed(10)]
     owed.settle(ids[:1])
     owed.reject(ids[1], "never")
-    assert [event for _, event in owed.owed(10)] == events[2:]
+    assert [event_from_json(text) for _, text in owed.owed(10)] == events[2:]
     assert (owed.count_owed(), owed.count_rejected()) == (1, 1)
     assert store.outbox(other.id).count_owed() == 1
 

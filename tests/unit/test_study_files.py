@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from orchestrator.spec import load_spec
-from orchestrator.stage_specs import GrowStage, ScreenStage
+from orchestrator.spec.stages import GrowStage, ScreenStage
+from orchestrator.spec.study_file import load_spec
 
 STUDIES = Path(__file__).resolve().parents[2] / "studies"
 

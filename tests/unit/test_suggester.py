@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.engines.base import Objective
+from orchestrator.engines.interfaces import Objective
 from orchestrator.engines.suggester import OptunaSuggester
 from plugins.samplers.history import history_of
 from search_spaces.dimensions import Choice, Dimension, Point, Real

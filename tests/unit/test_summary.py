@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.reports.summary import configuration_yaml
-from orchestrator.spec import load_configuration
+from orchestrator.spec.study_file import load_configuration
 from search_spaces.recipes import PluginChoice
 from tests.unit.training import configuration
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from orchestrator.topology_checks import extreme_cost
+from orchestrator.spec.topology_checks import extreme_cost
 from search_spaces.as_vit import AsViTSpace
 from search_spaces.base import ImageTask
 

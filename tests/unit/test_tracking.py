@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.tracking import MemoryRunIds, Tracker, TrackingRejected, TrackingUnavailable
-from orchestrator.tracking_events import (
+from orchestrator.tracking.events import (
     DeleteExperiment,
     EndRun,
     EnsureExperiment,
@@ -31,7 +30,8 @@ from orchestrator.tracking_events import (
     event_from_json,
     event_to_json,
 )
-from orchestrator.tracking_server import server_command
+from orchestrator.tracking.mlflow_client import MemoryRunIds, Tracker, TrackingRejected, TrackingUnavailable
+from orchestrator.tracking.server import server_command
 
 STUDY = "study/7"
 EXECUTION, STAGE, TRIAL = f"{STUDY}/execution/1", f"{STUDY}/stage/train", f"{STUDY}/trial/3"
@@ -300,7 +300,7 @@ def test_a_damaged_database_is_reported_as_unavailable(tmp_path: Path) -> None:
 
 
 def test_importing_the_tracker_does_not_import_mlflow() -> None:
-    code = "import sys, orchestrator.outbox, orchestrator.tracking_server; sys.exit('mlflow' in sys.modules)"
+    code = "import sys, orchestrator.tracking.outbox, orchestrator.tracking.server; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

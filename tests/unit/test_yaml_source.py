@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.yaml_source import MAX_BYTES, MAX_DEPTH, MAX_VALUES, SpecError, format_path, read_yaml
+from orchestrator.spec.yaml_source import MAX_BYTES, MAX_DEPTH, MAX_VALUES, SpecError, format_path, read_yaml
 
 
 def write(folder: Path, text: str | bytes) -> Path:

@@ -8,8 +8,8 @@ import torch
 
 from search_spaces.recipes import Recipe
 from trainers.config import Configuration, DataConfig, EpochReport, TaskOutcome, TrainTask
-from trainers.data import ImageData, load_images
-from trainers.loop import train
+from trainers.data.images import ImageData, load_images
+from trainers.training.loop import train
 
 DIGITS = DataConfig(source="digits", max_images=120, max_test_images=60)
 TOPOLOGY = "as-vit:4,4,2,1|2,4,2,1|2,2,2,1|2,1,2,1|16,4"

@@ -1,0 +1,1 @@
+"""Search for new score formulas by evolution."""

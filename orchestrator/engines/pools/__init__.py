@@ -1,0 +1,1 @@
+"""Pools that evaluate tasks in this process, and what every pool shares."""

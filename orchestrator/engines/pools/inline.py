@@ -1,0 +1,83 @@
+"""Pools of workers. `inline` evaluates in this process: one task at a time, or a pack of trainings together."""
+
+from collections.abc import Generator, Sequence
+
+from orchestrator.engines.interfaces import Lost, TrialReporter
+from orchestrator.engines.pools.pack_queue import PackQueue
+from trainers.config import Configuration, PackedTrainTask, Task, TaskOutcome, TrainTask
+from trainers.training.packing import is_tried_alone
+
+
+class InlinePool:
+    """Evaluates a task, or a pack of them, when it is waited for.
+
+    Nothing else is asked for while a pack is under way: what it teaches then counts for all that follow.
+
+    Args:
+        trials_per_pack: Most trainings of one topology that are computed together.
+    """
+
+    def __init__(self, trials_per_pack: int = 1) -> None:
+        self._trials_per_pack = trials_per_pack
+        self._tasks: dict[int, tuple[Task, TrialReporter]] = {}
+        self._queue = PackQueue()
+        self._running: list[int] = []
+        self._outcomes: Generator[tuple[int, TaskOutcome], None, None] | None = None
+
+    def prepare(self, configurations: Sequence[Configuration]) -> None:
+        """Nothing: a training, or a pack, has all that there is."""
+
+    def has_room(self) -> bool:
+        return not self._running and self._queue.wants_more
+
+    def is_busy(self) -> bool:
+        return bool(self._tasks)
+
+    def submit(self, key: int, task: Task, reporter: TrialReporter) -> None:
+        self._tasks[key] = task, reporter
+        self._queue.add(key, task, largest=self._trials_per_pack)
+
+    def wait(self) -> tuple[int, TaskOutcome | Lost]:
+        while True:
+            key, outcome = self._next_outcome()
+            if not is_tried_alone(outcome):
+                del self._tasks[key]
+                return key, outcome
+            self._queue.put_back([(key, self._tasks[key][0])])
+
+    def close(self) -> None:
+        if self._outcomes is not None:
+            self._outcomes.close()  # the trainings of a pack are dropped, with their memory
+        self._tasks.clear()
+        self._queue.clear()
+        self._running.clear()
+
+    def _next_outcome(self) -> tuple[int, TaskOutcome]:
+        if self._outcomes is None or not self._running:
+            self._running = list(self._queue.take())
+            self._outcomes = self._evaluate(tuple(self._running))
+        reporters = [self._tasks[key][1] for key in self._running]
+        for reporter in reporters:
+            reporter.begin()
+        try:
+            key, outcome = next(self._outcomes)
+        finally:
+            for reporter in reporters:
+                reporter.pause()
+        self._running.remove(key)
+        return key, outcome
+
+    def _evaluate(self, keys: tuple[int, ...]) -> Generator[tuple[int, TaskOutcome], None, None]:
+        from trainers.worker import run_packed, run_task  # imports torch
+
+        tasks, reporters = zip(*(self._tasks[key] for key in keys), strict=True)
+        if len(keys) == 1:
+            yield keys[0], run_task(tasks[0], reporters[0])
+            return
+        if reporters[0].should_stop():
+            reason = "asked to end before it began"
+            yield from ((key, TaskOutcome(state="interrupted", reason=reason)) for key in keys)
+            return
+        trainings = tuple(task for task in tasks if isinstance(task, TrainTask))
+        for position, outcome in run_packed(PackedTrainTask(tasks=trainings), reporters):
+            yield keys[position], outcome

@@ -1,0 +1,1 @@
+"""Ray: the engine that runs Ray Tune, the pool of long-lived workers, and the cluster."""

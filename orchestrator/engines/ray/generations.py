@@ -1,0 +1,135 @@
+"""What population-based training leaves on disk: a trial's checkpoints since it last copied another one.
+
+    trial-0003/generation-02/epoch-0006/...     the copied checkpoints, and those of the epochs after them
+    trial-0003/generation-02/lineage.json       whom it copied, when, and with which point it goes on
+
+A generation takes its name only when it is whole, and then takes the place of all that was before it. So the weights
+of a trial and the settings that it goes on with are never torn apart, whatever is killed.
+"""
+
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from search_spaces.dimensions import Point, Scalar
+from trainers.config import Configuration
+
+LINEAGE = "lineage.json"
+_NAME = "generation-"
+_TRIES = 5
+_PAUSE_S = 0.2
+
+
+class CopyStep(BaseModel):
+    """A trial took over the weights of another one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    copied_from: int
+    """Number of the other trial."""
+    own_epoch: int
+    """Epochs that the trial had trained itself by then."""
+    epoch: int
+    """Epochs behind the weights that it took over."""
+    changed: dict[str, tuple[Scalar, Scalar]]
+    """Values that the trial went on with, by dimension: before and after."""
+
+
+class Generation(BaseModel):
+    """Where a trial stands after all its copying."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    point: Point
+    """What it goes on with."""
+    steps: tuple[CopyStep, ...] = ()
+
+
+def newest_generation(folder: Path) -> tuple[Path, Generation] | None:
+    """The newest generation below a trial's folder; `None` where it never copied."""
+    found = sorted(folder.glob(f"{_NAME}*/{LINEAGE}"))
+    if not found:
+        return None
+    return found[-1].parent, Generation.model_validate_json(found[-1].read_bytes())
+
+
+def begin_generation(
+    folder: Path, generation: Generation, *, source: Path, epoch: int, configuration: Configuration
+) -> Path:
+    """Copy the checkpoints of another trial up to an epoch; the trial's own ones before that are removed.
+
+    Args:
+        folder: Of the trial.
+        generation: What it goes on with, this step included.
+        source: Folder with the other trial's checkpoints; it may go on training meanwhile.
+        epoch: Newest epoch to copy.
+        configuration: What the trial goes on with; the copies are marked as its own.
+
+    Returns:
+        The generation's folder.
+
+    Raises:
+        trainers.training.checkpoints.CheckpointError: The other trial has no whole checkpoint that early any more.
+    """
+    from trainers.training.checkpoints import CheckpointError, configuration_digest  # imports torch
+
+    target = folder / f"{_NAME}{len(generation.steps):02d}"
+    if target.exists():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = configuration_digest(configuration)
+    temporary = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
+    try:
+        for attempt in range(_TRIES):
+            if _copy_checkpoints(source, temporary / "new", epoch, digest):
+                break
+            shutil.rmtree(temporary / "new", ignore_errors=True)
+            if attempt == _TRIES - 1:
+                raise CheckpointError(
+                    f"{source} must hold a whole checkpoint of epoch {epoch} or earlier to be copied, but has none."
+                )
+            time.sleep(_PAUSE_S)  # the other trial was just removing an old one
+        (temporary / "new" / LINEAGE).write_text(generation.model_dump_json(indent=1), encoding="utf-8")
+        (temporary / "new").replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for path in folder.iterdir():
+        if path != target and path.name.startswith((_NAME, "epoch-")):
+            shutil.rmtree(path, ignore_errors=True)
+    return target
+
+
+def _copy_checkpoints(source: Path, target: Path, epoch: int, digest: str) -> int:
+    """How many were copied; weights are linked where the file system can, since they never change."""
+    from trainers.training.checkpoints import MANIFEST, CheckpointError, read_manifest
+
+    target.mkdir()
+    count = 0
+    for path in sorted(source.glob("epoch-*")):
+        if int(path.name.removeprefix("epoch-")) > epoch:
+            continue
+        try:
+            manifest = read_manifest(path).model_copy(update={"configuration": digest})
+            (target / path.name).mkdir()
+            for name in manifest.files:
+                if (path / name).exists():  # older checkpoints have no optimizer state
+                    _link_or_copy(path / name, target / path.name / name, manifest.files[name])
+        except (OSError, CheckpointError):
+            shutil.rmtree(target / path.name, ignore_errors=True)
+            continue
+        (target / path.name / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+        count += 1
+    return count
+
+
+def _link_or_copy(source: Path, target: Path, sha256: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        from trainers.training.checkpoints import CheckpointError, sha256_of
+
+        shutil.copyfile(source, target)
+        if sha256_of(target.read_bytes()) != sha256:
+            raise CheckpointError(f"{source} changed while it was copied.") from None

@@ -1,0 +1,144 @@
+"""Ray Tune's schedulers by name, and what they learn from the trials that ended before."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    TrialScheduler,
+)
+
+from orchestrator.engines.interfaces import EngineUnavailableError, Search
+from orchestrator.engines.ray.hyperband import WholeBrackets
+from orchestrator.engines.ray.pasha import PashaScheduler
+from orchestrator.engines.ray.population import PointBandits, PointPopulation, Population, Retask, bandit_numbers
+from orchestrator.spec.engine import (
+    Asha,
+    HyperBand,
+    MedianStopping,
+    Pasha,
+    PopulationBandits,
+    PopulationBased,
+    Scheduler,
+)
+from trainers.config import EpochReport
+
+TIME = "epoch"
+_NEVER = 10**9
+
+
+def make_scheduler(settings: Scheduler | None, search: Search, retask: Retask) -> TrialScheduler:
+    """The scheduler of a search; without settings one that only starts trials.
+
+    Args:
+        settings: Of one of the schedulers.
+        search: Of trials that train.
+        retask: Makes a trial's task anew with another point.
+
+    Raises:
+        EngineUnavailableError: The search has nothing that the scheduler could change.
+    """
+    metric, direction = search.objectives[0]
+    budget = search.epochs or 1
+    common: dict[str, Any] = {"metric": metric, "mode": "max" if direction == "maximize" else "min"}
+    if isinstance(settings, Asha):
+        # A trial at the end of its budget ends by itself: then it is complete, not stopped.
+        return AsyncHyperBandScheduler(
+            time_attr=TIME,
+            max_t=budget,
+            grace_period=min(settings.grace_epochs, budget),
+            reduction_factor=settings.reduction_factor,
+            brackets=settings.brackets,
+            stop_last_trials=False,
+            **common,
+        )
+    if isinstance(settings, Pasha):
+        grace = min(settings.grace_epochs, budget)
+        return PashaScheduler(budget=budget, grace=grace, reduction_factor=settings.reduction_factor, **common)
+    if isinstance(settings, HyperBand):
+        return WholeBrackets(
+            time_attr=TIME,
+            max_t=budget,
+            reduction_factor=settings.reduction_factor,
+            stop_last_trials=False,
+            **common,
+        )
+    if isinstance(settings, MedianStopping):
+        return MedianStoppingRule(
+            time_attr=TIME,
+            grace_period=settings.grace_epochs,
+            min_samples_required=settings.min_trials,
+            min_time_slice=_NEVER,  # it would pause trials in turn until there are enough
+            **common,
+        )
+    if isinstance(settings, PopulationBased | PopulationBandits):
+        return _population(settings, search, retask, common)
+    return FIFOScheduler()
+
+
+def _population(
+    settings: PopulationBased | PopulationBandits, search: Search, retask: Retask, common: dict[str, Any]
+) -> TrialScheduler:
+    resample = settings.resample if isinstance(settings, PopulationBased) else 0.0
+    population = Population(search, retask, quantile=settings.quantile, resample=resample)
+    options = {
+        "time_attr": TIME,
+        "perturbation_interval": settings.every_epochs,
+        "quantile_fraction": settings.quantile,
+        "require_attrs": False,
+        **common,
+    }
+    if isinstance(settings, PopulationBased):
+        if not search.changeable:
+            raise _nothing_to_change("pbt", "learning rate, curriculum or regularisation")
+        return PointPopulation(population, **options)
+    numbers = bandit_numbers(search)
+    if not numbers:
+        raise _nothing_to_change("pb2", "a range of real numbers of the learning rate or regularisation")
+    return PointBandits(population, numbers, **options)
+
+
+def _nothing_to_change(name: str, what: str) -> EngineUnavailableError:
+    return EngineUnavailableError(
+        f"the scheduler `{name}` changes settings of trials while they train, but the train stage's `recipe` does not "
+        f"search any that it could: {what}. Add one, or choose another scheduler."
+    )
+
+
+class _EndedTrial(NamedTuple):
+    """Stands for a trial that ended before, where a scheduler asks for one of Tune's."""
+
+    trial_id: str
+
+
+class _NoController:
+    """Stands for Tune's controller while a scheduler learns of ended trials."""
+
+    def get_trials(self) -> list[Any]:
+        return []
+
+    def get_live_trials(self) -> list[Any]:
+        return []
+
+
+def teach(scheduler: TrialScheduler, curves: Iterable[tuple[int, Sequence[EpochReport]]]) -> None:
+    """Let a scheduler that compares trials at rungs know those of earlier executions, by number.
+
+    HyperBand and the population-based ones compare only trials that run together: they begin anew.
+    """
+    if not isinstance(scheduler, AsyncHyperBandScheduler | MedianStoppingRule | PashaScheduler):
+        return
+    controller = _NoController()
+    for number, curve in curves:
+        trial = _EndedTrial(f"ended-{number}")
+        if not curve:
+            continue
+        scheduler.on_trial_add(controller, trial)
+        for report in curve:
+            scheduler.on_trial_result(controller, trial, report.model_dump(mode="json"))
+        if isinstance(scheduler, PashaScheduler):
+            scheduler.on_trial_remove(controller, trial)
+        else:
+            scheduler.on_trial_complete(controller, trial, curve[-1].model_dump(mode="json"))

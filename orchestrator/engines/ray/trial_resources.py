@@ -1,0 +1,147 @@
+"""What a task's worker gets of its machine: cores, and a share of a GPU that follows from the memory it takes."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from orchestrator.engines.ray.cluster import RayCluster
+from search_spaces.base import ImageTask
+from trainers.config import Configuration, ReplayTask, Resources, Task, TrainTask
+from trainers.hardware.resources import Devices, TrialMemory, largest_pack, plan_resources
+from trainers.tasks.dry_run import (
+    DryRunError,
+    MemoryKey,
+    describe_devices_apart,
+    measure_apart,
+    measure_classes,
+    memory_key,
+)
+
+_SMALL_GPU_SHARE = 0.25
+"""Of tasks that train nothing."""
+_LITTLE_GIB_PER_CORE = 3.0
+"""With more main memory than this per core, as many trainings as there are cores are taken to fit without a look."""
+
+
+class Share(NamedTuple):
+    """What a worker gets."""
+
+    num_cpus: float = 1
+    num_gpus: float = 0
+
+
+class Measured(NamedTuple):
+    """What a dry run on a node of the cluster found."""
+
+    devices: Devices
+    memory: dict[MemoryKey, TrialMemory]
+
+
+class SharePlanner:
+    """Decides the share of each task; trainings are measured once per class of topologies, before the first one runs.
+
+    Args:
+        cluster: Where the workers will be.
+        limits: What the user demands.
+    """
+
+    def __init__(self, cluster: RayCluster, limits: Resources) -> None:
+        self._cluster = cluster
+        self._limits = limits
+        self._measured: Measured | None = None
+        self._image_task: ImageTask | None = None
+
+    def prepare(self, configurations: Sequence[Configuration]) -> None:
+        """Measure what trainings like these take, where that decides how many of them go side by side."""
+        if not configurations or not self.must_measure():
+            return
+        import ray
+
+        from trainers.data.images import load_images  # imports torch
+
+        data = load_images(configurations[0].data)
+        self._image_task = data.task
+        known = self._measured.memory if self._measured else {}
+        measure = ray.remote(measure_on_node).options(num_cpus=1, num_gpus=1 if self._uses_gpus() else 0)
+        num_images = len(data.train) + len(data.validation)
+        self._measured = self._cluster.call(
+            lambda: ray.get(measure.remote(list(configurations), data.task, num_images, known))
+        )
+
+    def __call__(self, task: Task) -> Share:
+        cpus = self._limits.cpus_per_trial or 1
+        if isinstance(task, ReplayTask):
+            return Share(1, 0)
+        if not isinstance(task, TrainTask):
+            share = self._limits.gpus_per_trial
+            return Share(cpus, min(_SMALL_GPU_SHARE, share or _SMALL_GPU_SHARE) if self._uses_gpus() else 0)
+        memory = self._memory(task)
+        if self._uses_gpus() and self._limits.gpus_per_trial is None and memory is None:
+            return Share(cpus, 1)  # it could not be measured: a GPU for itself
+        try:
+            plan = plan_resources(self._devices(), memory, self._limits, pack_size=self.pack_size(task))
+        except ValueError:  # it does not fit, and will say so itself
+            return Share(cpus, 1 if self._uses_gpus() else 0)
+        return Share(plan.cpus, plan.gpu_fraction)
+
+    def pack_size(self, task: Task) -> int:
+        """Most trainings that a worker computes together with this one: as many as are wanted and fit."""
+        most = self._limits.trials_per_pack
+        if most == 1 or not isinstance(task, TrainTask):
+            return 1
+        memory = self._memory(task)
+        if memory is None:  # a training that could not be measured may need all that there is
+            return most if self._measured is None else 1
+        try:
+            return min(most, largest_pack(self._devices(), memory, self._limits))
+        except ValueError:
+            return 1
+
+    def _memory(self, task: TrainTask) -> TrialMemory | None:
+        """What it takes, where that was measured."""
+        if self._measured is None or self._image_task is None:
+            return None
+        return self._measured.memory.get(memory_key(task.configuration, self._image_task))
+
+    def _uses_gpus(self) -> bool:
+        return self._limits.gpus_per_trial != 0 and self._cluster.has_gpus()
+
+    def must_measure(self) -> bool:
+        """Whether `prepare` has something to find out; what has no work should make room for that."""
+        if self._uses_gpus():
+            return self._limits.gpus_per_trial is None
+        if self._limits.max_concurrent is not None or not self._cluster.is_local:
+            return False
+        from trainers.hardware.host import available_cores, available_memory_gib
+
+        return available_memory_gib() < _LITTLE_GIB_PER_CORE * available_cores()
+
+    def _devices(self) -> Devices:
+        if self._measured is not None:
+            return self._measured.devices
+        from trainers.hardware.resources import Gpu
+
+        nodes = [node for node in self._cluster.nodes() if node.num_cpus and (node.num_gpus or not self._uses_gpus())]
+        smallest = min(nodes, key=lambda node: node.num_cpus)
+        gpu = Gpu(name="GPU", total_gib=float("inf"), free_gib=float("inf"))
+        count = int(smallest.num_gpus) if self._uses_gpus() else 0
+        return Devices(cores=max(1, int(smallest.num_cpus)), memory_gib=float("inf"), gpus=(gpu,) * count)
+
+
+def measure_on_node(
+    configurations: Sequence[Configuration],
+    image_task: ImageTask,
+    num_images: int,
+    known: dict[MemoryKey, TrialMemory],
+) -> Measured:
+    """Dry-run trainings on the machine that this runs on; classes that cannot be measured are left out."""
+    found = dict(known)
+    by_class: dict[MemoryKey, list[Configuration]] = {}
+    for configuration in configurations:
+        by_class.setdefault(memory_key(configuration, image_task), []).append(configuration)
+    for alike in by_class.values():
+        with contextlib.suppress(DryRunError):
+            found = measure_classes(
+                alike, image_task, lambda one: measure_apart(one, image_task, num_images=num_images), found
+            )
+    return Measured(describe_devices_apart(), found)

@@ -1,0 +1,1 @@
+"""Statistics that judge scores: ranks, verdicts, combinations, ground truths."""

@@ -1,0 +1,136 @@
+"""How early a trial can be judged: tau between the ranking at each epoch and the final one, from recorded curves."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from orchestrator.evaluation.rank_statistics import kendall_tau, resample_weights
+from orchestrator.evaluation.verdict import MIN_POINTS, Interval, interval_of
+
+REDUCTION = 3
+"""From rung to rung the number of epochs grows, and the number of trials shrinks, by this factor."""
+
+FEW_TRIALS = 10
+"""With fewer trials the advice asks for more."""
+
+
+class EpochAgreement(BaseModel):
+    """How much of the final ranking is there after an epoch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    epoch: int
+    """Starting at 1."""
+    tau: Interval
+    """Kendall's tau-b between the accuracies after this epoch and after the last one."""
+
+
+class EarlyJudgement(BaseModel):
+    """When trials like these can be compared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    epochs: list[EpochAgreement]
+    first_reliable_epoch: int | None
+    """From here on tau stays at the threshold or above; `None` if that is only so at the last epoch."""
+    rungs: list[int]
+    """Epochs at which to compare trials, a factor of 3 apart; none at the last epoch, where nothing is left to save."""
+    advice: str
+
+
+def judge_early(
+    curves: Sequence[Sequence[float]], *, resamples: int, confidence: float, seed: int, threshold: float = 0.8
+) -> EarlyJudgement | None:
+    """Compare the ranking of trials at each epoch with their ranking after the last.
+
+    Args:
+        curves: Validation accuracy after each epoch, one curve of the same length per trial that ran to its end.
+            A curve with a value that is not finite is left out.
+        resamples: Number of bootstrap resamples of the trials.
+        confidence: Mass of the intervals.
+        seed: Seed of the resampling.
+        threshold: Tau from which on a ranking counts as reliable.
+
+    Returns:
+        `None` where there is nothing to compare: fewer than `MIN_POINTS` curves, a single epoch, or the same final
+        accuracy in all of them.
+
+    Raises:
+        ValueError: The curves differ in length.
+    """
+    if len(lengths := {len(curve) for curve in curves}) > 1:
+        raise ValueError(
+            f"the curves must be equally long, but have {sorted(lengths)} epochs. Compare trials of one budget."
+        )
+    table = np.array([list(curve) for curve in curves if np.isfinite(curve).all()], dtype=float)
+    if len(table) < MIN_POINTS or table.shape[1] < 2 or len(np.unique(table[:, -1])) == 1:
+        return None
+    weights = resample_weights(len(table), resamples=resamples, seed=seed)
+    epochs = [
+        EpochAgreement(epoch=index + 1, tau=interval_of(kendall_tau(weights, column, table[:, -1]), confidence))
+        for index, column in enumerate(table.T)
+    ]
+    first = _first_reliable(epochs, threshold)
+    rungs = _rungs(first, len(epochs))
+    return EarlyJudgement(
+        epochs=epochs, first_reliable_epoch=first, rungs=rungs, advice=_advice(epochs, rungs, table, threshold)
+    )
+
+
+def _first_reliable(epochs: Sequence[EpochAgreement], threshold: float) -> int | None:
+    first = None
+    for agreement in reversed(epochs[:-1]):
+        if agreement.tau.value is None or agreement.tau.value < threshold:
+            break
+        first = agreement.epoch
+    return first
+
+
+def _rungs(first: int | None, num_epochs: int) -> list[int]:
+    rungs, epoch = [], first or num_epochs
+    while epoch < num_epochs:
+        rungs.append(epoch)
+        epoch *= REDUCTION
+    return rungs
+
+
+def _advice(
+    epochs: Sequence[EpochAgreement], rungs: Sequence[int], table: NDArray[np.float64], threshold: float
+) -> str:
+    """One sentence that a person can act on."""
+    budget, count = len(epochs), len(table)
+    more = f"; {count} trials say little, so look again with {FEW_TRIALS} or more" if count < FEW_TRIALS else ""
+    if not rungs:
+        return (
+            f"Give every trial its {budget} epochs: before the last one the ranking does not stay as close to the "
+            f"final one as a tau of {threshold:g}{more}."
+        )
+    tau = epochs[rungs[0] - 1].tau
+    interval = "" if tau.low is None or tau.high is None else f" [{tau.low:.2f}, {tau.high:.2f}]"
+    saved, lost = _replay(table, rungs)
+    fate = "kept the best one" if lost is None else f"lost the best one after {lost}"
+    return (
+        f"Stop the worse two thirds of the trials after {_listed(rungs)} of {budget} epochs, which would have saved "
+        f"{saved:.0%} of these trials' epochs and {fate}: from epoch {rungs[0]} on their ranking agrees with the final "
+        f"one (tau {tau.value:.2f}{interval} there){more}."
+    )
+
+
+def _replay(table: NDArray[np.float64], rungs: Sequence[int]) -> tuple[float, int | None]:
+    """Share of all epochs saved by stopping at the rungs, and the first rung at which no best trial is kept."""
+    left, saved, lost = np.arange(len(table)), 0, None
+    for epoch in rungs:
+        order = np.argsort(-table[left, epoch - 1], kind="stable")
+        stopped = len(left) - math.ceil(len(left) / REDUCTION)
+        left = left[order[: len(left) - stopped]]
+        saved += stopped * (table.shape[1] - epoch)
+        if lost is None and table[left, -1].max() < table[:, -1].max():
+            lost = epoch
+    return saved / table.size, lost
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    if len(numbers) == 1:
+        return str(numbers[0])
+    return ", ".join(map(str, numbers[:-1])) + f" and {numbers[-1]}"

@@ -1,0 +1,192 @@
+"""What a study file may say of how its trials are run: engine, scheduler, pool and resources.
+
+None of it says what is searched: it may change from one execution of a study to the next.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
+
+from orchestrator.spec.problems import Problem, first_problem, found
+from plugins.registry import nearest_name
+from search_spaces.recipes import PluginChoice
+from trainers.config import Resources
+
+EngineName = Literal["auto", "optuna", "ray"]
+PoolName = Literal["auto", "inline", "ray"]
+RAY_EXTRA = "pip install 'vitsearch[ray]'"
+
+
+class _Plain(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EngineSpec(_Plain):
+    """An engine by name, and a scheduler where it has one: `ray`, or `{name: ray, scheduler: asha}`."""
+
+    name: EngineName = Field(
+        default="auto", description="`optuna` asks and tells by itself, `ray` drives training trials with Ray Tune"
+    )
+    scheduler: PluginChoice | None = Field(
+        default=None,
+        description="stops weak trials early (`asha`, `hyperband`, `median`, `pasha`) or lets them copy "
+        "strong ones (`pbt`, `pb2`); needs Ray Tune",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_short_form(cls, raw: Any) -> Any:
+        name = raw.get("name", "auto") if isinstance(raw, Mapping) else raw
+        names = get_args(EngineName)
+        if isinstance(name, str) and name not in names:
+            nearest = nearest_name(name, names)
+            hint = f" Did you mean {nearest!r}?" if nearest else ""
+            raise ValueError(f"must be {_listed(names)}, but got {name!r}.{hint}")
+        return {"name": raw} if isinstance(raw, str) else raw
+
+    @model_serializer
+    def _to_short_form(self) -> Any:
+        return {"name": self.name, "scheduler": self.scheduler.model_dump()} if self.scheduler else self.name
+
+
+class ResourceSpec(Resources):
+    """Limits of what the trials of a study may use and how long they may be silent, where the defaults do not suit."""
+
+    silent_minutes: float | None = Field(
+        default=30,
+        gt=0,
+        allow_inf_nan=False,
+        description="a training that finishes no batch for so long is marked failed, and its process is ended: on pool "
+        "`inline` that is the study's own, to be started again; null waits for ever",
+    )
+
+
+# --- schedulers ---
+
+
+class Asha(_Plain):
+    """Asynchronous successive halving.
+
+    Source: Li et al. 2018, arXiv:1810.05934; Ray Tune's AsyncHyperBandScheduler.
+    """
+
+    grace_epochs: int = Field(default=1, ge=1, strict=True, description="epochs of the first rung")
+    reduction_factor: float = Field(default=3, gt=1, description="one in this many trials goes on to the next rung")
+    brackets: int = Field(default=1, ge=1, strict=True, description="brackets; each further one begins a rung later")
+
+
+class HyperBand(_Plain):
+    """HyperBand: brackets of trials that wait for each other at every rung.
+
+    Source: Li et al. 2017, JMLR 18; Ray Tune's HyperBandScheduler.
+    """
+
+    reduction_factor: float = Field(default=3, gt=1, description="one in this many trials goes on to the next rung")
+
+
+class MedianStopping(_Plain):
+    """Stops a trial whose best value so far is worse than the median of the others' means up to the same epoch.
+
+    Source: Golovin et al. 2017 (Vizier); Ray Tune's MedianStoppingRule.
+    """
+
+    grace_epochs: int = Field(default=1, ge=1, strict=True, description="epochs that every trial may train")
+    min_trials: int = Field(default=3, ge=1, strict=True, description="other trials that the median needs")
+
+
+class Pasha(_Plain):
+    """ASHA whose highest rung is raised only while the ranking of the trials still changes.
+
+    Source: Bohdal et al. 2023, arXiv:2207.06940.
+    """
+
+    grace_epochs: int = Field(default=1, ge=1, strict=True, description="epochs of the first rung")
+    reduction_factor: float = Field(default=3, gt=1, description="one in this many trials goes on to the next rung")
+
+
+class PopulationBased(_Plain):
+    """Population-based training: weak trials copy strong ones, with changed settings.
+
+    Source: Jaderberg et al. 2017, arXiv:1711.09846; Ray Tune's PopulationBasedTraining.
+    """
+
+    every_epochs: int = Field(default=2, ge=1, strict=True, description="epochs between two looks at a trial")
+    quantile: float = Field(default=0.25, gt=0, le=0.5, description="share of the trials that copy, and are copied")
+    resample: float = Field(default=0.25, ge=0, le=1, description="probability that a changed setting is drawn anew")
+
+
+class PopulationBandits(_Plain):
+    """Population-based bandits: as `pbt`, with new settings from a Gaussian process.
+
+    Source: Parker-Holder et al. 2020, arXiv:2002.02518; Ray Tune's PB2.
+    """
+
+    every_epochs: int = Field(default=2, ge=1, strict=True, description="epochs between two looks at a trial")
+    quantile: float = Field(default=0.25, gt=0, le=0.5, description="share of the trials that copy, and are copied")
+
+
+Scheduler = Asha | HyperBand | MedianStopping | Pasha | PopulationBased | PopulationBandits
+SCHEDULERS: dict[str, type[Scheduler]] = {
+    "asha": Asha,
+    "hyperband": HyperBand,
+    "median": MedianStopping,
+    "pasha": Pasha,
+    "pbt": PopulationBased,
+    "pb2": PopulationBandits,
+}
+"""Settings of each scheduler, by its name in a study file."""
+
+
+def parse_scheduler(choice: PluginChoice) -> Scheduler:
+    """The settings of a scheduler.
+
+    Raises:
+        KeyError: There is none of that name.
+        pydantic.ValidationError: It does not take the settings.
+    """
+    return SCHEDULERS[choice.name].model_validate(choice.settings)
+
+
+def engine_problems(engine: EngineSpec, pool: PoolName, resources: Resources) -> Iterator[Problem]:
+    """What cannot be run so, here: unknown schedulers, parts that do not fit together, Ray missing."""
+    choice = engine.scheduler
+    if choice is not None and choice.name not in SCHEDULERS:
+        nearest = nearest_name(choice.name, list(SCHEDULERS))
+        hint = f" Did you mean {nearest!r}?" if nearest else ""
+        message = f"must be one of {', '.join(SCHEDULERS)}, but got {found(choice.name)}.{hint}"
+        yield Problem(("engine", "scheduler"), message)
+    elif choice is not None:
+        try:
+            parse_scheduler(choice)
+        except ValidationError as error:
+            problem = first_problem(error, SCHEDULERS[choice.name], {})
+            yield Problem(("engine", "scheduler", *problem.path), problem.message)
+    if choice is not None and engine.name == "optuna":
+        yield Problem(
+            ("engine",),
+            "a scheduler needs engine `ray`, but the engine is `optuna`. Choose `ray`, or remove the scheduler.",
+        )
+    if resources.trials_per_pack > 1 and (engine.name == "ray" or choice is not None):
+        why = "engine `ray`" if engine.name == "ray" else "a scheduler, which needs engine `ray`"
+        yield Problem(
+            ("resources", "trials_per_pack"),
+            f"must be 1 with {why}: Ray Tune runs each trial in a process of its own, but got "
+            f"{resources.trials_per_pack}. Choose engine `optuna` (without a scheduler), or remove the line.",
+        )
+    if engine.name == "ray" and pool == "inline":
+        yield Problem(("pool",), "engine `ray` needs pool `ray`, but got `inline`. Remove the line.")
+    if "ray" in (engine.name, pool) and not ray_is_installed():
+        where = ("engine",) if engine.name == "ray" else ("pool",)
+        yield Problem(where, f"`ray` needs Ray, which is not installed here. Install it with: {RAY_EXTRA}")
+
+
+def ray_is_installed() -> bool:
+    """Whether Ray with Ray Tune can be imported; nothing is imported."""
+    found_spec = find_spec("ray")
+    return found_spec is not None and found_spec.origin is not None
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(repr(name) for name in names[:-1])} or {names[-1]!r}"

@@ -1,0 +1,228 @@
+"""The study file: what it may say, how it is read, and how two of them differ."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from orchestrator.spec.checks import configuration_problems, study_problems
+from orchestrator.spec.engine import EngineSpec, PoolName, ResourceSpec, engine_problems
+from orchestrator.spec.problems import Problem, first_problem
+from orchestrator.spec.stages import (
+    NAME_PATTERN,
+    STAGE_TYPES,
+    AveragingStage,
+    Candidates,
+    CorrelateStage,
+    GrowStage,
+    Limits,
+    PromoteStage,
+    ScreenStage,
+    StageSpec,
+    StoppingStage,
+    TrainStage,
+    Truth,
+)
+from orchestrator.spec.yaml_source import KeyPath, SpecError, YamlSource, format_path, read_yaml
+from trainers.config import Configuration, DataConfig
+from trainers.data.sources import BUILT_IN
+
+__all__ = [
+    "AveragingStage",
+    "Candidates",
+    "CorrelateStage",
+    "GrowStage",
+    "Limits",
+    "PromoteStage",
+    "ScreenStage",
+    "SpecError",
+    "StageSpec",
+    "StoppingStage",
+    "StudySpec",
+    "TrainStage",
+    "Truth",
+    "absolute_path",
+    "differences",
+    "load_configuration",
+    "load_spec",
+    "make_spec",
+]
+
+Model = TypeVar("Model", bound=BaseModel)
+
+HOW = ("engine", "pool", "resources")
+"""Fields that say how a study is run. They may change from one execution of it to the next."""
+
+
+class StudySpec(BaseModel):
+    """A study: data, engine, pool, and the stages in the order in which they run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    study: str = Field(
+        pattern=NAME_PATTERN, description="name of the study: lower-case letters, digits, dots, dashes and underscores"
+    )
+    seed: int = Field(default=0, ge=0, strict=True, description="where all random numbers of the study start")
+    data: DataConfig = Field(description="the images and how they are split")
+    engine: EngineSpec = Field(
+        default=EngineSpec(),
+        description="what drives the searches: `auto`, `optuna` or `ray`, or a block with a scheduler",
+    )
+    pool: PoolName = Field(default="auto", description="where trials run; `inline` is this process")
+    resources: ResourceSpec = Field(
+        default=ResourceSpec(), description="limits of what trials may use, instead of what is found by itself"
+    )
+    stages: tuple[StageSpec, ...] = Field(min_length=1, description="what is done, in this order")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what is searched, as canonical JSON, in hex; how it is run does not count."""
+        what = self.model_dump(mode="json", exclude=set(HOW))
+        text = json.dumps(what, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_spec(path: str | Path, *, overrides: Mapping[str, Any] | None = None) -> StudySpec:
+    """Read and check a study file; nothing is written or started.
+
+    Args:
+        path: The YAML file. A relative `data.source` in it is relative to its folder.
+        overrides: Values from the command line by dotted key, such as `{"data.source": "photos"}`; a relative
+            `data.source` among them is relative to the working directory.
+
+    Raises:
+        SpecError: The first mistake: file and line, what must hold, what was found, the nearest valid name.
+    """
+    source, given = _with_overrides(read_yaml(path), overrides or {})
+    spec = _validate(StudySpec, source, given)
+    _raise_first(engine_problems(spec.engine, spec.pool, spec.resources), source, given)
+    _raise_first(study_problems(spec.data, spec.stages), source, given)
+    return spec
+
+
+def make_spec(data: Mapping[str, Any]) -> StudySpec:
+    """Check a study that no file holds; its paths are absolute.
+
+    Raises:
+        SpecError: The first mistake, without a line.
+    """
+
+    def error(problem: Problem) -> SpecError:
+        return SpecError("the study", problem.message, path=problem.path)
+
+    try:
+        spec = StudySpec.model_validate(data)
+    except ValidationError as invalid:
+        raise error(first_problem(invalid, StudySpec, STAGE_TYPES)) from None
+    for problem in study_problems(spec.data, spec.stages):
+        raise error(problem)
+    return spec
+
+
+def load_configuration(path: str | Path, *, overrides: Mapping[str, Any] | None = None) -> Configuration:
+    """Read and check one configuration, as `vitsearch best` prints it. See `load_spec`.
+
+    Raises:
+        SpecError: The first mistake.
+    """
+    source, given = _with_overrides(read_yaml(path), overrides or {})
+    configuration = _validate(Configuration, source, given)
+    _raise_first(configuration_problems(configuration), source, given)
+    return configuration
+
+
+def differences(old: StudySpec, new: StudySpec) -> list[str]:
+    """What changed in what is searched, one line per value, such as `stages[1].epochs: 20 -> 30`."""
+    before, after = (dict(_leaves(spec.model_dump(mode="json", exclude=set(HOW)), ())) for spec in (old, new))
+    paths = [*before, *(path for path in after if path not in before)]
+    return [
+        f"{format_path(path)}: {_shown(before, path)} -> {_shown(after, path)}"
+        for path in paths
+        if before.get(path, ...) != after.get(path, ...)
+    ]
+
+
+def _with_overrides(source: YamlSource, overrides: Mapping[str, Any]) -> tuple[YamlSource, frozenset[KeyPath]]:
+    """The source with the command line's values in it and its paths absolute, and the keys that were given."""
+    data = dict(source.data)
+    given: set[KeyPath] = set()
+    for dotted, value in overrides.items():
+        *outer, last = dotted.split(".")
+        target = data
+        for key in outer:
+            inner = target.get(key)
+            target[key] = dict(inner) if isinstance(inner, dict) else {}
+            target = target[key]
+        target[last] = value
+        given.add((*outer, last))
+    block = data.get("data")
+    if isinstance(block, dict) and isinstance(block.get("source"), str):
+        folder = Path.cwd() if ("data", "source") in given else Path(source.file).absolute().parent
+        data["data"] = {**block, "source": _absolute(block["source"], folder)}
+    if isinstance(data.get("stages"), list):
+        data["stages"] = [_with_absolute_tables(stage, Path(source.file).absolute().parent) for stage in data["stages"]]
+    return replace(source, data=data), frozenset(given)
+
+
+def _with_absolute_tables(stage: Any, folder: Path) -> Any:
+    """A stage with the tables of its `truth` and `transfer` as absolute paths; what has another form stays."""
+    if not isinstance(stage, dict):
+        return stage
+    found = {key: stage[key] for key in ("truth", "transfer") if key in stage}
+    return {**stage, **{key: _absolute_tables(value, folder) for key, value in found.items()}}
+
+
+def _absolute_tables(value: Any, folder: Path) -> Any:
+    if isinstance(value, list):
+        return [_absolute_tables(inner, folder) for inner in value]
+    if isinstance(value, dict) and isinstance(value.get("table"), str) and value["table"]:
+        return {**value, "table": absolute_path(value["table"], folder)}
+    return value
+
+
+def _absolute(text: str, folder: Path) -> str:
+    return text if not text or text in BUILT_IN else absolute_path(text, folder)
+
+
+def absolute_path(text: str, folder: Path) -> str:
+    """A path that a user wrote, relative to a folder, with `~` filled in."""
+    path = Path(text)
+    return str((folder / (path.expanduser() if text.startswith("~") else path)).resolve())
+
+
+def _validate(model: type[Model], source: YamlSource, given: frozenset[KeyPath]) -> Model:
+    try:
+        return model.model_validate(source.data)
+    except ValidationError as error:
+        raise _error(source, given, first_problem(error, model, STAGE_TYPES)) from None
+
+
+def _raise_first(problems: Iterator[Problem], source: YamlSource, given: frozenset[KeyPath]) -> None:
+    for problem in problems:
+        raise _error(source, given, problem)
+
+
+def _error(source: YamlSource, given: frozenset[KeyPath], problem: Problem) -> SpecError:
+    at = problem.path
+    if any(at[: len(path)] == path[: len(at)] for path in given if at):
+        return SpecError(source.file, f"(from the command line) {problem.message}", path=problem.path)
+    return source.error(problem.path, problem.message)
+
+
+def _leaves(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
+    items: Sequence[tuple[str | int, Any]] = ()
+    if isinstance(value, dict):
+        items = list(value.items())
+    elif isinstance(value, list):
+        items = list(enumerate(value))
+    if not items:
+        yield path, value
+    for key, inner in items:
+        yield from _leaves(inner, (*path, key))
+
+
+def _shown(leaves: Mapping[KeyPath, Any], path: KeyPath) -> str:
+    return json.dumps(leaves[path], ensure_ascii=False) if path in leaves else "(not there)"

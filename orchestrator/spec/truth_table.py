@@ -1,0 +1,170 @@
+"""Tables of published accuracies: a JSON file of rows, each an `arch` of one search space with its targets."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from orchestrator.spec.problems import found, plain
+from plugins import registry
+from search_spaces.base import ImageTask, SearchSpace, Topology
+
+ARCHITECTURE = "arch"
+_COSTS = {"params": "parameters", "macs": "macs"}
+"""Keys of a row that are compared with our closed form, and the attribute of `search_spaces.base.Costs`."""
+
+
+class TruthError(ValueError):
+    """A ground truth cannot be used; the message says where, what must hold and what was found.
+
+    Attributes:
+        key: Which key of the study file's `truth` it is about.
+    """
+
+    def __init__(self, message: str, *, key: str = "table") -> None:
+        self.key = key
+        super().__init__(message)
+
+
+class TableRow(NamedTuple):
+    """One topology of a table."""
+
+    number: int
+    """Counted from 1."""
+    topology: Topology
+    value: float
+    """Of the target, in the table's own unit."""
+    costs: Mapping[str, int]
+    """What the table says of `parameters` and `macs`, where it does."""
+
+
+class TruthTable(NamedTuple):
+    """What was read from a file."""
+
+    path: Path
+    space: str
+    target: str
+    rows: tuple[TableRow, ...]
+
+    def check(self, task: ImageTask) -> None:
+        """Compare the table with what our networks are for a task.
+
+        Raises:
+            TruthError: A topology cannot be built, or has other costs than its row says.
+        """
+        space = registry.load("spaces", self.space)
+        for row in self.rows:
+            where = _where(row.number, self.path)
+            problem = space.problem(row.topology, task)
+            if problem:
+                raise TruthError(f"{where} must fit images of {task.image_size} pixels, but {problem}")
+            costs = space.costs(row.topology, task)._asdict()
+            for name, said in row.costs.items():
+                if said != costs[name]:
+                    raise TruthError(
+                        f"{where} says {said:,} {name}, but {row.topology.id} has {costs[name]:,} with "
+                        f"{task.num_classes} classes and {task.in_channels} x {task.image_size} x {task.image_size} "
+                        "pixels. Correct the table, the number of classes or the image size."
+                    )
+
+
+def read_truth_table(path: Path, *, space: str, target: str) -> TruthTable:
+    """Read a table without judging its costs.
+
+    Args:
+        path: A JSON file: a list of mappings, each with `arch` (the fields of a topology of the space, or its text)
+            and a number under `target`; `params` and `macs` are read where they are given.
+        space: Name of the search space.
+        target: Key of the accuracies.
+
+    Raises:
+        TruthError: The first mistake.
+    """
+    if space not in registry.available("spaces"):
+        raise TruthError(str(registry.UnknownPluginError("spaces", space)), key="space")
+    rows = _load(path)
+    search_space = registry.load("spaces", space)
+    read: dict[str, TableRow] = {}
+    for number, row in enumerate(rows, start=1):
+        where = _where(number, path)
+        if not isinstance(row, Mapping) or ARCHITECTURE not in row:
+            raise TruthError(f"{where} must be a mapping with the key {ARCHITECTURE!r}, but it is {found(row)}.")
+        topology = _topology(row[ARCHITECTURE], search_space, space, where)
+        if topology.id in read:
+            raise TruthError(
+                f"every topology must have one row, but {where} is row {read[topology.id].number} again "
+                f"({topology.id}). Remove one of them."
+            )
+        costs = {attribute: row[key] for key, attribute in _COSTS.items() if isinstance(row.get(key), int | float)}
+        read[topology.id] = TableRow(number, topology, _value(row, target, where), costs)
+    return TruthTable(path, space, target, tuple(read.values()))
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex.
+
+    Raises:
+        TruthError: It cannot be read.
+    """
+    return hashlib.sha256(_read(path)).hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise TruthError(
+            f"{path} must be a JSON file of rows, but it cannot be read ({error.strerror}; looked from {Path.cwd()}). "
+            "Correct the path."
+        ) from None
+
+
+def _load(path: Path) -> Sequence[Any]:
+    try:
+        rows = json.loads(_read(path))
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise TruthError(f"{path} must be JSON, but it is not text of that form ({type(error).__name__}).") from None
+    except json.JSONDecodeError as error:
+        raise TruthError(f"{path} must be JSON, but line {error.lineno}, column {error.colno}: {error.msg}.") from None
+    if not isinstance(rows, list) or not rows:
+        raise TruthError(f"{path} must be a list of rows with at least one, but it is {found(rows)}.")
+    return rows
+
+
+def _topology(given: Any, space: SearchSpace, name: str, where: str) -> Topology:
+    try:
+        if isinstance(given, str):
+            text = given.removeprefix(f"{name}:")
+            return space.parse(text)
+        return space.topology_type.model_validate(given)
+    except ValidationError as error:
+        raise TruthError(f"{where}: {ARCHITECTURE} must be of the space {name!r}, but {plain(error)}") from None
+    except ValueError as error:
+        raise TruthError(f"{where}: {ARCHITECTURE}: {error}") from None
+
+
+def _value(row: Mapping[str, Any], target: str, where: str) -> float:
+    numbers = [key for key, value in row.items() if _is_number(value) and key not in _COSTS]
+    if target not in row:
+        nearest = registry.nearest_name(target, numbers)
+        hint = f" Did you mean {nearest!r}?" if nearest else ""
+        raise TruthError(
+            f"the target must be one of {', '.join(numbers) or '(none)'}, what {where} has, but got {target!r}.{hint}",
+            key="target",
+        )
+    value = row[target]
+    if not _is_number(value) or not math.isfinite(value):
+        raise TruthError(f"{where}: {target} must be a finite number, but it is {found(value)}. Correct or remove it.")
+    return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _where(number: int, path: Path) -> str:
+    return f"row {number} of {path}"

@@ -1,0 +1,267 @@
+"""Runs a stage's search, and writes down what its engine does: rows, what MLflow is owed, the progress display."""
+
+import time
+from collections.abc import Set
+from functools import partial
+from pathlib import Path
+
+import yaml
+
+from orchestrator.engines.interfaces import Objective, Search, Suggestion
+from orchestrator.engines.seeds import derive_seed
+from orchestrator.stages.context import StageContext, StageFailedError, StageInterruptedError
+from orchestrator.stages.progress import as_percent
+from orchestrator.store.records import AttemptRecord, EndedTrial, TrialRecord
+from trainers.config import EpochReport, TaskOutcome, TrainTask
+from trainers.training.watchdog import Watchdog
+
+
+def run_search(context: StageContext, search: Search, *, tracked: bool = False) -> list[TrialRecord]:
+    """Run a stage's search and return its trials with a result, by number.
+
+    Args:
+        context: The stage.
+        search: What to run.
+        tracked: Whether each trial gets a run of its own in MLflow, with its curve.
+
+    Raises:
+        StageInterruptedError: The control said stop before the end.
+        StageFailedError: Every trial failed.
+    """
+    ledger = StageLedger(context, search, tracked=tracked)
+    done = sum(trial.ended_at is not None for trial in ledger.trials())
+    context.progress.stage_began(context.stage, total=search.num_trials, done=done)
+    try:
+        trials = context.engine.run(search, context.pool, ledger, context.control)
+    finally:
+        ledger.settle()
+    if context.control.should_stop():
+        raise StageInterruptedError("it was told to stop")
+    usable = [trial for trial in trials if trial.is_usable]
+    if not usable:
+        reason = trials[-1].reason if trials else "no valid point was found"
+        raise StageFailedError(
+            f"all {len(trials)} trials of stage {context.stage.name!r} failed; the last one: {reason}"
+        )
+    return usable
+
+
+class StageLedger:
+    """The ledger of one stage; `tracked` trials get a run of their own in MLflow."""
+
+    def __init__(self, context: StageContext, search: Search, *, tracked: bool) -> None:
+        self._context = context
+        self._search = search
+        self._tracked = tracked
+        self._seed = context.seed
+        self._attempts: dict[int, AttemptRecord] = {}
+        self._trials: dict[int, TrialRecord] = {}  # begun, of a stage that is watched
+        self._watchdog = self._make_watchdog()
+        self._best: TrialRecord | None = None
+        self._ended: EndedTrial | None = None  # told, and written with the next one that begins
+
+    def trials(self) -> list[TrialRecord]:
+        trials = self._context.store.trials(self._context.stage.id)
+        for trial in trials:
+            self._note_best(trial)
+        return trials
+
+    def begin(self, number: int, suggestion: Suggestion) -> TrialRecord:
+        context = self._context
+        trial, attempt = context.store.begin_trial(
+            context.stage,
+            context.execution,
+            number=number,
+            point=suggestion.point,
+            sampler_state=suggestion.sampler_state,
+            seed=derive_seed(self._seed, number),
+            make_events=self._begin_events if self._tracked else lambda _: (),
+            ended=self._ended,
+        )
+        self._attempts[number] = attempt
+        self._note_written()
+        return trial
+
+    def resume(self, trial: TrialRecord) -> TrialRecord:
+        self.settle()
+
+        def failed_events(reason: str) -> list[str]:
+            outcome = TaskOutcome(state="failed", reason=reason, error="exception")
+            return [*self._begin_events(trial), *self._end_events(trial, outcome)] if self._tracked else []
+
+        context = self._context
+        attempt = context.store.resume_trial(trial, context.execution, events_if_failed=failed_events)
+        if attempt is None:
+            return next(row for row in self.trials() if row.number == trial.number)
+        self._attempts[trial.number] = attempt
+        self._track_begin(trial)
+        return trial
+
+    def attempt(self, trial: TrialRecord) -> AttemptRecord:
+        return self._attempts[trial.number]
+
+    def reporter(self, trial: TrialRecord) -> "TrialReporter":
+        if self._watchdog is not None:
+            self._trials[trial.number] = trial
+        attempt = self._attempts[trial.number]
+        return TrialReporter(self._context, trial, attempt, tracked=self._tracked, watchdog=self._watchdog)
+
+    def finish(self, trial: TrialRecord, outcome: TaskOutcome) -> TrialRecord:
+        self.settle()
+        events = self._end_events(trial, outcome) if self._tracked and outcome.state != "interrupted" else []
+        self._ended = EndedTrial.of(trial, self._attempts.pop(trial.number), outcome, tuple(events))
+        record = self._ended.trial
+        if outcome.state == "interrupted":
+            self.settle()
+            if outcome.error is not None:  # no other trial would fare better
+                raise StageInterruptedError(outcome.reason)
+        return record
+
+    def settle(self) -> None:
+        if self._ended is not None:
+            self._context.store.end_trial(self._ended, study_id=self._context.study.id)
+            self._note_written()
+
+    def _note_written(self) -> None:
+        """Tell whoever watches of the trial that was just written as ended."""
+        if self._ended is None:
+            return
+        record, self._ended = self._ended.trial, None
+        if record.ended_at is None:
+            return
+        self._note_best(record)
+        self._context.progress.trial_ended(record, best=self._describe_best())
+        for damage in record.details.get("damaged_checkpoints", ()):
+            self._context.progress.note(f"trial {record.number} went on from an earlier checkpoint: {damage}")
+
+    def curve(self, trial: TrialRecord) -> list[EpochReport]:
+        return self._context.store.reports(trial.id)
+
+    def lose(self, trial: TrialRecord, reason: str) -> TrialRecord:
+        self.settle()
+        self._context.progress.note(f"trial {trial.number} lost its worker and is begun again: {reason}")
+        return self._context.store.lose_attempt(trial, self._attempts.pop(trial.number))
+
+    def _make_watchdog(self) -> Watchdog | None:
+        """For trainings in this process; workers elsewhere are watched by their pool."""
+        minutes = self._context.spec.resources.silent_minutes
+        pool = (self._context.execution.setup or {}).get("pool")
+        if minutes is None or self._search.epochs is None or pool != "inline":
+            return None
+        return Watchdog(60 * minutes, partial(self._give_up, minutes))
+
+    def _give_up(self, minutes: float, numbers: Set[int]) -> None:
+        """One training hangs: it is failed. A pack hangs: its trials are lost, so that each is trained alone next."""
+        if not numbers <= self._attempts.keys():
+            return  # one has just ended
+        trials = [self._trials[number] for number in sorted(numbers)]
+        reason = f"it gave no sign of life for {minutes:g} minutes (`resources.silent_minutes`)"
+        told = f"trial {trials[0].number} of stage {self._context.stage.name!r} hangs: {reason}"
+        if len(trials) > 1:
+            named = f"{', '.join(str(trial.number) for trial in trials[:-1])} or {trials[-1].number}"
+            told = f"one of the trials {named} of stage {self._context.stage.name!r} hangs, a pack: {reason}. "
+            told += "Each is trained alone next"
+        try:
+            if len(trials) == 1:
+                self.finish(trials[0], TaskOutcome(state="failed", error="silent", reason=reason))
+                self.settle()
+            else:
+                for trial in trials:
+                    self._context.store.lose_attempt(trial, self._attempts.pop(trial.number))
+        finally:
+            self._context.abandon(told)
+
+    def _track_begin(self, trial: TrialRecord) -> None:
+        if self._tracked:
+            self._context.store.owe(self._context.study.id, self._begin_events(trial))
+
+    def _begin_events(self, trial: TrialRecord) -> list[str]:
+        params, links = self._search.parameters(trial.point), self._search.links(trial.point)
+        return self._context.lineage.trial_began(self._context.stage, trial, params, links)
+
+    def _end_events(self, trial: TrialRecord, outcome: TaskOutcome) -> list[str]:
+        ended = trial.model_copy(
+            update={
+                "state": outcome.state,
+                "metrics": outcome.metrics,
+                "reason": outcome.reason,
+                "ended_at": time.time(),
+            }
+        )
+        task = self._search.make_task(trial)
+        configuration = ""
+        if isinstance(task, TrainTask):
+            configuration = yaml.safe_dump(task.configuration.model_dump(mode="json"), sort_keys=False)
+        newest: Path | None = max(outcome.checkpoints, key=lambda row: row.epoch).path if outcome.checkpoints else None
+        return self._context.lineage.trial_ended(
+            self._context.stage,
+            ended,
+            extra=self._search.known_metrics(trial.point),
+            configuration_yaml=configuration,
+            checkpoint=newest,
+        )
+
+    def _note_best(self, trial: TrialRecord) -> None:
+        objectives = self._search.objectives
+        if trial.is_usable and objectives and (self._best is None or is_better(trial, self._best, objectives)):
+            self._best = trial
+
+    def _describe_best(self) -> str | None:
+        if self._best is None or len(self._search.objectives) != 1:
+            return None
+        metric = self._search.objectives[0].metric
+        value = self._best.metrics[metric]
+        text = as_percent(value) if metric.endswith("accuracy") else f"{value:.4g}"
+        return f"{metric} {text} (trial {self._best.number})"
+
+
+class TrialReporter:
+    """Takes a running trial's reports in the driver's process."""
+
+    def __init__(
+        self,
+        context: StageContext,
+        trial: TrialRecord,
+        attempt: AttemptRecord,
+        *,
+        tracked: bool,
+        watchdog: Watchdog | None = None,
+    ) -> None:
+        self._context = context
+        self._trial = trial
+        self._attempt = attempt
+        self._tracked = tracked
+        self._watchdog = watchdog
+
+    def begin(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.begin(self._trial.number)
+
+    def pause(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.pause(self._trial.number)
+
+    def report(self, report: EpochReport) -> None:
+        if self._watchdog is not None:
+            self._watchdog.look_away()
+        context = self._context
+        events = context.lineage.epoch(context.stage, self._trial, report, time.time()) if self._tracked else []
+        context.store.add_report(self._attempt, report, study_id=context.study.id, events=events)
+        context.progress.epoch(self._trial, report)
+        if self._watchdog is not None:
+            self._watchdog.hear()
+
+    def should_stop(self) -> bool:
+        if self._watchdog is not None:
+            self._watchdog.hear()
+        return self._context.control.should_stop()
+
+
+def is_better(trial: TrialRecord, other: TrialRecord, objectives: tuple[Objective, ...]) -> bool:
+    """Whether a trial beats another on the first objective; on a tie, the lower validation loss wins."""
+    metric, direction = objectives[0]
+    sign = 1.0 if direction == "maximize" else -1.0
+    mine, theirs = sign * trial.metrics[metric], sign * other.metrics[metric]
+    if mine != theirs:
+        return mine > theirs
+    return trial.metrics.get("val_loss", 0.0) < other.metrics.get("val_loss", 0.0)

@@ -1,0 +1,76 @@
+"""What is owed to MLflow about one study, and which run of MLflow's stands for which key of ours."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Engine, delete, func, insert, select, update
+
+from orchestrator.store.retrying import patient
+from orchestrator.store.tables import outbox, tracked_runs
+
+
+@patient
+class StudyOutbox:
+    """The owed events of one study; the `OutboxStore` and the `RunIds` of `orchestrator.tracking.outbox`."""
+
+    def __init__(self, engine: Engine, study_id: int) -> None:
+        self._engine = engine
+        self._study_id = study_id
+
+    # --- owed events ---
+
+    def owed(self, limit: int) -> list[tuple[int, str]]:
+        """Ids and JSON of the oldest events still to be sent."""
+        with self._engine.connect() as connection:
+            found = connection.execute(
+                select(outbox.c.id, outbox.c.event).where(*self._is_owed()).order_by(outbox.c.id).limit(limit)
+            )
+            return [(row.id, row.event) for row in found]
+
+    def settle(self, ids: Sequence[int]) -> None:
+        """These were delivered."""
+        self._update(outbox.c.id.in_(ids), delivered_at=time.time(), error=None)
+
+    def postpone(self, event_id: int, error: str) -> None:
+        """This one could not be delivered now."""
+        self._update(outbox.c.id == event_id, num_tries=outbox.c.num_tries + 1, error=error)
+
+    def reject(self, event_id: int, error: str) -> None:
+        """This one will never be taken."""
+        self._update(outbox.c.id == event_id, rejected=1, error=error)
+
+    def count_owed(self) -> int:
+        with self._engine.connect() as connection:
+            return connection.execute(select(func.count()).select_from(outbox).where(*self._is_owed())).scalar_one()
+
+    def count_rejected(self) -> int:
+        with self._engine.connect() as connection:
+            condition = (outbox.c.study_id == self._study_id, outbox.c.rejected == 1)
+            return connection.execute(select(func.count()).select_from(outbox).where(*condition)).scalar_one()
+
+    # --- run ids ---
+
+    def get(self, key: str) -> str | None:
+        """MLflow's run id under one of our keys."""
+        with self._engine.connect() as connection:
+            found: str | None = connection.execute(
+                select(tracked_runs.c.run_id).where(tracked_runs.c.key == key)
+            ).scalar()
+            return found
+
+    def put(self, key: str, run_id: str) -> None:
+        with self._engine.begin() as connection:
+            connection.execute(delete(tracked_runs).where(tracked_runs.c.key == key))
+            connection.execute(insert(tracked_runs).values(key=key, run_id=run_id))
+
+    def forget(self, key: str) -> None:
+        with self._engine.begin() as connection:
+            connection.execute(delete(tracked_runs).where(tracked_runs.c.key == key))
+
+    def _is_owed(self) -> tuple[Any, ...]:
+        return outbox.c.study_id == self._study_id, outbox.c.delivered_at.is_(None), outbox.c.rejected == 0
+
+    def _update(self, condition: Any, **values: Any) -> None:
+        with self._engine.begin() as connection:
+            connection.execute(update(outbox).where(condition).values(**values))

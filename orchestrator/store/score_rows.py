@@ -1,0 +1,52 @@
+"""The scores that training-free proxies gave, kept over studies."""
+
+import time
+from collections.abc import Sequence
+
+from sqlalchemy import Engine, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from orchestrator.store.records import ScoreKey, ScoreRecord
+from orchestrator.store.retrying import patient
+from orchestrator.store.tables import proxy_scores
+
+
+@patient
+class ScoreTable:
+    """Reads and writes scores by everything that they depend on."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def find(self, topology: str, data: str, seed: int) -> dict[ScoreKey, ScoreRecord]:
+        """All known scores of one topology on one batch from one seed, also those of other settings and older code."""
+        table = proxy_scores.c
+        given = (table.topology == topology, table.data == data, table.seed == seed)
+        columns = (table.proxy, table.settings, table.code, table.value, table.spread, table.reason, table.wall_time_s)
+        with self._engine.connect() as connection:
+            return {
+                ScoreKey(row.proxy, row.settings, row.code): ScoreRecord(
+                    value=row.value, spread=row.spread, reason=row.reason, wall_time_s=row.wall_time_s
+                )
+                for row in connection.execute(select(*columns).where(*given))
+            }
+
+    def add(self, topology: str, data: str, seed: int, scores: Sequence[tuple[ScoreKey, ScoreRecord]]) -> None:
+        """Write scores in one transaction; of two processes that found the same, the first one stays."""
+        now = time.time()
+        rows = [
+            {
+                "topology": topology,
+                "data": data,
+                "seed": seed,
+                **key._asdict(),
+                **record.model_dump(),
+                "created_at": now,
+            }
+            for key, record in scores
+        ]
+        if not rows:
+            return
+        with self._engine.begin() as connection:
+            make_insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+            connection.execute(make_insert(proxy_scores).on_conflict_do_nothing(), rows)

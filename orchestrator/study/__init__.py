@@ -1,0 +1,1 @@
+"""Running, finding and deleting studies."""

@@ -1,0 +1,436 @@
+"""Runs a study: its stages in order, from wherever its rows say that it stands."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from pydantic import ValidationError
+
+from orchestrator.engines.choice import Choice, choose, look_around, make_engine_and_pool
+from orchestrator.engines.interfaces import Control, EngineUnavailableError
+from orchestrator.engines.pools.score_cache import ScoreCache, ScoreCachingPool
+from orchestrator.evaluation.ground_truth import data_fingerprint, load_truth, truths_of
+from orchestrator.settings import Settings, SettingsError
+from orchestrator.spec.study_file import StudySpec, differences
+from orchestrator.stages.context import StageContext, StageFailedError, StageInterruptedError, StageOutcome
+from orchestrator.stages.progress import Progress
+from orchestrator.store.errors import DatabaseUnavailableError
+from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord
+from orchestrator.store.repository import Store
+from orchestrator.store.stale_writes import StaleAttemptError
+from orchestrator.study.lock import StudyBusyError as StudyBusyError
+from orchestrator.study.lock import hold_study, is_held
+from orchestrator.tracking.mlflow_client import Tracker
+from orchestrator.tracking.outbox import Outbox
+from orchestrator.tracking.run_tree import Lineage
+from trainers.data.sources import BUILT_IN
+
+if TYPE_CHECKING:
+    from trainers.data.images import ImageData
+
+FLUSH_S = 60.0
+"""How long the end of a study waits for MLflow; what is still owed then is sent by a later command."""
+
+_logger = logging.getLogger(__name__)
+
+
+class SpecChangedError(ValueError):
+    """A study of that name exists with another file.
+
+    Attributes:
+        changes: One line per difference.
+    """
+
+    def __init__(self, name: str, changes: Sequence[str]) -> None:
+        self.changes = list(changes)
+        shown = "; ".join(self.changes[:5]) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
+        super().__init__(
+            f"study {name!r} exists with other settings ({shown}). Give the file another `study:` name, "
+            f"or delete the old study with: vitsearch delete {name}"
+        )
+
+
+class DataChangedError(ValueError):
+    """The images, or what a correlate stage compares with, are not the ones that the study began with."""
+
+    def __init__(self, spec: StudySpec) -> None:
+        truths = [truth.table or f"study {truth.study}" for stage in spec.stages for truth in truths_of(stage)]
+        what = f"those of {spec.data.source}" + (f", or {' or '.join(truths)}," if truths else "")
+        super().__init__(
+            f"study {spec.study!r} must go on with the images that it began with, but {what} have changed since. "
+            "Restore them, or give the file another `study:` name."
+        )
+
+
+def run_study(
+    spec: StudySpec, spec_text: str, settings: Settings, *, progress: Progress, control: Control
+) -> StudyRecord:
+    """Run a study to its end, or go on with it.
+
+    Nothing is written before the data was read whole, tables of accuracies too. A finished trial is not run again, an
+    interrupted one goes on from its newest checkpoint.
+
+    Returns:
+        The study: complete, failed (a stage could not reach its goal), or interrupted (the control said stop).
+
+    Raises:
+        SpecChangedError: The name is taken by a study with other settings.
+        DataChangedError: The images changed since the study began.
+        StudyBusyError: Another process runs it, or has taken it over while this one had lost the database.
+        orchestrator.store.errors.DatabaseUnavailableError: The database was lost, or takes nothing more.
+        trainers.data.sources.DataError: The data cannot be used.
+        orchestrator.spec.truth_table.TruthError: What a correlate stage compares with cannot be used.
+        orchestrator.settings.SettingsError: The home folder cannot be made.
+        orchestrator.engines.interfaces.EngineUnavailableError: Ray is not installed, does not start, or its cluster
+            does not answer.
+    """
+    study = existing_study(spec, settings)
+    if study is not None and study.state == "complete":
+        still_owed = deliver_owed(study, settings, timeout_s=FLUSH_S)
+        if still_owed:
+            progress.note(f"MLflow could still not be told everything: {still_owed} records are kept.")
+        return study
+    from trainers.data.images import load_images, load_test_images  # imports torch
+
+    data = load_images(spec.data)
+    if study is None and any(stage.stage == "promote" for stage in spec.stages):
+        load_test_images(spec.data)  # and dropped: a torn image must show now, not after everything was trained
+    fingerprint = _check_truths(spec, data, settings)
+    choice = choose(spec, look_around())
+    _make_home(settings)
+    with hold_study(spec.study, settings) as hold_again:
+        existing_study(spec, settings)  # once more: another process may have made it since
+        store = Store.open(settings.database_url, tracking=settings.tracking, wait_s=settings.database_wait_s)
+        store.on_return(hold_again)
+        try:
+            study = store.find_study(spec.study) or store.create_study(
+                spec.study,
+                spec=spec.model_dump(mode="json"),
+                digest=spec.digest,
+                data_digest=fingerprint,
+                stage_names=[(stage.name, stage.stage) for stage in spec.stages],
+            )
+            if study.data_digest != fingerprint:
+                raise DataChangedError(spec)
+            return _Driver(store, study, spec, spec_text, settings, progress, control, data, choice).run()
+        finally:
+            store.close()
+
+
+def existing_study(spec: StudySpec, settings: Settings) -> StudyRecord | None:
+    """The study of that name, if there is one; nothing is created.
+
+    Raises:
+        SpecChangedError: It was made from another file.
+    """
+    with open_existing(settings) as store:
+        study = store.find_study(spec.study) if store else None
+    if study is not None and study.spec_digest != spec.digest:
+        changes = _changes(study, spec)
+        if changes:
+            raise SpecChangedError(spec.study, changes)
+    return study
+
+
+def _changes(study: StudyRecord, spec: StudySpec) -> list[str]:
+    """What the file says otherwise than the study's; keys that an older version did not have count as not given."""
+    try:
+        return differences(StudySpec.model_validate(study.spec), spec)
+    except ValidationError:
+        return ["it was made from the file of another version of vitsearch"]
+
+
+def _check_truths(spec: StudySpec, data: "ImageData", settings: Settings) -> str:
+    """Read what correlate stages compare with, once before anything is written; returns the digest of all data."""
+    with open_existing(settings) as store:
+        for truth in (truth for stage in spec.stages for truth in truths_of(stage)):
+            load_truth(truth, data=spec.data, store=store)
+        return data_fingerprint(spec, data, store)
+
+
+@contextmanager
+def open_existing(settings: Settings) -> Iterator[Store | None]:
+    """The store, or `None` where nothing was ever written; nothing is created."""
+    store = Store.find(settings.database_url)
+    try:
+        yield store
+    finally:
+        if store is not None:
+            store.close()
+
+
+def as_it_stands(study: StudyRecord, settings: Settings) -> StudyRecord:
+    """The record with its true state: a study whose process was killed still says `running` in its row."""
+    if study.state != "running" or is_held(study.name, settings):
+        return study
+    return study.model_copy(update={"state": "interrupted", "reason": "its process died; run the file again to go on"})
+
+
+def study_folder(settings: Settings, study: StudyRecord) -> Path:
+    """Where a study keeps its checkpoints, plots and champion."""
+    return settings.artifact_root / "studies" / f"{study.name}-{study.uid}"
+
+
+def deliver_owed(study: StudyRecord, settings: Settings, *, timeout_s: float) -> int:
+    """Send MLflow what an earlier process could not; returns how much is still owed."""
+    with open_existing(settings) as store:
+        if store is None or not settings.tracking:
+            return 0
+        owed = store.outbox(study.id)
+        if owed.count_owed() == 0:
+            return 0
+        with hold_study(study.name, settings), Outbox(owed, lambda: _tracker(settings, store, study)) as outbox:
+            return outbox.flush(timeout_s)
+
+
+def delete_study(study: StudyRecord, settings: Settings) -> None:
+    """Delete a study: rows, checkpoints and plots. Its MLflow experiment is moved to MLflow's trash.
+
+    Raises:
+        StudyBusyError: It is running.
+        orchestrator.tracking.mlflow_client.TrackingUnavailable: MLflow is away, so that its part cannot be deleted;
+            nothing is.
+    """
+    import shutil
+
+    from orchestrator.tracking.events import DeleteExperiment
+
+    with hold_study(study.name, settings), open_existing(settings) as store:
+        if store is None:
+            return
+        if settings.tracking:
+            _tracker(settings, store, study).deliver([DeleteExperiment(name=study.name)])
+        shutil.rmtree(study_folder(settings, study), ignore_errors=True)
+        store.delete_study(study.id)
+
+
+class _Driver:
+    """One execution of a study."""
+
+    def __init__(
+        self,
+        store: Store,
+        study: StudyRecord,
+        spec: StudySpec,
+        spec_text: str,
+        settings: Settings,
+        progress: Progress,
+        control: Control,
+        data: "ImageData",
+        choice: Choice,
+    ) -> None:
+        self._store = store
+        self._study = study
+        self._spec = spec
+        self._settings = settings
+        self._progress = progress
+        self._control = control
+        self._data = data
+        self._choice = choice
+        self._lineage = Lineage(study, spec_text, setup=choice.record())
+        scratch = study_folder(settings, study) / "ray"
+        sources = () if spec.data.source in BUILT_IN else (Path(spec.data.source),)
+        self._engine, pool = make_engine_and_pool(choice, spec.resources, scratch=scratch, sources=sources)
+        self._pool = ScoreCachingPool(pool, ScoreCache(store.scores()))
+        self._metrics: dict[str, float] = {}
+
+    def run(self) -> StudyRecord:
+        execution = self._store.begin_execution(
+            self._study.id, setup=self._choice.record(), events=self._execution_events
+        )
+        self._progress.note(self._choice.reason)
+        outbox = None
+        if self._settings.tracking:
+            owed = self._store.outbox(self._study.id)
+            outbox = Outbox(owed, lambda: _tracker(self._settings, self._store, self._study))
+        try:
+            self._run_stages(execution)
+        finally:
+            self._pool.close()
+            if outbox is not None:
+                self._finish_telling(outbox)
+        found = self._store.find_study(self._study.name)
+        assert found is not None
+        return found
+
+    def _execution_events(self, execution: ExecutionRecord, lost: Sequence[ExecutionRecord]) -> list[str]:
+        ended = [event for one in lost for event in self._lineage.execution_lost(one, ended_at=time.time())]
+        return [*ended, *self._lineage.execution_began(execution, data_inputs(self._spec, self._data))]
+
+    def _finish_telling(self, outbox: Outbox) -> None:
+        try:
+            still_owed = outbox.flush(FLUSH_S)
+            if still_owed:
+                self._progress.note(
+                    f"MLflow could not be told everything yet ({still_owed} records are kept and sent by the next "
+                    f"`vitsearch run` of this study): {outbox.last_error or 'it is slow'}"
+                )
+            outbox.close()
+        except DatabaseUnavailableError:  # what ended the study says so too
+            _logger.debug("the database is away while MLflow is told the rest", exc_info=True)
+
+    def _run_stages(self, execution: ExecutionRecord) -> None:
+        try:
+            for stage in self._store.stages(self._study.id):
+                if stage.state != "complete":
+                    self._run_stage(stage, execution)
+        except StageInterruptedError as error:
+            self._end(execution, "interrupted", str(error))
+        except StageFailedError as error:
+            self._end(execution, "failed", str(error))
+        except StaleAttemptError as error:
+            _logger.debug("the rows belong to another process now: %s", error)
+            raise StudyBusyError(self._study.name) from error
+        except OSError as error:
+            _logger.debug("the study ends for want of a file", exc_info=True)
+            place = f" ({error.filename})" if error.filename else ""
+            self._end(
+                execution, "interrupted", f"a file could not be written or read: {error.strerror or error}{place}"
+            )
+        except EngineUnavailableError as error:
+            self._end(execution, "interrupted", str(error))
+            raise
+        except BaseException as error:
+            # Whatever it was, no row may keep saying "running"; the error itself goes on to whoever called.
+            self._end(execution, "interrupted", f"{type(error).__name__}: {error}")
+            raise
+        else:
+            self._end(execution, "complete", None)
+
+    def _run_stage(self, stage: StageRecord, execution: ExecutionRecord) -> None:
+        spec = self._spec.stages[stage.position]
+        now = time.time()
+        params = _flat(spec.model_dump(mode="json", exclude={"stage", "name"}))
+        events = self._lineage.stage_began(stage, execution, params, now)
+        running = self._store.begin_stage(stage, execution=execution, events=events)
+        context = self._context(running, execution)
+        try:
+            context.folder.mkdir(parents=True, exist_ok=True)
+            if self._control.should_stop():
+                raise StageInterruptedError("it was told to stop")
+            outcome = _runners()[stage.kind](context, spec)
+        except StageFailedError as error:
+            self._end_stage(running, execution, "failed", reason=str(error))
+            raise
+        except BaseException as error:
+            self._end_stage(running, execution, "interrupted", reason=str(error) or type(error).__name__)
+            raise
+        self._metrics.update({f"{stage.name}.{name}": value for name, value in outcome.metrics.items()})
+        self._end_stage(running, execution, "complete", outcome=outcome)
+
+    def _context(self, stage: StageRecord, execution: ExecutionRecord) -> StageContext:
+        return StageContext(
+            study=self._study,
+            spec=self._spec,
+            stage=stage,
+            execution=execution,
+            store=self._store,
+            engine=self._engine,
+            pool=self._pool,
+            control=self._control,
+            progress=self._progress,
+            lineage=self._lineage,
+            image_task=self._data.task,
+            folder=study_folder(self._settings, self._study) / stage.name,
+            abandon=partial(self._abandon, stage, execution),
+        )
+
+    def _abandon(self, stage: StageRecord, execution: ExecutionRecord, reason: str) -> NoReturn:
+        """End the process from another thread than the one that runs the study."""
+        try:
+            self._end_stage(stage, execution, "interrupted", reason=reason)
+            self._end(execution, "interrupted", reason)
+        finally:
+            _logger.critical("%s. The process ends; the same command goes on.", reason)
+            os._exit(1)
+
+    def _end_stage(
+        self,
+        stage: StageRecord,
+        execution: ExecutionRecord,
+        state: Any,
+        *,
+        outcome: StageOutcome | None = None,
+        reason: str | None = None,
+    ) -> None:
+        events = [*(outcome.events if outcome else ())]
+        events += self._lineage.stage_ended(
+            stage,
+            state,
+            at=time.time(),
+            metrics=outcome.metrics if outcome else None,
+            texts=outcome.texts if outcome else None,
+            artifacts=outcome.plots if outcome else (),
+            reason=reason,
+        )
+        result = outcome.result if outcome else None
+        ended = self._store.end_stage(stage, state, execution=execution, result=result, reason=reason, events=events)
+        self._progress.stage_ended(ended, outcome.summary if outcome else reason or state)
+
+    def _end(self, execution: ExecutionRecord, state: Any, reason: str | None) -> None:
+        events = self._lineage.execution_ended(execution, state, ended_at=time.time(), metrics=self._metrics)
+        self._store.end_execution(execution, state, reason=reason, events=events)
+
+
+def data_inputs(spec: StudySpec, data: "ImageData") -> list[Mapping[str, Any]]:
+    """The data as MLflow's dataset inputs; the test part is not read for it."""
+    shape = (data.task.in_channels, data.task.image_size, data.task.image_size)
+    common: dict[str, Any] = {
+        "name": data.name,
+        "digest": data.digest[:12],
+        "source": spec.data.source,
+        "image_shape": shape,
+        "num_classes": data.task.num_classes,
+    }
+    return [
+        {**common, "context": "training", "num_rows": len(data.train)},
+        {**common, "context": "validation", "num_rows": len(data.validation)},
+    ]
+
+
+def _runners() -> dict[str, Callable[[StageContext, Any], StageOutcome]]:
+    """What runs a stage of each kind. Imported here: `vitsearch list` needs neither Optuna nor SciPy."""
+    from orchestrator.stages.averaging import run_averaging
+    from orchestrator.stages.correlate import run_correlate
+    from orchestrator.stages.grow import run_grow
+    from orchestrator.stages.promote import run_promote
+    from orchestrator.stages.screen import run_screen
+    from orchestrator.stages.stopping import run_stopping
+    from orchestrator.stages.train import run_train
+
+    return {
+        "screen": run_screen,
+        "grow": run_grow,
+        "train": run_train,
+        "stopping": run_stopping,
+        "averaging": run_averaging,
+        "correlate": run_correlate,
+        "promote": run_promote,
+    }
+
+
+def _make_home(settings: Settings) -> None:
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"VITSEARCH_HOME must be a folder that can be written to, but got {settings.home}: {error.strerror}. "
+            "Name another."
+        ) from error
+
+
+def _tracker(settings: Settings, store: Store, study: StudyRecord) -> Tracker:
+    return Tracker(settings.tracking_uri, settings.artifact_root / "mlflow", store.outbox(study.id))
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {key: inner for name, part in value.items() for key, inner in _flat(part, f"{prefix}{name}.").items()}
+    shown = json.dumps(value) if isinstance(value, list | dict) else value
+    return {prefix.removesuffix("."): shown}

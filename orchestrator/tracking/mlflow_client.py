@@ -1,0 +1,499 @@
+"""Delivers what is owed to MLflow. The only module that imports mlflow, and only once something is to be delivered.
+
+Everything goes through `MlflowClient` with explicit run ids, so nothing here depends on MLflow's global state.
+Delivering an event again changes nothing: runs and model versions carry our key as the tag `vitsearch.key` and are
+looked up by it before they are made; metrics keep their time stamps; parameters, tags, inputs and files are
+overwritten with what they are.
+"""
+
+import importlib
+import json
+import logging
+import math
+import os
+import sqlite3
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from filelock import FileLock
+from filelock import Timeout as FileLockTimeout
+
+from orchestrator.tracking.events import (
+    DeleteExperiment,
+    EndRun,
+    EnsureExperiment,
+    Event,
+    LogArtifact,
+    LogInputs,
+    LogMetrics,
+    LogText,
+    MetricPoint,
+    ParamValue,
+    RegisterModel,
+    ResumeRun,
+    SetTags,
+    ShareView,
+    StartRun,
+)
+from orchestrator.tracking.names import clean_name, clean_tags, column, is_http, param_text, shown, slug
+from orchestrator.tracking.server import ServerCommand as ServerCommand
+from orchestrator.tracking.server import server_command as server_command
+
+KEY_TAG = "vitsearch.key"
+"""Tag of runs and model versions that holds our key."""
+
+QUIET_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the outbox tries again; MLflow's own default blocks for four minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # errors reach the user through the outbox, once and without a traceback
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+"""Set, where the user has not, before mlflow is imported."""
+
+_MAX_METRICS = 1000  # of one log_batch request
+_MAX_PARAMS_AND_TAGS = 100
+_MIGRATION_TIMEOUT_S = 180.0
+_REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE", "NOT_IMPLEMENTED"}
+
+_logger = logging.getLogger(__name__)
+
+
+class TrackingUnavailable(ConnectionError):  # noqa: N818
+    """MLflow could not be reached or could not do its work just now; try again later.
+
+    Attributes:
+        num_delivered: How many of the events, from the first on, have been delivered.
+        answered: Whether MLflow did answer, with an internal error: the next event may be what troubles it.
+    """
+
+    def __init__(self, message: str, *, num_delivered: int = 0, answered: bool = False) -> None:
+        super().__init__(message)
+        self.num_delivered, self.answered = num_delivered, answered
+
+
+class TrackingRejected(ValueError):  # noqa: N818
+    """MLflow will never take this event.
+
+    Attributes:
+        num_delivered: How many events were delivered before it: the index of the refused one.
+    """
+
+    def __init__(self, message: str, *, num_delivered: int = 0) -> None:
+        super().__init__(message)
+        self.num_delivered = num_delivered
+
+
+class RunIds(Protocol):
+    """Remembers MLflow's run id of each key of ours, so that runs need not be searched for."""
+
+    def get(self, key: str) -> str | None: ...
+
+    def put(self, key: str, run_id: str) -> None: ...
+
+    def forget(self, key: str) -> None:
+        """The run is not there any more. Forgetting an unknown key is no error."""
+        ...
+
+
+class MemoryRunIds:
+    """Run ids of this process only; unknown ones are searched for by tag."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, str] = {}
+
+    def get(self, key: str) -> str | None:
+        return self._ids.get(key)
+
+    def put(self, key: str, run_id: str) -> None:
+        self._ids[key] = run_id
+
+    def forget(self, key: str) -> None:
+        self._ids.pop(key, None)
+
+
+class Tracker:
+    """Writes events to one MLflow store.
+
+    Args:
+        tracking_uri: `sqlite:////absolute/path/mlflow.db`, another database, or `http(s)://...` of a tracking server.
+        artifact_root: Folder of the runs' files. Unused with a tracking server, which decides for itself.
+        run_ids: Where run ids are remembered; in memory if not given.
+    """
+
+    def __init__(self, tracking_uri: str, artifact_root: Path, run_ids: RunIds | None = None) -> None:
+        self._uri, self._artifact_root = tracking_uri, artifact_root.absolute()
+        self._run_ids = run_ids if run_ids is not None else MemoryRunIds()
+        self._experiment_ids: dict[str, str] = {}
+        self._opened: Any = None
+
+    def deliver(self, events: Sequence[Event]) -> None:
+        """Write events, in order. Metrics that follow one another travel together.
+
+        Raises:
+            TrackingUnavailable: MLflow is away or busy; the events from `num_delivered` on are still to be delivered.
+            TrackingRejected: The event at `num_delivered` can never be delivered; those after it were not tried.
+        """
+        num_delivered = 0
+        try:
+            for group in _groups(events):
+                try:
+                    self._deliver_group(group)
+                    num_delivered += len(group)
+                except TrackingRejected:
+                    for event in group:  # one by one, to find which is refused, and without ids that went stale
+                        self._deliver_group([event])
+                        num_delivered += 1
+        except (TrackingUnavailable, TrackingRejected) as error:
+            error.num_delivered = num_delivered
+            raise
+
+    def prepare(self) -> None:
+        """Connect, and bring a new SQLite database into being; `deliver` does so by itself.
+
+        Raises:
+            TrackingUnavailable: The store cannot be opened.
+        """
+        try:
+            self._client()
+        except self._errors() as error:
+            raise self._translated(error) from error
+
+    def experiment_url(self, experiment: str, *, server_url: str | None = None, view: str | None = None) -> str | None:
+        """Address of the table of an experiment's runs; `None` if there is no such experiment.
+
+        Args:
+            experiment: Its name.
+            server_url: Address of the server that shows the store; only needed for a database.
+            view: Name of a `ShareView` to open it with.
+
+        Raises:
+            TrackingUnavailable: MLflow could not be asked.
+            ValueError: A database was given, and no `server_url`.
+        """
+        base = server_url or (self._uri if is_http(self._uri) else None)
+        if base is None:
+            raise ValueError(f"`server_url` must be given for a store without a server, such as {shown(self._uri)}.")
+        try:
+            found = self._client().get_experiment_by_name(experiment)
+        except self._errors() as error:
+            raise self._translated(error) from error
+        if found is None or found.lifecycle_stage == "deleted":
+            return None
+        # Without the workflow MLflow opens its pages on language models.
+        query = "workflowType=machine_learning" + (f"&viewStateShareKey={view}" if view else "")
+        return f"{base.rstrip('/')}/#/experiments/{found.experiment_id}/runs?{query}"
+
+    # --- events ---------------------------------------------------------------------------------------------------
+
+    def _deliver_group(self, group: Sequence[Event]) -> None:
+        try:
+            if isinstance(group[0], LogMetrics):
+                self._log_metrics([event for event in group if isinstance(event, LogMetrics)])
+            else:
+                self._deliver_one(group[0])
+        except (TrackingUnavailable, TrackingRejected):
+            raise
+        except self._errors() as error:
+            raise self._translated(error, group) from error
+
+    def _deliver_one(self, event: Event) -> None:
+        match event:
+            case EnsureExperiment():
+                self._ensure_experiment(event)
+            case DeleteExperiment():
+                self._delete_experiment(event.name)
+            case ShareView():
+                self._share_view(event)
+            case StartRun():
+                self._start_run(event)
+            case ResumeRun():
+                self._client().update_run(self._run_id(event.key), status="RUNNING")
+            case LogInputs():
+                self._log_inputs(event)
+            case LogArtifact():
+                self._log_artifact(event)
+            case LogText():
+                self._client().log_text(self._run_id(event.key), event.text, event.artifact_file)
+            case SetTags():
+                self._log_batch(self._run_id(event.key), tags=event.tags)
+            case EndRun():
+                self._client().set_terminated(self._run_id(event.key), event.status, event.end_time_ms)
+            case RegisterModel():
+                self._register_model(event)
+            case LogMetrics():
+                self._log_metrics([event])
+
+    def _ensure_experiment(self, event: EnsureExperiment) -> str:
+        client = self._client()
+        # The kind spares the viewer MLflow's question whether this is about language models.
+        wanted = {"mlflow.experimentKind": "custom_model_development", **event.tags}
+        if event.description:
+            wanted["mlflow.note.content"] = event.description
+        found = client.get_experiment_by_name(event.name)
+        if found is not None and found.lifecycle_stage == "deleted":
+            # Someone deleted it in MLflow, and it holds the name: it makes room and stays deleted.
+            client.restore_experiment(found.experiment_id)
+            self._delete_experiment(event.name)
+            found = None
+        if found is None:
+            location = None if is_http(self._uri) else (self._artifact_root / slug(event.name)).as_uri()
+            experiment_id = client.create_experiment(event.name, artifact_location=location, tags=wanted)
+        else:
+            experiment_id = found.experiment_id
+            for name, value in wanted.items():
+                if found.tags.get(name) != value:
+                    client.set_experiment_tag(experiment_id, name, value)
+        self._experiment_ids[event.name] = experiment_id
+        return str(experiment_id)
+
+    def _delete_experiment(self, name: str) -> None:
+        client = self._client()
+        self._experiment_ids.pop(name, None)
+        found = client.get_experiment_by_name(name)
+        if found is None or found.lifecycle_stage == "deleted":
+            return
+        # MLflow keeps a deleted experiment's name taken; under another name the same study can be run again.
+        client.rename_experiment(found.experiment_id, f"{name[:450]} (deleted, {found.experiment_id})")
+        client.delete_experiment(found.experiment_id)
+
+    def _experiment_id(self, name: str) -> str:
+        known = self._experiment_ids.get(name)
+        return known if known is not None else self._ensure_experiment(EnsureExperiment(name=name))
+
+    def _share_view(self, event: ShareView) -> None:
+        """Write the state of MLflow's page as its button "Share view" does: as a tag of the experiment."""
+        state = {
+            "selectedColumns": [column(name) for name in event.columns],
+            "searchFilter": event.filter,
+            "orderByKey": "attributes.start_time" if event.order_by is None else column(event.order_by),
+            "orderByAsc": not event.descending,
+        }
+        tag = f"mlflow.sharedViewState.{event.name}"
+        self._client().set_experiment_tag(self._experiment_id(event.experiment), tag, json.dumps(state))
+
+    def _start_run(self, event: StartRun) -> None:
+        run_id = self._run_ids.get(event.key)
+        if run_id is None:
+            experiment_id = self._experiment_id(event.experiment)
+            run_id = self._find_run(event.key, [experiment_id]) or self._create_run(event, experiment_id)
+            self._run_ids.put(event.key, run_id)
+        self._log_batch(run_id, params=event.params)
+
+    def _create_run(self, event: StartRun, experiment_id: str) -> str:
+        tags = {KEY_TAG: event.key, "mlflow.source.name": "vitsearch", "mlflow.source.type": "JOB", **event.tags}
+        if event.description:
+            tags["mlflow.note.content"] = event.description
+        if event.parent_key is not None:
+            parent_id = self._run_ids.get(event.parent_key) or self._find_run(event.parent_key, [experiment_id])
+            # A run whose parent was refused is better than no run.
+            name, value = ("mlflow.parentRunId", parent_id) if parent_id else ("vitsearch.parent", event.parent_key)
+            tags[name] = value
+        run = self._client().create_run(experiment_id, event.start_time_ms, clean_tags(tags), run_name=event.name)
+        return str(run.info.run_id)
+
+    def _log_metrics(self, events: Sequence[LogMetrics]) -> None:
+        points: dict[str, list[MetricPoint]] = {}
+        for event in events:
+            points.setdefault(event.key, []).extend(event.points)
+        for key, values in points.items():
+            self._log_batch(self._run_id(key), points=values)
+
+    def _log_batch(
+        self,
+        run_id: str,
+        *,
+        points: Iterable[MetricPoint] = (),
+        params: Mapping[str, ParamValue] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Send metrics, parameters and tags in as few requests as MLflow's limits allow."""
+        entities = self._entities()
+        metrics, cleaned = [], clean_tags(tags or {})
+        for point in points:
+            if math.isfinite(point.value):
+                metrics.append(entities.Metric(clean_name(point.name), point.value, point.time_ms, point.step))
+            else:
+                cleaned[clean_name(f"not_finite.{point.name}")] = f"{point.value} at step {point.step}"
+        written = {clean_name(name): param_text(value) for name, value in (params or {}).items()}
+        labels: list[Any] = [entities.Param(name, value) for name, value in written.items()]
+        labels += [entities.RunTag(name, value) for name, value in cleaned.items()]
+        client = self._client()
+        for some in _chunks(labels, _MAX_PARAMS_AND_TAGS):
+            some_params = [label for label in some if isinstance(label, entities.Param)]
+            client.log_batch(run_id, params=some_params, tags=[t for t in some if isinstance(t, entities.RunTag)])
+        for some in _chunks(metrics, _MAX_METRICS):
+            client.log_batch(run_id, metrics=some)
+
+    def _log_inputs(self, event: LogInputs) -> None:
+        entities = self._entities()
+        schema = profile = None
+        if event.image_shape is not None:
+            image = {"type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": [-1, *event.image_shape]}}
+            label = {"type": "tensor", "tensor-spec": {"dtype": "int64", "shape": [-1]}}
+            schema = json.dumps(
+                {"mlflow_tensorspec": {"features": json.dumps([image]), "targets": json.dumps([label])}}
+            )
+        known = {"num_rows": event.num_rows, "num_classes": event.num_classes}
+        if counts := {name: value for name, value in known.items() if value is not None}:
+            profile = json.dumps(counts)
+        dataset = entities.Dataset(
+            event.name, event.digest, "local", json.dumps({"uri": event.source}), schema=schema, profile=profile
+        )
+        context = entities.InputTag("mlflow.data.context", event.context)
+        self._client().log_inputs(self._run_id(event.key), [entities.DatasetInput(dataset, [context])])
+
+    def _log_artifact(self, event: LogArtifact) -> None:
+        path, run_id = Path(event.path), self._run_id(event.key)
+        if path.is_dir():
+            self._client().log_artifacts(run_id, str(path), event.artifact_path)
+        elif path.is_file():
+            self._client().log_artifact(run_id, str(path), event.artifact_path)
+        else:
+            raise TrackingRejected(
+                f"an artifact must stay where it is until it is delivered, but there is no file or folder {path}. "
+                "Put it back and deliver the event again."
+            )
+
+    def _register_model(self, event: RegisterModel) -> None:
+        client, run_id = self._client(), self._run_id(event.key)
+        version_key = f"{event.key}/{event.artifact_path}"
+        try:
+            client.create_registered_model(event.name, tags={"vitsearch": "true"})
+        except self._mlflow().exceptions.MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        versions = client.search_model_versions(f"name = '{event.name}'")
+        version = next((found for found in versions if found.tags.get(KEY_TAG) == version_key), None)
+        if version is None:
+            source = f"{client.get_run(run_id).info.artifact_uri.rstrip('/')}/{event.artifact_path}"
+            tags = clean_tags({**event.tags, KEY_TAG: version_key})
+            description = event.description or None
+            version = client.create_model_version(
+                event.name, source, run_id, tags=tags, description=description, await_creation_for=0
+            )
+        if event.alias is not None:
+            client.set_registered_model_alias(event.name, event.alias, version.version)
+
+    # --- finding runs ---------------------------------------------------------------------------------------------
+
+    def _run_id(self, key: str) -> str:
+        run_id = self._run_ids.get(key)
+        if run_id is None:
+            experiments = self._client().search_experiments()
+            run_id = self._find_run(key, [found.experiment_id for found in experiments])
+            if run_id is None:
+                raise TrackingRejected(
+                    f"a run must be started before it is written to, but MLflow at {shown(self._uri)} has no run with "
+                    f"the tag {KEY_TAG} = {key}. It was deleted there, its start was refused, or the address changed."
+                )
+            self._run_ids.put(key, run_id)
+        return run_id
+
+    def _find_run(self, key: str, experiment_ids: list[str]) -> str | None:
+        runs = self._client().search_runs(experiment_ids, f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+        return str(runs[0].info.run_id) if runs else None
+
+    # --- the connection -------------------------------------------------------------------------------------------
+
+    def _mlflow(self) -> Any:
+        for name, value in QUIET_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+        return importlib.import_module("mlflow")
+
+    def _entities(self) -> Any:
+        return self._mlflow().entities
+
+    def _client(self) -> Any:
+        if self._opened is None:
+            path = _sqlite_path(self._uri)
+            if path is None:
+                self._opened = self._connect(self._uri)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # Two processes that migrate a new database at once both die: one does it, the others wait.
+                with FileLock(f"{path}.lock", timeout=_MIGRATION_TIMEOUT_S):
+                    if not path.exists():
+                        self._create_database(path)
+                    connection = sqlite3.connect(path)
+                    try:
+                        connection.execute("PRAGMA journal_mode=WAL")
+                    finally:
+                        connection.close()
+                    self._opened = self._connect(self._uri)
+        return self._opened
+
+    def _create_database(self, path: Path) -> None:
+        """Make a new SQLite store that takes its name once it is whole.
+
+        That takes seconds, and MLflow refuses for ever what a process that was killed meanwhile has left.
+        """
+        for left in path.parent.glob(f"{path.name}.part-*"):
+            left.unlink()
+        part = path.with_name(f"{path.name}.part-{uuid.uuid4().hex[:8]}")  # MLflow keeps an engine for each address
+        self._connect(f"sqlite:///{part}")
+        part.replace(path)
+
+    def _connect(self, uri: str) -> Any:
+        client = self._mlflow().MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client.search_experiments(max_results=1)
+        return client
+
+    def _errors(self) -> tuple[type[Exception], ...]:
+        """What MLflow, its transport and the file system raise; `requests` errors are OSErrors."""
+        return (self._mlflow().exceptions.MlflowException, OSError, sqlite3.Error, FileLockTimeout)
+
+    def _translated(self, error: Exception, group: Sequence[Event] = ()) -> TrackingUnavailable | TrackingRejected:
+        """The error as one of ours: is it to be tried again, or never to be taken?"""
+        code = str(getattr(error, "error_code", ""))
+        first_line = next(iter(str(error).strip().splitlines()), repr(error))
+        message = shown(f"MLflow at {self._uri}: {first_line}")
+        if self._opened is not None and (code in _REFUSALS or code == "RESOURCE_DOES_NOT_EXIST"):
+            for event in group:
+                self._experiment_ids.pop(getattr(event, "experiment", ""), None)
+                if code == "RESOURCE_DOES_NOT_EXIST":
+                    self._run_ids.forget(getattr(event, "key", ""))
+            return TrackingRejected(message)
+        return TrackingUnavailable(message, answered=self._opened is not None and self._is_internal(error, code))
+
+    def _is_internal(self, error: Exception, code: str) -> bool:
+        """Whether the trouble lies behind the connection: an internal error, or a file that cannot be copied."""
+        if isinstance(error, OSError):
+            return (
+                getattr(error, "response", error) is not None
+            )  # an error of `requests` without a response never got there
+        of_server = isinstance(error, self._mlflow().exceptions.RestException)
+        return code == "INTERNAL_ERROR" and (of_server or not is_http(self._uri))
+
+
+def _groups(events: Sequence[Event]) -> Iterator[list[Event]]:
+    """Events one by one, but metrics that follow one another together."""
+    stretch: list[Event] = []
+    for event in events:
+        if isinstance(event, LogMetrics):
+            stretch.append(event)
+            continue
+        if stretch:
+            yield stretch
+            stretch = []
+        yield [event]
+    if stretch:
+        yield stretch
+
+
+def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    if not uri.startswith("sqlite:///"):
+        return None
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not path.is_absolute():
+        raise ValueError(f"a SQLite address must be absolute, as in sqlite:////home/me/mlflow.db, but got {uri}.")
+    return path

@@ -1,0 +1,232 @@
+"""Sends what is owed to MLflow from a thread of its own, so that MLflow being slow or away changes nothing for a study.
+
+The store keeps the events, in the same transaction as the facts that they tell of. The outbox takes the oldest, has the
+tracker deliver them, and settles them. What could not be delivered stays owed, over the end of the process too.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+from pydantic import ValidationError
+
+from orchestrator.tracking.events import Event, event_from_json
+from orchestrator.tracking.mlflow_client import TrackingRejected, TrackingUnavailable
+
+_BATCH_SIZE = 200
+_POLL_S = 2.0
+"""How long an event may lie when nobody calls `notify`."""
+_GATHER_S = 1.5
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 60.0
+_MAX_INTERNAL_ERRORS = 4
+"""How often MLflow may answer the same first event with an internal error before that event is set aside."""
+
+_logger = logging.getLogger(__name__)
+
+
+class OutboxStore(Protocol):
+    """Where events wait. Called from the outbox's thread; each call is a transaction of its own.
+
+    Only one outbox at a time may deliver the events of a store (or of a study, where the store is one study's view):
+    two could both start a run that neither finds.
+    """
+
+    def owed(self, limit: int) -> Sequence[tuple[int, str]]:
+        """Ids and JSON of the oldest events neither settled nor rejected, in the order in which they were appended."""
+        ...
+
+    def settle(self, ids: Sequence[int]) -> None:
+        """These were delivered."""
+        ...
+
+    def postpone(self, event_id: int, error: str) -> None:
+        """MLflow was away when this one was tried; it stays owed."""
+        ...
+
+    def reject(self, event_id: int, error: str) -> None:
+        """MLflow will never take this one; it is kept aside with its error."""
+        ...
+
+    def count_owed(self) -> int: ...
+
+
+class Deliverer(Protocol):
+    """The part of `orchestrator.tracking.mlflow_client.Tracker` that is used here."""
+
+    def deliver(self, events: Sequence[Event]) -> None: ...
+
+
+class Outbox:
+    """Delivers a store's events in order, in the background, from construction until `close`.
+
+    Args:
+        store: Where the events wait.
+        tracker_factory: Makes the tracker; called in the thread, once there is something to deliver.
+        first_pause_s: Pause after a first failure, seconds; doubled with each further one, to one minute.
+        gather_s: Shortest time between two rounds, seconds: MLflow takes all that comes meanwhile for the price of one.
+    """
+
+    def __init__(
+        self,
+        store: OutboxStore,
+        tracker_factory: Callable[[], Deliverer],
+        *,
+        first_pause_s: float = _FIRST_PAUSE_S,
+        gather_s: float = _GATHER_S,
+    ) -> None:
+        self._store, self._tracker_factory, self._first_pause_s = store, tracker_factory, first_pause_s
+        self._gather_s = gather_s
+        self._tracker: Deliverer | None = None
+        self._failures = 0
+        self._suspect: tuple[int, int] = (
+            -1,
+            0,
+        )  # first event of the last failures, and how many internal errors it met
+        self._round = 0  # number of the round that was begun last
+        self._answered_round = 0  # the last round that found nothing more to deliver, or failed
+        self._last_error: str | None = None
+        self._closing = False
+        self._notified = False
+        self._hurry = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="mlflow-outbox", daemon=True)
+        self._thread.start()
+
+    @property
+    def last_error(self) -> str | None:
+        """Why nothing is being delivered just now; `None` while all is well."""
+        return self._last_error
+
+    def notify(self) -> None:
+        """Events were appended. Costs microseconds and never waits for MLflow."""
+        with self._changed:
+            self._notified = self._notified or self._failures == 0
+            self._changed.notify_all()
+
+    def flush(self, timeout_s: float) -> int:
+        """Wait until everything is delivered, MLflow turns out to be away, or the time is over.
+
+        Returns:
+            How many events are still owed.
+        """
+        with self._changed:
+            # The round that is under way may have looked before the last event was appended: a later one must answer.
+            begun = self._round
+            self._hurry = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._answered_round > begun or not self._thread.is_alive(), timeout_s)
+        return self._store.count_owed()
+
+    def close(self, timeout_s: float = 10.0) -> int:
+        """Deliver what can be delivered within the time, end the thread, and return how many events are still owed."""
+        started = time.monotonic()
+        owed = self.flush(timeout_s)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(max(0.1, timeout_s - (time.monotonic() - started)))
+        return owed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- the thread -----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._closing:
+            with self._changed:
+                self._round += 1
+            try:
+                busy = self._deliver_some()
+                error = None
+            except TrackingUnavailable as unavailable:
+                busy, error = False, str(unavailable)
+            # Whatever else goes wrong (the store is locked, a bug in here), the events are still owed and the study
+            # must go on: report it and try again later.
+            except Exception as unexpected:
+                busy, error = False, f"{type(unexpected).__name__}: {unexpected}"
+                _logger.debug("delivery to MLflow failed unexpectedly", exc_info=True)
+            self._note(error, busy=busy)
+            if not busy:
+                self._wait()
+
+    def _deliver_some(self) -> bool:
+        """Deliver one batch; whether there may be more."""
+        rows = self._store.owed(_BATCH_SIZE)
+        if not rows:
+            return False
+        batch = self._decode(rows)
+        if self._tracker is None:
+            self._tracker = self._tracker_factory()
+        try:
+            self._tracker.deliver([event for _, event in batch])
+        except TrackingRejected as error:
+            self._settle(batch[: error.num_delivered])
+            self._set_aside(*batch[error.num_delivered], str(error))
+        except TrackingUnavailable as error:
+            self._settle(batch[: error.num_delivered])
+            event_id, event = batch[error.num_delivered]
+            if self._is_hopeless(event_id, answered=error.answered):
+                self._set_aside(event_id, event, str(error))
+            else:
+                self._store.postpone(event_id, str(error))
+                raise
+        else:
+            self._settle(batch)
+        return not self._closing
+
+    def _decode(self, rows: Sequence[tuple[int, str]]) -> list[tuple[int, Event]]:
+        """Events of this version; others are set aside, so that they do not hold up the rest."""
+        batch: list[tuple[int, Event]] = []
+        for event_id, text in rows:
+            try:
+                batch.append((event_id, event_from_json(text)))
+            except ValidationError as error:
+                self._store.reject(event_id, f"not an event of this version: {error.errors()[0]['msg']}")
+        return batch
+
+    def _settle(self, delivered: Sequence[tuple[int, Event]]) -> None:
+        if delivered:
+            self._store.settle([event_id for event_id, _ in delivered])
+
+    def _set_aside(self, event_id: int, event: Event, error: str) -> None:
+        self._store.reject(event_id, error)
+        _logger.warning("MLflow refuses a %s event (number %d), which is set aside: %s", event.kind, event_id, error)
+
+    def _is_hopeless(self, event_id: int, *, answered: bool) -> bool:
+        if not answered:
+            self._suspect = (-1, 0)
+            return False
+        suspect, count = self._suspect
+        self._suspect = (event_id, count + 1 if suspect == event_id else 1)
+        return self._suspect[1] >= _MAX_INTERNAL_ERRORS
+
+    def _note(self, error: str | None, *, busy: bool) -> None:
+        with self._changed:
+            if error is not None and self._failures == 0:
+                _logger.warning("%s. What is owed to MLflow is kept and sent later.", error.rstrip("."))
+            elif error is None and self._failures:
+                _logger.info("MLflow is back; sending what is owed.")
+            self._failures = 0 if error is None else self._failures + 1
+            self._last_error = error
+            if not busy:
+                self._answered_round = self._round
+            self._changed.notify_all()
+
+    def _wait(self) -> None:
+        """Until there is something to do: `flush`, `close`, `notify` after a while, or the pause after a failure."""
+        with self._changed:
+            pause, gather_s = _POLL_S, self._gather_s
+            if self._failures:
+                pause = gather_s = min(self._first_pause_s * 2 ** min(self._failures - 1, 20), _LONGEST_PAUSE_S)
+            if not self._changed.wait_for(lambda: self._hurry or self._closing, timeout=gather_s):
+                self._changed.wait_for(lambda: self._notified or self._hurry or self._closing, timeout=pause - gather_s)
+            self._notified = self._hurry = False

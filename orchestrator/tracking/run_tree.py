@@ -1,0 +1,293 @@
+"""What MLflow is told about a study: which run is whose child, with which parameters, metrics, tags and inputs.
+
+One experiment per study; a run per execution, a child per stage, a grandchild per trained trial. A stage that is
+resumed keeps its run, under the execution that began it.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord, TrialRecord
+from orchestrator.tracking.events import (
+    EndRun,
+    EnsureExperiment,
+    Event,
+    LogArtifact,
+    LogInputs,
+    LogMetrics,
+    LogText,
+    MetricPoint,
+    RegisterModel,
+    ResumeRun,
+    SetTags,
+    ShareView,
+    StartRun,
+    event_to_json,
+)
+from trainers.config import EpochReport
+
+Rows = list[str]
+_STATUS = {"complete": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
+TRIALS_VIEW = "trials"
+"""Name of the view of the experiment that compares its trained trials."""
+ALL_VIEW = "all"
+"""Name of the view that shows executions, stages and trials as they are nested."""
+_ALL_COLUMNS = (
+    "metrics.val_accuracy",
+    "metrics.parameters",
+    "params.recipe.learning_rate",
+    "params.recipe.augmentation",
+    "params.recipe.curriculum",
+    "params.recipe.schedule",
+)
+_TRIAL_COLUMNS = (
+    "metrics.val_accuracy",
+    "metrics.val_loss",
+    "metrics.parameters",
+    "metrics.wall_time_s",
+    "params.topology",
+    "params.recipe.learning_rate",
+    "params.recipe.weight_decay",
+    "params.recipe.schedule",
+    "params.recipe.augmentation",
+    "params.recipe.curriculum",
+    "tags.vitsearch.state",
+)
+_CHECKPOINT_FILES = ("model.safetensors", "manifest.json")
+_CURVES = ("train_loss", "val_loss", "val_accuracy", "learning_rate")
+
+
+class Lineage:
+    """Makes the events of one study; the store keeps them until they are delivered."""
+
+    def __init__(self, study: StudyRecord, spec_text: str, *, setup: Mapping[str, Any] | None = None) -> None:
+        self._study = study
+        self._spec_text = spec_text
+        self._setup = dict(setup or {})
+        self._tags = {
+            "vitsearch.study": study.name,
+            "vitsearch.spec_digest": study.spec_digest[:16],
+            "vitsearch.seed": str(study.spec.get("seed")),
+            "vitsearch.engine": str(self._setup.get("engine", study.spec.get("engine"))),
+            "mlflow.user": study.owner,
+        }
+
+    def execution_key(self, number: int) -> str:
+        return f"{self._study.uid}/execution/{number}"
+
+    def stage_key(self, stage: StageRecord) -> str:
+        return f"{self._study.uid}/stage/{stage.name}"
+
+    def trial_key(self, stage: StageRecord, number: int) -> str:
+        return f"{self._study.uid}/stage/{stage.name}/trial/{number}"
+
+    # --- executions ---
+
+    def execution_began(self, execution: ExecutionRecord, inputs: Sequence[Mapping[str, Any]]) -> Rows:
+        """The experiment, and a parent run with the study file and the data."""
+        key = self.execution_key(execution.number)
+        started = _ms(execution.started_at)
+        return _rows(
+            EnsureExperiment(
+                name=self._study.name,
+                description=f"vitsearch study `{self._study.name}`: a run per execution, its stages and trials below.",
+                tags=self._tags,
+            ),
+            ShareView(
+                experiment=self._study.name,
+                name=TRIALS_VIEW,
+                columns=_TRIAL_COLUMNS,
+                order_by="metrics.val_accuracy",
+                filter="tags.`vitsearch.level` = 'trial'",
+            ),
+            ShareView(experiment=self._study.name, name=ALL_VIEW, columns=_ALL_COLUMNS, descending=False),
+            StartRun(
+                key=key,
+                name=f"execution {execution.number + 1}",
+                experiment=self._study.name,
+                tags={**self._tags, "vitsearch.level": "execution", "vitsearch.code_version": execution.code_version},
+                params={"seed": self._study.spec.get("seed"), **self._setup_params()},
+                start_time_ms=started,
+            ),
+            LogText(key=key, text=self._spec_text, artifact_file="study.yaml"),
+            *(LogInputs(key=key, **facts) for facts in inputs),
+        )
+
+    def execution_lost(self, execution: ExecutionRecord, *, ended_at: float) -> Rows:
+        """An execution whose process died; its run may never have been told of, if tracking was off then."""
+        return _rows(
+            StartRun(
+                key=self.execution_key(execution.number),
+                name=f"execution {execution.number + 1}",
+                experiment=self._study.name,
+                tags={**self._tags, "vitsearch.level": "execution", "vitsearch.code_version": execution.code_version},
+                start_time_ms=_ms(execution.started_at),
+            )
+        ) + self.execution_ended(execution, "lost", ended_at=ended_at, metrics={})
+
+    def _setup_params(self) -> dict[str, Any]:
+        scheduler = self._setup.get("scheduler")
+        named = {"scheduler": scheduler["name"]} if scheduler else {}
+        return {**{key: self._setup[key] for key in ("engine", "pool", "reason") if key in self._setup}, **named}
+
+    def execution_ended(
+        self, execution: ExecutionRecord, state: str, *, ended_at: float, metrics: Mapping[str, float]
+    ) -> Rows:
+        key = self.execution_key(execution.number)
+        return _rows(
+            SetTags(key=key, tags={"vitsearch.state": state}),
+            *_final_metrics(key, metrics, ended_at),
+            EndRun(key=key, status=_STATUS.get(state, "KILLED"), end_time_ms=_ms(ended_at)),
+        )
+
+    # --- stages ---
+
+    def stage_began(self, stage: StageRecord, execution: ExecutionRecord, params: Mapping[str, Any], at: float) -> Rows:
+        """A stage begins, or goes on: perhaps one that began while tracking was off."""
+        key = self.stage_key(stage)
+        goes_on: list[Event] = []
+        if stage.started_at is not None:
+            goes_on = [ResumeRun(key=key), SetTags(key=key, tags={"vitsearch.state": "running"})]
+        return _rows(
+            StartRun(
+                key=key,
+                parent_key=self.execution_key(execution.number),
+                name=stage.name,
+                experiment=self._study.name,
+                tags={**self._tags, "vitsearch.level": "stage", "vitsearch.stage": stage.kind},
+                params=dict(params),
+                start_time_ms=_ms(at if stage.started_at is None else stage.started_at),
+            ),
+            *goes_on,
+        )
+
+    def stage_ended(
+        self,
+        stage: StageRecord,
+        state: str,
+        *,
+        at: float,
+        metrics: Mapping[str, float] | None = None,
+        texts: Mapping[str, str] | None = None,
+        artifacts: Sequence[Path] = (),
+        reason: str | None = None,
+    ) -> Rows:
+        key = self.stage_key(stage)
+        tags = {"vitsearch.state": state, **({"vitsearch.reason": reason} if reason else {})}
+        return _rows(
+            *_final_metrics(key, metrics or {}, at),
+            *(LogText(key=key, text=text, artifact_file=name) for name, text in (texts or {}).items()),
+            *(LogArtifact(key=key, path=str(path), artifact_path="plots") for path in artifacts),
+            SetTags(key=key, tags=tags),
+            EndRun(key=key, status=_STATUS.get(state, "KILLED"), end_time_ms=_ms(at)),
+        )
+
+    def compared_with_study(self, stage: StageRecord, *, title: str, digest: str, study: str) -> Rows:
+        """Scores were compared with the trained accuracies of a study: tags that link to it."""
+        tags = {"vitsearch.truth": title, "vitsearch.truth_digest": digest, "vitsearch.truth_study": study}
+        return _rows(SetTags(key=self.stage_key(stage), tags=tags))
+
+    def compared_with_table(
+        self, stage: StageRecord, *, title: str, digest: str, name: str, source: str, num_topologies: int
+    ) -> Rows:
+        """Scores were compared with a table of accuracies: a dataset of the stage's run."""
+        key = self.stage_key(stage)
+        return _rows(
+            SetTags(key=key, tags={"vitsearch.truth": title, "vitsearch.truth_digest": digest}),
+            LogInputs(
+                key=key,
+                name=name,
+                digest=digest[:36],
+                source=source,
+                context="ground truth",
+                num_rows=num_topologies,
+            ),
+        )
+
+    # --- trained trials ---
+
+    def trial_began(
+        self, stage: StageRecord, trial: TrialRecord, params: Mapping[str, Any], links: Mapping[str, str]
+    ) -> Rows:
+        """A trained trial begins, or goes on; both are safe to say twice."""
+        return _rows(
+            StartRun(
+                key=self.trial_key(stage, trial.number),
+                parent_key=self.stage_key(stage),
+                name=f"trial {trial.number:02d}",
+                experiment=self._study.name,
+                tags={
+                    **self._tags,
+                    "vitsearch.level": "trial",
+                    "vitsearch.stage": stage.kind,
+                    "vitsearch.trial": str(trial.number),
+                    "vitsearch.trial_seed": str(trial.seed),
+                    **{f"vitsearch.{name}": target for name, target in links.items()},
+                },
+                params=dict(params),
+                start_time_ms=_ms(trial.started_at),
+            )
+        )
+
+    def epoch(self, stage: StageRecord, trial: TrialRecord, report: EpochReport, at: float) -> Rows:
+        values = report.model_dump()
+        points = tuple(MetricPoint(name, values[name], report.epoch, _ms(at)) for name in _CURVES)
+        return _rows(LogMetrics(key=self.trial_key(stage, trial.number), points=points))
+
+    def trial_ended(
+        self,
+        stage: StageRecord,
+        trial: TrialRecord,
+        *,
+        extra: Mapping[str, float],
+        configuration_yaml: str,
+        checkpoint: Path | None,
+    ) -> Rows:
+        """Final metrics, the configuration if any, the newest checkpoint without its optimizer state, how it ended."""
+        key = self.trial_key(stage, trial.number)
+        ended_at = trial.ended_at or trial.started_at
+        files = [] if checkpoint is None else [checkpoint / name for name in _CHECKPOINT_FILES]
+        configuration = []
+        if configuration_yaml:
+            configuration = [LogText(key=key, text=configuration_yaml, artifact_file="configuration.yaml")]
+        final = {name: value for name, value in trial.metrics.items() if name not in _CURVES}
+        tags = {"vitsearch.state": trial.state, **({"vitsearch.reason": trial.reason} if trial.reason else {})}
+        return _rows(
+            *_final_metrics(key, {**final, **extra}, ended_at),
+            *configuration,
+            *(LogArtifact(key=key, path=str(file), artifact_path="checkpoint") for file in files),
+            SetTags(key=key, tags=tags),
+            EndRun(key=key, status=_STATUS[trial.state], end_time_ms=_ms(ended_at)),
+        )
+
+    # --- the champion ---
+
+    def champion_promoted(self, stage: StageRecord, folder: Path, *, tags: Mapping[str, str], text: str) -> Rows:
+        key = self.stage_key(stage)
+        return _rows(
+            LogArtifact(key=key, path=str(folder), artifact_path="champion"),
+            RegisterModel(
+                key=key,
+                name=self._study.name,
+                artifact_path="champion",
+                alias="champion",
+                tags={**tags, "vitsearch.spec_digest": self._study.spec_digest[:16]},
+                description=text,
+            ),
+        )
+
+
+def _final_metrics(key: str, metrics: Mapping[str, float], at: float) -> list[LogMetrics]:
+    if not metrics:
+        return []
+    points = tuple(MetricPoint(name, float(value), 0, _ms(at)) for name, value in metrics.items())
+    return [LogMetrics(key=key, points=points)]
+
+
+def _rows(*events: Event) -> Rows:
+    return [event_to_json(event) for event in events]
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)

@@ -1,0 +1,51 @@
+"""Models from topologies, through the `models` plug-ins."""
+
+import torch
+from torch import nn
+
+from plugins.registry import load, parse_topology
+from search_spaces.base import Costs, ImageTask
+from trainers.hardware.devices import make_generator
+
+
+def build_model(
+    topology: str, task: ImageTask, *, seed: int, device: torch.device, drop_path: float = 0.0
+) -> nn.Module:
+    """A freshly initialised model; the same seed gives the same weights on every device.
+
+    Args:
+        topology: `space:text`.
+        task: Image size, channels and classes.
+        seed: Of the trial.
+        device: Where the model goes.
+        drop_path: Rate of the last block's stochastic depth.
+
+    Raises:
+        ValueError: The topology cannot be read or built.
+    """
+    build = load("models", space_of(topology))
+    model: nn.Module = build(
+        parse_topology(topology),
+        task,
+        drop_path=drop_path,
+        generator=make_generator(seed, "weights"),
+        device=device,
+    )
+    return model
+
+
+def topology_costs(topology: str, task: ImageTask, **options: int) -> Costs:
+    """Closed-form parameters and MACs.
+
+    Args:
+        topology: `space:text`.
+        task: Image size, channels and classes.
+        options: Options of the model's `forward` that change what it costs.
+    """
+    costs: Costs = load("spaces", space_of(topology)).costs(parse_topology(topology), task, **options)
+    return costs
+
+
+def space_of(topology: str) -> str:
+    """The search space's name, the part before the colon."""
+    return topology.partition(":")[0]

@@ -1,0 +1,1 @@
+"""What a worker does besides training: scoring, replaying curves, averaging checkpoints."""

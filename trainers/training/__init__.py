@@ -1,0 +1,1 @@
+"""Training: the loop, its schedule of steps, packs, checkpoints and evaluation."""

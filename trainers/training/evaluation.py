@@ -1,0 +1,81 @@
+"""Forward passes without training: loss and accuracy of a part of the data, each example's loss."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainers.data.images import ImageSplit
+from trainers.hardware.devices import autocast
+
+_PIXELS_PER_BATCH = 1 << 19
+"""Bounds the activations of one evaluation batch: 512 images of 32 x 32."""
+
+
+class Normalizer:
+    """Turns uint8 pixels into what a model sees: zero mean and unit variance per channel of the training part."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+        self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Normalised float32 images of uint8 images (B, C, H, W)."""
+        return self.normalize(self.scale(images))
+
+    def scale(self, images: Tensor) -> Tensor:
+        """Pixels from 0..255 to 0..1, float32."""
+        return images.float().div_(255)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Pixels on a scale of 0 to 1, normalised."""
+        return (images - self.mean) / self.std
+
+
+class Evaluation(NamedTuple):
+    """How well a model does on a part of the data."""
+
+    loss: float
+    """Mean cross-entropy, no label smoothing."""
+    accuracy: float
+    """Fraction between 0 and 1."""
+
+
+def evaluate(model: nn.Module, split: ImageSplit, normalizer: Normalizer) -> Evaluation:
+    """Mean loss and accuracy. The model is left in evaluation mode; `split` is on its device or on the CPU."""
+    logits = torch.cat(list(logits_of(model, split.images, normalizer)))
+    return judge(logits, split.labels.to(logits.device))
+
+
+def judge(logits: Tensor, labels: Tensor) -> Evaluation:
+    """Mean loss and accuracy of logits (N, classes) of images of the classes `labels` (N,)."""
+    loss = F.cross_entropy(logits.double(), labels)
+    accuracy = (logits.argmax(1) == labels).double().mean()
+    return Evaluation(float(loss), float(accuracy))
+
+
+def example_losses(model: nn.Module, split: ImageSplit, normalizer: Normalizer) -> Tensor:
+    """Cross-entropy of each example, shape (N,), float32, on the CPU. The model is left in evaluation mode."""
+    logits = torch.cat(list(logits_of(model, split.images, normalizer)))
+    return losses_of(logits, split.labels.to(logits.device))
+
+
+def losses_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each example, shape (N,), on the CPU, of logits (N, classes)."""
+    return F.cross_entropy(logits, labels, reduction="none").cpu()
+
+
+def logits_of(model: nn.Module, images: Tensor, normalizer: Normalizer) -> Iterator[Tensor]:
+    """Logits (B, classes), float32, of uint8 images (N, C, H, W), batch after batch, on the normalizer's device.
+
+    The model is left in evaluation mode. The size of a batch depends on the images' size only.
+    """
+    device = normalizer.mean.device
+    batch_size = max(1, _PIXELS_PER_BATCH // images.shape[-1] ** 2)
+    model.eval()
+    for start in range(0, len(images), batch_size):
+        with torch.inference_mode(), autocast(device):
+            logits: Tensor = model(normalizer(images[start : start + batch_size].to(device)))
+        yield logits.float()

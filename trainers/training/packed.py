@@ -1,0 +1,283 @@
+"""Several trainings of one topology computed together, each reported, stopped and saved as if it were alone."""
+
+import logging
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from trainers.config import TaskOutcome, TrainTask
+from trainers.data.images import ImageData, ImageSplit
+from trainers.hardware.devices import useful_threads
+from trainers.models.building import build_model, topology_costs
+from trainers.training.augment import augment_together
+from trainers.training.course import Course, MeasureDifficulty, Request, Save, Step, Validate
+from trainers.training.evaluation import Normalizer, evaluate, example_losses, judge, logits_of, losses_of
+from trainers.training.failures import describe_failure, failed_outcome, free_memory, is_out_of_memory
+from trainers.training.loop import Reporter, follow
+from trainers.training.packing import can_be_packed
+from trainers.training.stacked import Batch, Row, StackedModel, chunks, drop_path_factors, learn
+
+_STACKED_ON_CPU = 8
+"""Most models that a CPU computes at once: further ones save nothing more."""
+_SMALL_STEP_MACS = 24 * 10**6
+"""Forward work of one model's step up to which a CPU stacks models. With more, larger tensors cost more in the caches
+than shared operations save, and the models of a pack learn one after the other, or one in each thread."""
+_PIXELS_ON_CPU = 1 << 22
+"""Images that are prepared ahead on a CPU, while models still learn from those before: 16 MiB."""
+_SAVING_THREADS = 4
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Answer = TypeVar("Answer")
+
+
+def train_packed(
+    tasks: Sequence[TrainTask],
+    data: ImageData,
+    reporters: Sequence[Reporter],
+    device: torch.device,
+) -> Iterator[tuple[int, TaskOutcome]]:
+    """Train several configurations together, each from its newest whole checkpoint if there is one.
+
+    Each has the images, the augmentation and all random numbers that it has in `trainers.training.loop.train`, and its
+    results are the same up to rounding. Checkpoints are too: a training may go on alone that began in a pack, and the
+    other way round. A training that ends leaves the pack, and the others do not notice. An epoch's wall time is the
+    time that passed, while the others were computed too.
+
+    Args:
+        tasks: What to train; `trainers.training.packing.can_be_packed` must hold for all of them.
+        data: Training and validation part.
+        reporters: One for each task, told and asked in this thread.
+        device: Where to compute.
+
+    Yields:
+        The position of each task and its outcome, that of `trainers.training.loop.train` with `details["pack_size"]`,
+        as soon as it is known. The others go on when the next one is asked for. What goes wrong with one of them is its
+        outcome alone.
+
+    Raises:
+        ValueError: The tasks cannot be packed.
+    """
+    _check(tasks, reporters)
+    threads = torch.get_num_threads()
+    workers = threads if device.type == "cpu" else _SAVING_THREADS
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            torch.set_num_threads(1)
+            pack = _Pack(tasks, data, device, pool, threads)
+            trainings = [_Training(position, task, reporters[position], pack) for position, task in enumerate(tasks)]
+            for position, outcome in _run(trainings, pack):
+                torch.set_num_threads(threads)
+                yield position, outcome.model_copy(update={"details": {**outcome.details, "pack_size": len(tasks)}})
+                torch.set_num_threads(1)
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _check(tasks: Sequence[TrainTask], reporters: Sequence[Reporter]) -> None:
+    if not tasks or len(tasks) != len(reporters):
+        raise ValueError(
+            f"a pack needs at least one task and a reporter for each, but got {len(tasks)} tasks and "
+            f"{len(reporters)} reporters."
+        )
+    for number, task in enumerate(tasks):
+        for other in tasks[:number]:
+            why = can_be_packed(other, task)
+            if why is not None:
+                raise ValueError(f"the tasks of a pack must differ in numbers only, but {why}. Train them apart.")
+
+
+def _run(trainings: "Sequence[_Training]", pack: "_Pack") -> Iterator[tuple[int, TaskOutcome]]:
+    """Answer requests of one kind at a time. A step is taken when all trainings have come to one."""
+    going = list(trainings)
+    for training in going:
+        training.advance(None)
+    while going:
+        for training in going:
+            if training.outcome is not None:
+                yield training.position, training.outcome
+        going = [training for training in going if training.outcome is None]
+        for kind in (MeasureDifficulty, Validate, Save, Step):
+            asking = [training for training in going if isinstance(training.question[1], kind)]
+            if asking:
+                answers = pack.answer([training.question for training in asking])
+                for training, answer in zip(asking, answers, strict=True):
+                    training.advance(answer)
+                break
+
+
+class _Training:
+    """One task of a pack, between a request and its answer."""
+
+    def __init__(self, position: int, task: TrainTask, reporter: Reporter, pack: "_Pack") -> None:
+        self.position = position
+        self.outcome: TaskOutcome | None = None
+        self._row: Row | None = None
+        self._request: Request | None = None
+        self._requests = self._begin(task, reporter, pack)
+
+    @property
+    def question(self) -> tuple[Row, Request]:
+        """What it asks for now, and of which row."""
+        assert self._row is not None
+        assert self._request is not None
+        return self._row, self._request
+
+    def _begin(self, task: TrainTask, reporter: Reporter, pack: "_Pack") -> Generator[Request, Any, TaskOutcome]:
+        configuration, data = task.configuration, pack.data
+        recipe = configuration.recipe
+        model = build_model(
+            configuration.topology, data.task, seed=configuration.seed, device=pack.device, drop_path=recipe.drop_path
+        )
+        course = Course.lay_out(configuration, data, model, pack.device)
+        self._row = Row(model, recipe)
+        return (yield from follow(task, data.task, course, self._row, reporter))
+
+    def advance(self, answer: object) -> None:
+        """Send the answer to the last request, and receive the next one or the outcome."""
+        try:
+            if isinstance(answer, Exception):
+                self._request = self._requests.throw(answer)
+            else:
+                self._request = self._requests.send(answer)
+        except StopIteration as ended:
+            self.outcome = ended.value
+        except Exception as error:  # one training may raise anything, and the others go on
+            self.outcome = failed_outcome(describe_failure(error))
+        if self.outcome is not None:
+            self._row = self._request = None  # its memory is for the others
+
+
+class _Pack:
+    """The data on the device, and the answers to what trainings of one topology ask for at the same time."""
+
+    def __init__(
+        self, tasks: Sequence[TrainTask], data: ImageData, device: torch.device, pool: ThreadPoolExecutor, threads: int
+    ) -> None:
+        configuration = tasks[0].configuration
+        self.data = data
+        self.device = device
+        self._pool = pool
+        self._threads = threads
+        self._images = data.train.images.to(device)
+        self._labels = data.train.labels.to(device)
+        self._normalizer = Normalizer(data.mean, data.std, device)
+        forward_macs = topology_costs(configuration.topology, data.task).macs * configuration.recipe.batch_size
+        self._step_macs = 3 * forward_macs
+        if device.type == "cpu":
+            pixels = configuration.recipe.batch_size * data.train.images[0].numel()
+            self._stack_size = _STACKED_ON_CPU if forward_macs <= _SMALL_STEP_MACS else 1
+            self._num_prepared = max(threads * self._stack_size, _PIXELS_ON_CPU // pixels)
+        else:
+            self._stack_size = self._num_prepared = len(tasks)
+
+    def answer(self, questions: Sequence[tuple[Row, Request]]) -> Sequence[object]:
+        """Answers to requests of one kind, or the exceptions that they ended in."""
+        rows = [row for row, _ in questions]
+        requests = [request for _, request in questions]
+        if isinstance(requests[0], Save):
+            return list(self._pool.map(_caught(lambda request: request.write()), requests))
+        if isinstance(requests[0], Step):
+            return self._steps(rows, [request for request in requests if isinstance(request, Step)])
+        if isinstance(requests[0], Validate):
+            return self._evaluate(rows, self.data.validation, evaluate, judge)
+        return self._evaluate(rows, self.data.train, example_losses, losses_of)
+
+    def _steps(self, rows: Sequence[Row], steps: Sequence[Step]) -> list[object]:
+        answers: dict[int, object] = {}
+        by_options: dict[frozenset[tuple[str, int]], list[int]] = {}
+        for number, step in enumerate(steps):
+            by_options.setdefault(frozenset(step.options.items()), []).append(number)
+        for members in by_options.values():
+            for wave in chunks(members, self._num_prepared):
+                batches = self._prepare([rows[number] for number in wave], [steps[number] for number in wave])
+                results = self._side_by_side(self._learn, list(chunks(batches, self._chunk_size(len(wave)))))
+                answers |= zip(wave, (answer for result in results for answer in result), strict=True)
+        return [answers[number] for number in range(len(steps))]
+
+    def _chunk_size(self, num_batches: int) -> int:
+        """Models that are computed at once; on a CPU so few that every thread has work."""
+        every = -(-num_batches // self._threads) if self.device.type == "cpu" else num_batches
+        return min(self._stack_size, every)
+
+    def _prepare(self, rows: Sequence[Row], steps: Sequence[Step]) -> list[Batch]:
+        """The batches of the steps; their random numbers are drawn here, in one thread."""
+        sizes = [len(step.indices) for step in steps]
+        indices = torch.cat([step.indices for step in steps])
+        pixels = augment_together(
+            torch.split(self._normalizer.scale(self._images[indices]), sizes),
+            [row.recipe.augmentation for row in rows],
+            [step.augmentation_seed for step in steps],
+        )
+        images = torch.split(self._normalizer.normalize(torch.cat(pixels)), sizes)
+        labels = torch.split(self._labels[indices], sizes)
+        return [
+            Batch(
+                row=row,
+                images=images[number],
+                labels=labels[number],
+                keep=drop_path_factors(row, sizes[number], step.drop_path, images[number]),
+                options=step.options,
+                rate=step.rate,
+            )
+            for number, (row, step) in enumerate(zip(rows, steps, strict=True))
+        ]
+
+    def _learn(self, batches: Sequence[Batch]) -> list[Tensor | Exception]:
+        """Losses; what cannot be computed together, for want of memory or else, is tried apart."""
+        try:
+            return list(learn(batches))
+        except Exception as error:  # whose fault it is shows when each is alone
+            if len(batches) == 1:
+                return [error]
+            half = -(-len(batches) // 2)
+            if is_out_of_memory(error):
+                self._stack_size = min(self._stack_size, half)
+        free_memory()
+        return self._learn(batches[:half]) + self._learn(batches[half:])
+
+    def _evaluate(
+        self,
+        rows: Sequence[Row],
+        split: ImageSplit,
+        alone: Callable[[nn.Module, ImageSplit, Normalizer], Answer],
+        read: Callable[[Tensor, Tensor], Answer],
+    ) -> list[Answer | Exception]:
+        """What `alone` says of each model; on a GPU what `read` says of the logits that come of all at once."""
+        if self.device.type != "cpu" and len(rows) > 1:
+            try:
+                answers: list[Answer | Exception] = []
+                for members in chunks(rows, self._stack_size):
+                    logits = torch.cat(list(logits_of(StackedModel(members), split.images, self._normalizer)))
+                    labels = split.labels.to(logits.device)
+                    answers += [read(logits[:, number], labels) for number in range(len(members))]
+                return answers
+            except torch.OutOfMemoryError:
+                logger.warning("There is no memory to evaluate %d models at once: one after the other.", len(rows))
+            free_memory()
+        return self._side_by_side(_caught(lambda row: alone(row.model, split, self._normalizer)), rows)
+
+    def _side_by_side(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """`work` of every item, in order: on a CPU in several threads, each with one core."""
+        if self.device.type == "cpu" and self._threads > 1 and len(items) > 1:
+            return list(self._pool.map(work, items))
+        torch.set_num_threads(useful_threads(self._step_macs, self._threads))
+        try:
+            return [work(item) for item in items]
+        finally:
+            torch.set_num_threads(1)
+
+
+def _caught(work: Callable[[Item], Result]) -> Callable[[Item], Result | Exception]:
+    def attempt(item: Item) -> Result | Exception:
+        try:
+            return work(item)
+        except Exception as error:  # becomes the outcome of the training that it belongs to
+            return error
+
+    return attempt
