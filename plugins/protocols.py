@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from search_spaces.base import Costs, ImageTask, Topology
 from search_spaces.dimensions import Dimension, Point
+from search_spaces.step_settings import StepSettings
 
 if TYPE_CHECKING:
     import torch
@@ -131,6 +133,60 @@ class PoolProxy(Protocol):
         ...
 
 
+# --- what training records ---
+
+
+class Signal(StrEnum):
+    """A number that training measures once per epoch if a plug-in needs it; stored with the curve."""
+
+    GRADIENT_NORM = "gradient_norm"
+    """Mean over the epoch's steps of the gradient's Euclidean norm before clipping."""
+    GRADIENT_NOISE = "gradient_noise"
+    """Noise of an epoch's gradients relative to their mean: `E|g|^2 / |E g|^2 - 1` over its steps."""
+    CHANGED_PREDICTIONS = "changed_predictions"
+    """Fraction of the validation images whose predicted class is another one than an epoch ago."""
+    WEIGHT_PERSISTENCE = "weight_persistence"
+    """Cosine between this epoch's change of the weights and the change of the epoch before."""
+    ATTENTION_ENTROPY = "attention_entropy"
+    """Mean entropy of the attention weights in validation, as a fraction of its maximum, the logarithm of the keys."""
+    ATTENTION_LOGIT = "attention_logit"
+    """Largest absolute attention logit, after scaling and before softmax, in validation."""
+    DEAD_UNITS = "dead_units"
+    """Fraction of the MLPs' hidden units whose activation stays below 0.01 for every validation image and token."""
+
+
+CURVE_FIELDS = ("train_loss", "val_loss", "val_accuracy")
+"""Numbers of each epoch that are always there."""
+
+
+@runtime_checkable
+class NeedsSignals(Protocol):
+    """What a plug-in offers besides, if it reads signals."""
+
+    @property
+    def signals(self) -> frozenset[Signal]:
+        """The signals that training must measure for it; they may depend on its settings."""
+        ...
+
+
+def needed_signals(plugin: object) -> frozenset[Signal]:
+    """The signals that a plug-in reads; none if it does not declare any."""
+    return plugin.signals if isinstance(plugin, NeedsSignals) else frozenset()
+
+
+@runtime_checkable
+class DeclaresPacking(Protocol):
+    """What a training plug-in offers besides, if trainings with it must not share a pack."""
+
+    packs: ClassVar[bool]
+    """Whether several trainings with it may be computed together, with stacked weights; True if it is not declared."""
+
+
+def can_pack(plugin: object) -> bool:
+    """Whether trainings with a plug-in may be computed together."""
+    return plugin.packs if isinstance(plugin, DeclaresPacking) else True
+
+
 # --- stopping ---
 
 
@@ -143,26 +199,66 @@ class CurvePoint(NamedTuple):
     val_loss: float
     val_accuracy: float
     """Fraction between 0 and 1."""
+    signals: Mapping[str, float] = {}
+    """The signals that were measured, by name."""
 
 
 class Stopper(Protocol):
-    """An early-stopping criterion: a pure function of the curve so far."""
+    """An early-stopping criterion: a pure function of the curve so far. It may declare `signals` (`NeedsSignals`)."""
 
     card: ClassVar[PluginCard]
 
     def reason_to_stop(self, curve: Sequence[CurvePoint]) -> str | None:
-        """Why training should stop after the last point of `curve`, in words a person can read; `None` to go on."""
+        """Why training should stop after the last point of `curve`, in words a person can read; `None` to continue."""
         ...
 
 
-# --- curricula ---
+# --- curricula: the order of examples, and methods that adjust steps ---
 
 
-class Curriculum(Protocol):
-    """Which examples are visited when. All curricula visit the same number of examples in all.
+@dataclass(frozen=True, kw_only=True)
+class Now:
+    """Where training is when a step's settings are made, or a pass of examples chosen."""
 
-    Training is a sequence of passes. A pass of size `f` visits `f * N` of the `N` training examples
-    once each.
+    epoch: int
+    """Starting at 1."""
+    num_epochs: int
+    progress: float
+    """Fraction of training done before, in [0, 1): of optimizer steps if their number is known in advance, of image
+    visits if the batch size changes."""
+    signals: Mapping[str, float]
+    """Losses, accuracy and signals of the last finished epoch; empty in the first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderContext:
+    """What an example order may look at when it chooses a pass. `N` is the number of training images."""
+
+    now: Now
+    labels: "Tensor"
+    """Class of each image, shape (N,), int64, on the CPU."""
+    difficulty: "Tensor | None"
+    """Loss of each image under the present model, shape (N,), higher is harder; `None` if `needs_difficulty` is False,
+    in the first epoch, and in an epoch of whole passes."""
+    generator: "torch.Generator"
+    """Source of all randomness, on the CPU."""
+
+
+class Selection(NamedTuple):
+    """The examples of one pass."""
+
+    indices: "Tensor"
+    """In the order of visiting, shape (size,), int64; an index may occur more than once."""
+    weights: "Tensor | None" = None
+    """Weight of each visit in the loss, shape (size,), float; `None` weighs all alike."""
+
+
+@runtime_checkable
+class ExampleOrder(Protocol):
+    """Which examples are visited when. All orders visit the same number of examples in all.
+
+    Training is a sequence of passes. A pass of size `f` visits `f * N` of the `N` training examples. Of the methods of
+    a recipe, at most one besides `none` may control the order.
     """
 
     card: ClassVar[PluginCard]
@@ -173,46 +269,228 @@ class Curriculum(Protocol):
         """Sizes of the passes, each in (0, 1], adding up to `num_epochs` (the last one is cut to fit)."""
         ...
 
-    def select(
-        self, size: int, *, difficulty: "Tensor | None", labels: "Tensor", generator: "torch.Generator"
-    ) -> "Tensor":
-        """Indices of the examples of one pass, in the order of visiting.
+    def select(self, size: int, context: OrderContext) -> Selection:
+        """The `size` visits of one pass."""
+        ...
+
+
+@runtime_checkable
+class StepMethod(Protocol):
+    """Adjusts the settings of each step. The methods of a recipe are applied in the order of its list.
+
+    Validation, measuring difficulty and everything after training use none of it, so a method cannot change what is
+    evaluated. A method may declare `signals` (`NeedsSignals`) and `packs` (`DeclaresPacking`).
+    """
+
+    card: ClassVar[PluginCard]
+
+    @property
+    def changes(self) -> frozenset[str]:
+        """The fields of `StepSettings` that `adjust` may set. Two methods of a recipe must not share one.
+
+        Options of the model's forward pass are named one by one, as `model_options.stride_factor`.
+        """
+        ...
+
+    def adjust(self, now: Now, settings: StepSettings) -> StepSettings:
+        """The settings of the step that begins now. It depends on nothing but the arguments."""
+        ...
+
+
+# --- losses ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossContext:
+    """What a loss may look at besides logits and targets. `B` is the number of images of the step."""
+
+    labels: "Tensor"
+    """Classes of the images before mixing, shape (B,), int64."""
+    now: Now
+
+
+class Loss(Protocol):
+    """What is minimised. It may declare `packs` (`DeclaresPacking`)."""
+
+    card: ClassVar[PluginCard]
+
+    def loss(self, logits: "Tensor", targets: "Tensor", context: LossContext) -> "Tensor":
+        """Loss of each image, shape (B,).
 
         Args:
-            size: How many of the `N` examples to choose.
-            difficulty: Each example's loss under the present model, shape (N,), higher is harder; `None` where
-                `needs_difficulty` is False, in the first epoch, and in an epoch of whole passes.
-            labels: Class of each example, shape (N,), int64.
-            generator: Source of all randomness, on the CPU.
-
-        Returns:
-            Distinct indices, shape (size,), int64.
+            logits: Shape (B, classes), float32 or float64.
+            targets: Soft targets, shape (B, classes), in the dtype of the logits; each row adds up to 1. They contain
+                label smoothing and mixing.
+            context: Of the step.
         """
         ...
 
 
 @runtime_checkable
-class ModelPhases(Protocol):
-    """What a curriculum offers besides, if it also changes how the model computes while it trains.
+class LabelLoss(Protocol):
+    """What a loss offers besides, if it is faster for plain labels, without soft targets in memory."""
 
-    The options are passed to the model's `forward` with each training batch, and to its space's `costs`. Validation,
-    measuring difficulty and everything after training pass none, so a curriculum cannot change what is evaluated.
-    """
-
-    def model_options(self, progress: float) -> Mapping[str, int]:
-        """Keyword arguments of the model's `forward` for the step that begins at `progress`; empty for none.
+    def mean_of_labels(self, logits: "Tensor", labels: "Tensor", *, label_smoothing: float) -> "Tensor":
+        """The mean of `loss` over the images, without dimensions.
 
         Args:
-            progress: Fraction of the optimizer steps taken before, in [0, 1).
+            logits: Shape (B, classes).
+            labels: Shape (B,), int64.
+            label_smoothing: Share of each target that is spread evenly over all classes.
         """
+        ...
+
+
+# --- augmentations ---
+
+
+class Augmentation(Protocol):
+    """Random changes of each image of a batch. It may declare `packs` (`DeclaresPacking`)."""
+
+    card: ClassVar[PluginCard]
+
+    def augment(self, images: "Tensor", *, strength: float, seed: int) -> "Tensor":
+        """A changed copy of a batch, the same for the same seed; torch's global generators are left as they were.
+
+        Args:
+            images: Pixels on a scale of 0 to 1, shape (B, C, S, S), float32, on any device.
+            strength: Factor of the ranges; 1 is the plug-in's own, 0 changes nothing.
+            seed: Start of the random numbers.
+        """
+        ...
+
+
+@runtime_checkable
+class JointAugmentation(Protocol):
+    """What an augmentation offers besides, if it changes several batches with few operations for all of them."""
+
+    def augment_together(
+        self, batches: "Sequence[Tensor]", *, strength: float, seeds: Sequence[int]
+    ) -> "Sequence[Tensor]":
+        """What `augment` makes of each batch with its seed, up to rounding."""
+        ...
+
+
+@runtime_checkable
+class Mixing(Protocol):
+    """Mixes the images of a batch, with their targets; a plug-in of the kind `augmentations` too."""
+
+    card: ClassVar[PluginCard]
+
+    def mix(self, images: "Tensor", targets: "Tensor", *, generator: "torch.Generator") -> "tuple[Tensor, Tensor]":
+        """Mixed images and targets.
+
+        Args:
+            images: Pixels on a scale of 0 to 1, shape (B, C, S, S), float32, on any device.
+            targets: Shape (B, classes), each row adds up to 1.
+            generator: Source of all randomness, on the CPU.
+        """
+        ...
+
+
+# --- optimizers ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterLayout:
+    """How the parameters of a model lie in one flat row of `P` numbers.
+
+    Parameters with weight decay (weights of linear layers and convolutions) come first. Each begins at a multiple of 16
+    numbers; the numbers between are zero and stay zero if updates are elementwise.
+    """
+
+    names: tuple[str, ...]
+    shapes: "tuple[torch.Size, ...]"
+    starts: tuple[int, ...]
+    """Index of each parameter's first number."""
+    num_decayed: int
+    """How many of the parameters have weight decay, the first ones."""
+    num_numbers: int
+    """`P`."""
+
+    @property
+    def decay_end(self) -> int:
+        """Index of the first number without weight decay."""
+        return self.starts[self.num_decayed] if self.num_decayed < len(self.starts) else self.num_numbers
+
+    def views(self, values: "Tensor") -> "list[Tensor]":
+        """Views (..., *shape) of each parameter in values (..., P)."""
+        return [
+            values[..., start : start + shape.numel()].view(*values.shape[:-1], *shape)
+            for start, shape in zip(self.starts, self.shapes, strict=True)
+        ]
+
+
+OptimizerState = dict[str, "Tensor"]
+"""Named tensors: of shape (P,), laid out as the parameters, or without dimensions."""
+
+
+class Optimizer(Protocol):
+    """How a gradient changes the weights: pure functions over one flat row of parameters.
+
+    It may declare `packs` (`DeclaresPacking`).
+    """
+
+    card: ClassVar[PluginCard]
+
+    def start(self, layout: ParameterLayout, values: "Tensor") -> OptimizerState:
+        """The state before the first step, for parameters with these values (P,)."""
+        ...
+
+    def update(
+        self,
+        layout: ParameterLayout,
+        values: "Tensor",
+        gradient: "Tensor",
+        state: OptimizerState,
+        settings: StepSettings,
+    ) -> None:
+        """One step, in place on `values` (P,) and the tensors of `state`; `gradient` (P,) may be overwritten."""
+        ...
+
+
+@runtime_checkable
+class TwoGradients(Protocol):
+    """What an optimizer offers besides, if a step needs the gradient at a second point, on the same batch."""
+
+    def probe(
+        self,
+        layout: ParameterLayout,
+        values: "Tensor",
+        gradient: "Tensor",
+        state: OptimizerState,
+        settings: StepSettings,
+    ) -> "Tensor":
+        """The point (P,) at which `update` needs the gradient, given the gradient at `values`; changes neither."""
+        ...
+
+
+@runtime_checkable
+class EvaluatedElsewhere(Protocol):
+    """What an optimizer offers besides, if the weights to evaluate and to save are not those it trains with."""
+
+    def evaluated(self, layout: ParameterLayout, values: "Tensor", state: OptimizerState) -> "Tensor":
+        """The weights (P,) to evaluate."""
         ...
 
 
 # --- averaging ---
 
 
+class Evaluated(NamedTuple):
+    """What a model makes of the validation images."""
+
+    loss: float
+    accuracy: float
+    """Fraction between 0 and 1."""
+
+
 class Averager(Protocol):
-    """A way to make one model of several checkpoints of one run."""
+    """A way to make one model of several checkpoints, of one trial or of several trials of one topology.
+
+    It may have a class attribute `reads`, `"ema"` or `"swa"`: then it is given the averages that training maintained
+    (`recipe.ema`, `recipe.swa`) instead of the weights.
+    """
 
     card: ClassVar[PluginCard]
 
@@ -227,6 +505,24 @@ class Averager(Protocol):
         Raises:
             ValueError: There are fewer checkpoints than the settings need.
         """
+        ...
+
+
+@runtime_checkable
+class EvaluatingAverager(Protocol):
+    """What an averager offers instead of `average`, if it evaluates candidates on the validation images."""
+
+    card: ClassVar[PluginCard]
+
+    @property
+    def num_needed(self) -> int:
+        """As in `Averager`."""
+        ...
+
+    def average_by(
+        self, checkpoints: Sequence[StateDict], evaluate: Callable[[StateDict], Evaluated]
+    ) -> dict[str, "Tensor"]:
+        """As `Averager.average`, with the validation images to judge state dicts by."""
         ...
 
 

@@ -17,7 +17,19 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from search_spaces.base import SearchSpace, Topology
 
-KINDS = ("spaces", "models", "proxies", "samplers", "schedules", "curricula", "stopping", "averaging")
+KINDS = (
+    "spaces",
+    "models",
+    "proxies",
+    "samplers",
+    "schedules",
+    "curricula",
+    "optimizers",
+    "losses",
+    "augmentations",
+    "stopping",
+    "averaging",
+)
 """Plug-in kinds; the entry-point group of a kind is `vitsearch.KIND`."""
 
 

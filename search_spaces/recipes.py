@@ -1,13 +1,20 @@
 """A recipe: how a topology is trained, and which of its fields a study searches."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    model_serializer,
+    model_validator,
+)
 
 from search_spaces.dimensions import Choice, Condition, Dimension, Point, Scalar, is_active, parse_dimension
-
-Augmentation = Literal["none", "shift", "affine", "flip-crop", "randaugment"]
+from search_spaces.ramps import RAMP_KEYS, Bounds, Ramp, is_ramp
 
 
 class PluginChoice(BaseModel):
@@ -31,30 +38,105 @@ class PluginChoice(BaseModel):
         return {"name": self.name, **self.settings} if self.settings else self.name
 
 
+def _as_list(raw: Any) -> Any:
+    return raw if isinstance(raw, list | tuple) else [raw]
+
+
+def _single_alone(methods: tuple[PluginChoice, ...]) -> Any:
+    dumped = [method.model_dump() for method in methods]
+    return dumped[0] if len(dumped) == 1 else dumped
+
+
+MethodList = Annotated[
+    tuple[PluginChoice, ...],
+    Field(min_length=1),
+    BeforeValidator(_as_list),
+    PlainSerializer(_single_alone),
+]
+"""Plug-ins that are applied in order; a single one needs no list."""
+
+
 class Recipe(BaseModel):
-    """How one model is trained. AdamW with warm-up; everything else is a field."""
+    """How one model is trained. A numeric field of a step also takes a function of progress (`search_spaces.ramps`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    learning_rate: float = Field(default=2e-3, gt=0, description="of AdamW, once warm-up is over")
-    weight_decay: float = Field(default=0.05, ge=0, description="of weight matrices; biases and norms have none")
-    batch_size: int = Field(default=64, ge=1, description="images of one optimizer step")
+    learning_rate: Annotated[float | Ramp, Bounds(gt=0)] = Field(
+        default=2e-3, description="of the optimizer, once warm-up is over"
+    )
+    weight_decay: Annotated[float | Ramp, Bounds(ge=0)] = Field(
+        default=0.05, description="of weight matrices; biases and norms have none"
+    )
+    batch_size: Annotated[int | Ramp, Bounds(ge=1, whole=True)] = Field(
+        default=64, description="images of one optimizer step"
+    )
     schedule: PluginChoice = Field(
         default=PluginChoice(name="cosine"), description="how the learning rate falls after warm-up"
     )
     warmup: float = Field(default=0.1, ge=0, lt=1, description="fraction of the steps with a rising rate")
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the target spread over all classes")
-    drop_path: float = Field(
-        default=0.0, ge=0, lt=1, description="rate of stochastic depth in the last block; it rises evenly to it"
+    label_smoothing: Annotated[float | Ramp, Bounds(ge=0, lt=1)] = Field(
+        default=0.0, description="share of the target spread over all classes"
     )
-    augmentation: Augmentation = Field(default="none", description="random changes of each training image")
-    curriculum: PluginChoice = Field(
-        default=PluginChoice(name="none"), description="which training images are visited when"
+    drop_path: Annotated[float | Ramp, Bounds(ge=0, lt=1)] = Field(
+        default=0.0, description="rate of stochastic depth in the last block; it rises evenly to it"
     )
-    gradient_clip: float | None = Field(default=1.0, gt=0, description="largest gradient norm; null for no limit")
+    augmentation: PluginChoice = Field(
+        default=PluginChoice(name="none"), description="random changes of each training image"
+    )
+    curriculum: MethodList = Field(
+        default=(PluginChoice(name="none"),),
+        description="which training images are visited when, and methods that adjust the settings of steps, in order",
+    )
+    gradient_clip: Annotated[float | Ramp, Bounds(gt=0)] | None = Field(
+        default=1.0, description="largest gradient norm; null for no limit"
+    )
+    optimizer: PluginChoice = Field(
+        default=PluginChoice(name="adamw"), description="how a gradient changes the weights"
+    )
+    loss: PluginChoice = Field(default=PluginChoice(name="cross-entropy"), description="what is minimised")
+    dropout: Annotated[float | Ramp, Bounds(ge=0, lt=1)] = Field(
+        default=0.0, description="share of the activations set to zero, after the embedding, attention and MLP layers"
+    )
+    augmentation_strength: Annotated[float | Ramp, Bounds(ge=0, le=2)] = Field(
+        default=1.0, description="factor of the augmentation's ranges; 0 changes nothing"
+    )
+    mixing: PluginChoice = Field(
+        default=PluginChoice(name="none"), description="mixes images of a batch with their targets: mixup, cutmix"
+    )
+    mixing_strength: Annotated[float | Ramp, Bounds(ge=0, le=1)] = Field(
+        default=1.0, description="share of the batches that are mixed"
+    )
+    image_size: Annotated[int | Ramp, Bounds(ge=8, whole=True)] | None = Field(
+        default=None,
+        description="height and width that the model sees in training, pixels, at most those of the data; null for "
+        "those of the data. Validation always sees whole images",
+    )
+    class_weights: Literal["balanced"] | None = Field(
+        default=None,
+        description="`balanced`: images of rare classes weigh more in the loss, so that all classes weigh alike",
+    )
+    ema: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="decay per step of an exponential moving average of the weights, kept with each checkpoint",
+    )
+    swa: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="progress from which on the weights of all epochs are averaged, kept with each checkpoint",
+    )
 
 
-PLUGIN_FIELDS: dict[str, str] = {"schedule": "schedules", "curriculum": "curricula"}
-"""Recipe fields that name a plug-in, with the plug-in's kind."""
+PLUGIN_FIELDS: dict[str, str] = {
+    "schedule": "schedules",
+    "curriculum": "curricula",
+    "optimizer": "optimizers",
+    "loss": "losses",
+    "augmentation": "augmentations",
+    "mixing": "augmentations",
+}
+"""Recipe fields that name plug-ins, with the plug-ins' kind."""
 
 
 class RecipeSpace(BaseModel):
@@ -69,19 +151,23 @@ class RecipeSpace(BaseModel):
         fields: dict[str, Any] = {name: getattr(self.base, name) for name in Recipe.model_fields}
         for name in Recipe.model_fields:
             key = f"recipe.{name}"
-            if name in PLUGIN_FIELDS:
-                chosen = decode_plugin(key, point)
-                fields[name] = fields[name] if chosen is None else chosen
+            if name == "curriculum":
+                fields[name] = decode_methods(key, point) or fields[name]
+            elif name in PLUGIN_FIELDS:
+                fields[name] = decode_plugin(key, point) or fields[name]
             elif key in point:
                 fields[name] = point[key]
+            elif isinstance(fields[name], Ramp):
+                parts = {part: point[f"{key}.{part}"] for part in RAMP_KEYS if f"{key}.{part}" in point}
+                fields[name] = {**fields[name].model_dump(), **parts}
         return Recipe.model_validate(fields)
 
 
 def parse_recipe_space(raw: Mapping[str, Any]) -> RecipeSpace:
     """Read the `recipe` block of a study file: a value fixes a field, a list or a range searches it.
 
-    A searched field's base value is the first option of a list, and the geometric (`log`) or arithmetic
-    middle of a range.
+    A searched field's base value is the first option of a list, and the geometric (`log`) or arithmetic middle of a
+    range. Each part of a function of progress may be searched: `{from: 0.1, to: 0.0, until: {low: 0.3, high: 0.8}}`.
 
     Raises:
         ValueError: An unknown field or a value that the field does not take.
@@ -93,9 +179,16 @@ def parse_recipe_space(raw: Mapping[str, Any]) -> RecipeSpace:
             fixed[name] = value  # Recipe's own validation names it and its nearest neighbour
             continue
         key = f"recipe.{name}"
+        if name == "curriculum":
+            fixed[name], found = parse_method_dimensions(key, value)
+            dimensions.extend(found)
+            continue
         if name in PLUGIN_FIELDS:
-            choice, found = parse_plugin_dimensions(key, value)
-            fixed[name] = choice
+            fixed[name], found = parse_plugin_dimensions(key, value)
+            dimensions.extend(found)
+            continue
+        if is_ramp(value):
+            fixed[name], found = _parse_ramp(name, value)
             dimensions.extend(found)
             continue
         dimension = parse_dimension(key, value, number=_number_type(name))
@@ -130,11 +223,7 @@ def parse_plugin_dimensions(key: str, raw: Any) -> tuple[PluginChoice, tuple[Dim
         return choices[0], ()
     dimensions: list[Dimension] = [Choice(name=key, options=tuple(choice.name for choice in choices))]
     for choice in choices:
-        condition = Condition(name=key, equals=choice.name)
-        for setting, value in choice.settings.items():
-            name = f"{key}.{choice.name}.{setting}"
-            dimension = parse_dimension(name, value) or Choice(name=name, options=(value,))
-            dimensions.append(dimension.model_copy(update={"when": condition}))
+        dimensions += _setting_dimensions(f"{key}.{choice.name}", choice, Condition(name=key, equals=choice.name))
     settings = {
         setting: value if (found := parse_dimension("x", value)) is None else middle(found)
         for setting, value in choices[0].settings.items()
@@ -142,13 +231,111 @@ def parse_plugin_dimensions(key: str, raw: Any) -> tuple[PluginChoice, tuple[Dim
     return PluginChoice(name=choices[0].name, settings=settings), tuple(dimensions)
 
 
+def parse_method_dimensions(key: str, raw: Any) -> tuple[tuple[PluginChoice, ...], tuple[Dimension, ...]]:
+    """Read alternatives, each of them a plug-in or a list of plug-ins that are applied in order.
+
+    `[none, paced, [paced, early-dropout]]` gives a choice `key` between `none`, `paced` and `paced+early-dropout`.
+    The settings of a method in a list have names such as `key.paced+early-dropout.paced.start`.
+
+    Returns:
+        The base methods (the first alternative with its fixed settings) and the dimensions, parents before children.
+    """
+    alternatives = list(raw) if isinstance(raw, list | tuple) else [raw]
+    if not any(isinstance(alternative, list | tuple) for alternative in alternatives):
+        base, found = parse_plugin_dimensions(key, raw)
+        return (base,), found
+    lists = [_method_list(alternative) for alternative in alternatives]
+    labels = [_label(methods) for methods in lists]
+    parsed = [
+        [(method, parse_plugin_dimensions(_method_key(key, methods, method), _as_raw(method))) for method in methods]
+        for methods in lists
+    ]
+    searched = len(lists) > 1 or any(dimensions for methods in parsed for _, (_, dimensions) in methods)
+    base_methods = tuple(base for _, (base, _) in parsed[0])
+    if not searched:
+        return base_methods, ()
+    found_dimensions: list[Dimension] = [Choice(name=key, options=tuple(labels))]
+    for label, methods in zip(labels, lists, strict=True):
+        condition = Condition(name=key, equals=label)
+        for method in methods:
+            found_dimensions += _setting_dimensions(_method_key(key, methods, method), method, condition)
+    return base_methods, tuple(found_dimensions)
+
+
+def decode_methods(key: str, point: Mapping[str, Scalar]) -> tuple[PluginChoice, ...] | None:
+    """The methods chosen under `key` in a point, in order, or `None` if the point does not choose any."""
+    if key not in point:
+        return None
+    label = str(point[key])
+    names = label.split("+")
+    if len(names) == 1:
+        chosen = decode_plugin(key, point)
+        return None if chosen is None else (chosen,)
+    return tuple(_with_settings(name, f"{key}.{label}.{name}.", point) for name in names)
+
+
 def decode_plugin(key: str, point: Mapping[str, Scalar]) -> PluginChoice | None:
     """The plug-in chosen under `key` in a point, or `None` if the point does not choose one."""
     if key not in point:
         return None
-    prefix = f"{key}.{point[key]}."
-    settings = {name.removeprefix(prefix): value for name, value in point.items() if name.startswith(prefix)}
-    return PluginChoice(name=str(point[key]), settings=settings)
+    return _with_settings(str(point[key]), f"{key}.{point[key]}.", point)
+
+
+def _with_settings(name: str, prefix: str, point: Mapping[str, Scalar]) -> PluginChoice:
+    settings = {key.removeprefix(prefix): value for key, value in point.items() if key.startswith(prefix)}
+    return PluginChoice(name=name, settings=settings)
+
+
+def _setting_dimensions(key: str, choice: PluginChoice, condition: Condition) -> list[Dimension]:
+    """Dimensions `key.SETTING` of a plug-in's settings; a fixed one is a choice of one option."""
+    dimensions: list[Dimension] = []
+    for setting, value in choice.settings.items():
+        name = f"{key}.{setting}"
+        dimension = parse_dimension(name, value) or Choice(name=name, options=(value,))
+        dimensions.append(dimension.model_copy(update={"when": condition}))
+    return dimensions
+
+
+def _method_list(raw: Any) -> tuple[PluginChoice, ...]:
+    methods = tuple(PluginChoice.model_validate(method) for method in _as_list(raw))
+    names = [method.name for method in methods]
+    if not names:
+        raise ValueError("a list of methods must not be empty. Name at least one.")
+    if len(set(names)) < len(names):
+        raise ValueError(f"the methods of a list must differ, but got {', '.join(names)}. Remove the repeated one.")
+    return methods
+
+
+def _label(methods: Sequence[PluginChoice]) -> str:
+    return "+".join(method.name for method in methods)
+
+
+def _method_key(key: str, methods: Sequence[PluginChoice], method: PluginChoice) -> str:
+    return f"{key}.{method.name}" if len(methods) == 1 else f"{key}.{_label(methods)}.{method.name}"
+
+
+def _as_raw(method: PluginChoice) -> Mapping[str, Any]:
+    return {"name": method.name, **method.settings}
+
+
+def _parse_ramp(field: str, raw: Mapping[str, Any]) -> tuple[Ramp, list[Dimension]]:
+    """A function of progress with the middle of each searched part, and the dimensions of those parts."""
+    if isinstance(raw, Ramp):
+        return raw, []
+    base: dict[str, Any] = dict(raw)
+    dimensions: list[Dimension] = []
+    for part in RAMP_KEYS:
+        number = _number_type(field) if part in ("from", "to") else float
+        dimension = parse_dimension(f"recipe.{field}.{part}", raw[part], number=number) if part in raw else None
+        if dimension is not None:
+            base[part] = middle(dimension)
+            dimensions.append(dimension)
+    for dimension in dimensions:
+        for value in _extremes(dimension):
+            Recipe.model_validate({field: {**base, dimension.name.rpartition(".")[2]: value}})
+    ramp = getattr(Recipe.model_validate({field: base}), field)
+    assert isinstance(ramp, Ramp)
+    return ramp, dimensions
 
 
 def middle(dimension: Dimension) -> Scalar:
@@ -188,5 +375,8 @@ def _extremes(dimension: Dimension) -> tuple[Scalar, ...]:
 
 
 def _number_type(field: str) -> type[int] | type[float]:
-    annotation = Recipe.model_fields[field].annotation
-    return int if annotation is int or int in get_args(annotation) else float
+    return int if _mentions_int(Recipe.model_fields[field].annotation) else float
+
+
+def _mentions_int(annotation: Any) -> bool:
+    return annotation is int or any(_mentions_int(part) for part in get_args(annotation))
