@@ -341,6 +341,24 @@ class LabelLoss(Protocol):
         ...
 
 
+@runtime_checkable
+class StackedLabelLoss(Protocol):
+    """What a loss offers besides, if it computes the means of several models of a pack at once."""
+
+    def means_of_labels(
+        self, logits: "Tensor", labels: "Tensor", sizes: Sequence[int], *, label_smoothing: Sequence[float]
+    ) -> "Tensor":
+        """The mean of `loss` for each of `K` models, shape (K,).
+
+        Args:
+            logits: Shape (K, B, classes).
+            labels: Shape (K, B), int64.
+            sizes: How many of the `B` images count, the first ones, for each model.
+            label_smoothing: Of each model.
+        """
+        ...
+
+
 # --- augmentations ---
 
 
@@ -415,9 +433,12 @@ class ParameterLayout:
 
     def views(self, values: "Tensor") -> "list[Tensor]":
         """Views (..., *shape) of each parameter in values (..., P)."""
+        ends = (*self.starts[1:], self.num_numbers)
+        # One split: its backward pass is a single concatenation, where slices would each fill a row of zeros.
+        pieces = values.split([end - start for start, end in zip(self.starts, ends, strict=True)], -1)
         return [
-            values[..., start : start + shape.numel()].view(*values.shape[:-1], *shape)
-            for start, shape in zip(self.starts, self.shapes, strict=True)
+            piece[..., : shape.numel()].view(*values.shape[:-1], *shape)
+            for piece, shape in zip(pieces, self.shapes, strict=True)
         ]
 
 

@@ -27,7 +27,7 @@ from trainers.data.images import (
 from trainers.data.sources import Item
 from trainers.hardware.devices import pick_device
 from trainers.models.building import build_model, topology_costs
-from trainers.tasks.averaging import average_checkpoints
+from trainers.tasks.averaging import ValidationJudge, average_checkpoints
 from trainers.training.checkpoints import WEIGHTS, CheckpointError, pack_tensors, read_tensors, sha256_of, write_folder
 from trainers.training.evaluation import Evaluation, Normalizer, evaluate, logits_of
 from trainers.training.loop import Reporter, train
@@ -127,10 +127,12 @@ def train_configuration(
     """
     averager: Averager = create("averaging", configuration.averaging.name, configuration.averaging.settings)
     task = TrainTask(configuration=configuration, folder=folder, keep_checkpoints=averager.num_needed)
-    outcome = train(task, data or load_images(configuration.data), reporter, pick_device())
+    images, device = data or load_images(configuration.data), pick_device()
+    outcome = train(task, images, reporter, device)
     if outcome.state not in ("complete", "stopped"):
         return outcome, None
-    weights, _ = average_checkpoints(configuration.averaging, [record.path for record in outcome.checkpoints])
+    judge = ValidationJudge(configuration, images, device)
+    weights, _ = average_checkpoints(configuration.averaging, [record.path for record in outcome.checkpoints], judge)
     return outcome, weights
 
 

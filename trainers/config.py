@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from plugins.protocols import CurvePoint
+from plugins.protocols import CurvePoint, Signal
 from search_spaces.recipes import PluginChoice, Recipe
 
 NOISE = "noise"
@@ -77,6 +77,9 @@ class Configuration(_Plain):
     stopping: PluginChoice | None = Field(default=None, description="early-stopping criterion; null trains to the end")
     averaging: PluginChoice = Field(
         default=PluginChoice(name="last"), description="how the checkpoints become one model"
+    )
+    signals: tuple[Signal, ...] = Field(
+        default=(), description="signals to measure every epoch, besides those that its plug-ins read"
     )
 
 
@@ -195,11 +198,12 @@ class EpochReport(_Plain):
         "backward) of each image visited, 1 of each image whose difficulty was measured; 0 where it was not told",
     )
     wall_time_s: float
+    signals: dict[str, float] = Field(default_factory=dict, description="the signals that were measured, by name")
 
     @property
     def point(self) -> CurvePoint:
         """The part of the report that stopping criteria see."""
-        return CurvePoint(self.epoch, self.train_loss, self.val_loss, self.val_accuracy)
+        return CurvePoint(self.epoch, self.train_loss, self.val_loss, self.val_accuracy, self.signals)
 
 
 class CheckpointRecord(_Plain):

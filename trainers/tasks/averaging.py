@@ -1,16 +1,16 @@
 """Several checkpoints of one training made into one model, judged on the validation part."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from plugins.protocols import Averager, StateDict
+from plugins.protocols import Averager, Evaluated, EvaluatingAverager, StateDict
 from plugins.registry import create
 from search_spaces.recipes import PluginChoice
-from trainers.config import AverageTask, TaskOutcome
+from trainers.config import AverageTask, Configuration, TaskOutcome
 from trainers.data.images import ImageData
 from trainers.models.building import build_model
 from trainers.training.checkpoints import load_weights
@@ -18,10 +18,16 @@ from trainers.training.evaluation import Normalizer, evaluate
 
 
 class SavedCheckpoints(Sequence[StateDict]):
-    """Weights of checkpoints, each read from disk when it is first used."""
+    """Weights of checkpoints, or averages kept with them, each read from disk when it is first used.
 
-    def __init__(self, folders: Sequence[Path]) -> None:
+    Args:
+        folders: Of the checkpoints, oldest first.
+        average: Name of an average that training maintained; `None` for the weights.
+    """
+
+    def __init__(self, folders: Sequence[Path], average: str | None = None) -> None:
         self._folders = folders
+        self._average = average
         self._loaded: dict[int, StateDict] = {}
 
     def __len__(self) -> int:
@@ -36,7 +42,7 @@ class SavedCheckpoints(Sequence[StateDict]):
             return [self[position] for position in range(*index.indices(len(self)))]
         position = range(len(self))[index]
         if position not in self._loaded:
-            self._loaded[position] = load_weights(self._folders[position])
+            self._loaded[position] = load_weights(self._folders[position], average=self._average)
         return self._loaded[position]
 
     @property
@@ -49,27 +55,54 @@ def average(task: AverageTask, data: ImageData, device: torch.device) -> TaskOut
     """Average a training's checkpoints and evaluate the result.
 
     Raises:
-        CheckpointError: A checkpoint is missing or damaged.
+        CheckpointError: A checkpoint is missing or damaged, or lacks an average that the method reads.
         ValueError: There are fewer checkpoints than the method needs.
     """
-    weights, num_averaged = average_checkpoints(task.averaging, task.checkpoints)
-    configuration = task.configuration
-    model = build_model(configuration.topology, data.task, seed=configuration.seed, device=device)
-    model.load_state_dict(weights)
-    result = evaluate(model, data.validation, Normalizer(data.mean, data.std, device))
+    judge = ValidationJudge(task.configuration, data, device)
+    weights, num_averaged = average_checkpoints(task.averaging, task.checkpoints, judge)
+    result = judge(weights)
     return TaskOutcome(
         state="complete",
         metrics={"val_accuracy": result.accuracy, "val_loss": result.loss, "num_averaged": float(num_averaged)},
     )
 
 
-def average_checkpoints(averaging: PluginChoice, folders: Sequence[Path]) -> tuple[dict[str, Tensor], int]:
+def average_checkpoints(
+    averaging: PluginChoice, folders: Sequence[Path], evaluate_weights: Callable[[StateDict], Evaluated]
+) -> tuple[dict[str, Tensor], int]:
     """The averaged weights of checkpoint folders, oldest first, and how many of them were used.
 
+    Args:
+        averaging: The method.
+        folders: Of the checkpoints.
+        evaluate_weights: Judges state dicts on validation images, for methods that ask for it.
+
     Raises:
-        CheckpointError: A checkpoint is missing or damaged.
+        CheckpointError: A checkpoint is missing or damaged, or lacks an average that the method reads.
         ValueError: There are fewer checkpoints than the method needs.
     """
-    averager: Averager = create("averaging", averaging.name, averaging.settings)
-    checkpoints = SavedCheckpoints(folders)
+    averager: Averager | EvaluatingAverager = create("averaging", averaging.name, averaging.settings)
+    checkpoints = SavedCheckpoints(folders, getattr(averager, "reads", None))
+    if isinstance(averager, EvaluatingAverager):
+        return averager.average_by(checkpoints, evaluate_weights), checkpoints.num_read
     return averager.average(checkpoints), checkpoints.num_read
+
+
+class ValidationJudge:
+    """Evaluates state dicts on validation images; the model is built when it is first needed."""
+
+    def __init__(self, configuration: Configuration, data: ImageData, device: torch.device) -> None:
+        self._configuration = configuration
+        self._data = data
+        self._device = device
+        self._normalizer = Normalizer(data.mean, data.std, device)
+        self._model: nn.Module | None = None
+
+    def __call__(self, weights: StateDict) -> Evaluated:
+        if self._model is None:
+            configuration = self._configuration
+            self._model = build_model(
+                configuration.topology, self._data.task, seed=configuration.seed, device=self._device
+            )
+        self._model.load_state_dict(dict(weights))
+        return Evaluated(*evaluate(self._model, self._data.validation, self._normalizer))

@@ -2,6 +2,7 @@
 
     epoch-0012/model.safetensors        the weights
     epoch-0012/optimizer.safetensors    the optimizer's tensors; only in the newest two
+    epoch-0012/ema.safetensors          averages that training maintains, if the recipe asks for them (also swa)
     epoch-0012/manifest.json            epoch, reports so far, configuration digest, sha256 of each file
 
 A folder takes its name only when it is whole, so a killed process leaves the checkpoint before. Files are not flushed
@@ -15,11 +16,10 @@ import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -30,6 +30,8 @@ from trainers.config import CheckpointRecord, Configuration, EpochReport
 
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
+AVERAGES = ("ema", "swa")
+"""Names of the averages that training maintains; each has a file `NAME.safetensors`."""
 MANIFEST = "manifest.json"
 _KEEP_RESUMABLE = 2
 _TEMPORARY = ".part-"
@@ -67,6 +69,8 @@ class Checkpoint:
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     history: tuple[EpochReport, ...]
+    averages: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """State dicts of the averages that training maintains, by name."""
     damaged: tuple[str, ...] = ()
     """What was wrong with newer checkpoints, and with others earlier in this training."""
 
@@ -152,6 +156,7 @@ def save(
     history: Sequence[EpochReport],
     configuration: str,
     keep: int,
+    averages: Mapping[str, Mapping[str, Tensor]] | None = None,
     damaged: Sequence[str] = (),
 ) -> CheckpointRecord:
     """Write the checkpoint of the newest epoch in `history`, then remove what retention does not ask for.
@@ -159,10 +164,11 @@ def save(
     Args:
         folder: Where the trial's checkpoints are; made if missing.
         weights: State dict.
-        optimizer: As of `optimizer_tensors`.
+        optimizer: The optimizer's state by index of the parameter.
         history: Reports of all epochs so far, oldest first, at least one.
         configuration: Digest of what is trained.
         keep: Weights of this many newest epochs are kept, and never fewer than the two that training can resume from.
+        averages: State dicts of the averages that training maintains, by name.
         damaged: What was wrong with earlier checkpoints of this training.
 
     Raises:
@@ -170,6 +176,7 @@ def save(
     """
     epoch = history[-1].epoch
     content = {WEIGHTS: pack_tensors(weights), OPTIMIZER: pack_tensors(optimizer)}
+    content |= {average_file(name): pack_tensors(state) for name, state in (averages or {}).items()}
     manifest = Manifest(
         epoch=epoch,
         configuration=configuration,
@@ -208,6 +215,11 @@ def load_newest(folder: Path, *, accepted: Collection[str], damaged: list[str] |
             manifest = read_manifest(path)
             weights = read_tensors(path / WEIGHTS, manifest.files.get(WEIGHTS))
             optimizer = read_tensors(path / OPTIMIZER, manifest.files.get(OPTIMIZER))
+            averages = {
+                name: read_tensors(path / average_file(name), manifest.files[average_file(name)])
+                for name in AVERAGES
+                if average_file(name) in manifest.files
+            }
         except CheckpointError as error:
             logger.warning("%s Going back to the checkpoint before it.", error)
             found.append(f"{path.name}: {error}")
@@ -224,18 +236,37 @@ def load_newest(folder: Path, *, accepted: Collection[str], damaged: list[str] |
             weights=weights,
             optimizer=optimizer,
             history=manifest.history,
+            averages=averages,
             damaged=(*manifest.damaged, *found),
         )
     return None
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """The weights of one checkpoint's folder.
+def load_weights(path: Path, *, average: str | None = None) -> dict[str, Tensor]:
+    """The weights of one checkpoint's folder, or an average of them that training maintained.
+
+    Args:
+        path: The checkpoint's folder.
+        average: One of `AVERAGES`; `None` for the weights.
 
     Raises:
-        CheckpointError: It is missing or its content does not have the hash in its manifest.
+        CheckpointError: It is missing, or its content does not have the hash in its manifest.
     """
-    return read_tensors(path / WEIGHTS, read_manifest(path).files.get(WEIGHTS))
+    manifest = read_manifest(path)
+    if average is None:
+        return read_tensors(path / WEIGHTS, manifest.files.get(WEIGHTS))
+    file = average_file(average)
+    if file not in manifest.files:
+        raise CheckpointError(
+            f"the checkpoint {path} must have the average {average!r}, but training did not maintain it. Set "
+            f"recipe.{average} in the recipe, and train again."
+        )
+    return read_tensors(path / file, manifest.files[file])
+
+
+def average_file(name: str) -> str:
+    """File of an average that training maintains."""
+    return f"{name}.safetensors"
 
 
 def saved(folder: Path) -> tuple[CheckpointRecord, ...]:
@@ -288,22 +319,6 @@ def read_manifest(path: Path) -> Manifest:
     except (OSError, ValidationError) as error:
         reason = error.strerror if isinstance(error, OSError) else "its content is damaged"
         raise CheckpointError(f"the checkpoint {path} must have a whole {MANIFEST}, but: {reason}.") from error
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as named tensors: `3.exp_avg` is the running mean of the fourth parameter's gradient."""
-    state: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]
-    return {f"{index}.{key}": value for index, entries in state.items() for key, value in entries.items()}
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put the state of `optimizer_tensors` into a new optimizer over the same parameters."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = value
-    groups: list[dict[str, Any]] = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def write_folder(target: Path, files: Mapping[str, bytes]) -> None:

@@ -1,209 +1,281 @@
-"""What a training asks for, step by step, whoever computes it: one model alone, or several models at once."""
+"""The steps of a training, made one by one as they are asked for, whoever computes them."""
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from plugins.protocols import Curriculum, ModelPhases, Schedule
-from plugins.registry import create
+from plugins.protocols import Now, OrderContext, Schedule, Selection, TwoGradients
+from plugins.registry import create, load, parse_topology
 from search_spaces.base import ImageTask
+from search_spaces.ramps import Ramp, value_at, whole_at
+from search_spaces.recipes import Recipe
+from search_spaces.step_settings import StepSettings
 from trainers.config import Configuration, EpochReport
 from trainers.data.images import ImageData
 from trainers.hardware.devices import derive_seed, make_generator
 from trainers.models.building import topology_costs
-from trainers.training.plan import EpochPlan, learning_rate, num_batches, num_steps, plan_epochs
-
-STEPS_PER_FINITE_CHECK = 16
-"""Reading a loss waits for the GPU, so it is not done at every step."""
-
-
-class Step(NamedTuple):
-    """Asks for one optimizer step; answered with its loss, a tensor without dimensions."""
-
-    indices: Tensor
-    """The images of the training part, shape (B,), int64, on the device."""
-    augmentation_seed: int
-    drop_path: torch.Generator
-    """Source of the drop-path masks, on the CPU."""
-    options: Mapping[str, int]
-    """Of the model's `forward`."""
-    rate: float
-    """Learning rate."""
-
-
-class MeasureDifficulty(NamedTuple):
-    """Asks for the present loss of each training image; answered with a tensor (N,) on the CPU."""
-
-
-class Validate(NamedTuple):
-    """Asks for loss and accuracy on the validation part; answered with an `Evaluation`."""
-
-
-class Save(NamedTuple):
-    """Asks for a checkpoint to be written; answered with `None` once it is."""
-
-    write: Callable[[], object]
-    """Does it, in any thread, as long as the weights do not change meanwhile."""
-
-
-Request = Step | MeasureDifficulty | Validate | Save
-
-
-class NotFiniteError(Exception):
-    """A loss is NaN or infinite; the message says where."""
+from trainers.training.methods import Methods
+from trainers.training.plan import EpochPlan, learning_rate, num_steps, plan_epochs, steps_before
+from trainers.training.step import Step
 
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """The steps of a training, laid out before it starts. Its random numbers come from the seed and the epoch."""
+    """The steps of a training. Random numbers come from the seed and the epoch, so a resumed one makes the same."""
 
     configuration: Configuration
+    task: ImageTask
     device: torch.device
     labels: Tensor
     """Classes of the training images, shape (N,), int64, as the data has them."""
-    curriculum: Curriculum
+    methods: Methods
     schedule: Schedule
     plan: tuple[EpochPlan, ...]
-    total_steps: int
-    forward_macs: Mapping[frozenset[tuple[str, int]], int]
-    """Of one image, by the options that the curriculum gives the model; those without options are always there."""
 
     @classmethod
     def lay_out(cls, configuration: Configuration, data: ImageData, model: nn.Module, device: torch.device) -> "Course":
         """The course of a training of `model`.
 
         Raises:
-            ValueError: The curriculum gives the model options that it does not have.
+            ValueError: Methods conflict, or the model does not take an option, an image size or dropout of the recipe.
         """
         recipe = configuration.recipe
-        curriculum: Curriculum = create("curricula", recipe.curriculum.name, recipe.curriculum.settings)
-        plan = plan_epochs(
-            curriculum.passes(configuration.epochs),
-            num_images=len(data.train),
-            num_epochs=configuration.epochs,
-            batch_size=recipe.batch_size,
-        )
-        total_steps = num_steps(plan, recipe.batch_size)
-        phases = {frozenset(_model_options(curriculum, step / total_steps).items()) for step in range(total_steps)}
-        _check_options(model, {name for phase in phases for name, _ in phase}, recipe.curriculum.name)
-        return cls(
+        methods = Methods.of(recipe.curriculum)
+        course = cls(
             configuration=configuration,
+            task=data.task,
             device=device,
             labels=data.train.labels,
-            curriculum=curriculum,
+            methods=methods,
             schedule=create("schedules", recipe.schedule.name, recipe.schedule.settings),
-            plan=plan,
-            total_steps=total_steps,
-            forward_macs={
-                phase: topology_costs(configuration.topology, data.task, **dict(phase)).macs
-                for phase in {frozenset(), *phases}
-            },
+            plan=plan_epochs(
+                methods.order.passes(configuration.epochs), num_images=len(data.train), num_epochs=configuration.epochs
+            ),
         )
+        _check_model(model, recipe, methods)
+        for size in _sizes(recipe.image_size):
+            course.check_image_size(size)
+        return course
+
+    @property
+    def num_epochs(self) -> int:
+        """Reporting epochs."""
+        return len(self.plan)
 
     def measures_difficulty(self, epoch: int) -> bool:
-        """Whether the curriculum looks at the images' losses at the start of an epoch."""
+        """Whether the example order looks at the images' losses at the start of an epoch."""
         is_partial = any(size < len(self.labels) for size in self.plan[epoch - 1].sizes)
-        return self.curriculum.needs_difficulty and is_partial and epoch > 1
+        return self.methods.order.needs_difficulty and is_partial and epoch > 1
 
-    def steps(self, epoch: int, difficulty: Tensor | None) -> Iterator[Step]:
-        """The steps of an epoch, counted from 1, each made when it is asked for."""
-        recipe, seed, plan = self.configuration.recipe, self.configuration.seed, self.plan[epoch - 1]
+    def steps(self, epoch: int, difficulty: Tensor | None, history: Sequence[EpochReport]) -> Iterator[Step]:
+        """The steps of an epoch, each made when it is asked for.
+
+        Args:
+            epoch: Counted from 1.
+            difficulty: Loss of each image, if it was measured.
+            history: Reports of the epochs before.
+        """
+        seed = self.configuration.seed
+        clock = self._clock(epoch, history)
+        signals = _signals_of(history)
+        order = make_generator(seed, "order", epoch)
         drop_path = make_generator(seed, "drop-path", epoch)
-        for number, indices in enumerate(self._batches(epoch, difficulty)):
-            step = plan.first_step + number
-            yield Step(
-                indices=indices,
-                augmentation_seed=derive_seed(seed, "augment", epoch, number),
-                drop_path=drop_path,
-                options=_model_options(self.curriculum, step / self.total_steps),
-                rate=learning_rate(
-                    step,
-                    total=self.total_steps,
-                    base=recipe.learning_rate,
-                    warmup=recipe.warmup,
-                    schedule=self.schedule,
-                ),
+        number = 0
+        for size in self.plan[epoch - 1].sizes:
+            now = Now(epoch=epoch, num_epochs=self.num_epochs, progress=clock.progress, signals=signals)
+            selection = self.methods.order.select(
+                size, OrderContext(now=now, labels=self.labels, difficulty=difficulty, generator=order)
             )
+            indices, weights = self._visits(selection)
+            start = 0
+            while start < size:
+                now = replace(now, progress=clock.progress)
+                settings = self._settings(now, clock)
+                left = size - start
+                stop = start + -(-left // math.ceil(left / settings.batch_size))
+                yield Step(
+                    indices=indices[start:stop],
+                    weights=None if weights is None else weights[start:stop],
+                    settings=settings,
+                    now=now,
+                    augmentation_seed=derive_seed(seed, "augment", epoch, number),
+                    mixing=self._mixing_generator(settings, epoch, number),
+                    drop_path=drop_path,
+                    dropout_seed=derive_seed(seed, "dropout", epoch, number) if settings.dropout > 0 else 0,
+                )
+                clock.tick(stop - start)
+                start = stop
+                number += 1
 
     def macs(self, step: Step) -> int:
-        """Multiply-accumulates of a step: one forward and, as expensive as two of them, one backward pass."""
-        return 3 * self.forward_macs[frozenset(step.options.items())] * len(step.indices)
+        """Multiply-accumulates of a step: one forward and, as expensive as two of them, one backward pass.
+
+        An optimizer with two gradients per step takes twice as many.
+        """
+        settings = step.settings
+        forward = self.forward_macs(settings.image_size, settings.model_options)
+        return 3 * forward * len(step.indices) * self._num_gradients
+
+    def forward_macs(self, image_size: int, options: Mapping[str, int]) -> int:
+        """Multiply-accumulates of one image's forward pass in training."""
+        key = (image_size, frozenset(options.items()))
+        if key not in self._known_macs:
+            task = self.task.model_copy(update={"image_size": image_size})
+            self._known_macs[key] = topology_costs(self.configuration.topology, task, **options).macs
+        return self._known_macs[key]
 
     @property
     def difficulty_macs(self) -> int:
         """Multiply-accumulates of measuring the difficulty of all images."""
-        return self.forward_macs[frozenset()] * len(self.labels)
+        return self.forward_macs(self.task.image_size, {}) * len(self.labels)
 
-    def _batches(self, epoch: int, difficulty: Tensor | None) -> Iterator[Tensor]:
-        order = make_generator(self.configuration.seed, "order", epoch)
-        for size in self.plan[epoch - 1].sizes:
-            chosen = self.curriculum.select(size, difficulty=difficulty, labels=self.labels, generator=order)
-            batches = num_batches(size, self.configuration.recipe.batch_size)
-            yield from torch.tensor_split(chosen.to(self.device), batches)
+    def check_image_size(self, size: int) -> None:
+        """Raise ValueError if the model cannot be trained on images of a size."""
+        topology = parse_topology(self.configuration.topology)
+        space = load("spaces", self.configuration.topology.partition(":")[0])
+        if size > self.task.image_size:
+            raise ValueError(
+                f"recipe.image_size must be at most the {self.task.image_size} pixels of the data, but got {size}. "
+                "Lower it or raise data.image_size."
+            )
+        problem = space.problem(topology, self.task.model_copy(update={"image_size": size}))
+        if problem is not None:
+            raise ValueError(f"recipe.image_size: images of {size} pixels do not fit the topology: {problem}")
 
+    @cached_property
+    def has_fixed_steps(self) -> bool:
+        """Whether the number of steps is known in advance: the batch size is one number all along."""
+        is_ramp = isinstance(self.configuration.recipe.batch_size, Ramp)
+        return not is_ramp and "batch_size" not in self.methods.changes
 
-def _model_options(curriculum: Curriculum, progress: float) -> Mapping[str, int]:
-    """What the curriculum tells the model at `progress` of the steps."""
-    return curriculum.model_options(progress) if isinstance(curriculum, ModelPhases) else {}
+    @cached_property
+    def _known_macs(self) -> dict[tuple[int, frozenset[tuple[str, int]]], int]:
+        return {}
 
+    @cached_property
+    def _num_gradients(self) -> int:
+        choice = self.configuration.recipe.optimizer
+        return 2 if isinstance(create("optimizers", choice.name, choice.settings), TwoGradients) else 1
 
-def _check_options(model: nn.Module, options: set[str], curriculum: str) -> None:
-    missing = sorted(options - set(inspect.signature(model.forward).parameters))
-    if missing:
-        raise ValueError(
-            f"the curriculum {curriculum!r} needs a model whose forward pass has the option {missing[0]!r}, but "
-            f"{type(model).__name__} has none. Choose another curriculum."
+    @cached_property
+    def _class_weights(self) -> tuple[float, ...] | None:
+        """Inverse frequencies with a mean of 1 over the images."""
+        if self.configuration.recipe.class_weights is None:
+            return None
+        counts = torch.bincount(self.labels, minlength=self.task.num_classes).double()
+        weights = torch.where(counts > 0, len(self.labels) / ((counts > 0).sum() * counts.clamp(min=1)), 0.0)
+        return tuple(weights.tolist())
+
+    def _clock(self, epoch: int, history: Sequence[EpochReport]) -> "_Clock":
+        if self.has_fixed_steps:
+            batch_size = whole_at(self.configuration.recipe.batch_size, 0.0)
+            total = num_steps(self.plan, batch_size)
+            return _Clock(done=steps_before(self.plan, epoch, batch_size), total=total, counts_steps=True)
+        visited = sum(report.num_images for report in history)
+        return _Clock(done=visited, total=sum(one.num_images for one in self.plan), counts_steps=False)
+
+    def _settings(self, now: Now, clock: "_Clock") -> StepSettings:
+        """The recipe's settings now, adjusted by its methods."""
+        recipe, progress = self.configuration.recipe, now.progress
+        batch_size = whole_at(recipe.batch_size, progress)
+        size = self.task.image_size if recipe.image_size is None else whole_at(recipe.image_size, progress)
+        initial = StepSettings(
+            batch_size=batch_size,
+            image_size=size,
+            learning_rate=learning_rate(
+                clock.done,
+                unit=1 if clock.counts_steps else batch_size,
+                total=clock.total,
+                base=value_at(recipe.learning_rate, progress),
+                warmup=recipe.warmup,
+                schedule=self.schedule,
+            ),
+            weight_decay=value_at(recipe.weight_decay, progress),
+            gradient_clip=None if recipe.gradient_clip is None else value_at(recipe.gradient_clip, progress),
+            label_smoothing=value_at(recipe.label_smoothing, progress),
+            dropout=value_at(recipe.dropout, progress),
+            drop_path=value_at(recipe.drop_path, progress),
+            augmentation=recipe.augmentation,
+            augmentation_strength=value_at(recipe.augmentation_strength, progress),
+            mixing=recipe.mixing,
+            mixing_strength=value_at(recipe.mixing_strength, progress),
+            class_weights=self._class_weights,
         )
+        adjusted = self.methods.adjust(now, initial)
+        if adjusted.image_size != size:
+            self.check_image_size(adjusted.image_size)
+        return adjusted
+
+    def _visits(self, selection: Selection) -> tuple[Tensor, Tensor | None]:
+        """Indices and weights of a pass, on the device."""
+        weights = None if selection.weights is None else selection.weights.float().to(self.device)
+        return selection.indices.to(self.device), weights
+
+    def _mixing_generator(self, settings: StepSettings, epoch: int, number: int) -> torch.Generator | None:
+        if settings.mixing.name == "none" or settings.mixing_strength == 0.0:
+            return None
+        return make_generator(self.configuration.seed, "mix", epoch, number)
 
 
-_ADVICE = "Lower the learning rate, or use a gradient clip and a longer warm-up."
+@dataclass(kw_only=True)
+class _Clock:
+    """How much of the training is done."""
+
+    done: int
+    total: int
+    counts_steps: bool
+    """Whether `done` and `total` are optimizer steps; otherwise they are image visits."""
+
+    @property
+    def progress(self) -> float:
+        """In [0, 1)."""
+        return self.done / self.total
+
+    def tick(self, num_images: int) -> None:
+        """A step was made."""
+        self.done += 1 if self.counts_steps else num_images
 
 
-def check_losses(losses: Sequence[Tensor], epoch: int) -> None:
-    """Read the newest losses of an epoch.
-
-    Raises:
-        NotFiniteError: For the first of them that is NaN or infinite.
-    """
-    newest = losses[-STEPS_PER_FINITE_CHECK:]
-    values = torch.stack(list(newest)).tolist()
-    for step, value in enumerate(values, start=len(losses) - len(newest) + 1):
-        if not math.isfinite(value):
-            raise NotFiniteError(f"the training loss is {value} at step {step} of epoch {epoch}. {_ADVICE}")
-
-
-def check_validation_loss(loss: float, epoch: int) -> None:
-    """Raise NotFiniteError if it is NaN or infinite."""
-    if not math.isfinite(loss):
-        raise NotFiniteError(f"the validation loss is {loss} after epoch {epoch}. {_ADVICE}")
-
-
-def mean_loss(losses: Sequence[Tensor], sizes: Sequence[int]) -> float:
-    """Mean over the images of steps with these mean losses and numbers of images."""
-    weights = torch.tensor(sizes, dtype=torch.float64)
-    return float(torch.stack(list(losses)).cpu().double() @ weights / weights.sum())
-
-
-def final_metrics(history: Sequence[EpochReport], topology: str, task: ImageTask) -> dict[str, float]:
-    """A training's metrics from the reports of its epochs, at least one."""
+def _signals_of(history: Sequence[EpochReport]) -> dict[str, float]:
+    """What methods see of the last finished epoch."""
+    if not history:
+        return {}
     last = history[-1]
-    wall_time_s = sum(report.wall_time_s for report in history)
-    costs = topology_costs(topology, task)
     return {
-        "val_accuracy": last.val_accuracy,
-        "val_loss": last.val_loss,
         "train_loss": last.train_loss,
-        "val_accuracy_best": max(report.val_accuracy for report in history),
-        "val_loss_best": min(report.val_loss for report in history),
-        "epochs": float(len(history)),
-        "wall_time_s": wall_time_s,
-        "throughput_images_per_s": sum(report.num_images for report in history) / wall_time_s,
-        "training_macs": sum(report.training_macs for report in history),
-        "parameters": float(costs.parameters),
-        "macs": float(costs.macs),
+        "val_loss": last.val_loss,
+        "val_accuracy": last.val_accuracy,
+        **last.signals,
     }
+
+
+def _sizes(size: int | Ramp | None) -> tuple[int, ...]:
+    """Image sizes that a recipe is known to use."""
+    if size is None:
+        return ()
+    return tuple(sorted({round(value) for value in size.values()})) if isinstance(size, Ramp) else (size,)
+
+
+def _check_model(model: nn.Module, recipe: Recipe, methods: Methods) -> None:
+    """Raise ValueError if the model's forward pass lacks an option that the recipe needs."""
+    prefix = "model_options."
+    needed = {name.removeprefix(prefix): name for name in sorted(methods.changes) if name.startswith(prefix)}
+    known = set(inspect.signature(model.forward).parameters)
+    for option in needed:
+        if option not in known:
+            owner = methods.owner(needed[option])
+            raise ValueError(
+                f"the curriculum {owner!r} needs a model whose forward pass has the option {option!r}, but "
+                f"{type(model).__name__} has none. Choose another curriculum."
+            )
+    drops = isinstance(recipe.dropout, Ramp) or recipe.dropout > 0 or "dropout" in methods.changes
+    if drops and "dropout" not in known:
+        raise ValueError(
+            f"recipe.dropout needs a model whose forward pass has the option 'dropout', but {type(model).__name__} has "
+            "none. Set it to 0."
+        )

@@ -1,40 +1,59 @@
 """The training loop. All randomness comes from the seed and the epoch, so a resumed training is the same training."""
 
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from plugins.protocols import Stopper
+from plugins.protocols import Signal, Stopper, TransformerBlock, needed_signals
 from plugins.registry import create
 from search_spaces.base import ImageTask
-from search_spaces.recipes import Recipe
-from trainers.config import EpochReport, TaskOutcome, TrainTask
+from search_spaces.ramps import Ramp, largest
+from trainers.config import Configuration, EpochReport, TaskOutcome, TrainTask
 from trainers.data.images import ImageData
-from trainers.hardware.devices import autocast, cpu_threads
+from trainers.hardware.devices import cpu_threads
 from trainers.models.building import build_model, topology_costs
 from trainers.training import checkpoints, fencing
-from trainers.training.augment import augment
 from trainers.training.checkpoints import Checkpoint
-from trainers.training.course import (
+from trainers.training.course import Course
+from trainers.training.evaluation import Evaluation, Normalizer, evaluate, example_losses
+from trainers.training.losses import (
     STEPS_PER_FINITE_CHECK,
-    Course,
-    MeasureDifficulty,
     NotFiniteError,
-    Request,
-    Save,
-    Step,
-    Validate,
     check_losses,
     check_validation_loss,
     final_metrics,
     mean_loss,
 )
-from trainers.training.evaluation import Evaluation, Normalizer, evaluate, example_losses
+from trainers.training.methods import Methods
+from trainers.training.row import Row
+from trainers.training.signals import SignalMeter
+from trainers.training.step import Step, TrainingImages, learn, prepare
+
+
+class MeasureDifficulty(NamedTuple):
+    """Asks for the present loss of each training image; answered with a tensor (N,) on the CPU."""
+
+
+class Validate(NamedTuple):
+    """Asks for loss and accuracy on the validation part; answered with an `Evaluation`."""
+
+
+class MeasureSignals(NamedTuple):
+    """Asks for the signals of the epoch; answered with their values by name."""
+
+
+class Save(NamedTuple):
+    """Asks for a checkpoint to be written; answered with `None` once it is."""
+
+    write: Callable[[], object]
+    """Writes it, in any thread, as long as the weights do not change meanwhile."""
+
+
+Request = Step | MeasureDifficulty | Validate | MeasureSignals | Save
 
 
 class Reporter(Protocol):
@@ -67,12 +86,24 @@ class Learner(Protocol):
         """Take both from a checkpoint."""
         ...
 
+    def begin(self) -> None:
+        """Training starts, or continues, with the present weights."""
+        ...
+
+    def finish_epoch(self, progress: float) -> None:
+        """An epoch's steps were taken; `progress` in (0, 1] of the epochs are done."""
+        ...
+
     def weights(self) -> Mapping[str, Tensor]:
-        """The model's state dict, valid until the next step."""
+        """The state dict to evaluate, valid until the next step."""
+        ...
+
+    def averages(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """State dicts of the averages that training maintains, by name, valid until the next step."""
         ...
 
     def optimizer_tensors(self) -> Mapping[str, Tensor]:
-        """The optimizer's state in the form of `checkpoints.optimizer_tensors`, valid until the next step."""
+        """The optimizer's state by index of the parameter, as `3.exp_avg`, valid until the next step."""
         ...
 
 
@@ -93,20 +124,45 @@ def train(task: TrainTask, data: ImageData, reporter: Reporter, device: torch.de
         `complete`, `stopped` (by the stopping criterion), `interrupted` (by the reporter) or `failed` (not-finite),
         with the checkpoints that are left. Metrics are the last epoch's, and the best of all as `..._best`.
     """
-    recipe, topology = task.configuration.recipe, task.configuration.topology
     # Here and not in a caller: with another number of threads the same seed gives slightly other weights.
-    with cpu_threads(3 * topology_costs(topology, data.task).macs * recipe.batch_size):
+    with cpu_threads(step_macs(task.configuration, data.task)):
         return _train(task, data, reporter, device)
+
+
+def step_macs(configuration: Configuration, task: ImageTask) -> float:
+    """Multiply-accumulates of the costliest step of a training."""
+    return 3 * topology_costs(configuration.topology, task).macs * largest(configuration.recipe.batch_size)
+
+
+def wanted_signals(configuration: Configuration) -> frozenset[Signal]:
+    """Signals that a training must measure: those asked for, and those that its plug-ins read."""
+    plugins = [*Methods.of(configuration.recipe.curriculum).plugins]
+    if configuration.stopping is not None:
+        plugins.append(create("stopping", configuration.stopping.name, configuration.stopping.settings))
+    read = [needed_signals(plugin) for plugin in plugins]
+    return frozenset(configuration.signals).union(*read)
+
+
+def make_row(configuration: Configuration, task: ImageTask, device: torch.device) -> Row:
+    """A freshly initialised model in training."""
+    recipe = configuration.recipe
+    # Blocks that we know are told per step what to drop; another model drops by itself, at a fixed rate.
+    rate = 0.0 if isinstance(recipe.drop_path, Ramp) else recipe.drop_path
+    model = build_model(configuration.topology, task, seed=configuration.seed, device=device, drop_path=rate)
+    row = Row(model, recipe)
+    if row.num_blocks == 0 and isinstance(recipe.drop_path, Ramp):
+        raise ValueError(
+            f"recipe.drop_path may change in training only if the model has blocks (`plugins.protocols."
+            f"{TransformerBlock.__name__}`), but {type(model).__name__} has none. Give a plain number."
+        )
+    return row
 
 
 def _train(task: TrainTask, data: ImageData, reporter: Reporter, device: torch.device) -> TaskOutcome:
     configuration = task.configuration
-    recipe = configuration.recipe
-    model = build_model(
-        configuration.topology, data.task, seed=configuration.seed, device=device, drop_path=recipe.drop_path
-    )
-    course = Course.lay_out(configuration, data, model, device)
-    learner = _SingleLearner(model, recipe, data, device)
+    row = make_row(configuration, data.task, device)
+    course = Course.lay_out(configuration, data, row.model, device)
+    learner = _SingleLearner(row, data, device, wanted_signals(configuration))
     requests = follow(task, data.task, course, learner, reporter)
     answer: object = None
     while True:
@@ -140,6 +196,7 @@ def follow(
         learner.restore(checkpoint)
         history.extend(checkpoint.history)
         damaged = list(checkpoint.damaged)
+    learner.begin()
     for report in history:
         reporter.report(report)
     stopper: Stopper | None = None
@@ -151,13 +208,14 @@ def follow(
             reason = stopper.reason_to_stop([report.point for report in history]) if stopper and history else None
             if reason is not None:
                 break
-            report = yield from _epoch(len(history) + 1, course, reporter)
+            report = yield from _epoch(course, learner, history, reporter)
             history.append(report)
             yield Save(
                 partial(
                     _save,
                     task,
                     weights=learner.weights(),
+                    averages=learner.averages(),
                     optimizer=learner.optimizer_tensors(),
                     history=history,
                     configuration=digest,
@@ -191,13 +249,16 @@ def _save(task: TrainTask, **given: Any) -> None:
     checkpoints.save(task.folder, keep=task.keep_checkpoints, **given)
 
 
-def _epoch(epoch: int, course: Course, reporter: Reporter) -> Generator[Request, Any, EpochReport]:
+def _epoch(
+    course: Course, learner: Learner, history: Sequence[EpochReport], reporter: Reporter
+) -> Generator[Request, Any, EpochReport]:
     """Train for one epoch and validate.
 
     Raises:
         NotFiniteError: A training or validation loss is NaN or infinite.
         _InterruptedError: The reporter asked to end.
     """
+    epoch = len(history) + 1
     started = time.perf_counter()
     losses: list[Tensor] = []
     sizes: list[int] = []
@@ -206,18 +267,20 @@ def _epoch(epoch: int, course: Course, reporter: Reporter) -> Generator[Request,
     if course.measures_difficulty(epoch):
         difficulty = yield MeasureDifficulty()
         training_macs += course.difficulty_macs
-    for step in course.steps(epoch, difficulty):
+    for step in course.steps(epoch, difficulty, history):
         if reporter.should_stop():
             raise _InterruptedError
         losses.append((yield step))
         sizes.append(len(step.indices))
-        rate = step.rate
+        rate = step.settings.learning_rate
         training_macs += course.macs(step)
         if len(losses) % STEPS_PER_FINITE_CHECK == 0:
             check_losses(losses, epoch)
     check_losses(losses, epoch)
+    learner.finish_epoch(epoch / course.num_epochs)
     validation: Evaluation = yield Validate()
     check_validation_loss(validation.loss, epoch)
+    signals: dict[str, float] = yield MeasureSignals()
     return EpochReport(
         epoch=epoch,
         train_loss=mean_loss(losses, sizes),
@@ -227,6 +290,7 @@ def _epoch(epoch: int, course: Course, reporter: Reporter) -> Generator[Request,
         num_images=sum(sizes),
         training_macs=training_macs,
         wall_time_s=time.perf_counter() - started,
+        signals=signals,
     )
 
 
@@ -249,76 +313,46 @@ def cut_short(
     )
 
 
-def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW with decay on the weights of linear layers and convolutions alone.
-
-    Biases, norms, class tokens and positions have none, as in DeiT's training.
-    """
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    decays = {name: name.endswith("weight") and parameter.ndim >= 2 for name, parameter in named}
-    groups = [
-        {"params": [p for name, p in named if decays[name]], "weight_decay": recipe.weight_decay},
-        {"params": [p for name, p in named if not decays[name]], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=recipe.learning_rate, fused=True)
-
-
 class _SingleLearner:
-    """One model with its optimizer: computes what its training asks for."""
+    """One model alone: computes what its training asks for."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, data: ImageData, device: torch.device) -> None:
-        self._model = model
-        self._recipe = recipe
+    def __init__(self, row: Row, data: ImageData, device: torch.device, signals: frozenset[Signal]) -> None:
+        self._row = row
         self._data = data
-        self._device = device
-        self._images = data.train.images.to(device)
-        self._labels = data.train.labels.to(device)
-        self._normalizer = Normalizer(data.mean, data.std, device)
-        self._optimizer = build_optimizer(model, recipe)
-        self._parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        self._model.load_state_dict(checkpoint.weights)
-        checkpoints.restore_optimizer(self._optimizer, checkpoint.optimizer)
-
-    def weights(self) -> dict[str, Tensor]:
-        return self._model.state_dict()
-
-    def optimizer_tensors(self) -> dict[str, Tensor]:
-        return checkpoints.optimizer_tensors(self._optimizer)
+        self._source = training_images(data, device)
+        self._meter = SignalMeter(signals, row, data.validation, self._source.normalizer)
+        self.restore = row.restore
+        self.finish_epoch = row.finish_epoch
+        self.weights = row.weights
+        self.averages = row.averages
+        self.optimizer_tensors = row.optimizer_tensors
+        self.begin = self._meter.begin
 
     def answer(self, request: Request) -> object:
         """What the request asks for."""
         if isinstance(request, Step):
             return self._step(request)
-        if isinstance(request, Validate):
-            return evaluate(self._model, self._data.validation, self._normalizer)
-        if isinstance(request, MeasureDifficulty):
-            return example_losses(self._model, self._data.train, self._normalizer)
-        request.write()
-        return None
+        if isinstance(request, Save):
+            request.write()
+            return None
+        if isinstance(request, MeasureSignals):
+            return self._meter.measure()
+        with self._row.evaluated() as model:
+            if isinstance(request, Validate):
+                return evaluate(model, self._data.validation, self._source.normalizer)
+            return example_losses(model, self._data.train, self._source.normalizer)
 
     def _step(self, step: Step) -> Tensor:
-        for group in self._optimizer.param_groups:
-            group["lr"] = step.rate
-        if not self._model.training:
-            self._model.train()
-        recipe = self._recipe
-        pixels = self._normalizer.scale(self._images[step.indices])
-        pixels = augment(pixels, recipe.augmentation, seed=step.augmentation_seed)
-        with autocast(self._device):
-            logits = self._model(self._normalizer.normalize(pixels), generator=step.drop_path, **step.options)
-        loss = F.cross_entropy(
-            at_least_float32(logits), self._labels[step.indices], label_smoothing=recipe.label_smoothing
-        )
-        self._optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        if recipe.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(self._parameters, recipe.gradient_clip, foreach=True)
-        self._optimizer.step()
-        return loss.detach()
+        batches = prepare([self._row], [step], self._source)
+        watch = (lambda _, gradient: self._meter.take(gradient)) if self._meter.watches_steps else None
+        return learn(batches, watch)[0].loss
 
 
-def at_least_float32(logits: Tensor) -> Tensor:
-    """Logits in the dtype that losses are computed in: their own, or float32 where it is coarser."""
-    return logits if logits.dtype == torch.float64 else logits.float()
+def training_images(data: ImageData, device: torch.device) -> TrainingImages:
+    """The training part on a device."""
+    return TrainingImages(
+        images=data.train.images.to(device),
+        labels=data.train.labels.to(device),
+        num_classes=data.task.num_classes,
+        normalizer=Normalizer(data.mean, data.std, device),
+    )

@@ -1,24 +1,39 @@
 """Several trainings of one topology computed together, each reported, stopped and saved as if it were alone."""
 
 import logging
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from search_spaces.ramps import largest
 from trainers.config import TaskOutcome, TrainTask
 from trainers.data.images import ImageData, ImageSplit
 from trainers.hardware.devices import useful_threads
-from trainers.models.building import build_model, topology_costs
-from trainers.training.augment import augment_together
-from trainers.training.course import Course, MeasureDifficulty, Request, Save, Step, Validate
+from trainers.training.checkpoints import Checkpoint
+from trainers.training.course import Course
 from trainers.training.evaluation import Normalizer, evaluate, example_losses, judge, logits_of, losses_of
 from trainers.training.failures import describe_failure, failed_outcome, free_memory, is_out_of_memory
-from trainers.training.loop import Reporter, follow
+from trainers.training.loop import (
+    MeasureDifficulty,
+    MeasureSignals,
+    Reporter,
+    Request,
+    Save,
+    Validate,
+    follow,
+    make_row,
+    step_macs,
+    training_images,
+    wanted_signals,
+)
 from trainers.training.packing import can_be_packed
-from trainers.training.stacked import Batch, Row, StackedModel, chunks, drop_path_factors, learn
+from trainers.training.row import Row, pack_problem
+from trainers.training.signals import SignalMeter
+from trainers.training.step import Batch, StackedModel, Step, chunks, learn, prepare, step_key
 
 _STACKED_ON_CPU = 8
 """Most models that a CPU computes at once: further ones save nothing more."""
@@ -102,7 +117,7 @@ def _run(trainings: "Sequence[_Training]", pack: "_Pack") -> Iterator[tuple[int,
             if training.outcome is not None:
                 yield training.position, training.outcome
         going = [training for training in going if training.outcome is None]
-        for kind in (MeasureDifficulty, Validate, Save, Step):
+        for kind in (MeasureDifficulty, Validate, MeasureSignals, Save, Step):
             asking = [training for training in going if isinstance(training.question[1], kind)]
             if asking:
                 answers = pack.answer([training.question for training in asking])
@@ -111,32 +126,47 @@ def _run(trainings: "Sequence[_Training]", pack: "_Pack") -> Iterator[tuple[int,
                 break
 
 
+class _Learner:
+    """The row of a training with its signals."""
+
+    def __init__(self, row: Row, meter: SignalMeter) -> None:
+        self.row = row
+        self.meter = meter
+        self.restore: Callable[[Checkpoint], None] = row.restore
+        self.finish_epoch = row.finish_epoch
+        self.weights = row.weights
+        self.averages = row.averages
+        self.optimizer_tensors = row.optimizer_tensors
+        self.begin = meter.begin
+
+
 class _Training:
     """One task of a pack, between a request and its answer."""
 
     def __init__(self, position: int, task: TrainTask, reporter: Reporter, pack: "_Pack") -> None:
         self.position = position
         self.outcome: TaskOutcome | None = None
-        self._row: Row | None = None
+        self._learner: _Learner | None = None
         self._request: Request | None = None
         self._requests = self._begin(task, reporter, pack)
 
     @property
-    def question(self) -> tuple[Row, Request]:
-        """What it asks for now, and of which row."""
-        assert self._row is not None
+    def question(self) -> tuple[_Learner, Request]:
+        """What it asks for now, and of which learner."""
+        assert self._learner is not None
         assert self._request is not None
-        return self._row, self._request
+        return self._learner, self._request
 
     def _begin(self, task: TrainTask, reporter: Reporter, pack: "_Pack") -> Generator[Request, Any, TaskOutcome]:
         configuration, data = task.configuration, pack.data
-        recipe = configuration.recipe
-        model = build_model(
-            configuration.topology, data.task, seed=configuration.seed, device=pack.device, drop_path=recipe.drop_path
-        )
-        course = Course.lay_out(configuration, data, model, pack.device)
-        self._row = Row(model, recipe)
-        return (yield from follow(task, data.task, course, self._row, reporter))
+        row = make_row(configuration, data.task, pack.device)
+        problem = pack_problem(row)
+        if problem is not None:
+            raise ValueError(problem)
+        course = Course.lay_out(configuration, data, row.model, pack.device)
+        meter = SignalMeter(wanted_signals(configuration), row, data.validation, pack.normalizer)
+        self._learner = _Learner(row, meter)
+        return (yield from follow(task, data.task, course, self._learner, reporter))
 
     def advance(self, answer: object) -> None:
         """Send the answer to the last request, and receive the next one or the outcome."""
@@ -150,7 +180,7 @@ class _Training:
         except Exception as error:  # one training may raise anything, and the others go on
             self.outcome = failed_outcome(describe_failure(error))
         if self.outcome is not None:
-            self._row = self._request = None  # its memory is for the others
+            self._learner = self._request = None  # its memory is for the others
 
 
 class _Pack:
@@ -164,39 +194,44 @@ class _Pack:
         self.device = device
         self._pool = pool
         self._threads = threads
-        self._images = data.train.images.to(device)
-        self._labels = data.train.labels.to(device)
-        self._normalizer = Normalizer(data.mean, data.std, device)
-        forward_macs = topology_costs(configuration.topology, data.task).macs * configuration.recipe.batch_size
-        self._step_macs = 3 * forward_macs
+        self._source = training_images(data, device)
+        self.normalizer: Normalizer = self._source.normalizer
+        self._step_macs = step_macs(configuration, data.task)
+        forward_macs = self._step_macs / 3
         if device.type == "cpu":
-            pixels = configuration.recipe.batch_size * data.train.images[0].numel()
+            pixels = int(largest(configuration.recipe.batch_size)) * data.train.images[0].numel()
             self._stack_size = _STACKED_ON_CPU if forward_macs <= _SMALL_STEP_MACS else 1
             self._num_prepared = max(threads * self._stack_size, _PIXELS_ON_CPU // pixels)
         else:
             self._stack_size = self._num_prepared = len(tasks)
 
-    def answer(self, questions: Sequence[tuple[Row, Request]]) -> Sequence[object]:
+    def answer(self, questions: Sequence[tuple[_Learner, Request]]) -> Sequence[object]:
         """Answers to requests of one kind, or the exceptions that they ended in."""
-        rows = [row for row, _ in questions]
+        learners = [learner for learner, _ in questions]
         requests = [request for _, request in questions]
         if isinstance(requests[0], Save):
             return list(self._pool.map(_caught(lambda request: request.write()), requests))
+        if isinstance(requests[0], MeasureSignals):
+            return self._side_by_side(_caught(lambda learner: learner.meter.measure()), learners)
         if isinstance(requests[0], Step):
-            return self._steps(rows, [request for request in requests if isinstance(request, Step)])
+            return self._steps(learners, [request for request in requests if isinstance(request, Step)])
+        rows = [learner.row for learner in learners]
         if isinstance(requests[0], Validate):
             return self._evaluate(rows, self.data.validation, evaluate, judge)
         return self._evaluate(rows, self.data.train, example_losses, losses_of)
 
-    def _steps(self, rows: Sequence[Row], steps: Sequence[Step]) -> list[object]:
+    def _steps(self, learners: Sequence[_Learner], steps: Sequence[Step]) -> list[object]:
         answers: dict[int, object] = {}
-        by_options: dict[frozenset[tuple[str, int]], list[int]] = {}
-        for number, step in enumerate(steps):
-            by_options.setdefault(frozenset(step.options.items()), []).append(number)
-        for members in by_options.values():
+        meters = {id(learner.row): learner.meter for learner in learners if learner.meter.watches_steps}
+        by_key: dict[Hashable, list[int]] = {}
+        for number, (learner, step) in enumerate(zip(learners, steps, strict=True)):
+            by_key.setdefault(step_key(learner.row, step), []).append(number)
+        for members in by_key.values():
             for wave in chunks(members, self._num_prepared):
-                batches = self._prepare([rows[number] for number in wave], [steps[number] for number in wave])
-                results = self._side_by_side(self._learn, list(chunks(batches, self._chunk_size(len(wave)))))
+                rows = [learners[number].row for number in wave]
+                batches = prepare(rows, [steps[number] for number in wave], self._source)
+                learn_chunk = partial(self._learn, meters=meters)
+                results = self._side_by_side(learn_chunk, list(chunks(batches, self._chunk_size(len(wave)))))
                 answers |= zip(wave, (answer for result in results for answer in result), strict=True)
         return [answers[number] for number in range(len(steps))]
 
@@ -205,33 +240,11 @@ class _Pack:
         every = -(-num_batches // self._threads) if self.device.type == "cpu" else num_batches
         return min(self._stack_size, every)
 
-    def _prepare(self, rows: Sequence[Row], steps: Sequence[Step]) -> list[Batch]:
-        """The batches of the steps; their random numbers are drawn here, in one thread."""
-        sizes = [len(step.indices) for step in steps]
-        indices = torch.cat([step.indices for step in steps])
-        pixels = augment_together(
-            torch.split(self._normalizer.scale(self._images[indices]), sizes),
-            [row.recipe.augmentation for row in rows],
-            [step.augmentation_seed for step in steps],
-        )
-        images = torch.split(self._normalizer.normalize(torch.cat(pixels)), sizes)
-        labels = torch.split(self._labels[indices], sizes)
-        return [
-            Batch(
-                row=row,
-                images=images[number],
-                labels=labels[number],
-                keep=drop_path_factors(row, sizes[number], step.drop_path, images[number]),
-                options=step.options,
-                rate=step.rate,
-            )
-            for number, (row, step) in enumerate(zip(rows, steps, strict=True))
-        ]
-
-    def _learn(self, batches: Sequence[Batch]) -> list[Tensor | Exception]:
+    def _learn(self, batches: Sequence[Batch], meters: Mapping[int, SignalMeter]) -> list[Tensor | Exception]:
         """Losses; what cannot be computed together, for want of memory or else, is tried apart."""
         try:
-            return list(learn(batches))
+            watch = partial(_watch, batches, meters) if meters else None
+            return [learned.loss for learned in learn(batches, watch)]
         except Exception as error:  # whose fault it is shows when each is alone
             if len(batches) == 1:
                 return [error]
@@ -239,7 +252,7 @@ class _Pack:
             if is_out_of_memory(error):
                 self._stack_size = min(self._stack_size, half)
         free_memory()
-        return self._learn(batches[:half]) + self._learn(batches[half:])
+        return self._learn(batches[:half], meters) + self._learn(batches[half:], meters)
 
     def _evaluate(
         self,
@@ -253,14 +266,14 @@ class _Pack:
             try:
                 answers: list[Answer | Exception] = []
                 for members in chunks(rows, self._stack_size):
-                    logits = torch.cat(list(logits_of(StackedModel(members), split.images, self._normalizer)))
+                    logits = torch.cat(list(logits_of(StackedModel(members), split.images, self.normalizer)))
                     labels = split.labels.to(logits.device)
                     answers += [read(logits[:, number], labels) for number in range(len(members))]
                 return answers
             except torch.OutOfMemoryError:
                 logger.warning("There is no memory to evaluate %d models at once: one after the other.", len(rows))
             free_memory()
-        return self._side_by_side(_caught(lambda row: alone(row.model, split, self._normalizer)), rows)
+        return self._side_by_side(_caught(partial(_evaluate_alone, alone, split, self.normalizer)), rows)
 
     def _side_by_side(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         """`work` of every item, in order: on a CPU in several threads, each with one core."""
@@ -271,6 +284,19 @@ class _Pack:
             return [work(item) for item in items]
         finally:
             torch.set_num_threads(1)
+
+
+def _watch(batches: Sequence[Batch], meters: Mapping[int, SignalMeter], number: int, gradient: Tensor) -> None:
+    meter = meters.get(id(batches[number].row))
+    if meter is not None:
+        meter.take(gradient)
+
+
+def _evaluate_alone(
+    alone: Callable[[nn.Module, ImageSplit, Normalizer], Answer], split: ImageSplit, normalizer: Normalizer, row: Row
+) -> Answer:
+    with row.evaluated() as model:
+        return alone(model, split, normalizer)
 
 
 def _caught(work: Callable[[Item], Result]) -> Callable[[Item], Result | Exception]:

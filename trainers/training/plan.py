@@ -1,4 +1,4 @@
-"""The steps of a training, laid out before it starts: which passes make an epoch, and each step's learning rate."""
+"""Which passes make an epoch, how many steps they take, and each step's learning rate. Plain arithmetic."""
 
 import math
 from collections.abc import Sequence
@@ -12,8 +12,6 @@ class EpochPlan(NamedTuple):
 
     sizes: tuple[int, ...]
     """Images visited in each of its passes."""
-    first_step: int
-    """Optimizer steps before it."""
 
     @property
     def num_images(self) -> int:
@@ -21,7 +19,7 @@ class EpochPlan(NamedTuple):
         return sum(self.sizes)
 
 
-def plan_epochs(passes: Sequence[float], *, num_images: int, num_epochs: int, batch_size: int) -> tuple[EpochPlan, ...]:
+def plan_epochs(passes: Sequence[float], *, num_images: int, num_epochs: int) -> tuple[EpochPlan, ...]:
     """Group passes into reporting epochs.
 
     An epoch ends after the first pass at which the visits so far reach a multiple of `num_images`. Whatever the
@@ -31,12 +29,11 @@ def plan_epochs(passes: Sequence[float], *, num_images: int, num_epochs: int, ba
         passes: Sizes of the passes as fractions of the training set, adding up to `num_epochs`.
         num_images: Size of the training set.
         num_epochs: The budget.
-        batch_size: Largest number of images in a step.
     """
     total = num_epochs * num_images
     epochs: list[EpochPlan] = []
     sizes: list[int] = []
-    visited = steps = first_step = 0
+    visited = 0
     fractions = iter(passes)
     share = 0.0
     while visited < total:
@@ -45,26 +42,34 @@ def plan_epochs(passes: Sequence[float], *, num_images: int, num_epochs: int, ba
         size = min(max(round(share * num_images) - visited, 1), num_images, total - visited)
         sizes.append(size)
         visited += size
-        steps += num_batches(size, batch_size)
         if visited >= (len(epochs) + 1) * num_images:
-            epochs.append(EpochPlan(tuple(sizes), first_step))
-            sizes, first_step = [], steps
+            epochs.append(EpochPlan(tuple(sizes)))
+            sizes = []
     return tuple(epochs)
 
 
-def num_batches(size: int, batch_size: int) -> int:
-    """Steps in a pass of `size` images; its batches differ by at most one image."""
-    return math.ceil(size / batch_size)
-
-
 def num_steps(plan: Sequence[EpochPlan], batch_size: int) -> int:
-    """Optimizer steps of a whole training."""
-    return sum(num_batches(size, batch_size) for epoch in plan for size in epoch.sizes)
+    """Optimizer steps of epochs with one batch size. The batches of a pass differ by at most one image."""
+    return sum(math.ceil(size / batch_size) for epoch in plan for size in epoch.sizes)
 
 
-def learning_rate(step: int, *, total: int, base: float, warmup: float, schedule: Schedule) -> float:
-    """The rate of a step, counted from 0: linear warm-up to `base`, then `base` times the schedule's factor."""
-    warmup_steps = round(warmup * total)
-    if step < warmup_steps:
-        return base * (step + 1) / (warmup_steps + 1)
-    return base * schedule.factor((step - warmup_steps) / max(total - warmup_steps, 1))
+def steps_before(plan: Sequence[EpochPlan], epoch: int, batch_size: int) -> int:
+    """Optimizer steps before an epoch, counted from 1."""
+    return num_steps(plan[: epoch - 1], batch_size)
+
+
+def learning_rate(done: int, *, unit: int, total: int, base: float, warmup: float, schedule: Schedule) -> float:
+    """The rate of a step: linear warm-up to `base`, then `base` times the schedule's factor.
+
+    Args:
+        done: Steps or image visits before it.
+        unit: 1 if steps are counted, the images of this step if visits are.
+        total: Of the whole training.
+        base: Rate once warm-up is over.
+        warmup: Fraction of the training with a rising rate.
+        schedule: How the rate falls afterwards.
+    """
+    warming_up = round(warmup * total)
+    if done < warming_up:
+        return base * (done + unit) / (warming_up + unit)
+    return base * schedule.factor((done - warming_up) / max(total - warming_up, 1))

@@ -1,0 +1,66 @@
+"""The losses and metrics of a training: whether they are finite, their means, and what is told at the end."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from search_spaces.base import ImageTask
+from trainers.config import EpochReport
+from trainers.models.building import topology_costs
+
+STEPS_PER_FINITE_CHECK = 16
+"""Reading a loss waits for the GPU, so it is not done at every step."""
+
+
+class NotFiniteError(Exception):
+    """A loss is NaN or infinite; the message says where."""
+
+
+_ADVICE = "Lower the learning rate, or use a gradient clip and a longer warm-up."
+
+
+def check_losses(losses: Sequence[Tensor], epoch: int) -> None:
+    """Read the newest losses of an epoch.
+
+    Raises:
+        NotFiniteError: For the first of them that is NaN or infinite.
+    """
+    newest = losses[-STEPS_PER_FINITE_CHECK:]
+    values = torch.stack(list(newest)).tolist()
+    for step, value in enumerate(values, start=len(losses) - len(newest) + 1):
+        if not math.isfinite(value):
+            raise NotFiniteError(f"the training loss is {value} at step {step} of epoch {epoch}. {_ADVICE}")
+
+
+def check_validation_loss(loss: float, epoch: int) -> None:
+    """Raise NotFiniteError if it is NaN or infinite."""
+    if not math.isfinite(loss):
+        raise NotFiniteError(f"the validation loss is {loss} after epoch {epoch}. {_ADVICE}")
+
+
+def mean_loss(losses: Sequence[Tensor], sizes: Sequence[int]) -> float:
+    """Mean over the images of steps with these mean losses and numbers of images."""
+    weights = torch.tensor(sizes, dtype=torch.float64)
+    return float(torch.stack(list(losses)).cpu().double() @ weights / weights.sum())
+
+
+def final_metrics(history: Sequence[EpochReport], topology: str, task: ImageTask) -> dict[str, float]:
+    """A training's metrics from the reports of its epochs, at least one."""
+    last = history[-1]
+    wall_time_s = sum(report.wall_time_s for report in history)
+    costs = topology_costs(topology, task)
+    return {
+        "val_accuracy": last.val_accuracy,
+        "val_loss": last.val_loss,
+        "train_loss": last.train_loss,
+        "val_accuracy_best": max(report.val_accuracy for report in history),
+        "val_loss_best": min(report.val_loss for report in history),
+        "epochs": float(len(history)),
+        "wall_time_s": wall_time_s,
+        "throughput_images_per_s": sum(report.num_images for report in history) / wall_time_s,
+        "training_macs": sum(report.training_macs for report in history),
+        "parameters": float(costs.parameters),
+        "macs": float(costs.macs),
+    }

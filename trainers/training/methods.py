@@ -1,0 +1,122 @@
+"""The methods of a recipe: at most one that orders the examples, and others that adjust the settings of steps."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from plugins.protocols import ExampleOrder, Now, StepMethod
+from plugins.registry import create
+from search_spaces.recipes import PluginChoice
+from search_spaces.step_settings import StepSettings
+
+NO_ORDER = "none"
+"""The example order of a recipe whose methods do not have one."""
+
+
+class MethodConflictError(ValueError):
+    """Two methods of a recipe set the same field, or both order the examples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Methods:
+    """The methods of a recipe, checked against each other."""
+
+    order: ExampleOrder
+    adjusting: tuple[tuple[str, StepMethod], ...]
+    """Names and methods, in the order of the recipe."""
+
+    @classmethod
+    def of(cls, choices: Sequence[PluginChoice]) -> "Methods":
+        """The methods that a recipe names.
+
+        Raises:
+            MethodConflictError: Two of them order the examples, or set the same field.
+            ValueError: One is no method, or of an older form.
+        """
+        made = [(choice.name, create("curricula", choice.name, choice.settings)) for choice in choices]
+        for name, plugin in made:
+            _check_form(name, plugin)
+        orders = [(name, plugin) for name, plugin in made if isinstance(plugin, ExampleOrder) and name != NO_ORDER]
+        if len(orders) > 1:
+            names = " and ".join(repr(name) for name, _ in orders)
+            raise MethodConflictError(
+                f"at most one method of a recipe may order the examples, but {names} both do. Remove one of them."
+            )
+        order = orders[0][1] if orders else create("curricula", NO_ORDER)
+        adjusting = tuple((name, plugin) for name, plugin in made if isinstance(plugin, StepMethod))
+        _check_fields(adjusting)
+        return cls(order=order, adjusting=adjusting)
+
+    @property
+    def changes(self) -> frozenset[str]:
+        """All fields that they may set."""
+        return frozenset(field for _, method in self.adjusting for field in method.changes)
+
+    @property
+    def plugins(self) -> tuple[object, ...]:
+        """All of them."""
+        return (self.order, *(method for _, method in self.adjusting))
+
+    def owner(self, field: str) -> str:
+        """Name of the method that sets a field."""
+        return next(name for name, method in self.adjusting if field in method.changes)
+
+    def adjust(self, now: Now, settings: StepSettings) -> StepSettings:
+        """The settings after all methods.
+
+        Raises:
+            ValueError: A method changed a field that it does not declare.
+        """
+        for name, method in self.adjusting:
+            adjusted = method.adjust(now, settings)
+            if adjusted is not settings:
+                _check_declared(name, method, settings, adjusted)
+            settings = adjusted
+        return settings
+
+
+def _check_form(name: str, plugin: Any) -> None:
+    if not isinstance(plugin, ExampleOrder | StepMethod):
+        raise ValueError(
+            f"the curriculum {name!r} must have `passes` and `select` (an example order) or `changes` and `adjust` (a "
+            f"step method; `plugins.protocols`), but {type(plugin).__name__} has neither. Update its package."
+        )
+    if hasattr(plugin, "model_options"):
+        raise ValueError(
+            f"the curriculum {name!r} has `model_options` of vitsearch 0.1; a method now sets them in `adjust`, as "
+            "`replace(settings, model_options=...)`. Update its package."
+        )
+    if isinstance(plugin, ExampleOrder) and len(inspect.signature(plugin.select).parameters) != 2:
+        raise ValueError(
+            f"the curriculum {name!r} must have `select(size, context)`, but its `select` has the arguments of "
+            "vitsearch 0.1. Update its package."
+        )
+
+
+def _check_fields(adjusting: Sequence[tuple[str, StepMethod]]) -> None:
+    known = {one.name for one in fields(StepSettings)}
+    owners: dict[str, str] = {}
+    for name, method in adjusting:
+        for field in sorted(method.changes):
+            if field.partition(".")[0] not in known:
+                raise ValueError(
+                    f"the method {name!r} must declare fields of StepSettings in `changes`, but got {field!r}. "
+                    "Update its package."
+                )
+            if field in owners:
+                raise MethodConflictError(
+                    f"two methods of a recipe must not set the same field, but {owners[field]!r} and {name!r} both set "
+                    f"{field}. Remove one of them."
+                )
+            owners[field] = name
+
+
+def _check_declared(name: str, method: StepMethod, before: StepSettings, after: StepSettings) -> None:
+    declared = {field.partition(".")[0] for field in method.changes}
+    for one in fields(StepSettings):
+        if one.name not in declared and getattr(before, one.name) != getattr(after, one.name):
+            raise ValueError(
+                f"the method {name!r} must declare every field that it sets in `changes`, but it set {one.name}, which "
+                "it does not declare. Update its package."
+            )

@@ -1,0 +1,227 @@
+"""One model in training: its weights and optimizer state as flat rows of numbers, and averages of its weights.
+
+Legend: `P` numbers of the row, `L` blocks, `B` images.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from plugins.protocols import (
+    EvaluatedElsewhere,
+    Optimizer,
+    OptimizerState,
+    ParameterLayout,
+    TransformerBlock,
+)
+from plugins.registry import create
+from search_spaces.recipes import Recipe
+from search_spaces.step_settings import StepSettings
+from trainers.training.checkpoints import Checkpoint
+
+_ALIGNMENT = 16
+"""Float32 numbers in 64 bytes. Matrix products round by where their operands begin: this is where torch puts them."""
+_TRAINED = "trained_values"
+_EMA_UPDATES, _SWA_EPOCHS = "averages.ema_updates", "averages.swa_epochs"
+
+
+class Row:
+    """A model whose parameters are views of one row of numbers, with its optimizer.
+
+    The plain path and packs use the same rows. A checkpoint of one can be restored by the other.
+
+    Args:
+        model: Taken over: its parameters become views of the row.
+        recipe: The optimizer, and which averages are maintained.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+        self.model = model
+        self.recipe = recipe
+        self.num_blocks = sum(isinstance(module, TransformerBlock) for module in model.modules())
+        self.layout, self.values = _lay_out(model)
+        self.optimizer: Optimizer = create("optimizers", recipe.optimizer.name, recipe.optimizer.settings)
+        self.state: OptimizerState = self.optimizer.start(self.layout, self.values)
+        self._extra: OptimizerState = {}
+        self._gradient: Tensor | None = None
+        self._ema = None if recipe.ema is None else self.values.clone()
+        self._swa = None if recipe.swa is None else torch.zeros_like(self.values)
+        self._ema_updates = self._swa_epochs = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parameters, in the order of the row."""
+        return self.layout.names
+
+    def parameters(self) -> list[nn.Parameter]:
+        """In the order of `names`."""
+        return [self.model.get_parameter(name) for name in self.names]
+
+    def remember(self, name: str, values: Tensor) -> None:
+        """Keep a vector (P,) with the optimizer's state in checkpoints."""
+        self._extra[name] = values
+
+    def recall(self, name: str) -> Tensor | None:
+        """A vector that was kept, in this process or before the training was resumed."""
+        return self._extra.get(name)
+
+    # --- steps ---
+
+    def gather(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Gradients of the parameters as one row (P,), valid until the next call."""
+        if self._gradient is None:
+            self._gradient = torch.zeros_like(self.values)
+        torch._foreach_copy_(self.layout.views(self._gradient), list(gradients))
+        return self._gradient
+
+    @torch.no_grad()
+    def update(self, gradient: Tensor, settings: StepSettings) -> None:
+        """One optimizer step with a gradient (P,), which may be overwritten."""
+        self.optimizer.update(self.layout, self.values, gradient, self.state, settings)
+        if self._ema is not None and self.recipe.ema is not None:
+            self._ema_updates += 1
+            # Early on, a fixed decay would keep the initial weights for long: the usual warm-up of the decay.
+            decay = min(self.recipe.ema, (1 + self._ema_updates) / (10 + self._ema_updates))
+            self._ema.lerp_(self.values_to_evaluate(), 1 - decay)
+
+    @torch.no_grad()
+    def finish_epoch(self, progress: float) -> None:
+        """Take the weights into the stochastic weight average, if the training has come that far."""
+        if self._swa is not None and self.recipe.swa is not None and progress > self.recipe.swa:
+            self._swa_epochs += 1
+            self._swa.lerp_(self.values_to_evaluate(), 1 / self._swa_epochs)
+
+    @contextmanager
+    def evaluated(self) -> Iterator[nn.Module]:
+        """The model with the weights to evaluate; inside, no step may be taken."""
+        if not isinstance(self.optimizer, EvaluatedElsewhere):
+            yield self.model
+            return
+        trained = self.values.clone()
+        with torch.no_grad():
+            self.values.copy_(self.values_to_evaluate())
+        try:
+            yield self.model
+        finally:
+            with torch.no_grad():
+                self.values.copy_(trained)
+
+    def values_to_evaluate(self) -> Tensor:
+        """The weights to evaluate and to save, (P,)."""
+        if isinstance(self.optimizer, EvaluatedElsewhere):
+            return self.optimizer.evaluated(self.layout, self.values, self.state)
+        return self.values
+
+    # --- checkpoints ---
+
+    def weights(self) -> dict[str, Tensor]:
+        """The state dict to evaluate, on the CPU, valid until the next step."""
+        return self._state_dict(self.values_to_evaluate())
+
+    def averages(self) -> dict[str, dict[str, Tensor]]:
+        """State dicts of the maintained averages, by name: `ema`, `swa` (once an epoch is in it)."""
+        found = {}
+        if self._ema is not None:
+            found["ema"] = self._state_dict(self._ema)
+        if self._swa is not None and self._swa_epochs:
+            found["swa"] = self._state_dict(self._swa)
+        return found
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """The optimizer's state, on the CPU, by index of the parameter: `3.exp_avg` belongs to the fourth.
+
+        Numbers that all parameters share (`step`) are there for each, as in `torch.optim`.
+        """
+        tensors: dict[str, Tensor] = {}
+        for name, value in {**self.state, **self._extra, **self._values_besides()}.items():
+            on_cpu = value.cpu()
+            parts = [on_cpu.clone()] * len(self.names) if value.ndim == 0 else self.layout.views(on_cpu)
+            tensors |= {f"{index}.{name}": part for index, part in enumerate(parts)}
+        if self._ema is not None:
+            tensors[_EMA_UPDATES] = torch.tensor(self._ema_updates)
+        if self._swa is not None:
+            tensors[_SWA_EPOCHS] = torch.tensor(self._swa_epochs)
+        return tensors
+
+    @torch.no_grad()
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take weights, optimizer state and averages of a checkpoint."""
+        self.model.load_state_dict(checkpoint.weights)
+        names = {name.partition(".")[2] for name in checkpoint.optimizer if name.partition(".")[0].isdigit()}
+        for name in sorted(names):
+            parts = [checkpoint.optimizer[f"{index}.{name}"] for index in range(len(self.names))]
+            if name == _TRAINED:
+                self._fill(self.values, parts)
+            elif name in self.state and self.state[name].ndim == 0:
+                self.state[name].copy_(parts[0])
+            elif name in self.state:
+                self._fill(self.state[name], parts)
+            else:
+                self._extra[name] = torch.zeros_like(self.values)
+                self._fill(self._extra[name], parts)
+        for average, target in (("ema", self._ema), ("swa", self._swa)):
+            if target is not None and average in checkpoint.averages:
+                self._fill(target, [checkpoint.averages[average][name] for name in self.names])
+        self._ema_updates = int(checkpoint.optimizer.get(_EMA_UPDATES, torch.tensor(0)))
+        self._swa_epochs = int(checkpoint.optimizer.get(_SWA_EPOCHS, torch.tensor(0)))
+
+    def _fill(self, target: Tensor, parts: list[Tensor]) -> None:
+        for view, part in zip(self.layout.views(target), parts, strict=True):
+            view.copy_(part)
+
+    def _values_besides(self) -> OptimizerState:
+        """The weights that are trained, if those that are saved are others."""
+        return {_TRAINED: self.values} if isinstance(self.optimizer, EvaluatedElsewhere) else {}
+
+    def _state_dict(self, values: Tensor) -> dict[str, Tensor]:
+        """The model's state dict with the parameters of a row; the row comes to the CPU in one piece."""
+        ours = dict(zip(self.names, self.layout.views(values.cpu()), strict=True))
+        return {name: ours.get(name, value) for name, value in self.model.state_dict().items()}
+
+
+def _lay_out(model: nn.Module) -> tuple[ParameterLayout, Tensor]:
+    """Put a model's parameters into one row; those with weight decay come first.
+
+    Weights of linear layers and convolutions have decay. Biases, norms, class tokens and positions have none, as in
+    DeiT's training.
+    """
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    decayed = [(name, one) for name, one in named if name.endswith("weight") and one.ndim >= 2]
+    names = {name for name, _ in decayed}
+    ordered = [*decayed, *((name, one) for name, one in named if name not in names)]
+    starts, end = [], 0
+    for _, parameter in ordered:
+        starts.append(end)
+        end += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
+    layout = ParameterLayout(
+        names=tuple(name for name, _ in ordered),
+        shapes=tuple(parameter.shape for _, parameter in ordered),
+        starts=tuple(starts),
+        num_decayed=len(decayed),
+        num_numbers=end,
+    )
+    first = ordered[0][1]
+    values = torch.zeros(end, dtype=first.dtype, device=first.device)
+    for (_, parameter), view in zip(ordered, layout.views(values), strict=True):
+        view.copy_(parameter.detach())
+        parameter.data = view
+    return layout, values
+
+
+def pack_problem(row: Row) -> str | None:
+    """Why a model cannot be computed with stacked weights, or `None` if it can."""
+    name = type(row.model).__name__
+    running = [one for one, module in row.model.named_modules() if getattr(module, "track_running_stats", False)]
+    if running:
+        return (
+            f"models of a pack must have no state besides their weights, but {running[0]} of {name} keeps running "
+            "statistics. Train it unpacked."
+        )
+    if row.num_blocks == 0 and row.recipe.drop_path != 0.0:
+        return (
+            f"drop_path={row.recipe.drop_path} needs a model with blocks (`plugins.protocols.TransformerBlock`) to be "
+            f"trained in a pack, but {name} has none. Train it unpacked."
+        )
+    return None

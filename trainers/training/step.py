@@ -1,0 +1,421 @@
+"""The optimizer step, for one model alone and for several models of one topology at once.
+
+Legend: `K` models of `P` numbers, `B` images of (C, S, S), `L` blocks.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from plugins.protocols import (
+    Augmentation,
+    JointAugmentation,
+    LabelLoss,
+    Loss,
+    LossContext,
+    Mixing,
+    Now,
+    ParameterLayout,
+    StackedLabelLoss,
+    TwoGradients,
+)
+from plugins.registry import create
+from search_spaces.recipes import PluginChoice
+from search_spaces.step_settings import StepSettings
+from trainers.hardware.devices import autocast
+from trainers.models.blocks import draw_keep_factors
+from trainers.models.dropout import Dropout
+from trainers.training.evaluation import Normalizer
+from trainers.training.row import Row
+
+Item = TypeVar("Item")
+
+# torch's fused attention of a CPU then takes the models of a stack one by one, which costs what it costs unpacked.
+warnings.filterwarnings("ignore", message=".*batching rule for aten::_scaled_dot_product_flash_attention_for_cpu")
+
+
+class Step(NamedTuple):
+    """Asks for one optimizer step; answered with its loss, a tensor without dimensions."""
+
+    indices: Tensor
+    """The images of the training part, shape (B,), int64, on the device."""
+    weights: Tensor | None
+    """Weight of each image in the loss, shape (B,), on the device; `None` weighs all alike."""
+    settings: StepSettings
+    now: Now
+    augmentation_seed: int
+    mixing: torch.Generator | None
+    """Source of what mixing draws, on the CPU; `None` if nothing may be mixed."""
+    drop_path: torch.Generator
+    """Source of the drop-path masks, on the CPU; the steps of an epoch share it."""
+    dropout_seed: int
+
+
+class TrainingImages(NamedTuple):
+    """The training part on the device."""
+
+    images: Tensor
+    """uint8, shape (N, C, S, S)."""
+    labels: Tensor
+    """Shape (N,), int64."""
+    num_classes: int
+    normalizer: Normalizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one row learns from in one step."""
+
+    row: Row
+    step: Step
+    images: Tensor
+    """Normalised, shape (B, C, S, S)."""
+    labels: Tensor
+    """Shape (B,), int64."""
+    targets: Tensor | None
+    """Soft targets before label smoothing, shape (B, classes); `None` if they are the labels."""
+    weights: Tensor | None
+    """Weight of each image, shape (B,)."""
+    keep: Tensor | torch.Generator | None
+    """Drop-path factors, shape (L, 2, B), or where a model without blocks that we know draws them from; `None` drops
+    nothing."""
+
+
+def step_key(row: Row, step: Step) -> Hashable:
+    """Steps with equal keys can be computed together, with stacked weights."""
+    settings = step.settings
+    return (
+        frozenset(settings.model_options.items()),
+        settings.image_size,
+        settings.dropout > 0,
+        isinstance(row.optimizer, TwoGradients),
+    )
+
+
+# --- batches ---
+
+
+def prepare(rows: Sequence[Row], steps: Sequence[Step], source: TrainingImages) -> list[Batch]:
+    """The batches of steps with one key. Their random numbers are drawn here, in one thread."""
+    sizes = [len(step.indices) for step in steps]
+    indices = torch.cat([step.indices for step in steps])
+    pixels = _at_size(source.normalizer.scale(source.images[indices]), steps[0].settings.image_size)
+    changed = _augment(torch.split(pixels, sizes), steps)
+    labels = torch.split(source.labels[indices], sizes)
+    mixed = [
+        _mix(images, own, step, source.num_classes) for images, own, step in zip(changed, labels, steps, strict=True)
+    ]
+    images = torch.split(source.normalizer.normalize(torch.cat([images for images, _ in mixed])), sizes)
+    return [
+        Batch(
+            row=row,
+            step=step,
+            images=images[number],
+            labels=labels[number],
+            targets=mixed[number][1],
+            weights=_image_weights(step, labels[number]),
+            keep=_drop_path(row, step, images[number]),
+        )
+        for number, (row, step) in enumerate(zip(rows, steps, strict=True))
+    ]
+
+
+def _at_size(pixels: Tensor, size: int) -> Tensor:
+    if pixels.shape[-1] == size:
+        return pixels
+    return F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def _augment(batches: Sequence[Tensor], steps: Sequence[Step]) -> list[Tensor]:
+    """The batches after their augmentations; equal ones are applied to several batches together."""
+    changed = list(batches)
+    members: dict[tuple[str, float], list[int]] = {}
+    for number, step in enumerate(steps):
+        settings = step.settings
+        members.setdefault((repr(settings.augmentation), settings.augmentation_strength), []).append(number)
+    for (_, strength), numbers in members.items():
+        choice = steps[numbers[0]].settings.augmentation
+        plugin: Augmentation = _plugin("augmentations", choice)
+        seeds = [steps[number].augmentation_seed for number in numbers]
+        if len(numbers) > 1 and isinstance(plugin, JointAugmentation):
+            results = plugin.augment_together([batches[number] for number in numbers], strength=strength, seeds=seeds)
+        else:
+            results = [
+                plugin.augment(batches[number], strength=strength, seed=seed)
+                for number, seed in zip(numbers, seeds, strict=True)
+            ]
+        for number, result in zip(numbers, results, strict=True):
+            changed[number] = result
+    return changed
+
+
+def _mix(images: Tensor, labels: Tensor, step: Step, num_classes: int) -> tuple[Tensor, Tensor | None]:
+    """Mixed images with their soft targets; `None` for targets that are plain labels."""
+    if step.mixing is None or float(torch.rand((), generator=step.mixing)) >= step.settings.mixing_strength:
+        return images, None
+    plugin: Mixing = _plugin("augmentations", step.settings.mixing)
+    targets = F.one_hot(labels, num_classes).to(images.dtype)
+    return plugin.mix(images, targets, generator=step.mixing)
+
+
+def _image_weights(step: Step, labels: Tensor) -> Tensor | None:
+    by_class = step.settings.class_weights
+    if by_class is None:
+        return step.weights
+    weights = torch.tensor(by_class, device=labels.device)[labels]
+    return weights if step.weights is None else weights * step.weights
+
+
+def _drop_path(row: Row, step: Step, images: Tensor) -> Tensor | torch.Generator | None:
+    """What the row's model would draw at this rate, on the device and in the dtype of the images."""
+    rate = step.settings.drop_path
+    if rate == 0.0:
+        return None
+    if row.num_blocks == 0:
+        return step.drop_path
+    factors = draw_keep_factors(row.num_blocks, len(images), rate=rate, generator=step.drop_path)
+    return factors.to(images.device, images.dtype, non_blocking=True)
+
+
+_plugins: dict[int, tuple[PluginChoice, Any]] = {}
+
+
+def _plugin(kind: str, choice: PluginChoice) -> Any:
+    """A plug-in by its choice, which is one object for all steps of a training; made once."""
+    known = _plugins.get(id(choice))
+    if known is None or known[0] is not choice:
+        known = _plugins[id(choice)] = (choice, create(kind, choice.name, choice.settings))
+    return known[1]
+
+
+# --- gradients and updates ---
+
+
+class Learned(NamedTuple):
+    """What a step gave."""
+
+    loss: Tensor
+    """Without dimensions."""
+    gradient_norm: Tensor
+    """Before clipping, without dimensions."""
+
+
+def learn(batches: Sequence[Batch], watch: Callable[[int, Tensor], None] | None = None) -> list[Learned]:
+    """One optimizer step of each row. The batches have equal keys.
+
+    Args:
+        batches: One for each row.
+        watch: Called with the number of each batch and its gradient (P,) before clipping.
+    """
+    rows = [batch.row for batch in batches]
+    values = [row.values for row in rows]
+    losses, gradients = _gradients(batches, values)
+    if isinstance(rows[0].optimizer, TwoGradients):
+        points = [_probe(batch, gradient) for batch, gradient in zip(batches, gradients.unbind(0), strict=True)]
+        _, gradients = _gradients(batches, points)
+    norms = _norms(gradients, rows[0].layout)
+    if watch is not None:
+        for number, gradient in enumerate(gradients.unbind(0)):
+            watch(number, gradient)
+    gradients = _clip(gradients, norms, [batch.step.settings.gradient_clip for batch in batches])
+    for batch, gradient in zip(batches, gradients.unbind(0), strict=True):
+        batch.row.update(gradient, batch.step.settings)
+    return [Learned(loss, norm) for loss, norm in zip(losses.detach().unbind(0), norms.unbind(0), strict=True)]
+
+
+@torch.no_grad()
+def _probe(batch: Batch, gradient: Tensor) -> Tensor:
+    row = batch.row
+    assert isinstance(row.optimizer, TwoGradients)
+    return row.optimizer.probe(row.layout, row.values, gradient, row.state, batch.step.settings)
+
+
+def _gradients(batches: Sequence[Batch], values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Losses (K,) and gradients (K, P) of each row's model with the given values (P,)."""
+    row = batches[0].row
+    if not row.model.training:
+        row.model.train()
+    if len(batches) > 1:
+        return _stacked_gradients(batches, values)
+    if values[0] is row.values:
+        return _plain_gradient(batches[0])
+    kept = row.values.clone()
+    with torch.no_grad():
+        row.values.copy_(values[0])
+    try:
+        return _plain_gradient(batches[0])
+    finally:
+        with torch.no_grad():
+            row.values.copy_(kept)
+
+
+def _plain_gradient(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Loss (1,) and gradient (1, P) of one model."""
+    row = batch.row
+    with autocast(batch.images.device):
+        logits = row.model(batch.images, **_forward_options(batch))
+    loss = _mean_loss(batch, at_least_float32(logits))
+    gradients = torch.autograd.grad(loss, row.parameters())
+    return loss[None], row.gather(gradients)[None]
+
+
+def _forward_options(batch: Batch) -> dict[str, Any]:
+    options: dict[str, Any] = {"generator": batch.keep, **batch.step.settings.model_options}
+    if batch.step.settings.dropout > 0:
+        seed = torch.tensor(batch.step.dropout_seed, device=batch.images.device)
+        options["dropout"] = Dropout(batch.step.settings.dropout, seed)
+    return options
+
+
+def _stacked_gradients(batches: Sequence[Batch], values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Losses (K,) and gradients (K, P). Smaller batches are filled up with images that count nothing."""
+    row = batches[0].row
+    sizes = [len(batch.labels) for batch in batches]
+    images = _fill([batch.images for batch in batches], 0)
+    keep = _keep_together(batches, max(sizes), images)
+    together = torch.stack(list(values)).requires_grad_()
+    options = dict(batches[0].step.settings.model_options)
+    dropout = _dropout_together(batches, images.device)
+
+    def forward(parameters: list[Tensor], images: Tensor, keep: Tensor | None, dropout: Dropout | None) -> Any:
+        named = dict(zip(row.names, parameters, strict=True))
+        given = options if dropout is None else {**options, "dropout": dropout}
+        return functional_call(row.model, named, (images,), {"generator": keep, **given})
+
+    in_dims = (0, 0, None if keep is None else 0, None if dropout is None else 0)
+    with autocast(images.device):
+        logits = vmap(forward, in_dims=in_dims)(row.layout.views(together), images, keep, dropout)
+    losses = _stacked_losses(batches, at_least_float32(logits), sizes)
+    (gradients,) = torch.autograd.grad(losses.sum(), together)
+    return losses, gradients
+
+
+def _dropout_together(batches: Sequence[Batch], device: torch.device) -> Dropout | None:
+    """Rates (K,) and seeds (K,); `None` if nothing is dropped."""
+    rates = [batch.step.settings.dropout for batch in batches]
+    if not any(rates):
+        return None
+    seeds = torch.tensor([batch.step.dropout_seed for batch in batches])
+    return Dropout(torch.tensor(rates).to(device), seeds.to(device))
+
+
+def _keep_together(batches: Sequence[Batch], size: int, images: Tensor) -> Tensor | None:
+    """Factors (K, L, 2, B) of all rows; `None` if no row drops anything."""
+    found = [batch.keep for batch in batches]
+    if all(keep is None for keep in found):
+        return None
+    whole = images.new_ones(batches[0].row.num_blocks, 2, size)
+    return _fill([keep if isinstance(keep, Tensor) else whole for keep in found], -1)
+
+
+def _fill(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """Stack tensors after each was lengthened to the longest along `dim`, by repeating its last slice."""
+    longest = max(tensor.shape[dim] for tensor in tensors)
+    filled = []
+    for tensor in tensors:
+        missing = longest - tensor.shape[dim]
+        if missing:
+            last = tensor.narrow(dim, tensor.shape[dim] - 1, 1)
+            tensor = torch.cat([tensor, *[last] * missing], dim)
+        filled.append(tensor)
+    return torch.stack(filled)
+
+
+# --- losses ---
+
+
+def _mean_loss(batch: Batch, logits: Tensor) -> Tensor:
+    """The loss of a batch from its logits (B, classes), without dimensions."""
+    plugin: Loss = _plugin("losses", batch.row.recipe.loss)
+    smoothing = batch.step.settings.label_smoothing
+    if batch.targets is None and batch.weights is None and isinstance(plugin, LabelLoss):
+        return plugin.mean_of_labels(logits, batch.labels, label_smoothing=smoothing)
+    context = LossContext(labels=batch.labels, now=batch.step.now)
+    losses = plugin.loss(logits, _soft_targets(batch, logits, smoothing), context)
+    if batch.weights is None:
+        return losses.mean()
+    return (losses * batch.weights).sum() / batch.weights.sum()
+
+
+def _soft_targets(batch: Batch, logits: Tensor, smoothing: float) -> Tensor:
+    """Targets (B, classes) with label smoothing, in the dtype of the logits."""
+    num_classes = logits.shape[-1]
+    targets = F.one_hot(batch.labels, num_classes) if batch.targets is None else batch.targets
+    targets = targets.to(logits.dtype)
+    return targets if smoothing == 0.0 else (1 - smoothing) * targets + smoothing / num_classes
+
+
+def _stacked_losses(batches: Sequence[Batch], logits: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The loss of each row, shape (K,), from logits (K, B, classes) of which the first `sizes` rows count."""
+    choices = {repr(batch.row.recipe.loss) for batch in batches}
+    plugin: Loss = _plugin("losses", batches[0].row.recipe.loss)
+    is_plain = all(batch.targets is None and batch.weights is None for batch in batches)
+    if len(choices) == 1 and is_plain and isinstance(plugin, StackedLabelLoss):
+        labels = _fill([batch.labels for batch in batches], 0)
+        smoothing = [batch.step.settings.label_smoothing for batch in batches]
+        return plugin.means_of_labels(logits, labels, sizes, label_smoothing=smoothing)
+    return torch.stack(
+        [_mean_loss(batch, own[:size]) for batch, own, size in zip(batches, logits.unbind(0), sizes, strict=True)]
+    )
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Logits in the dtype that losses are computed in: their own, or float32 if it is coarser."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+# --- clipping ---
+
+
+def _norms(gradients: Tensor, layout: ParameterLayout) -> Tensor:
+    """Euclidean norm of each gradient, (K,), of gradients (K, P).
+
+    One alone is summed parameter by parameter, as in `torch.nn.utils.clip_grad_norm_`, to the last bit.
+    """
+    if len(gradients) > 1:
+        return torch.linalg.vector_norm(gradients, dim=1)
+    norms = torch._foreach_norm(layout.views(gradients[0]))
+    return torch.linalg.vector_norm(torch.stack(norms))[None]
+
+
+def _clip(gradients: Tensor, norms: Tensor, limits: Sequence[float | None]) -> Tensor:
+    """Gradients (K, P), each scaled down to its largest norm as `torch.nn.utils.clip_grad_norm_` does."""
+    if all(limit is None for limit in limits):
+        return gradients
+    bounds = torch.tensor([math.inf if limit is None else limit for limit in limits], dtype=gradients.dtype)
+    bounds = bounds.to(gradients.device, non_blocking=True)
+    scales = (bounds / (norms + 1e-6)).clamp(max=1.0)
+    return gradients.mul_(torch.where(bounds.isinf(), 1.0, scales)[:, None])
+
+
+# --- evaluation of several models at once ---
+
+
+class StackedModel(nn.Module):
+    """Several models as one: images (B, C, S, S) to logits (B, K, classes), in evaluation mode."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        super().__init__()
+        self._row = rows[0]
+        self.inner = rows[0].model
+        self._parameters_of_all = self._row.layout.views(torch.stack([row.values_to_evaluate() for row in rows]))
+
+    def forward(self, images: Tensor) -> Any:
+        def one(parameters: list[Tensor]) -> Any:
+            return functional_call(self.inner, dict(zip(self._row.names, parameters, strict=True)), (images,))
+
+        return vmap(one, out_dims=1)(self._parameters_of_all)
+
+
+def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Pieces of up to `size` items, about equally long."""
+    count = -(-len(items) // size)
+    for index in range(count):
+        yield items[index * len(items) // count : (index + 1) * len(items) // count]
