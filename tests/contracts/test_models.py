@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,7 +19,7 @@ from plugins.proxies.tangent_kernel import per_image_kernel, tangent_kernel
 from plugins.registry import available, create_space, load
 from search_spaces.base import Growable, ImageTask, Topology
 from search_spaces.recipes import Recipe
-from trainers.models.building import build_model
+from trainers.models.building import build_model, fitting_image_sizes
 from trainers.tasks.scoring import make_candidate
 from trainers.training.loop import build_optimizer
 
@@ -65,6 +66,44 @@ def test_closed_form_costs_are_those_of_the_built_model(space: str, size: int) -
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
             model(torch.zeros(1, 2, size, size))
         assert costs.macs == counter.get_total_flops() / 2
+
+
+def test_every_fitting_image_size_works_and_costs_what_is_counted(space: str) -> None:
+    task = TASK.model_copy(update={"image_size": 96})
+    topology = small(space, 2)
+    model = build(topology, task).eval()
+    sizes = fitting_image_sizes(topology.id, task)
+    assert 32 in sizes
+    assert sizes[-1] == 96
+    for size in sizes:
+        macs = []
+        for num_images in (1, 2):  # positions are interpolated once per batch, which is no cost of an image
+            images = torch.zeros(num_images, 3, size, size)
+            with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+                assert model(images).shape == (num_images, 5)
+            macs.append(counter.get_total_flops() / 2)
+        costs = load("spaces", space).costs(topology, task.model_copy(update={"image_size": size}))
+        assert costs.macs == macs[1] - macs[0], size
+
+
+def test_smaller_images_give_the_same_logits_alone_and_stacked(space: str) -> None:
+    models = [build(small(space, 2), TASK.model_copy(update={"image_size": 64}), seed=seed) for seed in (0, 1)]
+    images = torch.stack([IMAGES, IMAGES.flip(0)])
+    parameters, _ = stack_module_state(models)
+
+    def forward(weights: dict[str, Tensor], images: Tensor) -> Any:
+        return functional_call(models[0], weights, (images,))
+
+    expected = torch.stack([model(seen) for model, seen in zip(models, images, strict=True)])
+    torch.testing.assert_close(vmap(forward)(parameters, images), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_of_smaller_images_reach_every_parameter(space: str) -> None:
+    model = build(small(space, 2), TASK.model_copy(update={"image_size": 64}))
+    F.cross_entropy(model(IMAGES), torch.arange(4)).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
 
 
 def test_logits_and_features_have_their_shapes(space: str) -> None:

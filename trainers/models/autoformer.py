@@ -9,6 +9,7 @@ from search_spaces.autoformer import AutoFormerSpace, AutoFormerTopology
 from search_spaces.base import ImageTask
 from trainers.models.assembly import assemble, draw_convolutions, draw_linears, draw_normal
 from trainers.models.blocks import Block, Convolution, Linear, SelfAttention, keep_factors, layer_norm
+from trainers.models.positions import resize_positions
 from trainers.models.token_curve import autoformer_features_along
 
 INIT_STD = 0.02
@@ -40,10 +41,10 @@ class AutoFormer(nn.Module):
         super().__init__()
         self.drop_path = drop_path
         width = topology.hidden_dim
-        num_patches = (task.image_size // topology.patch_size) ** 2
+        self.side = task.image_size // topology.patch_size
         self.patch_embed = Convolution(task.in_channels, width, topology.patch_size, topology.patch_size)
         self.class_token = nn.Parameter(torch.empty(1, 1, width))
-        self.position = nn.Parameter(torch.empty(1, num_patches + 1, width))
+        self.position = nn.Parameter(torch.empty(1, 1 + self.side**2, width))
 
         def block(heads: int, head_width: int, hidden: int) -> Block:
             attention = SelfAttention(width, heads=heads, head_width=head_width)
@@ -62,7 +63,7 @@ class AutoFormer(nn.Module):
         """Logits (B, classes) of images (B, C, H, W).
 
         Args:
-            images: A batch of normalised images.
+            images: A batch of normalised images. Positions are interpolated if their size is another than the task's.
             generator: Source of the drop-path masks, on the CPU; needed in training mode where `drop_path` is above 0.
         """
         logits: Tensor = self.head(self.norm(self._tokens(images, generator))[:, 1:].mean(1))
@@ -81,11 +82,20 @@ class AutoFormer(nn.Module):
         keep = keep_factors(
             self, images, num_blocks=len(self.blocks), rate=self.drop_path, num_dims=3, generator=generator
         )
-        patches = self.patch_embed(images).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.class_token.expand(len(images), -1, -1), patches], 1) + self.position
+        grid = self.patch_embed(images)
+        patches = grid.flatten(2).transpose(1, 2)
+        positions = self._positions(grid.shape[-2], grid.shape[-1])
+        tokens = torch.cat([self.class_token.expand(len(images), -1, -1), patches], 1) + positions
         for block, factors in zip(self.blocks, keep, strict=True):
             tokens = block(tokens, factors)
         return tokens
+
+    def _positions(self, rows: int, columns: int) -> Tensor:
+        """Positions (1, N, D) for a grid of patches; the class token's is the same for every grid."""
+        if (rows, columns) == (self.side, self.side):
+            return self.position
+        grid = self.position[0, 1:].reshape(self.side, self.side, -1)
+        return torch.cat([self.position[:, :1], resize_positions(grid, rows, columns).flatten(0, 1)[None]], 1)
 
 
 def build_autoformer(

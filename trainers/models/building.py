@@ -46,6 +46,18 @@ def topology_costs(topology: str, task: ImageTask, **options: int) -> Costs:
     return costs
 
 
+def fitting_image_sizes(topology: str, task: ImageTask) -> tuple[int, ...]:
+    """Image sizes, ascending up to the task's, that a model built for the task accepts in its `forward`.
+
+    Args:
+        topology: `space:text`.
+        task: Image size, channels and classes that the model is built for.
+    """
+    space, parsed = load("spaces", space_of(topology)), parse_topology(topology)
+    sizes = range(1, task.image_size + 1)
+    return tuple(size for size in sizes if space.problem(parsed, task.model_copy(update={"image_size": size})) is None)
+
+
 def space_of(topology: str) -> str:
     """The search space's name, the part before the colon."""
     return topology.partition(":")[0]

@@ -9,6 +9,7 @@ from search_spaces.base import ImageTask
 from search_spaces.pit import PitSpace, PitTopology
 from trainers.models.assembly import assemble, draw_convolutions, draw_evenly, draw_normal
 from trainers.models.blocks import Block, Convolution, Linear, SelfAttention, keep_factors, layer_norm
+from trainers.models.positions import resize_positions
 from trainers.models.token_curve import pit_features_along
 
 INIT_STD = 0.02
@@ -82,7 +83,7 @@ class Pit(nn.Module):
         """Logits (B, classes) of images (B, C, H, W).
 
         Args:
-            images: A batch of normalised images.
+            images: A batch of normalised images. Positions are interpolated if their size is another than the task's.
             generator: Source of the drop-path masks, on the CPU; needed in training mode where `drop_path` is above 0.
         """
         logits: Tensor = self.head(self.norm(self.forward_features(images, generator=generator)))
@@ -91,9 +92,11 @@ class Pit(nn.Module):
     def forward_features(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Features (B, D): the class token after the last stage, before the final norm."""
         keep = self._keep_factors(images, generator)
-        grid = self.patch_embed(images) + self.position
+        grid = self.patch_embed(images)
+        side = grid.shape[-1]
+        grid = grid + self._positions(side)
         tokens = torch.cat([self.class_token.expand(len(images), -1, -1), grid.flatten(2).transpose(1, 2)], 1)
-        side, start = self.side, 0
+        start = 0
         for index, (stage, depth) in enumerate(zip(self.stages, self.depths, strict=True)):
             if index:
                 tokens = self.pools[index - 1](tokens, side)
@@ -106,6 +109,12 @@ class Pit(nn.Module):
     def features_along(self, directions: Tensor, weights: Tensor) -> Tensor:
         """Features without normalisation on a curve of images, with derivatives; see `plugins.protocols.CurveModel`."""
         return pit_features_along(self, directions, weights)
+
+    def _positions(self, side: int) -> Tensor:
+        """Positions (1, D, side, side) of the first stage's map."""
+        if side == self.side:
+            return self.position
+        return resize_positions(self.position[0].permute(1, 2, 0), side, side).permute(2, 0, 1)[None]
 
     def _keep_factors(self, images: Tensor, generator: torch.Generator | None) -> Sequence[Tensor | None]:
         """Each block's `keep`, (2, B, 1, 1)."""
