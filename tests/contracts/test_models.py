@@ -19,7 +19,9 @@ from plugins.proxies.tangent_kernel import per_image_kernel, tangent_kernel
 from plugins.registry import available, create_space, load
 from search_spaces.base import Growable, ImageTask, Topology
 from search_spaces.recipes import Recipe
+from trainers.models.blocks import draw_keep_factors
 from trainers.models.building import build_model, fitting_image_sizes
+from trainers.models.dropout import Dropout, DropoutSite
 from trainers.tasks.scoring import make_candidate
 from trainers.training.loop import build_optimizer
 
@@ -197,6 +199,71 @@ def test_drop_path_draws_from_the_given_generator_only_in_training(space: str) -
         model(IMAGES)
     model.eval()
     torch.testing.assert_close(model(IMAGES), logits(1))
+
+
+def test_given_keep_factors_take_effect_whatever_the_models_own_drop_path_is(space: str) -> None:
+    topology = small(space, 2)
+    plain, dropping = build(topology), build(topology, drop_path=0.5)
+    num_blocks = sum(isinstance(module, TransformerBlock) for module in plain.modules())
+    factors = draw_keep_factors(num_blocks, 4, rate=0.5, generator=torch.Generator().manual_seed(1))
+    logits = plain(IMAGES, generator=factors)
+    assert torch.equal(logits, dropping(IMAGES, generator=factors))
+    assert torch.equal(logits, dropping(IMAGES, generator=torch.Generator().manual_seed(1)))
+    assert not torch.equal(logits, plain(IMAGES))
+    assert torch.equal(plain.eval()(IMAGES, generator=factors), plain(IMAGES))
+
+
+def test_dropout_depends_on_its_seed_and_acts_only_in_training(space: str) -> None:
+    model = build(small(space, 2))
+    first, again, other = (model(IMAGES, dropout=Dropout(0.2, torch.tensor(seed))) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    unchanged = model(IMAGES)
+    for rate in (0.0, torch.tensor(0.0)):
+        assert torch.equal(model(IMAGES, dropout=Dropout(rate, torch.tensor(1))), unchanged)
+    model.eval()
+    torch.testing.assert_close(model(IMAGES, dropout=Dropout(0.2, torch.tensor(1))), unchanged)
+
+
+def test_dropout_has_a_mask_of_each_image_and_of_each_vit_site(space: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(small(space, 2))
+    num_blocks = sum(isinstance(module, TransformerBlock) for module in model.modules())
+    masks: list[Tensor] = []
+
+    def note(site: DropoutSite, values: Tensor) -> Tensor:
+        masks.append(drop(site, torch.ones_like(values)) == 0)
+        return drop(site, values)
+
+    drop = DropoutSite.__call__
+    monkeypatch.setattr(DropoutSite, "__call__", note)
+    model(IMAGES, dropout=Dropout(0.5, torch.tensor(0)))
+    assert len(masks) == 1 + 3 * num_blocks
+    for number, mask in enumerate(masks):
+        assert not torch.equal(mask[0], mask[1]), number
+        for other in masks[:number]:
+            count = min(mask.numel(), other.numel())
+            assert not torch.equal(mask.flatten()[:count], other.flatten()[:count]), number
+
+
+def test_dropout_gives_the_same_logits_and_gradients_alone_and_stacked(space: str) -> None:
+    models = [build(small(space, 2), seed=seed) for seed in (0, 1)]
+    parameters, _ = stack_module_state(models)
+    rates, seeds = torch.tensor([0.1, 0.4]), torch.tensor([5, 6])
+
+    def forward(weights: dict[str, Tensor], dropout: Dropout) -> Any:
+        return functional_call(models[0], weights, (IMAGES,), {"dropout": dropout})
+
+    logits = vmap(forward)(parameters, Dropout(rates, seeds))
+    expected = [
+        model(IMAGES, dropout=Dropout(rate, seed))
+        for model, rate, seed in zip(models, (0.1, 0.4), seeds.unbind(), strict=True)
+    ]
+    torch.testing.assert_close(logits, torch.stack(expected), rtol=1e-4, atol=1e-6)
+    gradients = torch.autograd.grad(logits.square().sum(), list(parameters.values()))
+    for index, model in enumerate(models):
+        alone = torch.autograd.grad(expected[index].square().sum(), list(model.parameters()))
+        for gradient, other in zip(gradients, alone, strict=True):
+            torch.testing.assert_close(gradient[index], other, rtol=1e-3, atol=1e-5 * float(other.abs().max()))
 
 
 def test_an_impossible_drop_path_or_image_size_is_refused(space: str) -> None:

@@ -19,6 +19,7 @@ from trainers.models.blocks import (
     keep_factors,
     layer_norm,
 )
+from trainers.models.dropout import Dropout, DropoutSites, dropout_sites
 
 INIT_STD = 0.02
 
@@ -31,17 +32,18 @@ class StageBlocks(nn.Module):
         self.embed = embed
         self.blocks = nn.ModuleList(blocks)
 
-    def forward(self, inputs: Tensor, keep: Sequence[Tensor | None], **embedding: int) -> Tensor:
-        """Images (B, C, H, W) or the stage before's tokens to this stage's tokens.
+    def forward(self, inputs: Tensor, keep: Sequence[Tensor | None], dropout: DropoutSites, **embedding: int) -> Tensor:
+        """Images (B, C, H, W) or the previous stage's tokens to this stage's tokens.
 
         Args:
             inputs: What the stage sees.
             keep: Each block's `keep`.
+            dropout: Where the stage drops values.
             embedding: Options of the embedding.
         """
-        tokens: Tensor = self.embed(inputs, **embedding)
-        for block, factors in zip(self.blocks, keep, strict=True):
-            tokens = block(tokens, factors)
+        tokens = dropout.embed(self.embed(inputs, **embedding))
+        for block, factors, dropped in zip(self.blocks, keep, dropout.blocks, strict=True):
+            tokens = block(tokens, factors, dropped)
         return tokens
 
 
@@ -95,19 +97,28 @@ class AsViT(nn.Module):
         draw_linears(self, generator, std=INIT_STD)
         draw_convolutions(self, generator)
 
-    def forward(self, images: Tensor, *, generator: torch.Generator | None = None, stride_factor: int = 1) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        generator: torch.Generator | Tensor | None = None,
+        dropout: Dropout | None = None,
+        stride_factor: int = 1,
+    ) -> Tensor:
         """Logits (B, classes) of images (B, C, H, W).
 
         Args:
             images: A batch of normalised images.
-            generator: Source of the drop-path masks, on the CPU; needed in training mode where `drop_path` is above 0.
+            generator: Source of the drop-path masks, on the CPU, needed in training mode if `drop_path` is above 0; or
+                the factors of `draw_keep_factors`, which apply whatever `drop_path` is.
+            dropout: Rate and seed of dropout in training mode; `None` drops nothing.
             stride_factor: Stride and dilation of the first projection are this many times as large, so that every grid
                 of tokens is coarser by it (rounded up); the weights are the same.
         """
-        logits: Tensor = self.head(self.norm(self._tokens(images, generator, stride_factor)).mean((1, 2)))
+        logits: Tensor = self.head(self.norm(self._tokens(images, generator, dropout, stride_factor)).mean((1, 2)))
         return logits
 
-    def forward_features(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def forward_features(self, images: Tensor, *, generator: torch.Generator | Tensor | None = None) -> Tensor:
         """Features (B, D): the last stage's tokens, averaged before the final norm."""
         return self._tokens(images, generator).mean((1, 2))
 
@@ -115,17 +126,27 @@ class AsViT(nn.Module):
         """Features without normalisation on a curve of images, with derivatives; see `plugins.protocols.CurveModel`."""
         return features_along(self, directions, weights)
 
-    def _tokens(self, images: Tensor, generator: torch.Generator | None, stride_factor: int = 1) -> Tensor:
+    def _tokens(
+        self,
+        images: Tensor,
+        generator: torch.Generator | Tensor | None,
+        dropout: Dropout | None = None,
+        stride_factor: int = 1,
+    ) -> Tensor:
+        """The last stage's tokens, (B, H, W, D)."""
         keep = self._keep_factors(images, generator)
+        sites = dropout_sites(self, images, num_blocks=sum(self.depths), dropout=dropout)
         embedding = {"stride_factor": stride_factor} if stride_factor > 1 else {}
         tokens, start = images, 0
         for stage, depth in zip(self.stages, self.depths, strict=True):
-            tokens = stage(tokens, keep[start : start + depth], **embedding)
+            some = slice(start, start + depth)
+            dropped = DropoutSites(sites.embedding if start == 0 else None, sites.blocks[some])
+            tokens = stage(tokens, keep[some], dropped, **embedding)
             embedding = {}
             start += depth
         return tokens
 
-    def _keep_factors(self, images: Tensor, generator: torch.Generator | None) -> Sequence[Tensor | None]:
+    def _keep_factors(self, images: Tensor, generator: torch.Generator | Tensor | None) -> Sequence[Tensor | None]:
         """Each block's `keep`, (2, B, 1, 1, 1)."""
         return keep_factors(
             self, images, num_blocks=sum(self.depths), rate=self.drop_path, num_dims=4, generator=generator

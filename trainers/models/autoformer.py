@@ -9,6 +9,7 @@ from search_spaces.autoformer import AutoFormerSpace, AutoFormerTopology
 from search_spaces.base import ImageTask
 from trainers.models.assembly import assemble, draw_convolutions, draw_linears, draw_normal
 from trainers.models.blocks import Block, Convolution, Linear, SelfAttention, keep_factors, layer_norm
+from trainers.models.dropout import Dropout, dropout_sites
 from trainers.models.positions import resize_positions
 from trainers.models.token_curve import autoformer_features_along
 
@@ -59,17 +60,21 @@ class AutoFormer(nn.Module):
         draw_normal(self.class_token, generator, std=INIT_STD)
         draw_normal(self.position, generator, std=INIT_STD)
 
-    def forward(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def forward(
+        self, images: Tensor, *, generator: torch.Generator | Tensor | None = None, dropout: Dropout | None = None
+    ) -> Tensor:
         """Logits (B, classes) of images (B, C, H, W).
 
         Args:
             images: A batch of normalised images. Positions are interpolated if their size is another than the task's.
-            generator: Source of the drop-path masks, on the CPU; needed in training mode where `drop_path` is above 0.
+            generator: Source of the drop-path masks, on the CPU, needed in training mode if `drop_path` is above 0; or
+                the factors of `draw_keep_factors`, which apply whatever `drop_path` is.
+            dropout: Rate and seed of dropout in training mode; `None` drops nothing.
         """
-        logits: Tensor = self.head(self.norm(self._tokens(images, generator))[:, 1:].mean(1))
+        logits: Tensor = self.head(self.norm(self._tokens(images, generator, dropout))[:, 1:].mean(1))
         return logits
 
-    def forward_features(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def forward_features(self, images: Tensor, *, generator: torch.Generator | Tensor | None = None) -> Tensor:
         """Features (B, D): the patches' tokens, averaged before the final norm."""
         return self._tokens(images, generator)[:, 1:].mean(1)
 
@@ -77,17 +82,20 @@ class AutoFormer(nn.Module):
         """Features without normalisation on a curve of images, with derivatives; see `plugins.protocols.CurveModel`."""
         return autoformer_features_along(self, directions, weights)
 
-    def _tokens(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _tokens(
+        self, images: Tensor, generator: torch.Generator | Tensor | None, dropout: Dropout | None = None
+    ) -> Tensor:
         """The tokens (B, N, D) after the last block."""
+        sites = dropout_sites(self, images, num_blocks=len(self.blocks), dropout=dropout)
         keep = keep_factors(
             self, images, num_blocks=len(self.blocks), rate=self.drop_path, num_dims=3, generator=generator
         )
         grid = self.patch_embed(images)
         patches = grid.flatten(2).transpose(1, 2)
         positions = self._positions(grid.shape[-2], grid.shape[-1])
-        tokens = torch.cat([self.class_token.expand(len(images), -1, -1), patches], 1) + positions
-        for block, factors in zip(self.blocks, keep, strict=True):
-            tokens = block(tokens, factors)
+        tokens = sites.embed(torch.cat([self.class_token.expand(len(images), -1, -1), patches], 1) + positions)
+        for block, factors, dropped in zip(self.blocks, keep, sites.blocks, strict=True):
+            tokens = block(tokens, factors, dropped)
         return tokens
 
     def _positions(self, rows: int, columns: int) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.costs import attention_window
+from trainers.models.dropout import BlockDropout, DropoutSite
 
 FEW_TOKENS = 64
 """Up to so many tokens, attention on a CPU is computed as two matrix products."""
@@ -223,8 +224,10 @@ class Mlp(nn.Module):
         self.act = nn.GELU()
         self.fc2 = Linear(hidden, width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        out: Tensor = self.fc2(self.act(self.fc1(tokens)))
+    def forward(self, tokens: Tensor, dropout: DropoutSite | None = None) -> Tensor:
+        """Tokens (..., D) to the same shape; `dropout` applies to the hidden activations."""
+        hidden = self.act(self.fc1(tokens))
+        out: Tensor = self.fc2(hidden if dropout is None else dropout(hidden))
         return out
 
 
@@ -240,20 +243,24 @@ class Block(nn.Module):
         self.norm2 = layer_norm(width, normalization=normalization, eps=eps)
         self.mlp = Mlp(width, hidden)
 
-    def forward(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, keep: Tensor | None = None, dropout: BlockDropout | None = None) -> Tensor:
         """Tokens, (B, H, W, D) or (B, N, D), to the same shape.
 
         Args:
             tokens: What its attention takes.
             keep: Factors of the two branches, shape (2, B, 1, 1, 1) or (2, B, 1, 1); 0 drops a branch of an image.
                 `None` keeps all.
+            dropout: Where the block drops values; `None` drops none.
         """
-        if keep is None:
-            attended = tokens + self.attn(self.norm1(tokens))
-            out: Tensor = attended + self.mlp(self.norm2(attended))
-            return out
-        attended = torch.addcmul(tokens, self.attn(self.norm1(tokens)), keep[0])
-        return torch.addcmul(attended, self.mlp(self.norm2(attended)), keep[1])
+        branch = self.attn(self.norm1(tokens))
+        if dropout is not None:
+            branch = dropout.attention(branch)
+        tokens = tokens + branch if keep is None else torch.addcmul(tokens, branch, keep[0])
+        if dropout is None:
+            branch = self.mlp(self.norm2(tokens))
+        else:
+            branch = dropout.output(self.mlp(self.norm2(tokens), dropout.hidden))
+        return tokens + branch if keep is None else torch.addcmul(tokens, branch, keep[1])
 
 
 def keep_factors(

@@ -9,6 +9,7 @@ from search_spaces.base import ImageTask
 from search_spaces.pit import PitSpace, PitTopology
 from trainers.models.assembly import assemble, draw_convolutions, draw_evenly, draw_normal
 from trainers.models.blocks import Block, Convolution, Linear, SelfAttention, keep_factors, layer_norm
+from trainers.models.dropout import Dropout, dropout_sites
 from trainers.models.positions import resize_positions
 from trainers.models.token_curve import pit_features_along
 
@@ -79,32 +80,45 @@ class Pit(nn.Module):
         draw_normal(self.class_token, generator, std=INIT_STD)
         draw_normal(self.position, generator, std=INIT_STD)
 
-    def forward(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def forward(
+        self, images: Tensor, *, generator: torch.Generator | Tensor | None = None, dropout: Dropout | None = None
+    ) -> Tensor:
         """Logits (B, classes) of images (B, C, H, W).
 
         Args:
             images: A batch of normalised images. Positions are interpolated if their size is another than the task's.
-            generator: Source of the drop-path masks, on the CPU; needed in training mode where `drop_path` is above 0.
+            generator: Source of the drop-path masks, on the CPU, needed in training mode if `drop_path` is above 0; or
+                the factors of `draw_keep_factors`, which apply whatever `drop_path` is.
+            dropout: Rate and seed of dropout in training mode; `None` drops nothing.
         """
-        logits: Tensor = self.head(self.norm(self.forward_features(images, generator=generator)))
+        logits: Tensor = self.head(self.norm(self._tokens(images, generator, dropout)[:, 0]))
         return logits
 
-    def forward_features(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def forward_features(self, images: Tensor, *, generator: torch.Generator | Tensor | None = None) -> Tensor:
         """Features (B, D): the class token after the last stage, before the final norm."""
+        return self._tokens(images, generator)[:, 0]
+
+    def _tokens(
+        self, images: Tensor, generator: torch.Generator | Tensor | None, dropout: Dropout | None = None
+    ) -> Tensor:
+        """The tokens (B, N, D) after the last stage."""
         keep = self._keep_factors(images, generator)
+        sites = dropout_sites(self, images, num_blocks=sum(self.depths), dropout=dropout)
         grid = self.patch_embed(images)
         side = grid.shape[-1]
         grid = grid + self._positions(side)
-        tokens = torch.cat([self.class_token.expand(len(images), -1, -1), grid.flatten(2).transpose(1, 2)], 1)
+        patches = grid.flatten(2).transpose(1, 2)
+        tokens = sites.embed(torch.cat([self.class_token.expand(len(images), -1, -1), patches], 1))
         start = 0
         for index, (stage, depth) in enumerate(zip(self.stages, self.depths, strict=True)):
             if index:
                 tokens = self.pools[index - 1](tokens, side)
                 side = -(-side // 2)
-            for block, factors in zip(stage.children(), keep[start : start + depth], strict=True):
-                tokens = block(tokens, factors)
+            some = slice(start, start + depth)
+            for block, factors, dropped in zip(stage.children(), keep[some], sites.blocks[some], strict=True):
+                tokens = block(tokens, factors, dropped)
             start += depth
-        return tokens[:, 0]
+        return tokens
 
     def features_along(self, directions: Tensor, weights: Tensor) -> Tensor:
         """Features without normalisation on a curve of images, with derivatives; see `plugins.protocols.CurveModel`."""
@@ -116,7 +130,7 @@ class Pit(nn.Module):
             return self.position
         return resize_positions(self.position[0].permute(1, 2, 0), side, side).permute(2, 0, 1)[None]
 
-    def _keep_factors(self, images: Tensor, generator: torch.Generator | None) -> Sequence[Tensor | None]:
+    def _keep_factors(self, images: Tensor, generator: torch.Generator | Tensor | None) -> Sequence[Tensor | None]:
         """Each block's `keep`, (2, B, 1, 1)."""
         return keep_factors(
             self, images, num_blocks=sum(self.depths), rate=self.drop_path, num_dims=3, generator=generator
