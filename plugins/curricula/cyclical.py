@@ -1,14 +1,11 @@
 """Cyclical Curriculum Learning: the training set shrinks and grows again, easy examples first in line."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from plugins.protocols import PluginCard
-
-if TYPE_CHECKING:
-    from torch import Generator, Tensor
+from plugins.protocols import OrderContext, PluginCard, Selection
 
 
 def cycle_sizes(num_epochs: float, *, start: float, end: float, alpha: float) -> tuple[float, ...]:
@@ -66,14 +63,15 @@ class Cyclical:
         """Sizes that go up and down between `start` and `end`."""
         return cycle_sizes(num_epochs, start=self.start, end=self.end, alpha=self.alpha)
 
-    def select(self, size: int, *, difficulty: "Tensor | None", labels: "Tensor", generator: "Generator") -> "Tensor":
-        """`size` examples drawn without replacement, uniformly where `difficulty` is `None`."""
+    def select(self, size: int, context: OrderContext) -> Selection:
+        """`size` examples drawn without replacement, uniformly if there is no difficulty."""
         import torch
 
-        if difficulty is None:
-            return torch.randperm(len(labels), generator=generator)[:size]
+        num_images, generator = len(context.labels), context.generator
+        if context.difficulty is None:
+            return Selection(torch.randperm(num_images, generator=generator)[:size])
         # Drawing with weights w without replacement: take the smallest of Exp(1) / w (Efraimidis and Spirakis 2006).
         # With w = 1 / loss there is nothing to divide by, and a loss of zero needs no special care.
-        waits = torch.empty(len(labels), dtype=torch.float64).exponential_(generator=generator)
-        chosen = torch.argsort(waits * difficulty.detach().cpu().double(), stable=True)[:size]
-        return chosen[torch.randperm(size, generator=generator)]
+        waits = torch.empty(num_images, dtype=torch.float64).exponential_(generator=generator)
+        chosen = torch.argsort(waits * context.difficulty.detach().cpu().double(), stable=True)[:size]
+        return Selection(chosen[torch.randperm(size, generator=generator)])

@@ -2,12 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from plugins.protocols import PluginCard
-
-if TYPE_CHECKING:
-    from torch import Generator, Tensor
+from plugins.protocols import OrderContext, PluginCard, Selection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,15 +20,8 @@ class NoCurriculum:
         rest = num_epochs - whole
         return (1.0,) * whole + ((rest,) if rest else ())
 
-    def select(
-        self,
-        size: int,
-        *,
-        difficulty: "Tensor | None",  # noqa: ARG002 - the protocol's signature
-        labels: "Tensor",
-        generator: "Generator",
-    ) -> "Tensor":
+    def select(self, size: int, context: OrderContext) -> Selection:
         """`size` examples drawn uniformly without replacement."""
         import torch
 
-        return torch.randperm(len(labels), generator=generator)[:size]
+        return Selection(torch.randperm(len(context.labels), generator=context.generator)[:size])

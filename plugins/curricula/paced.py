@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from plugins.protocols import PluginCard
+from plugins.protocols import OrderContext, PluginCard, Selection
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
 
 def paced_sizes(num_epochs: float, *, start: float, increase: float, step: float) -> tuple[float, ...]:
@@ -88,11 +88,12 @@ class Paced:
         """Sizes that grow from `start` to 1."""
         return paced_sizes(num_epochs, start=self.start, increase=self.increase, step=self.step)
 
-    def select(self, size: int, *, difficulty: "Tensor | None", labels: "Tensor", generator: "Generator") -> "Tensor":
-        """The `size` easiest examples in random order; random ones of each class where `difficulty` is `None`."""
+    def select(self, size: int, context: OrderContext) -> Selection:
+        """The `size` easiest examples in random order; random ones of each class if there is no difficulty."""
         import torch
 
+        labels, difficulty, generator = context.labels.cpu(), context.difficulty, context.generator
         shuffle = torch.randperm(len(labels), generator=generator)  # so that ties are broken at random
         hardness = torch.zeros(len(labels)) if difficulty is None else difficulty.detach().cpu()[shuffle]
-        chosen = shuffle[easiest_per_class(size, difficulty=hardness, labels=labels.cpu()[shuffle])]
-        return chosen[torch.randperm(size, generator=generator)]
+        chosen = shuffle[easiest_per_class(size, difficulty=hardness, labels=labels[shuffle])]
+        return Selection(chosen[torch.randperm(size, generator=generator)])

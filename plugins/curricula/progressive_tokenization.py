@@ -1,18 +1,12 @@
 """Progressive tokenization: fewer, wider tokens at the start of training."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from plugins.curricula.none import NoCurriculum
-from plugins.protocols import PluginCard
-
-if TYPE_CHECKING:
-    from torch import Generator, Tensor
-
-_WHOLE = NoCurriculum()
+from plugins.protocols import Now, PluginCard
+from search_spaces.step_settings import StepSettings
 
 
 def stride_factor(progress: float, *, coarse: float, middle: float) -> int:
@@ -33,7 +27,7 @@ class ProgressiveTokenization:
     """As-ViT's progressive re-tokenization: stride and dilation of the first projection shrink as training goes on.
 
     Weights and optimizer state are untouched, since no parameter of the model depends on the number of tokens. At 224
-    pixels the grid has 14, 28 and 56 tokens a side, at 32 pixels 2, 4 and 8. Every image is visited once per epoch.
+    pixels the grid has 14, 28 and 56 tokens a side, at 32 pixels 2, 4 and 8.
     """
 
     card: ClassVar[PluginCard] = PluginCard(
@@ -45,7 +39,6 @@ class ProgressiveTokenization:
         cost="less than nothing: the coarse phases take a quarter and a sixteenth of the tokens",
         needs=("a model with the forward option stride_factor",),
     )
-    needs_difficulty: ClassVar[bool] = False
     coarse: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Fraction of the optimizer steps, at the start, with a quarter of the tokens along each side."""
     middle: Annotated[float, Field(ge=0, lt=1)] = 0.25
@@ -58,15 +51,14 @@ class ProgressiveTokenization:
                 f"{self.coarse} + {self.middle}. Lower one of them."
             )
 
-    def model_options(self, progress: float) -> Mapping[str, int]:
-        """The stride factor, while it is not 1."""
-        factor = stride_factor(progress, coarse=self.coarse, middle=self.middle)
-        return {"stride_factor": factor} if factor > 1 else {}
+    @property
+    def changes(self) -> frozenset[str]:
+        """The stride factor of the model's forward pass."""
+        return frozenset({"model_options.stride_factor"})
 
-    def passes(self, num_epochs: float) -> tuple[float, ...]:
-        """Whole passes, and what is left over as a last smaller one."""
-        return _WHOLE.passes(num_epochs)
-
-    def select(self, size: int, *, difficulty: "Tensor | None", labels: "Tensor", generator: "Generator") -> "Tensor":
-        """`size` examples drawn uniformly without replacement."""
-        return _WHOLE.select(size, difficulty=difficulty, labels=labels, generator=generator)
+    def adjust(self, now: Now, settings: StepSettings) -> StepSettings:
+        """Set the stride factor, while it is not 1."""
+        factor = stride_factor(now.progress, coarse=self.coarse, middle=self.middle)
+        if factor == 1:
+            return settings
+        return replace(settings, model_options={**settings.model_options, "stride_factor": factor})

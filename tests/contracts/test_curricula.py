@@ -1,65 +1,161 @@
 """What every curriculum keeps, and what each of ours does."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
 
-from plugins.protocols import Curriculum, PluginCard
+from plugins.protocols import ExampleOrder, OrderContext, PluginCard, Selection, StepMethod
 from plugins.registry import PluginSettingsError, available, create
+from search_spaces.step_settings import StepSettings
+from tests.steps import now, step_settings
 
 NUM_IMAGES = 60
 LABELS = torch.arange(NUM_IMAGES) % 3
 DIFFICULTY = torch.rand(NUM_IMAGES, generator=torch.Generator().manual_seed(1))
+NAMES = sorted(available("curricula"))
+ORDERS = [name for name in NAMES if isinstance(create("curricula", name), ExampleOrder)]
+METHODS = [name for name in NAMES if isinstance(create("curricula", name), StepMethod)]
 
 
-@pytest.fixture(params=list(available("curricula")))
-def curriculum(request: pytest.FixtureRequest) -> Curriculum:
+@pytest.fixture(params=ORDERS)
+def order(request: pytest.FixtureRequest) -> ExampleOrder:
     return create("curricula", request.param)
 
 
-def select(curriculum: Curriculum, size: int, *, seed: int = 0, difficulty: Tensor | None = None) -> Tensor:
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> StepMethod:
+    return create("curricula", request.param)
+
+
+def context(
+    *, seed: int = 0, difficulty: Tensor | None = None, labels: Tensor = LABELS, progress: float = 0.5
+) -> OrderContext:
     generator = torch.Generator().manual_seed(seed)
-    return curriculum.select(size, difficulty=difficulty, labels=LABELS, generator=generator)
+    return OrderContext(now=now(progress), labels=labels, difficulty=difficulty, generator=generator)
 
 
-def test_it_has_a_card(curriculum: Curriculum) -> None:
+def select(order: ExampleOrder, size: int, *, seed: int = 0, difficulty: Tensor | None = None) -> Tensor:
+    return order.select(size, context(seed=seed, difficulty=difficulty)).indices
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_has_a_card_and_is_an_order_or_a_method(name: str) -> None:
+    curriculum = create("curricula", name)
     assert isinstance(curriculum.card, PluginCard)
     assert curriculum.card.source
-    assert isinstance(curriculum.needs_difficulty, bool)
+    assert curriculum.card.cost
+    assert isinstance(curriculum, ExampleOrder | StepMethod)
+
+
+# --- orders of examples ---
 
 
 @pytest.mark.parametrize("num_epochs", [1, 2, 7, 30, 0.4, 3.3])
-def test_the_passes_use_up_the_budget(curriculum: Curriculum, num_epochs: float) -> None:
-    passes = curriculum.passes(num_epochs)
+def test_the_passes_use_up_the_budget(order: ExampleOrder, num_epochs: float) -> None:
+    passes = order.passes(num_epochs)
     assert sum(passes) == pytest.approx(num_epochs)
     assert all(0 < size <= 1 for size in passes)
 
 
 @pytest.mark.parametrize("size", [1, 7, 30, NUM_IMAGES])
 @pytest.mark.parametrize("difficulty", [None, DIFFICULTY, torch.zeros(NUM_IMAGES)], ids=["none", "some", "zero"])
-def test_a_pass_visits_as_many_different_examples_as_asked(
-    curriculum: Curriculum, size: int, difficulty: Tensor | None
-) -> None:
-    chosen = select(curriculum, size, difficulty=difficulty)
-    assert chosen.dtype == torch.int64
-    assert chosen.shape == (size,)
-    assert len(set(chosen.tolist())) == size
-    assert set(chosen.tolist()) <= set(range(NUM_IMAGES))
+def test_a_pass_has_as_many_visits_as_asked(order: ExampleOrder, size: int, difficulty: Tensor | None) -> None:
+    selection = order.select(size, context(difficulty=difficulty))
+    assert isinstance(selection, Selection)
+    assert selection.indices.dtype == torch.int64
+    assert selection.indices.shape == (size,)
+    assert set(selection.indices.tolist()) <= set(range(NUM_IMAGES))
+    if selection.weights is not None:
+        assert selection.weights.shape == (size,)
+        assert selection.weights.is_floating_point()
+        assert torch.all(selection.weights.isfinite() & (selection.weights >= 0))
 
 
-def test_the_generator_alone_decides(curriculum: Curriculum) -> None:
+def test_the_generator_alone_decides(order: ExampleOrder) -> None:
     state = torch.get_rng_state()
-    first = select(curriculum, 20, seed=3, difficulty=DIFFICULTY)
-    assert torch.equal(first, select(curriculum, 20, seed=3, difficulty=DIFFICULTY))
-    assert not torch.equal(first, select(curriculum, 20, seed=4, difficulty=DIFFICULTY))
+    first = select(order, 20, seed=3, difficulty=DIFFICULTY)
+    assert torch.equal(first, select(order, 20, seed=3, difficulty=DIFFICULTY))
+    assert not torch.equal(first, select(order, 20, seed=4, difficulty=DIFFICULTY))
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_inputs_are_left_unchanged(curriculum: Curriculum) -> None:
+def test_an_order_leaves_its_inputs_unchanged(order: ExampleOrder) -> None:
     difficulty, labels = DIFFICULTY.clone(), LABELS.clone()
-    curriculum.select(20, difficulty=difficulty, labels=labels, generator=torch.Generator())
+    order.select(20, context(difficulty=difficulty, labels=labels))
     assert torch.equal(difficulty, DIFFICULTY)
     assert torch.equal(labels, LABELS)
+
+
+def test_an_order_says_whether_it_needs_difficulty(order: ExampleOrder) -> None:
+    assert isinstance(order.needs_difficulty, bool)
+    if not order.needs_difficulty:
+        assert torch.equal(select(order, 20), select(order, 20, difficulty=DIFFICULTY))
+
+
+@pytest.mark.parametrize(
+    ("name", "without", "with_difficulty"),
+    [
+        ("none", [11, 10, 23, 3, 1, 35, 16], [11, 10, 23, 3, 1, 35, 16]),
+        ("cyclical", [11, 10, 23, 3, 1, 35, 16], [22, 35, 47, 4, 46, 28, 50]),
+        ("paced", [23, 1, 10, 24, 39, 11, 3], [44, 34, 28, 21, 57, 50, 33]),
+    ],
+)
+def test_an_order_of_ours_chooses_what_version_0_1_0_chose(
+    name: str, without: list[int], with_difficulty: list[int]
+) -> None:
+    order = create("curricula", name)
+    assert select(order, 7, seed=5).tolist() == without
+    assert select(order, 7, seed=5, difficulty=DIFFICULTY).tolist() == with_difficulty
+
+
+@pytest.mark.parametrize("name", ["none", "cyclical", "paced"])
+def test_an_order_of_ours_visits_no_example_twice_in_a_pass(name: str) -> None:
+    order = create("curricula", name)
+    for size in (7, NUM_IMAGES):
+        assert len(set(select(order, size, difficulty=DIFFICULTY).tolist())) == size
+
+
+# --- methods that adjust steps ---
+
+
+FIELDS = {field.name for field in dataclasses.fields(StepSettings)}
+
+
+def changed(before: StepSettings, after: StepSettings) -> set[str]:
+    """Names of the fields that differ, options of the model one by one."""
+    names = {name for name in FIELDS - {"model_options"} if getattr(before, name) != getattr(after, name)}
+    ours, theirs = before.model_options, after.model_options
+    return names | {f"model_options.{key}" for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}
+
+
+def test_a_method_names_fields_of_the_settings(method: StepMethod) -> None:
+    assert method.changes
+    for name in method.changes:
+        field, _, option = name.partition(".")
+        assert field in FIELDS
+        assert bool(option) == (field == "model_options")
+
+
+def test_a_method_changes_what_it_declares_and_nothing_else(method: StepMethod) -> None:
+    settings = step_settings(model_options={"window": 3})
+    found: set[str] = set()
+    for step in range(64):
+        found |= changed(settings, method.adjust(now(step / 64), settings))
+    assert found
+    assert found <= method.changes
+    assert settings == step_settings(model_options={"window": 3})
+
+
+def test_a_method_depends_on_its_arguments_alone(method: StepMethod) -> None:
+    moments = [now(step / 16) for step in range(16)]
+    forth = [method.adjust(moment, step_settings()) for moment in moments]
+    back = [method.adjust(moment, step_settings()) for moment in reversed(moments)]
+    assert forth == back[::-1]
+
+
+# --- ours ---
 
 
 def test_no_curriculum_visits_everything_in_every_pass() -> None:
@@ -101,12 +197,18 @@ def test_paced_takes_the_easiest_of_each_class() -> None:
 
 def test_paced_keeps_the_share_of_a_small_class() -> None:
     labels = torch.tensor([0] * 40 + [1] * 10)
-    chosen = create("curricula", "paced").select(
-        10, difficulty=torch.rand(50), labels=labels, generator=torch.Generator()
-    )
+    paced = create("curricula", "paced")
+    chosen = paced.select(10, context(difficulty=torch.rand(50), labels=labels)).indices
     assert int((labels[chosen] == 1).sum()) == 2
 
 
 def test_a_cycle_that_starts_above_its_end_is_refused() -> None:
     with pytest.raises(PluginSettingsError, match="must not exceed"):
         create("curricula", "cyclical", {"start": 0.9, "end": 0.5})
+
+
+def test_progressive_tokenization_keeps_the_other_options_of_the_model() -> None:
+    method = create("curricula", "progressive-tokenization", {"coarse": 0.25, "middle": 0.25})
+    settings = step_settings(model_options={"window": 3})
+    options = [dict(method.adjust(now(progress), settings).model_options) for progress in (0.0, 0.25, 0.5)]
+    assert options == [{"window": 3, "stride_factor": 4}, {"window": 3, "stride_factor": 2}, {"window": 3}]

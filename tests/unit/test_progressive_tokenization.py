@@ -17,6 +17,7 @@ from search_spaces.as_vit import AsViTSpace
 from search_spaces.base import ImageTask
 from search_spaces.costs import attention_window
 from search_spaces.recipes import Recipe
+from tests.steps import now, step_settings
 from tests.unit.test_as_vit_space import SEED, topologies
 from tests.unit.test_loop import InterruptedInside, equal, weights_of, without_time
 from tests.unit.training import CPU, TOPOLOGY, Recorder, configuration, digits, run
@@ -127,7 +128,8 @@ def test_the_published_models_cost_what_they_should_on_coarser_grids(
 def test_the_published_model_l_saves_its_share_of_training(phases: tuple[float, float], saving: float) -> None:
     topology = AsViTSpace.parse(SEED).with_size(depths=(5, 2, 5, 2), width=180)
     curriculum = create("curricula", "progressive-tokenization", {"coarse": phases[0], "middle": phases[1]})
-    costs = [AsViTSpace.costs(topology, IMAGENET, **curriculum.model_options(epoch / 300)).macs for epoch in range(300)]
+    options = [curriculum.adjust(now(epoch / 300), step_settings()).model_options for epoch in range(300)]
+    costs = [AsViTSpace.costs(topology, IMAGENET, **given).macs for given in options]
     plain = 300 * AsViTSpace.costs(topology, IMAGENET).macs
     assert 100 * (1 - sum(costs) / plain) == pytest.approx(saving, abs=0.06)  # rounded to a tenth
 
@@ -137,7 +139,8 @@ def test_the_published_model_l_saves_its_share_of_training(phases: tuple[float, 
 
 def test_the_grid_is_coarse_then_middle_then_whole() -> None:
     curriculum = create("curricula", "progressive-tokenization", {"coarse": 0.25, "middle": 0.5})
-    factors = [curriculum.model_options(step / 8).get("stride_factor") for step in range(8)]
+    options = [curriculum.adjust(now(step / 8), step_settings()).model_options for step in range(8)]
+    factors = [given.get("stride_factor") for given in options]
     assert factors == [4, 4, 2, 2, 2, 2, None, None]
 
 
