@@ -5,6 +5,7 @@ import time
 from ray import tune
 
 from orchestrator.engines.interfaces import Reporter
+from search_spaces.ramps import value_at
 from trainers.config import EpochReport, Task, TaskOutcome, TrainTask
 
 EPOCHS = 10
@@ -28,7 +29,7 @@ def short_training(task: Task, reporter: Reporter) -> TaskOutcome:
 
 def _train(task: Task, reporter: Reporter, *, epochs: int, epoch_s: float) -> TaskOutcome:
     assert isinstance(task, TrainTask)
-    rate = task.configuration.recipe.learning_rate
+    rate = value_at(task.configuration.recipe.learning_rate, 0.0)
     for epoch in range(1, epochs + 1):
         if reporter.should_stop():
             return TaskOutcome(state="interrupted")

@@ -435,7 +435,8 @@ class ParameterLayout:
         """Views (..., *shape) of each parameter in values (..., P)."""
         ends = (*self.starts[1:], self.num_numbers)
         # One split: its backward pass is a single concatenation, where slices would each fill a row of zeros.
-        pieces = values.split([end - start for start, end in zip(self.starts, ends, strict=True)], -1)
+        split: Callable[..., Sequence[Tensor]] = values.split
+        pieces = split([end - start for start, end in zip(self.starts, ends, strict=True)], -1)
         return [
             piece[..., : shape.numel()].view(*values.shape[:-1], *shape)
             for piece, shape in zip(pieces, self.shapes, strict=True)

@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from search_spaces.dimensions import Choice, Condition, Dimension, Point, Scalar, is_active, parse_dimension
-from search_spaces.ramps import RAMP_KEYS, Bounds, Ramp, is_ramp
+from search_spaces.ramps import RAMP_KEYS, Bounds, Ramp, is_ramp, largest
 
 
 class PluginChoice(BaseModel):
@@ -145,6 +145,15 @@ class RecipeSpace(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     base: Recipe
     dimensions: tuple[Dimension, ...]
+
+    @property
+    def largest_batch_size(self) -> int:
+        """The largest batch size that any recipe of the space uses."""
+        sizes = [largest(self.base.batch_size)]
+        for dimension in self.dimensions:
+            if dimension.name in ("recipe.batch_size", "recipe.batch_size.from", "recipe.batch_size.to"):
+                sizes += [value for value in _extremes(dimension) if isinstance(value, int | float)]
+        return round(max(sizes))
 
     def decode(self, point: Mapping[str, Scalar]) -> Recipe:
         """The recipe at a point; keys that are no recipe dimension are left aside."""
@@ -318,10 +327,10 @@ def _as_raw(method: PluginChoice) -> Mapping[str, Any]:
     return {"name": method.name, **method.settings}
 
 
-def _parse_ramp(field: str, raw: Mapping[str, Any]) -> tuple[Ramp, list[Dimension]]:
+def _parse_ramp(field: str, raw: Mapping[str, Any]) -> tuple[Ramp, tuple[Dimension, ...]]:
     """A function of progress with the middle of each searched part, and the dimensions of those parts."""
     if isinstance(raw, Ramp):
-        return raw, []
+        return raw, ()
     base: dict[str, Any] = dict(raw)
     dimensions: list[Dimension] = []
     for part in RAMP_KEYS:
@@ -335,7 +344,7 @@ def _parse_ramp(field: str, raw: Mapping[str, Any]) -> tuple[Ramp, list[Dimensio
             Recipe.model_validate({field: {**base, dimension.name.rpartition(".")[2]: value}})
     ramp = getattr(Recipe.model_validate({field: base}), field)
     assert isinstance(ramp, Ramp)
-    return ramp, dimensions
+    return ramp, tuple(dimensions)
 
 
 def middle(dimension: Dimension) -> Scalar:

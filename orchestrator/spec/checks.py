@@ -6,9 +6,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from orchestrator.spec.correlation_checks import correlation_problems, table_problems
-from orchestrator.spec.curriculum_checks import curriculum_problems, option_problem, plugin_corners
+from orchestrator.spec.curriculum_checks import curriculum_problems
+from orchestrator.spec.plugin_corners import plugin_corners
 from orchestrator.spec.problems import Problem, first_problem, found, range_problem
 from orchestrator.spec.proxy_choices import is_pool_proxy, parts_of
+from orchestrator.spec.recipe_checks import method_problem, role_problem
 from orchestrator.spec.stages import (
     AveragingStage,
     CorrelateStage,
@@ -52,8 +54,13 @@ def study_problems(data: DataConfig, stages: Sequence[StageSpec]) -> Iterator[Pr
 def configuration_problems(configuration: Configuration) -> Iterator[Problem]:
     """Every mistake of one configuration whose fields have the right types."""
     recipe = configuration.recipe
-    yield from _choice_problems("schedules", recipe.schedule, ("recipe", "schedule"))
-    yield from _choice_problems("curricula", recipe.curriculum, ("recipe", "curriculum"))
+    unknown = [
+        problem
+        for field, kind in PLUGIN_FIELDS.items()
+        for choice in _listed(getattr(recipe, field))
+        for problem in list(_choice_problems(kind, choice, ("recipe", field))) or _role_problems(field, choice)
+    ]
+    yield from unknown
     yield from _choice_problems("averaging", configuration.averaging, ("averaging",))
     if configuration.stopping is not None:
         yield from _choice_problems("stopping", configuration.stopping, ("stopping",))
@@ -61,9 +68,19 @@ def configuration_problems(configuration: Configuration) -> Iterator[Problem]:
     if problem:
         yield Problem(("data", "source"), problem.removeprefix("data.source "))
     yield from topology_text_problems(configuration.topology, configuration.data, ("topology",))
-    problem = option_problem(recipe.curriculum, [configuration.topology.partition(":")[0]])
+    problem = None if unknown else method_problem(recipe.curriculum, [configuration.topology.partition(":")[0]])
     if problem:
         yield Problem(("recipe", "curriculum"), problem)
+
+
+def _listed(value: PluginChoice | tuple[PluginChoice, ...]) -> tuple[PluginChoice, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _role_problems(field: str, choice: PluginChoice) -> Iterator[Problem]:
+    problem = role_problem(field, choice) if field in ("augmentation", "mixing") else None
+    if problem:
+        yield Problem(("recipe", field), problem)
 
 
 # --- one stage on its own ---
@@ -177,16 +194,26 @@ def _recipe_problems(recipe: Mapping[str, Any], at: KeyPath) -> Iterator[Problem
 
 
 def _recipe_plugin_problems(name: str, value: Any, at: KeyPath) -> Iterator[Problem]:
-    choices = []
     for index, item in enumerate(value if isinstance(value, list) else [value]):
-        try:
-            choices.append(PluginChoice.model_validate(item))
-        except ValidationError as error:
-            problem = first_problem(error, PluginChoice, {})
-            entry = (*at, index) if isinstance(value, list) else at
-            yield Problem((*entry, *problem.path), problem.message)
-            return
-    yield from _search_problems(PLUGIN_FIELDS[name], f"recipe.{name}", choices, at, listed=isinstance(value, list))
+        entry = (*at, index) if isinstance(value, list) else at
+        methods = item if name == "curriculum" and isinstance(item, list) else [item]
+        for place, method in enumerate(methods):
+            path = (*entry, place) if isinstance(item, list) else entry
+            try:
+                choice = PluginChoice.model_validate(method)
+            except ValidationError as error:
+                problem = first_problem(error, PluginChoice, {})
+                yield Problem((*path, *problem.path), problem.message)
+                return
+            problems = list(_search_problems(PLUGIN_FIELDS[name], f"recipe.{name}", [choice], path, listed=False))
+            yield from problems
+            role = role_problem(name, choice) if name in ("augmentation", "mixing") and not problems else None
+            if role:
+                yield Problem(path, role)
+    try:
+        parse_recipe_space({name: value})
+    except ValueError as error:
+        yield Problem(at, str(error))
 
 
 def _search_problems(

@@ -14,7 +14,8 @@ def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:  # n
     """Build the champion from the best trial's checkpoints, test it, and keep it with its whole configuration."""
     from trainers.champion import finish_model
     from trainers.data.images import load_images
-    from trainers.tasks.averaging import average_checkpoints
+    from trainers.hardware.devices import pick_device
+    from trainers.tasks.averaging import ValidationJudge, average_checkpoints
     from trainers.training.checkpoints import CheckpointError
 
     train_spec, trials = trained(context)
@@ -23,11 +24,13 @@ def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:  # n
     configuration = configuration_of(context, train_spec, best).model_copy(update={"averaging": averaging})
     context.progress.stage_began(context.stage, total=1, done=0)
     folder = context.folder / "champion"
+    data = load_images(configuration.data)
     try:
-        weights, _ = average_checkpoints(averaging, checkpoint_folders(context, best))
+        judge = ValidationJudge(configuration, data, pick_device())
+        weights, _ = average_checkpoints(averaging, checkpoint_folders(context, best), judge)
     except CheckpointError as error:
         raise StageFailedError(f"{error} Restore the file, or run the study again under another name.") from error
-    metrics = finish_model(folder, weights, configuration, load_images(configuration.data))
+    metrics = finish_model(folder, weights, configuration, data)
     stopping = context.earlier("stopping")
     result: dict[str, Any] = {
         **metrics,

@@ -6,7 +6,6 @@ from typing import Any
 from orchestrator.engines.interfaces import Objective, Search
 from orchestrator.engines.suggester import OptunaSuggester
 from orchestrator.spec.study_file import TrainStage
-from orchestrator.spec.topology_checks import dimension_ends
 from orchestrator.stages.context import StageContext, StageOutcome
 from orchestrator.stages.retention import drop_checkpoints, trial_folder
 from orchestrator.stages.screen import screened
@@ -78,11 +77,7 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
 def _largest(context: StageContext, spec: TrainStage, candidates: list[str]) -> list[Configuration]:
     """Each candidate with the base recipe at the largest batch size that is searched."""
     space = spec.recipe_space
-    sizes = [space.base.batch_size]
-    for dimension in space.dimensions:
-        if dimension.name == "recipe.batch_size":
-            sizes += dimension_ends(dimension)
-    recipe = space.base.model_copy(update={"batch_size": max(sizes)})
+    recipe = space.base.model_copy(update={"batch_size": space.largest_batch_size})
     return [
         Configuration(data=context.spec.data, topology=candidate, recipe=recipe, epochs=spec.epochs, seed=0)
         for candidate in candidates

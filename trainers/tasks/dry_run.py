@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from plugins.registry import load, parse_topology
+from plugins.registry import create, load, parse_topology
 from search_spaces.base import Costs, ImageTask
+from search_spaces.ramps import largest
 from search_spaces.recipes import PluginChoice
 from trainers.config import Configuration, TrainTask
 from trainers.hardware.host import GIB
@@ -55,7 +56,7 @@ def memory_key(configuration: Configuration, task: ImageTask) -> MemoryKey:
         space=configuration.topology.partition(":")[0],
         parameters=math.ceil(math.log2(costs.parameters)),
         macs=math.ceil(math.log2(costs.macs)),
-        batch_size=configuration.recipe.batch_size,
+        batch_size=round(largest(configuration.recipe.batch_size)),
         image_size=task.image_size,
     )
 
@@ -137,11 +138,18 @@ def dry_run(configuration: Configuration, task: ImageTask, device: "torch.device
     """
     from trainers.training.loop import SilentReporter, train
 
-    recipe = configuration.recipe.model_copy(update={"curriculum": PluginChoice(name="none"), "warmup": 0.0})
+    batch_size = round(largest(configuration.recipe.batch_size))
+    largest_step = {
+        "curriculum": (PluginChoice(name="none"),),
+        "warmup": 0.0,
+        "batch_size": batch_size,
+        "image_size": None,
+    }
+    recipe = configuration.recipe.model_copy(update=largest_step)
     short = configuration.model_copy(update={"recipe": recipe, "epochs": 1, "stopping": None})
     before = _taken(device)
     with tempfile.TemporaryDirectory() as folder:
-        data = _noise(task, num_train=_STEPS * recipe.batch_size)
+        data = _noise(task, num_train=_STEPS * batch_size)
         outcome = train(TrainTask(configuration=short, folder=Path(folder)), data, SilentReporter(), device)
     if outcome.state != "complete":
         raise DryRunError(f"a dry run must train, but it is {outcome.state}: {outcome.reason}")
@@ -152,10 +160,8 @@ def _taken(device: "torch.device") -> float:
     """GiB that the process needs before it trains, once all libraries are loaded."""
     import torch
 
-    from trainers.training.augment import augment
-
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], fused=True)  # the first one loads more of torch
-    augment(torch.zeros(1, 1, 8, 8), "affine", seed=0)
+    create("augmentations", "affine").augment(torch.zeros(1, 1, 8, 8), strength=1.0, seed=0)
     return CUDA_CONTEXT_GIB if device.type == "cuda" else _peak(device)
 
 

@@ -336,12 +336,12 @@ def _mean_loss(batch: Batch, logits: Tensor) -> Tensor:
     plugin: Loss = _plugin("losses", batch.row.recipe.loss)
     smoothing = batch.step.settings.label_smoothing
     if batch.targets is None and batch.weights is None and isinstance(plugin, LabelLoss):
-        return plugin.mean_of_labels(logits, batch.labels, label_smoothing=smoothing)
+        of_labels: Tensor = plugin.mean_of_labels(logits, batch.labels, label_smoothing=smoothing)
+        return of_labels
     context = LossContext(labels=batch.labels, now=batch.step.now)
     losses = plugin.loss(logits, _soft_targets(batch, logits, smoothing), context)
-    if batch.weights is None:
-        return losses.mean()
-    return (losses * batch.weights).sum() / batch.weights.sum()
+    mean: Tensor = losses.mean() if batch.weights is None else (losses * batch.weights).sum() / batch.weights.sum()
+    return mean
 
 
 def _soft_targets(batch: Batch, logits: Tensor, smoothing: float) -> Tensor:
@@ -360,7 +360,8 @@ def _stacked_losses(batches: Sequence[Batch], logits: Tensor, sizes: Sequence[in
     if len(choices) == 1 and is_plain and isinstance(plugin, StackedLabelLoss):
         labels = _fill([batch.labels for batch in batches], 0)
         smoothing = [batch.step.settings.label_smoothing for batch in batches]
-        return plugin.means_of_labels(logits, labels, sizes, label_smoothing=smoothing)
+        means: Tensor = plugin.means_of_labels(logits, labels, sizes, label_smoothing=smoothing)
+        return means
     return torch.stack(
         [_mean_loss(batch, own[:size]) for batch, own, size in zip(batches, logits.unbind(0), sizes, strict=True)]
     )
