@@ -1,8 +1,12 @@
 """What plug-ins of a training step are given, for tests that do not train."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from plugins.protocols import Now
+import torch
+from torch import Tensor, nn
+
+from plugins.protocols import Now, ParameterLayout
 from search_spaces.recipes import PluginChoice
 from search_spaces.step_settings import StepSettings
 
@@ -31,3 +35,37 @@ def now(progress: float = 0.0, *, num_epochs: int = 8) -> Now:
     epoch = int(progress * num_epochs) + 1
     known = {"train_loss": 1.0, "val_loss": 1.2, "val_accuracy": 0.5} if epoch > 1 else {}
     return Now(epoch=epoch, num_epochs=num_epochs, progress=progress, signals=known)
+
+
+def layout_of(model: nn.Module) -> ParameterLayout:
+    """The layout of a model's parameters in a flat row: decayed ones first, each at a multiple of 16 numbers."""
+    named = list(model.named_parameters())
+    decayed = [(name, value) for name, value in named if name.endswith("weight") and value.ndim >= 2]
+    others = [(name, value) for name, value in named if not (name.endswith("weight") and value.ndim >= 2)]
+    starts, end = [], 0
+    for _, value in decayed + others:
+        starts.append(end)
+        end += -(-value.numel() // 16) * 16
+    return ParameterLayout(
+        names=tuple(name for name, _ in decayed + others),
+        shapes=tuple(value.shape for _, value in decayed + others),
+        starts=tuple(starts),
+        num_decayed=len(decayed),
+        num_numbers=end,
+    )
+
+
+def flat_row(layout: ParameterLayout, named: Mapping[str, Tensor]) -> Tensor:
+    """Named tensors as a row (P,), with zeros between them."""
+    row = torch.zeros(layout.num_numbers, dtype=next(iter(named.values())).dtype)
+    for name, view in zip(layout.names, layout.views(row), strict=True):
+        view.copy_(named[name])
+    return row
+
+
+def is_padding(layout: ParameterLayout) -> Tensor:
+    """Which numbers of a row belong to no parameter, shape (P,)."""
+    padding = torch.ones(layout.num_numbers, dtype=torch.bool)
+    for view in layout.views(padding):
+        view.fill_(False)
+    return padding

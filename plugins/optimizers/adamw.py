@@ -1,0 +1,118 @@
+"""AdamW: adaptive rates with decoupled weight decay."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from plugins.protocols import OptimizerState, ParameterLayout, PluginCard
+from search_spaces.step_settings import StepSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EPS = 1e-8
+"""Added to the denominator, as in `torch.optim.AdamW`."""
+
+
+def start_adamw(values: "Tensor") -> OptimizerState:
+    """The state of AdamW before the first step, for parameters (P,)."""
+    import torch
+
+    return {
+        "step": torch.zeros((), dtype=torch.float32, device=values.device),
+        "exp_avg": torch.zeros_like(values),
+        "exp_avg_sq": torch.zeros_like(values),
+    }
+
+
+def update_adamw(
+    parts: Iterable[tuple[slice, float]],
+    values: "Tensor",
+    gradient: "Tensor",
+    state: OptimizerState,
+    *,
+    learning_rate: float,
+    beta1: float,
+    beta2: float,
+    eps: float = EPS,
+) -> None:
+    """One step of torch's fused AdamW on parts of a row, in place.
+
+    Args:
+        parts: Slices of the row, each with its weight decay. Numbers outside of them stay as they are.
+        values: Parameters, shape (P,).
+        gradient: Shape (P,).
+        state: That of `start_adamw`.
+        learning_rate: Of this step.
+        beta1: Decay of the mean of gradients.
+        beta2: Decay of the mean of squared gradients.
+        eps: Added to the denominator.
+    """
+    from torch.optim.adamw import adamw
+
+    for part, decay in parts:
+        adamw(
+            [values[part]],
+            [gradient[part]],
+            [state["exp_avg"][part]],
+            [state["exp_avg_sq"][part]],
+            [],
+            [state["step"].clone()],  # each call counts its own step
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=learning_rate,
+            weight_decay=decay,
+            eps=eps,
+            maximize=False,
+        )
+    state["step"].add_(1)
+
+
+def decayed_parts(layout: ParameterLayout, weight_decay: float) -> list[tuple[slice, float]]:
+    """The parts of a row with and without weight decay; a part without numbers is left out."""
+    parts = [(slice(0, layout.decay_end), weight_decay), (slice(layout.decay_end, layout.num_numbers), 0.0)]
+    return [(part, decay) for part, decay in parts if part.start < part.stop]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """AdamW as a plug-in; the arithmetic is torch's own fused kernel."""
+
+    card: ClassVar[PluginCard] = PluginCard(
+        source="Loshchilov and Hutter 2019, arXiv:1711.05101; as `torch.optim.AdamW`",
+        cost="two numbers of state per parameter",
+    )
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the mean of gradients."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of the mean of squared gradients."""
+    eps: Annotated[float, Field(gt=0)] = EPS
+    """Added to the denominator."""
+
+    def start(self, layout: ParameterLayout, values: "Tensor") -> OptimizerState:  # noqa: ARG002 - the protocol's
+        """Zeros."""
+        return start_adamw(values)
+
+    def update(
+        self,
+        layout: ParameterLayout,
+        values: "Tensor",
+        gradient: "Tensor",
+        state: OptimizerState,
+        settings: StepSettings,
+    ) -> None:
+        """One step, in place; see `update_adamw`."""
+        update_adamw(
+            decayed_parts(layout, settings.weight_decay),
+            values,
+            gradient,
+            state,
+            learning_rate=settings.learning_rate,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            eps=self.eps,
+        )

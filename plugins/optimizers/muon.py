@@ -1,0 +1,165 @@
+"""Muon: orthogonal updates of the blocks' weight matrices, and AdamW for all other parameters."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
+
+from pydantic import Field
+
+from plugins.optimizers.adamw import start_adamw, update_adamw
+from plugins.protocols import OptimizerState, ParameterLayout, PluginCard
+from search_spaces.step_settings import StepSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FUSED = ".attn.qkv.weight"
+_MATRICES = (_FUSED, ".attn.proj.weight", ".mlp.fc1.weight", ".mlp.fc2.weight")
+"""Ends of the names of the weight matrices of a block (`plugins.protocols.TransformerBlock`)."""
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of the Newton-Schulz polynomial, as in `torch.optim.Muon`."""
+
+
+class Matrix(NamedTuple):
+    """A weight matrix in a flat row."""
+
+    start: int
+    rows: int
+    columns: int
+
+    @property
+    def stop(self) -> int:
+        """Index after its last number."""
+        return self.start + self.rows * self.columns
+
+    def view(self, values: "Tensor") -> "Tensor":
+        """Its view (rows, columns) of values (P,)."""
+        return values[self.start : self.stop].view(self.rows, self.columns)
+
+
+def is_block_matrix(name: str, num_dimensions: int) -> bool:
+    """Whether a parameter is a weight matrix of a block."""
+    return num_dimensions == 2 and f".{name}".endswith(_MATRICES)
+
+
+@lru_cache(maxsize=64)
+def block_matrices(layout: ParameterLayout, *, split_qkv: bool) -> tuple[Matrix, ...]:
+    """The weight matrices of the blocks.
+
+    Args:
+        layout: Of the row.
+        split_qkv: Whether the parts of a fused weight for queries, keys and values are matrices of their own. A weight
+            whose number of rows is no multiple of 3 stays whole.
+    """
+    matrices: list[Matrix] = []
+    for name, shape, start in zip(layout.names, layout.shapes, layout.starts, strict=True):
+        if not is_block_matrix(name, len(shape)):
+            continue
+        rows, columns = shape
+        parts = 3 if split_qkv and f".{name}".endswith(_FUSED) and rows % 3 == 0 else 1
+        size = rows // parts * columns
+        matrices += [Matrix(start + part * size, rows // parts, columns) for part in range(parts)]
+    return tuple(matrices)
+
+
+@lru_cache(maxsize=64)
+def other_parts(layout: ParameterLayout) -> tuple[tuple[slice, bool], ...]:
+    """The parts of a row with all other parameters, as few as possible, each with whether it has weight decay."""
+    parts: list[tuple[slice, bool]] = []
+    last = -2
+    for index, (name, shape, start) in enumerate(zip(layout.names, layout.shapes, layout.starts, strict=True)):
+        if is_block_matrix(name, len(shape)):
+            continue
+        decays = index < layout.num_decayed
+        stop = start + shape.numel()
+        if index == last + 1 and parts[-1][1] == decays:
+            parts[-1] = (slice(parts[-1][0].start, stop), decays)
+        else:
+            parts.append((slice(start, stop), decays))
+        last = index
+    return tuple(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Muon:
+    """Muon as a plug-in; the arithmetic is torch's.
+
+    Muon serves the matrices of attention and MLP. The embedding, norms, biases, convolutions, layers between stages and
+    the head keep AdamW. The length of Muon's update is matched to AdamW's, so that the same learning rate and weight
+    decay suit both.
+    """
+
+    card: ClassVar[PluginCard] = PluginCard(
+        source=(
+            "Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; learning rate matched to AdamW's as in Liu "
+            "et al. 2025, arXiv:2502.16982; as `torch.optim.Muon`, with queries, keys and values apart"
+        ),
+        cost=(
+            "two numbers of state per parameter, and 15 small matrix products per matrix and step, in bfloat16, which "
+            "are slow on a CPU"
+        ),
+        needs=("a model with transformer blocks",),
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Decay of the mean of gradients, for the matrices."""
+    nesterov: bool = True
+    """Whether to look ahead along the momentum (Nesterov)."""
+    num_iterations: Annotated[int, Field(ge=1, le=20)] = 5
+    """Newton-Schulz iterations that make an update orthogonal."""
+    split_qkv: bool = True
+    """Whether the weights of queries, keys and values, stored as one matrix, are updated as three."""
+    learning_rate_factor: Annotated[float, Field(gt=0)] = 1.0
+    """Learning rate of the matrices, as a factor of the recipe's."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """AdamW's decay of the mean of gradients."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """AdamW's decay of the mean of squared gradients."""
+
+    def start(self, layout: ParameterLayout, values: "Tensor") -> OptimizerState:
+        """Zeros; `exp_avg` holds the momentum of the matrices, for which `exp_avg_sq` stays 0.
+
+        Raises:
+            ValueError: The model has no blocks.
+        """
+        if not block_matrices(layout, split_qkv=self.split_qkv):
+            raise ValueError(
+                "optimizer muon: the model must have blocks with the linear layers attn.qkv, attn.proj, mlp.fc1 and "
+                f"mlp.fc2, but its parameters are {', '.join(layout.names[:4])}, ... Choose the optimizer adamw."
+            )
+        return start_adamw(values)
+
+    def update(
+        self,
+        layout: ParameterLayout,
+        values: "Tensor",
+        gradient: "Tensor",
+        state: OptimizerState,
+        settings: StepSettings,
+    ) -> None:
+        """One step of Muon on the matrices and one of AdamW on everything else, in place."""
+        from torch.optim._muon import muon
+
+        matrices = block_matrices(layout, split_qkv=self.split_qkv)
+        muon(
+            [matrix.view(values) for matrix in matrices],
+            [matrix.view(gradient) for matrix in matrices],
+            [matrix.view(state["exp_avg"]) for matrix in matrices],
+            lr=settings.learning_rate * self.learning_rate_factor,
+            weight_decay=settings.weight_decay,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            ns_coefficients=_COEFFICIENTS,
+            ns_steps=self.num_iterations,
+            eps=1e-7,
+            adjust_lr_fn="match_rms_adamw",
+            has_complex=False,
+        )
+        update_adamw(
+            [(part, settings.weight_decay if decays else 0.0) for part, decays in other_parts(layout)],
+            values,
+            gradient,
+            state,
+            learning_rate=settings.learning_rate,
+            beta1=self.beta1,
+            beta2=self.beta2,
+        )
