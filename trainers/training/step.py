@@ -121,7 +121,7 @@ def prepare(rows: Sequence[Row], steps: Sequence[Step], source: TrainingImages) 
             labels=labels[number],
             targets=mixed[number][1],
             weights=_image_weights(step, labels[number]),
-            keep=_drop_path(row, step, images[number]),
+            keep=drop_path_factors(row, step, images[number]),
         )
         for number, (row, step) in enumerate(zip(rows, steps, strict=True))
     ]
@@ -173,7 +173,7 @@ def _image_weights(step: Step, labels: Tensor) -> Tensor | None:
     return weights if step.weights is None else weights * step.weights
 
 
-def _drop_path(row: Row, step: Step, images: Tensor) -> Tensor | torch.Generator | None:
+def drop_path_factors(row: Row, step: Step, images: Tensor) -> Tensor | torch.Generator | None:
     """What the row's model would draw at this rate, on the device and in the dtype of the images."""
     rate = step.settings.drop_path
     if rate == 0.0:
@@ -381,9 +381,11 @@ def _norms(gradients: Tensor, layout: ParameterLayout) -> Tensor:
     One alone is summed parameter by parameter, as in `torch.nn.utils.clip_grad_norm_`, to the last bit.
     """
     if len(gradients) > 1:
-        return torch.linalg.vector_norm(gradients, dim=1)
+        each: Tensor = torch.linalg.vector_norm(gradients, dim=1)
+        return each
     norms = torch._foreach_norm(layout.views(gradients[0]))
-    return torch.linalg.vector_norm(torch.stack(norms))[None]
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return total[None]
 
 
 def _clip(gradients: Tensor, norms: Tensor, limits: Sequence[float | None]) -> Tensor:

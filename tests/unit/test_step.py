@@ -1,22 +1,26 @@
-"""The arithmetic of stacked models, against each model and torch's own AdamW alone, in float64."""
+"""The optimizer step, alone and with stacked weights, against each model with torch's own optimizers, in float64."""
 
 import copy
 import math
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from plugins.protocols import Now
 from search_spaces.base import ImageTask
 from search_spaces.recipes import Recipe
+from search_spaces.step_settings import StepSettings
 from tests.unit.training import CPU, TOPOLOGY, digits
 from trainers.models.building import build_model
-from trainers.training.checkpoints import Checkpoint, optimizer_tensors
+from trainers.training.checkpoints import Checkpoint
 from trainers.training.evaluation import Normalizer, evaluate, judge, logits_of
-from trainers.training.loop import build_optimizer
-from trainers.training.stacked import Batch, Row, StackedModel, chunks, drop_path_factors, learn, stacked_loss
+from trainers.training.row import Row, pack_problem
+from trainers.training.step import Batch, StackedModel, Step, chunks, drop_path_factors, learn
 
 TASK = ImageTask(image_size=32, in_channels=3, num_classes=10)
 TOPOLOGIES = (
@@ -38,19 +42,61 @@ def build(topology: str, seed: int, *, drop_path: float = 0.0, task: ImageTask =
     return build_model(topology, task, seed=seed, device=CPU, drop_path=drop_path).double()
 
 
-def rows_of(topology: str) -> list[Row]:
-    return [Row(build(topology, seed, drop_path=recipe.drop_path), recipe) for seed, recipe in enumerate(RECIPES)]
+def rows_of(topology: str, recipes: Sequence[Recipe] = RECIPES) -> list[Row]:
+    return [Row(build(topology, seed), recipe) for seed, recipe in enumerate(recipes)]
 
 
-def batches_of(rows: Sequence[Row], step: int) -> list[Batch]:
-    generator = torch.Generator().manual_seed(step)
+def step_of(row: Row, number: int, **changed: Any) -> Step:
+    """The step that a training with the row's recipe would take, at a rate of its own."""
+    recipe = row.recipe
+    numbers = ("weight_decay", "gradient_clip", "label_smoothing", "dropout", "drop_path", "mixing_strength")
+    given = {name: getattr(recipe, name) for name in numbers}
+    settings = StepSettings(
+        batch_size=5,
+        image_size=32,
+        learning_rate=1e-3 * (number + 1),
+        augmentation=recipe.augmentation,
+        augmentation_strength=1.0,
+        mixing=recipe.mixing,
+        **{**given, **changed},
+    )
+    return Step(
+        indices=torch.arange(5),
+        weights=None,
+        settings=settings,
+        now=Now(epoch=1, num_epochs=1, progress=0.0, signals={}),
+        augmentation_seed=number,
+        mixing=None,
+        drop_path=torch.Generator().manual_seed(number),
+        dropout_seed=number,
+    )
+
+
+def batches_of(rows: Sequence[Row], number: int, **changed: Any) -> list[Batch]:
+    generator = torch.Generator().manual_seed(number)
     batches = []
-    for row, size in zip(rows, SIZES, strict=True):
+    for row, size in zip(rows, SIZES, strict=False):
         images = torch.randn(size, 3, 32, 32, dtype=torch.float64, generator=generator)
         labels = torch.randint(10, (size,), generator=generator)
-        keep = drop_path_factors(row, size, torch.Generator().manual_seed(step), images)
-        batches.append(Batch(row=row, images=images, labels=labels, keep=keep, options={}, rate=1e-3 * (step + 1)))
+        step = step_of(row, number, **changed)
+        batches.append(
+            Batch(
+                row=row,
+                step=step,
+                images=images,
+                labels=labels,
+                targets=None,
+                weights=None,
+                keep=drop_path_factors(row, step, images),
+            )
+        )
     return batches
+
+
+def torch_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of torch's optimizer under the names of checkpoints."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{key}": value for index, entries in state.items() for key, value in entries.items()}
 
 
 class Reference:
@@ -58,13 +104,19 @@ class Reference:
 
     def __init__(self, row: Row) -> None:
         self.model = copy.deepcopy(row.model)
-        self.optimizer = build_optimizer(self.model, row.recipe)
+        self.drop_path = row.recipe.drop_path
+        parameters = [self.model.get_parameter(name) for name in row.names]
+        count = row.layout.num_decayed
+        groups = [{"params": parameters[:count], "weight_decay": row.recipe.weight_decay}]
+        groups += [{"params": parameters[count:], "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
 
     def learn(self, batch: Batch, step: int) -> Tensor:
         recipe = batch.row.recipe
         self.model.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = batch.rate
+            group["lr"] = batch.step.settings.learning_rate
+        self.model.drop_path = self.drop_path
         logits = self.model(batch.images, generator=torch.Generator().manual_seed(step))
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=recipe.label_smoothing)
         self.optimizer.zero_grad()
@@ -83,13 +135,13 @@ def test_every_model_learns_what_it_learns_alone(topology: str, size: int) -> No
     references = [Reference(row) for row in rows]
     for step in range(3):
         batches = batches_of(rows, step)
-        losses = [loss for members in chunks(batches, size) for loss in learn(members)]
+        losses = [learned.loss for members in chunks(batches, size) for learned in learn(members)]
         expected = [one.learn(batch, step) for one, batch in zip(references, batches, strict=True)]
         torch.testing.assert_close(torch.stack(losses), torch.stack(expected), rtol=1e-9, atol=0)
     for row, reference in zip(rows, references, strict=True):
         torch.testing.assert_close(row.weights(), reference.model.state_dict(), rtol=0, atol=1e-9)
         torch.testing.assert_close(
-            row.optimizer_tensors(), optimizer_tensors(reference.optimizer), rtol=1e-6, atol=1e-12
+            row.optimizer_tensors(), torch_state(reference.optimizer), rtol=1e-6, atol=1e-12
         )
 
 
@@ -98,13 +150,13 @@ def test_a_row_goes_on_from_the_state_of_the_usual_optimizer() -> None:
     references = [Reference(row) for row in rows]
     for reference, batch in zip(references, batches_of(rows, 0), strict=True):
         reference.learn(batch, 0)
-    fresh = [Row(build(TOPOLOGIES[1], 99, drop_path=row.recipe.drop_path), row.recipe) for row in rows]
+    fresh = [Row(build(TOPOLOGIES[1], 99), row.recipe) for row in rows]
     for row, reference in zip(fresh, references, strict=True):
         row.restore(
             Checkpoint(
                 epoch=1,
                 weights=reference.model.state_dict(),
-                optimizer=optimizer_tensors(reference.optimizer),
+                optimizer=torch_state(reference.optimizer),
                 history=(),
             )
         )
@@ -125,22 +177,11 @@ def test_a_model_whose_loss_is_not_finite_leaves_the_others_alone() -> None:
     rows, healthy = rows_of(TOPOLOGIES[1]), rows_of(TOPOLOGIES[1])
     batches = batches_of(rows, 0)
     batches[1].images.fill_(math.nan)
-    losses = learn(batches)
+    losses = [learned.loss for learned in learn(batches)]
     learn(batches_of(healthy, 0))
     assert [bool(loss.isfinite()) for loss in losses] == [True, False, True]
     for number in (0, 2):
         torch.testing.assert_close(rows[number].values, healthy[number].values, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("smoothing", [(0.0, 0.0, 0.0), (0.0, 0.1, 0.9)])
-def test_the_stacked_loss_is_that_of_each_model(smoothing: tuple[float, ...]) -> None:
-    logits = torch.randn(3, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    logits[1, 3:] = math.inf  # what fills up a batch counts nothing
-    labels = torch.arange(15).view(3, 5) % 7
-    losses = stacked_loss(logits, labels, SIZES, smoothing)
-    for number, (size, share) in enumerate(zip(SIZES, smoothing, strict=True)):
-        expected = F.cross_entropy(logits[number, :size], labels[number, :size], label_smoothing=share)
-        assert losses[number].item() == pytest.approx(expected.item(), rel=1e-12)
 
 
 def test_stacked_models_are_judged_as_each_alone() -> None:
@@ -159,10 +200,12 @@ def test_stacked_models_are_judged_as_each_alone() -> None:
 
 def test_models_that_cannot_be_stacked_are_refused() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.BatchNorm1d(4))
-    with pytest.raises(ValueError, match=r"but 2 of Sequential keeps running statistics\. Train it unpacked"):
-        Row(model, Recipe())
-    with pytest.raises(ValueError, match=r"drop_path=0\.1 needs a model with blocks .*, but Sequential has none"):
-        Row(model[:2], Recipe(drop_path=0.1))
+    problem = pack_problem(Row(model, Recipe()))
+    assert problem is not None
+    assert "but 2 of Sequential keeps running statistics. Train it unpacked" in problem
+    problem = pack_problem(Row(model[:2], Recipe(drop_path=0.1)))
+    assert problem is not None
+    assert re.search(r"drop_path=0\.1 needs a model with blocks .*, but Sequential has none", problem)
 
 
 @pytest.mark.parametrize(("count", "size", "lengths"), [(7, 3, [2, 2, 3]), (6, 8, [6]), (4, 1, [1] * 4), (0, 3, [])])
