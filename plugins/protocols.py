@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from search_spaces.base import Costs, ImageTask, Topology
@@ -430,6 +431,22 @@ class ParameterLayout:
     def decay_end(self) -> int:
         """Index of the first number without weight decay."""
         return self.starts[self.num_decayed] if self.num_decayed < len(self.starts) else self.num_numbers
+
+    @cached_property
+    def segments(self) -> tuple[tuple[slice, bool], ...]:
+        """The numbers of the parameters without those between them, each segment with whether it has weight decay.
+
+        Neighbours are one segment if nothing lies between them. Elementwise kernels compute the last few numbers of a
+        tensor with other instructions, so a step over segments rounds as one over the parameters does.
+        """
+        segments: list[tuple[slice, bool]] = []
+        for index, (start, shape) in enumerate(zip(self.starts, self.shapes, strict=True)):
+            decays, stop = index < self.num_decayed, start + shape.numel()
+            if segments and segments[-1][1] == decays and segments[-1][0].stop == start:
+                segments[-1] = (slice(segments[-1][0].start, stop), decays)
+            else:
+                segments.append((slice(start, stop), decays))
+        return tuple(segments)
 
     def views(self, values: "Tensor") -> "list[Tensor]":
         """Views (..., *shape) of each parameter in values (..., P)."""

@@ -1,5 +1,6 @@
 """Cross-entropy between the targets and the softmax of the logits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -26,3 +27,21 @@ class CrossEntropy:
         from torch.nn import functional as F
 
         return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+
+    def means_of_labels(
+        self, logits: "Tensor", labels: "Tensor", sizes: Sequence[int], *, label_smoothing: Sequence[float]
+    ) -> "Tensor":
+        """The mean of each of `K` models, shape (K,), over the first `sizes` of its images."""
+        import torch
+
+        device, dtype = logits.device, logits.dtype
+        log_probabilities = logits.log_softmax(-1)
+        losses = -log_probabilities.gather(-1, labels[..., None])[..., 0]
+        if any(label_smoothing):
+            share = torch.tensor(label_smoothing, dtype=dtype).to(device, non_blocking=True)[:, None]
+            losses = (1 - share) * losses - share * log_probabilities.mean(-1)
+        if len(set(sizes)) == 1:
+            return losses.mean(1)
+        counts = torch.tensor(sizes).to(device, non_blocking=True)[:, None]
+        counted = torch.arange(labels.shape[1], device=device) < counts
+        return torch.where(counted, losses, 0.0).sum(1) / counts[:, 0]

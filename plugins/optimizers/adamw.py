@@ -52,14 +52,17 @@ def update_adamw(
     """
     from torch.optim.adamw import adamw
 
+    by_decay: dict[float, list[slice]] = {}
     for part, decay in parts:
+        by_decay.setdefault(decay, []).append(part)
+    for decay, slices in by_decay.items():
         adamw(
-            [values[part]],
-            [gradient[part]],
-            [state["exp_avg"][part]],
-            [state["exp_avg_sq"][part]],
+            [values[part] for part in slices],
+            [gradient[part] for part in slices],
+            [state["exp_avg"][part] for part in slices],
+            [state["exp_avg_sq"][part] for part in slices],
             [],
-            [state["step"].clone()],  # each call counts its own step
+            [state["step"].clone() for _ in slices],  # torch counts the steps of each
             fused=True,
             amsgrad=False,
             beta1=beta1,
@@ -73,9 +76,8 @@ def update_adamw(
 
 
 def decayed_parts(layout: ParameterLayout, weight_decay: float) -> list[tuple[slice, float]]:
-    """The parts of a row with and without weight decay; a part without numbers is left out."""
-    parts = [(slice(0, layout.decay_end), weight_decay), (slice(layout.decay_end, layout.num_numbers), 0.0)]
-    return [(part, decay) for part, decay in parts if part.start < part.stop]
+    """The segments of a row with their weight decay."""
+    return [(part, weight_decay if decays else 0.0) for part, decays in layout.segments]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,13 @@
 """What every loss keeps, and what ours does."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plugins.protocols import LabelLoss, Loss, LossContext, PluginCard
+from plugins.protocols import LabelLoss, Loss, LossContext, PluginCard, StackedLabelLoss
 from plugins.registry import available, create
 from tests.steps import now
 
@@ -102,3 +104,16 @@ def test_cross_entropy_is_minus_the_log_probability_of_the_label() -> None:
     found = create("losses", "cross-entropy").loss(some_logits(), targets_of(LABELS), context())
     expected = -some_logits().log_softmax(1)[torch.arange(NUM_IMAGES), LABELS]
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [(0.0, 0.0, 0.0), (0.0, 0.1, 0.9)])
+@pytest.mark.parametrize("name", [name for name in NAMES if isinstance(create("losses", name), StackedLabelLoss)])
+def test_stacked_means_are_those_of_each_model(name: str, smoothing: tuple[float, ...]) -> None:
+    loss, sizes = create("losses", name), (5, 3, 4)
+    logits = torch.randn(3, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    logits[1, 3:] = math.inf  # what fills up a batch counts nothing
+    labels = torch.arange(15).view(3, 5) % 7
+    means = loss.means_of_labels(logits, labels, sizes, label_smoothing=smoothing)
+    for number, (size, share) in enumerate(zip(sizes, smoothing, strict=True)):
+        expected = loss.mean_of_labels(logits[number, :size], labels[number, :size], label_smoothing=share)
+        assert means[number].item() == pytest.approx(expected.item(), rel=1e-12)

@@ -137,7 +137,7 @@ class Row:
         tensors: dict[str, Tensor] = {}
         for name, value in {**self.state, **self._extra, **self._values_besides()}.items():
             on_cpu = value.cpu()
-            parts = [on_cpu.clone()] * len(self.names) if value.ndim == 0 else self.layout.views(on_cpu)
+            parts = [on_cpu.clone() for _ in self.names] if value.ndim == 0 else self.layout.views(on_cpu)
             tensors |= {f"{index}.{name}": part for index, part in enumerate(parts)}
         if self._ema is not None:
             tensors[_EMA_UPDATES] = torch.tensor(self._ema_updates)
