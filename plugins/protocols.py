@@ -369,11 +369,13 @@ class Augmentation(Protocol):
     card: ClassVar[PluginCard]
 
     def augment(self, images: "Tensor", *, strength: float, seed: int) -> "Tensor":
-        """A changed copy of a batch, the same for the same seed; torch's global generators are left as they were.
+        """A changed copy of a batch (or the batch itself if nothing changes), the same for the same seed.
+
+        Torch's global generators are left as they were.
 
         Args:
             images: Pixels on a scale of 0 to 1, shape (B, C, S, S), float32, on any device.
-            strength: Factor of the ranges; 1 is the plug-in's own, 0 changes nothing.
+            strength: Factor of the ranges; 1 is the plug-in's own. At 0 an image is itself or its mirror image.
             seed: Start of the random numbers.
         """
         ...
