@@ -1,0 +1,45 @@
+"""Mirror images, and translations by up to an eighth of the image."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, ClassVar
+
+from plugins.augmentations.layers import MAX_SHIFT, apply_layers, apply_layers_together
+from plugins.protocols import PluginCard
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@lru_cache(maxsize=32)
+def _layers(size: int, strength: float) -> "nn.Sequential":
+    import kornia.augmentation as kornia
+    from torch import nn
+
+    flip = kornia.RandomHorizontalFlip(p=0.5)
+    padding = round(max(1.0, MAX_SHIFT * size) * strength)
+    return nn.Sequential(flip, kornia.RandomCrop((size, size), padding=padding)) if padding else nn.Sequential(flip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlipCrop:
+    """Mirrors half of the images and crops all of them from padded ones.
+
+    Strength scales the padding; at 0 only the mirror images are left. What is shifted in from outside is black.
+    """
+
+    card: ClassVar[PluginCard] = PluginCard(
+        source="He et al. 2016, arXiv:1512.03385, section 4.2, with padding in proportion to the image",
+        cost="one copy of each image",
+    )
+
+    def augment(self, images: "Tensor", *, strength: float, seed: int) -> "Tensor":
+        """A changed copy of a batch."""
+        return apply_layers(_layers, images, strength=strength, seed=seed)
+
+    def augment_together(
+        self, batches: "Sequence[Tensor]", *, strength: float, seeds: Sequence[int]
+    ) -> "Sequence[Tensor]":
+        """What `augment` makes of each batch, up to rounding."""
+        return apply_layers_together(_layers, batches, strength=strength, seeds=seeds)
