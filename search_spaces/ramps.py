@@ -5,10 +5,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_serializer, model_validator
 from pydantic_core import CoreSchema, core_schema
 
 RAMP_KEYS = ("from", "to", "until", "shape", "step")
+NUMBER_TAG, RAMP_TAG = "<number>", "<ramp>"
+"""What pydantic adds to the place of an error in a field that takes both."""
 Shape = Literal["linear", "cosine", "step"]
 
 
@@ -109,12 +112,17 @@ class Bounds:
                 return f"{words} {bound:g}"
         return "a whole number" if self.whole and value != int(value) else None
 
+    def as_metadata(self) -> list[Ge | Gt | Le | Lt]:
+        """The bounds of the number in the form of pydantic's own fields."""
+        kinds = ((self.gt, Gt), (self.ge, Ge), (self.lt, Lt), (self.le, Le))
+        return [kind(bound) for bound, kind in kinds if bound is not None]
+
     def __get_pydantic_core_schema__(self, _source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         bounds = {name: getattr(self, name) for name in ("gt", "ge", "lt", "le") if getattr(self, name) is not None}
         number = core_schema.int_schema(**bounds) if self.whole else core_schema.float_schema(**bounds)
         ramp = core_schema.no_info_after_validator_function(self._check, handler.generate_schema(Ramp))
         return core_schema.tagged_union_schema(
-            {"number": number, "ramp": ramp}, discriminator=lambda raw: "ramp" if is_ramp(raw) else "number"
+            {NUMBER_TAG: number, RAMP_TAG: ramp}, discriminator=lambda raw: RAMP_TAG if is_ramp(raw) else NUMBER_TAG
         )
 
     def _check(self, ramp: Ramp) -> Ramp:

@@ -13,6 +13,7 @@ from orchestrator.spec.stages import NAME_PATTERN
 from orchestrator.spec.yaml_source import KeyPath
 from plugins.registry import nearest_name
 from search_spaces.dimensions import Integer, Real
+from search_spaces.ramps import NUMBER_TAG, RAMP_TAG, Bounds
 from search_spaces.recipes import PluginChoice
 
 _NAME_WORDS = "1 to 63 lower-case letters, digits, dots, dashes or underscores, the first a letter or digit"
@@ -86,7 +87,8 @@ def _hint(name: Any, names: Sequence[str]) -> str:
 
 
 def _problem(error: ErrorDetails, model: type[BaseModel], tags: Mapping[str, type[BaseModel]]) -> Problem:
-    path, kind, value = _without_tag(error["loc"], tags), error["type"], error["input"]
+    loc = tuple(part for part in error["loc"] if part not in (NUMBER_TAG, RAMP_TAG))
+    path, kind, value = _without_tag(loc, tags), error["type"], error["input"]
     if kind == "union_tag_invalid":
         return Problem(
             (*path, "stage"),
@@ -96,9 +98,10 @@ def _problem(error: ErrorDetails, model: type[BaseModel], tags: Mapping[str, typ
         return Problem(
             path, f"must say which stage it is (`stage: ...`, one of {', '.join(tags)}), but got {found(value)}."
         )
-    owner = _owner(model, error["loc"][:-1], tags)
+    owner = _owner(model, loc[:-1], tags)
     if kind == "extra_forbidden" and owner is not None:
-        return Problem(path, unknown_key(str(path[-1]), list(owner.model_fields)))
+        known = [field.alias or name for name, field in owner.model_fields.items()]
+        return Problem(path, unknown_key(str(path[-1]), known))
     if kind == "missing" and owner is not None:
         field = owner.model_fields.get(str(path[-1]))
         what = f" ({field.description})" if field is not None and field.description else ""
@@ -107,7 +110,7 @@ def _problem(error: ErrorDetails, model: type[BaseModel], tags: Mapping[str, typ
         return Problem(path, f"must be {_NAME_WORDS}, but got {found(value)}.")
     if kind == "value_error":
         return Problem(path, error["msg"].removeprefix("Value error, "))
-    expected = _expected_at(model, error["loc"], tags)
+    expected = _expected_at(model, loc, tags)
     return Problem(path, f"must be {expected or _from_pydantic(error)}, but got {found(value)}.{_options_hint(error)}")
 
 
@@ -176,6 +179,10 @@ def _expected(annotation: Any, metadata: Sequence[Any]) -> str | None:
     if origin is Annotated:
         inner = [part for item in arguments[1:] for part in (item.metadata if isinstance(item, FieldInfo) else [item])]
         return _expected(arguments[0], [*metadata, *inner])
+    bounds = next((item for item in metadata if isinstance(item, Bounds)), None)
+    if bounds is not None:
+        number = _expected(int if bounds.whole else float, bounds.as_metadata())
+        return f"{number}, or a function of progress {{from: ..., to: ...}}"
     if origin in (Union, UnionType):
         inner_types = [argument for argument in arguments if argument is not NoneType]
         words = _expected(inner_types[0], metadata) if len(inner_types) == 1 else None

@@ -18,12 +18,10 @@ from plugins.proxies.passes import record_pass
 from plugins.proxies.tangent_kernel import per_image_kernel, tangent_kernel
 from plugins.registry import available, create_space, load
 from search_spaces.base import Growable, ImageTask, Topology
-from search_spaces.recipes import Recipe
 from trainers.models.blocks import draw_keep_factors
 from trainers.models.building import build_model, fitting_image_sizes
 from trainers.models.dropout import Dropout, DropoutSite
 from trainers.tasks.scoring import make_candidate
-from trainers.training.loop import build_optimizer
 
 TASK = ImageTask(image_size=32, in_channels=3, num_classes=5)
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -277,7 +275,7 @@ def test_an_impossible_drop_path_or_image_size_is_refused(space: str) -> None:
 def test_training_steps_lower_the_loss_and_reach_every_parameter(space: str) -> None:
     topology = small(space, 2)
     model = build_model(topology.id, TASK, seed=0, device=torch.device("cpu"), drop_path=0.1)
-    optimizer = build_optimizer(model, Recipe(learning_rate=2e-3))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     generator, labels, losses = torch.Generator().manual_seed(0), torch.arange(4), []
     for _ in range(25):
         loss = F.cross_entropy(model(IMAGES, generator=generator), labels)

@@ -9,7 +9,7 @@ from search_spaces.recipes import PluginChoice
 from tests.unit.training import CPU, configuration, digits, run
 from trainers.config import AverageTask
 from trainers.models.building import build_model
-from trainers.tasks.averaging import SavedCheckpoints, average, average_checkpoints
+from trainers.tasks.averaging import SavedCheckpoints, ValidationJudge, average, average_checkpoints
 from trainers.training.checkpoints import CheckpointError, load_weights
 from trainers.training.evaluation import Normalizer, evaluate
 
@@ -45,7 +45,8 @@ def test_metrics_are_those_of_the_averaged_weights(folders: tuple[Path, ...]) ->
 def test_only_the_checkpoints_in_the_average_are_read(
     folders: tuple[Path, ...], name: str, settings: dict[str, float], count: int
 ) -> None:
-    _, num_read = average_checkpoints(PluginChoice(name=name, settings=settings), folders)
+    judge = ValidationJudge(configuration(), digits(), CPU)
+    _, num_read = average_checkpoints(PluginChoice(name=name, settings=settings), folders, judge)
     assert num_read == count
 
 

@@ -13,7 +13,7 @@ from trainers.champion import ModelError, load_model, save_model, train_configur
 from trainers.config import Configuration
 from trainers.data.images import load_test_images
 from trainers.data.sources import DataError
-from trainers.tasks.averaging import average_checkpoints
+from trainers.tasks.averaging import ValidationJudge, average_checkpoints
 
 LAWA = PluginChoice(name="lawa", settings={"window": 2, "spacing": 2})
 
@@ -43,7 +43,8 @@ def digit_file(path: Path, index: int = 0) -> Path:
 def test_a_configuration_alone_gives_the_weights_of_the_search_again(tmp_path: Path) -> None:
     config = configuration(epochs=4, averaging=LAWA)
     searched = run(config.model_copy(update={"averaging": PluginChoice(name="last")}), tmp_path / "search", keep=4)
-    expected, _ = average_checkpoints(LAWA, [record.path for record in searched.checkpoints])
+    judge = ValidationJudge(configuration(), digits(), CPU)
+    expected, _ = average_checkpoints(LAWA, [record.path for record in searched.checkpoints], judge)
     _, weights = trained(tmp_path / "again")
     assert all(torch.equal(expected[name], value) for name, value in weights.items())
 

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from search_spaces.recipes import Recipe
 from tests.golden.test_homes import HOMES
-from tests.unit.training import configuration
+from tests.steps import step_settings
+from tests.unit.training import CPU, TOPOLOGY, configuration, digits
 from trainers.config import CheckpointRecord, Configuration, DataConfig, EpochReport
+from trainers.models.building import build_model
 from trainers.training import checkpoints
 from trainers.training.checkpoints import (
     CheckpointError,
@@ -20,10 +22,9 @@ from trainers.training.checkpoints import (
     configuration_digest,
     load_newest,
     load_weights,
-    optimizer_tensors,
-    restore_optimizer,
     save,
 )
+from trainers.training.row import Row
 
 DIGEST = "d" * 64
 
@@ -186,23 +187,44 @@ def test_a_hash_that_fits_bytes_that_are_no_tensors_is_refused(tmp_path: Path) -
         load_weights(path)
 
 
-def test_an_optimizer_goes_on_exactly_where_it_was() -> None:
-    def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        optimizer.zero_grad()
-        model(torch.ones(1, 3)).square().sum().backward()
-        optimizer.step()
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon", "sam"])
+def test_an_optimizer_continues_exactly_where_it_was(tmp_path: Path, optimizer: str) -> None:
+    recipe = Recipe.model_validate({"optimizer": optimizer, "ema": 0.9, "swa": 0.0})
 
-    first = nn.Linear(3, 2)
-    before = torch.optim.AdamW(first.parameters(), lr=0.1)
-    step(first, before)
-    second = nn.Linear(3, 2)
-    second.load_state_dict(first.state_dict())
-    after = torch.optim.AdamW(second.parameters(), lr=0.1)
-    restore_optimizer(after, {name: value.clone() for name, value in optimizer_tensors(before).items()})
-    step(first, before)
-    step(second, after)
-    assert torch.equal(first.weight, second.weight)
-    assert torch.equal(first.bias, second.bias)
+    def row() -> Row:
+        return Row(build_model(TOPOLOGY, digits().task, seed=0, device=CPU), recipe)
+
+    def step(row: Row, number: int) -> None:
+        gradient = torch.randn(row.layout.num_numbers, generator=torch.Generator().manual_seed(number))
+        parts = [part.clone() for part in row.layout.views(gradient)]
+        row.update(row.gather(parts), step_settings(learning_rate=0.1))
+        row.finish_epoch(number / 4)
+
+    first, second = row(), row()
+    for number in (1, 2):
+        step(first, number)
+    first.remember("signals.last_change", first.values.clone())
+    save(
+        tmp_path,
+        weights=first.weights(),
+        averages=first.averages(),
+        optimizer=first.optimizer_tensors(),
+        history=reports(1),
+        configuration=DIGEST,
+        keep=1,
+    )
+    checkpoint = load_newest(tmp_path, accepted=[DIGEST])
+    assert checkpoint is not None
+    second.restore(checkpoint)
+    remembered = second.recall("signals.last_change")
+    assert remembered is not None
+    assert torch.equal(remembered, second.values)
+    for one in (first, second):
+        step(one, 3)
+    assert torch.equal(first.values, second.values)
+    for name, average in first.averages().items():
+        assert all(torch.equal(value, second.averages()[name][key]) for key, value in average.items())
+    assert sorted(first.averages()) == ["ema", "swa"]
 
 
 # --- digests of configurations ---

@@ -17,8 +17,8 @@ from trainers.models.building import build_model
 from trainers.training import loop
 from trainers.training.checkpoints import load_weights
 from trainers.training.evaluation import Normalizer, evaluate, example_losses
-from trainers.training.loop import build_optimizer
-from trainers.training.plan import learning_rate, num_steps, plan_epochs
+from trainers.training.plan import learning_rate, num_steps, plan_epochs, steps_before
+from trainers.training.row import Row
 
 BUSY = {"augmentation": "affine", "curriculum": "cyclical", "drop_path": 0.3, "label_smoothing": 0.1}
 """A recipe that draws all random numbers that there are."""
@@ -179,18 +179,16 @@ def test_keep_checkpoints_of_the_newest_epochs_are_left(tmp_path: Path) -> None:
 
 def test_biases_and_norms_do_not_decay() -> None:
     model = build_model(TOPOLOGY, digits().task, seed=0, device=CPU)
-    decayed, plain = build_optimizer(model, Recipe(weight_decay=0.3)).param_groups
-    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
-    assert all(parameter.ndim >= 2 for parameter in decayed["params"])
-    assert all(parameter.ndim < 2 for parameter in plain["params"])
-    assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))
+    layout = Row(model, Recipe()).layout
+    assert all(len(shape) >= 2 for shape in layout.shapes[: layout.num_decayed])
+    assert all(len(shape) < 2 for shape in layout.shapes[layout.num_decayed :])
+    assert sorted(layout.names) == sorted(name for name, _ in model.named_parameters())
 
 
 def test_class_token_and_position_do_not_decay() -> None:
     model = build_model("pit:1,2|1,2|1,2|2,8,8", load_images(DIGITS).task, seed=0, device=CPU)
-    _, plain = build_optimizer(model, Recipe(weight_decay=0.3)).param_groups
-    without = {id(parameter) for parameter in plain["params"]}
-    assert {id(getattr(model, name)) for name in ("class_token", "position")} <= without
+    layout = Row(model, Recipe()).layout
+    assert {"class_token", "position"} <= set(layout.names[layout.num_decayed :])
 
 
 @pytest.mark.parametrize("curriculum", ["none", "cyclical", "paced"])
@@ -211,9 +209,9 @@ def test_difficulty_is_measured_only_where_a_pass_is_partial(tmp_path: Path, mon
 
 def test_an_epoch_ends_where_the_visits_reach_the_training_set() -> None:
     passes = create("curricula", "cyclical").passes(4)
-    plan = plan_epochs(passes, num_images=100, num_epochs=4, batch_size=30)
+    plan = plan_epochs(passes, num_images=100, num_epochs=4)
     assert [epoch.sizes for epoch in plan] == [(25, 50, 100), (50,), (25, 50), (100,)]
-    assert [epoch.first_step for epoch in plan] == [0, 7, 9, 12]
+    assert [steps_before(plan, epoch, 30) for epoch in (1, 2, 3, 4)] == [0, 7, 9, 12]
     assert num_steps(plan, 30) == 16
 
 
@@ -221,7 +219,7 @@ def test_an_epoch_ends_where_the_visits_reach_the_training_set() -> None:
 @pytest.mark.parametrize("curriculum", ["none", "cyclical", "paced"])
 def test_rounding_loses_no_visit(num_images: int, curriculum: str) -> None:
     passes = create("curricula", curriculum, {} if curriculum == "none" else {"start": 0.13}).passes(9)
-    plan = plan_epochs(passes, num_images=num_images, num_epochs=9, batch_size=4)
+    plan = plan_epochs(passes, num_images=num_images, num_epochs=9)
     assert len(plan) == 9
     assert sum(epoch.num_images for epoch in plan) == 9 * num_images
     assert max(size for epoch in plan for size in epoch.sizes) <= num_images
@@ -229,7 +227,7 @@ def test_rounding_loses_no_visit(num_images: int, curriculum: str) -> None:
 
 def test_the_learning_rate_warms_up_and_then_follows_the_schedule() -> None:
     linear = create("schedules", "linear")
-    rates = [learning_rate(step, total=10, base=1.0, warmup=0.4, schedule=linear) for step in range(10)]
+    rates = [learning_rate(step, unit=1, total=10, base=1.0, warmup=0.4, schedule=linear) for step in range(10)]
     assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
 
 

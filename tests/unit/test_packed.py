@@ -18,6 +18,7 @@ from trainers.training import loop, packed
 from trainers.training.checkpoints import OPTIMIZER, WEIGHTS, load_weights, read_manifest, read_tensors
 from trainers.training.packed import train_packed
 from trainers.training.packing import can_be_packed, is_tried_alone
+from trainers.training.step import Learned
 
 RECIPES: tuple[dict[str, Any], ...] = (
     {},
@@ -137,7 +138,6 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
         return model
 
     monkeypatch.setattr(loop, "build_model", build)
-    monkeypatch.setattr(packed, "build_model", build)
 
 
 class StopsIn(Recorder):
@@ -319,11 +319,11 @@ def limit_stacks(monkeypatch: pytest.MonkeyPatch, fits: Callable[[Sequence[Any]]
     """Steps of stacks that do not fit run out of memory; the sizes of those that did."""
     learn, sizes = packed.learn, []
 
-    def limited(batches: Sequence[Any]) -> Sequence[Tensor]:
+    def limited(batches: Sequence[Any], watch: Any) -> Sequence[Learned]:
         if not fits(batches):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
         sizes.append(len(batches))
-        return learn(batches)
+        return learn(batches, watch)
 
     monkeypatch.setattr(packed, "learn", limited)
     return sizes

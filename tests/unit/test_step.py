@@ -140,9 +140,7 @@ def test_every_model_learns_what_it_learns_alone(topology: str, size: int) -> No
         torch.testing.assert_close(torch.stack(losses), torch.stack(expected), rtol=1e-9, atol=0)
     for row, reference in zip(rows, references, strict=True):
         torch.testing.assert_close(row.weights(), reference.model.state_dict(), rtol=0, atol=1e-9)
-        torch.testing.assert_close(
-            row.optimizer_tensors(), torch_state(reference.optimizer), rtol=1e-6, atol=1e-12
-        )
+        torch.testing.assert_close(row.optimizer_tensors(), torch_state(reference.optimizer), rtol=1e-6, atol=1e-12)
 
 
 def test_a_row_goes_on_from_the_state_of_the_usual_optimizer() -> None:
