@@ -1,16 +1,19 @@
 """What every stopping criterion keeps, and what each of ours does."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
-from plugins.protocols import CurvePoint, PluginCard, Stopper
+from plugins.protocols import CurvePoint, PluginCard, Signal, Stopper, needed_signals
 from plugins.registry import PluginSettingsError, available, create
 
 
 def curve_of(losses: Sequence[float]) -> list[CurvePoint]:
+    signals = dict.fromkeys(Signal, 0.5)
     return [
-        CurvePoint(epoch=epoch, train_loss=1 / epoch, val_loss=loss, val_accuracy=1 / (1 + loss))
+        CurvePoint(epoch=epoch, train_loss=1 / epoch, val_loss=loss, val_accuracy=1 / (1 + loss), signals=signals)
         for epoch, loss in enumerate(losses, start=1)
     ]
 
@@ -30,6 +33,10 @@ def test_it_has_a_card(stopper: Stopper) -> None:
     assert isinstance(stopper.card, PluginCard)
     assert stopper.card.source
     assert stopper.card.cost
+
+
+def test_the_signals_it_needs_are_signals(stopper: Stopper) -> None:
+    assert all(isinstance(signal, Signal) for signal in needed_signals(stopper))
 
 
 def test_one_epoch_is_never_enough(stopper: Stopper) -> None:
@@ -97,9 +104,90 @@ def test_successive_rises_compare_strip_ends() -> None:
     assert first_stop(criterion, [9.0, 0.5, 0.1, 0.6, 0.1, 0.7, 9.0]) == 6
 
 
+def plateau(**settings: Any) -> Stopper:
+    return create("stopping", "plateau", settings)
+
+
+def signal_curve(values: Sequence[float | None], name: str = "gradient_noise") -> list[CurvePoint]:
+    """A curve whose loss always falls, with a signal; `None` where the signal is missing."""
+    return [
+        CurvePoint(epoch, 1 / epoch, 1 / epoch, 0.5, {} if value is None else {name: value})
+        for epoch, value in enumerate(values, start=1)
+    ]
+
+
+def stop_of(stopper: Stopper, curve: Sequence[CurvePoint]) -> int | None:
+    return next((end for end in range(1, len(curve) + 1) if stopper.reason_to_stop(curve[:end])), None)
+
+
+@pytest.mark.parametrize("losses", [[0.5, 0.4, 0.4, 0.4, 0.4, 0.1], [0.5, 0.6, 0.4, 0.5, 0.3, 0.4, 0.4, 0.2, 0.9]])
+@pytest.mark.parametrize(("patience", "delta"), [(2, 0.0), (3, 0.0), (2, 0.15)])
+def test_a_plateau_of_the_validation_loss_is_patience(losses: list[float], patience: int, delta: float) -> None:
+    expected = first_stop(create("stopping", "patience", {"epochs": patience, "min_delta": delta}), losses)
+    assert first_stop(plateau(patience=patience, min_delta=delta), losses) == expected
+
+
+def test_a_plateau_of_the_accuracy_waits_for_a_rise() -> None:
+    curve = [CurvePoint(epoch, 1.0, epoch, accuracy) for epoch, accuracy in enumerate([0.1, 0.5, 0.6, 0.6, 0.5], 1)]
+    stopper = plateau(signal="val_accuracy", patience=2)
+    assert stop_of(stopper, curve) == 5
+    reason = stopper.reason_to_stop(curve)
+    assert reason == "the validation accuracy has not risen above 0.6 (epoch 3) for 2 epochs; patience is 2"
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("auto", None), ("min", None), ("max", 3)])
+def test_the_mode_says_which_way_a_signal_improves(mode: str, expected: int | None) -> None:
+    stopper = plateau(signal="gradient_noise", patience=2, mode=mode)
+    assert stop_of(stopper, signal_curve([5.0, 4.0, 3.0, 2.0, 1.0])) == expected
+
+
+def test_a_relative_delta_is_a_fraction_of_the_best() -> None:
+    curve = signal_curve([100.0, 95.0, 85.0, 84.0, 80.0, 79.0])
+    stopper = plateau(signal="gradient_noise", patience=2, min_delta=0.1, relative=True)
+    assert stop_of(stopper, curve) == 5
+    assert stopper.reason_to_stop(curve[:5]) == (
+        "the gradient noise has not fallen by more than 0.1 of it below 85 (epoch 3) for 2 epochs; patience is 2"
+    )
+    assert stop_of(plateau(signal="gradient_noise", patience=2, min_delta=0.1), curve) is None
+
+
+def test_epochs_of_warm_up_are_not_looked_at() -> None:
+    losses = [0.1, 0.9, 0.8, 0.7, 0.6, 0.6, 0.6]
+    assert first_stop(plateau(patience=2), losses) == 3
+    assert first_stop(plateau(patience=2, warmup_epochs=2), losses) == 7
+
+
+def test_a_plateau_needs_the_signal_it_looks_at() -> None:
+    assert needed_signals(plateau(signal="dead_units")) == {Signal.DEAD_UNITS}
+    assert needed_signals(plateau(signal="train_loss")) == frozenset()
+
+
+def test_a_signal_may_be_missing_in_the_first_epochs_alone() -> None:
+    stopper = plateau(signal="gradient_noise", patience=2)
+    assert stop_of(stopper, signal_curve([None, None, 1.0, 1.0, 1.0])) == 5
+    with pytest.raises(ValueError, match="must have the signal gradient_noise, but epoch 3 has no signals"):
+        stopper.reason_to_stop(signal_curve([1.0, 1.0, None]))
+
+
+def test_a_value_that_is_not_finite_is_no_improvement() -> None:
+    stopper = plateau(signal="gradient_noise", patience=2)
+    assert stop_of(stopper, signal_curve([1.0, math.nan, -math.inf, 0.5])) == 3
+    assert stop_of(stopper, signal_curve([math.nan, 1.0, 0.9, 0.8])) is None
+
+
+def test_an_unknown_signal_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(PluginSettingsError, match=r"must be one of train_loss, .* but got 'gradient_nose'.*_noise'"):
+        plateau(signal="gradient_nose")
+
+
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("patience", {"epochs": 0}), ("generalization-loss", {"threshold": 0}), ("successive-rises", {"strip": 0})],
+    [
+        ("patience", {"epochs": 0}),
+        ("generalization-loss", {"threshold": 0}),
+        ("successive-rises", {"strip": 0}),
+        ("plateau", {"patience": 0}),
+    ],
 )
 def test_settings_that_mean_nothing_are_refused(name: str, settings: dict[str, int]) -> None:
     with pytest.raises(PluginSettingsError, match=next(iter(settings))):

@@ -1,0 +1,102 @@
+"""Stop when a loss, the accuracy or a signal has not improved for some epochs."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from plugins.protocols import CURVE_FIELDS, CurvePoint, PluginCard, Signal
+from plugins.registry import nearest_name
+
+_SIGNALS = tuple(signal.value for signal in Signal)
+_WORDS = {"train_loss": "training loss", "val_loss": "validation loss", "val_accuracy": "validation accuracy"}
+_FIRST_EPOCHS = 2
+"""Epochs in which a signal may be missing, as it compares an epoch with the one before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plateau:
+    """Stops after `patience` epochs in a row in which a number has not improved by more than `min_delta`.
+
+    With `signal: val_loss` and the defaults it is the criterion `patience`.
+    """
+
+    card: ClassVar[PluginCard] = PluginCard(
+        source="common practice; as Keras' EarlyStopping and torch's ReduceLROnPlateau, for any recorded number",
+        cost="nothing beyond measuring the signal",
+    )
+    signal: str = "val_loss"
+    """`val_loss`, `val_accuracy`, `train_loss`, or a signal such as `gradient_noise`."""
+    mode: Literal["auto", "min", "max"] = "auto"
+    """Whether lower (`min`) or higher (`max`) is better; `auto` is `max` for `val_accuracy` and `min` otherwise."""
+    patience: Annotated[int, Field(ge=1)] = 5
+    """Epochs without an improvement before the stop."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """How much better than the best so far a value must be to count; an equal value never counts."""
+    relative: bool = False
+    """Whether `min_delta` is a fraction of the best value so far."""
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    """Epochs at the start that are not looked at."""
+
+    def __post_init__(self) -> None:
+        names = (*CURVE_FIELDS, *_SIGNALS)
+        if self.signal not in names:
+            nearest = nearest_name(self.signal, names)
+            hint = f"Did you mean {nearest!r}?" if nearest else "Choose one of them."
+            raise ValueError(f"`signal` must be one of {', '.join(names)}, but got {self.signal!r}. {hint}")
+
+    @property
+    def signals(self) -> frozenset[Signal]:
+        """The signal, unless every curve has it."""
+        return frozenset() if self.signal in CURVE_FIELDS else frozenset({Signal(self.signal)})
+
+    def reason_to_stop(self, curve: Sequence[CurvePoint]) -> str | None:
+        """Why to stop after the last point, or `None`.
+
+        Raises:
+            ValueError: A point lacks the signal.
+        """
+        seen = [(point.epoch, value) for point in curve if (value := self._value(point)) is not None]
+        seen = [(epoch, value) for epoch, value in seen if epoch > self.warmup_epochs]
+        if not seen:
+            return None
+        (best_epoch, best), waited = seen[0], 0
+        for epoch, value in seen[1:]:
+            if self._improves(value, best):
+                best_epoch, best, waited = epoch, value, 0
+            else:
+                waited += 1
+        if waited < self.patience:
+            return None
+        words = _WORDS.get(self.signal, self.signal.replace("_", " "))
+        moved = "risen" if self._is_higher_better else "fallen"
+        side = "above" if self._is_higher_better else "below"
+        least = f" by more than {self.min_delta:g}{' of it' if self.relative else ''}" if self.min_delta else ""
+        return (
+            f"the {words} has not {moved}{least} {side} {best:.4g} (epoch {best_epoch}) for {waited} epochs; "
+            f"patience is {self.patience}"
+        )
+
+    @property
+    def _is_higher_better(self) -> bool:
+        return self.mode == "max" or (self.mode == "auto" and self.signal == "val_accuracy")
+
+    def _improves(self, value: float, best: float) -> bool:
+        if not math.isfinite(value) or not math.isfinite(best):
+            return math.isfinite(value)
+        gain = value - best if self._is_higher_better else best - value
+        return gain > self.min_delta * (abs(best) if self.relative else 1.0)
+
+    def _value(self, point: CurvePoint) -> float | None:
+        if self.signal in CURVE_FIELDS:
+            value: float = getattr(point, self.signal)
+            return value
+        if self.signal not in point.signals and point.epoch > _FIRST_EPOCHS:
+            raise ValueError(
+                f"stopping plateau: each epoch of the curve must have the signal {self.signal}, but epoch "
+                f"{point.epoch} has {', '.join(point.signals) or 'no signals'}. Train with this criterion, so that "
+                "the signal is measured."
+            )
+        return point.signals.get(self.signal)
