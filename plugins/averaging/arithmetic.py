@@ -38,6 +38,16 @@ def weighted_sum(checkpoints: Sequence[StateDict], weights: Sequence[float]) -> 
     return result
 
 
+def copy_newest(checkpoints: Sequence[StateDict]) -> "dict[str, Tensor]":
+    """A copy of the newest checkpoint.
+
+    Raises:
+        ValueError: No checkpoints.
+    """
+    check_alike(checkpoints[-1:])
+    return {name: value.clone() for name, value in checkpoints[-1].items()}
+
+
 def check_alike(checkpoints: Sequence[StateDict]) -> None:
     """Raise ValueError unless there is a checkpoint and all have the same keys and shapes."""
     if not checkpoints:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from plugins.averaging.arithmetic import copy_newest
 from plugins.protocols import PluginCard, StateDict
 
 if TYPE_CHECKING:
@@ -23,7 +24,4 @@ class Last:
 
     def average(self, checkpoints: Sequence[StateDict]) -> "dict[str, Tensor]":
         """A copy of the newest checkpoint."""
-        from plugins.averaging.arithmetic import check_alike
-
-        check_alike(checkpoints[-1:])
-        return {name: value.clone() for name, value in checkpoints[-1].items()}
+        return copy_newest(checkpoints)

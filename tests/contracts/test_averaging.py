@@ -6,9 +6,12 @@ from torch import Tensor
 
 from plugins.averaging.arithmetic import weighted_sum
 from plugins.averaging.ema import ema_weights
+from plugins.averaging.greedy_soup import greedy_soup
 from plugins.averaging.lawa import average_latest
-from plugins.protocols import Averager, PluginCard
+from plugins.protocols import Averager, Evaluated, EvaluatingAverager, PluginCard, StateDict
 from plugins.registry import PluginSettingsError, available, create
+
+Averaging = Averager | EvaluatingAverager
 
 
 def checkpoints_of(values: list[float], dtype: torch.dtype = torch.float32) -> list[dict[str, Tensor]]:
@@ -16,55 +19,71 @@ def checkpoints_of(values: list[float], dtype: torch.dtype = torch.float32) -> l
 
 
 @pytest.fixture(params=list(available("averaging")))
-def averager(request: pytest.FixtureRequest) -> Averager:
+def averager(request: pytest.FixtureRequest) -> Averaging:
     return create("averaging", request.param)
 
 
-def test_it_has_a_card(averager: Averager) -> None:
+def all_alike(weights: StateDict) -> Evaluated:
+    return Evaluated(loss=1.0, accuracy=0.5)
+
+
+def average(averager: Averaging, checkpoints: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The average, where all state dicts are equally good for a method that evaluates them."""
+    if isinstance(averager, EvaluatingAverager):
+        return averager.average_by(checkpoints, all_alike)
+    return averager.average(checkpoints)
+
+
+def test_it_has_a_card(averager: Averaging) -> None:
     assert isinstance(averager.card, PluginCard)
     assert averager.card.source
+    assert averager.card.cost
 
 
-def test_inputs_are_left_unchanged(averager: Averager) -> None:
+def test_it_reads_weights_or_one_of_the_averages_of_training(averager: Averaging) -> None:
+    assert getattr(averager, "reads", None) in (None, "ema", "swa")
+
+
+def test_inputs_are_left_unchanged(averager: Averaging) -> None:
     checkpoints = checkpoints_of([float(number) for number in range(12)])
-    result = averager.average(checkpoints)
+    result = average(averager, checkpoints)
     result["weight"].add_(100)
     assert [checkpoint["weight"][0, 0].item() for checkpoint in checkpoints] == list(range(12))
 
 
-def test_equal_checkpoints_average_to_themselves(averager: Averager) -> None:
+def test_equal_checkpoints_average_to_themselves(averager: Averaging) -> None:
     checkpoints = checkpoints_of([3.7] * averager.num_needed)
-    assert torch.equal(averager.average(checkpoints)["weight"], checkpoints[0]["weight"])
+    assert torch.equal(average(averager, checkpoints)["weight"], checkpoints[0]["weight"])
 
 
-def test_the_average_lies_among_the_checkpoints(averager: Averager) -> None:
-    value = averager.average(checkpoints_of([float(number) for number in range(12)]))["weight"]
+def test_the_average_lies_among_the_checkpoints(averager: Averaging) -> None:
+    value = average(averager, checkpoints_of([float(number) for number in range(12)]))["weight"]
     assert 0 <= value.min() <= value.max() <= 11
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_the_dtype_is_kept_and_does_not_overflow(averager: Averager, dtype: torch.dtype) -> None:
+def test_the_dtype_is_kept_and_does_not_overflow(averager: Averaging, dtype: torch.dtype) -> None:
     checkpoints = checkpoints_of([40_000.0] * averager.num_needed, dtype)
-    value = averager.average(checkpoints)["weight"]
+    value = average(averager, checkpoints)["weight"]
     assert value.dtype == dtype
     assert torch.equal(value, checkpoints[-1]["weight"])
 
 
-def test_counters_are_the_newests(averager: Averager) -> None:
-    steps = averager.average(checkpoints_of([float(number) for number in range(12)]))["steps"]
+def test_counters_are_the_newests(averager: Averaging) -> None:
+    steps = average(averager, checkpoints_of([float(number) for number in range(12)]))["steps"]
     assert steps.dtype == torch.int64
     assert steps.item() == 11
 
 
-def test_older_checkpoints_than_needed_change_nothing(averager: Averager) -> None:
+def test_older_checkpoints_than_needed_change_nothing(averager: Averaging) -> None:
     newest = checkpoints_of([float(number) for number in range(averager.num_needed)])
     older = checkpoints_of([500.0, 600.0])
-    assert torch.equal(averager.average(older + newest)["weight"], averager.average(newest)["weight"])
+    assert torch.equal(average(averager, older + newest)["weight"], average(averager, newest)["weight"])
 
 
-def test_too_few_checkpoints_are_refused(averager: Averager) -> None:
+def test_too_few_checkpoints_are_refused(averager: Averaging) -> None:
     with pytest.raises(ValueError, match="checkpoint"):
-        averager.average(checkpoints_of([1.0] * (averager.num_needed - 1)))
+        average(averager, checkpoints_of([1.0] * (averager.num_needed - 1)))
 
 
 @pytest.mark.parametrize("name", [name for name in available("averaging") if create("averaging", name).num_needed > 1])
@@ -73,7 +92,7 @@ def test_checkpoints_of_different_models_are_refused(name: str) -> None:
     checkpoints = checkpoints_of([1.0] * averager.num_needed)
     checkpoints[-2] = {"other": torch.zeros(2, 3)}
     with pytest.raises(ValueError, match="one model"):
-        averager.average(checkpoints)
+        average(averager, checkpoints)
 
 
 def test_lawa_is_the_mean_of_the_newest() -> None:
@@ -110,8 +129,79 @@ def test_small_differences_survive_the_sum() -> None:
     assert value == 1.0 + tiny / 2
 
 
+@pytest.mark.parametrize("name", ["last", "trained-ema", "trained-swa"])
+def test_the_newest_is_taken_as_it_is(name: str) -> None:
+    checkpoints = checkpoints_of([4.0, 1.0, 3.0])
+    found = create("averaging", name).average(checkpoints)
+    assert torch.equal(found["weight"], checkpoints[-1]["weight"])
+
+
+@pytest.mark.parametrize("reads", ["ema", "swa"])
+def test_the_averages_of_training_are_read_by_their_name(reads: str) -> None:
+    assert create("averaging", f"trained-{reads}").reads == reads
+
+
+# --- greedy soup ---
+
+
+class Judge:
+    """Finds weights better the nearer their first number is to `best`, and keeps what it was asked."""
+
+    def __init__(self, best: float, *, step: float = 0.0) -> None:
+        self.best = best
+        self.step = step
+        """Accuracies are rounded down to multiples of it."""
+        self.asked: list[float] = []
+
+    def __call__(self, weights: StateDict) -> Evaluated:
+        value = weights["weight"][0, 0].item()
+        self.asked.append(value)
+        distance = abs(value - self.best)
+        accuracy = 1 / (1 + distance)
+        return Evaluated(loss=distance, accuracy=accuracy // self.step * self.step if self.step else accuracy)
+
+
+def test_a_soup_takes_the_best_first_and_what_does_not_make_it_worse() -> None:
+    judge = Judge(2.0)
+    soup, chosen = greedy_soup(checkpoints_of([9.0, 1.0, 2.5, 4.0]), judge)
+    # 2.5 is best. With 1 it is 1.75, which is nearer to 2. Then 4 gives 2.5 and 9 gives 4.17: both are refused.
+    assert chosen == [1, 2]
+    assert soup["weight"][0, 0].item() == 1.75
+    assert judge.asked == pytest.approx([9.0, 1.0, 2.5, 4.0, 1.75, 2.5, 12.5 / 3])
+
+
+def test_a_soup_is_never_worse_than_the_best_checkpoint() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        values = (10 * torch.rand(6, generator=generator)).tolist()
+        judge = Judge(5.0)
+        soup, _ = greedy_soup(checkpoints_of(values), judge)
+        assert judge(soup).accuracy >= max(judge(checkpoint).accuracy for checkpoint in checkpoints_of(values))
+
+
+def test_between_equal_accuracies_the_loss_decides() -> None:
+    judge = Judge(2.0, step=0.5)  # all of them have the accuracy 0.5
+    assert greedy_soup(checkpoints_of([2.75, 2.5, 2.75]), judge)[1] == [1]
+    assert greedy_soup(checkpoints_of([2.75, 2.5, 1.5]), judge)[1] == [1, 2]
+
+
+def test_a_soup_counts_a_loss_that_is_not_finite_as_worst() -> None:
+    def judge(weights: StateDict) -> Evaluated:
+        value = weights["weight"][0, 0].item()
+        return Evaluated(loss=float("nan") if value > 3 else value, accuracy=0.5)
+
+    assert greedy_soup(checkpoints_of([5.0, 2.0, 9.0]), judge)[1] == [1]
+
+
+def test_a_soup_considers_the_newest_of_its_window() -> None:
+    judge = Judge(0.0)
+    create("averaging", "greedy-soup", {"window": 2}).average_by(checkpoints_of([0.0, 3.0, 4.0]), judge)
+    assert judge.asked == [3.0, 4.0, 3.5]
+
+
 @pytest.mark.parametrize(
-    ("name", "settings"), [("lawa", {"window": 0}), ("lawa", {"spacing": 0}), ("ema", {"decay": 1})]
+    ("name", "settings"),
+    [("lawa", {"window": 0}), ("lawa", {"spacing": 0}), ("ema", {"decay": 1}), ("greedy-soup", {"window": 0})],
 )
 def test_settings_that_mean_nothing_are_refused(name: str, settings: dict[str, int]) -> None:
     with pytest.raises(PluginSettingsError, match=next(iter(settings))):
