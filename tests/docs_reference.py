@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
@@ -25,6 +25,8 @@ from orchestrator.spec.engine import SCHEDULERS, EngineSpec, ResourceSpec
 from orchestrator.spec.stages import STAGE_TYPES
 from orchestrator.spec.study_file import Candidates, Limits, StudySpec, Truth
 from plugins import registry
+from plugins.protocols import ExampleOrder, Mixing, StepMethod
+from search_spaces.ramps import Bounds, Ramp
 from search_spaces.recipes import PluginChoice, Recipe
 from trainers.config import Configuration, DataConfig
 
@@ -116,12 +118,27 @@ def _card(kind: str, name: str) -> str:
     direction = getattr(plugin, "direction", None)
     if direction is not None:
         facts["Better"] = "higher" if direction == "maximize" else "lower"
+    facts |= _roles(kind, name)
     if facts:
         parts.append("\n".join(f"- {title}: {text}" for title, text in facts.items() if text))
     rows = [(f"`{setting}`", *rest) for setting, *rest in _plugin_settings(plugin)]
     if rows:
         parts.append(_table(("setting", "takes", "default", "meaning"), rows))
     return "\n\n".join(parts)
+
+
+def _roles(kind: str, name: str) -> dict[str, str]:
+    """What a plug-in of a kind with several protocols does in a training."""
+    if kind == "curricula":
+        method = registry.create(kind, name)
+        changes = sorted(method.changes) if isinstance(method, StepMethod) else []
+        order = "yes" if isinstance(method, ExampleOrder) else ""
+        return {"Orders examples": order, "Changes": ", ".join(f"`{field}`" for field in changes)}
+    if kind == "augmentations":
+        plugin = registry.create(kind, name)
+        offers = {"augmentation": hasattr(plugin, "augment"), "mixing": isinstance(plugin, Mixing)}
+        return {"Used in": ", ".join(f"`recipe.{field}`" for field, does in offers.items() if does)}
+    return {}
 
 
 def _plugin_settings(plugin: Any) -> Iterator[tuple[str, str, str, str]]:
@@ -132,7 +149,7 @@ def _plugin_settings(plugin: Any) -> Iterator[tuple[str, str, str, str]]:
     elif dataclasses.is_dataclass(plugin) and isinstance(plugin, type):
         hints, about = get_type_hints(plugin, include_extras=True), _attribute_docstrings(plugin)
         for entry in dataclasses.fields(plugin):
-            default = "required" if entry.default is dataclasses.MISSING else f"`{entry.default}`"
+            default = "required" if entry.default is dataclasses.MISSING else f"`{_as_yaml(entry.default)}`"
             yield entry.name, takes(hints[entry.name]), default, about.get(entry.name, "")
 
 
@@ -156,9 +173,13 @@ def takes(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         inner = [argument for argument in arguments if argument is not NoneType]
         if len(inner) < len(arguments):
             return f"{takes(inner[0], metadata)}, or null"
+        if Ramp in inner:
+            return f"{takes(inner[0], metadata)}, or a function of progress"
         return "stage"
     if origin is Literal:
         return ", ".join(f"`{option}`" for option in arguments)
+    if origin is tuple and arguments[0] is PluginChoice and _takes_one_alone(metadata):
+        return "plug-in, or list of plug-ins"
     if origin is tuple:
         count = "" if arguments[-1] is ... else f"{len(arguments)} "
         items = re.sub("^(whole number|number|text|plug-in|stage)", r"\1s", takes(arguments[0]))
@@ -174,8 +195,21 @@ def takes(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     return "block"
 
 
+def _takes_one_alone(metadata: Sequence[Any]) -> bool:
+    """Whether a list may be written without brackets if it has one item."""
+    return any(isinstance(item, BeforeValidator) for item in metadata)
+
+
 def _bounds(metadata: Sequence[Any]) -> list[str]:
-    flat = [part for item in metadata for part in (item.metadata if isinstance(item, FieldInfo) else [item])]
+    flat: list[Any] = []
+    for item in metadata:
+        if isinstance(item, FieldInfo):
+            flat += item.metadata
+        elif isinstance(item, Bounds):  # in the order in which annotated_types names them
+            given = {Gt: item.gt, Ge: item.ge, Lt: item.lt, Le: item.le}
+            flat += [bound(limit) for bound, limit in given.items() if limit is not None]
+        else:
+            flat.append(item)
     return [
         f"{_BOUNDS[type(item)][0]} {getattr(item, _BOUNDS[type(item)][1]):,}" for item in flat if type(item) in _BOUNDS
     ]
@@ -187,8 +221,14 @@ def _default(field: FieldInfo) -> str:
         return "required"
     if isinstance(default, BaseModel) and not isinstance(default, PluginChoice):
         default = default.model_dump(exclude_defaults=True)
-    text = yaml.safe_dump(to_jsonable_python(default), default_flow_style=True, width=1000)
-    return "`" + text.removesuffix("...\n").strip() + "`"
+    if _takes_one_alone(field.metadata) and len(default) == 1:
+        (default,) = default
+    return f"`{_as_yaml(default)}`"
+
+
+def _as_yaml(value: Any) -> str:
+    text = yaml.safe_dump(to_jsonable_python(value), default_flow_style=True, width=1000)
+    return text.removesuffix("...\n").strip()
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
