@@ -45,6 +45,6 @@ class CutMix:
         rows, columns = draw_box(height, width, draw_share(self.alpha, generator), generator)
         partners = draw_partners(images, generator)
         mixed = images.clone()
-        mixed[..., rows, columns] = images[partners][..., rows, columns]
+        mixed[..., rows, columns] = images[..., rows, columns][partners]
         kept = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
         return mixed, kept * targets + (1 - kept) * targets[partners]

@@ -16,7 +16,13 @@ class NoAugmentation:
 
     card: ClassVar[PluginCard] = PluginCard(source="the plain baseline", cost="nothing")
 
-    def augment(self, images: "Tensor", *, strength: float, seed: int) -> "Tensor":  # noqa: ARG002 - the protocol's
+    def augment(
+        self,
+        images: "Tensor",
+        *,
+        strength: float,  # noqa: ARG002 - the protocol's signature
+        seed: int,  # noqa: ARG002
+    ) -> "Tensor":
         """The batch itself."""
         return images
 

@@ -16,7 +16,12 @@ class CrossEntropy:
 
     card: ClassVar[PluginCard] = PluginCard(source="the plain baseline; as `torch.nn.CrossEntropyLoss`", cost="nothing")
 
-    def loss(self, logits: "Tensor", targets: "Tensor", context: LossContext) -> "Tensor":  # noqa: ARG002 - protocol's
+    def loss(
+        self,
+        logits: "Tensor",
+        targets: "Tensor",
+        context: LossContext,  # noqa: ARG002 - the protocol's signature
+    ) -> "Tensor":
         """Loss of each image, shape (B,)."""
         from torch.nn import functional as F
 

@@ -32,7 +32,11 @@ class Sgd:
                 "`nesterov` needs a `momentum` above 0, but got momentum=0. Raise `momentum` or leave out `nesterov`."
             )
 
-    def start(self, layout: ParameterLayout, values: "Tensor") -> OptimizerState:  # noqa: ARG002 - the protocol's
+    def start(
+        self,
+        layout: ParameterLayout,  # noqa: ARG002 - the protocol's signature
+        values: "Tensor",
+    ) -> OptimizerState:
         """Zeros."""
         import torch
 
