@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,17 @@ class Rewards:
                 recent = values[-self._window :]
                 reward += sign * (value - values[-2]) / (max(recent) - min(recent) + 1e-6)
         return reward
+
+
+class PolicySettings(NamedTuple):
+    """How a policy learns."""
+
+    learning_rate: float
+    """Of Adam."""
+    momentum: float
+    """Of the baseline, an exponential moving average of the rewards."""
+    window: int
+    """Number of newest values that the range of a score is taken over; see `Rewards`."""
 
 
 class Policy:

@@ -1,7 +1,7 @@
 """REINFORCE as an Optuna sampler: the policy follows from the finished trials, in the order of their numbers."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from optuna import Study
@@ -11,11 +11,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from plugins.samplers.history import finished_trials, history_of, number_of, options_of
-from plugins.samplers.policy import Drawn, Policy, Rewards, place_in
+from plugins.samplers.policy import Drawn, Policy, PolicySettings, Rewards, place_in
 from search_spaces.dimensions import Scalar
-
-if TYPE_CHECKING:
-    from plugins.samplers.reinforce import Reinforce
 
 REPEATS = "reinforce:repeats"
 """System attribute of a trial: numbers of the trials that the policy drew again just before it drew this one. `None`
@@ -34,7 +31,7 @@ _MAX_KEPT = 8
 class PolicySampler(BaseSampler):
     """Draws from the policy; the first trial is uniform, which the untrained policy is too."""
 
-    def __init__(self, settings: "Reinforce", *, seed: int, study_seed: int) -> None:
+    def __init__(self, settings: PolicySettings, *, seed: int, study_seed: int) -> None:
         self._settings = settings
         self._seed = seed
         self._study_seed = study_seed
@@ -97,7 +94,7 @@ class Policies:
         """The trial of each point."""
         self._options: dict[str, Sequence[Scalar]] = {}
         self._by_number: dict[int, FrozenTrial] = {}
-        self._made_for: tuple[Reinforce, int] | None = None
+        self._made_for: tuple[PolicySettings, int] | None = None
         self._trained: list[tuple[int, FrozenTrial, Policy]] = []
         """How many trials a policy has learned from, the last of them, and the policy."""
 
@@ -109,7 +106,7 @@ class Policies:
         self._by_number[number_of(trial)] = trial
         self.known[place_in(self._options, trial.params)] = trial
 
-    def policy(self, settings: "Reinforce", finished: Sequence[FrozenTrial], *, study_seed: int) -> Policy:
+    def policy(self, settings: PolicySettings, finished: Sequence[FrozenTrial], *, study_seed: int) -> Policy:
         """A copy of the policy after these trials, of which there is at least one."""
         if self._made_for != (settings, study_seed):
             self._made_for = (settings, study_seed)
@@ -127,7 +124,7 @@ class Policies:
                 self._keep(place + 1, finished[place], policy.copy())
         return policy
 
-    def _untrained(self, settings: "Reinforce", study_seed: int) -> Policy:
+    def _untrained(self, settings: PolicySettings, study_seed: int) -> Policy:
         return Policy(
             self._options,
             seed=study_seed,
@@ -160,7 +157,7 @@ def _begins(finished: Sequence[FrozenTrial], trained: tuple[int, FrozenTrial, Po
 
 
 def trained_policy(
-    settings: "Reinforce", study: Study, finished: Sequence[FrozenTrial], *, study_seed: int
+    settings: PolicySettings, study: Study, finished: Sequence[FrozenTrial], *, study_seed: int
 ) -> Policy | None:
     """The policy after those finished trials that it drew, in their order; `None` where none has finished."""
     if not finished:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.samplers import BaseSampler
 
+    from plugins.samplers.policy import PolicySettings
+
 MAX_OPTIONS = 1000
 """A dimension with more values is refused: a policy would visit hardly any of them twice."""
 
@@ -59,12 +61,18 @@ class Reinforce:
     def build(self, seed: int, *, study_seed: int) -> "BaseSampler":
         from plugins.samplers.policy_sampler import PolicySampler
 
-        return PolicySampler(self, seed=seed, study_seed=study_seed)
+        return PolicySampler(self._policy_settings(), seed=seed, study_seed=study_seed)
 
     def final_choice(self, study: "Study", *, study_seed: int, num_trials: int) -> Point | None:
         """The most probable value of each dimension after the first `num_trials` trials; `None` where none finished."""
         from plugins.samplers.history import finished_trials
         from plugins.samplers.policy_sampler import trained_policy
 
-        policy = trained_policy(self, study, finished_trials(study, num_trials=num_trials), study_seed=study_seed)
+        finished = finished_trials(study, num_trials=num_trials)
+        policy = trained_policy(self._policy_settings(), study, finished, study_seed=study_seed)
         return None if policy is None else policy.values(policy.best())
+
+    def _policy_settings(self) -> "PolicySettings":
+        from plugins.samplers.policy import PolicySettings
+
+        return PolicySettings(learning_rate=self.learning_rate, momentum=self.momentum, window=self.window)
