@@ -18,6 +18,8 @@ from tests.unit.training import TOPOLOGY, Recorder, configuration, digits
 from trainers.champion import load_model, save_model
 from trainers.config import AverageTask, Configuration, EpochReport, TaskOutcome, TrainTask
 from trainers.hardware.devices import full_precision
+from trainers.models.building import build_model
+from trainers.models.dropout import Dropout
 from trainers.tasks.averaging import average
 from trainers.tasks.scoring import make_candidate
 from trainers.training.checkpoints import load_weights
@@ -54,6 +56,18 @@ def _train(space: str, recipe: str, device: torch.device) -> dict[str, float]:
     config = _configuration(space, RECIPES[recipe], epochs=2)
     with tempfile.TemporaryDirectory() as folder:
         return _checked(train(TrainTask(configuration=config, folder=Path(folder)), digits(), Recorder(), device))
+
+
+def _drop_and_resize(space: str, device: torch.device) -> dict[str, float]:
+    """A step with dropout, on images of another size than the model was built for."""
+    task = ImageTask(image_size=64, in_channels=1, num_classes=10)
+    model = build_model(SPACES[space], task, seed=0, device=device)
+    images = torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(5)).to(device)
+    with full_precision():
+        logits = model(images, dropout=Dropout(0.3, torch.tensor(2)))
+        logits.logsumexp(-1).sum().backward()
+    gradients = {f"gradient.{name}": float(value.grad.norm()) for name, value in model.named_parameters()}
+    return gradients | {f"logit {place}": float(value) for place, value in enumerate(logits.detach().cpu().flatten())}
 
 
 def _pack(space: str, recipe: str, device: torch.device) -> dict[str, float]:
@@ -123,6 +137,7 @@ def _cases() -> dict[str, Callable[[torch.device], dict[str, float]]]:
         **{f"train {space} {recipe}": partial(_train, space, recipe) for space in SPACES for recipe in _of(space)},
         **{f"pack {space} plain": partial(_pack, space, "plain") for space in SPACES},
         **{f"pack as-vit {recipe}": partial(_pack, "as-vit", recipe) for recipe in ("regularised", "progressive")},
+        **{f"drop and resize {space}": partial(_drop_and_resize, space) for space in SPACES},
         "go on, average and predict": _go_on_average_and_predict,
     }
 
@@ -133,5 +148,5 @@ def _of(space: str) -> Sequence[str]:
 
 
 CASES = _cases()
-FEW = [name for name in CASES if "on as-vit" in name or name.endswith(("as-vit plain", "predict"))]
+FEW = [name for name in CASES if "on as-vit" in name or name.endswith(("as-vit plain", "predict")) or "resize" in name]
 """One of everything."""

@@ -89,11 +89,12 @@ def dropout_sites(model: nn.Module, images: Tensor, *, num_blocks: int, dropout:
             raise ValueError(f"the dropout rate must lie in [0, 1), but got {dropout.rate}. Use a rate such as 0.1.")
         if dropout.rate == 0:
             return DropoutSites(None, [None] * num_blocks)
-    rate = torch.as_tensor(dropout.rate, dtype=torch.float32, device=images.device)
+    rate = dropout.rate if isinstance(dropout.rate, Tensor) else torch.tensor(dropout.rate)
+    rate = rate.to(images.device, torch.float32, non_blocking=True)
     num_dropped = (rate * _LEVELS).floor()
     threshold = (num_dropped - _LEVELS // 2).to(torch.int16)
     scale = _LEVELS / (_LEVELS - num_dropped)
-    keys = _site_keys(dropout.seed.to(images.device), 1 + SITES_PER_BLOCK * num_blocks)
+    keys = _site_keys(dropout.seed.to(images.device, non_blocking=True), 1 + SITES_PER_BLOCK * num_blocks)
     embedding, *sites = (DropoutSite(key, threshold, scale) for key in keys.unbind(0))
     blocks = [BlockDropout(*sites[start : start + SITES_PER_BLOCK]) for start in range(0, len(sites), SITES_PER_BLOCK)]
     return DropoutSites(embedding, blocks)

@@ -32,8 +32,8 @@ def resize_positions(positions: Tensor, rows: int, columns: int) -> Tensor:
     if (height, width) == (rows, columns):
         return positions
     with torch.autocast(positions.device.type, enabled=False):
-        down = torch.tensor(interpolation_matrix(height, rows), dtype=positions.dtype, device=positions.device)
-        across = torch.tensor(interpolation_matrix(width, columns), dtype=positions.dtype, device=positions.device)
+        down = torch.tensor(interpolation_matrix(height, rows), dtype=positions.dtype).to(positions.device)
+        across = torch.tensor(interpolation_matrix(width, columns), dtype=positions.dtype).to(positions.device)
         tall = (down @ positions.flatten(1)).view(rows, width, -1)
         return across @ tall
 
