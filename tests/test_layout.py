@@ -105,7 +105,8 @@ def test_a_declared_plugin_is_installed_and_loads(kind: str, name: str) -> None:
     assert kind in registry.KINDS
     assert registry.available(kind)[name].value == ENTRY_POINTS[kind][name]
     plugin = registry.load(kind, name)
-    assert plugin.__name__ == ENTRY_POINTS[kind][name].partition(":")[2]
+    module, _, attribute = ENTRY_POINTS[kind][name].partition(":")
+    assert plugin is getattr(importlib.import_module(module), attribute)
     assert plugin.__doc__
 
 

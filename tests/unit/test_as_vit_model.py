@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from search_spaces.as_vit import AsViTSpace
 from search_spaces.base import ImageTask
 from trainers.models.as_vit import AsViT, build_as_vit
-from trainers.models.blocks import FEW_TOKENS, PatchMerging, WindowAttention, attend
+from trainers.models.as_vit_layers import PatchMerging, WindowAttention
+from trainers.models.blocks import FEW_TOKENS, attend
 
 TASK = ImageTask(image_size=32, in_channels=3, num_classes=5)
 TOPOLOGY = AsViTSpace.parse("7,2,3,1|3,2,2,2|4,1,2,1|2,1,3,1|16,12")

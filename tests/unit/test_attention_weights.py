@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainers.models.blocks import SelfAttention, WindowAttention
+from trainers.models.as_vit_layers import WindowAttention
+from trainers.models.blocks import SelfAttention
 
 
 def attention(split: int) -> WindowAttention:

@@ -22,7 +22,8 @@ from tests.unit.test_as_vit_space import SEED, topologies
 from tests.unit.test_loop import InterruptedInside, equal, weights_of, without_time
 from tests.unit.training import CPU, TOPOLOGY, Recorder, configuration, digits, run
 from trainers.models.as_vit import build_as_vit
-from trainers.models.blocks import FEW_TOKENS, PatchEmbedding, PatchMerging, WindowAttention
+from trainers.models.as_vit_layers import PatchEmbedding, PatchMerging, WindowAttention
+from trainers.models.blocks import FEW_TOKENS
 from trainers.models.building import build_model
 from trainers.training import loop
 from trainers.training.evaluation import Normalizer, evaluate

@@ -10,7 +10,7 @@ from search_spaces.as_vit import AsViTSpace
 from search_spaces.base import ImageTask
 from trainers.models import as_vit_curve, taylor
 from trainers.models.as_vit import AsViT, build_as_vit
-from trainers.models.blocks import WindowAttention
+from trainers.models.as_vit_layers import WindowAttention
 from trainers.models.taylor import add_attention, exact_attention, first_order_attention, gelu_
 
 ANGLES = circle_angles(4, like=torch.zeros(1, dtype=torch.float64))[:-1]

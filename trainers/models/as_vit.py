@@ -2,49 +2,20 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from search_spaces.as_vit import PATCH_STRIDE, AsViTSpace, AsViTTopology
 from search_spaces.base import ImageTask
-from trainers.models.as_vit_curve import features_along
-from trainers.models.assembly import assemble, draw_convolutions, draw_linears
-from trainers.models.blocks import (
-    Block,
-    Linear,
-    PatchEmbedding,
-    PatchMerging,
-    WindowAttention,
-    keep_factors,
-    layer_norm,
-)
+from trainers.models.as_vit_curve import grid_features_along
+from trainers.models.as_vit_layers import PatchEmbedding, PatchMerging, StageBlocks, WindowAttention
+from trainers.models.assembly import ModelBuilder, draw_convolutions, draw_linears
+from trainers.models.blocks import Block, Linear, keep_factors, layer_norm
 from trainers.models.dropout import Dropout, DropoutSites, dropout_sites
 
 INIT_STD = 0.02
-
-
-class StageBlocks(nn.Module):
-    """One stage: patch embedding or merging, then its blocks."""
-
-    def __init__(self, embed: PatchEmbedding | PatchMerging, blocks: list[Block]) -> None:
-        super().__init__()
-        self.embed = embed
-        self.blocks = nn.ModuleList(blocks)
-
-    def forward(self, inputs: Tensor, keep: Sequence[Tensor | None], dropout: DropoutSites, **embedding: int) -> Tensor:
-        """Images (B, C, H, W) or the previous stage's tokens to this stage's tokens.
-
-        Args:
-            inputs: What the stage sees.
-            keep: Each block's `keep`.
-            dropout: Where the stage drops values.
-            embedding: Options of the embedding.
-        """
-        tokens = dropout.embed(self.embed(inputs, **embedding))
-        for block, factors, dropped in zip(self.blocks, keep, dropout.blocks, strict=True):
-            tokens = block(tokens, factors, dropped)
-        return tokens
 
 
 class AsViT(nn.Module):
@@ -124,7 +95,7 @@ class AsViT(nn.Module):
 
     def features_along(self, directions: Tensor, weights: Tensor) -> Tensor:
         """Features without normalisation on a curve of images, with derivatives; see `plugins.protocols.CurveModel`."""
-        return features_along(self, directions, weights)
+        return grid_features_along([cast("StageBlocks", stage) for stage in self.stages], directions, weights)
 
     def _tokens(
         self,
@@ -153,41 +124,8 @@ class AsViT(nn.Module):
         )
 
 
-def build_as_vit(
-    topology: AsViTTopology,
-    task: ImageTask,
-    *,
-    drop_path: float = 0.0,
-    normalization: bool = True,
-    generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> AsViT:
-    """A freshly initialised As-ViT, the same for the same generator state whatever the device.
-
-    Args:
-        topology: What to build.
-        task: Image size, channels and classes.
-        drop_path: Rate of the last block's stochastic depth, in [0, 1); earlier blocks rise linearly to it from 0.
-        normalization: False replaces every layer norm by the identity, as the curve scores need.
-        generator: Source of the weights, on the CPU; `None` is a new one with seed 0.
-        device: Where the model goes; the CPU by default.
-        dtype: Of the parameters; float32 by default. They are drawn in float32.
-
-    Raises:
-        ValueError: The topology does not fit the task.
-    """
-    return assemble(
-        AsViT,
-        AsViTSpace,
-        topology,
-        task,
-        drop_path=drop_path,
-        normalization=normalization,
-        generator=generator,
-        device=device,
-        dtype=dtype,
-    )
+build_as_vit = ModelBuilder(AsViT, AsViTSpace)
+"""The `models` plug-in of As-ViT."""
 
 
 def from_authors_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

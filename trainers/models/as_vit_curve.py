@@ -4,33 +4,35 @@ Legend: `K` derivatives (order + 1), `n` points of the curve, `r` images that sp
 a stage tokens lie window by window, (K, n S^2, N, D); between stages as grids, (K, n, H, W, D).
 """
 
-from typing import TYPE_CHECKING, cast
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainers.models.blocks import PatchEmbedding, PatchMerging
-from trainers.models.taylor import add_attention, add_mlp, derivative_factors, hidden_activations, slices
-
-if TYPE_CHECKING:
-    from trainers.models.as_vit import AsViT, StageBlocks
-    from trainers.models.blocks import Block, WindowAttention
-
-TOKENS_AT_ONCE = 2**18
-"""Numbers in the tokens that go through a stage together. Fewer wait for the number of operations, more for memory."""
+from trainers.models.as_vit_layers import PatchEmbedding, PatchMerging, StageBlocks, WindowAttention
+from trainers.models.blocks import Block
+from trainers.models.taylor import (
+    TOKENS_AT_ONCE,
+    add_attention,
+    add_mlp,
+    derivative_factors,
+    hidden_activations,
+    slices,
+)
 
 
 @torch.no_grad()
-def features_along(model: "AsViT", directions: Tensor, weights: Tensor) -> Tensor:
-    """Features and their derivatives on a curve of images that are combinations of a few.
+def grid_features_along(stages: Sequence[StageBlocks], directions: Tensor, weights: Tensor) -> Tensor:
+    """Features of As-ViT and their derivatives on a curve of images that are combinations of a few.
 
-    The first layer is linear: it sees the `r` directions instead of the `n` images.
+    The first layer is linear, so that it is applied to the `r` directions instead of the `n` images.
 
     Args:
-        model: Its norms are passed over.
+        stages: All stages of the model; their norms are skipped.
         directions: Shape (r, C, H, W).
-        weights: Of the images and of their derivatives, up to the second, shape (K, n, r).
+        weights: Coefficients of the images and of their derivatives up to the second, shape (K, n, r).
 
     Returns:
         Shape (K, n, D).
@@ -38,7 +40,6 @@ def features_along(model: "AsViT", directions: Tensor, weights: Tensor) -> Tenso
     num, points = weights.shape[:2]
     factorials = derivative_factors(weights)
     coefficients = weights / factorials
-    stages = [cast("StageBlocks", stage) for stage in model.stages]
     splits = [cast("WindowAttention", _blocks(stage)[0].attn).split for stage in stages]
     embed = cast("PatchEmbedding", stages[0].embed)
     spanned = F.conv2d(F.pad(directions, embed.padding), embed.proj.weight, None, embed.proj.stride)
@@ -70,7 +71,7 @@ def features_along(model: "AsViT", directions: Tensor, weights: Tensor) -> Tenso
     return grid * factorials
 
 
-def _blocks(stage: "StageBlocks") -> "list[Block]":
+def _blocks(stage: StageBlocks) -> list[Block]:
     return [cast("Block", block) for block in stage.blocks]
 
 
@@ -83,7 +84,7 @@ def _combine(coefficients: Tensor, spanned: Tensor, embed: PatchEmbedding) -> Te
     return tokens
 
 
-def _pool(tokens: Tensor, block: "Block") -> Tensor:
+def _pool(tokens: Tensor, block: Block) -> Tensor:
     """The mean of the tokens with the MLP's output added, (K, n, D), pooled before its last layer."""
     num, points, count, _ = tokens.shape
     hidden = hidden_activations(tokens.flatten(1, 2), block.mlp).view(num, points, count, -1).mean(2)

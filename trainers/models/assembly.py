@@ -1,7 +1,8 @@
 """Putting a model together from its topology: whether it can be built, its weights, its device."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,44 +12,53 @@ from search_spaces.base import ImageTask, SearchSpace, Topology
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def assemble(
-    model_type: Callable[..., Model],
-    space: type[SearchSpace],
-    topology: Topology,
-    task: ImageTask,
-    *,
-    drop_path: float,
-    normalization: bool,
-    generator: torch.Generator | None,
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
-) -> Model:
-    """What every `models` plug-in does: a freshly initialised model, the same on every device.
+@dataclass(frozen=True)
+class ModelBuilder(Generic[Model]):
+    """Builds the models of a space; what a `models` plug-in is.
 
     Args:
-        model_type: Called with topology and task, and `generator`, `drop_path` and `normalization`; on the CPU.
-        space: Of the topology.
-        topology: What to build.
-        task: Image size, channels and classes.
-        drop_path: Rate of the last block's stochastic depth.
-        normalization: Whether layer norms are there.
-        generator: Source of the weights, on the CPU; `None` is a new one with seed 0.
-        device: Where the model goes; the CPU by default.
-        dtype: Of the parameters; float32 by default. They are drawn in float32.
-
-    Raises:
-        ValueError: The topology does not fit the task, or the rate is impossible.
+        model_type: Called with topology and task, and `generator`, `drop_path` and `normalization`; builds on the CPU.
+        space: The space of the topologies.
     """
-    problem = space.problem(topology, task)
-    if problem:
-        raise ValueError(f"{topology.id} cannot be built: {problem}")
-    if not 0 <= drop_path < 1:
-        raise ValueError(f"`drop_path` must lie in [0, 1), but got {drop_path}.")
-    source = generator if generator is not None else torch.Generator().manual_seed(0)
-    model = model_type(topology, task, generator=source, drop_path=drop_path, normalization=normalization)
-    if torch.device(device or "cpu").type == "cpu" and dtype in (None, torch.float32):
-        return model
-    return model.to(device=device, dtype=dtype)
+
+    model_type: Callable[..., Model]
+    space: type[SearchSpace]
+
+    def __call__(
+        self,
+        topology: Topology,
+        task: ImageTask,
+        *,
+        drop_path: float = 0.0,
+        normalization: bool = True,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Model:
+        """A freshly initialised model; the same generator state gives the same weights on every device.
+
+        Args:
+            topology: What to build.
+            task: Image size, channels and classes.
+            drop_path: Rate of the last block's stochastic depth, in [0, 1); it rises linearly from 0 in the first.
+            normalization: False replaces every layer norm by the identity, as scores of curves need it.
+            generator: Source of the weights, on the CPU; `None` is a new one with seed 0.
+            device: Where the model goes; the CPU by default.
+            dtype: Type of the parameters, float32 by default. They are drawn in float32.
+
+        Raises:
+            ValueError: The topology does not fit the task, or the rate is outside [0, 1).
+        """
+        problem = self.space.problem(topology, task)
+        if problem:
+            raise ValueError(f"{topology.id} cannot be built: {problem}")
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"`drop_path` must lie in [0, 1), but got {drop_path}. Use a rate such as 0.1.")
+        source = generator if generator is not None else torch.Generator().manual_seed(0)
+        model = self.model_type(topology, task, generator=source, drop_path=drop_path, normalization=normalization)
+        if torch.device(device or "cpu").type == "cpu" and dtype in (None, torch.float32):
+            return model
+        return model.to(device=device, dtype=dtype)
 
 
 @torch.no_grad()

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from search_spaces.autoformer import AutoFormerSpace, AutoFormerTopology
 from search_spaces.base import ImageTask
-from trainers.models.assembly import assemble, draw_convolutions, draw_linears, draw_normal
+from trainers.models.assembly import ModelBuilder, draw_convolutions, draw_linears, draw_normal
 from trainers.models.blocks import Block, Convolution, Linear, SelfAttention, keep_factors, layer_norm
 from trainers.models.dropout import Dropout, dropout_sites
 from trainers.models.positions import resize_positions
-from trainers.models.token_curve import autoformer_features_along
+from trainers.models.token_curve import blocks_along, token_features_along
 
 INIT_STD = 0.02
 NORM_EPS = 1e-6
@@ -80,7 +80,12 @@ class AutoFormer(nn.Module):
 
     def features_along(self, directions: Tensor, weights: Tensor) -> Tensor:
         """Features without normalisation on a curve of images, with derivatives; see `plugins.protocols.CurveModel`."""
-        return autoformer_features_along(self, directions, weights)
+        constant = torch.cat([self.class_token[0] + self.position[0, :1], self.position[0, 1:]])
+
+        def features_of(tokens: Tensor) -> Tensor:
+            return blocks_along(tokens, self.blocks)[:, :, 1:].mean(2)
+
+        return token_features_along(self.patch_embed, constant, features_of, directions, weights)
 
     def _tokens(
         self, images: Tensor, generator: torch.Generator | Tensor | None, dropout: Dropout | None = None
@@ -106,38 +111,5 @@ class AutoFormer(nn.Module):
         return torch.cat([self.position[:, :1], resize_positions(grid, rows, columns).flatten(0, 1)[None]], 1)
 
 
-def build_autoformer(
-    topology: AutoFormerTopology,
-    task: ImageTask,
-    *,
-    drop_path: float = 0.0,
-    normalization: bool = True,
-    generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> AutoFormer:
-    """A freshly initialised AutoFormer, the same for the same generator state whatever the device.
-
-    Args:
-        topology: What to build.
-        task: Image size, channels and classes.
-        drop_path: Rate of the last block's stochastic depth, in [0, 1); earlier blocks rise linearly to it from 0.
-        normalization: False replaces every layer norm by the identity, as the curve scores need.
-        generator: Source of the weights, on the CPU; `None` is a new one with seed 0.
-        device: Where the model goes; the CPU by default.
-        dtype: Of the parameters; float32 by default. They are drawn in float32.
-
-    Raises:
-        ValueError: The topology does not fit the task.
-    """
-    return assemble(
-        AutoFormer,
-        AutoFormerSpace,
-        topology,
-        task,
-        drop_path=drop_path,
-        normalization=normalization,
-        generator=generator,
-        device=device,
-        dtype=dtype,
-    )
+build_autoformer = ModelBuilder(AutoFormer, AutoFormerSpace)
+"""The `models` plug-in of AutoFormer."""

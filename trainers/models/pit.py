@@ -1,17 +1,19 @@
 """PiT as a torch module, built from its topology."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.base import ImageTask
 from search_spaces.pit import PitSpace, PitTopology
-from trainers.models.assembly import assemble, draw_convolutions, draw_evenly, draw_normal
+from trainers.models.assembly import ModelBuilder, draw_convolutions, draw_evenly, draw_normal
 from trainers.models.blocks import Block, Convolution, Linear, SelfAttention, keep_factors, layer_norm
 from trainers.models.dropout import Dropout, dropout_sites
 from trainers.models.positions import resize_positions
-from trainers.models.token_curve import pit_features_along
+from trainers.models.token_curve import blocks_along, token_features_along
 
 INIT_STD = 0.02
 NORM_EPS = 1e-6
@@ -29,6 +31,19 @@ class Pooling(nn.Module):
         """Tokens (B, 1 + side^2, D) to (B, 1 + ceil(side / 2)^2, out width)."""
         grid = tokens[:, 1:].transpose(1, 2).reshape(len(tokens), -1, side, side)
         return torch.cat([self.fc(tokens[:, :1]), self.conv(grid).flatten(2).transpose(1, 2)], 1)
+
+    def along(self, tokens: Tensor, side: int) -> Tensor:
+        """The same for the coefficients (K, n, N, D) of a curve of tokens; only the values, K = 0, have biases."""
+        flat = tokens.flatten(0, 1)
+        grid = flat[:, 1:].transpose(1, 2).reshape(len(flat), -1, side, side)
+        conv, linear = self.conv, self.fc
+        smaller = F.conv2d(grid, conv.weight, None, conv.stride, conv.padding, groups=conv.groups)
+        pooled = torch.cat([F.linear(flat[:, :1], linear.weight), smaller.flatten(2).transpose(1, 2)], 1)
+        pooled = pooled.view(*tokens.shape[:2], *pooled.shape[1:])
+        assert conv.bias is not None
+        pooled[0, :, 0] += linear.bias
+        pooled[0, :, 1:] += conv.bias
+        return pooled
 
 
 class Pit(nn.Module):
@@ -122,7 +137,18 @@ class Pit(nn.Module):
 
     def features_along(self, directions: Tensor, weights: Tensor) -> Tensor:
         """Features without normalisation on a curve of images, with derivatives; see `plugins.protocols.CurveModel`."""
-        return pit_features_along(self, directions, weights)
+        constant = torch.cat([self.class_token[0], self.position[0].flatten(1).t()])
+        return token_features_along(self.patch_embed, constant, self._features_of_curve, directions, weights)
+
+    def _features_of_curve(self, tokens: Tensor) -> Tensor:
+        """Coefficients of the features (K, n, D) from those of the first tokens (K, n, N, D), without norms."""
+        side = self.side
+        for index, stage in enumerate(self.stages):
+            if index:
+                tokens = cast("Pooling", self.pools[index - 1]).along(tokens, side)
+                side = -(-side // 2)
+            tokens = blocks_along(tokens, cast("nn.ModuleList", stage))
+        return tokens[:, :, 0]
 
     def _positions(self, side: int) -> Tensor:
         """Positions (1, D, side, side) of the first stage's map."""
@@ -137,38 +163,5 @@ class Pit(nn.Module):
         )
 
 
-def build_pit(
-    topology: PitTopology,
-    task: ImageTask,
-    *,
-    drop_path: float = 0.0,
-    normalization: bool = True,
-    generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> Pit:
-    """A freshly initialised PiT, the same for the same generator state whatever the device.
-
-    Args:
-        topology: What to build.
-        task: Image size, channels and classes.
-        drop_path: Rate of the last block's stochastic depth, in [0, 1); earlier blocks rise linearly to it from 0.
-        normalization: False replaces every layer norm by the identity, as the curve scores need.
-        generator: Source of the weights, on the CPU; `None` is a new one with seed 0.
-        device: Where the model goes; the CPU by default.
-        dtype: Of the parameters; float32 by default. They are drawn in float32.
-
-    Raises:
-        ValueError: The topology does not fit the task.
-    """
-    return assemble(
-        Pit,
-        PitSpace,
-        topology,
-        task,
-        drop_path=drop_path,
-        normalization=normalization,
-        generator=generator,
-        device=device,
-        dtype=dtype,
-    )
+build_pit = ModelBuilder(Pit, PitSpace)
+"""The `models` plug-in of PiT."""

@@ -18,6 +18,9 @@ from trainers.models.blocks import Mlp, SelfAttention
 
 NUMBERS_AT_ONCE = 2**19
 """Size up to which intermediate results of one layer are computed together; a core's cache holds about as many."""
+TOKENS_AT_ONCE = 2**18
+"""Numbers in the tokens that go through a stage together. With fewer, the overhead of each operation dominates; with
+more, memory bandwidth does."""
 SCORE_COST = 60
 """Multiply-accumulates of a matrix product that take as long as the elementwise work on one attention score."""
 

@@ -4,92 +4,57 @@ Legend: `K` derivatives (order + 1), `n` points of the curve, `r` images that sp
 `P` patches, `D` width.
 """
 
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.models.taylor import add_attention, add_mlp, derivative_factors, slices
-
-if TYPE_CHECKING:
-    from trainers.models.autoformer import AutoFormer
-    from trainers.models.blocks import Block
-    from trainers.models.pit import Pit, Pooling
-
-TOKENS_AT_ONCE = 2**18
-"""Numbers in the tokens that go through the blocks together; see `trainers.models.as_vit_curve`."""
+from trainers.models.blocks import Block
+from trainers.models.taylor import TOKENS_AT_ONCE, add_attention, add_mlp, derivative_factors, slices
 
 
 @torch.no_grad()
-def autoformer_features_along(model: "AutoFormer", directions: Tensor, weights: Tensor) -> Tensor:
+def token_features_along(
+    embed: nn.Conv2d,
+    constant: Tensor,
+    features_of: Callable[[Tensor], Tensor],
+    directions: Tensor,
+    weights: Tensor,
+) -> Tensor:
     """Features and their derivatives on a curve of images that are combinations of a few.
 
+    The first layer is linear, so that it is applied to the `r` directions instead of the `n` images.
+
     Args:
-        model: Its norms are passed over.
+        embed: The patch embedding.
+        constant: What is added to the embedded patches, with the class token in front, shape (N, D).
+        features_of: Coefficients of features (K, n, D) from those of the first tokens (K, n, N, D), whose memory it
+            may reuse. It skips the model's norms.
         directions: Shape (r, C, H, W).
-        weights: Of the images and of their derivatives, up to the second, shape (K, n, r).
+        weights: Coefficients of the images and of their derivatives up to the second, shape (K, n, r).
 
     Returns:
         Shape (K, n, D).
     """
+    assert embed.bias is not None
     factors = derivative_factors(weights)
-    spanned, constant = _first_layer(model.patch_embed, directions), model.position[0].clone()
-    constant[0] += model.class_token[0, 0]
-    constant[1:] += _bias(model.patch_embed)
+    spanned = F.conv2d(directions, embed.weight, None, embed.stride).flatten(2).transpose(1, 2).flatten(1)
+    constant = torch.cat([constant[:1], constant[1:] + embed.bias])
     done = []
     for some in slices(weights.shape[1], TOKENS_AT_ONCE // (len(weights) * constant.numel())):
-        tokens = _first_tokens(weights[:, some] / factors, spanned, constant)
-        done.append(_through(tokens, model.blocks)[:, :, 1:].mean(2))
+        done.append(features_of(_first_tokens(weights[:, some] / factors, spanned, constant)))
     return torch.cat(done, 1) * factors
-
-
-@torch.no_grad()
-def pit_features_along(model: "Pit", directions: Tensor, weights: Tensor) -> Tensor:
-    """Features and their derivatives on a curve of images that are combinations of a few.
-
-    Args:
-        model: Its norms are passed over.
-        directions: Shape (r, C, H, W).
-        weights: Of the images and of their derivatives, up to the second, shape (K, n, r).
-
-    Returns:
-        Shape (K, n, D).
-    """
-    factors = derivative_factors(weights)
-    spanned = _first_layer(model.patch_embed, directions)
-    places = model.position[0].flatten(1).t() + _bias(model.patch_embed)
-    constant = torch.cat([model.class_token[0], places])
-    stages = [cast("nn.ModuleList", stage) for stage in model.stages]
-    done = []
-    for some in slices(weights.shape[1], TOKENS_AT_ONCE // (len(weights) * constant.numel())):
-        tokens, side = _first_tokens(weights[:, some] / factors, spanned, constant), model.side
-        for index, stage in enumerate(stages):
-            if index:
-                tokens = _pool(tokens, cast("Pooling", model.pools[index - 1]), side)
-                side = -(-side // 2)
-            tokens = _through(tokens, stage)
-        done.append(tokens[:, :, 0])
-    return torch.cat(done, 1) * factors
-
-
-def _first_layer(embed: nn.Conv2d, directions: Tensor) -> Tensor:
-    """The patches' tokens of the directions, without bias, (r, P D)."""
-    return F.conv2d(directions, embed.weight, None, embed.stride).flatten(2).transpose(1, 2).flatten(1)
-
-
-def _bias(layer: nn.Conv2d) -> Tensor:
-    assert layer.bias is not None
-    return layer.bias
 
 
 def _first_tokens(coefficients: Tensor, spanned: Tensor, constant: Tensor) -> Tensor:
     """Tokens (K, n, N, D) before the first block.
 
     Args:
-        coefficients: Of the directions, shape (K, n, r).
-        spanned: The directions' patches, shape (r, P D).
-        constant: What is added to the tokens whatever the image, shape (N, D).
+        coefficients: Coefficients of the directions, shape (K, n, r).
+        spanned: The directions' patches without bias, shape (r, P D).
+        constant: What is added to the tokens of every image, shape (N, D).
     """
     tokens = constant.new_zeros(*coefficients.shape[:2], *constant.shape)
     tokens[:, :, 1:] = torch.matmul(coefficients, spanned).view(*coefficients.shape[:2], -1, constant.shape[1])
@@ -97,23 +62,10 @@ def _first_tokens(coefficients: Tensor, spanned: Tensor, constant: Tensor) -> Te
     return tokens
 
 
-def _through(tokens: Tensor, blocks: nn.ModuleList) -> Tensor:
-    """Tokens (K, n, N, D) after the blocks; the memory of the given ones may be used for them."""
+def blocks_along(tokens: Tensor, blocks: nn.ModuleList) -> Tensor:
+    """Tokens (K, n, N, D) after the blocks, without norms; the memory of the given ones may be reused."""
     for module in blocks:
         block = cast("Block", module)
         tokens = add_attention(tokens, block.attn)
         add_mlp(tokens, block.mlp)
     return tokens
-
-
-def _pool(tokens: Tensor, pooling: "Pooling", side: int) -> Tensor:
-    """Tokens (K, n, N, D) of half the map. Only the values, not their derivatives, see the biases."""
-    flat = tokens.flatten(0, 1)
-    grid = flat[:, 1:].transpose(1, 2).reshape(len(flat), -1, side, side)
-    conv, linear = pooling.conv, pooling.fc
-    smaller = F.conv2d(grid, conv.weight, None, conv.stride, conv.padding, groups=conv.groups)
-    pooled = torch.cat([F.linear(flat[:, :1], linear.weight), smaller.flatten(2).transpose(1, 2)], 1)
-    pooled = pooled.view(*tokens.shape[:2], *pooled.shape[1:])
-    pooled[0, :, 0] += linear.bias
-    pooled[0, :, 1:] += _bias(conv)
-    return pooled

@@ -1,0 +1,163 @@
+"""Layers of As-ViT, whose tokens are a grid with the width last, (B, H, W, D)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from search_spaces.costs import attention_window
+from trainers.models.blocks import Block, Convolution, Linear, SelfAttention, attend, attention_weights, layer_norm
+from trainers.models.dropout import DropoutSites
+
+
+class PatchEmbedding(nn.Module):
+    """Overlapping patches by a zero-padded convolution, then a norm: (B, C, H, W) to (B, H / stride, W / stride, D).
+
+    With `stride_factor` f, stride and dilation of the convolution are f times as large: the same weights see every
+    f-th pixel of wider patches, and each side of the grid has f times fewer tokens.
+    """
+
+    def __init__(self, in_channels: int, width: int, *, kernel: int, stride: int, normalization: bool) -> None:
+        super().__init__()
+        self.padding = _around(kernel - stride)
+        self.proj = Convolution(in_channels, width, kernel, stride)
+        self.norm = layer_norm(width, normalization=normalization)
+
+    def forward(self, images: Tensor, stride_factor: int = 1) -> Tensor:
+        if stride_factor > 1:
+            overlap = stride_factor * (self.proj.kernel_size[0] - 1) + 1 - stride_factor * self.proj.stride[0]
+            # A stride that is a multiple of the dilation never leaves the grid of every f-th pixel.
+            padded = F.pad(images, _around(overlap))[:, :, ::stride_factor, ::stride_factor]
+        else:
+            padded = F.pad(images, self.padding) if any(self.padding) else images
+        tokens: Tensor = self.norm(self.proj(padded).permute(0, 2, 3, 1))
+        return tokens
+
+
+def _around(overlap: int) -> tuple[int, int, int, int]:
+    """Padding of an image whose neighbouring patches share `overlap` pixels; below zero, pixels are cut off."""
+    return (overlap // 2, (overlap + 1) // 2) * 2
+
+
+class PatchMerging(nn.Module):
+    """Half the grid, from overlapping patches of `kernel` x `kernel` tokens: (B, H, W, D) to (B, H / 2, W / 2, out).
+
+    A patch is laid out column by column, row by row, channel by channel: `(column * kernel + row) * D + channel`.
+    An odd side is filled up with one row or column of zeros at its end.
+    """
+
+    def __init__(self, width: int, out_width: int, *, kernel: int, normalization: bool) -> None:
+        super().__init__()
+        self.kernel = kernel
+        before, after = (kernel - 2) // 2, (kernel - 1) // 2
+        self.padding = (0, 0, before, after, before, after)
+        self.norm = layer_norm(kernel**2 * width, normalization=normalization)
+        self.reduction = Linear(kernel**2 * width, out_width, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        missing = (tokens.shape[1] % 2, tokens.shape[2] % 2)
+        if any(missing):
+            tokens = F.pad(tokens, (0, 0, 0, missing[1], 0, missing[0]))
+        rows, columns = tokens.shape[1] - 1, tokens.shape[2] - 1
+        padded = F.pad(tokens, self.padding) if any(self.padding) else tokens
+        # Strided slices put side by side: on small grids, with the backward pass, a third faster than torch.nn.Unfold.
+        tall = torch.cat([padded[:, start : start + rows : 2] for start in range(self.kernel)], -1)
+        patches = torch.cat([tall[:, :, start : start + columns : 2] for start in range(self.kernel)], -1)
+        merged: Tensor = self.reduction(self.norm(patches))
+        return merged
+
+
+class WindowAttention(SelfAttention):
+    """Multi-head attention within `split` x `split` windows of the grid, without a position bias.
+
+    A head has `width // heads` channels, so that all heads together may have fewer than `width`. A window of one token
+    attends to itself alone: its output is its value, whatever query and key are. Where `split` does not divide a side
+    of the grid, the windows are those of `search_spaces.costs.attention_window`.
+    """
+
+    def __init__(self, width: int, *, heads: int, split: int) -> None:
+        super().__init__(width, heads=heads, head_width=width // heads)
+        self.split = split
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        height, across = tokens.shape[1:3]
+        inner = self.heads * self.head_width
+        rows, columns = self._window(height, across)
+        if rows == columns == 1:
+            mixed = self.qkv(tokens)[..., 2 * inner :]
+        elif (rows, columns) == (height, across):
+            query, key, value = self._heads(tokens.flatten(1, 2))
+            mixed = attend(query, key, value).transpose(1, 2).reshape(-1, height, across, inner)
+        else:
+            mixed = self._attend_in_windows(self.qkv(tokens), rows, columns)
+        out: Tensor = self.proj(mixed)
+        return out
+
+    def attention_weights(self, tokens: Tensor) -> Tensor:
+        """How much each token of a window attends to each, of the module's input.
+
+        Shape (B, windows, heads, N, N). Rows add up to 1; tokens that only fill a window up are attended to by none,
+        and attend evenly to the others.
+        """
+        batch, height, across, _ = tokens.shape
+        rows, columns = self._window(height, across)
+        if rows == columns == 1:
+            return tokens.new_ones(batch, height * across, self.heads, 1, 1)
+        (query, key, _), is_real = self._windows(self.qkv(tokens), rows, columns)
+        return attention_weights(query, key, is_real).view(batch, -1, self.heads, *[rows * columns] * 2)
+
+    def _window(self, height: int, across: int) -> tuple[int, int]:
+        """Tokens along the sides of a window."""
+        return attention_window(height, self.split), attention_window(across, self.split)
+
+    def _attend_in_windows(self, qkv: Tensor, rows: int, columns: int) -> Tensor:
+        """Attention within windows of `rows` x `columns` tokens, (B, H, W, 3 * inner) to (B, H, W, inner)."""
+        batch, height, across, _ = qkv.shape
+        (query, key, value), is_real = self._windows(qkv, rows, columns)
+        mixed = attend(query, key, value, is_real)
+        down, right = -(-height // rows), -(-across // columns)
+        mixed = mixed.reshape(batch, down, right, self.heads, rows, columns, self.head_width)
+        mixed = mixed.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, down * rows, right * columns, -1)
+        return mixed[:, :height, :across]
+
+    def _windows(self, qkv: Tensor, rows: int, columns: int) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Queries, keys and values of each window, and which keys are tokens of the grid (`None`: all).
+
+        The three have shape (B * windows, heads, N, d); the fourth broadcasts to (B * windows, heads, N, N).
+        """
+        batch, height, across, _ = qkv.shape
+        down, right = -(-height // rows), -(-across // columns)
+        is_real = None
+        if (down * rows, right * columns) != (height, across):
+            spare = (0, right * columns - across, 0, down * rows - height)
+            qkv = F.pad(qkv, (0, 0, *spare))
+            is_real = F.pad(torch.ones(height, across, dtype=torch.bool, device=qkv.device), spare)
+            is_real = is_real.view(down, rows, right, columns).transpose(1, 2).reshape(-1, 1, 1, rows * columns)
+            is_real = is_real.repeat(batch, 1, 1, 1)
+        grid = qkv.view(batch, down, rows, right, columns, 3, self.heads, self.head_width)
+        windows = grid.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, -1, self.heads, rows * columns, self.head_width)
+        return windows.unbind(0), is_real
+
+
+class StageBlocks(nn.Module):
+    """One stage: patch embedding or merging, then its blocks."""
+
+    def __init__(self, embed: PatchEmbedding | PatchMerging, blocks: list[Block]) -> None:
+        super().__init__()
+        self.embed = embed
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, inputs: Tensor, keep: Sequence[Tensor | None], dropout: DropoutSites, **embedding: int) -> Tensor:
+        """Images (B, C, H, W) or the previous stage's tokens to this stage's tokens.
+
+        Args:
+            inputs: What the stage sees.
+            keep: Each block's `keep`.
+            dropout: Where the stage drops values.
+            embedding: Options of the embedding.
+        """
+        tokens = dropout.embed(self.embed(inputs, **embedding))
+        for block, factors, dropped in zip(self.blocks, keep, dropout.blocks, strict=True):
+            tokens = block(tokens, factors, dropped)
+        return tokens
