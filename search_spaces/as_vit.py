@@ -1,8 +1,8 @@
 """As-ViT's search space: four stages of windowed attention, each with its kernel, split and expansion.
 
-The first stage sees one token per 4 x 4 pixels; each later stage halves the grid and doubles the width. Written as
-`kernel,split,expansion,depth|...|heads,width`, such as `8,2,3,5|4,1,2,2|4,1,4,5|4,1,6,2|32,180`; a depth that is left
-out is 1, a width that is left out 32.
+The first stage has one token per 4 x 4 pixels; each later stage halves the grid and doubles the width. The text form is
+`kernel,split,expansion,depth|...|heads,width`, such as `8,2,3,5|4,1,2,2|4,1,4,5|4,1,6,2|32,180`; the depth may be
+omitted if it is 1, the width if it is 32.
 
 Source: Chen et al. 2022, As-ViT, arXiv:2202.11921.
 """
@@ -19,11 +19,11 @@ from search_spaces.dimensions import Choice, Dimension, Integer, Point, Scalar
 from search_spaces.text_form import read_part, shown
 
 PATCH_STRIDE = 4
-"""Pixels per token of the first stage, along one side."""
+"""Pixels per token of the first stage along each side."""
 IMAGE_MULTIPLE = 32
-"""The image's side must be a multiple of this, for the grid to be halved three times."""
+"""The image size must be a multiple of this number, so that the grid can be halved three times."""
 MAX_WIDTH = 1024
-"""No stage is wider."""
+"""Largest width of a stage."""
 DEFAULT_WIDTH = 32
 
 KERNELS = ((4, 5, 6, 7, 8), (2, 3, 4), (2, 3, 4), (2, 3, 4))
@@ -36,15 +36,15 @@ _EXAMPLE = "8,2,3,1|4,1,2,1|4,1,4,1|4,1,6,1|32,32"
 
 
 class Stage(BaseModel):
-    """One stage: the layer that makes its tokens, and its blocks."""
+    """One stage: the layer that produces its tokens, and its blocks."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kernel: int
-    """Of the convolution (first stage, stride 4) or patch merging (later stages, stride 2) that makes the tokens."""
+    """Kernel of the convolution (first stage, stride 4) or patch merging (later stages, stride 2)."""
     split: int
     """Windows along each side of the token grid; 1 is global attention."""
     expansion: int
-    """Hidden width of the MLP, in widths of the stage."""
+    """Hidden width of the MLP as a multiple of the stage's width."""
     depth: int = 1
     """Number of blocks."""
 
@@ -54,9 +54,9 @@ class AsViTTopology(Topology):
 
     stages: tuple[Stage, Stage, Stage, Stage]
     heads: int
-    """Attention heads of the last stage; each earlier stage has half of the next one's."""
+    """Attention heads of the last stage; each earlier stage has half as many as the next."""
     width: int = DEFAULT_WIDTH
-    """Channels of the first stage; each later stage has twice as many, but `MAX_WIDTH` at most."""
+    """Channels of the first stage; each later stage has twice as many, up to `MAX_WIDTH`."""
 
     @model_validator(mode="after")
     def _values_are_of_the_space(self) -> "AsViTTopology":
@@ -94,7 +94,7 @@ class AsViTTopology(Topology):
 
     @property
     def width_unit(self) -> int:
-        """Any width will do."""
+        """1: any width is possible."""
         return 1
 
     @property
@@ -103,14 +103,17 @@ class AsViTTopology(Topology):
         return self.heads // 8, self.heads // 4, self.heads // 2, self.heads
 
     def with_size(self, *, depths: Sequence[int] | None = None, width: int | None = None) -> "AsViTTopology":
-        """The same seed topology at another size; what is `None` stays.
+        """The same seed topology with other depths, another width, or both; `None` leaves a value unchanged.
 
         Raises:
-            ValueError: A depth below 1, not four depths, or a width outside 1 to `MAX_WIDTH`.
+            ValueError: A depth is below 1, there are not four depths, or the width is outside 1 to `MAX_WIDTH`.
         """
         new_depths = self.depths if depths is None else tuple(depths)
         if len(new_depths) != 4:
-            raise ValueError(f"`depths` must name the blocks of four stages, but got {list(new_depths)}.")
+            raise ValueError(
+                f"`depths` must have one number of blocks for each of the four stages, but got {list(new_depths)}. "
+                "Use depths such as [1, 1, 2, 1]."
+            )
         stages = tuple(
             stage.model_copy(update={"depth": depth}) for stage, depth in zip(self.stages, new_depths, strict=True)
         )
@@ -120,7 +123,7 @@ class AsViTTopology(Topology):
 
 
 class AsViTSpace(BaseModel):
-    """The seed topologies of As-ViT, 4,556,250 in all, at one width and depth."""
+    """The 4,556,250 seed topologies of As-ViT, at one width and depth."""
 
     topology_type: ClassVar[type[Topology]] = AsViTTopology
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -136,7 +139,7 @@ class AsViTSpace(BaseModel):
         return self
 
     def dimensions(self) -> tuple[Dimension, ...]:
-        """Kernel, split, expansion of each stage and the heads; the last stage's split is 1 and no dimension."""
+        """Kernel, split and expansion of each stage, and the heads. The last stage's split is always 1."""
         found: list[Dimension] = []
         for name, options in _OPTIONS.items():
             if len(options) == 1:
@@ -148,7 +151,7 @@ class AsViTSpace(BaseModel):
         return tuple(found)
 
     def decode(self, point: Point) -> AsViTTopology:
-        """The topology at a point; keys that are no dimension of this space are left aside.
+        """The topology at a point; keys that are not dimensions of this space are ignored.
 
         Raises:
             ValueError: A dimension is missing or has a value outside its range.
@@ -169,8 +172,8 @@ class AsViTSpace(BaseModel):
         own = _as_vit(topology)
         if (own.width, own.depths) != (self.width, self.depths):
             raise ValueError(
-                f"a point of this space stands for width {self.width} and depths {self.depths}, but got {own.text} of "
-                f"width {own.width} and depths {own.depths}. Use `with_size`, or a space with these settings."
+                f"topologies of this space must have width {self.width} and depths {self.depths}, but got {own.text} "
+                f"with width {own.width} and depths {own.depths}. Use `with_size`, or a space with these settings."
             )
         return {name: value for name, value in _values(own).items() if len(_OPTIONS[name]) > 1}
 
@@ -179,12 +182,12 @@ class AsViTSpace(BaseModel):
         """Read `kernel,split,expansion[,depth]|` four times and `heads[,width]`.
 
         Raises:
-            ValueError: The text is not of this form or a value is not of the space; says at which character.
+            ValueError: The text is malformed or a value is not in the space; the message names the character.
         """
         parts = text.split("|")
         if len(parts) != 5:
             raise ValueError(
-                "an As-ViT topology must have five parts divided by '|', four stages and the heads "
+                "an As-ViT topology must have five parts separated by '|', four stages and the heads "
                 f"(such as {_EXAMPLE}), but got {len(parts)} in {shown(text)}."
             )
         start, stages = 0, []
@@ -200,7 +203,7 @@ class AsViTSpace(BaseModel):
         return AsViTTopology.model_validate({"stages": stages, **last})
 
     def describe(self, topology: Topology) -> dict[str, Scalar]:
-        """Every field under a flat name, `topology.stage1.kernel` to `topology.width`."""
+        """All fields by flat name, from `topology.stage1.kernel` to `topology.width`."""
         own = _as_vit(topology)
         flat: dict[str, Scalar] = {}
         for index, stage in enumerate(own.stages, start=1):
@@ -208,11 +211,11 @@ class AsViTSpace(BaseModel):
         return flat | {"topology.heads": own.heads, "topology.width": own.width}
 
     def sample(self, rng: random.Random) -> AsViTTopology:
-        """Each dimension drawn evenly and on its own."""
+        """A topology with each dimension drawn uniformly and independently."""
         return self.decode({name: rng.choice(options) for name, options in _OPTIONS.items()})
 
     def mutate(self, topology: Topology, rng: random.Random) -> AsViTTopology:
-        """One dimension drawn evenly, then another value for it; width and depths stay."""
+        """A topology that differs in one dimension, drawn uniformly; width and depths are unchanged."""
         own = _as_vit(topology)
         values = _values(own)
         name = rng.choice([name for name, options in _OPTIONS.items() if len(options) > 1])
@@ -220,13 +223,13 @@ class AsViTSpace(BaseModel):
         return _from_values(values, depths=own.depths, width=own.width)
 
     def crossover(self, first: Topology, second: Topology, rng: random.Random) -> AsViTTopology:
-        """Each dimension from either parent; width and depths are the first's."""
+        """Each dimension from either parent; width and depths are those of `first`."""
         own, other = _as_vit(first), _values(_as_vit(second))
         values = {name: rng.choice((value, other[name])) for name, value in _values(own).items()}
         return _from_values(values, depths=own.depths, width=own.width)
 
     def neighbours(self, topology: Topology) -> tuple[AsViTTopology, ...]:
-        """Every topology with another value in exactly one dimension; width and depths stay."""
+        """All topologies that differ in exactly one dimension; width and depths are unchanged."""
         own = _as_vit(topology)
         values = _values(own)
         return tuple(
@@ -238,9 +241,9 @@ class AsViTSpace(BaseModel):
 
     @classmethod
     def problem(cls, topology: Topology, task: ImageTask) -> str | None:
-        """Why the topology cannot be built for the task, or `None`.
+        """Why the topology cannot be built for the task, or `None` if it can.
 
-        An image side that is a multiple of 32 gives grids of 8n, 4n, 2n and n tokens, which every split divides.
+        Image sizes that are multiples of 32 give grids with sides of 8n, 4n, 2n and n tokens. Every split divides them.
         """
         own = _as_vit(topology)
         size = task.image_size
@@ -261,9 +264,9 @@ class AsViTSpace(BaseModel):
         """Parameters and MACs of the model that `trainers.models.as_vit` builds.
 
         Args:
-            topology: What is built.
+            topology: The topology of the model.
             task: Image size, channels and classes.
-            stride_factor: How many times coarser each side of the token grid is, as in the model's `forward`.
+            stride_factor: Factor by which the token grid is coarser, as in the model's `forward`.
         """
         own = _as_vit(topology)
         side = task.image_size // (PATCH_STRIDE * stride_factor)
@@ -310,7 +313,7 @@ def _flat_options() -> dict[str, tuple[int, ...]]:
 
 
 _OPTIONS = _flat_options()
-"""Values of each dimension in the order of `dimensions`, with the last stage's only split."""
+"""Values of each dimension in the order of `dimensions`, and the only split of the last stage."""
 
 
 def _values(topology: AsViTTopology) -> dict[str, int]:

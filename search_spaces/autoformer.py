@@ -1,8 +1,8 @@
-"""AutoFormer's search space: a plain vision transformer whose blocks each have their own heads and MLP ratio.
+"""AutoFormer's search space: plain vision transformers whose blocks differ in their heads and MLP ratio.
 
-Written as `heads,ratio|heads,ratio|...|hidden_dim,patch_size`, one part for each block and a last one, such as
-`3,3.5|4,4|3,4|192,16`; a patch size that is left out is 16. A third number of the last part is the width of a head,
-where it is fixed; without it the heads of a block share `hidden_dim` evenly.
+The text form is `heads,ratio|heads,ratio|...|hidden_dim,patch_size`, with one part for each block and a last one, such
+as `3,3.5|4,4|3,4|192,16`; the patch size may be omitted if it is 16. The last part may have a third number, the width
+of a head; without it the heads of a block share `hidden_dim` evenly.
 
 Source: Chen et al. 2021, AutoFormer, arXiv:2107.00651; networks as in ViT-Bench-101 (Wei et al. 2024, Auto-Prox,
 arXiv:2312.09059), without relative position.
@@ -30,7 +30,7 @@ _Ratio = Annotated[
 
 
 class AutoFormerTopology(Topology):
-    """One AutoFormer; its fields are those of a published table's `arch`."""
+    """One AutoFormer; its fields are the keys of `arch` in a table of published accuracies."""
 
     hidden_dim: _Whole
     """Width of every block."""
@@ -39,12 +39,13 @@ class AutoFormerTopology(Topology):
     num_heads: tuple[_Whole, ...]
     """Attention heads of each block."""
     mlp_ratio: tuple[_Ratio, ...]
-    """Hidden width of each block's MLP, in `hidden_dim`, to four decimals; rounded down to whole channels."""
+    """Hidden width of each block's MLP as a multiple of `hidden_dim`, to four decimals. Channels are rounded down."""
     patch_size: _Whole = DEFAULT_PATCH_SIZE
-    """Side of a patch, pixels; one token each."""
+    """Side of a patch in pixels; each patch is a token."""
     head_width: _Whole | None = None
-    """Channels of a head. `None`: the heads of a block share `hidden_dim`, as in the networks of the benchmark. A
-    number: queries, keys and values have `heads * head_width` channels, as in the authors' code (there 64)."""
+    """Channels of a head. With `None`, the heads of a block share `hidden_dim`, as in the networks of the benchmark.
+    With a number, queries, keys and values have `heads * head_width` channels, as in the authors' code (where it is
+    64)."""
 
     @model_validator(mode="after")
     def _each_block_is_described(self) -> "AutoFormerTopology":
@@ -72,7 +73,7 @@ class AutoFormerTopology(Topology):
 
     @property
     def head_widths(self) -> tuple[int, ...]:
-        """Channels of a head of each block."""
+        """Channels per head of each block."""
         return tuple(self.head_width or self.hidden_dim // heads for heads in self.num_heads)
 
     @property
@@ -87,18 +88,23 @@ class AutoFormerTopology(Topology):
 
     @property
     def width_unit(self) -> int:
-        """What every block's heads can share; 1 where the width of a head is fixed."""
+        """Smallest width that the heads of every block can share; 1 if the width of a head is fixed."""
         return math.lcm(*self.num_heads) if self.head_width is None else 1
 
     def with_size(self, *, depths: Sequence[int] | None = None, width: int | None = None) -> "AutoFormerTopology":
-        """The same topology at another size; what is `None` stays. New blocks repeat the last one.
+        """The same topology with another depth, width, or both; `None` leaves a value unchanged.
+
+        New blocks repeat the last one.
 
         Raises:
-            ValueError: A depth below 1, not one depth, or a width that the heads cannot share.
+            ValueError: The depth is below 1, there is not exactly one, or the heads cannot share the width.
         """
         new_depths = self.depths if depths is None else tuple(depths)
         if len(new_depths) != 1 or new_depths[0] < 1:
-            raise ValueError(f"`depths` must name the blocks of one stage, 1 or more, but got {list(new_depths)}.")
+            raise ValueError(
+                f"`depths` must have one number of blocks, at least 1, but got {list(new_depths)}. "
+                "Use depths such as [12]."
+            )
         depth, last = new_depths[0], self.depth - 1
         resized = AutoFormerTopology(
             hidden_dim=self.hidden_dim if width is None else width,
@@ -115,7 +121,7 @@ class AutoFormerTopology(Topology):
 
 
 class _Ranges(NamedTuple):
-    """What one size of the space is sampled from, and the usual width of its heads."""
+    """Values of one size of the space, and the usual width of its heads."""
 
     hidden_dim: tuple[int, ...]
     depth: tuple[int, ...]
@@ -129,16 +135,16 @@ SIZES: dict[str, _Ranges] = {
     "small": _Ranges((320, 384, 448), (12, 13, 14), (5, 6, 7), (3.0, 3.5, 4.0), 64),
     "base": _Ranges((528, 576, 624), (14, 15, 16), (9, 10), (3.0, 3.5, 4.0), 64),
 }
-"""Tiny is the space of ViT-Bench-101."""
+"""`tiny` is the space of ViT-Bench-101."""
 
 
 class AutoFormerSpace(BaseModel):
-    """AutoFormer's topologies of one size. Heads and MLP ratio of a block are dimensions while the depth reaches it."""
+    """AutoFormer's topologies of one size. A block's heads and MLP ratio are active if the depth includes the block."""
 
     topology_type: ClassVar[type[Topology]] = AutoFormerTopology
     model_config = ConfigDict(frozen=True, extra="forbid")
     size: Literal["tiny", "small", "base"] = Field(default="tiny", description="which of the authors' three spaces")
-    patch_size: _Whole = Field(default=DEFAULT_PATCH_SIZE, description="side of a patch, pixels")
+    patch_size: _Whole = Field(default=DEFAULT_PATCH_SIZE, description="side of a patch in pixels")
     head_width: _Whole | Literal["usual", "shared"] = Field(
         default="usual",
         description="channels of a head; `shared`: the heads of a block share hidden_dim; "
@@ -168,7 +174,7 @@ class AutoFormerSpace(BaseModel):
         return None if self.head_width == "shared" else self.head_width
 
     def dimensions(self) -> tuple[Dimension, ...]:
-        """`hidden_dim` and `depth`, then heads and MLP ratio of each block, later ones where `depth` allows."""
+        """`hidden_dim` and `depth`, then heads and MLP ratio of each block; optional blocks depend on `depth`."""
         ranges = self._ranges
         step = ranges.hidden_dim[1] - ranges.hidden_dim[0]
         low, high = ranges.depth[0], ranges.depth[-1]
@@ -184,7 +190,7 @@ class AutoFormerSpace(BaseModel):
         return tuple(found)
 
     def decode(self, point: Point) -> AutoFormerTopology:
-        """The topology at a point; blocks beyond its depth and keys of other spaces are left aside.
+        """The topology at a point; blocks beyond its depth and keys of other spaces are ignored.
 
         Raises:
             ValueError: A dimension is missing or has a value outside its range.
@@ -198,10 +204,10 @@ class AutoFormerSpace(BaseModel):
         return _from_values(point, self.patch_size, self._fixed_head_width)
 
     def encode(self, topology: Topology) -> Point:
-        """The point of a topology of this space, with the blocks that it has.
+        """The point of a topology of this space, with the dimensions of its own blocks only.
 
         Raises:
-            ValueError: The topology is not of this space.
+            ValueError: The topology is not in this space.
         """
         own = _autoformer(topology)
         point, options = _values(own), self._options(own.depth)
@@ -209,8 +215,9 @@ class AutoFormerSpace(BaseModel):
         has_settings = (own.patch_size, own.head_width) == settings
         if not has_settings or any(value not in options[name] for name, value in point.items()):
             raise ValueError(
-                f"a point must stand for a topology of the space (size {self.size}, patch size {self.patch_size}, head "
-                f"width {self._fixed_head_width or 'shared'}), but got {own.text}. Use a space with its settings."
+                f"a topology must be in the space (size {self.size}, patch size {self.patch_size}, head width "
+                f"{self._fixed_head_width or 'shared'}) to have a point, but got {own.text}. "
+                "Use a space with its settings."
             )
         return point
 
@@ -219,13 +226,13 @@ class AutoFormerSpace(BaseModel):
         """Read `heads,ratio|` for each block and `hidden_dim[,patch_size[,head_width]]`.
 
         Raises:
-            ValueError: The text is not of this form; says at which character.
+            ValueError: The text is malformed; the message names the character.
         """
         *blocks, last = text.split("|")
         if not blocks:
             raise ValueError(
                 "an AutoFormer topology must have a part heads,ratio for each block and a last part hidden_dim, "
-                f"divided by '|' (such as {_EXAMPLE}), but got one part in {shown(text)}."
+                f"separated by '|' (such as {_EXAMPLE}), but got one part in {shown(text)}."
             )
         start, found = 0, []
         for index, part in enumerate(blocks, start=1):
@@ -249,7 +256,7 @@ class AutoFormerSpace(BaseModel):
         return topology
 
     def describe(self, topology: Topology) -> dict[str, Scalar]:
-        """Every field under a flat name; the blocks that only deeper topologies of the space have are `None`."""
+        """All fields by flat name; fields of blocks beyond the depth are `None`."""
         own = _autoformer(topology)
         sizes: dict[str, Scalar] = {
             "topology.hidden_dim": own.hidden_dim,
@@ -262,27 +269,27 @@ class AutoFormerSpace(BaseModel):
         return sizes | dict.fromkeys(names) | _values(own)
 
     def sample(self, rng: random.Random) -> AutoFormerTopology:
-        """Each dimension drawn evenly and on its own."""
+        """A topology with each dimension drawn uniformly and independently."""
         depth = rng.choice(self._ranges.depth)
         drawn = {name: rng.choice(options) for name, options in self._options(depth).items()}
         return self.decode({**drawn, "topology.depth": depth})
 
     def mutate(self, topology: Topology, rng: random.Random) -> AutoFormerTopology:
-        """One dimension drawn evenly, then another value for it; blocks that this adds repeat the last one."""
+        """A topology that differs in one dimension, drawn uniformly; added blocks repeat the last one."""
         own = _autoformer(topology)
         values = _values(own)
         name = rng.choice(list(self._options(own.depth)))
         return self._changed(own, name, rng.choice(self._other_options(own.depth, name, values[name])))
 
     def crossover(self, first: Topology, second: Topology, rng: random.Random) -> AutoFormerTopology:
-        """Each dimension from either parent, as far as they have it; patch size and head width are the first's."""
+        """Each dimension from either parent that has it; patch size and head width are those of `first`."""
         own = _autoformer(first)
         one, other = _values(own), _values(_autoformer(second))
         values = {name: rng.choice([parent[name] for parent in (one, other) if name in parent]) for name in one | other}
         return _from_values(values, own.patch_size, own.head_width)
 
     def neighbours(self, topology: Topology) -> tuple[AutoFormerTopology, ...]:
-        """Every topology with another value in exactly one dimension; blocks that this adds repeat the last one."""
+        """All topologies that differ in exactly one dimension; added blocks repeat the last one."""
         own = _autoformer(topology)
         values = _values(own)
         return tuple(
@@ -293,7 +300,7 @@ class AutoFormerSpace(BaseModel):
 
     @classmethod
     def problem(cls, topology: Topology, task: ImageTask) -> str | None:
-        """Why the topology cannot be built for the task, or `None`."""
+        """Why the topology cannot be built for the task, or `None` if it can."""
         own = _autoformer(topology)
         size, patch = task.image_size, own.patch_size
         if size % patch:
@@ -331,7 +338,7 @@ class AutoFormerSpace(BaseModel):
         return layer_costs.total(parts)
 
     def _options(self, depth: int) -> dict[str, Sequence[Any]]:
-        """Values of each dimension that a topology of this depth has."""
+        """Values of each dimension of a topology with this depth."""
         ranges = self._ranges
         options: dict[str, Sequence[Any]] = {"topology.hidden_dim": ranges.hidden_dim, "topology.depth": ranges.depth}
         for block in range(1, depth + 1):
@@ -348,7 +355,7 @@ class AutoFormerSpace(BaseModel):
 
 
 def _from_values(values: Mapping[str, Any], patch_size: int, head_width: int | None) -> AutoFormerTopology:
-    """The topology of flat values, of which it takes those of its own blocks."""
+    """The topology of flat values; values of blocks beyond its depth are ignored."""
     blocks = [_block_names(block) for block in range(1, values["topology.depth"] + 1)]
     return AutoFormerTopology(
         hidden_dim=values["topology.hidden_dim"],
@@ -361,7 +368,7 @@ def _from_values(values: Mapping[str, Any], patch_size: int, head_width: int | N
 
 
 def _block_names(block: int) -> tuple[str, str]:
-    """Names of the dimensions of one block, counted from 1."""
+    """Names of the dimensions of a block; the first block is 1."""
     return f"topology.block{block}.heads", f"topology.block{block}.mlp_ratio"
 
 
@@ -379,7 +386,7 @@ def _autoformer(topology: Topology) -> AutoFormerTopology:
 
 
 def _sharing_problem(topology: AutoFormerTopology) -> str | None:
-    """Why the heads cannot have their channels, or `None`."""
+    """Why the heads cannot share the width evenly, or `None`."""
     if topology.head_width is not None or topology.hidden_dim % topology.width_unit == 0:
         return None
     unit, width = topology.width_unit, topology.hidden_dim

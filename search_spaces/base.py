@@ -1,4 +1,4 @@
-"""What every search space of topologies offers, and the plain data that it speaks in."""
+"""The interface of search spaces, and the plain data that they exchange."""
 
 import random
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from search_spaces.dimensions import Dimension, Point, Scalar
 
 
 class ImageTask(BaseModel):
-    """What the data fixes of a model: the size and channels of an image, and the number of classes."""
+    """The properties of a model that the data determine: image size, channels and number of classes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     image_size: int = Field(ge=1, description="height and width, pixels")
@@ -23,7 +23,7 @@ class Costs(NamedTuple):
 
     parameters: int
     macs: int
-    """Multiply-accumulates of convolutions, linear layers and attention products; norms and activations left out."""
+    """Multiply-accumulates of convolutions, linear layers and attention products, without norms and activations."""
 
 
 class Topology(BaseModel):
@@ -38,34 +38,34 @@ class Topology(BaseModel):
 
     @property
     def id(self) -> str:
-        """`space:text`, the same for equal topologies; `plugins.registry.parse_topology` reads it."""
+        """`space:text`, the same for equal topologies; `plugins.registry.parse_topology` is the inverse."""
         raise NotImplementedError
 
 
 @runtime_checkable
 class Growable(Protocol):
-    """A topology that can be made deeper and wider while everything else stays; As-ViT's growth needs it."""
+    """A topology that can be made deeper and wider with all else unchanged, as As-ViT's growth requires."""
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """Number of blocks of each stage; a network without stages has one."""
+        """Number of blocks of each stage; a network without stages counts as one stage."""
         ...
 
     @property
     def width(self) -> int:
-        """What all widths of the network are proportional to."""
+        """The width that all other widths of the network are proportional to."""
         ...
 
     @property
     def width_unit(self) -> int:
-        """Widths are multiples of this (so that heads share them evenly)."""
+        """`width` must be a multiple of this number, so that heads can share it evenly."""
         ...
 
     def with_size(self, *, depths: Sequence[int] | None = None, width: int | None = None) -> Self:
-        """The same topology at another size; what is `None` stays.
+        """The same topology with other depths, another width, or both; `None` leaves a value unchanged.
 
         Raises:
-            ValueError: Such a size does not exist; says why.
+            ValueError: The topology does not exist at that size; the message explains why.
         """
         ...
 
@@ -75,10 +75,10 @@ class SearchSpace(Protocol):
     """A family of topologies. Its settings (such as a fixed width) are fields of the implementing model."""
 
     topology_type: ClassVar[type[Topology]]
-    """What it is a space of; its fields are what a table of published accuracies calls `arch`."""
+    """Class of its topologies; its fields are the keys of `arch` in a table of published accuracies."""
 
     def dimensions(self) -> tuple[Dimension, ...]:
-        """The dimensions that a sampler draws; names start with `topology.`."""
+        """The dimensions to sample; their names start with `topology.`."""
         ...
 
     def decode(self, point: Point) -> Topology:
@@ -91,7 +91,7 @@ class SearchSpace(Protocol):
 
     @classmethod
     def parse(cls, text: str) -> Topology:
-        """Read the text form. Raises ValueError with what must hold and what was found."""
+        """Read the text form. Raises ValueError with the rule and the value found."""
         ...
 
     def describe(self, topology: Topology) -> dict[str, Scalar]:
@@ -119,8 +119,9 @@ class SearchSpace(Protocol):
 
     @classmethod
     def costs(cls, topology: Topology, task: ImageTask) -> Costs:
-        """Closed-form costs; equal to those of the built model.
+        """Closed-form costs, equal to those of a model built for the task.
 
-        Options of the model's `forward` that change what it costs are keywords here too.
+        A model built for larger images has the same MACs for images of this size. Options of the model's `forward` that
+        change its cost are keyword arguments here, too.
         """
         ...

@@ -1,4 +1,4 @@
-"""Closed-form costs of the layers that vision transformers are made of. Norms and activations cost no MACs here."""
+"""Closed-form costs of the layers of vision transformers. MACs of norms and activations are not counted."""
 
 from collections.abc import Iterable
 
@@ -24,26 +24,26 @@ def attention_products(inner: int, *, windows: int, tokens: int) -> Costs:
     """The products QK^T and AV of attention within `windows` windows of `tokens` tokens each.
 
     Args:
-        inner: Width of the queries, all heads together.
+        inner: Width of the queries of all heads together.
         windows: Number of windows, 1 for global attention.
-        tokens: Tokens in one window.
+        tokens: Number of tokens in a window.
     """
     return Costs(0, 2 * windows * tokens**2 * inner)
 
 
 def attention_window(side: int, split: int) -> int:
-    """Tokens along one side of a window, where a side of `side` tokens is split into about `split` windows.
+    """Tokens along one side of a window, if a side of `side` tokens is split into about `split` windows.
 
-    Where the split does not divide the side, windows are rounded up, so that there are no more than `split` of them,
-    and the last one is filled up with tokens that nobody attends to. A side shorter than the split has windows of one.
+    If the split does not divide the side, the window is rounded up, so that there are at most `split` windows, and the
+    last one is padded with tokens of attention weight 0. A side shorter than the split has windows of one token.
     """
     return -(-side // min(split, side))
 
 
 def windowed_attention_products(inner: int, *, side: int, split: int) -> Costs:
-    """`attention_products` on a grid of `side` x `side` tokens with windows by `attention_window`.
+    """`attention_products` on a grid of `side` x `side` tokens with the windows of `attention_window`.
 
-    Within a window of one token, attention is its value: no products are computed there.
+    Windows of one token cost nothing: the output of attention is the token's value.
     """
     window = attention_window(side, split)
     windows = (-(-side // window)) ** 2
@@ -54,11 +54,11 @@ def transformer_block(width: int, *, inner: int, hidden: int, tokens: int, produ
     """A pre-norm block: attention and MLP with biases, and their two layer norms.
 
     Args:
-        width: Of the residual stream.
-        inner: Of the queries, all heads together.
-        hidden: Of the MLP.
-        tokens: Tokens of one image.
-        products: What attention costs beside its linear layers.
+        width: Width of the residual stream.
+        inner: Width of the queries of all heads together.
+        hidden: Hidden width of the MLP.
+        tokens: Number of tokens of an image.
+        products: Costs of attention without its linear layers.
     """
     return total(
         (
@@ -73,7 +73,7 @@ def transformer_block(width: int, *, inner: int, hidden: int, tokens: int, produ
 
 
 def total(parts: Iterable[Costs]) -> Costs:
-    """The costs of several layers together."""
+    """The sum of the costs of several layers."""
     parameters = macs = 0
     for part in parts:
         parameters += part.parameters

@@ -1,7 +1,7 @@
-"""PiT's search space: a vision transformer of three stages, with a pooling of the tokens between them.
+"""PiT's search space: vision transformers of three stages with pooling of the tokens between them.
 
-Written as `depth,heads|depth,heads|depth,heads|mlp_ratio,base_dim,patch_size`, such as `2,2|8,4|4,4|6,16,16`; a patch
-size that is left out is 16. Patches overlap by half.
+The text form is `depth,heads|depth,heads|depth,heads|mlp_ratio,base_dim,patch_size`, such as `2,2|8,4|4,4|6,16,16`; the
+patch size may be omitted if it is 16. Patches overlap by half.
 
 Source: Heo et al. 2021, PiT, arXiv:2103.16302; sampled as in ViT-Bench-101 (Wei et al. 2024, Auto-Prox,
 arXiv:2312.09059).
@@ -36,7 +36,7 @@ DEPTHS = (
     (3, 6, 4),
     (3, 8, 2),
 )
-"""Blocks of the three stages: those that the published table has."""
+"""Blocks of the three stages in the published table."""
 HEADS = tuple(
     (first, second, third)
     for first in (2, 4, 8)
@@ -44,7 +44,7 @@ HEADS = tuple(
     for third in (2, 4, 8)
     if first <= second <= third
 )
-"""Heads of the three stages, never fewer than in the stage before."""
+"""Heads of the three stages, never fewer than in the previous stage."""
 
 _EXAMPLE = "2,2|8,4|4,4|6,16"
 _Whole = Annotated[int, Field(ge=1, le=MAX_NUMBER)]
@@ -52,18 +52,18 @@ _Triple = tuple[_Whole, _Whole, _Whole]
 
 
 class PitTopology(Topology):
-    """One PiT; its fields are those of a published table's `arch`."""
+    """One PiT; its fields are the keys of `arch` in a table of published accuracies."""
 
     base_dim: _Whole
     """Channels of a head; a stage is `base_dim * heads` wide."""
     mlp_ratio: _Whole
-    """Hidden width of each MLP, in widths of its stage."""
+    """Hidden width of each MLP as a multiple of its stage's width."""
     depth: _Triple
     """Blocks of each stage."""
     num_heads: _Triple
-    """Attention heads of each stage; the number of each stage divides that of the next."""
+    """Attention heads of each stage; each number divides the next."""
     patch_size: _Whole = DEFAULT_PATCH_SIZE
-    """Side of a patch, pixels, an even number; patches begin every half of it."""
+    """Side of a patch in pixels, an even number; neighbouring patches are half of it apart."""
 
     @field_validator("patch_size")
     @classmethod
@@ -90,7 +90,7 @@ class PitTopology(Topology):
 
     @property
     def stride(self) -> int:
-        """Pixels from one patch to the next."""
+        """Distance between neighbouring patches in pixels."""
         return self.patch_size // 2
 
     @property
@@ -105,29 +105,32 @@ class PitTopology(Topology):
 
     @property
     def width_unit(self) -> int:
-        """Any width will do: it is that of one head."""
+        """1: any width is possible, since it is the width of one head."""
         return 1
 
     def with_size(self, *, depths: Sequence[int] | None = None, width: int | None = None) -> "PitTopology":
-        """The same topology at another size; what is `None` stays.
+        """The same topology with other depths, another width, or both; `None` leaves a value unchanged.
 
         Raises:
-            ValueError: A depth below 1, not three depths, or a width outside the numbers that a text form takes.
+            ValueError: A depth is below 1, there are not three depths, or a number is too large for the text form.
         """
         new_depths = self.depth if depths is None else tuple(depths)
         if len(new_depths) != NUM_STAGES:
-            raise ValueError(f"`depths` must name the blocks of three stages, but got {list(new_depths)}.")
+            raise ValueError(
+                f"`depths` must have one number of blocks for each of the three stages, but got {list(new_depths)}. "
+                "Use depths such as [2, 6, 4]."
+            )
         fields = {"depth": new_depths, "base_dim": self.base_dim if width is None else width}
         return PitTopology.model_validate({**dict(self), **fields})
 
 
 class PitSpace(BaseModel):
-    """The 1,600 topologies that ViT-Bench-101 samples its PiTs from."""
+    """The 1,600 topologies from which ViT-Bench-101 samples its PiTs."""
 
     topology_type: ClassVar[type[Topology]] = PitTopology
     model_config = ConfigDict(frozen=True, extra="forbid")
     patch_size: _Whole = Field(
-        default=DEFAULT_PATCH_SIZE, description="side of a patch, pixels, an even number; patches overlap by half"
+        default=DEFAULT_PATCH_SIZE, description="side of a patch in pixels, an even number; patches overlap by half"
     )
 
     @field_validator("patch_size")
@@ -139,7 +142,7 @@ class PitSpace(BaseModel):
         return value
 
     def dimensions(self) -> tuple[Dimension, ...]:
-        """Width of a head, MLP ratio, and the depths and heads of the three stages as one choice each."""
+        """Width of a head, MLP ratio, depths of the three stages as one choice, and their heads as one choice."""
         return (
             Integer(name="topology.base_dim", low=16, high=40, step=8),
             Integer(name="topology.mlp_ratio", low=2, high=8, step=2),
@@ -148,7 +151,7 @@ class PitSpace(BaseModel):
         )
 
     def decode(self, point: Point) -> PitTopology:
-        """The topology at a point; keys that are no dimension of this space are left aside.
+        """The topology at a point; keys that are not dimensions of this space are ignored.
 
         Raises:
             ValueError: A dimension is missing or has a value outside its range.
@@ -164,13 +167,13 @@ class PitSpace(BaseModel):
         """The point of a topology of this space.
 
         Raises:
-            ValueError: The topology is not of this space.
+            ValueError: The topology is not in this space.
         """
         own = _pit(topology)
         point = _values(own)
         if own.patch_size != self.patch_size or any(value not in _OPTIONS[name] for name, value in point.items()):
             raise ValueError(
-                f"a point must stand for a topology of the space with patch size {self.patch_size}, but got "
+                f"a topology must be in the space with patch size {self.patch_size} to have a point, but got "
                 f"{own.text}. Use a space with its patch size; grown topologies have no point."
             )
         return point
@@ -180,12 +183,12 @@ class PitSpace(BaseModel):
         """Read `depth,heads|` three times and `mlp_ratio,base_dim[,patch_size]`.
 
         Raises:
-            ValueError: The text is not of this form; says at which character.
+            ValueError: The text is malformed; the message names the character.
         """
         *stages, last = text.split("|")
         if len(stages) != NUM_STAGES:
             raise ValueError(
-                "a PiT topology must have four parts divided by '|', three stages and the sizes "
+                "a PiT topology must have four parts separated by '|', three stages and the sizes "
                 f"(such as {_EXAMPLE}), but got {len(stages) + 1} in {shown(text)}."
             )
         start, found = 0, []
@@ -203,16 +206,16 @@ class PitSpace(BaseModel):
         return PitTopology.model_validate({**stages_of, **sizes})
 
     def describe(self, topology: Topology) -> dict[str, Scalar]:
-        """Every field under a flat name; depths and heads as `2,8,4`."""
+        """All fields by flat name; depths and heads are texts such as `2,8,4`."""
         own = _pit(topology)
         return {**_values(own), "topology.patch_size": own.patch_size}
 
     def sample(self, rng: random.Random) -> PitTopology:
-        """Each dimension drawn evenly and on its own."""
+        """A topology with each dimension drawn uniformly and independently."""
         return self.decode({name: rng.choice(options) for name, options in _OPTIONS.items()})
 
     def mutate(self, topology: Topology, rng: random.Random) -> PitTopology:
-        """One dimension drawn evenly, then another value for it."""
+        """A topology that differs in one dimension, drawn uniformly."""
         own = _pit(topology)
         values = _values(own)
         name = rng.choice(list(_OPTIONS))
@@ -220,13 +223,13 @@ class PitSpace(BaseModel):
         return _from_values(values, own.patch_size)
 
     def crossover(self, first: Topology, second: Topology, rng: random.Random) -> PitTopology:
-        """Each dimension from either parent; the patch size is the first's."""
+        """Each dimension from either parent; the patch size is that of `first`."""
         own, other = _pit(first), _values(_pit(second))
         values = {name: rng.choice((value, other[name])) for name, value in _values(own).items()}
         return _from_values(values, own.patch_size)
 
     def neighbours(self, topology: Topology) -> tuple[PitTopology, ...]:
-        """Every topology with another value in exactly one dimension."""
+        """All topologies that differ in exactly one dimension."""
         own = _pit(topology)
         values = _values(own)
         return tuple(
@@ -238,14 +241,14 @@ class PitSpace(BaseModel):
 
     @classmethod
     def problem(cls, topology: Topology, task: ImageTask) -> str | None:
-        """Why the topology cannot be built for the task, or `None`."""
+        """Why the topology cannot be built for the task, or `None` if it can."""
         own = _pit(topology)
         size, patch, stride = task.image_size, own.patch_size, own.stride
         if size < patch or (size - patch) % stride:
             below = patch + max(0, size - patch) // stride * stride
             nearest = f"{below} or {below + stride}" if size > patch else str(patch)
             return (
-                f"the image size must be {patch} pixels, the patch size, or a multiple of {stride} more, but got "
+                f"the image size must be the patch size, {patch} pixels, plus a multiple of {stride}, but got "
                 f"{size}. Use {nearest}."
             )
         for stage, (fewer, more) in enumerate(pairwise(own.num_heads), start=2):
@@ -281,7 +284,7 @@ class PitSpace(BaseModel):
 
 
 def _joined(values: Sequence[int]) -> str:
-    """Three numbers as one option of a choice: `2,8,4`."""
+    """Numbers as one option of a choice, such as `2,8,4`."""
     return ",".join(map(str, values))
 
 
@@ -291,7 +294,7 @@ _OPTIONS: dict[str, tuple[Any, ...]] = {
     "topology.depth": tuple(map(_joined, DEPTHS)),
     "topology.num_heads": tuple(map(_joined, HEADS)),
 }
-"""Values of each dimension, in the order of `dimensions`."""
+"""Values of each dimension in the order of `dimensions`."""
 
 
 def _values(topology: PitTopology) -> dict[str, Scalar]:
@@ -330,4 +333,4 @@ def _number_problem(name: str, value: int) -> str | None:
 
 
 def _heads_problem(fewer: int, more: int) -> str:
-    return f"must be a multiple of the {fewer} of the stage before, but got {more}."
+    return f"must be a multiple of the {fewer} of the previous stage, but got {more}."

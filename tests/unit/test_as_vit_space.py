@@ -83,7 +83,7 @@ def test_a_text_without_depths_and_width_means_depth_1_and_width_32() -> None:
     ("text", "expected"),
     [
         ("", "five parts"),
-        ("8,2,3|4,1,2|4,1,4|4,1,6", "five parts divided by '|'"),
+        ("8,2,3|4,1,2|4,1,4|4,1,6", "five parts separated by '.'"),
         ("8,2|4,1,2|4,1,4|4,1,6|32", "at character 1 of .*stage 1 must be written kernel,split,expansion.*got '8,2'"),
         ("8,2,3|4,1,9|4,1,4|4,1,6|32", "at character 11 of .*expansion of stage 2 must be one of 2, 3, 4, 5, 6.*got 9"),
         ("8,x,3|4,1,2|4,1,4|4,1,6|32", "at character 3 of .*split of stage 1 must be a whole number.*got 'x'"),

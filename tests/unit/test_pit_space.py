@@ -82,10 +82,13 @@ def test_coordinate_descent_finds_the_smallest_and_the_largest(cost: Literal["pa
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", "four parts divided by '|'.*but got 1"),
+        ("", "four parts separated by '.'.*but got 1"),
         ("2,2|8,4|4,4", "must have four parts .*but got 3"),
         ("2,2|8|4,4|6,16", "at character 5 of .*stage 2 must be written depth,heads, but got '8'"),
-        ("2,2|8,3|4,4|6,16", "at character 7 of .*heads of stage 2 must be a multiple of the 2 .*before, but got 3"),
+        (
+            "2,2|8,3|4,4|6,16",
+            "at character 7 of .*heads of stage 2 must be a multiple of the 2 .*previous stage, but got 3",
+        ),
         ("2,4|8,4|4,2|6,16", "at character 11 of .*heads of stage 3 must be a multiple of the 4 .*but got 2"),
         ("0,2|8,4|4,4|6,16", "at character 1 of .*depth of stage 1 must be at least 1, but got 0"),
         ("2,2|8,4|4,4|6.5,16", "at character 13 of .*mlp_ratio of the last part must be a whole number"),
@@ -112,7 +115,7 @@ def test_an_image_whose_border_no_patch_sees_is_refused_with_the_nearest_sizes(s
 def test_heads_that_pooling_cannot_make_are_refused() -> None:
     topology = PitTopology(base_dim=4, mlp_ratio=1, depth=(1, 1, 1), num_heads=(2, 2, 3))
     assert PitSpace.problem(topology, TASK) == (
-        "the heads of stage 3 must be a multiple of the 2 of the stage before, but got 3."
+        "the heads of stage 3 must be a multiple of the 2 of the previous stage, but got 3."
     )
 
 

@@ -19,12 +19,13 @@ INIT_STD = 0.02
 
 
 class AsViT(nn.Module):
-    """As-ViT: four stages of windowed attention on an ever coarser grid, no position embedding.
+    """As-ViT: four stages of windowed attention on increasingly coarse grids, without position embeddings.
 
     Legend: `B` images of (C, H, W), `D` width of the last stage.
 
-    Linear weights start normal with standard deviation 0.02 (the authors truncate at 100 standard deviations, which
-    changes nothing), their biases at 0; the convolution as torch's own, as in the authors' code.
+    Linear weights are drawn from a normal distribution with standard deviation 0.02 (the authors truncate it at 100
+    standard deviations, which has no effect) and their biases are 0. The convolution has torch's initialisation, as in
+    the authors' code.
 
     Source: Chen et al. 2022, As-ViT, arXiv:2202.11921; head (linear, tanh, linear) and padding as in the authors' code.
     """
@@ -83,18 +84,18 @@ class AsViT(nn.Module):
             generator: Source of the drop-path masks, on the CPU, needed in training mode if `drop_path` is above 0; or
                 the factors of `draw_keep_factors`, which apply whatever `drop_path` is.
             dropout: Rate and seed of dropout in training mode; `None` drops nothing.
-            stride_factor: Stride and dilation of the first projection are this many times as large, so that every grid
-                of tokens is coarser by it (rounded up); the weights are the same.
+            stride_factor: Factor of the stride and dilation of the first projection. Each side of every token grid is
+                divided by it (rounded up); the weights are the same.
         """
         logits: Tensor = self.head(self.norm(self._tokens(images, generator, dropout, stride_factor)).mean((1, 2)))
         return logits
 
     def forward_features(self, images: Tensor, *, generator: torch.Generator | Tensor | None = None) -> Tensor:
-        """Features (B, D): the last stage's tokens, averaged before the final norm."""
+        """Features (B, D): the mean of the last stage's tokens before the final norm."""
         return self._tokens(images, generator).mean((1, 2))
 
     def features_along(self, directions: Tensor, weights: Tensor) -> Tensor:
-        """Features without normalisation on a curve of images, with derivatives; see `plugins.protocols.CurveModel`."""
+        """Features and derivatives along a curve of images, without norms; see `plugins.protocols.CurveModel`."""
         return grid_features_along([cast("StageBlocks", stage) for stage in self.stages], directions, weights)
 
     def _tokens(
@@ -118,7 +119,7 @@ class AsViT(nn.Module):
         return tokens
 
     def _keep_factors(self, images: Tensor, generator: torch.Generator | Tensor | None) -> Sequence[Tensor | None]:
-        """Each block's `keep`, (2, B, 1, 1, 1)."""
+        """The `keep` of each block, (2, B, 1, 1, 1)."""
         return keep_factors(
             self, images, num_blocks=sum(self.depths), rate=self.drop_path, num_dims=4, generator=generator
         )
@@ -129,10 +130,10 @@ build_as_vit = ModelBuilder(AsViT, AsViTSpace)
 
 
 def from_authors_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights saved by the authors' code under our names, for `AsViT.load_state_dict`.
+    """Convert weights saved by the authors' code for `AsViT.load_state_dict`.
 
-    Where they keep a stage's merging with the stage before it (`layers.0.downsample`), we keep it with the stage that
-    it makes (`stages.1.embed`), and lay its patches out by column, row and channel instead of channel, row and column.
+    The authors store the merging between two stages with the earlier stage (`layers.0.downsample`), we with the later
+    one (`stages.1.embed`). Its patches are ordered by channel, row and column there, by column, row and channel here.
     """
     renamed = {}
     for name, value in state.items():
@@ -151,6 +152,6 @@ def from_authors_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _reorder_patches(weight: Tensor, *, width: int) -> Tensor:
-    """From (..., width * row * column) to (..., column * row * width)."""
+    """Reorder the last dimension from (width, row, column) to (column, row, width)."""
     kernel = math.isqrt(weight.shape[-1] // width)
     return weight.view(*weight.shape[:-1], width, kernel, kernel).transpose(-3, -1).flatten(-3)

@@ -1,7 +1,7 @@
-"""As-ViT's features along a curve of images, with their derivatives, without normalisation and without autograd.
+"""As-ViT's features and their derivatives along a curve of images, without normalisation and without autograd.
 
-Legend: `K` derivatives (order + 1), `n` points of the curve, `r` images that span it, `S` windows along a side. Within
-a stage tokens lie window by window, (K, n S^2, N, D); between stages as grids, (K, n, H, W, D).
+Legend: `K` derivatives (order + 1), `n` points of the curve, `r` images that span it, `S` windows along a side. Tokens
+have shape (K, n S^2, N, D), window by window, within a stage and (K, n, H, W, D), as a grid, between stages.
 """
 
 from collections.abc import Sequence
@@ -76,7 +76,7 @@ def _blocks(stage: StageBlocks) -> list[Block]:
 
 
 def _combine(coefficients: Tensor, spanned: Tensor, embed: PatchEmbedding) -> Tensor:
-    """First tokens (K, n S^2, N, D) of coefficients (K, n, r), from the directions' own, (1, r S^2, N, D)."""
+    """First tokens (K, n S^2, N, D) from coefficients (K, n, r) and the tokens of the directions (1, r S^2, N, D)."""
     num, _, directions = coefficients.shape
     tokens = torch.matmul(coefficients, spanned.view(directions, -1)).view(num, -1, *spanned.shape[2:])
     assert embed.proj.bias is not None
@@ -85,7 +85,7 @@ def _combine(coefficients: Tensor, spanned: Tensor, embed: PatchEmbedding) -> Te
 
 
 def _pool(tokens: Tensor, block: Block) -> Tensor:
-    """The mean of the tokens with the MLP's output added, (K, n, D), pooled before its last layer."""
+    """Mean of the tokens (K, n, D) after the MLP, whose hidden activations are averaged before its last layer."""
     num, points, count, _ = tokens.shape
     hidden = hidden_activations(tokens.flatten(1, 2), block.mlp).view(num, points, count, -1).mean(2)
     added = torch.matmul(hidden, block.mlp.fc2.weight.t())

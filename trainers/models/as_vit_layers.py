@@ -12,9 +12,9 @@ from trainers.models.dropout import DropoutSites
 
 
 class PatchEmbedding(nn.Module):
-    """Overlapping patches by a zero-padded convolution, then a norm: (B, C, H, W) to (B, H / stride, W / stride, D).
+    """Zero-padded convolution of overlapping patches, then a norm: (B, C, H, W) to (B, H / stride, W / stride, D).
 
-    With `stride_factor` f, stride and dilation of the convolution are f times as large: the same weights see every
+    A `stride_factor` f multiplies stride and dilation of the convolution by f: the same weights are applied to every
     f-th pixel of wider patches, and each side of the grid has f times fewer tokens.
     """
 
@@ -36,15 +36,15 @@ class PatchEmbedding(nn.Module):
 
 
 def _around(overlap: int) -> tuple[int, int, int, int]:
-    """Padding of an image whose neighbouring patches share `overlap` pixels; below zero, pixels are cut off."""
+    """Padding for neighbouring patches that share `overlap` pixels; a negative padding crops the image."""
     return (overlap // 2, (overlap + 1) // 2) * 2
 
 
 class PatchMerging(nn.Module):
-    """Half the grid, from overlapping patches of `kernel` x `kernel` tokens: (B, H, W, D) to (B, H / 2, W / 2, out).
+    """Norm and projection of overlapping `kernel` x `kernel` patches of tokens: (B, H, W, D) to (B, H / 2, W / 2, out).
 
-    A patch is laid out column by column, row by row, channel by channel: `(column * kernel + row) * D + channel`.
-    An odd side is filled up with one row or column of zeros at its end.
+    The input of the projection has index `(column * kernel + row) * D + channel` within a patch. An odd side is padded
+    with a row or column of zeros at its end.
     """
 
     def __init__(self, width: int, out_width: int, *, kernel: int, normalization: bool) -> None:
@@ -61,7 +61,7 @@ class PatchMerging(nn.Module):
             tokens = F.pad(tokens, (0, 0, 0, missing[1], 0, missing[0]))
         rows, columns = tokens.shape[1] - 1, tokens.shape[2] - 1
         padded = F.pad(tokens, self.padding) if any(self.padding) else tokens
-        # Strided slices put side by side: on small grids, with the backward pass, a third faster than torch.nn.Unfold.
+        # Concatenated strided slices are a third faster than torch.nn.Unfold on small grids, backward pass included.
         tall = torch.cat([padded[:, start : start + rows : 2] for start in range(self.kernel)], -1)
         patches = torch.cat([tall[:, :, start : start + columns : 2] for start in range(self.kernel)], -1)
         merged: Tensor = self.reduction(self.norm(patches))
@@ -71,9 +71,9 @@ class PatchMerging(nn.Module):
 class WindowAttention(SelfAttention):
     """Multi-head attention within `split` x `split` windows of the grid, without a position bias.
 
-    A head has `width // heads` channels, so that all heads together may have fewer than `width`. A window of one token
-    attends to itself alone: its output is its value, whatever query and key are. Where `split` does not divide a side
-    of the grid, the windows are those of `search_spaces.costs.attention_window`.
+    A head has `width // heads` channels, so that the heads together may have fewer than `width`. In a window of one
+    token, the output of attention is the token's value, so that queries and keys are not computed. If `split` does not
+    divide a side of the grid, `search_spaces.costs.attention_window` defines the windows.
     """
 
     def __init__(self, width: int, *, heads: int, split: int) -> None:
@@ -95,10 +95,9 @@ class WindowAttention(SelfAttention):
         return out
 
     def attention_weights(self, tokens: Tensor) -> Tensor:
-        """How much each token of a window attends to each, of the module's input.
+        """Attention weights (B, windows, heads, N, N) for the module's input (B, H, W, D).
 
-        Shape (B, windows, heads, N, N). Rows add up to 1; tokens that only fill a window up are attended to by none,
-        and attend evenly to the others.
+        Rows sum to 1. Tokens that pad a window have weight 0; their own rows are uniform over the other tokens.
         """
         batch, height, across, _ = tokens.shape
         rows, columns = self._window(height, across)
@@ -108,7 +107,7 @@ class WindowAttention(SelfAttention):
         return attention_weights(query, key, is_real).view(batch, -1, self.heads, *[rows * columns] * 2)
 
     def _window(self, height: int, across: int) -> tuple[int, int]:
-        """Tokens along the sides of a window."""
+        """Height and width of a window, in tokens."""
         return attention_window(height, self.split), attention_window(across, self.split)
 
     def _attend_in_windows(self, qkv: Tensor, rows: int, columns: int) -> Tensor:
@@ -122,9 +121,9 @@ class WindowAttention(SelfAttention):
         return mixed[:, :height, :across]
 
     def _windows(self, qkv: Tensor, rows: int, columns: int) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """Queries, keys and values of each window, and which keys are tokens of the grid (`None`: all).
+        """Queries, keys and values of each window, and a mask of the keys that are not padding (`None`: all).
 
-        The three have shape (B * windows, heads, N, d); the fourth broadcasts to (B * windows, heads, N, N).
+        The first three have shape (B * windows, heads, N, d); the mask broadcasts to (B * windows, heads, N, N).
         """
         batch, height, across, _ = qkv.shape
         down, right = -(-height // rows), -(-across // columns)
@@ -141,7 +140,7 @@ class WindowAttention(SelfAttention):
 
 
 class StageBlocks(nn.Module):
-    """One stage: patch embedding or merging, then its blocks."""
+    """One stage of As-ViT: patch embedding or merging, then its blocks."""
 
     def __init__(self, embed: PatchEmbedding | PatchMerging, blocks: list[Block]) -> None:
         super().__init__()
@@ -152,10 +151,10 @@ class StageBlocks(nn.Module):
         """Images (B, C, H, W) or the previous stage's tokens to this stage's tokens.
 
         Args:
-            inputs: What the stage sees.
-            keep: Each block's `keep`.
-            dropout: Where the stage drops values.
-            embedding: Options of the embedding.
+            inputs: The input of the patch embedding or merging.
+            keep: The `keep` of each block.
+            dropout: Dropout after the patch embedding and in the blocks.
+            embedding: Options of the patch embedding.
         """
         tokens = dropout.embed(self.embed(inputs, **embedding))
         for block, factors, dropped in zip(self.blocks, keep, dropout.blocks, strict=True):

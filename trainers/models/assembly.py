@@ -1,4 +1,4 @@
-"""Putting a model together from its topology: whether it can be built, its weights, its device."""
+"""Building a model from its topology: checks, initial weights, device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass(frozen=True)
 class ModelBuilder(Generic[Model]):
-    """Builds the models of a space; what a `models` plug-in is.
+    """A `models` plug-in: builds the models of a space.
 
     Args:
         model_type: Called with topology and task, and `generator`, `drop_path` and `normalization`; builds on the CPU.
@@ -63,7 +63,7 @@ class ModelBuilder(Generic[Model]):
 
 @torch.no_grad()
 def draw_linears(model: nn.Module, generator: torch.Generator, *, std: float) -> None:
-    """Draw the weights of all linear layers from a normal distribution; their biases are 0."""
+    """Draw the weights of all linear layers from a normal distribution and set their biases to 0."""
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     draws = torch.empty(sum(linear.weight.numel() for linear in linears)).normal_(0.0, std, generator=generator)
     start = 0
@@ -77,16 +77,16 @@ def draw_linears(model: nn.Module, generator: torch.Generator, *, std: float) ->
 
 @torch.no_grad()
 def draw_convolutions(model: nn.Module, generator: torch.Generator) -> None:
-    """Draw weights and biases of all convolutions as torch does: evenly within 1 / sqrt(fan-in)."""
+    """Draw weights and biases of all convolutions as torch does: uniformly within 1 / sqrt(fan-in) of 0."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             fan_in = module.in_channels // module.groups * module.kernel_size[0] * module.kernel_size[1]
-            draw_evenly(module, fan_in**-0.5, generator)
+            draw_uniform(module, fan_in**-0.5, generator)
 
 
 @torch.no_grad()
-def draw_evenly(layer: nn.Linear | nn.Conv2d, bound: float, generator: torch.Generator) -> None:
-    """Draw weight and bias of a layer evenly within `bound` around 0."""
+def draw_uniform(layer: nn.Linear | nn.Conv2d, bound: float, generator: torch.Generator) -> None:
+    """Draw weight and bias of a layer uniformly within `bound` of 0."""
     layer.weight.uniform_(-bound, bound, generator=generator)
     if layer.bias is not None:
         layer.bias.uniform_(-bound, bound, generator=generator)
@@ -94,5 +94,5 @@ def draw_evenly(layer: nn.Linear | nn.Conv2d, bound: float, generator: torch.Gen
 
 @torch.no_grad()
 def draw_normal(parameter: Tensor, generator: torch.Generator, *, std: float) -> None:
-    """Draw a parameter from a normal distribution."""
+    """Draw a parameter from a normal distribution with mean 0."""
     parameter.normal_(0.0, std, generator=generator)

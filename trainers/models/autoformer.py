@@ -18,13 +18,14 @@ NORM_EPS = 1e-6
 
 
 class AutoFormer(nn.Module):
-    """A plain vision transformer whose blocks each have their own heads and MLP ratio.
+    """A plain vision transformer in which the number of heads and the MLP ratio differ between blocks.
 
-    Class token and patches, with learned positions, go through the blocks; the classes are read from the mean of the
-    patches' tokens. Legend: `B` images of (C, H, W), `N` tokens with the class token, `D` width.
+    The input of the first block is a class token and the embedded patches, plus learned positions. The classifier reads
+    the mean of the patch tokens. Legend: `B` images of (C, H, W), `N` tokens with the class token, `D` width.
 
-    Linear weights, positions and class token start normal with standard deviation 0.02 (the authors truncate at 100
-    standard deviations, which changes nothing), linear biases at 0; the convolution as torch's own.
+    Linear weights, positions and the class token are drawn from a normal distribution with standard deviation 0.02 (the
+    authors truncate it at 100 standard deviations, which has no effect) and linear biases are 0. The convolution has
+    torch's initialisation.
 
     Source: Chen et al. 2021, AutoFormer, arXiv:2107.00651; the network is that of ViT-Bench-101 (Wei et al. 2024,
     Auto-Prox, arXiv:2312.09059): without the supernet's relative position and shared weights.
@@ -66,7 +67,7 @@ class AutoFormer(nn.Module):
         """Logits (B, classes) of images (B, C, H, W).
 
         Args:
-            images: A batch of normalised images. Positions are interpolated if their size is another than the task's.
+            images: A batch of normalised, square images. Positions are interpolated if the task has another image size.
             generator: Source of the drop-path masks, on the CPU, needed in training mode if `drop_path` is above 0; or
                 the factors of `draw_keep_factors`, which apply whatever `drop_path` is.
             dropout: Rate and seed of dropout in training mode; `None` drops nothing.
@@ -75,11 +76,11 @@ class AutoFormer(nn.Module):
         return logits
 
     def forward_features(self, images: Tensor, *, generator: torch.Generator | Tensor | None = None) -> Tensor:
-        """Features (B, D): the patches' tokens, averaged before the final norm."""
+        """Features (B, D): the mean of the patch tokens before the final norm."""
         return self._tokens(images, generator)[:, 1:].mean(1)
 
     def features_along(self, directions: Tensor, weights: Tensor) -> Tensor:
-        """Features without normalisation on a curve of images, with derivatives; see `plugins.protocols.CurveModel`."""
+        """Features and derivatives along a curve of images, without norms; see `plugins.protocols.CurveModel`."""
         constant = torch.cat([self.class_token[0] + self.position[0, :1], self.position[0, 1:]])
 
         def features_of(tokens: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ class AutoFormer(nn.Module):
         return tokens
 
     def _positions(self, rows: int, columns: int) -> Tensor:
-        """Positions (1, N, D) for a grid of patches; the class token's is the same for every grid."""
+        """Positions (1, N, D) for a grid of patches; the class token's position does not depend on the grid."""
         if (rows, columns) == (self.side, self.side):
             return self.position
         grid = self.position[0, 1:].reshape(self.side, self.side, -1)

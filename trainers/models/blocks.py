@@ -1,6 +1,6 @@
 """Layers that several vision transformers share.
 
-Tokens are a grid with the width last, (B, H, W, D), where attention has windows, and else a sequence, (B, N, D).
+Tokens are a sequence, (B, N, D), or, if attention has windows, a grid, (B, H, W, D).
 """
 
 from collections.abc import Sequence
@@ -12,27 +12,27 @@ from torch import Tensor, nn
 from trainers.models.dropout import BlockDropout, DropoutSite
 
 FEW_TOKENS = 64
-"""Up to so many tokens, attention on a CPU is computed as two matrix products."""
+"""Largest number of tokens for which attention on a CPU is computed as two matrix products."""
 
 
 class Linear(nn.Linear):
-    """A linear layer whose weights the model draws, from a generator of its own, after it was put together."""
+    """A linear layer without initial weights: the model draws all weights from one generator once it is complete."""
 
     def reset_parameters(self) -> None:
-        """Leaves the memory as it is."""
+        """Do nothing; the model draws the weights."""
 
 
 class Convolution(nn.Conv2d):
-    """A convolution whose weights the model draws, like `Linear`."""
+    """A convolution without initial weights, like `Linear`."""
 
     def reset_parameters(self) -> None:
-        """Leaves the memory as it is."""
+        """Do nothing; the model draws the weights."""
 
 
 class SelfAttention(nn.Module):
     """Multi-head attention of all tokens of an image, (B, N, D) to the same shape.
 
-    All heads together may have fewer or more channels than `width`.
+    The heads together may have fewer or more channels than `width`.
     """
 
     def __init__(self, width: int, *, heads: int, head_width: int) -> None:
@@ -48,7 +48,7 @@ class SelfAttention(nn.Module):
         return out
 
     def attention_weights(self, tokens: Tensor) -> Tensor:
-        """How much each token attends to each, (B, heads, N, N), of the module's input; rows add up to 1."""
+        """Attention weights (B, heads, N, N) for the module's input (B, N, D); rows sum to 1."""
         query, key, _ = self._heads(tokens)
         return attention_weights(query, key)
 
@@ -62,13 +62,13 @@ class SelfAttention(nn.Module):
 def attend(query: Tensor, key: Tensor, value: Tensor, is_real: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention, shapes (..., N, d).
 
-    On a CPU and for few tokens, two matrix products take as little as 0.6 of the time of torch's fused kernel.
+    On a CPU and with few tokens, two matrix products take as little as 0.6 of the time of torch's fused kernel.
 
     Args:
-        query: The queries.
-        key: The keys.
-        value: The values.
-        is_real: Which keys take part, broadcast to (..., N, N); `None` for all.
+        query: Queries of each head.
+        key: Keys of each head.
+        value: Values of each head.
+        is_real: True for the keys to attend to, broadcast to (..., N, N); `None` for all.
     """
     if query.device.type == "cpu" and query.shape[-2] <= FEW_TOKENS:
         mixed: Tensor = attention_weights(query, key, is_real) @ value
@@ -77,7 +77,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, is_real: Tensor | None = N
 
 
 def attention_weights(query: Tensor, key: Tensor, is_real: Tensor | None = None) -> Tensor:
-    """The weights that `attend` mixes the values with, shape (..., N, N)."""
+    """Weights of the values in `attend`, shape (..., N, N)."""
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     if is_real is not None:
         scores = scores.masked_fill(~is_real, -torch.inf)
@@ -117,10 +117,10 @@ class Block(nn.Module):
         """Tokens, (B, H, W, D) or (B, N, D), to the same shape.
 
         Args:
-            tokens: What its attention takes.
+            tokens: A grid or a sequence, as the block's attention takes it.
             keep: Factors of the two branches, shape (2, B, 1, 1, 1) or (2, B, 1, 1); 0 drops a branch of an image.
-                `None` keeps all.
-            dropout: Where the block drops values; `None` drops none.
+                `None` keeps both.
+            dropout: The block's dropout; `None` drops nothing.
         """
         branch = self.attn(self.norm1(tokens))
         if dropout is not None:
@@ -142,29 +142,30 @@ def keep_factors(
     num_dims: int,
     generator: torch.Generator | Tensor | None,
 ) -> Sequence[Tensor | None]:
-    """Stochastic depth: per block, the `keep` of its two branches, 0 with the block's rate, else 1 / (1 - rate).
+    """Stochastic depth: the `keep` of each block, 0 with the block's rate and 1 / (1 - rate) otherwise.
 
     Args:
-        model: Drops nothing unless it is in training mode.
+        model: Nothing is dropped unless it is in training mode.
         images: The batch, (B, C, H, W).
-        num_blocks: Blocks of the whole model.
-        rate: Of the last block; it rises evenly to it from 0 in the first.
-        num_dims: Dimensions of the tokens, so that factors have the shape (2, B, 1, ...).
-        generator: Source of the masks, on the CPU; or what `draw_keep_factors` gave, on the device.
+        num_blocks: Number of blocks of the whole model.
+        rate: Rate of the last block; it rises linearly from 0 in the first.
+        num_dims: Number of dimensions of the tokens; each block's factors have shape (2, B, 1, ...).
+        generator: Source of the masks, on the CPU; or factors from `draw_keep_factors`, on the images' device, which
+            are used whatever `rate` is.
 
     Raises:
-        ValueError: Random numbers are needed, but there is no generator.
+        ValueError: Random numbers are needed, but `generator` is `None`.
     """
     if not model.training:
         return [None] * num_blocks
-    if isinstance(generator, Tensor):  # of several models at once, each with a generator and a rate of its own
+    if isinstance(generator, Tensor):
         return generator[(..., *[None] * (num_dims - 1))].unbind(0)
     if rate == 0.0:
         return [None] * num_blocks
     if generator is None:
         raise ValueError(
             f"training with drop_path={rate} draws random numbers and must be given a CPU `generator`, "
-            "but got None. Pass one, or call `eval()` first."
+            "but got None. Pass a generator, or call `eval()` first."
         )
     factors = draw_keep_factors(num_blocks, len(images), rate=rate, generator=generator)
     factors = factors.to(images.device, images.dtype, non_blocking=True)
@@ -172,12 +173,12 @@ def keep_factors(
 
 
 def draw_keep_factors(num_blocks: int, num_images: int, *, rate: float, generator: torch.Generator) -> Tensor:
-    """Factors of both branches of each block for each image, (num_blocks, 2, B), on the CPU; see `keep_factors`."""
+    """Drop-path factors of each block, branch and image, (num_blocks, 2, B), on the CPU; see `keep_factors`."""
     keep_rate = 1 - torch.linspace(0, rate, num_blocks).view(-1, 1, 1)
     draws = torch.rand(num_blocks, 2, num_images, generator=generator)
     return (draws < keep_rate) / keep_rate
 
 
 def layer_norm(width: int, *, normalization: bool, eps: float = 1e-5) -> nn.Module:
-    """A layer norm, or the identity where a score asks for a model without normalisation."""
+    """A layer norm, or the identity in a model without normalisation."""
     return nn.LayerNorm(width, eps=eps) if normalization else nn.Identity()

@@ -1,4 +1,4 @@
-"""Models from topologies, through the `models` plug-ins."""
+"""Models and costs of topologies, by the plug-ins of their search space."""
 
 import torch
 from torch import nn
@@ -16,12 +16,12 @@ def build_model(
     Args:
         topology: `space:text`.
         task: Image size, channels and classes.
-        seed: Of the trial.
-        device: Where the model goes.
-        drop_path: Rate of the last block's stochastic depth.
+        seed: The trial's seed.
+        device: Device of the model.
+        drop_path: Drop-path rate of the last block.
 
     Raises:
-        ValueError: The topology cannot be read or built.
+        ValueError: The topology cannot be parsed or built.
     """
     build = load("models", space_of(topology))
     model: nn.Module = build(
@@ -40,7 +40,7 @@ def topology_costs(topology: str, task: ImageTask, **options: int) -> Costs:
     Args:
         topology: `space:text`.
         task: Image size, channels and classes.
-        options: Options of the model's `forward` that change what it costs.
+        options: Options of the model's `forward` that change its cost.
     """
     costs: Costs = load("spaces", space_of(topology)).costs(parse_topology(topology), task, **options)
     return costs
@@ -59,5 +59,5 @@ def fitting_image_sizes(topology: str, task: ImageTask) -> tuple[int, ...]:
 
 
 def space_of(topology: str) -> str:
-    """The search space's name, the part before the colon."""
+    """Name of the topology's search space, the part before the colon."""
     return topology.partition(":")[0]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from search_spaces.base import ImageTask
 from search_spaces.pit import PitSpace, PitTopology
-from trainers.models.assembly import ModelBuilder, draw_convolutions, draw_evenly, draw_normal
+from trainers.models.assembly import ModelBuilder, draw_convolutions, draw_normal, draw_uniform
 from trainers.models.blocks import Block, Convolution, Linear, SelfAttention, keep_factors, layer_norm
 from trainers.models.dropout import Dropout, dropout_sites
 from trainers.models.positions import resize_positions
@@ -20,7 +20,7 @@ NORM_EPS = 1e-6
 
 
 class Pooling(nn.Module):
-    """Half the map and more channels: a depth-wise convolution of the map, a linear layer of the class token."""
+    """Depth-wise convolution that halves the map and adds channels, and a linear layer for the class token."""
 
     def __init__(self, width: int, out_width: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Pooling(nn.Module):
         return torch.cat([self.fc(tokens[:, :1]), self.conv(grid).flatten(2).transpose(1, 2)], 1)
 
     def along(self, tokens: Tensor, side: int) -> Tensor:
-        """The same for the coefficients (K, n, N, D) of a curve of tokens; only the values, K = 0, have biases."""
+        """The same for the coefficients (K, n, N, D) of a curve of tokens; biases are added to the first one only."""
         flat = tokens.flatten(0, 1)
         grid = flat[:, 1:].transpose(1, 2).reshape(len(flat), -1, side, side)
         conv, linear = self.conv, self.fc
@@ -47,16 +47,17 @@ class Pooling(nn.Module):
 
 
 class Pit(nn.Module):
-    """A vision transformer of three stages on an ever coarser map, with a class token that goes through all of them.
+    """A vision transformer of three stages on increasingly coarse maps, with one class token for all stages.
 
-    Learned positions are added to the map of the first stage; the classes are read from the class token. Legend: `B`
-    images of (C, H, W), `N` tokens with the class token, `D` width of a stage.
+    Learned positions are added to the map of the first stage. The classifier reads the class token. Legend: `B` images
+    of (C, H, W), `N` tokens with the class token, `D` width of a stage.
 
-    Positions and class token start normal with standard deviation 0.02 (the authors truncate at 100 standard
-    deviations, which changes nothing); all other weights and biases as torch's own.
+    Positions and the class token are drawn from a normal distribution with standard deviation 0.02 (the authors
+    truncate it at 100 standard deviations, which has no effect). All other weights and biases have torch's
+    initialisation.
 
     Source: Heo et al. 2021, PiT, arXiv:2103.16302; the network is that of ViT-Bench-101 (Wei et al. 2024, Auto-Prox,
-    arXiv:2312.09059). Its rate of stochastic depth reaches its highest value one block after the last, ours in it.
+    arXiv:2312.09059). There the drop-path rate would reach its maximum one block after the last; here the last has it.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Pit(nn.Module):
         self.head = Linear(widths[-1], task.num_classes)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                draw_evenly(module, module.in_features**-0.5, generator)
+                draw_uniform(module, module.in_features**-0.5, generator)
         draw_convolutions(self, generator)
         draw_normal(self.class_token, generator, std=INIT_STD)
         draw_normal(self.position, generator, std=INIT_STD)
@@ -101,7 +102,7 @@ class Pit(nn.Module):
         """Logits (B, classes) of images (B, C, H, W).
 
         Args:
-            images: A batch of normalised images. Positions are interpolated if their size is another than the task's.
+            images: A batch of normalised, square images. Positions are interpolated if the task has another image size.
             generator: Source of the drop-path masks, on the CPU, needed in training mode if `drop_path` is above 0; or
                 the factors of `draw_keep_factors`, which apply whatever `drop_path` is.
             dropout: Rate and seed of dropout in training mode; `None` drops nothing.
@@ -136,7 +137,7 @@ class Pit(nn.Module):
         return tokens
 
     def features_along(self, directions: Tensor, weights: Tensor) -> Tensor:
-        """Features without normalisation on a curve of images, with derivatives; see `plugins.protocols.CurveModel`."""
+        """Features and derivatives along a curve of images, without norms; see `plugins.protocols.CurveModel`."""
         constant = torch.cat([self.class_token[0], self.position[0].flatten(1).t()])
         return token_features_along(self.patch_embed, constant, self._features_of_curve, directions, weights)
 
@@ -157,7 +158,7 @@ class Pit(nn.Module):
         return resize_positions(self.position[0].permute(1, 2, 0), side, side).permute(2, 0, 1)[None]
 
     def _keep_factors(self, images: Tensor, generator: torch.Generator | Tensor | None) -> Sequence[Tensor | None]:
-        """Each block's `keep`, (2, B, 1, 1)."""
+        """The `keep` of each block, (2, B, 1, 1)."""
         return keep_factors(
             self, images, num_blocks=sum(self.depths), rate=self.drop_path, num_dims=3, generator=generator
         )

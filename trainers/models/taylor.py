@@ -1,8 +1,8 @@
-"""Taylor coefficients of tokens along a curve, carried by hand through the layers of a vision transformer.
+"""Taylor coefficients of tokens along a curve, propagated through the layers of a vision transformer.
 
-A curve of tokens `x(t)` is kept as its coefficients `x_j`: the j-th derivative divided by `j!`. A product of two curves
-then has the coefficients `(a b)_j = sum_i a_i b_(j-i)`, and a sum over `i` is one matrix product of coefficients laid
-side by side. Nothing is kept for a backward pass.
+A curve of tokens `x(t)` is represented by its coefficients `x_j`: the j-th derivative divided by `j!`. The coefficients
+of a product of two curves are `(a b)_j = sum_i a_i b_(j-i)`; the sum over `i` is one product of concatenated matrices.
+Nothing is stored for a backward pass.
 
 Legend: `K` coefficients (order + 1, at most 3), `B` windows of all images, `N` tokens of a window, `D` width, `H` heads
 of `d` channels, `I = H d`.
@@ -17,21 +17,21 @@ from torch import Tensor
 from trainers.models.blocks import Mlp, SelfAttention
 
 NUMBERS_AT_ONCE = 2**19
-"""Size up to which intermediate results of one layer are computed together; a core's cache holds about as many."""
+"""Numbers in the intermediate results that are computed at once; about as many fit into a core's cache."""
 TOKENS_AT_ONCE = 2**18
 """Numbers in the tokens that go through a stage together. With fewer, the overhead of each operation dominates; with
 more, memory bandwidth does."""
 SCORE_COST = 60
-"""Multiply-accumulates of a matrix product that take as long as the elementwise work on one attention score."""
+"""Cost of the elementwise operations on one attention score, in multiply-accumulates of a matrix product."""
 
 
 def derivative_factors(weights: Tensor) -> Tensor:
-    """What turns coefficients (K, ...) into derivatives, `j!`, shape (K, 1, 1), in the dtype of `weights` (K, ...)."""
+    """Factors `j!` that turn coefficients into derivatives, shape (K, 1, 1), in the dtype of `weights` (K, ...)."""
     return weights.new_tensor([math.factorial(index) for index in range(len(weights))]).view(-1, 1, 1)
 
 
 def slices(total: int, size: int) -> Iterator[slice]:
-    """`total` things in pieces of `size`, or one by one."""
+    """Slices of `size` items (at least 1) that cover `total` items."""
     size = max(1, size)
     return (slice(start, start + size) for start in range(0, total, size))
 
@@ -48,7 +48,7 @@ def add_mlp(tokens: Tensor, mlp: Mlp) -> None:
 
 
 def hidden_activations(rows: Tensor, mlp: Mlp) -> Tensor:
-    """The MLP's activations after GELU, (K, rows, hidden), of (K, rows, D)."""
+    """The MLP's activations after GELU, (K, rows, hidden), from its input (K, rows, D)."""
     hidden = rows.new_empty(*rows.shape[:2], mlp.fc1.out_features)
     for index, (part, row) in enumerate(zip(hidden, rows, strict=True)):
         if index == 0:
@@ -73,11 +73,11 @@ def gelu_(curve: Tensor) -> None:
 
 
 def add_attention(tokens: Tensor, attention: SelfAttention) -> Tensor:
-    """Tokens (K, B, N, D) with the output of attention added; their memory may be used for it.
+    """Tokens (K, B, N, D) with the output of attention added; their memory may be reused.
 
-    Attention is computed to first order in its scores, as one matrix per window, where they are so small that this
-    is exact within the dtype's precision, and where it is faster. The fresh network without normalisation is such a
-    case: its scores are below 1e-3. Elsewhere attention is computed as it stands.
+    If it is faster, and if the scores are small enough for it to be exact within the dtype's precision, attention is
+    computed to first order in its scores, as one matrix per window. An untrained network without normalisation is such
+    a case: its scores are below 1e-3. Otherwise attention is computed exactly.
     """
     count, width = tokens.shape[2:]
     if count == 1:
@@ -95,21 +95,21 @@ def add_attention(tokens: Tensor, attention: SelfAttention) -> Tensor:
 
 
 def _add_projected(tokens: Tensor, mixed: Tensor, attention: SelfAttention) -> Tensor:
-    """Tokens (K, B, N, D), changed in place, with the projection of `mixed` (K, B, N, I) added."""
+    """Add the projection of `mixed` (K, B, N, I) to tokens (K, B, N, D) in place, and return them."""
     tokens[0] += attention.proj.bias
     tokens.view(-1, tokens.shape[-1]).addmm_(mixed.flatten(0, 2), attention.proj.weight.t())
     return tokens
 
 
 def first_order_attention(tokens: Tensor, attention: SelfAttention) -> Tensor | None:
-    """Tokens (K, B, N, D) with attention to first order in the scores added; `None` where the rest is not negligible.
+    """Tokens (K, B, N, D) plus attention to first order in the scores; `None` if higher orders are not negligible.
 
-    Softmax does not notice when the keys are centred within their window. With `exp(s) = 1 + s` the weights then add up
-    to `N`, and a token becomes `x + mean(v) + q K^T V / N`. With the covariance `C` of the window's tokens that is
+    Softmax is invariant to centring the keys within their window. With `exp(s) = 1 + s` the weights then sum to `N`,
+    and a token becomes `x + mean(v) + q K^T V / N`. With the covariance `C` of the window's tokens that is
     `x (1 + sum_h Wq_h^T Wk_h C Wv_h^T Wp_h^T / sqrt(d))` and a constant: no query, key or value is computed.
 
-    What is left out of the weights is about `s^2 / 2`. In the mean over all pairs it is kept below the dtype's rounding
-    error, by the bound `mean(s^2) <= mean(|q|^2) mean(|k|^2) / d`, which needs the covariance only.
+    The error of the weights is about `s^2 / 2`. Its mean over all pairs is kept below the dtype's rounding error by the
+    bound `mean(s^2) <= mean(|q|^2) mean(|k|^2) / d`, which depends on the covariance only.
     """
     num, windows, count, width = tokens.shape
     heads, depth = attention.heads, attention.head_width
@@ -139,7 +139,7 @@ def first_order_attention(tokens: Tensor, attention: SelfAttention) -> Tensor | 
 
 
 def _covariance(tokens: Tensor, means: Tensor) -> Tensor:
-    """Coefficients of the tokens' covariance within each window, (K, B, D, D), of (K, B, N, D) and (K, B, D)."""
+    """Coefficients (K, B, D, D) of the covariance in each window, from tokens (K, B, N, D) and means (K, B, D)."""
     num, windows, count, width = tokens.shape
     covariance = tokens.new_zeros(num, windows, width, width)
     for low in range(num):
@@ -151,22 +151,22 @@ def _covariance(tokens: Tensor, means: Tensor) -> Tensor:
 
 
 def _scores_are_negligible(mean: Tensor, covariance: Tensor, attention: SelfAttention, count: int) -> bool:
-    """Whether attention to first order is exact, of each window's mean token (B, D) and covariance (B, D, D)."""
+    """Whether first-order attention is exact, given each window's mean token (B, D) and covariance (B, D, D)."""
     heads, depth, width = attention.heads, attention.head_width, mean.shape[-1]
     weight = attention.qkv.weight[: 2 * heads * depth]
     spread = torch.matmul(weight, covariance).mul_(weight).view(-1, 2, heads, depth * width).sum(-1)
     mean_query = torch.addmm(attention.qkv.bias[: heads * depth], mean, weight[: heads * depth].t())
     squared_query = spread[:, 0] + mean_query.view(-1, heads, depth).square().sum(-1)
     mean_square = float((squared_query * spread[:, 1]).max()) / depth
-    # The second condition bounds the largest score by 1, so that s^2 / 2 is most of what is left out.
+    # The second condition bounds the largest score by 1, so that s^2 / 2 dominates the error.
     return mean_square <= torch.finfo(mean.dtype).eps and mean_square * count**2 <= 1
 
 
 def exact_attention(tokens: Tensor, attention: SelfAttention) -> Tensor:
-    """Attention's output before its projection, (K, B, N, I), of tokens (K, B, N, D), in blocks of scores.
+    """Output of attention before its projection, (K, B, N, I), from tokens (K, B, N, D), in blocks of scores.
 
     With scores `S_j`, softmax `P` of `S_0`, `E_0 = P`, `E_1 = P S_1` and `E_2 = P (S_2 + S_1^2 / 2)`, the sums
-    `n_j = sum_i E_(j-i) [V_i 1_i]` give values and normalisers at once, and the output is `n_j` divided by them.
+    `n_j = sum_i E_(j-i) [V_i 1_i]` contain both values and normalisers; their quotient is the output.
     """
     num, windows, count, _ = tokens.shape
     heads, depth = attention.heads, attention.head_width
@@ -194,10 +194,10 @@ def _mix(query: Tensor, key: Tensor, value: Tensor, num: int) -> Tensor:
     """Rows of attention, (b, rows, K, d).
 
     Args:
-        query: Coefficients side by side, the last first, shape (b, rows, K d), scaled.
-        key: Coefficients side by side, the first first, shape (b, N, K d).
-        value: Coefficients side by side, each with the coefficient of 1 behind it, shape (b, N, K (d + 1)).
-        num: `K`.
+        query: Concatenated coefficients from last to first, scaled, shape (b, rows, K d).
+        key: Concatenated coefficients from first to last, shape (b, N, K d).
+        value: Concatenated coefficients, each followed by the coefficient of 1, shape (b, N, K (d + 1)).
+        num: Number of coefficients `K`.
     """
     depth = key.shape[-1] // num
     scores = [

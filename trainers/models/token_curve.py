@@ -1,4 +1,4 @@
-"""Features along a curve of images, with derivatives, of models whose tokens are a sequence; without normalisation.
+"""Features and their derivatives along a curve of images, for models with a sequence of tokens, without norms.
 
 Legend: `K` derivatives (order + 1), `n` points of the curve, `r` images that span it, `N` tokens with the class token,
 `P` patches, `D` width.
@@ -29,7 +29,7 @@ def token_features_along(
 
     Args:
         embed: The patch embedding.
-        constant: What is added to the embedded patches, with the class token in front, shape (N, D).
+        constant: The class token and positions: the input of the first block without the patches, shape (N, D).
         features_of: Coefficients of features (K, n, D) from those of the first tokens (K, n, N, D), whose memory it
             may reuse. It skips the model's norms.
         directions: Shape (r, C, H, W).
@@ -54,7 +54,7 @@ def _first_tokens(coefficients: Tensor, spanned: Tensor, constant: Tensor) -> Te
     Args:
         coefficients: Coefficients of the directions, shape (K, n, r).
         spanned: The directions' patches without bias, shape (r, P D).
-        constant: What is added to the tokens of every image, shape (N, D).
+        constant: Tokens of an image without the patches, shape (N, D).
     """
     tokens = constant.new_zeros(*coefficients.shape[:2], *constant.shape)
     tokens[:, :, 1:] = torch.matmul(coefficients, spanned).view(*coefficients.shape[:2], -1, constant.shape[1])
@@ -63,7 +63,7 @@ def _first_tokens(coefficients: Tensor, spanned: Tensor, constant: Tensor) -> Te
 
 
 def blocks_along(tokens: Tensor, blocks: nn.ModuleList) -> Tensor:
-    """Tokens (K, n, N, D) after the blocks, without norms; the memory of the given ones may be reused."""
+    """Tokens (K, n, N, D) after the blocks, without norms; the memory of the input may be reused."""
     for module in blocks:
         block = cast("Block", module)
         tokens = add_attention(tokens, block.attn)
