@@ -1,13 +1,13 @@
-"""Reading the text forms of topologies: parts of numbers, and at which character a mistake is."""
+"""Parsing the text forms of topologies, with errors that name the character."""
 
 import re
 from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
 MAX_NUMBER = 9999
-"""Largest whole number that a text form takes."""
+"""Largest whole number in a text form."""
 NUM_DECIMALS = 4
-"""Most digits behind the point of a decimal number."""
+"""Largest number of decimals of a number."""
 
 _WHOLE = re.compile(r"[0-9]{1,4}", re.ASCII)
 _DECIMAL = re.compile(rf"[0-9]{{1,4}}(\.[0-9]{{1,{NUM_DECIMALS}}})?", re.ASCII)
@@ -24,20 +24,20 @@ def read_part(
     *,
     decimals: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Read the numbers of one part, divided by commas.
+    """Read the numbers of one part, separated by commas.
 
     Args:
         text: The whole text form.
-        part: The part of it to read.
-        start: Its first character's place in `text`.
-        where: What the part is called in messages.
-        names: What its numbers are called, in their order.
-        num_required: How many of them must be there; the others may be left out, from the end.
-        check: What is wrong with a number of that name (`must be ..., but got ...`), or `None`.
-        decimals: Names of the numbers that may have a fraction; they are floats, the others integers.
+        part: The part to read.
+        start: Index of the part's first character in `text`.
+        where: Name of the part in messages.
+        names: Names of its numbers, in order.
+        num_required: Number of required numbers; the ones after them are optional.
+        check: Called with a name and a number; returns what is wrong (`must be ..., but got ...`), or `None`.
+        decimals: Names of the numbers that may have decimals; they become floats, the others integers.
 
     Raises:
-        ValueError: The part is not of this form, or a number is refused; says at which character.
+        ValueError: The part is malformed, or `check` rejects a number; the message names the character.
     """
     pieces = part.split(",")
     if not num_required <= len(pieces) <= len(names):
@@ -63,15 +63,15 @@ def read_part(
 
 
 def fail(text: str, position: int, what: str, problem: str) -> NoReturn:
-    """Raise ValueError for what is at place `position` of `text`."""
+    """Raise ValueError for the character at index `position` of `text`."""
     raise ValueError(f"at character {position + 1} of {shown(text)}: {what} {problem}")
 
 
 def shown(text: str) -> str:
-    """A text as a message shows it."""
+    """A text for a message, quoted and shortened."""
     return repr(text if len(text) <= 80 else f"{text[:77]}...")
 
 
 def decimal(value: float) -> str:
-    """A decimal number as a text form has it: `4`, `3.5`."""
+    """A number as a text form writes it, such as `4` or `3.5`."""
     return f"{value:.{NUM_DECIMALS}f}".rstrip("0").rstrip(".")

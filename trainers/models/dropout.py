@@ -22,12 +22,12 @@ _LEVELS = 2**16
 
 
 class Dropout(NamedTuple):
-    """How a model's `forward` drops values. Under `torch.func.vmap`, both fields may have one value per model."""
+    """Dropout of one forward pass. Under `torch.func.vmap`, both fields may have one value per model."""
 
     rate: float | Tensor
-    """Probability that a value is dropped, in [0, 1). A tensor has no dimensions."""
+    """Probability that a value is dropped, in [0, 1); a float or a tensor without dimensions."""
     seed: Tensor
-    """An int64 without dimensions. The same seed gives the same masks, so each training step needs another one."""
+    """An int64 tensor without dimensions. Equal seeds give equal masks, so use a new seed in each training step."""
 
 
 class DropoutSite(NamedTuple):
@@ -36,12 +36,12 @@ class DropoutSite(NamedTuple):
     keys: Tensor
     """Two int32 numbers, shape (2,), different for each site and seed."""
     threshold: Tensor
-    """Int16 without dimensions; hashes below it drop their value."""
+    """An int16 tensor without dimensions; values whose hash is below it are dropped."""
     scale: Tensor
     """Factor of the kept values, 1 / (1 - rate), without dimensions."""
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Values of any shape, (B, ...), with some set to 0 and the others scaled; another mask for each image."""
+        """Set some of the values (B, ...) to 0 and scale the others. Each image has a different mask."""
         hashes = _hash_halves(math.prod(values.shape), self.keys, values.device).reshape(values.shape)
         factors = (hashes >= self.threshold) * self.scale
         return (values * factors).to(values.dtype)
@@ -74,10 +74,10 @@ def dropout_sites(model: nn.Module, images: Tensor, *, num_blocks: int, dropout:
     """The sites of a model for one forward pass.
 
     Args:
-        model: Drops nothing unless it is in training mode.
+        model: Nothing is dropped unless it is in training mode.
         images: The batch, (B, C, H, W); only its device matters.
-        num_blocks: Blocks of the whole model.
-        dropout: Rate and seed; `None` and a rate of the number 0 drop nothing and cost nothing.
+        num_blocks: Number of blocks of the whole model.
+        dropout: Rate and seed. `None`, or a float rate of 0, drops nothing and costs nothing.
 
     Raises:
         ValueError: The rate is a number outside [0, 1).
@@ -115,7 +115,8 @@ def _site_keys(seed: Tensor, num_sites: int) -> Tensor:
 def _hash_halves(count: int, keys: Tensor, device: torch.device) -> Tensor:
     """`count` evenly distributed int16 numbers, the halves of 32-bit hashes of 0, 1, 2, ...
 
-    The second key enters between the rounds, since with one key two sites could have the same mask in another order.
+    The second key is added between the rounds: with one key only, the masks of two sites could be permutations of each
+    other.
 
     Source: Appleby, MurmurHash3, the 32-bit finalizer (public domain).
     """
@@ -131,7 +132,7 @@ def _hash_halves(count: int, keys: Tensor, device: torch.device) -> Tensor:
 
 
 def _shift_right(numbers: Tensor, count: int, num_bits: int) -> Tensor:
-    """Logical shift; torch's own repeats the sign."""
+    """Logical shift to the right; the operator of torch copies the sign bit."""
     return (numbers >> count) & ((1 << (num_bits - count)) - 1)
 
 

@@ -15,8 +15,8 @@ def resize_positions(positions: Tensor, rows: int, columns: int) -> Tensor:
     """Position embeddings of a grid, interpolated to a grid of `rows` x `columns` tokens.
 
     The interpolation is bicubic and keeps the corners of the image in place (`align_corners=False`), as DeiT does when
-    the resolution changes. It is a product with two small matrices, so that it is differentiable, works under
-    `torch.func` and needs no kernel of its own on any device. A grid of the same size is returned unchanged.
+    the resolution changes. It is computed as a product with two small matrices, which is differentiable and works under
+    `torch.func` on every device. A grid of the same size is returned unchanged.
 
     Args:
         positions: One embedding per token, shape (H, W, D).
@@ -26,7 +26,7 @@ def resize_positions(positions: Tensor, rows: int, columns: int) -> Tensor:
     Returns:
         Shape (rows, columns, D), in the dtype of `positions` also under autocast.
 
-    Source: Touvron et al. 2021, DeiT, arXiv:2012.12877, section 3 (fine-tuning at a higher resolution).
+    Source: Touvron et al. 2021, DeiT, arXiv:2012.12877 (fine-tuning at another resolution).
     """
     height, width = positions.shape[:2]
     if (height, width) == (rows, columns):
