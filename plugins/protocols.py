@@ -67,8 +67,9 @@ class TransformerBlock(Protocol):
 
     norm1: "torch.nn.Module"
     attn: "torch.nn.Module"
-    """Has the linear layers `qkv` and `proj`, the number of `heads`, and `attention_weights(tokens)`: of its input, how
-    much each token attends to each of its window, shape (B, ..., heads, N, N), where rows add up to 1."""
+    """Has the linear layers `qkv` and `proj`, the number of `heads`, and `attention_weights(tokens)`: the attention
+    weights of each token of a window for each, shape (B, ..., heads, N, N), whose rows sum to 1. The signal
+    `attention_logit` also needs `attention_logits(tokens)`, the scores before the softmax."""
     norm2: "torch.nn.Module"
     mlp: "torch.nn.Module"
     """Has the linear layers `fc1` and `fc2`, and between them the module `act`."""

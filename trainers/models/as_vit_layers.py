@@ -7,7 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.costs import attention_window
-from trainers.models.blocks import Block, Convolution, Linear, SelfAttention, attend, attention_weights, layer_norm
+from trainers.models.blocks import (
+    Block,
+    Convolution,
+    Linear,
+    SelfAttention,
+    attend,
+    attention_logits,
+    attention_weights,
+    layer_norm,
+)
 from trainers.models.dropout import DropoutSites
 
 
@@ -105,6 +114,18 @@ class WindowAttention(SelfAttention):
             return tokens.new_ones(batch, height * across, self.heads, 1, 1)
         (query, key, _), is_real = self._windows(self.qkv(tokens), rows, columns)
         return attention_weights(query, key, is_real).view(batch, -1, self.heads, *[rows * columns] * 2)
+
+    def attention_logits(self, tokens: Tensor) -> Tensor:
+        """The scaled scores before the softmax of `attention_weights`.
+
+        They are -inf for tokens that only fill a window up, and 0 for windows of one token.
+        """
+        batch, height, across, _ = tokens.shape
+        rows, columns = self._window(height, across)
+        if rows == columns == 1:
+            return tokens.new_zeros(batch, height * across, self.heads, 1, 1)
+        (query, key, _), is_real = self._windows(self.qkv(tokens), rows, columns)
+        return attention_logits(query, key, is_real).view(batch, -1, self.heads, *[rows * columns] * 2)
 
     def _window(self, height: int, across: int) -> tuple[int, int]:
         """Height and width of a window, in tokens."""

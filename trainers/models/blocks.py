@@ -52,6 +52,11 @@ class SelfAttention(nn.Module):
         query, key, _ = self._heads(tokens)
         return attention_weights(query, key)
 
+    def attention_logits(self, tokens: Tensor) -> Tensor:
+        """The scaled scores before the softmax of `attention_weights`."""
+        query, key, _ = self._heads(tokens)
+        return attention_logits(query, key)
+
     def _heads(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of tokens (B, N, D), each (B, heads, N, d)."""
         parts = self.qkv(tokens).view(*tokens.shape[:2], 3, self.heads, self.head_width)
@@ -78,11 +83,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, is_real: Tensor | None = N
 
 def attention_weights(query: Tensor, key: Tensor, is_real: Tensor | None = None) -> Tensor:
     """Weights of the values in `attend`, shape (..., N, N)."""
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-    if is_real is not None:
-        scores = scores.masked_fill(~is_real, -torch.inf)
-    weights: Tensor = scores.softmax(-1)
+    weights: Tensor = attention_logits(query, key, is_real).softmax(-1)
     return weights
+
+
+def attention_logits(query: Tensor, key: Tensor, is_real: Tensor | None = None) -> Tensor:
+    """Scaled scores, shape (..., N, N), of queries and keys (..., N, d); -inf for keys that do not take part."""
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    return scores if is_real is None else scores.masked_fill(~is_real, -torch.inf)
 
 
 class Mlp(nn.Module):

@@ -154,7 +154,8 @@ class _BlockWatch:
 
     def on_logits(self, attention: Any, tokens: Tensor) -> None:
         """The same for the logits."""
-        self._logits.append(attention.attention_logits(tokens).abs().max())
+        logits = attention.attention_logits(tokens)
+        self._logits.append(torch.where(logits.isinf(), 0.0, logits).abs().max())
 
     def on_activation(self, key: int, activation: Tensor) -> None:
         """After an MLP's activation (..., hidden)."""
