@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
 from plugins.optimizers.muon import block_matrices, other_parts
 from plugins.optimizers.sam import worst_nearby
@@ -240,26 +239,8 @@ def assert_steps_are_torchs(optimizer: Optimizer, steps: Iterator[dict[str, Tens
 def test_adamw_is_torchs(given: dict[str, float], model: nn.Module) -> None:
     betas = (given.get("beta1", 0.9), given.get("beta2", 0.999))
     theirs = torch.optim.AdamW(groups_of(model), betas=betas, eps=given.get("eps", 1e-8), fused=True)
-    # The kernel takes several numbers at a time, so a number's last bit depends on its place.
-    assert_steps_are_torchs(create("optimizers", "adamw", given), torchs_values(model, theirs), rtol=1e-6, atol=1e-7)
-
-
-def test_adamw_is_the_fused_kernel_on_the_decayed_and_the_other_slice() -> None:
-    found, state = take_steps(create("optimizers", "adamw"))
-    values = flat_row(LAYOUT, VALUES)
-    means, squares = torch.zeros_like(values), torch.zeros_like(values)
-    counts = [torch.zeros(()), torch.zeros(())]
-    slices = [slice(0, LAYOUT.decay_end), slice(LAYOUT.decay_end, None)]
-    for step, named in enumerate(GRADIENTS):
-        gradient = flat_row(LAYOUT, named)
-        for part, decay, count in zip(slices, (0.1, 0.0), counts, strict=True):
-            rows = [[row[part]] for row in (values, gradient, means, squares)]
-            constants = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False, "maximize": False}
-            adamw(*rows, [], [count], fused=True, lr=RATES[step], weight_decay=decay, **constants)
-    assert torch.equal(found, values)
-    assert torch.equal(state["exp_avg"], means)
-    assert torch.equal(state["exp_avg_sq"], squares)
-    assert torch.equal(state["step"], counts[0])
+    # To the last bit, which depends on where in a tensor a number lies: hence the row's segments.
+    assert_steps_are_torchs(create("optimizers", "adamw", given), torchs_values(model, theirs), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("given", [{}, {"momentum": 0.5}, {"nesterov": True}, {"momentum": 0.0}])
