@@ -78,7 +78,7 @@ class AutoFormerTopology(Topology):
 
     @property
     def depths(self) -> tuple[int]:
-        """The number of blocks; there is one stage."""
+        """The number of blocks; AutoFormer has one stage."""
         return (self.depth,)
 
     @property

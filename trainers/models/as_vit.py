@@ -82,7 +82,7 @@ class AsViT(nn.Module):
         Args:
             images: A batch of normalised images.
             generator: Source of the drop-path masks, on the CPU, needed in training mode if `drop_path` is above 0; or
-                the factors of `draw_keep_factors`, which apply whatever `drop_path` is.
+                the factors of `draw_keep_factors`, which apply regardless of `drop_path`.
             dropout: Rate and seed of dropout in training mode; `None` drops nothing.
             stride_factor: Factor of the stride and dilation of the first projection. Each side of every token grid is
                 divided by it (rounded up); the weights are the same.

@@ -38,12 +38,12 @@ class ModelBuilder(Generic[Model]):
         """A freshly initialised model; the same generator state gives the same weights on every device.
 
         Args:
-            topology: What to build.
+            topology: The topology of the model.
             task: Image size, channels and classes.
             drop_path: Rate of the last block's stochastic depth, in [0, 1); it rises linearly from 0 in the first.
             normalization: False replaces every layer norm by the identity, as scores of curves need it.
             generator: Source of the weights, on the CPU; `None` is a new one with seed 0.
-            device: Where the model goes; the CPU by default.
+            device: Device of the model; the CPU by default.
             dtype: Type of the parameters, float32 by default. They are drawn in float32.
 
         Raises:

@@ -159,7 +159,7 @@ def keep_factors(
         rate: Rate of the last block; it rises linearly from 0 in the first.
         num_dims: Number of dimensions of the tokens; each block's factors have shape (2, B, 1, ...).
         generator: Source of the masks, on the CPU; or factors from `draw_keep_factors`, on the images' device, which
-            are used whatever `rate` is.
+            are used regardless of `rate`.
 
     Raises:
         ValueError: Random numbers are needed, but `generator` is `None`.

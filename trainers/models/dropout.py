@@ -59,7 +59,7 @@ class BlockDropout(NamedTuple):
 
 
 class DropoutSites(NamedTuple):
-    """The sites of a whole model, where ViT and DeiT have them."""
+    """The sites of a whole model, as in ViT and DeiT."""
 
     embedding: DropoutSite | None
     """After patch and position embedding."""

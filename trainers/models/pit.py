@@ -104,7 +104,7 @@ class Pit(nn.Module):
         Args:
             images: A batch of normalised, square images. Positions are interpolated if the task has another image size.
             generator: Source of the drop-path masks, on the CPU, needed in training mode if `drop_path` is above 0; or
-                the factors of `draw_keep_factors`, which apply whatever `drop_path` is.
+                the factors of `draw_keep_factors`, which apply regardless of `drop_path`.
             dropout: Rate and seed of dropout in training mode; `None` drops nothing.
         """
         logits: Tensor = self.head(self.norm(self._tokens(images, generator, dropout)[:, 0]))

@@ -40,7 +40,7 @@ def resize_positions(positions: Tensor, rows: int, columns: int) -> Tensor:
 
 @lru_cache(maxsize=256)
 def interpolation_matrix(old: int, new: int) -> NDArray[np.float64]:
-    """Weights (new, old) of cubic interpolation from `old` to `new` evenly spaced cells of the same length.
+    """Weights (new, old) of cubic interpolation from a row of `old` cells to a row of `new` cells.
 
     It is computed with numpy because a tensor made within a `torch.func` transform must not outlive it.
     """
