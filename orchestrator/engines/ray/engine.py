@@ -14,13 +14,14 @@ from orchestrator.engines.ray.cluster import RayCluster
 from orchestrator.engines.ray.pool import RayPool
 from orchestrator.engines.ray.trial_resources import Share, SharePlanner
 from orchestrator.engines.ray.worker import RUN_TASK
+from orchestrator.engines.trial_queue import TrialQueue
 from orchestrator.spec.engine import PopulationBandits, Scheduler
-from orchestrator.store.records import AttemptRecord, TrialRecord
+from orchestrator.store.records import TrialRecord
 from search_spaces.dimensions import Point
-from trainers.config import Resources, TrainTask
+from trainers.config import Resources, Task, TrainTask
 
 if TYPE_CHECKING:
-    from orchestrator.engines.ray.trial_book import Book
+    from orchestrator.engines.ray.trial_book import TrialBook
 
 
 class RayEngine:
@@ -83,43 +84,42 @@ class RayEngine:
                 self._scratch.rmdir()
 
     def _tune(self, search: Search, ledger: Ledger, control: Control, folder: Path) -> list[TrialRecord]:
-        from orchestrator.engines.ray.trial_book import Book
+        from orchestrator.engines.ray.trial_book import TrialBook
 
         stop_file = folder / "stop"
         describe = partial(self._describe, search, stop_file=stop_file)
-        with contextlib.closing(Book(search, ledger, control, describe=describe, scheduler=self._scheduler)) as book:
+        queue = TrialQueue(search, ledger, control)
+        with contextlib.closing(TrialBook(search, queue, describe=describe, scheduler=self._scheduler)) as book:
             is_finished = False
             while not is_finished:
-                fit = partial(self._fit, book, search, ledger, control, folder, stop_file)
+                fit = partial(self._fit, book, search, ledger, folder, stop_file)
                 with _quiet():
                     try:
                         self._cluster.call(fit)
                     except Exception as error:
                         if book.error is not None or not book.live or not _is_of_ray(error):
                             raise book.error or error from error
-                        # Tune does not know every way in which workers are lost; its trials go on under a new one.
+                        # Tune does not survive every loss of a worker; its trials continue under a new Tuner.
                 if book.error is not None:
                     raise book.error
                 book.drop_live()
                 is_finished = book.is_finished
-            return [book.trials[number] for number in sorted(book.trials)]
+            return queue.trials()
 
-    def _fit(
-        self, book: "Book", search: Search, ledger: Ledger, control: Control, folder: Path, stop_file: Path
-    ) -> None:
+    def _fit(self, book: "TrialBook", search: Search, ledger: Ledger, folder: Path, stop_file: Path) -> None:
         from ray import tune
 
         from orchestrator.engines.ray.schedulers import make_scheduler, teach
         from orchestrator.engines.ray.trainable import TrialTrainable
-        from orchestrator.engines.ray.trial_book import LedgerCallback, LedgerSearch, StopAll
+        from orchestrator.engines.ray.trial_book import SearchStopper, TrialRecorder, TrialSource
 
-        scheduler = make_scheduler(self._settings, search, partial(_retask, search, book.trials))
-        ended = [trial for trial in book.trials.values() if trial.is_usable]
+        scheduler = make_scheduler(self._settings, search, partial(_retask, search, book.queue))
+        ended = [trial for trial in book.queue.trials() if trial.is_usable]
         teach(scheduler, ((trial.number, ledger.curve(trial)) for trial in ended))
         tuner = tune.Tuner(
             TrialTrainable,
             tune_config=tune.TuneConfig(
-                search_alg=LedgerSearch(book, share=self._shares, room=self._room),
+                search_alg=TrialSource(book, share=self._shares, room=self._room),
                 scheduler=scheduler,
                 num_samples=-1,
                 reuse_actors=True,
@@ -127,8 +127,8 @@ class RayEngine:
             run_config=tune.RunConfig(
                 name=uuid.uuid4().hex[:12],
                 storage_path=str(folder),
-                stop=StopAll(book, control, stop_file),
-                callbacks=[LedgerCallback(book)],
+                stop=SearchStopper(book, stop_file),
+                callbacks=[TrialRecorder(book)],
                 failure_config=tune.FailureConfig(max_failures=0),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
@@ -136,15 +136,13 @@ class RayEngine:
         )
         tuner.fit()
 
-    def _describe(
-        self, search: Search, record: TrialRecord, attempt: AttemptRecord, *, stop_file: Path
-    ) -> dict[str, Any]:
-        from orchestrator.engines.ray.trial_book import describe_trial
+    def _describe(self, search: Search, record: TrialRecord, task: Task, *, stop_file: Path) -> dict[str, Any]:
+        from orchestrator.engines.ray.trial_book import tune_config
 
-        config = describe_trial(
+        config = tune_config(
             search,
             record,
-            attempt,
+            task,
             run_task=self._run_task,
             stop_file=stop_file,
             silent_minutes=self._silent_minutes,
@@ -160,12 +158,12 @@ class RayEngine:
         return room if self._max_concurrent is None else min(room, self._max_concurrent)
 
 
-def _retask(search: Search, trials: dict[int, TrialRecord], config: dict[str, Any], point: Point, step: int) -> str:
+def _retask(search: Search, queue: TrialQueue, config: dict[str, Any], point: Point, step: int) -> str:
     from orchestrator.engines.ray.trial_book import task_at
 
     fence = TrainTask.model_validate_json(config["task"]).fence
     folder = Path(config["folder"]) / f"generation-{step:02d}"
-    task = task_at(search, trials[config["number"]], point)
+    task = task_at(search, queue.record(config["number"]), point)
     return task.model_copy(update={"folder": folder, "fence": fence}).model_dump_json()
 
 

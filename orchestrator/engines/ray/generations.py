@@ -18,7 +18,9 @@ from pydantic import BaseModel, ConfigDict
 from search_spaces.dimensions import Point, Scalar
 from trainers.config import Configuration
 
-LINEAGE = "lineage.json"
+COPY_STEPS = "lineage"
+"""Key of the copy steps in a trial's details. It and the file's name are stored with studies of earlier versions."""
+COPY_STEPS_FILE = "lineage.json"
 _NAME = "generation-"
 _TRIES = 5
 _PAUSE_S = 0.2
@@ -49,7 +51,7 @@ class Generation(BaseModel):
 
 def newest_generation(folder: Path) -> tuple[Path, Generation] | None:
     """The newest generation below a trial's folder; `None` where it never copied."""
-    found = sorted(folder.glob(f"{_NAME}*/{LINEAGE}"))
+    found = sorted(folder.glob(f"{_NAME}*/{COPY_STEPS_FILE}"))
     if not found:
         return None
     return found[-1].parent, Generation.model_validate_json(found[-1].read_bytes())
@@ -91,7 +93,7 @@ def begin_generation(
                     f"{source} must hold a whole checkpoint of epoch {epoch} or earlier to be copied, but has none."
                 )
             time.sleep(_PAUSE_S)  # the other trial was just removing an old one
-        (temporary / "new" / LINEAGE).write_text(generation.model_dump_json(indent=1), encoding="utf-8")
+        (temporary / "new" / COPY_STEPS_FILE).write_text(generation.model_dump_json(indent=1), encoding="utf-8")
         (temporary / "new").replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

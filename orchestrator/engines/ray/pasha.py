@@ -8,7 +8,7 @@ import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from orchestrator.engines.ray.pickling import NotKept
+from orchestrator.engines.ray.pickling import NotPickled
 
 _FIRST_TOP = 2
 """Index of the rung that is the highest one at the start."""
@@ -62,7 +62,7 @@ def ranking_changed(below: Mapping[str, float], top: Mapping[str, float], noise:
     )
 
 
-class PashaScheduler(NotKept, FIFOScheduler):
+class PashaScheduler(NotPickled, FIFOScheduler):
     """Progressive asynchronous successive halving.
 
     A trial that reaches a rung below the highest one goes on if it is among the best `1 / reduction_factor` of those

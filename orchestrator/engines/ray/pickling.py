@@ -1,10 +1,10 @@
-"""Objects that Ray Tune may pickle, to no effect."""
+"""Keeps our objects out of Ray Tune's snapshots."""
 
 from typing import Any
 
 
-class NotKept:
-    """Tune pickles what it is given into a snapshot that we never read; these objects leave nothing in it."""
+class NotPickled:
+    """An object that pickles to nothing: Tune pickles what it is given into a snapshot that we never read."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

@@ -12,7 +12,7 @@ from ray.tune.schedulers.pb2 import PB2
 
 from orchestrator.engines.interfaces import Search
 from orchestrator.engines.ray.generations import CopyStep, Generation
-from orchestrator.engines.ray.pickling import NotKept
+from orchestrator.engines.ray.pickling import NotPickled
 from orchestrator.engines.seeds import derive_seed
 from search_spaces.dimensions import Choice, Dimension, Integer, Point, Real, Scalar, is_active
 
@@ -130,7 +130,7 @@ def moved(dimension: Dimension, value: Scalar, rng: random.Random) -> Scalar:
     return min(max(stepped, dimension.low), highest)
 
 
-class _Shared(NotKept):
+class _Shared(NotPickled):
     """Overrides of Ray's `PopulationBasedTraining`."""
 
     _population: Population

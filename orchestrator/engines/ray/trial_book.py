@@ -1,10 +1,9 @@
-"""Between Ray Tune and our rows: which trial Tune runs next, and what is written down of what it reports."""
+"""Connects Ray Tune to the trial queue: Tune takes trials from it, and its results end up in our rows."""
 
 import contextlib
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,13 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import SearchAlgorithm
 
-from orchestrator.engines.interfaces import Control, Ledger, Reporter, Search, task_of_attempt
-from orchestrator.engines.ray.generations import Generation, newest_generation
-from orchestrator.engines.ray.pickling import NotKept
+from orchestrator.engines.interfaces import Reporter, Search
+from orchestrator.engines.ray.generations import COPY_STEPS, Generation, newest_generation
+from orchestrator.engines.ray.pickling import NotPickled
 from orchestrator.engines.ray.trainable import OUTCOME, REPORT
 from orchestrator.engines.ray.trial_resources import Share
-from orchestrator.store.records import FINISHED, AttemptRecord, TrialRecord
+from orchestrator.engines.trial_queue import StartedTrial, TrialQueue
+from orchestrator.store.records import TrialRecord
 from search_spaces.dimensions import Point
 from trainers.config import EpochReport, Task, TaskOutcome, TrainTask
 
@@ -31,127 +31,100 @@ _ACTIVE = (Trial.RUNNING, Trial.PENDING)
 class LiveTrial:
     """A trial in Tune's hands."""
 
-    record: TrialRecord
+    number: int
     tune_trial: Trial
     reporter: Reporter
     curve: dict[int, EpochReport]
 
 
-class AbandonedError(BaseException):
-    """Nobody waits any more for the Tune that asks. It is no `Exception`: Tune would clean up, and wait for Ray."""
+class BookClosedError(BaseException):
+    """Raised in Tune's thread after the search has ended without it.
+
+    It is no `Exception`: Tune would catch that, clean up, and wait for Ray.
+    """
 
 
-class Book(NotKept):
-    """The trials of one search: asked for, in Tune's hands, ended.
+class TrialBook(NotPickled):
+    """The trials that Ray Tune holds, by Tune's names, and what becomes of them.
 
-    Tune runs in a thread of its own, which is left behind where Ray has died: then the book is closed to it.
+    Tune runs in its own thread. If Ray dies, that thread is left behind, and `close` stops it from writing.
 
     Args:
-        search: What is searched.
-        ledger: Where everything is written.
-        control: Says stop.
-        describe: The task of an attempt at a trial as Tune's configuration of it.
+        search: The search.
+        queue: Its trials.
+        describe: Makes Tune's configuration of a trial and its task.
         scheduler: Name of the scheduler, for reasons and details.
     """
 
     def __init__(
         self,
         search: Search,
-        ledger: Ledger,
-        control: Control,
+        queue: TrialQueue,
         *,
-        describe: Callable[[TrialRecord, AttemptRecord], dict[str, Any]],
+        describe: Callable[[TrialRecord, Task], dict[str, Any]],
         scheduler: str | None,
     ) -> None:
+        self.queue = queue
         self._search = search
-        self._ledger = ledger
-        self._control = control
         self._describe = describe
         self._scheduler = scheduler
-        self._waiting: deque[TrialRecord] = deque()
-        self._is_exhausted = False
         self._lock = threading.RLock()
         self._is_closed = False
-        self.trials: dict[int, TrialRecord] = {}
         self.live: dict[str, LiveTrial] = {}
+        """Trials in Tune's hands, by Tune's id."""
         self.error: Exception | None = None
-        """What went wrong in here. Tune would swallow it; the engine raises it once Tune has ended."""
-        for trial in ledger.trials():
-            self.trials[trial.number] = trial
-            if trial.state in FINISHED:
-                search.suggester.tell(trial)
-            else:
-                search.suggester.expect(trial)
-                self._waiting.append(trial)
+        """The first error in a callback. Tune would only log it; the engine raises it after Tune has ended."""
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        """Whatever Tune's thread writes into the book it writes in here, without waiting for Ray meanwhile.
+        """Hold the book open for Tune's thread, which must not wait for Ray inside.
 
         Raises:
-            AbandonedError: The book is closed.
+            BookClosedError: The book is closed.
         """
         with self._lock:
             if self._is_closed:
-                raise AbandonedError
+                raise BookClosedError
             yield
 
     def close(self) -> None:
-        """Let Tune's thread write nothing more."""
+        """Stop Tune's thread from writing."""
         with self._lock:
             self._is_closed = True
 
     @property
     def num_active(self) -> int:
-        """Trials that run or are about to."""
+        """Number of trials that run or are about to."""
         return sum(live.tune_trial.status in _ACTIVE for live in self.live.values())
 
     @property
     def is_finished(self) -> bool:
-        """Whether no further trial comes, as things stand: one that loses its worker comes again."""
-        if self.error is not None or self._control.should_stop():
-            return True
-        all_asked = self._is_exhausted or len(self.trials) >= self._search.num_trials
-        return all_asked and not self._waiting
+        """Whether no further trial will start, unless a running one is lost."""
+        return self.error is not None or self.queue.is_finished
 
-    def next_trial(self) -> tuple[TrialRecord, Reporter, dict[str, Any]] | None:
-        """The next one to run, written down as running; `None` while there is none."""
-        while True:
-            if self._waiting:
-                record = self._ledger.resume(self._waiting.popleft())
-            elif len(self.trials) < self._search.num_trials:
-                suggestion = self._search.suggester.ask(len(self.trials))
-                if suggestion is None:
-                    self._is_exhausted = not self.live
-                    return None
-                record = self._ledger.begin(len(self.trials), suggestion)
-            else:
-                return None
-            self.trials[record.number] = record
-            if record.state not in FINISHED:
-                return record, self._ledger.reporter(record), self._describe(record, self._ledger.attempt(record))
-            self._search.suggester.tell(record)
+    def start(self) -> tuple[StartedTrial, dict[str, Any]] | None:
+        """The next trial with Tune's configuration of it; `None` if none can start now."""
+        started = self.queue.start()
+        return None if started is None else (started, self._describe(started.record, started.task))
 
     def report(self, live: LiveTrial, report: EpochReport) -> None:
+        """Take the report of an epoch; it replaces reports of later epochs, which other weights had."""
         live.curve = {epoch: known for epoch, known in live.curve.items() if epoch < report.epoch}
         live.curve[report.epoch] = report
         live.reporter.report(report)
 
     def finish(self, live: LiveTrial, outcome: TaskOutcome) -> None:
-        """A trial ended by itself."""
+        """Take the outcome of a trial, with the copies that it made of others on its way."""
         steps = Generation.model_validate(live.tune_trial.config["generation"]).model_dump(mode="json")["steps"]
         if steps:
-            outcome = outcome.model_copy(update={"details": {**outcome.details, "lineage": steps}})
-        record = self._ledger.finish(live.record, outcome)
-        self._ledger.settle()
-        self.trials[record.number] = record
-        if record.state in FINISHED:
-            self._search.suggester.tell(record)
+            outcome = outcome.model_copy(update={"details": {**outcome.details, COPY_STEPS: steps}})
+        self.queue.finish(live.number, outcome)
+        self.queue.settle()
 
     def cut_short(self, live: LiveTrial) -> None:
-        """Tune ended a trial without asking it: its scheduler did, or the study is being stopped."""
+        """Take a trial that Tune ended by itself: for its scheduler, or because the study is being stopped."""
         curve = [live.curve[epoch] for epoch in sorted(live.curve)]
-        if self._control.should_stop() or not curve:
+        if self.queue.is_stopped or not curve:
             self.finish(live, TaskOutcome(state="interrupted"))
             return
         from trainers.data.images import load_images  # imports torch
@@ -171,31 +144,29 @@ class Book(NotKept):
         self.finish(live, outcome.model_copy(update={"reason": reason, "details": details}))
 
     def lose(self, live: LiveTrial, reason: str) -> None:
-        """A trial's worker died; the trial comes again."""
-        record = self._ledger.lose(live.record, reason)
-        self.trials[record.number] = record
-        self._waiting.append(record)
+        """Note that a trial's worker died."""
+        self.queue.lose(live.number, reason)
 
     def drop_live(self) -> None:
-        """Tune has ended without a word about these: they wait where the study stops, and come again otherwise."""
+        """Take back the trials that Tune left: they wait if the study stops, else they start again."""
         for live in self.live.values():
-            if self._control.should_stop():
+            if self.queue.is_stopped:
                 self.finish(live, TaskOutcome(state="interrupted"))
             else:
                 self.lose(live, "Ray Tune gave it up")
         self.live.clear()
 
 
-class LedgerSearch(NotKept, SearchAlgorithm):
-    """Gives Tune its trials. It is no `Searcher`: Tune's population-based schedulers refuse to run with one.
+class TrialSource(NotPickled, SearchAlgorithm):
+    """Hands trials to Tune. It is not a `Searcher`: Tune's population-based schedulers refuse to run with one.
 
     Args:
         book: The trials.
-        share: What a task's worker gets of its machine.
-        room: How many of those fit at once.
+        share: Gives a task's share of a machine.
+        room: Gives the number of workers with such a share that fit on the cluster.
     """
 
-    def __init__(self, book: Book, *, share: Callable[[Task], Share], room: Callable[[Share], int]) -> None:
+    def __init__(self, book: TrialBook, *, share: Callable[[Task], Share], room: Callable[[Share], int]) -> None:
         self._book = book
         self._share = share
         self._room = room
@@ -204,7 +175,7 @@ class LedgerSearch(NotKept, SearchAlgorithm):
 
     @property
     def total_samples(self) -> int:
-        return len(self._book.trials)
+        return self._book.queue.num_trials
 
     def add_configurations(self, experiments: Any) -> None:
         self._spec = experiments[0].spec
@@ -220,33 +191,34 @@ class LedgerSearch(NotKept, SearchAlgorithm):
             if self._latest is not None and self._book.num_active > self._room(self._latest):
                 return None
             with self._book.opened():
-                found = self._book.next_trial()
+                found = self._book.start()
             if found is None:
                 return None
-            record, reporter, config = found
+            started, config = found
             self._latest = share = self._share(TrainTask.model_validate_json(config["task"]))
-            self._room(share)  # Tune would wait for ever for a place that is too small
-        except Exception as error:  # raised again by the engine, in its own words
+            self._room(share)  # raises if no node is large enough; Tune would wait forever
+        except Exception as error:  # the engine raises it
             self._book.error = error
             return None
         trial = Trial(
             self._spec["run"],
             config=config,
             trial_id=uuid.uuid4().hex[:12],
-            experiment_tag=f"trial-{record.number}",
+            experiment_tag=f"trial-{started.record.number}",
             placement_group_factory=tune.PlacementGroupFactory([{"CPU": share.num_cpus, "GPU": share.num_gpus}]),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=None, checkpoint_at_end=False),
             storage=self._spec["storage"],
         )
+        live = LiveTrial(number=started.record.number, tune_trial=trial, reporter=started.reporter, curve={})
         with self._book.opened():
-            self._book.live[trial.trial_id] = LiveTrial(record=record, tune_trial=trial, reporter=reporter, curve={})
+            self._book.live[trial.trial_id] = live
         return trial
 
 
-class LedgerCallback(NotKept, tune.Callback):
-    """Writes what Tune learns of its trials into our rows, as it comes."""
+class TrialRecorder(NotPickled, tune.Callback):
+    """Writes Tune's results into our rows as they arrive."""
 
-    def __init__(self, book: Book) -> None:
+    def __init__(self, book: TrialBook) -> None:
         self._book = book
 
     def on_trial_result(self, trial: Trial, result: dict[str, Any], **info: Any) -> None:  # noqa: ARG002
@@ -279,7 +251,7 @@ class LedgerCallback(NotKept, tune.Callback):
         if self._book.error is None:
             try:
                 action(*arguments)
-            except Exception as error:  # Tune would write it to a log and go on; the engine raises it
+            except Exception as error:  # Tune would log it and continue; the engine raises it
                 self._book.error = error
 
 
@@ -290,18 +262,16 @@ def _error_of(trial: Trial) -> str:
     return lines[-1][:300] if lines else "its worker died"
 
 
-class StopAll(NotKept, tune.Stopper):
-    """Ends the whole of Tune's run: at once after an error, and once the trials have ended where the study stops.
+class SearchStopper(NotPickled, tune.Stopper):
+    """Ends Tune's run: at once after an error; after a stop request, as soon as no trial runs any more.
 
     Args:
         book: The trials.
-        control: Says stop.
-        stop_file: Made then; running trials look for it.
+        stop_file: Written after a stop request; running trials look for it.
     """
 
-    def __init__(self, book: Book, control: Control, stop_file: Path) -> None:
+    def __init__(self, book: TrialBook, stop_file: Path) -> None:
         self._book = book
-        self._control = control
         self._stop_file = stop_file
         self._since: float | None = None
 
@@ -315,7 +285,7 @@ class StopAll(NotKept, tune.Stopper):
     def _must_stop(self) -> bool:
         if self._book.error is not None:
             return True
-        if not self._control.should_stop():
+        if not self._book.queue.is_stopped:
             return False
         if self._since is None:
             self._since = time.monotonic()
@@ -324,17 +294,16 @@ class StopAll(NotKept, tune.Stopper):
         return not is_running or time.monotonic() - self._since > _LONGEST_STOP_S
 
 
-def describe_trial(
+def tune_config(
     search: Search,
     record: TrialRecord,
-    attempt: AttemptRecord,
+    task: Task,
     *,
     run_task: str,
     stop_file: Path,
     silent_minutes: float | None,
 ) -> dict[str, Any]:
-    """A trial as Tune's configuration: plain data. One that has copied another goes on from where that left it."""
-    task = task_of_attempt(search, record, attempt)
+    """Tune's configuration of a trial, as plain data. A trial that has copied another continues from its copy."""
     assert isinstance(task, TrainTask)
     folder = task.folder
     newest = newest_generation(folder)
