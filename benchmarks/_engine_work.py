@@ -4,9 +4,9 @@ import time
 
 from ray import tune
 
-from orchestrator.engines.interfaces import Reporter
 from search_spaces.ramps import value_at
 from trainers.config import EpochReport, Task, TaskOutcome, TrainTask
+from trainers.training.reporting import Reporter
 
 EPOCHS = 10
 EPOCH_S = 0.3

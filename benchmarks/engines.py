@@ -30,7 +30,7 @@ from optuna.exceptions import ExperimentalWarning
 from benchmarks._machine import processor
 from benchmarks._timing import print_table
 from benchmarks.samplers import ended_trial
-from orchestrator.engines.interfaces import Lost, Objective, Reporter, Search
+from orchestrator.engines.interfaces import Lost, Objective, Search
 from orchestrator.engines.optuna_engine import OptunaEngine
 from orchestrator.engines.suggester import OptunaSuggester
 from orchestrator.spec.engine import Asha, ray_is_installed
@@ -45,7 +45,7 @@ from search_spaces.base import ImageTask
 from search_spaces.dimensions import Choice, Dimension, Point, Real
 from search_spaces.recipes import PluginChoice, Recipe
 from trainers.config import Configuration, DataConfig, Task, TaskOutcome, TrainTask
-from trainers.training.loop import SilentReporter
+from trainers.training.reporting import Reporter, SilentReporter
 
 CHOICES: tuple[Dimension, ...] = tuple(
     Choice(name=f"choice.{index}", options=("a", "b", "c", "d")) for index in range(12)

@@ -27,8 +27,9 @@ from search_spaces.recipes import Recipe
 from trainers.config import Configuration, DataConfig, TaskOutcome, TrainTask
 from trainers.data.images import load_images
 from trainers.hardware.devices import describe_device, describe_devices, pick_device
-from trainers.training.loop import SilentReporter, train
+from trainers.training.loop import train
 from trainers.training.packed import train_packed
+from trainers.training.reporting import SilentReporter
 
 TOPOLOGIES = ("4,2,4,1|3,4,3,1|3,2,4,1|4,1,2,1|16,4", "4,2,4,1|3,4,3,1|3,2,4,1|4,1,2,1|16,16")
 """As-ViT with 25 and 372 thousand parameters: the smallest models gain most."""

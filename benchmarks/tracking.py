@@ -23,7 +23,7 @@ from orchestrator.spec.study_file import load_spec
 from orchestrator.stages.progress import SilentProgress
 from orchestrator.store.repository import Store
 from orchestrator.study.driver import run_study
-from trainers.training.loop import SilentReporter
+from trainers.training.reporting import SilentReporter
 
 TRAIN = """\
 study: trained-{number}

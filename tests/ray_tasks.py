@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from orchestrator.engines.interfaces import Reporter
 from trainers.config import EpochReport, PackedTrainTask, ScoreTask, Task, TaskOutcome, TrainTask
+from trainers.training.reporting import Reporter
 
 EPOCH_S = 0.1
 """What `slow` takes for an epoch."""

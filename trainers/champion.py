@@ -30,7 +30,8 @@ from trainers.models.building import build_model, topology_costs
 from trainers.tasks.averaging import ValidationJudge, average_checkpoints
 from trainers.training.checkpoints import WEIGHTS, CheckpointError, pack_tensors, read_tensors, sha256_of, write_folder
 from trainers.training.evaluation import Evaluation, Normalizer, evaluate, logits_of
-from trainers.training.loop import Reporter, train
+from trainers.training.loop import train
+from trainers.training.reporting import Reporter
 
 MODEL_FILE = "model.yaml"
 

@@ -20,8 +20,9 @@ from trainers.tasks.averaging import average
 from trainers.tasks.replay import replay
 from trainers.tasks.scoring import score_topology, scoring_batch
 from trainers.training.failures import describe_failure, failed_outcome, free_memory, trim_heap
-from trainers.training.loop import Reporter, train
+from trainers.training.loop import train
 from trainers.training.packed import train_packed
+from trainers.training.reporting import Reporter
 
 TRIM_AFTER_S = 1.0
 """Scoring that took longer may have used much memory; giving it back takes some 0.08 s."""
@@ -35,12 +36,12 @@ def run_task(task: Task, reporter: Reporter) -> TaskOutcome:
         reporter: Told of each epoch of a training; other tasks report nothing. What it raises is raised again: the
             task is not to blame.
     """
-    watched = _Watched(reporter)
+    wrapped = _ErrorKeepingReporter(reporter)
     try:
-        return _run(task, watched)
+        return _run(task, wrapped)
     except Exception as error:  # a trial may raise anything, and the study goes on
         outcome = failed_outcome(describe_failure(error))
-    watched.raise_again()
+    wrapped.raise_again()
     free_memory()
     return outcome
 
@@ -58,25 +59,25 @@ def run_packed(task: PackedTrainTask, reporters: Sequence[Reporter]) -> Iterator
         asked for. What goes wrong with one training is its outcome alone; what goes wrong with the data or the pack
         itself is the outcome of all that had not ended.
     """
-    watched = [_Watched(reporter) for reporter in reporters]
+    wrapped = [_ErrorKeepingReporter(reporter) for reporter in reporters]
     left = set(range(len(task.tasks)))
     try:
         data = load_images(task.tasks[0].configuration.data)
-        for position, outcome in train_packed(task.tasks, data, watched, pick_device()):
-            watched[position].raise_again()
+        for position, outcome in train_packed(task.tasks, data, wrapped, pick_device()):
+            wrapped[position].raise_again()
             left.remove(position)
             yield position, outcome
     except Exception as error:  # as in `run_task`
         failed = failed_outcome(describe_failure(error))
-    for one in watched:
+    for one in wrapped:
         one.raise_again()
     free_memory()
     for position in sorted(left):
         yield position, failed.model_copy(update={"details": {**failed.details, "pack_size": len(task.tasks)}})
 
 
-class _Watched:
-    """A reporter that remembers what it raised, so that a task is not taken for the cause."""
+class _ErrorKeepingReporter(Reporter):
+    """Passes everything on, and keeps an error of the wrapped reporter, which is no failure of the task."""
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
@@ -85,7 +86,7 @@ class _Watched:
     def report(self, report: EpochReport) -> None:
         try:
             self._reporter.report(report)
-        except Exception as error:  # of any kind: who gave the reporter knows what to do
+        except Exception as error:  # of any kind: the caller, whose reporter it is, handles it
             self._error = error
             raise
 
@@ -93,7 +94,7 @@ class _Watched:
         return self._reporter.should_stop()
 
     def raise_again(self) -> None:
-        """If it raised something."""
+        """Raise the reporter's error, if there is one."""
         if self._error is not None:
             raise self._error
 

@@ -12,9 +12,10 @@ from orchestrator.settings import load_settings
 from orchestrator.spec.study_file import load_configuration
 from orchestrator.stages.progress import as_percent
 from trainers.config import EpochReport
+from trainers.training.reporting import Reporter
 
 
-class EpochLines:
+class EpochLines(Reporter):
     """Prints a line per epoch, and passes on that the user wants to end."""
 
     def __init__(self, control: StopRequest, *, epochs: int, quiet: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from orchestrator.store.records import AttemptRecord, TrialRecord
 from search_spaces.dimensions import Dimension, Point
 from trainers.config import Configuration, EpochReport, Fence, Task, TaskOutcome, TrainTask
+from trainers.training.reporting import Reporter
 
 ATTEMPT_FILE = "attempt"
 """In a training's folder: its fence."""
@@ -96,26 +97,6 @@ class Control(Protocol):
     def should_stop(self) -> bool: ...
 
 
-class Reporter(Protocol):
-    """What a task tells while it runs; see `trainers.worker`."""
-
-    def report(self, report: EpochReport) -> None: ...
-
-    def should_stop(self) -> bool: ...
-
-
-class TrialReporter(Reporter, Protocol):
-    """The same in the driver's process, which is told too when the task runs in it."""
-
-    def begin(self) -> None:
-        """The task runs from now on, here."""
-        ...
-
-    def pause(self) -> None:
-        """The task does not run for now, or has ended."""
-        ...
-
-
 class Ledger(Protocol):
     """Where an engine writes down what happens: the store, the tracking and the progress display of one stage."""
 
@@ -133,7 +114,7 @@ class Ledger(Protocol):
         """That at a running trial."""
         ...
 
-    def reporter(self, trial: TrialRecord) -> TrialReporter: ...
+    def reporter(self, trial: TrialRecord) -> Reporter: ...
 
     def finish(self, trial: TrialRecord, outcome: TaskOutcome) -> TrialRecord:
         """Note how a trial ended; it is written with the next trial that begins, or by `settle`."""
@@ -165,7 +146,7 @@ class Pool(Protocol):
 
     def is_busy(self) -> bool: ...
 
-    def submit(self, key: int, task: Task, reporter: TrialReporter) -> None: ...
+    def submit(self, key: int, task: Task, reporter: Reporter) -> None: ...
 
     def wait(self) -> tuple[int, TaskOutcome | Lost]:
         """The key of a task that ended, and how. Reporters are called in here, in the caller's thread."""

@@ -9,9 +9,10 @@ waiting --resume--> running, or failed if it has killed its process too often
 from collections import deque
 from typing import NamedTuple
 
-from orchestrator.engines.interfaces import Control, Ledger, Search, TrialReporter, task_of_attempt
+from orchestrator.engines.interfaces import Control, Ledger, Search, task_of_attempt
 from orchestrator.store.records import FINISHED, TrialRecord
 from trainers.config import Task, TaskOutcome
+from trainers.training.reporting import Reporter
 
 
 class StartedTrial(NamedTuple):
@@ -19,7 +20,7 @@ class StartedTrial(NamedTuple):
 
     record: TrialRecord
     task: Task
-    reporter: TrialReporter
+    reporter: Reporter
 
 
 class TrialQueue:

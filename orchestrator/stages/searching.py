@@ -1,7 +1,8 @@
 """Runs a stage's search, and writes down what its engine does: rows, what MLflow is owed, the progress display."""
 
 import time
-from collections.abc import Set
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from orchestrator.stages.context import StageContext, StageFailedError, StageInt
 from orchestrator.stages.progress import as_percent
 from orchestrator.store.records import AttemptRecord, EndedTrial, TrialRecord
 from trainers.config import EpochReport, TaskOutcome, TrainTask
+from trainers.training.reporting import Reporter
 from trainers.training.watchdog import Watchdog
 
 
@@ -100,11 +102,11 @@ class StageLedger:
     def attempt(self, trial: TrialRecord) -> AttemptRecord:
         return self._attempts[trial.number]
 
-    def reporter(self, trial: TrialRecord) -> "TrialReporter":
+    def reporter(self, trial: TrialRecord) -> "StoringReporter":
         if self._watchdog is not None:
             self._trials[trial.number] = trial
         attempt = self._attempts[trial.number]
-        return TrialReporter(self._context, trial, attempt, tracked=self._tracked, watchdog=self._watchdog)
+        return StoringReporter(self._context, trial, attempt, tracked=self._tracked, watchdog=self._watchdog)
 
     def finish(self, trial: TrialRecord, outcome: TaskOutcome) -> TrialRecord:
         self.settle()
@@ -215,8 +217,8 @@ class StageLedger:
         return f"{metric} {text} (trial {self._best.number})"
 
 
-class TrialReporter:
-    """Takes a running trial's reports in the driver's process."""
+class StoringReporter(Reporter):
+    """Writes a running trial's reports, in the study's process."""
 
     def __init__(
         self,
@@ -233,27 +235,30 @@ class TrialReporter:
         self._tracked = tracked
         self._watchdog = watchdog
 
-    def begin(self) -> None:
-        if self._watchdog is not None:
-            self._watchdog.begin(self._trial.number)
-
-    def pause(self) -> None:
-        if self._watchdog is not None:
-            self._watchdog.pause(self._trial.number)
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        if self._watchdog is None:
+            yield
+            return
+        self._watchdog.start(self._trial.number)
+        try:
+            yield
+        finally:
+            self._watchdog.stop(self._trial.number)
 
     def report(self, report: EpochReport) -> None:
         if self._watchdog is not None:
-            self._watchdog.look_away()
+            self._watchdog.suspend()
         context = self._context
         events = context.lineage.epoch(context.stage, self._trial, report, time.time()) if self._tracked else []
         context.store.add_report(self._attempt, report, study_id=context.study.id, events=events)
         context.progress.epoch(self._trial, report)
         if self._watchdog is not None:
-            self._watchdog.hear()
+            self._watchdog.reset()
 
     def should_stop(self) -> bool:
         if self._watchdog is not None:
-            self._watchdog.hear()
+            self._watchdog.reset()
         return self._context.control.should_stop()
 
 

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from orchestrator.engines.interfaces import Reporter
 from orchestrator.store.records import StageRecord
 from tests.faults.ray_processes import HEAD, kill, named
 from trainers.config import EpochReport, Task, TaskOutcome, TrainTask
+from trainers.training.reporting import Reporter
 from trainers.worker import run_task
 
 BATCH_S, LONG_BATCH_S = 0.3, 1.5

@@ -21,7 +21,7 @@ from tests.places import Place, assert_is_the_same_study, assert_rows_are_true
 from tests.ray_local import attached_to, rate_search, ray_cluster
 from tests.tiny import FinishedStudy
 from trainers.config import TrainTask
-from trainers.training.loop import SilentReporter
+from trainers.training.reporting import SilentReporter
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster

@@ -19,7 +19,7 @@ from search_spaces.base import ImageTask
 from search_spaces.recipes import PluginChoice
 from tests.tiny import CommandLine, Finished
 from trainers.config import DataConfig, ScoreTask
-from trainers.training.loop import SilentReporter
+from trainers.training.reporting import SilentReporter
 from trainers.worker import run_task
 
 TASK = ImageTask(image_size=32, in_channels=3, num_classes=10)

@@ -1,5 +1,7 @@
 """A training small enough for tests: a few digits, a tiny As-ViT, a few epochs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from search_spaces.recipes import Recipe
 from trainers.config import Configuration, DataConfig, EpochReport, TaskOutcome, TrainTask
 from trainers.data.images import ImageData, load_images
 from trainers.training.loop import train
+from trainers.training.reporting import Reporter
 
 DIGITS = DataConfig(source="digits", max_images=120, max_test_images=60)
 TOPOLOGY = "as-vit:4,4,2,1|2,4,2,1|2,2,2,1|2,1,2,1|16,4"
@@ -30,7 +33,7 @@ def digits() -> ImageData:
     return load_images(DIGITS)
 
 
-class Recorder:
+class Recorder(Reporter):
     """A reporter that keeps what it is told and never asks to stop."""
 
     def __init__(self) -> None:
@@ -38,10 +41,10 @@ class Recorder:
         self.asked = 0
         self.is_running = False
 
-    def begin(self) -> None:
+    @contextmanager
+    def running(self) -> Iterator[None]:
         self.is_running = True
-
-    def pause(self) -> None:
+        yield
         self.is_running = False
 
     def report(self, report: EpochReport) -> None:

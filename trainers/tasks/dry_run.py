@@ -136,7 +136,8 @@ def dry_run(configuration: Configuration, task: ImageTask, device: "torch.device
     Raises:
         DryRunError: The training fails.
     """
-    from trainers.training.loop import SilentReporter, train
+    from trainers.training.loop import train
+    from trainers.training.reporting import SilentReporter
 
     batch_size = round(largest(configuration.recipe.batch_size))
     largest_step = {

@@ -29,6 +29,7 @@ from trainers.training.losses import (
     mean_loss,
 )
 from trainers.training.methods import Methods
+from trainers.training.reporting import Reporter
 from trainers.training.row import Row
 from trainers.training.signals import SignalMeter
 from trainers.training.step import Step, TrainingImages, learn, prepare
@@ -54,29 +55,6 @@ class Save(NamedTuple):
 
 
 Request = Step | MeasureDifficulty | Validate | MeasureSignals | Save
-
-
-class Reporter(Protocol):
-    """What a training tells while it runs, and what it is told."""
-
-    def report(self, report: EpochReport) -> None:
-        """Take the report of a finished epoch; after a resume those of earlier epochs come again."""
-        ...
-
-    def should_stop(self) -> bool:
-        """Whether to end now, to be gone on with later; asked between batches."""
-        ...
-
-
-class SilentReporter:
-    """Takes reports without doing anything, and never stops."""
-
-    def report(self, report: EpochReport) -> None:
-        """Nothing."""
-
-    def should_stop(self) -> bool:
-        """False."""
-        return False
 
 
 class Learner(Protocol):

@@ -20,7 +20,6 @@ from trainers.training.failures import describe_failure, failed_outcome, free_me
 from trainers.training.loop import (
     MeasureDifficulty,
     MeasureSignals,
-    Reporter,
     Request,
     Save,
     Validate,
@@ -31,6 +30,7 @@ from trainers.training.loop import (
     wanted_signals,
 )
 from trainers.training.packing import can_be_packed
+from trainers.training.reporting import Reporter
 from trainers.training.row import Row, pack_problem
 from trainers.training.signals import SignalMeter
 from trainers.training.step import Batch, StackedModel, Step, chunks, learn, prepare, step_key

@@ -1,4 +1,4 @@
-"""Notices that the training in this process gives no sign of life any more."""
+"""Detects that the training in this process makes no progress any more."""
 
 import threading
 import time
@@ -6,45 +6,44 @@ from collections.abc import Callable, Set
 
 
 class Watchdog:
-    """A thread that acts when what trains has been silent for too long. A batch, an epoch's report is a sign of life.
+    """A thread that acts if the running training shows no progress (a batch, an epoch's report) for too long.
 
-    Trainings of a pack live and hang together: a sign of one is a sign of all. What hangs (a device's driver, a file
-    system that has gone) holds the thread that trains, and nothing in the same process can take it back: who is called
-    must end the process.
+    The trainings of a pack share one timer, because they hang together. A training hangs in a device driver or a lost
+    file system, and blocks the thread that trains; only ending the process helps, which `on_timeout` must do.
 
     Args:
-        silent_s: Seconds.
-        bite: Called in the watchdog's thread, with the numbers of the trials that are being trained.
+        timeout_s: Seconds without progress.
+        on_timeout: Called in the watchdog's thread with the numbers of the trials that are being trained.
     """
 
-    def __init__(self, silent_s: float, bite: Callable[[Set[int]], None]) -> None:
-        self._silent_s = silent_s
-        self._bite = bite
+    def __init__(self, timeout_s: float, on_timeout: Callable[[Set[int]], None]) -> None:
+        self._timeout_s = timeout_s
+        self._on_timeout = on_timeout
         self._trials: frozenset[int] = frozenset()
         self._deadline: float | None = None
         self._changed = threading.Condition()
         self._is_started = False
 
-    def begin(self, trial: int) -> None:
-        """A training is about to run, or to run on."""
+    def start(self, trial: int) -> None:
+        """Watch a training that is about to run or continue."""
         with self._changed:
             self._trials |= {trial}
-            self._deadline = time.monotonic() + self._silent_s
+            self._deadline = time.monotonic() + self._timeout_s
             if not self._is_started:
                 self._is_started = True
                 threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
             self._changed.notify_all()
 
-    def hear(self) -> None:
-        """It gives a sign of life."""
-        self._deadline = time.monotonic() + self._silent_s
+    def reset(self) -> None:
+        """Note progress: the time starts anew."""
+        self._deadline = time.monotonic() + self._timeout_s
 
-    def look_away(self) -> None:
-        """It waits for us, not we for it; until the next sign of life."""
+    def suspend(self) -> None:
+        """Stop the timer until the next `reset`, while the training waits for the study."""
         self._deadline = None
 
-    def pause(self, trial: int) -> None:
-        """It does not run for now, or has ended."""
+    def stop(self, trial: int) -> None:
+        """Watch a training no longer: it has ended or does not run for now."""
         with self._changed:
             self._trials -= {trial}
             self._deadline = None
@@ -54,12 +53,12 @@ class Watchdog:
             with self._changed:
                 if not self._trials:
                     self._changed.wait()
-                left = self._silent_s if self._deadline is None else self._deadline - time.monotonic()
+                left_s = self._timeout_s if self._deadline is None else self._deadline - time.monotonic()
                 trials = self._trials
             if not trials:
                 continue
-            if left > 0:
-                time.sleep(min(left, self._silent_s))
+            if left_s > 0:
+                time.sleep(min(left_s, self._timeout_s))
             else:
-                self.look_away()
-                self._bite(trials)
+                self.suspend()
+                self._on_timeout(trials)

@@ -1,11 +1,13 @@
 """Pools of workers. `inline` evaluates in this process: one task at a time, or a pack of trainings together."""
 
 from collections.abc import Generator, Sequence
+from contextlib import ExitStack
 
-from orchestrator.engines.interfaces import Lost, TrialReporter
+from orchestrator.engines.interfaces import Lost
 from orchestrator.engines.pools.pack_queue import PackQueue
 from trainers.config import Configuration, PackedTrainTask, Task, TaskOutcome, TrainTask
 from trainers.training.packing import is_tried_alone
+from trainers.training.reporting import Reporter
 
 
 class InlinePool:
@@ -19,7 +21,7 @@ class InlinePool:
 
     def __init__(self, trials_per_pack: int = 1) -> None:
         self._trials_per_pack = trials_per_pack
-        self._tasks: dict[int, tuple[Task, TrialReporter]] = {}
+        self._tasks: dict[int, tuple[Task, Reporter]] = {}
         self._queue = PackQueue()
         self._running: list[int] = []
         self._outcomes: Generator[tuple[int, TaskOutcome], None, None] | None = None
@@ -33,7 +35,7 @@ class InlinePool:
     def is_busy(self) -> bool:
         return bool(self._tasks)
 
-    def submit(self, key: int, task: Task, reporter: TrialReporter) -> None:
+    def submit(self, key: int, task: Task, reporter: Reporter) -> None:
         self._tasks[key] = task, reporter
         self._queue.add(key, task, largest=self._trials_per_pack)
 
@@ -56,14 +58,10 @@ class InlinePool:
         if self._outcomes is None or not self._running:
             self._running = list(self._queue.take())
             self._outcomes = self._evaluate(tuple(self._running))
-        reporters = [self._tasks[key][1] for key in self._running]
-        for reporter in reporters:
-            reporter.begin()
-        try:
+        with ExitStack() as stack:
+            for key in self._running:
+                stack.enter_context(self._tasks[key][1].running())
             key, outcome = next(self._outcomes)
-        finally:
-            for reporter in reporters:
-                reporter.pause()
         self._running.remove(key)
         return key, outcome
 

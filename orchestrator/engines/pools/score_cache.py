@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.engines.interfaces import Lost, Pool, TrialReporter
+from orchestrator.engines.interfaces import Lost, Pool
 from orchestrator.engines.pools.code_digest import code_digest, top_level_packages
 from orchestrator.spec.proxy_choices import resolved_settings
 from orchestrator.store.records import ScoreKey, ScoreRecord
@@ -14,6 +14,7 @@ from orchestrator.store.score_rows import ScoreTable
 from plugins import registry
 from search_spaces.recipes import PluginChoice
 from trainers.config import Configuration, ScoreTask, Task, TaskOutcome
+from trainers.training.reporting import Reporter
 
 _SCORER = "trainers.tasks.scoring"
 _DTYPE = "float32"
@@ -100,7 +101,7 @@ class ScoreCachingPool:
     def is_busy(self) -> bool:
         return bool(self._answers) or self._pool.is_busy()
 
-    def submit(self, key: int, task: Task, reporter: TrialReporter) -> None:
+    def submit(self, key: int, task: Task, reporter: Reporter) -> None:
         if isinstance(task, ScoreTask):
             known = self._cache.find(task)
             missing = tuple(choice for choice in task.proxies if choice.name not in known)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from orchestrator.engines.interfaces import EngineUnavailableError, Lost, Reporter
+from orchestrator.engines.interfaces import EngineUnavailableError, Lost
 from orchestrator.engines.pools.pack_queue import PackQueue
 from orchestrator.engines.ray.cluster import RayCluster
 from orchestrator.engines.ray.placement import Node
@@ -16,6 +16,7 @@ from orchestrator.engines.ray.trial_resources import Share, SharePlanner
 from orchestrator.engines.ray.worker import RUN_PACKED, RUN_TASK, SILENT, Ended, Reported, Taken, TaskWorker, Work
 from trainers.config import Configuration, Resources, Task, TaskOutcome, TrainTask
 from trainers.training.packing import is_tried_alone
+from trainers.training.reporting import Reporter
 
 _TAKE_S = 20.0
 _LOOK_S = 0.2

@@ -15,10 +15,10 @@ from typing import Any
 
 from ray import tune
 
-from orchestrator.engines.interfaces import Reporter
 from orchestrator.engines.ray.generations import Generation, begin_generation
 from orchestrator.engines.ray.worker import SILENT, load_function
 from trainers.config import EpochReport, Task, TaskOutcome, TrainTask
+from trainers.training.reporting import Reporter
 
 EPOCH = "epoch"
 REPORT, OUTCOME = "report", "outcome"
@@ -29,7 +29,7 @@ _WIND_S, _GRACE_S = 1.0, 5.0
 """Time between two windings of the alarm of a process that hangs as a whole, and how much later it goes off."""
 
 
-class SteppedTask:
+class SteppedTask(Reporter):
     """A task in a thread of its own that waits after each report until the next one is asked for.
 
     Args:

@@ -13,7 +13,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import SearchAlgorithm
 
-from orchestrator.engines.interfaces import Reporter, Search
+from orchestrator.engines.interfaces import Search
 from orchestrator.engines.ray.generations import COPY_STEPS, Generation, newest_generation
 from orchestrator.engines.ray.pickling import NotPickled
 from orchestrator.engines.ray.trainable import OUTCOME, REPORT
@@ -22,6 +22,7 @@ from orchestrator.engines.trial_queue import StartedTrial, TrialQueue
 from orchestrator.store.records import TrialRecord
 from search_spaces.dimensions import Point
 from trainers.config import EpochReport, Task, TaskOutcome, TrainTask
+from trainers.training.reporting import Reporter
 
 _LONGEST_STOP_S = 60.0
 _ACTIVE = (Trial.RUNNING, Trial.PENDING)

@@ -9,8 +9,8 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from orchestrator.engines.interfaces import Reporter
 from trainers.config import EpochReport, PackedTrainTask, Task, TaskOutcome, TrainTask
+from trainers.training.reporting import Reporter
 
 SILENT = "it gave no sign of life for {minutes:g} minutes (`resources.silent_minutes`), and its process was ended"
 RUN_TASK = "trainers.worker:run_task"
@@ -109,7 +109,7 @@ class TaskWorker:
             outcome, seconds = TaskOutcome(state="interrupted", reason="asked to end before it began"), 0.0
         else:
             self._last_sign, started = time.monotonic(), time.perf_counter()
-            outcome = run_task(task, _Reporter(key, self._tell, self._must_stop))
+            outcome = run_task(task, _MessageReporter(key, self._tell, self._must_stop))
             seconds = time.perf_counter() - started
         self._stopped.discard(key)
         return Ended(key, outcome, seconds)
@@ -118,7 +118,7 @@ class TaskWorker:
         run_packed = load_function(self._run_packed)
         self._last_sign, started = time.monotonic(), time.perf_counter()
         tasks = tuple(task for _, task in work if isinstance(task, TrainTask))
-        reporters = [_Reporter(key, self._tell, self._must_stop) for key, _ in work]
+        reporters = [_MessageReporter(key, self._tell, self._must_stop) for key, _ in work]
         for position, outcome in run_packed(PackedTrainTask(tasks=tasks), reporters):
             key = work[position][0]
             self._stopped.discard(key)
@@ -135,7 +135,9 @@ class TaskWorker:
             self._changed.notify_all()
 
 
-class _Reporter:
+class _MessageReporter(Reporter):
+    """Puts reports among the worker's messages."""
+
     def __init__(self, key: int, tell: Callable[[Message], None], must_stop: Callable[[int], bool]) -> None:
         self._key = key
         self._tell = tell
