@@ -40,7 +40,7 @@ from orchestrator.stages.progress import SilentProgress
 from orchestrator.stages.searching import StageLedger
 from orchestrator.store.records import TrialRecord
 from orchestrator.store.repository import Store
-from orchestrator.tracking.run_tree import Lineage
+from orchestrator.tracking.run_tree import RunTree
 from search_spaces.base import ImageTask
 from search_spaces.dimensions import Choice, Dimension, Point, Real
 from search_spaces.recipes import PluginChoice, Recipe
@@ -274,7 +274,7 @@ def _stage() -> Iterator[StageContext]:
             pool=EmptyPool(),
             control=SilentReporter(),
             progress=SilentProgress(),
-            lineage=Lineage(study, ""),
+            run_tree=RunTree(study, ""),
             image_task=ImageTask(image_size=32, in_channels=1, num_classes=10),
             folder=Path(folder),
             abandon=_abandon,

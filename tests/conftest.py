@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-pytest.register_assert_rewrite("tests.places", "tests.lineage", "tests.packs")  # so that a failure says what differs
+pytest.register_assert_rewrite("tests.places", "tests.run_tree", "tests.packs")  # so that a failure says what differs
 
 if TYPE_CHECKING:
     from orchestrator.engines.ray.cluster import RayCluster

@@ -6,7 +6,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial
 
 
-class TrialMemory(InMemoryStorage):
+class TrialStorage(InMemoryStorage):
     """Each of Optuna's own calls for one value copies the trial, and adding one copies all that is in it."""
 
     def add(self, study_id: int, trial: FrozenTrial) -> int:

@@ -16,8 +16,8 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.engines.interfaces import Objective, Suggestion
-from orchestrator.engines.optuna_storage import TrialMemory
-from orchestrator.engines.seeds import derive_seed
+from orchestrator.engines.optuna_storage import TrialStorage
+from orchestrator.engines.seeds import seed_for
 from orchestrator.store.records import TrialRecord
 from plugins import registry
 from plugins.protocols import Enumeration, FinalChoice
@@ -101,7 +101,7 @@ class OptunaSuggester:
             _Draw(one, one.name, self._distributions[one.name], self._distributions[one.name].single())
             for one in self._dimensions
         ]
-        self._storage = TrialMemory()
+        self._storage = TrialStorage()
         self._study = optuna.create_study(
             storage=self._storage, directions=[objective.direction for objective in objectives]
         )
@@ -127,7 +127,7 @@ class OptunaSuggester:
         trial_id = self._storage.create_new_trial(self._study_id)
         for attempt in range(_SAMPLER_TRIES + _RANDOM_TRIES):
             plugin = self._sampler if attempt < _SAMPLER_TRIES else self._fallback
-            sampler = plugin.build(derive_seed(self._seed, number, attempt), study_seed=self._seed)
+            sampler = plugin.build(seed_for(self._seed, number, attempt), study_seed=self._seed)
             trial = self._draw(sampler, trial_id)
             key = _key(trial.params)
             if key not in self._seen and self._problem(trial.params) is None:

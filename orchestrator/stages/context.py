@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from orchestrator.engines.interfaces import Control, Engine, Pool
-from orchestrator.engines.seeds import derive_seed
+from orchestrator.engines.seeds import seed_for
 from orchestrator.spec.study_file import StudySpec
 from orchestrator.stages.progress import Progress
 from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord
 from orchestrator.store.repository import Store
-from orchestrator.tracking.run_tree import Lineage
+from orchestrator.tracking.run_tree import RunTree
 from search_spaces.base import ImageTask
 
 
@@ -51,7 +51,7 @@ class StageContext:
     pool: Pool
     control: Control
     progress: Progress
-    lineage: Lineage
+    run_tree: RunTree
     image_task: ImageTask
     folder: Path
     """Where this stage keeps its files."""
@@ -60,7 +60,7 @@ class StageContext:
 
     @property
     def seed(self) -> int:
-        return derive_seed(self.spec.seed, self.stage.name)
+        return seed_for(self.spec.seed, self.stage.name)
 
     def earlier(self, kind: str) -> StageRecord | None:
         """The latest stage of a kind before this one."""

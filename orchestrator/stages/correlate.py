@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.engines.seeds import derive_seed
+from orchestrator.engines.seeds import seed_for
 from orchestrator.evaluation.combining import MIN_TOPOLOGIES, nested_predictions, rank_aggregates, transfer
 from orchestrator.evaluation.early_ranking import EarlyJudgement, judge_early
 from orchestrator.evaluation.ground_truth import (
@@ -60,7 +60,7 @@ def run_correlate(context: StageContext, spec: CorrelateStage) -> StageOutcome:
 
 def _tracked_truth(context: StageContext, truth: GroundTruth) -> list[str]:
     """Events that tell MLflow what scores were compared with."""
-    tree, stage = context.lineage, context.stage
+    tree, stage = context.run_tree, context.stage
     if truth.kind == "trials":
         return tree.compared_with_study(stage, title=truth.title, digest=truth.digest, study=truth.source)
     return tree.compared_with_table(
@@ -239,7 +239,7 @@ def _screen(context: StageContext, spec: CorrelateStage) -> tuple[ScreenStage | 
     screen = last_screen(context.spec, context.stage.position)
     if screen is None and spec.truth is not None and spec.truth.study is not None:
         screen = last_screen(read_spec(find_truth_study(spec.truth.study, context.store)[1]))
-    return screen, derive_seed(context.spec.seed, screen.name) if screen else context.seed
+    return screen, seed_for(context.spec.seed, screen.name) if screen else context.seed
 
 
 def _describe(truth: GroundTruth) -> dict[str, Any]:

@@ -46,13 +46,13 @@ def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:  # n
         metrics=metrics,
         texts={"champion.yaml": configuration_yaml(configuration, result["recommended_stopping"])},
         events=tuple(
-            context.lineage.champion_promoted(
+            context.run_tree.champion_promoted(
                 context.stage,
                 folder,
                 tags={
                     "topology": configuration.topology,
                     "test_accuracy": f"{metrics['test_accuracy']:.4f}",
-                    "averaged_from": context.lineage.trial_key(_train_stage(context), best.number),
+                    "averaged_from": context.run_tree.trial_key(_train_stage(context), best.number),
                 },
                 text=f"`{configuration.topology}`, {100 * metrics['test_accuracy']:.1f} % on the test part; "
                 f"trial {best.number}, averaging {averaging.name}.",

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from orchestrator.engines.interfaces import Objective, Search, Suggestion
-from orchestrator.engines.seeds import derive_seed
+from orchestrator.engines.seeds import seed_for
 from orchestrator.stages.context import StageContext, StageFailedError, StageInterruptedError
 from orchestrator.stages.progress import as_percent
 from orchestrator.store.records import AttemptRecord, EndedTrial, TrialRecord
@@ -76,7 +76,7 @@ class StageLedger:
             number=number,
             point=suggestion.point,
             sampler_state=suggestion.sampler_state,
-            seed=derive_seed(self._seed, number),
+            seed=seed_for(self._seed, number),
             make_events=self._begin_events if self._tracked else lambda _: (),
             ended=self._ended,
         )
@@ -179,7 +179,7 @@ class StageLedger:
 
     def _begin_events(self, trial: TrialRecord) -> list[str]:
         params, links = self._search.parameters(trial.point), self._search.links(trial.point)
-        return self._context.lineage.trial_began(self._context.stage, trial, params, links)
+        return self._context.run_tree.trial_began(self._context.stage, trial, params, links)
 
     def _end_events(self, trial: TrialRecord, outcome: TaskOutcome) -> list[str]:
         ended = trial.model_copy(
@@ -195,7 +195,7 @@ class StageLedger:
         if isinstance(task, TrainTask):
             configuration = yaml.safe_dump(task.configuration.model_dump(mode="json"), sort_keys=False)
         newest: Path | None = max(outcome.checkpoints, key=lambda row: row.epoch).path if outcome.checkpoints else None
-        return self._context.lineage.trial_ended(
+        return self._context.run_tree.trial_ended(
             self._context.stage,
             ended,
             extra=self._search.known_metrics(trial.point),
@@ -250,7 +250,7 @@ class StoringReporter(Reporter):
         if self._watchdog is not None:
             self._watchdog.suspend()
         context = self._context
-        events = context.lineage.epoch(context.stage, self._trial, report, time.time()) if self._tracked else []
+        events = context.run_tree.epoch(context.stage, self._trial, report, time.time()) if self._tracked else []
         context.store.add_report(self._attempt, report, study_id=context.study.id, events=events)
         context.progress.epoch(self._trial, report)
         if self._watchdog is not None:

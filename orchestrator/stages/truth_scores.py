@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from orchestrator.engines.interfaces import Search, Suggestion
-from orchestrator.engines.seeds import derive_seed
+from orchestrator.engines.seeds import seed_for
 from orchestrator.evaluation.ground_truth import GroundTruth
 from orchestrator.spec.proxy_choices import is_random, orient, pool_scores, scored_choices
 from orchestrator.stages.context import StageContext
@@ -96,7 +96,7 @@ def score_truths(
             topology=key.topology,
             proxies=scored if key.seed == 0 else random,
             batch_size=batch_size,
-            seed=base_seed if key.seed == 0 else derive_seed(base_seed, key.seed),
+            seed=base_seed if key.seed == 0 else seed_for(base_seed, key.seed),
             num_classes=truth.task.num_classes,
             need_all=False,
         )

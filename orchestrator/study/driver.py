@@ -28,7 +28,7 @@ from orchestrator.study.lock import StudyBusyError as StudyBusyError
 from orchestrator.study.lock import hold_study, is_held
 from orchestrator.tracking.mlflow_client import Tracker
 from orchestrator.tracking.outbox import Outbox
-from orchestrator.tracking.run_tree import Lineage
+from orchestrator.tracking.run_tree import RunTree
 from trainers.data.sources import BUILT_IN
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ class _Driver:
         self._control = control
         self._data = data
         self._choice = choice
-        self._lineage = Lineage(study, spec_text, setup=choice.record())
+        self._run_tree = RunTree(study, spec_text, setup=choice.record())
         scratch = study_folder(settings, study) / "ray"
         sources = () if spec.data.source in BUILT_IN else (Path(spec.data.source),)
         self._engine, pool = make_engine_and_pool(choice, spec.resources, scratch=scratch, sources=sources)
@@ -260,8 +260,8 @@ class _Driver:
         return found
 
     def _execution_events(self, execution: ExecutionRecord, lost: Sequence[ExecutionRecord]) -> list[str]:
-        ended = [event for one in lost for event in self._lineage.execution_lost(one, ended_at=time.time())]
-        return [*ended, *self._lineage.execution_began(execution, data_inputs(self._spec, self._data))]
+        ended = [event for one in lost for event in self._run_tree.execution_lost(one, ended_at=time.time())]
+        return [*ended, *self._run_tree.execution_began(execution, data_inputs(self._spec, self._data))]
 
     def _finish_telling(self, outbox: Outbox) -> None:
         try:
@@ -307,7 +307,7 @@ class _Driver:
         spec = self._spec.stages[stage.position]
         now = time.time()
         params = _flat(spec.model_dump(mode="json", exclude={"stage", "name"}))
-        events = self._lineage.stage_began(stage, execution, params, now)
+        events = self._run_tree.stage_began(stage, execution, params, now)
         running = self._store.begin_stage(stage, execution=execution, events=events)
         context = self._context(running, execution)
         try:
@@ -335,7 +335,7 @@ class _Driver:
             pool=self._pool,
             control=self._control,
             progress=self._progress,
-            lineage=self._lineage,
+            run_tree=self._run_tree,
             image_task=self._data.task,
             folder=study_folder(self._settings, self._study) / stage.name,
             abandon=partial(self._abandon, stage, execution),
@@ -360,7 +360,7 @@ class _Driver:
         reason: str | None = None,
     ) -> None:
         events = [*(outcome.events if outcome else ())]
-        events += self._lineage.stage_ended(
+        events += self._run_tree.stage_ended(
             stage,
             state,
             at=time.time(),
@@ -374,7 +374,7 @@ class _Driver:
         self._progress.stage_ended(ended, outcome.summary if outcome else reason or state)
 
     def _end(self, execution: ExecutionRecord, state: Any, reason: str | None) -> None:
-        events = self._lineage.execution_ended(execution, state, ended_at=time.time(), metrics=self._metrics)
+        events = self._run_tree.execution_ended(execution, state, ended_at=time.time(), metrics=self._metrics)
         self._store.end_execution(execution, state, reason=reason, events=events)
 
 

@@ -58,7 +58,7 @@ _CHECKPOINT_FILES = ("model.safetensors", "manifest.json")
 _CURVES = ("train_loss", "val_loss", "val_accuracy", "learning_rate")
 
 
-class Lineage:
+class RunTree:
     """Makes the events of one study; the store keeps them until they are delivered."""
 
     def __init__(self, study: StudyRecord, spec_text: str, *, setup: Mapping[str, Any] | None = None) -> None:

@@ -6,8 +6,8 @@ from tests.faults.driver import Driver, Kill
 from tests.faults.killing import kill_and_resume, moments_over
 from tests.faults.on_ray import SHORT, WHOLE, on_ray, write_study
 from tests.faults.ray_processes import are_gone, described, folders_of, started_in
-from tests.lineage import assert_lineage
 from tests.places import Place, place_of
+from tests.run_tree import assert_run_tree
 from tests.tiny import FinishedStudy
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install 'vitsearch[ray]')")
@@ -49,7 +49,7 @@ def test_a_driver_on_ray_killed_in_every_stage_ends_the_same_study(
     executions = kill_and_resume(whole, place, IN_EVERY_STAGE, file=file, killed=killed, VITSEARCH_TRACKING="on")
     killed.assert_nothing_is_left()
     assert place.query("SELECT count(*) FROM outbox WHERE rejected = 1 OR delivered_at IS NULL") == [(0,)]
-    assert_lineage(place.home, whole, num_executions=len(executions))
+    assert_run_tree(place.home, whole, num_executions=len(executions))
 
 
 @pytest.mark.parametrize(("way", "database_url"), [("engine", "postgresql")], indirect=["database_url"])

@@ -4,8 +4,8 @@ import pytest
 
 from tests.faults.driver import Kill
 from tests.faults.killing import kill_and_resume, moments_over
-from tests.lineage import assert_lineage
 from tests.places import Place, place_of
+from tests.run_tree import assert_run_tree
 from tests.tiny import FinishedStudy
 
 STORE = "orchestrator.store.repository:Store"
@@ -84,4 +84,4 @@ def test_mlflow_is_told_one_tree_of_a_study_that_was_killed(tiny: FinishedStudy,
     ]
     executions = kill_and_resume(tiny, place, moments, VITSEARCH_TRACKING="on")
     assert place.query("SELECT count(*) FROM outbox WHERE rejected = 1 OR delivered_at IS NULL") == [(0,)]
-    assert_lineage(place.home, tiny, num_executions=len(executions))
+    assert_run_tree(place.home, tiny, num_executions=len(executions))

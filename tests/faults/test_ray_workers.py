@@ -16,7 +16,7 @@ from tests.faults.on_ray import EACH, SHORT, WAYS, WHOLE, on_ray, stage_folder, 
 from tests.faults.ray_processes import WORKER, are_gone, named
 from tests.faults.ray_troubles import SOON_GIVEN_UP, witnessed
 from tests.faults.test_deadly_trials import HUGE, MEMORY, SMALL, trained
-from tests.lineage import assert_lineage
+from tests.run_tree import assert_run_tree
 from tests.places import Place, assert_is_the_same_study, assert_rows_are_true
 from tests.ray_local import attached_to, rate_search, ray_cluster
 from tests.tiny import FinishedStudy
@@ -57,7 +57,7 @@ def test_a_worker_killed_in_the_middle_of_an_epoch_costs_that_epoch_alone(
     assert [report["epoch"] for report in by_second] == [1, 2, 3]
     assert by_second[0] == by_first[0]  # with the time that it took: told again, not trained again
     assert place.query("SELECT count(*) FROM outbox WHERE rejected = 1 OR delivered_at IS NULL") == [(0,)]
-    assert_lineage(place.home, whole)
+    assert_run_tree(place.home, whole)
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ import pytest
 
 from tests.faults.driver import Kill, run
 from tests.faults.killing import write_study
-from tests.lineage import assert_lineage
 from tests.places import Place, assert_is_the_same_study, assert_rows_are_true
+from tests.run_tree import assert_run_tree
 from tests.tiny import FinishedStudy
 
 BEGIN_TRIAL = "orchestrator.store.repository:Store.begin_trial"
@@ -40,7 +40,7 @@ def test_what_happened_while_tracking_was_off_is_told_when_it_is_on_again(tiny: 
     run_switching(place, "on", "off", "on")
     assert_is_the_same_study(place, tiny)
     assert place.query("SELECT count(*) FROM outbox WHERE rejected = 1 OR delivered_at IS NULL") == [(0,)]
-    assert_lineage(place.home, tiny, num_executions=3)
+    assert_run_tree(place.home, tiny, num_executions=3)
 
 
 @pytest.mark.slow

@@ -13,8 +13,8 @@ from orchestrator.study.driver import StudyBusyError
 from orchestrator.tracking.events import EnsureExperiment
 from orchestrator.tracking.mlflow_client import Tracker
 from tests.fakes import RecordingProgress, Switch, Told
-from tests.lineage import assert_lineage
 from tests.places import Place, assert_is_the_same_study, assert_rows_are_true, counts, finished_epochs, place_of
+from tests.run_tree import assert_run_tree
 from tests.tiny import CommandLine, FinishedStudy, read_rows, run_here, start, write_tiny
 
 PROCESS_TIMEOUT_S = 240.0
@@ -233,4 +233,4 @@ def test_a_study_runs_while_mlflow_is_away_and_tells_it_everything_later(
     summary = command_line("status", "tiny", "--format", "json", **tracked).json()
     assert summary["tracking"] == {"owed": 0, "rejected": 0}
     assert summary["num_executions"] == 1
-    assert_lineage(home, tiny)
+    assert_run_tree(home, tiny)

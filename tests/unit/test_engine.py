@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.engines.interfaces import Objective, Search, Suggestion
 from orchestrator.engines.optuna_engine import OptunaEngine
-from orchestrator.engines.seeds import derive_seed
+from orchestrator.engines.seeds import seed_for
 from orchestrator.store.records import AttemptRecord, TrialRecord
 from tests.fakes import Switch, make_trial
 from trainers.config import TaskOutcome
@@ -175,7 +175,7 @@ def test_a_search_that_may_not_begin_leaves_its_rows_as_they_are() -> None:
 @pytest.mark.parametrize("parts", [(7, "screen"), (7, "screen", 0), (7, "screen0"), (71, "screen"), (8, "screen")])
 def test_seeds_differ_from_place_to_place_and_fit_everywhere(parts: tuple[int | str, ...]) -> None:
     others = {(7, "screen"), (7, "screen", 0), (7, "screen0"), (71, "screen"), (8, "screen")} - {parts}
-    seed = derive_seed(*parts)
-    assert seed == derive_seed(*parts)
+    seed = seed_for(*parts)
+    assert seed == seed_for(*parts)
     assert 0 <= seed < 2**31
-    assert seed not in {derive_seed(*other) for other in others}
+    assert seed not in {seed_for(*other) for other in others}

@@ -13,7 +13,7 @@ from ray.tune.schedulers.pb2 import PB2
 from orchestrator.engines.interfaces import Search
 from orchestrator.engines.ray.generations import CopyStep, Generation
 from orchestrator.engines.ray.pickling import NotPickled
-from orchestrator.engines.seeds import derive_seed
+from orchestrator.engines.seeds import seed_for
 from search_spaces.dimensions import Choice, Dimension, Integer, Point, Real, Scalar, is_active
 
 FACTORS = (0.8, 1.25)
@@ -98,7 +98,7 @@ class Population:
     def rng(self, trial: Trial, parent: Trial) -> random.Random:
         """For one copy: from who copies whom, and when."""
         steps = len(trial.config["generation"]["steps"])
-        return random.Random(derive_seed("copy", trial.config["number"], parent.config["number"], steps))
+        return random.Random(seed_for("copy", trial.config["number"], parent.config["number"], steps))
 
 
 def drawn(dimension: Dimension, rng: random.Random) -> Scalar:
@@ -157,7 +157,7 @@ class _Shared(NotPickled):
         if not fitting:
             lower_quantile = []
         state = random.getstate()  # Ray draws the parent from the global generator
-        random.seed(derive_seed("parent", trial.config["number"], trial.last_result.get("epoch", 0)))
+        random.seed(seed_for("parent", trial.config["number"], trial.last_result.get("epoch", 0)))
         try:
             super()._checkpoint_or_exploit(trial, tune_controller, fitting, lower_quantile)  # type: ignore[misc]
         finally:

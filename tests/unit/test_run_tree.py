@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.store.records import ExecutionRecord, StudyRecord
 from orchestrator.tracking.events import EndRun, LogMetrics, LogText, ResumeRun, SetTags, StartRun, event_from_json
-from orchestrator.tracking.run_tree import Lineage
+from orchestrator.tracking.run_tree import RunTree
 from tests.fakes import make_stage, make_trial
 from trainers.config import EpochReport
 
@@ -35,7 +35,7 @@ EXECUTION = ExecutionRecord(
     started_at=5.0,
     ended_at=None,
 )
-LINEAGE = Lineage(STUDY, "study: digits\n")
+TREE = RunTree(STUDY, "study: digits\n")
 
 
 def events(rows: list[str], kind: type) -> list:
@@ -44,9 +44,9 @@ def events(rows: list[str], kind: type) -> list:
 
 def test_runs_hang_below_one_another() -> None:
     stage, trial = make_stage("train", started_at=None), make_trial(3, state="running")
-    (execution,) = events(LINEAGE.execution_began(EXECUTION, []), StartRun)
-    (began,) = events(LINEAGE.stage_began(stage, EXECUTION, {"epochs": 4}, 6.0), StartRun)
-    (trained,) = events(LINEAGE.trial_began(stage, trial, {"topology": "t"}, {"grown_from": "s"}), StartRun)
+    (execution,) = events(TREE.execution_began(EXECUTION, []), StartRun)
+    (began,) = events(TREE.stage_began(stage, EXECUTION, {"epochs": 4}, 6.0), StartRun)
+    (trained,) = events(TREE.trial_began(stage, trial, {"topology": "t"}, {"grown_from": "s"}), StartRun)
     assert execution.parent_key is None
     assert began.parent_key == execution.key
     assert trained.parent_key == began.key
@@ -57,11 +57,11 @@ def test_runs_hang_below_one_another() -> None:
 
 
 def test_a_stage_that_goes_on_keeps_its_run() -> None:
-    rows = LINEAGE.stage_began(make_stage("train", started_at=5.0), EXECUTION, {}, 9.0)
+    rows = TREE.stage_began(make_stage("train", started_at=5.0), EXECUTION, {}, 9.0)
     assert events(rows, ResumeRun) != []
     (start,) = events(rows, StartRun)  # nothing new to MLflow, unless the stage began while tracking was off
     assert start.start_time_ms == 5000
-    assert {event.key for event in map(event_from_json, rows)} == {LINEAGE.stage_key(make_stage("train"))}
+    assert {event.key for event in map(event_from_json, rows)} == {TREE.stage_key(make_stage("train"))}
 
 
 @pytest.mark.parametrize(
@@ -70,8 +70,8 @@ def test_a_stage_that_goes_on_keeps_its_run() -> None:
 )
 def test_runs_end_with_the_state_of_what_they_stand_for(state: str, status: str) -> None:
     for rows in (
-        LINEAGE.execution_ended(EXECUTION, state, ended_at=9.0, metrics={}),
-        LINEAGE.stage_ended(make_stage(), state, at=9.0, reason="why"),
+        TREE.execution_ended(EXECUTION, state, ended_at=9.0, metrics={}),
+        TREE.stage_ended(make_stage(), state, at=9.0, reason="why"),
     ):
         (end,) = events(rows, EndRun)
         assert (end.status, end.end_time_ms) == (status, 9000)
@@ -83,21 +83,21 @@ def test_a_curve_is_told_by_epoch_with_the_same_few_names() -> None:
     report = EpochReport(
         epoch=2, train_loss=1.5, val_loss=1.25, val_accuracy=0.5, learning_rate=0.1, num_images=9, wall_time_s=1.0
     )
-    (told,) = events(LINEAGE.epoch(make_stage(), make_trial(3, state="running"), report, 7.0), LogMetrics)
+    (told,) = events(TREE.epoch(make_stage(), make_trial(3, state="running"), report, 7.0), LogMetrics)
     values = {point.name: point.value for point in told.points}
     assert values == {"train_loss": 1.5, "val_loss": 1.25, "val_accuracy": 0.5, "learning_rate": 0.1}
     assert {(point.step, point.time_ms) for point in told.points} == {(2, 7000)}
 
 
 def test_a_trial_without_a_configuration_has_no_file_of_it() -> None:
-    rows = LINEAGE.trial_ended(make_stage(), make_trial(3), extra={}, configuration_yaml="", checkpoint=None)
+    rows = TREE.trial_ended(make_stage(), make_trial(3), extra={}, configuration_yaml="", checkpoint=None)
     assert events(rows, LogText) == []
 
 
 @pytest.mark.parametrize("state", ["complete", "stopped", "failed"])
 def test_a_trial_ends_with_its_reason_and_never_repeats_its_curve(state: str, tmp_path: Path) -> None:
     trial = make_trial(3, state=state, reason="because", metrics={"val_accuracy": 0.5, "val_accuracy_best": 0.6})
-    rows = LINEAGE.trial_ended(make_stage(), trial, extra={"x": 1.0}, configuration_yaml="a: 1", checkpoint=tmp_path)
+    rows = TREE.trial_ended(make_stage(), trial, extra={"x": 1.0}, configuration_yaml="a: 1", checkpoint=tmp_path)
     names = {point.name for event in events(rows, LogMetrics) for point in event.points}
     assert names == {"val_accuracy_best", "x"}
     (tags,) = events(rows, SetTags)

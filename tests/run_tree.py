@@ -7,7 +7,7 @@ import pytest
 from tests.tiny import FinishedStudy
 
 
-def assert_lineage(home: Path, tiny: FinishedStudy, *, num_executions: int = 1) -> None:
+def assert_run_tree(home: Path, tiny: FinishedStudy, *, num_executions: int = 1) -> None:
     """MLflow shows executions with their stages, and below the train stage its trials with their curves."""
     from mlflow import MlflowClient
 
