@@ -397,18 +397,13 @@ def ray_tune(options: argparse.Namespace) -> list[dict[str, Any]]:
 def _on_our_ray(cluster: Any, trials: int, epochs: int) -> float:
     from orchestrator.engines.ray.engine import RayEngine
     from orchestrator.engines.ray.pool import RayPool
+    from orchestrator.engines.ray.worker import WorkerSettings
 
     work = "no_work" if epochs == 1 else "short_training"
     with _stage() as context:
-        pool = RayPool(cluster)
-        engine = RayEngine(
-            cluster,
-            pool,
-            scratch=context.folder / "ray",
-            scheduler="asha",
-            settings=Asha(grace_epochs=epochs),  # stops nothing: both ways do the same work
-            run_task=f"benchmarks._engine_work:{work}",
-        )
+        pool = RayPool(cluster, workers=WorkerSettings(run_task=f"benchmarks._engine_work:{work}"))
+        asha = Asha(grace_epochs=epochs)  # stops nothing: both ways do the same work
+        engine = RayEngine(pool, scratch=context.folder / "ray", scheduler=asha)
         search = _rate_search(context.folder, trials, epochs)
         ledger = StageLedger(context, search, tracked=True)
         started = time.perf_counter()

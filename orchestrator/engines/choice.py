@@ -1,4 +1,4 @@
-"""Which engine and which pool run a study here, and why."""
+"""Chooses the engine and the pool that run a study on this machine, with the reason."""
 
 import os
 from collections.abc import Sequence
@@ -9,24 +9,31 @@ from typing import Any, Literal, NamedTuple
 from orchestrator.engines.interfaces import Engine, EngineUnavailableError, Pool
 from orchestrator.engines.optuna_engine import OptunaEngine
 from orchestrator.engines.pools.inline import InlinePool
-from orchestrator.spec.engine import RAY_EXTRA, ResourceSpec, Scheduler, parse_scheduler, ray_is_installed
+from orchestrator.spec.engine import (
+    RAY_EXTRA,
+    ResourceSpec,
+    Scheduler,
+    parse_scheduler,
+    ray_is_installed,
+    scheduler_name,
+)
 from orchestrator.spec.study_file import StudySpec
 from trainers.hardware.host import GIB, available_cores
 
 _SMALL_IMAGE = 64
 _LARGE_GPU_GIB = 8
-"""Several trainings on small images fit on such a GPU, and one leaves it idle; how many is measured."""
+"""Several trainings on small images fit on such a GPU, and one leaves it idle; their number is measured."""
 
 
 class Machine(NamedTuple):
-    """What there is to choose from."""
+    """What the choice depends on."""
 
     num_gpus: int
     gpu_gib: float
     """Memory of the smallest GPU."""
     num_cpus: int
     ray_address: str | None
-    """`RAY_ADDRESS`: of a cluster to attach to."""
+    """Address of a cluster to attach to, from `RAY_ADDRESS`."""
     has_ray: bool
     """Whether Ray is installed."""
     has_mps: bool = False
@@ -34,24 +41,26 @@ class Machine(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
-    """How one execution of a study is run."""
+class ExecutionSetup:
+    """How one execution of a study runs its trials."""
 
     engine: Literal["optuna", "ray"]
     pool: Literal["inline", "ray"]
-    scheduler: str | None
-    settings: Scheduler | None
-    """Of the scheduler."""
+    scheduler: Scheduler | None
     ray_address: str | None
     reason: str
+    """For people: how trials run, and why."""
 
     def record(self) -> dict[str, Any]:
-        """As the execution keeps it."""
-        settings = self.settings.model_dump(mode="json") if self.settings else {}
+        """The setup as plain data, stored with the execution."""
+        scheduler = {}
+        if self.scheduler is not None:
+            settings = self.scheduler.model_dump(mode="json")
+            scheduler = {"scheduler": {"name": scheduler_name(self.scheduler), **settings}}
         return {
             "engine": self.engine,
             "pool": self.pool,
-            **({"scheduler": {"name": self.scheduler, **settings}} if self.scheduler else {}),
+            **scheduler,
             **({"ray_address": self.ray_address} if self.ray_address else {}),
             "reason": self.reason,
         }
@@ -75,75 +84,78 @@ def look_around() -> Machine:
 
 def _cluster_address() -> str | None:
     address = os.environ.get("RAY_ADDRESS", "")
-    return None if address in ("", "local") else address  # `local` is Ray's own word for one on this machine
+    return None if address in ("", "local") else address  # `local` means Ray on this machine
 
 
-def choose(spec: StudySpec, machine: Machine) -> Choice:
-    """Engine and pool of an execution.
+def choose(spec: StudySpec, machine: Machine) -> ExecutionSetup:
+    """Choose engine and pool of an execution.
 
     Raises:
-        EngineUnavailableError: Ray is asked for, by the file or by `RAY_ADDRESS`, and is not installed.
+        EngineUnavailableError: The file or `RAY_ADDRESS` asks for Ray, which is not installed.
     """
-    scheduler = spec.engine.scheduler
-    engine: Literal["optuna", "ray"] = "optuna"
-    if spec.engine.name == "ray":
-        engine, why_engine = "ray", "engine `ray` is asked for"
-    elif scheduler is not None:
-        engine, why_engine = "ray", f"the scheduler `{scheduler.name}` is Ray Tune's"
-    elif spec.engine.name == "optuna":
-        why_engine = "engine `optuna` is asked for"
-    else:
-        why_engine = "engine `optuna` needs nothing else where no scheduler is asked for"
+    engine, why_engine = _choose_engine(spec)
     pool, why_pool = _choose_pool(spec, machine, engine)
+    reason = "; ".join(filter(None, (why_engine, why_pool)))
     if pool == "ray" and not machine.has_ray:
         raise EngineUnavailableError(
-            f"{why_pool if engine == 'optuna' else why_engine}, but Ray is not installed here. "
-            f"Install it with: {RAY_EXTRA}"
+            f"{why_pool or why_engine}, but Ray is not installed here. Install it with: {RAY_EXTRA}"
         )
-    return Choice(
+    return ExecutionSetup(
         engine=engine,
         pool=pool,
-        scheduler=scheduler.name if scheduler else None,
-        settings=parse_scheduler(scheduler) if scheduler else None,
+        scheduler=None if spec.engine.scheduler is None else parse_scheduler(spec.engine.scheduler),
         ray_address=machine.ray_address if pool == "ray" else None,
-        reason=f"{why_engine}; {why_pool}",
+        reason=reason,
     )
+
+
+def _choose_engine(spec: StudySpec) -> tuple[Literal["optuna", "ray"], str]:
+    if spec.engine.name == "ray":
+        return "ray", "the study file asks for engine `ray`"
+    if spec.engine.scheduler is not None:
+        return "ray", f"the study file asks for scheduler `{spec.engine.scheduler.name}`, which runs on Ray Tune"
+    return "optuna", "the study file asks for engine `optuna`" if spec.engine.name == "optuna" else ""
 
 
 def _choose_pool(spec: StudySpec, machine: Machine, engine: str) -> tuple[Literal["inline", "ray"], str]:
     if engine == "ray":
-        return "ray", "its trials run on pool `ray`"
-    if spec.pool == "ray":
-        return "ray", "pool `ray` is asked for"
-    if spec.pool == "inline":
-        return "inline", "pool `inline` is asked for"
+        return "ray", ""
+    if spec.pool != "auto":
+        return spec.pool, f"the study file asks for pool `{spec.pool}`"
     if machine.ray_address:
         return "ray", f"RAY_ADDRESS names the cluster {machine.ray_address}"
-    reason = _reason_for_several(spec, machine)
-    if reason is not None and machine.has_ray:
-        return "ray", f"pool `ray`, as {reason}"
-    if reason is not None:
-        return "inline", f"pool `inline`, as Ray is not installed ({RAY_EXTRA}), although {reason}"
-    device = "one GPU" if machine.num_gpus else f"no GPU, {machine.num_cpus} CPU cores"
-    if machine.has_mps and not machine.num_gpus:
-        device = f"{machine.num_cpus} CPU cores; its Apple GPU lacks the float64 that evaluation needs"
-    more = "" if machine.num_gpus or machine.num_cpus < 2 else " (`pool: ray` trains several at once)"
+    several = _reason_for_several(spec, machine)
+    if several is not None and machine.has_ray:
+        return "ray", f"{several}: running several trials at a time on Ray"
     packed = spec.resources.trials_per_pack
-    trials = "trials" if packed == 1 else f"packs of up to {packed} trainings"
-    return "inline", f"pool `inline` suits this machine ({device}): {trials} one after another{more}"
+    trials = "running one trial at a time" if packed == 1 else f"running packs of up to {packed} trials"
+    if several is not None:
+        return "inline", f"{several}, but Ray is not installed ({RAY_EXTRA}): {trials}"
+    hint = " (`pool: ray` runs several)" if machine.num_gpus == 0 and machine.num_cpus > 1 else ""
+    return "inline", f"{_describe(machine)}: {trials}{hint}"
+
+
+def _describe(machine: Machine) -> str:
+    """The machine in words."""
+    if machine.num_gpus:
+        return "1 GPU" if machine.num_gpus == 1 else f"{machine.num_gpus} GPUs"
+    cores = "1 CPU core" if machine.num_cpus == 1 else f"{machine.num_cpus} CPU cores"
+    if machine.has_mps:
+        return f"{cores}, and an Apple GPU that cannot be used, because it lacks float64"
+    return f"{cores}, no GPU"
 
 
 def _reason_for_several(spec: StudySpec, machine: Machine) -> str | None:
-    """Why several trials at once suit the machine; `None` where one after another does."""
+    """Why the machine should run several trials at a time; `None` if it should not."""
     share, most = spec.resources.gpus_per_trial, spec.resources.max_concurrent
     if most is not None:
-        return f"{most} trials at once are asked for" if most > 1 else None
+        return f"the study file allows {most} concurrent trials" if most > 1 else None
     if machine.num_gpus == 0 or share == 0:
         return None
     if machine.num_gpus > 1:
-        return f"there are {machine.num_gpus} GPUs"
+        return f"{machine.num_gpus} GPUs"
     if share is not None:
-        return f"trials of {share:g} of a GPU share one" if share <= 0.5 else None
+        return f"each trial uses {share:g} of a GPU" if share <= 0.5 else None
     if spec.resources.trials_per_pack > 1:
         return None  # a pack has the GPU
     if spec.data.image_size <= _SMALL_IMAGE and machine.gpu_gib >= _LARGE_GPU_GIB:
@@ -152,38 +164,28 @@ def _reason_for_several(spec: StudySpec, machine: Machine) -> str | None:
 
 
 def make_engine_and_pool(
-    choice: Choice, resources: ResourceSpec, *, scratch: Path, sources: Sequence[Path] = ()
+    setup: ExecutionSetup, resources: ResourceSpec, *, scratch: Path, sources: Sequence[Path] = ()
 ) -> tuple[Engine, Pool]:
-    """The engine and the pool of an execution; nothing is started yet.
+    """Make the engine and the pool of an execution; nothing starts yet.
 
     Args:
-        choice: What `choose` says.
+        setup: The choice.
         resources: Limits of the study file.
-        scratch: A folder that all workers reach, for what must not outlive the execution.
+        scratch: A folder that all workers can write to, for files that end with the execution.
         sources: Files and folders that all workers read.
     """
-    if choice.pool == "inline":
+    if setup.pool == "inline":
         return OptunaEngine(), InlinePool(resources.trials_per_pack)
     from orchestrator.engines.ray.cluster import RayCluster
     from orchestrator.engines.ray.pool import RayPool
     from orchestrator.engines.ray.trial_resources import SharePlanner
+    from orchestrator.engines.ray.worker import WorkerSettings
 
-    cluster = RayCluster(address=choice.ray_address, shared=scratch, sources=sources)
-    shares = SharePlanner(cluster, resources)
-    pool = RayPool(
-        cluster, shares=shares, max_concurrent=resources.max_concurrent, silent_minutes=resources.silent_minutes
-    )
-    if choice.engine == "optuna":
+    cluster = RayCluster(address=setup.ray_address, shared=scratch, sources=sources)
+    workers = WorkerSettings(max_concurrent=resources.max_concurrent, silent_minutes=resources.silent_minutes)
+    pool = RayPool(cluster, shares=SharePlanner(cluster, resources), workers=workers)
+    if setup.engine == "optuna":
         return OptunaEngine(), pool
     from orchestrator.engines.ray.engine import RayEngine
 
-    return RayEngine(
-        cluster,
-        pool,
-        shares=shares,
-        max_concurrent=resources.max_concurrent,
-        scheduler=choice.scheduler,
-        settings=choice.settings,
-        silent_minutes=resources.silent_minutes,
-        scratch=scratch,
-    ), pool
+    return RayEngine(pool, scheduler=setup.scheduler, scratch=scratch), pool

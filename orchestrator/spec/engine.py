@@ -149,6 +149,11 @@ def parse_scheduler(choice: PluginChoice) -> Scheduler:
     return SCHEDULERS[choice.name].model_validate(choice.settings)
 
 
+def scheduler_name(settings: Scheduler) -> str:
+    """The name of a scheduler in a study file."""
+    return next(name for name, kind in SCHEDULERS.items() if type(settings) is kind)
+
+
 def engine_problems(engine: EngineSpec, pool: PoolName, resources: Resources) -> Iterator[Problem]:
     """What cannot be run so, here: unknown schedulers, parts that do not fit together, Ray missing."""
     choice = engine.scheduler

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pydantic import ValidationError
 
-from orchestrator.engines.choice import Choice, choose, look_around, make_engine_and_pool
+from orchestrator.engines.choice import ExecutionSetup, choose, look_around, make_engine_and_pool
 from orchestrator.engines.interfaces import Control, EngineUnavailableError
 from orchestrator.engines.pools.score_cache import ScoreCache, ScoreCachingPool
 from orchestrator.evaluation.ground_truth import data_fingerprint, load_truth, truths_of
@@ -102,7 +102,7 @@ def run_study(
     if study is None and any(stage.stage == "promote" for stage in spec.stages):
         load_test_images(spec.data)  # and dropped: a torn image must show now, not after everything was trained
     fingerprint = _check_truths(spec, data, settings)
-    choice = choose(spec, look_around())
+    setup = choose(spec, look_around())
     _make_home(settings)
     with hold_study(spec.study, settings) as hold_again:
         existing_study(spec, settings)  # once more: another process may have made it since
@@ -118,7 +118,7 @@ def run_study(
             )
             if study.data_digest != fingerprint:
                 raise DataChangedError(spec)
-            return _Driver(store, study, spec, spec_text, settings, progress, control, data, choice).run()
+            return _Driver(store, study, spec, spec_text, settings, progress, control, data, setup).run()
         finally:
             store.close()
 
@@ -223,7 +223,7 @@ class _Driver:
         progress: Progress,
         control: Control,
         data: "ImageData",
-        choice: Choice,
+        setup: ExecutionSetup,
     ) -> None:
         self._store = store
         self._study = study
@@ -232,19 +232,19 @@ class _Driver:
         self._progress = progress
         self._control = control
         self._data = data
-        self._choice = choice
-        self._run_tree = RunTree(study, spec_text, setup=choice.record())
+        self._setup = setup
+        self._run_tree = RunTree(study, spec_text, setup=setup.record())
         scratch = study_folder(settings, study) / "ray"
         sources = () if spec.data.source in BUILT_IN else (Path(spec.data.source),)
-        self._engine, pool = make_engine_and_pool(choice, spec.resources, scratch=scratch, sources=sources)
+        self._engine, pool = make_engine_and_pool(setup, spec.resources, scratch=scratch, sources=sources)
         self._pool = ScoreCachingPool(pool, ScoreCache(store.scores()))
         self._metrics: dict[str, float] = {}
 
     def run(self) -> StudyRecord:
         execution = self._store.begin_execution(
-            self._study.id, setup=self._choice.record(), events=self._execution_events
+            self._study.id, setup=self._setup.record(), events=self._execution_events
         )
-        self._progress.note(self._choice.reason)
+        self._progress.note(self._setup.reason)
         outbox = None
         if self._settings.tracking:
             owed = self._store.outbox(self._study.id)

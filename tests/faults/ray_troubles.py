@@ -198,9 +198,7 @@ def _limited(num_bytes: int) -> Iterator[None]:
 
 
 def _use(name: str) -> None:
-    """Pool and engine take this function where no other is given."""
-    from orchestrator.engines.ray.engine import RayEngine
-    from orchestrator.engines.ray.pool import RayPool
+    """Make this function the default of workers on Ray."""
+    from orchestrator.engines.ray.worker import WorkerSettings
 
-    for one in (RayEngine, RayPool):
-        one.__init__.__kwdefaults__["run_task"] = f"{__name__}:{name}"
+    WorkerSettings.__init__.__kwdefaults__["run_task"] = f"{__name__}:{name}"

@@ -10,15 +10,16 @@ import pytest
 from orchestrator.engines.ray.cluster import RayCluster
 from orchestrator.engines.ray.placement import Node
 from orchestrator.engines.ray.pool import RayPool
+from orchestrator.engines.ray.worker import WorkerSettings
 from tests.fakes import Switch, make_trial
 from tests.faults.driver import run
 from tests.faults.on_ray import EACH, SHORT, WAYS, WHOLE, on_ray, stage_folder, start_on_ray, write_study
 from tests.faults.ray_processes import WORKER, are_gone, named
 from tests.faults.ray_troubles import SOON_GIVEN_UP, witnessed
 from tests.faults.test_deadly_trials import HUGE, MEMORY, SMALL, trained
-from tests.run_tree import assert_run_tree
 from tests.places import Place, assert_is_the_same_study, assert_rows_are_true
 from tests.ray_local import attached_to, rate_search, ray_cluster
+from tests.run_tree import assert_run_tree
 from tests.tiny import FinishedStudy
 from trainers.config import TrainTask
 from trainers.training.reporting import SilentReporter
@@ -158,7 +159,7 @@ def training(folder: Path, number: int) -> TrainTask:
 def test_a_trial_whose_worker_waits_for_a_node_that_has_gone_is_done_by_another(
     attached: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = RayPool(attached, run_task="tests.ray_tasks:slow")
+    pool = RayPool(attached, workers=WorkerSettings(run_task="tests.ray_tasks:slow"))
     attached.start()
     monkeypatch.setattr(attached, "nodes", lambda: (Node(2, 0), Node(1, 0)))
     for number in range(3):
@@ -174,7 +175,7 @@ def test_a_trial_whose_worker_waits_for_a_node_that_has_gone_is_done_by_another(
 def test_a_study_told_to_stop_waits_for_no_worker_that_has_not_begun(
     attached: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = RayPool(attached, run_task="tests.ray_tasks:slow")
+    pool = RayPool(attached, workers=WorkerSettings(run_task="tests.ray_tasks:slow"))
     attached.start()
     monkeypatch.setattr(attached, "nodes", lambda: (Node(2, 0), Node(1, 0)))
     told = Switch()

@@ -17,6 +17,7 @@ from orchestrator.engines.optuna_engine import OptunaEngine
 from orchestrator.engines.ray.cluster import RayCluster
 from orchestrator.engines.ray.pool import RayPool
 from orchestrator.engines.ray.trial_resources import SharePlanner
+from orchestrator.engines.ray.worker import WorkerSettings
 from orchestrator.spec.engine import Asha, HyperBand, Pasha, Scheduler
 from orchestrator.store.records import TrialRecord
 from tests.fakes import Switch
@@ -50,7 +51,7 @@ class Heard:
 
 
 def test_short_tasks_are_sent_ahead_and_each_has_one_outcome(cluster: RayCluster) -> None:
-    pool = RayPool(cluster, run_task="tests.ray_tasks:quick")
+    pool = RayPool(cluster, workers=WorkerSettings(run_task="tests.ray_tasks:quick"))
     found: dict[int, TaskOutcome | Lost] = {}
     asked = most = 0
     while len(found) < 300:
@@ -69,7 +70,7 @@ def test_short_tasks_are_sent_ahead_and_each_has_one_outcome(cluster: RayCluster
 
 
 def test_a_task_that_kills_its_worker_is_lost_and_those_behind_it_are_not(cluster: RayCluster) -> None:
-    pool = RayPool(cluster, max_concurrent=1, run_task="tests.ray_tasks:deadly")
+    pool = RayPool(cluster, workers=WorkerSettings(max_concurrent=1, run_task="tests.ray_tasks:deadly"))
     outcomes = {}
     for key in range(2):  # until the pool knows how short the tasks are
         pool.submit(key, score_task(key), Heard())
@@ -87,7 +88,7 @@ def test_a_task_that_kills_its_worker_is_lost_and_those_behind_it_are_not(cluste
 
 
 def test_reports_arrive_while_a_training_runs_and_a_stop_reaches_it(cluster: RayCluster, tmp_path: Path) -> None:
-    pool = RayPool(cluster, run_task="tests.ray_tasks:slow")
+    pool = RayPool(cluster, workers=WorkerSettings(run_task="tests.ray_tasks:slow"))
     search = rate_search(tmp_path, num_trials=2, epochs=200)
     heard = [Heard(stop_after=3), Heard(stop_after=5)]
     for number, reporter in enumerate(heard):
@@ -103,7 +104,7 @@ def test_reports_arrive_while_a_training_runs_and_a_stop_reaches_it(cluster: Ray
 
 
 def test_a_killed_worker_costs_a_trial_nothing_but_the_epoch_it_was_in(cluster: RayCluster, tmp_path: Path) -> None:
-    pool = RayPool(cluster, max_concurrent=1, run_task="tests.ray_tasks:slow")
+    pool = RayPool(cluster, workers=WorkerSettings(max_concurrent=1, run_task="tests.ray_tasks:slow"))
     ledger, search = MemoryLedger(), rate_search(tmp_path, num_trials=1, epochs=8)
     killed = kill_after(tmp_path / "trial-0000", 3)
     (trial,) = OptunaEngine().run(search, pool, ledger, Switch())
@@ -125,25 +126,16 @@ def run_engine(
     folder: Path,
     *,
     run_task: str,
-    scheduler: str | None = None,
-    settings: Scheduler | None = None,
+    scheduler: Scheduler | None = None,
     control: Switch | None = None,
     silent_minutes: float | None = None,
     shares: SharePlanner | None = None,
 ) -> list[TrialRecord]:
     from orchestrator.engines.ray.engine import RayEngine
 
-    pool = RayPool(cluster)
-    engine = RayEngine(
-        cluster,
-        pool,
-        scratch=folder / "scratch",
-        shares=shares,
-        scheduler=scheduler,
-        settings=settings,
-        silent_minutes=silent_minutes,
-        run_task=f"tests.ray_tasks:{run_task}",
-    )
+    workers = WorkerSettings(run_task=f"tests.ray_tasks:{run_task}", silent_minutes=silent_minutes)
+    pool = RayPool(cluster, shares=shares, workers=workers)
+    engine = RayEngine(pool, scratch=folder / "scratch", scheduler=scheduler)
     trials = engine.run(search, pool, ledger, control or Switch())
     assert not (folder / "scratch").exists()
     return trials
@@ -151,9 +143,7 @@ def run_engine(
 
 def test_a_trial_that_asha_stops_is_stopped_at_its_rung_and_no_epoch_more(cluster: RayCluster, tmp_path: Path) -> None:
     ledger, search = MemoryLedger(), rate_search(tmp_path, num_trials=8, epochs=9)
-    trials = run_engine(
-        cluster, search, ledger, tmp_path, run_task="quick", scheduler="asha", settings=Asha(reduction_factor=3)
-    )
+    trials = run_engine(cluster, search, ledger, tmp_path, run_task="quick", scheduler=Asha(reduction_factor=3))
     states = {trial.state for trial in trials}
     assert states == {"complete", "stopped"}
     for trial in trials:
@@ -170,12 +160,12 @@ def test_a_trial_that_asha_stops_is_stopped_at_its_rung_and_no_epoch_more(cluste
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "settings"), [("hyperband", HyperBand()), ("pasha", Pasha())])
+@pytest.mark.parametrize("scheduler", [HyperBand(), Pasha()], ids=["hyperband", "pasha"])
 def test_schedulers_whose_trials_wait_for_others_leave_none_waiting(
-    cluster: RayCluster, tmp_path: Path, name: str, settings: Scheduler
+    cluster: RayCluster, tmp_path: Path, scheduler: Scheduler
 ) -> None:
     ledger, search = MemoryLedger(), rate_search(tmp_path, num_trials=10, epochs=9)
-    trials = run_engine(cluster, search, ledger, tmp_path, run_task="quick", scheduler=name, settings=settings)
+    trials = run_engine(cluster, search, ledger, tmp_path, run_task="quick", scheduler=scheduler)
     assert {trial.state for trial in trials} == {"complete", "stopped"}
     best = max(trials, key=lambda trial: trial.point["recipe.learning_rate"])
     assert len(ledger.curves[best.number]) == max(len(curve) for curve in ledger.curves.values())
@@ -200,9 +190,7 @@ def test_a_trial_too_large_for_this_machine_is_refused_at_once(
 
 def test_a_loss_that_is_not_finite_is_a_failure_and_the_search_goes_on(cluster: RayCluster, tmp_path: Path) -> None:
     ledger, search = MemoryLedger(), rate_search(tmp_path, num_trials=6, epochs=3)
-    trials = run_engine(
-        cluster, search, ledger, tmp_path, run_task="diverging", scheduler="asha", settings=Asha(grace_epochs=3)
-    )
+    trials = run_engine(cluster, search, ledger, tmp_path, run_task="diverging", scheduler=Asha(grace_epochs=3))
     assert_fast_rates_failed(trials, "not-finite")
 
 
@@ -221,7 +209,7 @@ def test_a_training_that_hangs_fails_alone(cluster: RayCluster, tmp_path: Path, 
     if engine == "ray":
         trials = run_engine(cluster, search, ledger, tmp_path, run_task="hanging", silent_minutes=0.2)
     else:
-        pool = RayPool(cluster, silent_minutes=0.2, run_task="tests.ray_tasks:hanging")
+        pool = RayPool(cluster, workers=WorkerSettings(silent_minutes=0.2, run_task="tests.ray_tasks:hanging"))
         trials = OptunaEngine().run(search, pool, ledger, Switch())
         pool.close()
     assert_fast_rates_failed(trials, "silent")

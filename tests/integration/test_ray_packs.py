@@ -8,6 +8,7 @@ from orchestrator.engines.optuna_engine import OptunaEngine
 from orchestrator.engines.ray.cluster import RayCluster
 from orchestrator.engines.ray.pool import RayPool
 from orchestrator.engines.ray.trial_resources import SharePlanner
+from orchestrator.engines.ray.worker import WorkerSettings
 from orchestrator.store.records import TrialRecord
 from tests.fakes import Switch
 from tests.ray_local import MemoryLedger, rate_search
@@ -24,9 +25,11 @@ def make_pool(cluster: RayCluster, worker: str, **given: float) -> RayPool:
     return RayPool(
         cluster,
         shares=SharePlanner(cluster, PACKS_OF_3),
-        run_task=f"tests.ray_tasks:{worker}",
-        run_packed=f"tests.ray_tasks:packed_{worker.partition('_')[0]}",
-        **given,
+        workers=WorkerSettings(
+            run_task=f"tests.ray_tasks:{worker}",
+            run_packed=f"tests.ray_tasks:packed_{worker.partition('_')[0]}",
+            **given,
+        ),
     )
 
 

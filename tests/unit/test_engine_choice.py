@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.engines.choice import Choice, Machine, choose
+from orchestrator.engines.choice import ExecutionSetup, Machine, choose
 from orchestrator.engines.interfaces import EngineUnavailableError
 from orchestrator.engines.ray.placement import Node, can_hold
 from orchestrator.spec import engine as engine_specs
@@ -27,39 +27,57 @@ def load(folder: Path, text: str = "", **overrides: object) -> StudySpec:
     return load_spec(file, overrides={key.replace("__", "."): value for key, value in overrides.items()})
 
 
-def chosen(folder: Path, text: str = "", **machine: object) -> Choice:
+def chosen(folder: Path, text: str = "", **machine: object) -> ExecutionSetup:
     return choose(load(folder, text), LAPTOP._replace(**machine))
 
 
 @pytest.mark.parametrize(
     ("text", "machine", "engine", "pool", "reason"),
     [
-        ("", {}, "optuna", "inline", "no GPU, 8 CPU cores"),
-        ("", {"has_mps": True}, "optuna", "inline", "8 CPU cores; its Apple GPU lacks"),
+        ("", {}, "optuna", "inline", "8 CPU cores, no GPU: running one trial at a time (`pool: ray` runs several)"),
+        ("", {"has_mps": True}, "optuna", "inline", "8 CPU cores, and an Apple GPU that cannot be used"),
         ("", {"ray_address": "h:1"}, "optuna", "ray", "RAY_ADDRESS names the cluster h:1"),
-        ("", {"num_gpus": 2, "gpu_gib": 8.0}, "optuna", "ray", "there are 2 GPUs"),
+        ("", {"num_gpus": 2, "gpu_gib": 8.0}, "optuna", "ray", "2 GPUs: running several"),
         ("", {"num_gpus": 1, "gpu_gib": 24.0}, "optuna", "ray", "images of 32 px fit on a GPU of 24 GiB"),
-        ("", {"num_gpus": 1, "gpu_gib": 4.0}, "optuna", "inline", "one GPU"),
+        ("", {"num_gpus": 1, "gpu_gib": 4.0}, "optuna", "inline", "1 GPU: running one"),
         ("resources: {gpus_per_trial: 0.25}", {"num_gpus": 1, "gpu_gib": 4.0}, "optuna", "ray", "0.25 of a GPU"),
-        ("resources: {gpus_per_trial: 1}", {"num_gpus": 1, "gpu_gib": 24.0}, "optuna", "inline", "one GPU"),
-        ("resources: {gpus_per_trial: 0}", {"num_gpus": 4}, "optuna", "inline", "suits this machine"),
-        ("resources: {max_concurrent: 3}", {}, "optuna", "ray", "3 trials at once"),
-        ("resources: {max_concurrent: 1}", {"num_gpus": 4}, "optuna", "inline", "one after another"),
-        ("resources: {trials_per_pack: 8}", {"num_gpus": 1, "gpu_gib": 24.0}, "optuna", "inline", "packs of up to 8"),
-        ("resources: {trials_per_pack: 8}", {"num_gpus": 2, "gpu_gib": 24.0}, "optuna", "ray", "there are 2 GPUs"),
-        ("", {"num_gpus": 2, "has_ray": False}, "optuna", "inline", "Ray is not installed"),
-        ("pool: inline", {"ray_address": "h:1"}, "optuna", "inline", "`inline` is asked for"),
-        ("pool: ray", {}, "optuna", "ray", "`ray` is asked for"),
-        ("engine: ray", {}, "ray", "ray", "engine `ray` is asked for"),
-        ("engine: {scheduler: asha}", {}, "ray", "ray", "the scheduler `asha` is Ray Tune's"),
+        (
+            "resources: {gpus_per_trial: 1}",
+            {"num_gpus": 1, "gpu_gib": 24.0},
+            "optuna",
+            "inline",
+            "1 GPU: running one",
+        ),
+        ("resources: {gpus_per_trial: 0}", {"num_gpus": 4}, "optuna", "inline", "4 GPUs: running one trial at a time"),
+        ("resources: {max_concurrent: 3}", {}, "optuna", "ray", "allows 3 concurrent trials: running several"),
+        ("resources: {max_concurrent: 1}", {"num_gpus": 4}, "optuna", "inline", "4 GPUs: running one trial at a time"),
+        (
+            "resources: {trials_per_pack: 8}",
+            {"num_gpus": 1, "gpu_gib": 24.0},
+            "optuna",
+            "inline",
+            "packs of up to 8 trials",
+        ),
+        (
+            "resources: {trials_per_pack: 8}",
+            {"num_gpus": 2, "gpu_gib": 24.0},
+            "optuna",
+            "ray",
+            "2 GPUs: running several",
+        ),
+        ("", {"num_gpus": 2, "has_ray": False}, "optuna", "inline", "2 GPUs, but Ray is not installed"),
+        ("pool: inline", {"ray_address": "h:1"}, "optuna", "inline", "the study file asks for pool `inline`"),
+        ("pool: ray", {}, "optuna", "ray", "the study file asks for pool `ray`"),
+        ("engine: ray", {}, "ray", "ray", "the study file asks for engine `ray`"),
+        ("engine: {scheduler: asha}", {}, "ray", "ray", "scheduler `asha`, which runs on Ray Tune"),
     ],
 )
 def test_auto_picks_by_the_machine_and_says_why(
     text: str, machine: dict, engine: str, pool: str, reason: str, tmp_path: Path
 ) -> None:
-    choice = chosen(tmp_path, text, **machine)
-    assert (choice.engine, choice.pool) == (engine, pool)
-    assert reason in choice.reason
+    setup = chosen(tmp_path, text, **machine)
+    assert (setup.engine, setup.pool) == (engine, pool)
+    assert reason in setup.reason
 
 
 def test_a_cluster_without_ray_here_is_refused_with_the_extra(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Engine `ray`: Ray Tune drives the trials that train. Our rows are the truth, Tune's own snapshots are thrown away."""
+"""Engine `ray`: Ray Tune drives training trials. Our rows are the only record; Tune's own snapshots are deleted."""
 
 import contextlib
 import logging
@@ -10,70 +10,43 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.engines.interfaces import Control, Ledger, Pool, Search
 from orchestrator.engines.optuna_engine import OptunaEngine
-from orchestrator.engines.ray.cluster import RayCluster
 from orchestrator.engines.ray.pool import RayPool
-from orchestrator.engines.ray.trial_resources import Share, SharePlanner
-from orchestrator.engines.ray.worker import RUN_TASK
 from orchestrator.engines.trial_queue import TrialQueue
-from orchestrator.spec.engine import PopulationBandits, Scheduler
+from orchestrator.spec.engine import PopulationBandits, Scheduler, scheduler_name
 from orchestrator.store.records import TrialRecord
 from search_spaces.dimensions import Point
-from trainers.config import Resources, Task, TrainTask
+from trainers.config import Task, TrainTask
 
 if TYPE_CHECKING:
     from orchestrator.engines.ray.trial_book import TrialBook
 
 
 class RayEngine:
-    """Trials that train go to Ray Tune, one after another of its steps an epoch; other tasks go to the Ray pool.
+    """Ray Tune runs training trials, one epoch per Tune step. Other tasks go to the Ray pool.
 
-    Resuming starts a new Tuner: finished trials are told to the suggester and, where it compares trials at rungs, to
-    the scheduler; the others go on from their own checkpoints.
+    A resumed search starts a new Tuner: the suggester learns all finished trials, and so does the scheduler if it
+    compares trials at rungs. The other trials continue from their checkpoints.
 
     Args:
-        cluster: Where trials run; started when it is first needed.
-        pool: On that cluster; its idle workers are ended when Tune needs their place.
-        shares: What a trial gets of its machine; by default a core.
-        max_concurrent: Trials at once, at most.
-        scheduler: Its name, for reasons and details.
-        settings: Of the scheduler; `None` lets every trial train to its end.
-        silent_minutes: A training that gives no sign of life for so long fails, and its process is ended.
-        scratch: A folder that all workers reach, for what Tune must write somewhere; removed again.
-        run_task: What does a task, as `module:function`.
+        pool: Its cluster, shares and settings apply to Tune's trials too; its idle workers make room for them.
+        scheduler: Settings of Tune's scheduler; `None` trains every trial to its end.
+        scratch: A folder that all workers can write to, for Tune's own files; removed again.
     """
 
-    def __init__(
-        self,
-        cluster: RayCluster,
-        pool: RayPool,
-        *,
-        scratch: Path,
-        shares: SharePlanner | None = None,
-        max_concurrent: int | None = None,
-        scheduler: str | None = None,
-        settings: Scheduler | None = None,
-        silent_minutes: float | None = None,
-        run_task: str = RUN_TASK,
-    ) -> None:
-        self._cluster = cluster
+    def __init__(self, pool: RayPool, *, scratch: Path, scheduler: Scheduler | None = None) -> None:
         self._pool = pool
         self._scratch = scratch
-        self._shares = shares or SharePlanner(cluster, Resources(cpus_per_trial=1, gpus_per_trial=0))
-        self._max_concurrent = max_concurrent
         self._scheduler = scheduler
-        self._settings = settings
-        self._silent_minutes = silent_minutes
-        self._run_task = run_task
 
     def run(self, search: Search, pool: Pool, ledger: Ledger, control: Control) -> list[TrialRecord]:
-        """Run a search from wherever its rows say that it stands."""
+        """Run a search from where its rows stand."""
         if search.epochs is None:
             return OptunaEngine().run(search, pool, ledger, control)
         if control.should_stop():
             return ledger.trials()
-        self._cluster.start()
+        self._pool.cluster.start()
         self._pool.release()
-        self._shares.prepare(search.sizes())
+        self._pool.shares.prepare(search.sizes())
         folder = self._scratch / uuid.uuid4().hex[:12]
         folder.mkdir(parents=True)
         try:
@@ -89,13 +62,14 @@ class RayEngine:
         stop_file = folder / "stop"
         describe = partial(self._describe, search, stop_file=stop_file)
         queue = TrialQueue(search, ledger, control)
-        with contextlib.closing(TrialBook(search, queue, describe=describe, scheduler=self._scheduler)) as book:
+        name = None if self._scheduler is None else scheduler_name(self._scheduler)
+        with contextlib.closing(TrialBook(search, queue, describe=describe, scheduler=name)) as book:
             is_finished = False
             while not is_finished:
                 fit = partial(self._fit, book, search, ledger, folder, stop_file)
                 with _quiet():
                     try:
-                        self._cluster.call(fit)
+                        self._pool.cluster.call(fit)
                     except Exception as error:
                         if book.error is not None or not book.live or not _is_of_ray(error):
                             raise book.error or error from error
@@ -113,13 +87,13 @@ class RayEngine:
         from orchestrator.engines.ray.trainable import TrialTrainable
         from orchestrator.engines.ray.trial_book import SearchStopper, TrialRecorder, TrialSource
 
-        scheduler = make_scheduler(self._settings, search, partial(_retask, search, book.queue))
+        scheduler = make_scheduler(self._scheduler, search, partial(_retask, search, book.queue))
         ended = [trial for trial in book.queue.trials() if trial.is_usable]
         teach(scheduler, ((trial.number, ledger.curve(trial)) for trial in ended))
         tuner = tune.Tuner(
             TrialTrainable,
             tune_config=tune.TuneConfig(
-                search_alg=TrialSource(book, share=self._shares, room=self._room),
+                search_alg=TrialSource(book, share=self._pool.shares, room=self._pool.room_for),
                 scheduler=scheduler,
                 num_samples=-1,
                 reuse_actors=True,
@@ -143,19 +117,15 @@ class RayEngine:
             search,
             record,
             task,
-            run_task=self._run_task,
+            run_task=self._pool.settings.run_task,
             stop_file=stop_file,
-            silent_minutes=self._silent_minutes,
+            silent_minutes=self._pool.settings.silent_minutes,
         )
-        if isinstance(self._settings, PopulationBandits):
+        if isinstance(self._scheduler, PopulationBandits):
             from orchestrator.engines.ray.population import bandit_numbers, numbers_of
 
             config |= numbers_of(config["generation"]["point"], bandit_numbers(search))
         return config
-
-    def _room(self, share: Share) -> int:
-        room = self._cluster.room_for(*share)
-        return room if self._max_concurrent is None else min(room, self._max_concurrent)
 
 
 def _retask(search: Search, queue: TrialQueue, config: dict[str, Any], point: Point, step: int) -> str:
@@ -168,7 +138,7 @@ def _retask(search: Search, queue: TrialQueue, config: dict[str, Any], point: Po
 
 
 def _is_of_ray(error: BaseException | None) -> bool:
-    """Whether Ray was the cause of an error."""
+    """Whether Ray caused an error."""
     from ray.exceptions import RayError
 
     return error is not None and (isinstance(error, RayError) or _is_of_ray(error.__cause__))
@@ -176,7 +146,7 @@ def _is_of_ray(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """Tune says on stderr and stdout what is in our rows anyway."""
+    """Silence Tune's logs, which repeat what is in our rows."""
     loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.data")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -16,7 +16,7 @@ from typing import Any
 from ray import tune
 
 from orchestrator.engines.ray.generations import Generation, begin_generation
-from orchestrator.engines.ray.worker import SILENT, load_function
+from orchestrator.engines.ray.worker import UNRESPONSIVE, load_function
 from trainers.config import EpochReport, Task, TaskOutcome, TrainTask
 from trainers.training.reporting import Reporter
 
@@ -82,7 +82,7 @@ class SteppedTask(Reporter):
             with contextlib.suppress(queue.Empty):
                 return self._told.get(timeout=None if math.isinf(left_s) else left_s)
         self.hangs = True
-        return TaskOutcome(state="failed", error="silent", reason=SILENT.format(minutes=self._silent_minutes))
+        return TaskOutcome(state="failed", error="silent", reason=UNRESPONSIVE.format(minutes=self._silent_minutes))
 
     def end(self) -> None:
         """Ask it to end, and wait for that: between two batches, unless it hangs."""

@@ -164,7 +164,7 @@ class TrialSource(NotPickled, SearchAlgorithm):
     Args:
         book: The trials.
         share: Gives a task's share of a machine.
-        room: Gives the number of workers with such a share that fit on the cluster.
+        room: Gives the number of workers with such a share that may run at a time.
     """
 
     def __init__(self, book: TrialBook, *, share: Callable[[Task], Share], room: Callable[[Share], int]) -> None:
