@@ -10,7 +10,7 @@ class MemoryOutboxStore:
     """`orchestrator.tracking.outbox.OutboxStore` in memory."""
 
     def __init__(self, events: Sequence[Event] = ()) -> None:
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._owed: dict[int, Event] = {}
         self._next_id = 1
         self.settled: list[int] = []
@@ -21,33 +21,42 @@ class MemoryOutboxStore:
         self.append(*events)
 
     def append(self, *events: Event) -> None:
-        with self._lock:
+        with self._changed:
             for event in events:
                 self._owed[self._next_id] = event
                 self._next_id += 1
 
     def owed(self, limit: int) -> Sequence[tuple[int, str]]:
-        with self._lock:
+        with self._changed:
             if self.failures:
                 raise self.failures.pop(0)
             return [(number, event_to_json(event)) for number, event in sorted(self._owed.items())[:limit]]
 
     def settle(self, ids: Sequence[int]) -> None:
-        with self._lock:
+        with self._changed:
             for event_id in ids:
                 del self._owed[event_id]
                 self.settled.append(event_id)
+            self._changed.notify_all()
 
     def postpone(self, event_id: int, error: str) -> None:
-        self.postponed.append((event_id, error))
+        with self._changed:
+            self.postponed.append((event_id, error))
+            self._changed.notify_all()
 
     def reject(self, event_id: int, error: str) -> None:
-        with self._lock:
+        with self._changed:
             del self._owed[event_id]
             self.rejected.append((event_id, error))
+            self._changed.notify_all()
+
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float = 30.0) -> bool:
+        """Wait until the outbox has brought about a condition; whether it has."""
+        with self._changed:
+            return self._changed.wait_for(condition, timeout_s)
 
     def count_owed(self) -> int:
-        with self._lock:
+        with self._changed:
             return len(self._owed)
 
 

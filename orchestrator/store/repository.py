@@ -48,7 +48,7 @@ from orchestrator.store.trial_rows import (
     write_report,
 )
 from search_spaces.dimensions import Point
-from trainers.config import CheckpointRecord, EpochReport, TaskOutcome
+from trainers.config import CheckpointRecord, EpochReport
 
 Events = Sequence[str]
 """What is owed to MLflow, each as JSON (`orchestrator.tracking.events.event_to_json`)."""
@@ -319,7 +319,7 @@ class Store:
             sampler_state: What the sampler noted.
             seed: Of the trial.
             make_events: What MLflow is owed about it.
-            ended: A trial that ended before, to be written as `finish_trial` does, in the same transaction.
+            ended: A trial that ended before, to be written as by `end_trial`, in the same transaction.
 
         Raises:
             StaleExecutionError: The execution is no longer the running one of the study.
@@ -412,20 +412,8 @@ class Store:
             ).scalars()
             return [EpochReport.model_validate(values) for values in rows]
 
-    def finish_trial(
-        self, trial: TrialRecord, attempt: AttemptRecord, outcome: TaskOutcome, *, study_id: int, events: Events = ()
-    ) -> TrialRecord:
-        """Write how an attempt ended. An interrupted trial waits to be gone on with.
-
-        Raises:
-            StaleAttemptError: The attempt is not the running one any more.
-        """
-        ended = EndedTrial.of(trial, attempt, outcome, tuple(events))
-        self.end_trial(ended, study_id=study_id)
-        return ended.trial
-
     def end_trial(self, ended: EndedTrial, *, study_id: int) -> None:
-        """Write how an attempt ended, as `finish_trial` does.
+        """Write how an attempt ended. An interrupted trial waits to be resumed.
 
         Raises:
             StaleAttemptError: The attempt is not the running one any more.

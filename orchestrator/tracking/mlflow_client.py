@@ -152,17 +152,6 @@ class Tracker:
             error.num_delivered = num_delivered
             raise
 
-    def prepare(self) -> None:
-        """Connect, and bring a new SQLite database into being; `deliver` does so by itself.
-
-        Raises:
-            TrackingUnavailable: The store cannot be opened.
-        """
-        try:
-            self._client()
-        except self._errors() as error:
-            raise self._translated(error) from error
-
     def experiment_url(self, experiment: str, *, server_url: str | None = None, view: str | None = None) -> str | None:
         """Address of the table of an experiment's runs; `None` if there is no such experiment.
 

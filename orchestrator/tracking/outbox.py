@@ -18,8 +18,7 @@ from orchestrator.tracking.mlflow_client import TrackingRejected, TrackingUnavai
 
 _BATCH_SIZE = 200
 _POLL_S = 2.0
-"""How long an event may lie when nobody calls `notify`."""
-_GATHER_S = 1.5
+"""Time between two rounds. MLflow takes all events of a round for little more than the price of one."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 60.0
 _MAX_INTERNAL_ERRORS = 4
 """How often MLflow may answer the same first event with an internal error before that event is set aside."""
@@ -66,7 +65,7 @@ class Outbox:
         store: Where the events wait.
         tracker_factory: Makes the tracker; called in the thread, once there is something to deliver.
         first_pause_s: Pause after a first failure, seconds; doubled with each further one, to one minute.
-        gather_s: Shortest time between two rounds, seconds: MLflow takes all that comes meanwhile for the price of one.
+        poll_s: Time between two rounds, seconds.
     """
 
     def __init__(
@@ -75,10 +74,10 @@ class Outbox:
         tracker_factory: Callable[[], Deliverer],
         *,
         first_pause_s: float = _FIRST_PAUSE_S,
-        gather_s: float = _GATHER_S,
+        poll_s: float = _POLL_S,
     ) -> None:
         self._store, self._tracker_factory, self._first_pause_s = store, tracker_factory, first_pause_s
-        self._gather_s = gather_s
+        self._poll_s = poll_s
         self._tracker: Deliverer | None = None
         self._failures = 0
         self._suspect: tuple[int, int] = (
@@ -89,7 +88,6 @@ class Outbox:
         self._answered_round = 0  # the last round that found nothing more to deliver, or failed
         self._last_error: str | None = None
         self._closing = False
-        self._notified = False
         self._hurry = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="mlflow-outbox", daemon=True)
@@ -99,12 +97,6 @@ class Outbox:
     def last_error(self) -> str | None:
         """Why nothing is being delivered just now; `None` while all is well."""
         return self._last_error
-
-    def notify(self) -> None:
-        """Events were appended. Costs microseconds and never waits for MLflow."""
-        with self._changed:
-            self._notified = self._notified or self._failures == 0
-            self._changed.notify_all()
 
     def flush(self, timeout_s: float) -> int:
         """Wait until everything is delivered, MLflow turns out to be away, or the time is over.
@@ -222,11 +214,10 @@ class Outbox:
             self._changed.notify_all()
 
     def _wait(self) -> None:
-        """Until there is something to do: `flush`, `close`, `notify` after a while, or the pause after a failure."""
+        """Wait for the next round, or for `flush` or `close`."""
         with self._changed:
-            pause, gather_s = _POLL_S, self._gather_s
+            pause_s = self._poll_s
             if self._failures:
-                pause = gather_s = min(self._first_pause_s * 2 ** min(self._failures - 1, 20), _LONGEST_PAUSE_S)
-            if not self._changed.wait_for(lambda: self._hurry or self._closing, timeout=gather_s):
-                self._changed.wait_for(lambda: self._notified or self._hurry or self._closing, timeout=pause - gather_s)
-            self._notified = self._hurry = False
+                pause_s = min(self._first_pause_s * 2 ** min(self._failures - 1, 20), _LONGEST_PAUSE_S)
+            self._changed.wait_for(lambda: self._hurry or self._closing, timeout=pause_s)
+            self._hurry = False

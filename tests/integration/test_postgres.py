@@ -9,7 +9,7 @@ from sqlalchemy import make_url
 
 from orchestrator.settings import SettingsError
 from orchestrator.store.database import find_database, open_database
-from orchestrator.store.records import ScoreKey, ScoreRecord
+from orchestrator.store.records import EndedTrial, ScoreKey, ScoreRecord
 from orchestrator.store.repository import Store
 from tests.integration.test_mlflow_server import free_port
 from tests.places import Place, assert_is_the_same_study, assert_rows_are_true
@@ -61,7 +61,7 @@ def test_what_json_and_text_cannot_hold_in_postgresql_is_kept_all_the_same(place
         reason="bytes \x00 and \udcff",
         error="exception",
     )
-    store.finish_trial(trial, attempt, outcome, study_id=study.id)
+    store.end_trial(EndedTrial.of(trial, attempt, outcome), study_id=study.id)
     (found,) = store.trials(stage.id)
     assert (found.seed, found.point) == ((1 << 63) - 1, {"x": 0.1})
     assert str(found.metrics) == "{'a': nan, 'b': -inf, 'c': 0.30000000000000004}"

@@ -85,10 +85,11 @@ def test_what_was_committed_when_the_connection_died_is_not_written_twice(store:
     trial, attempt = begin(store, stage, execution, 0)
     assert states(store, "attempts") == ["running"]
     cut()
-    record = store.finish_trial(trial, attempt, DONE, study_id=study.id)
-    assert store.trials(stage.id) == [record]
+    ended = EndedTrial.of(trial, attempt, DONE)
+    store.end_trial(ended, study_id=study.id)
+    assert store.trials(stage.id) == [ended.trial]
     with pytest.raises(StaleAttemptError):  # a second result, not a repeated one
-        store.finish_trial(trial, attempt, DONE, study_id=study.id)
+        store.end_trial(ended, study_id=study.id)
     first, attempt = begin(store, stage, execution, 1)
     cut()
     second, _ = begin(store, stage, execution, 2, ended=EndedTrial.of(first, attempt, DONE))

@@ -13,7 +13,7 @@ from alembic.script import ScriptDirectory
 
 from orchestrator.settings import SettingsError
 from orchestrator.store import database
-from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord
+from orchestrator.store.records import EndedTrial, ExecutionRecord, StageRecord, StudyRecord
 from orchestrator.store.repository import MAX_LOST_ATTEMPTS, Store
 from orchestrator.store.stale_writes import StaleAttemptError
 from orchestrator.store.tables import metadata
@@ -98,7 +98,9 @@ def test_a_trial_keeps_its_point_reports_outcome_and_checkpoints(store: Store, s
     store.add_report(attempt, report(2, 0.5), study_id=study.id)
     record = CheckpointRecord(epoch=2, path=Path("/x/epoch-0002"), sha256="f" * 64, num_bytes=3)
     outcome = TaskOutcome(state="complete", metrics={"val_accuracy": 0.5}, checkpoints=(record,))
-    finished = store.finish_trial(trial, attempt, outcome, study_id=study.id)
+    ended = EndedTrial.of(trial, attempt, outcome)
+    store.end_trial(ended, study_id=study.id)
+    finished = ended.trial
     assert store.trials(trial.stage_id) == [finished]
     assert finished.state == "complete"
     assert finished.metrics == {"val_accuracy": 0.5}
@@ -127,16 +129,17 @@ def test_the_late_result_of_a_lost_attempt_is_refused(store: Store, study: Study
     attempt = store.resume_trial(trial, execution)
     assert attempt is not None
     with pytest.raises(StaleAttemptError):
-        store.finish_trial(trial, lost, TaskOutcome(state="complete"), study_id=study.id)
+        store.end_trial(EndedTrial.of(trial, lost, TaskOutcome(state="complete")), study_id=study.id)
     with pytest.raises(StaleAttemptError):
         store.add_report(lost, report(1), study_id=study.id)
-    store.finish_trial(trial, attempt, TaskOutcome(state="complete"), study_id=study.id)
+    store.end_trial(EndedTrial.of(trial, attempt, TaskOutcome(state="complete")), study_id=study.id)
     assert store.trials(trial.stage_id)[0].state == "complete"
 
 
 def test_an_interrupted_trial_waits_to_be_gone_on_with(store: Store, study: StudyRecord, running) -> None:
     trial, attempt = begin(store, running)
-    assert store.finish_trial(trial, attempt, TaskOutcome(state="interrupted"), study_id=study.id).state == "waiting"
+    store.end_trial(EndedTrial.of(trial, attempt, TaskOutcome(state="interrupted")), study_id=study.id)
+    assert [row.state for row in store.trials(trial.stage_id)] == ["waiting"]
 
 
 def test_a_trial_that_keeps_killing_its_process_fails_with_a_reason(store: Store, study: StudyRecord, running) -> None:

@@ -41,7 +41,8 @@ NOW = 1_760_000_000_000
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("mlflow")
-    Tracker(f"sqlite:///{home}/mlflow.db", home / "artifacts").prepare()
+    url = Tracker(f"sqlite:///{home}/mlflow.db", home / "artifacts").experiment_url("none", server_url="http://here")
+    assert url is None  # the question has made the tables
     return home / "mlflow.db"
 
 
@@ -307,3 +308,16 @@ def test_importing_the_tracker_does_not_import_mlflow() -> None:
 def test_no_server_is_started_on_a_server(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a server already"):
         server_command("http://tracking.example:5000", tmp_path, port=5000)
+
+
+def test_a_server_that_is_away_is_called_once_and_not_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def refuse(*arguments: object, **_named: object) -> None:
+        calls.append(arguments)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr("urllib3.util.connection.create_connection", refuse)
+    with pytest.raises(TrackingUnavailable):
+        Tracker("http://127.0.0.1:9", tmp_path).deliver([EnsureExperiment(name="digits")])
+    assert len(calls) == 1
