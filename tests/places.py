@@ -14,6 +14,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from orchestrator.settings import Settings, load_settings
 from orchestrator.store.database import connect, sqlite_file
 from orchestrator.store.records import FINISHED
+from orchestrator.study.driver import study_folder
 from tests.tiny import FinishedStudy, Rows, differences, read_rows
 
 TABLES = ("studies", "executions", "stages", "trials", "attempts", "reports", "checkpoints", "outbox")
@@ -101,7 +102,8 @@ def assert_is_the_same_study(place: Place, tiny: FinishedStudy) -> None:
     rows = place.rows()
     assert differences(rows, tiny.rows) == []
     mine, theirs = (
-        load_file(Path(one.stages["promote"].result["folder"]) / "model.safetensors") for one in (rows, tiny.rows)
+        load_file(study_folder(settings, one.study) / one.stages["promote"].result["folder"] / "model.safetensors")
+        for settings, one in ((place.settings(), rows), (tiny.settings, tiny.rows))
     )
     assert mine.keys() == theirs.keys()
     assert all(torch.allclose(mine[name], theirs[name], atol=1e-6, rtol=0) for name in mine)

@@ -21,7 +21,7 @@ from orchestrator.spec.study_file import load_spec
 from orchestrator.stages.progress import Progress
 from orchestrator.store.records import StageRecord, StudyRecord, TrialRecord
 from orchestrator.store.repository import Store
-from orchestrator.study.driver import run_study
+from orchestrator.study.driver import run_study, study_folder
 from tests.fakes import RecordingProgress, Switch
 from trainers import champion
 from trainers.config import CheckpointRecord, EpochReport
@@ -131,7 +131,8 @@ class Rows:
 
 def read_rows(home: Path, name: str = "tiny", *, database_url: str | None = None) -> Rows:
     """The rows of a study, through the store; those of the home's own database where no other is named."""
-    store = Store.open(database_url or load_settings(home=home).database_url)
+    settings = load_settings(home=home)
+    store = Store.open(database_url or settings.database_url, artifact_root=settings.artifact_root)
     try:
         study = store.find_study(name)
         assert study is not None
@@ -189,8 +190,10 @@ class FinishedStudy:
 
     @property
     def champion(self) -> dict[str, Any]:
-        """Result of the promote stage."""
-        return self.rows.stages["promote"].result
+        """Result of the promote stage, with its folder as people see it."""
+        result = self.rows.stages["promote"].result
+        folder = study_folder(self.settings, self.rows.study) / result["folder"]
+        return {**result, "folder": str(folder)}
 
 
 def finish_tiny_study(folder: Path) -> FinishedStudy:

@@ -1,5 +1,6 @@
 """A study as plain data for people and programs: `vitsearch status --format json` prints it as it is."""
 
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -11,7 +12,7 @@ from trainers.config import Configuration
 
 def study_summary(store: Store, study: StudyRecord) -> dict[str, Any]:
     """State and figures of every stage, the leaderboard, and the verdict on the proxies and the champion or `None`."""
-    stages = store.stages(study.id)
+    stages = [_with_absolute_folder(stage, store.study_folder(study)) for stage in store.stages(study.id)]
     owed = store.outbox(study.id)
     return {
         "study": study.name,
@@ -77,6 +78,13 @@ def _stage(store: Store, stage: StageRecord, *, is_alive: bool) -> dict[str, Any
         "trials": {state: states.count(state) for state in sorted(set(states))},
         "result": stage.result,
     }
+
+
+def _with_absolute_folder(stage: StageRecord, study_folder: Path) -> StageRecord:
+    """The stage with its champion's folder, if it has one, as people need it."""
+    if "folder" not in stage.result:
+        return stage
+    return stage.model_copy(update={"result": {**stage.result, "folder": str(study_folder / stage.result["folder"])}})
 
 
 def _last_result(stages: list[StageRecord], kind: str) -> dict[str, Any] | None:

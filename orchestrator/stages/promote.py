@@ -35,7 +35,7 @@ def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:  # n
     result: dict[str, Any] = {
         **metrics,
         "trial": best.number,
-        "folder": str(folder),
+        "folder": str(folder.relative_to(context.folder.parent)),
         "configuration": configuration.model_dump(mode="json"),
         "averaged": averaged,
         "recommended_stopping": stopping.result if stopping is not None else None,

@@ -13,7 +13,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from orchestrator.settings import SettingsError
 from orchestrator.store.retrying import WAIT_S, be_patient
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest migration; a test compares it with `migrations/versions/`."""
 POSTGRES_EXTRA = "pip install 'vitsearch[postgres]'"
 

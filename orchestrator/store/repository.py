@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, delete, func, insert, select, update
@@ -28,6 +29,7 @@ from orchestrator.store.records import (
 from orchestrator.store.retrying import WAIT_S, is_repeated, patience_of, patient
 from orchestrator.store.score_rows import ScoreTable
 from orchestrator.store.stale_writes import fence_execution
+from orchestrator.store.study_files import folder_of_study
 from orchestrator.store.tables import (
     attempts,
     checkpoints,
@@ -44,6 +46,7 @@ from orchestrator.store.trial_rows import (
     end_attempt,
     insert_attempt,
     insert_trial,
+    read_checkpoints,
     write_end,
     write_report,
 )
@@ -66,28 +69,32 @@ class Store:
         orchestrator.store.errors.DatabaseUnavailableError: It did not come back in time, or takes nothing more.
     """
 
-    def __init__(self, engine: Engine, *, tracking: bool = True) -> None:
+    def __init__(self, engine: Engine, *, tracking: bool = True, artifact_root: Path | None = None) -> None:
         self._engine = engine
+        self._artifact_root = artifact_root
         self._tracking = tracking
         self._has_told: dict[int, bool] = {}
         self._kept: list[Connection] = []
 
     @classmethod
-    def open(cls, url: str, *, tracking: bool = True, wait_s: float = WAIT_S) -> "Store":
+    def open(
+        cls, url: str, *, artifact_root: Path | None = None, tracking: bool = True, wait_s: float = WAIT_S
+    ) -> "Store":
         """Connect to `url`, creating or migrating the tables where needed.
 
         Args:
             url: SQLite or PostgreSQL.
+            artifact_root: Folder of all artifacts; rows keep the paths below it relative to their study's folder.
             tracking: Without it nothing is owed about a study of which MLflow was never to be told anything.
             wait_s: How long later calls wait for a database that went away.
         """
-        return cls(open_database(url, wait_s=wait_s), tracking=tracking)
+        return cls(open_database(url, wait_s=wait_s), tracking=tracking, artifact_root=artifact_root)
 
     @classmethod
-    def find(cls, url: str) -> "Store | None":
+    def find(cls, url: str, *, artifact_root: Path | None = None) -> "Store | None":
         """Connect to `url` where something of ours is there; nothing is created."""
         engine = find_database(url)
-        return None if engine is None else cls(engine)
+        return None if engine is None else cls(engine, artifact_root=artifact_root)
 
     def close(self) -> None:
         while self._kept:
@@ -153,6 +160,10 @@ class Store:
         with self._engine.connect() as connection:
             rows = connection.execute(select(studies).order_by(studies.c.id.desc())).mappings()
             return [StudyRecord.model_validate(dict(row)) for row in rows]
+
+    def study_folder(self, study: StudyRecord) -> Path:
+        """Folder of a study's checkpoints, plots and champion."""
+        return folder_of_study(self._artifact_root or Path(), study.name, study.uid)
 
     def delete_study(self, study_id: int) -> None:
         """Delete a study with everything that belongs to it."""
@@ -342,7 +353,7 @@ class Store:
             if connection.dialect.name == "postgresql":  # whose study lock can be lost with its connection
                 fence_execution(connection, execution)
             if ended is not None:
-                write_end(connection, ended)
+                write_end(connection, ended, artifact_root=self._artifact_root)
             record = insert_trial(connection, fields)
             attempt = insert_attempt(connection, record.id, execution, number=0, now=now)
             self._owe(connection, stage.study_id, [*(ended.events if ended else ()), *make_events(record)])
@@ -419,7 +430,7 @@ class Store:
             StaleAttemptError: The attempt is not the running one any more.
         """
         with self._frequent() as connection:
-            write_end(connection, ended)
+            write_end(connection, ended, artifact_root=self._artifact_root)
             self._owe(connection, study_id, ended.events)
 
     def forget_checkpoints(self, trial_id: int, *, but: Collection[int]) -> None:
@@ -431,13 +442,7 @@ class Store:
     def checkpoints(self, trial_id: int) -> list[CheckpointRecord]:
         """The checkpoints that a trial left, oldest first."""
         with self._engine.connect() as connection:
-            rows = connection.execute(
-                select(checkpoints).where(checkpoints.c.trial_id == trial_id).order_by(checkpoints.c.epoch)
-            ).mappings()
-            return [
-                CheckpointRecord.model_validate({key: value for key, value in row.items() if key != "trial_id"})
-                for row in rows
-            ]
+            return read_checkpoints(connection, trial_id, artifact_root=self._artifact_root)
 
     # --- tracking ---
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select
@@ -10,7 +11,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from orchestrator.store.prepared_statements import prepared_insert, prepared_update
 from orchestrator.store.records import AttemptRecord, EndedTrial, ExecutionRecord, TrialRecord
 from orchestrator.store.stale_writes import fence_attempt
-from orchestrator.store.tables import attempts, checkpoints, reports, trials
+from orchestrator.store.study_files import folder_of_study, to_stored
+from orchestrator.store.tables import attempts, checkpoints, reports, stages, studies, trials
 from trainers.config import CheckpointRecord, EpochReport
 
 _END_COLUMNS = ("state", "metrics", "details", "reason", "error", "ended_at")
@@ -111,8 +113,13 @@ def write_report(connection: Connection, attempt: AttemptRecord, report: EpochRe
     return is_new
 
 
-def write_end(connection: Connection, ended: EndedTrial) -> None:
+def write_end(connection: Connection, ended: EndedTrial, *, artifact_root: Path | None) -> None:
     """Write how an attempt ended.
+
+    Args:
+        connection: In a transaction.
+        ended: What to write.
+        artifact_root: See `Store.open`.
 
     Raises:
         StaleAttemptError: The attempt is not the running one any more.
@@ -122,7 +129,7 @@ def write_end(connection: Connection, ended: EndedTrial) -> None:
     if ended.state == "interrupted":
         _LEAVE_TRIAL.count(connection, trial_id=trial.id, new_state=trial.state)
     else:
-        _replace_checkpoints(connection, trial.id, ended.checkpoints)
+        _replace_checkpoints(connection, trial.id, ended.checkpoints, artifact_root)
         _END_TRIAL.count(
             connection, trial_id=trial.id, **{f"new_{name}": getattr(trial, name) for name in _END_COLUMNS}
         )
@@ -134,8 +141,32 @@ def end_attempt(connection: Connection, attempt: AttemptRecord, state: str, now:
         fence_attempt(connection, attempt, ended=state)
 
 
-def _replace_checkpoints(connection: Connection, trial_id: int, records: Sequence[CheckpointRecord]) -> None:
+def read_checkpoints(connection: Connection, trial_id: int, *, artifact_root: Path | None) -> list[CheckpointRecord]:
+    """A trial's checkpoints, oldest first, with absolute paths."""
+    found = select(checkpoints).where(checkpoints.c.trial_id == trial_id).order_by(checkpoints.c.epoch)
+    rows = [
+        {key: value for key, value in row.items() if key != "trial_id"} for row in connection.execute(found).mappings()
+    ]
+    folder = _folder_of_trial(connection, trial_id, artifact_root) if rows else Path()
+    return [CheckpointRecord.model_validate({**row, "path": folder / row["path"]}) for row in rows]
+
+
+def _replace_checkpoints(
+    connection: Connection, trial_id: int, records: Sequence[CheckpointRecord], artifact_root: Path | None
+) -> None:
     if records:
+        folder = _folder_of_trial(connection, trial_id, artifact_root)
         connection.execute(delete(checkpoints).where(checkpoints.c.trial_id == trial_id))
-        rows = [{"trial_id": trial_id, **record.model_dump(mode="json")} for record in records]
+        rows = [
+            {"trial_id": trial_id, **record.model_dump(mode="json"), "path": to_stored(record.path, folder)}
+            for record in records
+        ]
         connection.execute(insert(checkpoints), rows)
+
+
+def _folder_of_trial(connection: Connection, trial_id: int, artifact_root: Path | None) -> Path:
+    """Folder of the trial's study."""
+    joined = trials.join(stages, stages.c.id == trials.c.stage_id).join(studies, studies.c.id == stages.c.study_id)
+    found = select(studies.c.name, studies.c.uid).select_from(joined).where(trials.c.id == trial_id)
+    row = connection.execute(found).one()
+    return folder_of_study(artifact_root or Path(), row.name, row.uid)

@@ -24,6 +24,7 @@ from orchestrator.store.errors import DatabaseUnavailableError
 from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord
 from orchestrator.store.repository import Store
 from orchestrator.store.stale_writes import StaleAttemptError
+from orchestrator.store.study_files import folder_of_study
 from orchestrator.study.lock import StudyBusyError as StudyBusyError
 from orchestrator.study.lock import hold_study, is_held
 from orchestrator.tracking.mlflow_client import Tracker
@@ -106,7 +107,12 @@ def run_study(
     _make_home(settings)
     with hold_study(spec.study, settings) as hold_again:
         existing_study(spec, settings)  # once more: another process may have made it since
-        store = Store.open(settings.database_url, tracking=settings.tracking, wait_s=settings.database_wait_s)
+        store = Store.open(
+            settings.database_url,
+            artifact_root=settings.artifact_root,
+            tracking=settings.tracking,
+            wait_s=settings.database_wait_s,
+        )
         store.on_return(hold_again)
         try:
             study = store.find_study(spec.study) or store.create_study(
@@ -157,7 +163,7 @@ def _check_truths(spec: StudySpec, data: "ImageData", settings: Settings) -> str
 @contextmanager
 def open_existing(settings: Settings) -> Iterator[Store | None]:
     """The store, or `None` where nothing was ever written; nothing is created."""
-    store = Store.find(settings.database_url)
+    store = Store.find(settings.database_url, artifact_root=settings.artifact_root)
     try:
         yield store
     finally:
@@ -174,7 +180,7 @@ def as_it_stands(study: StudyRecord, settings: Settings) -> StudyRecord:
 
 def study_folder(settings: Settings, study: StudyRecord) -> Path:
     """Where a study keeps its checkpoints, plots and champion."""
-    return settings.artifact_root / "studies" / f"{study.name}-{study.uid}"
+    return folder_of_study(settings.artifact_root, study.name, study.uid)
 
 
 def deliver_owed(study: StudyRecord, settings: Settings, *, timeout_s: float) -> int:

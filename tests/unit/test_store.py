@@ -1,11 +1,14 @@
 """The store: rows survive, late results are refused, the schema equals its migrations."""
 
+import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -106,6 +109,55 @@ def test_a_trial_keeps_its_point_reports_outcome_and_checkpoints(store: Store, s
     assert finished.metrics == {"val_accuracy": 0.5}
     assert [row.val_accuracy for row in store.reports(trial.id)] == [0.25, 0.5]
     assert store.checkpoints(trial.id) == [record]
+
+
+def test_paths_of_checkpoints_move_with_the_artifacts(database_url: str, tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    store = Store.open(database_url, artifact_root=old)
+    study = store.create_study("s", spec={}, digest="a", data_digest="d", stage_names=[("train", "train")])
+    execution = store.begin_execution(study.id)
+    trial, attempt = begin(store, (store.begin_stage(store.stages(study.id)[0]), execution))
+    own = CheckpointRecord(epoch=1, path=store.study_folder(study) / "train" / "epoch-0001", sha256="a", num_bytes=3)
+    elsewhere = CheckpointRecord(epoch=2, path=Path("/elsewhere/epoch-0002"), sha256="b", num_bytes=3)
+    outcome = TaskOutcome(state="complete", checkpoints=(own, elsewhere))
+    store.finish_trial(trial, attempt, outcome, study_id=study.id)
+    assert store.checkpoints(trial.id) == [own, elsewhere]
+    store.close()
+    moved = Store.open(database_url, artifact_root=new)
+    assert [record.path for record in moved.checkpoints(trial.id)] == [
+        new / "studies" / f"s-{study.uid}" / "train" / "epoch-0001",
+        elsewhere.path,
+    ]
+    moved.close()
+
+
+def test_the_migration_to_relative_paths_keeps_paths_outside_the_study(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/old.db"
+    engine = database.connect(url)
+    config = Config()
+    config.set_main_option("script_location", str(Path(database.__file__).parent / "migrations"))
+    inside, outside = "/old/artifacts/studies/s-u/promote/champion", "/old/artifacts/studies/s-other/champion"
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0003")
+        connection.exec_driver_sql(
+            "INSERT INTO studies (id, uid, name, spec, spec_digest, data_digest, state, owner, created_at, updated_at) "
+            "VALUES (1, 'u', 's', '{}', 'a', 'b', 'complete', 'me', 1, 2)"
+        )
+        for position, folder in enumerate((inside, outside)):
+            connection.exec_driver_sql(
+                "INSERT INTO stages (study_id, position, name, kind, state, result) "
+                "VALUES (1, ?, ?, 'promote', 'complete', ?)",
+                (position, f"promote{position}", json.dumps({"folder": folder, "test_loss": math.inf})),
+            )
+    engine.dispose()
+    store = Store.open(url)
+    results = [stage.result for stage in store.stages(1)]
+    assert results == [
+        {"folder": "promote/champion", "test_loss": math.inf},
+        {"folder": outside, "test_loss": math.inf},
+    ]
+    store.close()
 
 
 def test_an_epoch_that_is_repeated_replaces_its_report(store: Store, study: StudyRecord, running) -> None:
