@@ -6,8 +6,6 @@ from typing import Any
 from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from plugins.registry import use_formulas
-
 
 class SettingsError(ValueError):
     """An environment variable has a value that cannot be used."""
@@ -66,13 +64,13 @@ class Settings(BaseSettings):
 
 
 def load_settings(**given: Any) -> Settings:
-    """The settings of the environment; `given` (such as `home`) goes first. Formulas saved in the home become proxies.
+    """The settings of the environment; `given` (such as `home`) goes first.
 
     Raises:
         SettingsError: A value does not fit; the message names the variable.
     """
     try:
-        settings = Settings(**given)
+        return Settings(**given)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
@@ -81,8 +79,6 @@ def load_settings(**given: Any) -> Settings:
         if first["type"] == "value_error":
             must = str(first["ctx"]["error"])
         raise SettingsError(f"{variable}: {must}, but got {first['input']!r}. Correct or unset it.") from None
-    use_formulas(settings.formula_folder)
-    return settings
 
 
 def _below_home(data: dict[str, Any], name: str) -> Path:

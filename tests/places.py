@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from orchestrator.settings import Settings, load_settings
 from orchestrator.store.database import connect, sqlite_file
 from orchestrator.store.records import FINISHED
-from orchestrator.study.driver import study_folder
+from orchestrator.study.access import study_folder
 from tests.tiny import FinishedStudy, Rows, differences, read_rows
 
 TABLES = ("studies", "executions", "stages", "trials", "attempts", "reports", "checkpoints", "outbox")

@@ -21,7 +21,8 @@ from orchestrator.spec.study_file import load_spec
 from orchestrator.stages.progress import Progress
 from orchestrator.store.records import StageRecord, StudyRecord, TrialRecord
 from orchestrator.store.repository import Store
-from orchestrator.study.driver import run_study, study_folder
+from orchestrator.study.access import study_folder
+from orchestrator.study.driver import run_study
 from tests.fakes import RecordingProgress, Switch
 from trainers import champion
 from trainers.config import CheckpointRecord, EpochReport

@@ -106,7 +106,7 @@ def _of_study(options: CorrelateOptions, settings: Settings) -> dict[str, Any]:
         if getattr(options, key) is not None:
             fail(f"{_OPTIONS.get(key, '--data')} goes with a table, but got the study {options.study!r}.", status=2)
     from orchestrator.evaluation.ground_truth import find_truth_study, last_screen, read_spec
-    from orchestrator.study.driver import open_existing
+    from orchestrator.study.access import open_existing
 
     with open_existing(settings) as store:
         study = read_spec(find_truth_study(str(options.study), store)[1])
@@ -160,7 +160,7 @@ def _path(file: Path) -> str:
 def _name(spec: StudySpec, settings: Settings) -> str:
     """Of what is compared with, and a suffix that is another one for every other study, table or number."""
     from orchestrator.evaluation.ground_truth import TRAINED_TARGET, truth_fingerprint, truths_of
-    from orchestrator.study.driver import open_existing
+    from orchestrator.study.access import open_existing
 
     truths = [truth for stage in spec.stages for truth in truths_of(stage)]
     with open_existing(settings) as store:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.console import fail, out
+from orchestrator.cli.exit_status import exit_on_error
 
 app = typer.Typer(
     name="vitsearch",
@@ -46,25 +47,13 @@ def main() -> None:
     Exit status: 0 done, 1 the study or command could not reach its goal, 2 wrong input, 130 interrupted.
     """
     _quiet_libraries()
-    from orchestrator.settings import SettingsError
-    from orchestrator.spec.yaml_source import SpecError
-    from orchestrator.store.errors import DatabaseUnavailableError
-    from plugins.registry import DuplicatePluginError
-
     try:
-        app()
-    except (SpecError, SettingsError, DuplicatePluginError, InputError) as error:
-        fail(str(error), status=2)
-    except DatabaseUnavailableError as error:
-        fail(str(error), status=1)
+        with exit_on_error():
+            app()
     except KeyboardInterrupt:
         fail("interrupted", status=130)
     except BrokenPipeError:  # `vitsearch list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-class InputError(ValueError):
-    """What the user gave cannot be used; the message says why and what to do."""
 
 
 @app.command()
@@ -314,8 +303,9 @@ def _root(
         out(f"vitsearch {installed_version('vitsearch')}")
         raise typer.Exit
     from orchestrator.settings import load_settings
+    from plugins.registry import use_formulas
 
-    load_settings()  # every command knows the saved formulas
+    use_formulas(load_settings().formula_folder)
 
 
 def _quiet_libraries() -> None:

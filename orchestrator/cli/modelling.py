@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cli.console import fail, note, out, print_json
-from orchestrator.cli.showing import find_champion
+from orchestrator.cli.exit_status import exit_on_error
 from orchestrator.cli.signals import StopRequest, stop_on_signal
 from orchestrator.settings import load_settings
 from orchestrator.spec.study_file import load_configuration
@@ -40,29 +40,26 @@ def train_command(file: Path, *, overrides: Mapping[str, Any], folder: Path | No
     target = (folder or file.absolute().with_suffix("")).absolute()
     if target == file.absolute():
         target = target.with_name(f"{target.name}-model")
-    from trainers.champion import ModelError, finish_model, train_configuration
+    from trainers.champion import finish_model, train_configuration
     from trainers.data.images import load_images
-    from trainers.data.sources import DataError
-    from trainers.training.checkpoints import CheckpointError, CheckpointWriteError
 
     checkpoints = target.with_name(f"{target.name}.checkpoints")
     control = StopRequest()
     reporter = EpochLines(control, epochs=configuration.epochs, quiet=quiet)
     try:
-        data = load_images(configuration.data)
-        with stop_on_signal(control):
-            outcome, weights = train_configuration(configuration, checkpoints, reporter, data=data)
-        if outcome.state == "interrupted":
-            fail(
-                f"interrupted; finished epochs are kept. Go on with the same command: vitsearch train {file}",
-                status=130,
-            )
-        if weights is None:
-            fail(f"training failed: {outcome.reason}", status=1)
-        metrics = finish_model(target, weights, configuration, data)
-    except (DataError, ModelError, CheckpointError) as error:
-        fail(f"{file}: {error}", status=2)
-    except (CheckpointWriteError, OSError) as error:
+        with exit_on_error(file):
+            data = load_images(configuration.data)
+            with stop_on_signal(control):
+                outcome, weights = train_configuration(configuration, checkpoints, reporter, data=data)
+            if outcome.state == "interrupted":
+                fail(
+                    f"interrupted; finished epochs are kept. Go on with the same command: vitsearch train {file}",
+                    status=130,
+                )
+            if weights is None:
+                fail(f"training failed: {outcome.reason}", status=1)
+            metrics = finish_model(target, weights, configuration, data)
+    except OSError as error:
         fail(f"{file}: {error}", status=1)
     except ValueError as error:  # it stopped early, with fewer checkpoints than its averaging method needs
         fail(f"{file}: {error}", status=1)
@@ -79,16 +76,13 @@ def train_command(file: Path, *, overrides: Mapping[str, Any], folder: Path | No
 
 def predict_command(model: str, images: list[Path], *, as_json: bool) -> None:
     """Classify images with a study's champion or a model folder."""
-    from trainers.champion import ModelError, load_model
-    from trainers.data.sources import DataError
+    from orchestrator.study.access import find_champion
+    from trainers.champion import load_model
 
     folder = Path(model)
     if not folder.is_dir():
         folder = Path(find_champion(model, load_settings())["folder"])
-    try:
-        predictions = load_model(folder).predict(images)
-    except (ModelError, DataError) as error:
-        fail(str(error), status=2)
+    predictions = load_model(folder).predict(images)
     if as_json:
         print_json([{**one._asdict(), "path": str(one.path)} for one in predictions])
         return

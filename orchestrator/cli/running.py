@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cli.console import fail, note, out, print_json, stderr
+from orchestrator.cli.exit_status import exit_on_error
 from orchestrator.cli.progress import LiveProgress, PlainProgress
 from orchestrator.cli.signals import StopRequest, stop_on_signal
 from orchestrator.cli.tables import study_report
 from orchestrator.settings import Settings, load_settings
 from orchestrator.spec.study_file import StudySpec, load_spec
-from orchestrator.spec.truth_table import TruthError
 from orchestrator.stages.progress import SilentProgress
 
 
@@ -40,34 +40,17 @@ def run_and_show(
         quiet: No progress.
         as_json: Print for programs.
     """
-    from orchestrator.engines.interfaces import EngineUnavailableError
-    from orchestrator.reports.summary import study_summary
-    from orchestrator.store.errors import DatabaseUnavailableError
-    from orchestrator.study.driver import (
-        DataChangedError,
-        SpecChangedError,
-        StudyBusyError,
-        existing_study,
-        open_existing,
-        run_study,
-    )
-    from trainers.data.sources import DataError
+    from orchestrator.study.access import find_summary
+    from orchestrator.study.driver import existing_study, run_study
 
     control = StopRequest()
-    try:
+    with exit_on_error(where):
         before = existing_study(spec, settings)
         if before is not None and before.state == "complete" and not quiet:
             note(f"study {spec.study!r} is already complete; nothing is run again")
         with _display(quiet) as progress, stop_on_signal(control):
             study = run_study(spec, text, settings, progress=progress, control=control)
-    except (SpecChangedError, DataChangedError, DataError, TruthError) as error:
-        fail(f"{where}: {error}" if where else str(error), status=2)
-    except (StudyBusyError, EngineUnavailableError, DatabaseUnavailableError) as error:
-        fail(str(error), status=1)
-    with open_existing(settings) as store:
-        if store is None:  # it was just written
-            raise LookupError(f"the database {settings.database_url} has gone")
-        summary = study_summary(store, study)
+    summary = find_summary(spec.study, settings)
     if as_json:
         print_json(summary)
     elif study.state == "complete":

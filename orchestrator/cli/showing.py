@@ -14,13 +14,9 @@ from plugins import registry
 
 def list_command(*, as_json: bool) -> None:
     """Print all studies."""
-    from orchestrator.reports.summary import study_line
-    from orchestrator.study.driver import as_it_stands, open_existing
+    from orchestrator.study.access import list_studies
 
-    settings = load_settings()
-    with open_existing(settings) as store:
-        studies = store.list_studies() if store else []
-        rows = [study_line(store, as_it_stands(study, settings)) for study in studies] if store else []
+    rows = list_studies(load_settings())
     if as_json:
         print_json(rows)
         return
@@ -31,6 +27,8 @@ def list_command(*, as_json: bool) -> None:
 
 def status_command(name: str, *, as_json: bool) -> None:
     """Print one study."""
+    from orchestrator.study.access import find_summary
+
     summary = find_summary(name, load_settings())
     if as_json:
         print_json(summary)
@@ -41,6 +39,7 @@ def status_command(name: str, *, as_json: bool) -> None:
 def best_command(name: str) -> None:
     """Print the champion's configuration."""
     from orchestrator.reports.summary import configuration_yaml
+    from orchestrator.study.access import find_champion
     from trainers.config import Configuration
 
     champion = find_champion(name, load_settings())
@@ -100,7 +99,7 @@ def ui_command(port: int) -> None:
 
 def _pages(settings: Settings, server_url: str) -> list[tuple[str, list[str]]]:
     """The newest studies with the pages of their trained trials and of all their runs."""
-    from orchestrator.study.driver import open_existing
+    from orchestrator.study.access import open_existing
     from orchestrator.tracking.mlflow_client import Tracker
     from orchestrator.tracking.run_tree import ALL_VIEW, TRIALS_VIEW
 
@@ -116,62 +115,18 @@ def _pages(settings: Settings, server_url: str) -> list[tuple[str, list[str]]]:
 
 def delete_command(name: str, *, yes: bool) -> None:
     """Delete a study after asking."""
-    from orchestrator.study.driver import StudyBusyError, delete_study, study_folder
-    from orchestrator.tracking.mlflow_client import TrackingUnavailable
+    from orchestrator.study.access import delete_study, find_study, study_folder
 
     settings = load_settings()
     study = find_study(name, settings)
     if not yes and not typer.confirm(f"Delete study {name!r} and everything in {study_folder(settings, study)}?"):
         fail("nothing was deleted", status=1)
-    try:
-        delete_study(study, settings)
-    except StudyBusyError as error:
-        fail(str(error), status=1)
-    except TrackingUnavailable as error:
-        fail(f"nothing was deleted, because MLflow is away: {error}", status=1)
+    delete_study(study, settings)
     out(f"deleted study {name!r}")
 
 
-def find_study(name: str, settings: Settings) -> Any:
-    """A study's record, or the end of the command with the nearest name."""
-    from orchestrator.study.driver import open_existing
-
-    with open_existing(settings) as store:
-        study = store.find_study(name) if store else None
-        names = [one.name for one in store.list_studies()] if store else []
-    if study is None:
-        nearest = registry.nearest_name(name, names)
-        hint = f" Did you mean {nearest!r}?" if nearest else " `vitsearch list` shows all."
-        fail(f"there is no study {name!r} in {settings.home}.{hint}", status=2)
-    return study
-
-
-def find_summary(name: str, settings: Settings) -> dict[str, Any]:
-    """A study's summary, or the end of the command."""
-    from orchestrator.reports.summary import study_summary
-    from orchestrator.study.driver import as_it_stands, open_existing
-
-    study = as_it_stands(find_study(name, settings), settings)
-    with open_existing(settings) as store:
-        if store is None:
-            fail(f"the database {settings.database_url} has gone", status=1)
-        return study_summary(store, study)
-
-
-def find_champion(name: str, settings: Settings) -> dict[str, Any]:
-    """A study's champion, or the end of the command."""
-    summary = find_summary(name, settings)
-    champion: dict[str, Any] | None = summary["champion"]
-    if champion is None:
-        fail(f"study {name!r} has no champion yet: it is {summary['state']}. See: vitsearch status {name}", status=1)
-    return champion
-
-
 def _show_card(kind: str, name: str, *, as_json: bool) -> None:
-    try:
-        plugin = registry.load(kind, name)
-    except registry.UnknownPluginError as error:
-        fail(str(error), status=2)
+    plugin = registry.load(kind, name)
     card = getattr(plugin, "card", None)
     facts: dict[str, Any] = {
         "kind": kind,

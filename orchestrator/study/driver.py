@@ -4,8 +4,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -24,12 +23,11 @@ from orchestrator.store.errors import DatabaseUnavailableError
 from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord
 from orchestrator.store.repository import Store
 from orchestrator.store.stale_writes import StaleAttemptError
-from orchestrator.store.study_files import folder_of_study
-from orchestrator.study.lock import StudyBusyError as StudyBusyError
-from orchestrator.study.lock import hold_study, is_held
-from orchestrator.tracking.mlflow_client import Tracker
+from orchestrator.study.access import open_existing, study_folder, tracker_of
+from orchestrator.study.lock import StudyBusyError, hold_study
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.run_tree import RunTree
+from plugins.registry import use_formulas
 from trainers.data.sources import BUILT_IN
 
 if TYPE_CHECKING:
@@ -91,6 +89,7 @@ def run_study(
         orchestrator.engines.interfaces.EngineUnavailableError: Ray is not installed, does not start, or its cluster
             does not answer.
     """
+    use_formulas(settings.formula_folder)
     study = existing_study(spec, settings)
     if study is not None and study.state == "complete":
         still_owed = deliver_owed(study, settings, timeout_s=FLUSH_S)
@@ -160,29 +159,6 @@ def _check_truths(spec: StudySpec, data: "ImageData", settings: Settings) -> str
         return data_fingerprint(spec, data, store)
 
 
-@contextmanager
-def open_existing(settings: Settings) -> Iterator[Store | None]:
-    """The store, or `None` where nothing was ever written; nothing is created."""
-    store = Store.find(settings.database_url, artifact_root=settings.artifact_root)
-    try:
-        yield store
-    finally:
-        if store is not None:
-            store.close()
-
-
-def as_it_stands(study: StudyRecord, settings: Settings) -> StudyRecord:
-    """The record with its true state: a study whose process was killed still says `running` in its row."""
-    if study.state != "running" or is_held(study.name, settings):
-        return study
-    return study.model_copy(update={"state": "interrupted", "reason": "its process died; run the file again to go on"})
-
-
-def study_folder(settings: Settings, study: StudyRecord) -> Path:
-    """Where a study keeps its checkpoints, plots and champion."""
-    return folder_of_study(settings.artifact_root, study.name, study.uid)
-
-
 def deliver_owed(study: StudyRecord, settings: Settings, *, timeout_s: float) -> int:
     """Send MLflow what an earlier process could not; returns how much is still owed."""
     with open_existing(settings) as store:
@@ -191,29 +167,8 @@ def deliver_owed(study: StudyRecord, settings: Settings, *, timeout_s: float) ->
         owed = store.outbox(study.id)
         if owed.count_owed() == 0:
             return 0
-        with hold_study(study.name, settings), Outbox(owed, lambda: _tracker(settings, store, study)) as outbox:
+        with hold_study(study.name, settings), Outbox(owed, lambda: tracker_of(study, settings, store)) as outbox:
             return outbox.flush(timeout_s)
-
-
-def delete_study(study: StudyRecord, settings: Settings) -> None:
-    """Delete a study: rows, checkpoints and plots. Its MLflow experiment is moved to MLflow's trash.
-
-    Raises:
-        StudyBusyError: It is running.
-        orchestrator.tracking.mlflow_client.TrackingUnavailable: MLflow is away, so that its part cannot be deleted;
-            nothing is.
-    """
-    import shutil
-
-    from orchestrator.tracking.events import DeleteExperiment
-
-    with hold_study(study.name, settings), open_existing(settings) as store:
-        if store is None:
-            return
-        if settings.tracking:
-            _tracker(settings, store, study).deliver([DeleteExperiment(name=study.name)])
-        shutil.rmtree(study_folder(settings, study), ignore_errors=True)
-        store.delete_study(study.id)
 
 
 class _Driver:
@@ -254,7 +209,7 @@ class _Driver:
         outbox = None
         if self._settings.tracking:
             owed = self._store.outbox(self._study.id)
-            outbox = Outbox(owed, lambda: _tracker(self._settings, self._store, self._study))
+            outbox = Outbox(owed, lambda: tracker_of(self._study, self._settings, self._store))
         try:
             self._run_stages(execution)
         finally:
@@ -429,10 +384,6 @@ def _make_home(settings: Settings) -> None:
             f"VITSEARCH_HOME must be a folder that can be written to, but got {settings.home}: {error.strerror}. "
             "Name another."
         ) from error
-
-
-def _tracker(settings: Settings, store: Store, study: StudyRecord) -> Tracker:
-    return Tracker(settings.tracking_uri, settings.artifact_root / "mlflow", store.outbox(study.id))
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

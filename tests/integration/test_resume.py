@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, event
 
 from orchestrator.store.repository import Store
-from orchestrator.study.driver import StudyBusyError
+from orchestrator.study.lock import StudyBusyError
 from orchestrator.tracking.events import EnsureExperiment
 from orchestrator.tracking.mlflow_client import Tracker
 from tests.fakes import RecordingProgress, Switch, Told

@@ -1,10 +1,12 @@
 """Settings come from the environment and create nothing."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from orchestrator.settings import SettingsError, load_settings
+from plugins import registry
 
 VARIABLES = ("HOME", "DATABASE_URL", "TRACKING_URI", "ARTIFACT_ROOT", "TRACKING")
 
@@ -64,3 +66,10 @@ def test_the_address_of_an_object_store_is_no_folder(
     monkeypatch.setenv(variable, "s3://bucket/studies")
     with pytest.raises(SettingsError, match=rf"{variable}: must be a folder.*but got 's3://bucket/studies'"):
         load_settings()
+
+
+def test_loading_changes_no_environment_variable_and_no_plugin(tmp_path: Path) -> None:
+    before, proxies = dict(os.environ), registry.available("proxies")
+    load_settings(home=tmp_path / "another")
+    assert dict(os.environ) == before
+    assert registry.available("proxies") is proxies

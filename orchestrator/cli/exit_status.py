@@ -1,0 +1,72 @@
+"""Exit statuses of failures: the one place that maps exceptions to them.
+
+Classes are named as text, because importing some of them would import torch.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from orchestrator.cli.console import fail
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+STATUS = {
+    "orchestrator.settings:SettingsError": BAD_INPUT,
+    "orchestrator.spec.truth_table:TruthError": BAD_INPUT,
+    "orchestrator.spec.yaml_source:SpecError": BAD_INPUT,
+    "orchestrator.study.access:UnknownStudyError": BAD_INPUT,
+    "orchestrator.study.driver:DataChangedError": BAD_INPUT,
+    "orchestrator.study.driver:SpecChangedError": BAD_INPUT,
+    "plugins.registry:DuplicatePluginError": BAD_INPUT,
+    "plugins.registry:UnknownPluginError": BAD_INPUT,
+    "trainers.champion:ModelError": BAD_INPUT,
+    "trainers.data.sources:DataError": BAD_INPUT,
+    "trainers.training.checkpoints:CheckpointError": BAD_INPUT,
+    "orchestrator.engines.interfaces:EngineUnavailableError": FAILED,
+    "orchestrator.store.errors:DatabaseUnavailableError": FAILED,
+    "orchestrator.study.access:NoChampionError": FAILED,
+    "orchestrator.study.access:StudyNotDeletedError": FAILED,
+    "orchestrator.study.lock:StudyBusyError": FAILED,
+    "trainers.training.checkpoints:CheckpointWriteError": FAILED,
+}
+"""Exit status by module and class."""
+
+_ABOUT_A_FILE = frozenset(
+    {
+        "orchestrator.spec.truth_table:TruthError",
+        "orchestrator.study.driver:DataChangedError",
+        "orchestrator.study.driver:SpecChangedError",
+        "trainers.champion:ModelError",
+        "trainers.data.sources:DataError",
+        "trainers.training.checkpoints:CheckpointError",
+        "trainers.training.checkpoints:CheckpointWriteError",
+    }
+)
+"""Their messages do not name the file of a command."""
+
+
+def status_of(error: BaseException) -> int | None:
+    """The exit status of an exception that a user can do something about; `None` for any other."""
+    return next((STATUS[name] for name in _names(error) if name in STATUS), None)
+
+
+@contextmanager
+def exit_on_error(file: object = None) -> Iterator[None]:
+    """Turn an exception of `STATUS` into one line on stderr and its exit status.
+
+    Args:
+        file: The file that the command was given, to be named before messages that do not name it.
+    """
+    try:
+        yield
+    except Exception as error:
+        status = status_of(error)
+        if status is None:
+            raise
+        is_about_file = not _ABOUT_A_FILE.isdisjoint(_names(error))
+        fail(f"{file}: {error}" if file and is_about_file else str(error), status=status)
+
+
+def _names(error: BaseException) -> list[str]:
+    """Module and name of an exception's class and its bases, the class first."""
+    return [f"{kind.__module__}:{kind.__qualname__}" for kind in type(error).__mro__]

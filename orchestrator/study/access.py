@@ -1,0 +1,149 @@
+"""Finding, showing and deleting studies. These functions raise our exceptions and never end the process."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from orchestrator.settings import Settings
+from orchestrator.store.errors import DatabaseUnavailableError
+from orchestrator.store.records import StudyRecord
+from orchestrator.store.repository import Store
+from orchestrator.store.study_files import folder_of_study
+from orchestrator.study.lock import hold_study, is_held
+from orchestrator.tracking.mlflow_client import Tracker, TrackingUnavailable
+from plugins.registry import nearest_name
+
+
+class UnknownStudyError(LookupError):
+    """There is no study of a name.
+
+    Attributes:
+        name: The name.
+        nearest: The name of a study that is spelled almost the same, or `None`.
+    """
+
+    def __init__(self, name: str, home: Path, nearest: str | None) -> None:
+        self.name, self.nearest = name, nearest
+        hint = f" Did you mean {nearest!r}?" if nearest else " `vitsearch list` shows all."
+        super().__init__(f"there is no study {name!r} in {home}.{hint}")
+
+
+class NoChampionError(LookupError):
+    """A study has no champion yet.
+
+    Attributes:
+        name: Of the study.
+        state: Of the study.
+    """
+
+    def __init__(self, name: str, state: str) -> None:
+        self.name, self.state = name, state
+        super().__init__(f"study {name!r} has no champion yet: it is {state}. See: vitsearch status {name}")
+
+
+class StudyNotDeletedError(RuntimeError):
+    """MLflow does not answer, so that its part of a study cannot be deleted; nothing was deleted."""
+
+
+@contextmanager
+def open_existing(settings: Settings) -> Iterator[Store | None]:
+    """The store, or `None` if nothing was ever written; nothing is created."""
+    store = Store.find(settings.database_url, artifact_root=settings.artifact_root)
+    try:
+        yield store
+    finally:
+        if store is not None:
+            store.close()
+
+
+def find_study(name: str, settings: Settings) -> StudyRecord:
+    """The record of a study, with its true state.
+
+    Raises:
+        UnknownStudyError: There is none of that name.
+    """
+    with open_existing(settings) as store:
+        study = store.find_study(name) if store else None
+        names = [one.name for one in store.list_studies()] if store else []
+    if study is None:
+        raise UnknownStudyError(name, settings.home, nearest_name(name, names))
+    return as_it_stands(study, settings)
+
+
+def find_summary(name: str, settings: Settings) -> dict[str, Any]:
+    """A study as `vitsearch status --format json` prints it.
+
+    Raises:
+        UnknownStudyError: There is none of that name.
+    """
+    from orchestrator.reports.summary import study_summary
+
+    study = find_study(name, settings)
+    with open_existing(settings) as store:
+        if store is None:
+            raise DatabaseUnavailableError(f"the database {settings.database_url} was there a moment ago, but is gone.")
+        return study_summary(store, study)
+
+
+def find_champion(name: str, settings: Settings) -> dict[str, Any]:
+    """Result of a study's promote stage, with an absolute folder.
+
+    Raises:
+        UnknownStudyError: There is no study of that name.
+        NoChampionError: It has none yet.
+    """
+    summary = find_summary(name, settings)
+    champion: dict[str, Any] | None = summary["champion"]
+    if champion is None:
+        raise NoChampionError(name, summary["state"])
+    return champion
+
+
+def list_studies(settings: Settings) -> list[dict[str, Any]]:
+    """All studies as `vitsearch list --format json` prints them, newest first."""
+    from orchestrator.reports.summary import study_line
+
+    with open_existing(settings) as store:
+        if store is None:
+            return []
+        return [study_line(store, as_it_stands(study, settings)) for study in store.list_studies()]
+
+
+def delete_study(study: StudyRecord, settings: Settings) -> None:
+    """Delete a study: rows, checkpoints and plots. Its MLflow experiment is moved to MLflow's trash.
+
+    Raises:
+        orchestrator.study.lock.StudyBusyError: It is running.
+        StudyNotDeletedError: MLflow does not answer.
+    """
+    from orchestrator.tracking.events import DeleteExperiment
+
+    with hold_study(study.name, settings), open_existing(settings) as store:
+        if store is None:
+            return
+        if settings.tracking:
+            try:
+                tracker_of(study, settings, store).deliver([DeleteExperiment(name=study.name)])
+            except TrackingUnavailable as error:
+                raise StudyNotDeletedError(f"nothing was deleted, because MLflow is away: {error}") from error
+        shutil.rmtree(study_folder(settings, study), ignore_errors=True)
+        store.delete_study(study.id)
+
+
+def as_it_stands(study: StudyRecord, settings: Settings) -> StudyRecord:
+    """The record with its true state: the row of a study whose process was killed still says `running`."""
+    if study.state != "running" or is_held(study.name, settings):
+        return study
+    return study.model_copy(update={"state": "interrupted", "reason": "its process died; run the file again to go on"})
+
+
+def study_folder(settings: Settings, study: StudyRecord) -> Path:
+    """Folder of a study's checkpoints, plots and champion."""
+    return folder_of_study(settings.artifact_root, study.name, study.uid)
+
+
+def tracker_of(study: StudyRecord, settings: Settings, store: Store) -> Tracker:
+    """What delivers a study's events to MLflow."""
+    return Tracker(settings.tracking_uri, settings.artifact_root / "mlflow", store.outbox(study.id))

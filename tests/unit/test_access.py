@@ -1,0 +1,85 @@
+"""Finding studies raises our exceptions, and the command line maps each to an exit status."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli.exit_status import STATUS, exit_on_error, status_of
+from orchestrator.settings import Settings, load_settings
+from orchestrator.store.repository import Store
+from orchestrator.study.access import (
+    NoChampionError,
+    UnknownStudyError,
+    delete_study,
+    find_champion,
+    find_study,
+    find_summary,
+    list_studies,
+    study_folder,
+)
+from trainers.data.sources import DataError
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """A home without a study."""
+    return load_settings(home=tmp_path / "home", tracking=False)
+
+
+@pytest.fixture
+def with_study(settings: Settings) -> Settings:
+    """A home with the study `digits`, which has not begun."""
+    settings.home.mkdir()
+    store = Store.open(settings.database_url, artifact_root=settings.artifact_root)
+    stages = [("screen", "screen"), ("promote", "promote")]
+    store.create_study("digits", spec={"seed": 3}, digest="a", data_digest="b", stage_names=stages)
+    store.close()
+    return settings
+
+
+def test_a_missing_study_is_reported_with_the_nearest_name(with_study: Settings) -> None:
+    with pytest.raises(UnknownStudyError, match=r"no study 'digit'.*Did you mean 'digits'\?") as caught:
+        find_study("digit", with_study)
+    assert (caught.value.name, caught.value.nearest) == ("digit", "digits")
+
+
+def test_looking_into_an_empty_home_creates_nothing(settings: Settings) -> None:
+    assert list_studies(settings) == []
+    with pytest.raises(UnknownStudyError):
+        find_summary("digits", settings)
+    assert not settings.home.exists()
+
+
+def test_a_study_without_a_champion_raises(with_study: Settings) -> None:
+    with pytest.raises(NoChampionError, match="it is waiting") as caught:
+        find_champion("digits", with_study)
+    assert caught.value.state == "waiting"
+
+
+def test_a_deleted_study_leaves_neither_rows_nor_files(with_study: Settings) -> None:
+    study = find_study("digits", with_study)
+    folder = study_folder(with_study, study)
+    folder.mkdir(parents=True)
+    delete_study(study, with_study)
+    assert list_studies(with_study) == []
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("name", sorted(STATUS))
+def test_an_exception_with_an_exit_status_exists(name: str) -> None:
+    module, _, kind = name.partition(":")
+    assert issubclass(getattr(importlib.import_module(module), kind), Exception)
+
+
+def test_an_error_of_the_input_names_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, exit_on_error("study.yaml"):
+        raise DataError("data.source must be a folder")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "vitsearch: study.yaml: data.source must be a folder\n"
+
+
+def test_a_slip_of_ours_keeps_its_traceback() -> None:
+    assert status_of(KeyError("x")) is None
+    with pytest.raises(KeyError), exit_on_error("study.yaml"):
+        raise KeyError("x")
