@@ -22,8 +22,11 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from orchestrator.settings import Settings
 from orchestrator.spec.engine import SCHEDULERS, EngineSpec, ResourceSpec
-from orchestrator.spec.stages import STAGE_TYPES
-from orchestrator.spec.study_file import Candidates, Limits, StudySpec, Truth
+from orchestrator.spec.stage_registry import stage_models
+from orchestrator.spec.study_file import StudySpec
+from orchestrator.spec.truth_source import TruthSource
+from orchestrator.stages.screen import Limits
+from orchestrator.stages.train import Candidates
 from plugins import registry
 from plugins.protocols import ExampleOrder, Mixing, StepMethod
 from search_spaces.ramps import Bounds, Ramp
@@ -36,10 +39,10 @@ MODELS: dict[str, type[BaseModel]] = {
     **{f"scheduler:{name}": model for name, model in SCHEDULERS.items()},
     "resources": ResourceSpec,
     "data": DataConfig,
-    **STAGE_TYPES,
+    **stage_models(),
     "candidates": Candidates,
     "limits": Limits,
-    "truth": Truth,
+    "truth": TruthSource,
     "recipe": Recipe,
     "configuration": Configuration,
 }

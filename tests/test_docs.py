@@ -17,6 +17,7 @@ from PIL import Image
 
 from orchestrator.cli.main import app
 from orchestrator.settings import Settings
+from orchestrator.spec.stage_registry import STAGES
 from orchestrator.spec.study_file import load_spec
 from orchestrator.spec.yaml_source import read_yaml
 from plugins import registry
@@ -121,9 +122,7 @@ def test_what_is_made_from_code_is_what_the_code_says(page: Path) -> None:
 
 
 def test_every_stage_and_every_kind_of_plugin_has_its_place_in_the_docs() -> None:
-    from orchestrator.spec.stages import STAGE_TYPES
-
-    assert set(STAGE_TYPES) <= set(block_names(read("docs/study-file.md")))
+    assert set(STAGES) <= set(block_names(read("docs/study-file.md")))
     kinds = {name.removeprefix("plugins:") for name in block_names(read("docs/plugin-reference.md"))}
     assert kinds == set(registry.KINDS) - {"models"}
 

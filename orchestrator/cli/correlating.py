@@ -15,8 +15,9 @@ from orchestrator.cli.console import fail
 from orchestrator.cli.running import run_and_show
 from orchestrator.settings import Settings, load_settings
 from orchestrator.spec.proxy_choices import ALL
-from orchestrator.spec.study_file import SpecError, StudySpec, absolute_path, make_spec
+from orchestrator.spec.study_file import StudySpec, make_spec
 from orchestrator.spec.truth_table import TruthError
+from orchestrator.spec.yaml_source import SpecError, absolute_path
 from trainers.config import NOISE
 from trainers.data.sources import BUILT_IN
 
@@ -105,7 +106,7 @@ def _of_study(options: CorrelateOptions, settings: Settings) -> dict[str, Any]:
     for key in ("table", "space", "target", "num_classes", "data", "image_size"):
         if getattr(options, key) is not None:
             fail(f"{_OPTIONS.get(key, '--data')} goes with a table, but got the study {options.study!r}.", status=2)
-    from orchestrator.evaluation.ground_truth import find_truth_study, last_screen, read_spec
+    from orchestrator.stages.truths import find_truth_study, last_screen, read_spec
     from orchestrator.study.access import open_existing
 
     with open_existing(settings) as store:
@@ -159,10 +160,10 @@ def _path(file: Path) -> str:
 
 def _name(spec: StudySpec, settings: Settings) -> str:
     """Of what is compared with, and a suffix that is another one for every other study, table or number."""
-    from orchestrator.evaluation.ground_truth import TRAINED_TARGET, truth_fingerprint, truths_of
+    from orchestrator.stages.truths import TRAINED_TARGET, truth_fingerprint
     from orchestrator.study.access import open_existing
 
-    truths = [truth for stage in spec.stages for truth in truths_of(stage)]
+    truths = [truth for stage in spec.stages for truth in stage.truths]
     with open_existing(settings) as store:
         content = [spec.digest, *(truth_fingerprint(truth, store) for truth in truths)]
     suffix = hashlib.sha256(" ".join(content).encode()).hexdigest()[:8]

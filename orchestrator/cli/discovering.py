@@ -84,9 +84,10 @@ def _search_settings(options: DiscoverOptions) -> "SearchSettings":
 def _truths(options: DiscoverOptions) -> list["GroundTruth"]:
     """The tables' accuracies, or the end of the command."""
     from orchestrator.discovery.evolution import MIN_TOPOLOGIES
-    from orchestrator.evaluation.ground_truth import load_truth
-    from orchestrator.spec.study_file import Truth, absolute_path
+    from orchestrator.evaluation.ground_truth import load_table_truth
+    from orchestrator.spec.truth_source import TruthSource
     from orchestrator.spec.truth_table import TruthError
+    from orchestrator.spec.yaml_source import absolute_path
     from trainers.config import DataConfig
     from trainers.data.sources import BUILT_IN, DataError
 
@@ -106,9 +107,9 @@ def _truths(options: DiscoverOptions) -> list["GroundTruth"]:
         strict=True,
     ):
         path = absolute_path(str(table), Path.cwd())
-        choice = Truth(table=path, space=space, target=target, num_classes=options.num_classes)
+        source = TruthSource(table=path, space=space, target=target, num_classes=options.num_classes)
         try:
-            truth = load_truth(choice, data=data, store=None)
+            truth = load_table_truth(source, data=data)
         except TruthError as error:
             fail(f"--{error.key.replace('_', '-')}: {error}", status=2)
         except DataError as error:

@@ -1,14 +1,15 @@
 """Tables that people read: studies, stages, the leaderboard, the correlation of proxies, plug-ins."""
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.cli.verdict_table import correlation, tau_text
+from orchestrator.cli.verdict_table import correlation
+from orchestrator.stages.kind import stage_kind
 
 
 def study_report(summary: dict[str, Any]) -> RenderableType:
@@ -105,17 +106,8 @@ def plugins(rows: Sequence[dict[str, str]]) -> Table:
 
 
 def _found(stage: dict[str, Any]) -> str:
-    result = stage["result"]
-    text: dict[str, Callable[[], str]] = {
-        "screen": lambda: result["best"]["topology"],
-        "grow": lambda: f"{result['final']['topology']} ({result['final']['parameters']:,} parameters)",
-        "train": lambda: f"validation accuracy {100 * result['best']['val_accuracy']:.2f} %",
-        "stopping": lambda: f"{_plugin(result['criterion'])}: {100 * result['epochs_saved']:.0f} % of epochs saved",
-        "averaging": lambda: f"{_plugin(result['averaging'])}: {100 * result['gain']:+.2f} points",
-        "correlate": lambda: f"best tau {tau_text(result['proxies'][0]['tau'])} ({result['proxies'][0]['proxy']})",
-        "promote": lambda: f"test accuracy {100 * result['test_accuracy']:.2f} %",
-    }
-    return text[stage["kind"]]() if result else ""
+    kind = stage_kind(stage["kind"])
+    return kind.line(kind.result.model_validate(stage["result"])) if stage["result"] else ""
 
 
 def _plugin(choice: Any) -> str:

@@ -15,7 +15,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.discovery.objective import BlockTable, Objective, Truth
-from orchestrator.evaluation.verdict import Direction, Verdict, judge
+from orchestrator.evaluation.judging import Direction, judge_proxies
+from orchestrator.evaluation.verdict import Verdict
 from plugins.proxies.formula_variation import MIN_SIZE, Variation
 from plugins.proxies.formulas import MAX_SIZE, Formula
 
@@ -204,7 +205,7 @@ def judge_formulas(
     for name, formula in formulas.items():
         scores[name] = table.scores(formula)[:, truth.places].tolist()
     directions: dict[str, Direction] = dict.fromkeys(scores, "maximize")
-    return judge(
+    return judge_proxies(
         scores,
         truth.accuracy.tolist(),
         directions=directions,

@@ -11,7 +11,7 @@ Array = NDArray[np.float64]
 Scores = Mapping[str, Sequence[float]]
 """Per proxy, one score per topology, turned so that more is better; not finite where it failed."""
 
-MIN_TOPOLOGIES = 10
+MIN_TO_LEARN = 10
 """Fewer topologies than this are not enough to learn from."""
 
 PENALTIES = tuple(float(penalty) for penalty in np.logspace(-2, 3, 16))
@@ -57,13 +57,13 @@ class LearnedCombination(BaseModel):
             inner_folds: Number of folds.
 
         Raises:
-            ValueError: Fewer than `MIN_TOPOLOGIES` topologies have an accuracy.
+            ValueError: Fewer than `MIN_TO_LEARN` topologies have an accuracy.
         """
         table, truth = _table(oriented), np.asarray(accuracy, dtype=float)
         known = np.isfinite(truth)
-        if known.sum() < MIN_TOPOLOGIES:
+        if known.sum() < MIN_TO_LEARN:
             raise ValueError(
-                f"a combination is learned from at least {MIN_TOPOLOGIES} topologies, but {int(known.sum())} have an "
+                f"a combination is learned from at least {MIN_TO_LEARN} topologies, but {int(known.sum())} have an "
                 f"accuracy. Train more, or combine by rank."
             )
         weights, penalty = _fit(table[known], truth[known], inner_folds, np.random.default_rng(seed))
@@ -119,14 +119,14 @@ def nested_predictions(
 
     Returns:
         One prediction per topology, 0 for the worst to 1 for the best. Nan where every proxy failed or there is no
-        accuracy, and everywhere if fewer than `MIN_TOPOLOGIES` have one.
+        accuracy, and everywhere if fewer than `MIN_TO_LEARN` have one.
 
     Source: Stone 1974 (cross-validatory choice and assessment).
     """
     table, truth = _table(oriented), np.asarray(accuracy, dtype=float)
     (places,) = np.nonzero(np.isfinite(truth) & np.isfinite(table).any(1))
     predicted = np.full(len(truth), np.nan)
-    if len(places) < MIN_TOPOLOGIES:
+    if len(places) < MIN_TO_LEARN:
         return [float(value) for value in predicted]
     rng = np.random.default_rng(seed)
     total = np.zeros(len(places))
@@ -148,7 +148,7 @@ def transfer(
     proxies of both tables take part.
 
     Raises:
-        ValueError: The tables share no proxy, or the first has fewer than `MIN_TOPOLOGIES` accuracies.
+        ValueError: The tables share no proxy, or the first has fewer than `MIN_TO_LEARN` accuracies.
     """
     shared = [name for name in oriented_fit if name in oriented_other]
     if not shared:

@@ -5,38 +5,16 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
+from orchestrator.evaluation.judging import MIN_POINTS, interval_of
 from orchestrator.evaluation.rank_statistics import kendall_tau, resample_weights
-from orchestrator.evaluation.verdict import MIN_POINTS, Interval, interval_of
+from orchestrator.evaluation.verdict import EarlyJudgement, EpochAgreement
 
 REDUCTION = 3
 """From rung to rung the number of epochs grows, and the number of trials shrinks, by this factor."""
 
 FEW_TRIALS = 10
 """With fewer trials the advice asks for more."""
-
-
-class EpochAgreement(BaseModel):
-    """How much of the final ranking is there after an epoch."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    epoch: int
-    """Starting at 1."""
-    tau: Interval
-    """Kendall's tau-b between the accuracies after this epoch and after the last one."""
-
-
-class EarlyJudgement(BaseModel):
-    """When trials like these can be compared."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    epochs: list[EpochAgreement]
-    first_reliable_epoch: int | None
-    """From here on tau stays at the threshold or above; `None` if that is only so at the last epoch."""
-    rungs: list[int]
-    """Epochs at which to compare trials, a factor of 3 apart; none at the last epoch, where nothing is left to save."""
-    advice: str
 
 
 def judge_early(

@@ -1,34 +1,6 @@
-"""The verdict on training-free scores: how well each ranks topologies, with intervals and against baselines."""
+"""Verdicts on training-free scores and on early rankings, as plain data without NumPy."""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-
-from orchestrator.evaluation.rank_statistics import (
-    TOP_FRACTION,
-    Vector,
-    Weights,
-    kendall_tau,
-    partial_tau,
-    regret,
-    resample_weights,
-    spearman_rho,
-    top_recall,
-)
-
-MIN_POINTS = 4
-"""Fewer topologies than this give no statistics worth printing."""
-
-CONTROL = "params"
-"""The score that partial tau holds fixed."""
-
-Direction = Literal["maximize", "minimize"]
-Mask = NDArray[np.bool_]
 
 
 class Interval(BaseModel):
@@ -79,231 +51,23 @@ class Verdict(BaseModel):
         return bool(self.minus) and all(self.beats(baseline) for baseline in self.minus)
 
 
-def judge(
-    scores: Mapping[str, Sequence[Sequence[float]]],
-    accuracy: Sequence[float],
-    *,
-    directions: Mapping[str, Direction],
-    baselines: Sequence[str],
-    resamples: int,
-    confidence: float,
-    seed: int,
-) -> list[Verdict]:
-    """Judge every proxy over the same topologies, best tau first; those without a tau come last.
+class EpochAgreement(BaseModel):
+    """How much of the final ranking is there after an epoch."""
 
-    Topologies are resampled with replacement, the same ones for every proxy, so that differences are paired. A topology
-    without a finite score from every seed of a proxy is left out of that proxy's statistics, and a difference is taken
-    over the topologies that both proxies scored.
-
-    Args:
-        scores: Per proxy, per seed, one score per topology; not finite where it failed.
-        accuracy: One accuracy per topology, in any unit; a topology whose accuracy is not finite is left out.
-        directions: Which way each proxy is better; a minimised score is negated before ranking.
-        baselines: Proxies that the others are compared with; keys of `scores`.
-        resamples: Number of bootstrap resamples.
-        confidence: Mass of the intervals, such as 0.95.
-        seed: Seed of the resampling.
-
-    Raises:
-        ValueError: A baseline or a direction is missing, or a seed has not one score per topology.
-
-    Source: Kendall 1945 (tau-b); Efron 1979 (bootstrap, percentile interval).
-    """
-    truth = np.asarray(accuracy, dtype=float)
-    if missing := [name for name in baselines if name not in scores]:
-        raise ValueError(f"every baseline must have scores, but {missing} have none; scored are {list(scores)}")
-    if missing := [name for name in scores if name not in directions]:
-        raise ValueError(f"every proxy must have a direction, but {missing} have none")
-    known = np.isfinite(truth)
-    comparison = _Comparison(
-        scored={name: _scored(name, seeds, known, directions[name]) for name, seeds in scores.items()},
-        truth=truth[known],
-        num_unknown=int((~known).sum()),
-        weights=resample_weights(int(known.sum()), resamples=resamples, seed=seed),
-        confidence=confidence,
-        baselines=tuple(baselines),
-    )
-    verdicts = [comparison.verdict(name) for name in scores]
-    return sorted(verdicts, key=lambda row: -math.inf if row.tau.value is None else row.tau.value, reverse=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    epoch: int
+    """Starting at 1."""
+    tau: Interval
+    """Kendall's tau-b between the accuracies after this epoch and after the last one."""
 
 
-def interval_of(replicates: Vector, confidence: float) -> Interval:
-    """The first value with the percentile interval of the others; no interval where half of them are undefined.
+class EarlyJudgement(BaseModel):
+    """When trials like these can be compared."""
 
-    Args:
-        replicates: The statistic of the sample and of its resamples, shape (1 + resamples,).
-        confidence: Mass of the interval.
-    """
-    value, resampled = float(replicates[0]), replicates[1:]
-    if math.isnan(value):
-        return UNDEFINED
-    usable = resampled[~np.isnan(resampled)]
-    if len(usable) < 20 or 2 * len(usable) < len(resampled):
-        return Interval(value=value, low=None, high=None)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(usable, [tail, 1 - tail])
-    return Interval(value=value, low=float(low), high=float(high))
-
-
-# --- one proxy after the other ---
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Scored:
-    """One proxy's scores of the topologies that have an accuracy, turned so that more is better."""
-
-    seeds: NDArray[np.float64]
-    """Shape (S, n); a single row if all seeds agree."""
-    finite: Mask
-    """Topologies with a score from every seed, shape (n,)."""
-    num_seeds: int
-    num_dropped_seeds: int
-    """Those that scored fewer than `MIN_POINTS` topologies, though others did."""
-
-
-def _scored(name: str, seeds: Sequence[Sequence[float]], known: Mask, direction: Direction) -> _Scored:
-    if wrong := [len(row) for row in seeds if len(row) != len(known)]:
-        raise ValueError(f"{name} must have one score per topology, {len(known)}, from every seed, but got {wrong[0]}")
-    table = np.array([list(row) for row in seeds], dtype=float).reshape(len(seeds), len(known))[:, known]
-    table = table if direction == "maximize" else -table
-    worked = np.isfinite(table).sum(1) >= MIN_POINTS
-    rows = table[worked] if worked.any() else table
-    finite = np.isfinite(rows).all(0) if len(rows) else np.zeros(table.shape[1], dtype=bool)
-    exact = bool((rows[:, finite] == rows[:1, finite]).all())
-    return _Scored(
-        seeds=rows[:1] if exact else rows,
-        finite=finite,
-        num_seeds=len(rows),
-        num_dropped_seeds=len(table) - len(rows),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Comparison:
-    """All proxies on the same resamples."""
-
-    scored: Mapping[str, _Scored]
-    truth: Vector
-    num_unknown: int
-    """Topologies that were left out because they have no accuracy."""
-    weights: Weights
-    """Shape (1 + resamples, n); the first row is the sample itself."""
-    confidence: float
-    baselines: tuple[str, ...]
-    kept: dict[str, dict[bytes, NDArray[np.float64]]] = field(default_factory=dict)
-    """Taus by proxy and topologies; those of a baseline stay, others go with their verdict."""
-
-    def verdict(self, name: str) -> Verdict:
-        mine = self.scored[name]
-        count, notes = int(mine.finite.sum()), _notes(mine, self.truth, self.num_unknown)
-        controlled = name != CONTROL and CONTROL in self.scored
-        facts = {"proxy": name, "num_topologies": count, "num_seeds": mine.num_seeds}
-        others = [baseline for baseline in self.baselines if baseline != name]
-        if count < MIN_POINTS:
-            return Verdict(
-                **facts,
-                **dict.fromkeys(("tau", "spearman", "top_recall", "regret"), UNDEFINED),
-                partial_tau=UNDEFINED if controlled else None,
-                minus=dict.fromkeys(others, UNDEFINED),
-                seed_spread=None,
-                note="; ".join(notes),
-            )
-        weights, truth, rows = self.weights[:, mine.finite], self.truth[mine.finite], mine.seeds[:, mine.finite]
-        taus = self._taus(name, mine.finite)
-        once, tau = taus[:, 0], self._interval(taus)
-        partial = self._partial(name) if controlled else None
-        if partial is not None and partial.value is None and tau.value is not None:
-            notes.append(f"no tau given {CONTROL}: {self._why_not_partial(name)}")
-        if (abs(once) > _PERFECT).all():
-            notes.append("a ranking without exceptions: resampling cannot show doubt")
-        minus = {baseline: self._difference(name, baseline) for baseline in others}
-        beaten = [baseline for baseline, difference in minus.items() if (difference.low or 0) > 0]
-        if beaten and tau.low is not None and tau.low <= 0:
-            notes.append(f"its own tau may be 0 or less: what it beats ({', '.join(beaten)}) ranks worse still")
-        verdict = Verdict(
-            **facts,
-            tau=tau,
-            spearman=self._interval([spearman_rho(weights, row, truth) for row in rows]),
-            top_recall=self._interval([top_recall(weights, row, truth) for row in rows]),
-            regret=self._interval([regret(weights, row, truth) for row in rows]),
-            partial_tau=partial,
-            minus=minus,
-            seed_spread=float(once.std(ddof=1)) if len(once) > 1 and np.isfinite(once).all() else None,
-            note="; ".join(notes) or None,
-        )
-        if name not in (*self.baselines, CONTROL):
-            self.kept.pop(name)
-        return verdict
-
-    def _interval(self, replicates: Sequence[Vector] | NDArray[np.float64]) -> Interval:
-        """Of the mean over the seeds, from shape (S, 1 + resamples)."""
-        return interval_of(np.mean(replicates, axis=0), self.confidence)
-
-    def _taus(self, name: str, mask: Mask) -> NDArray[np.float64]:
-        """Tau per seed and resample over the topologies of a mask, shape (S, 1 + resamples)."""
-        kept, key = self.kept.setdefault(name, {}), mask.tobytes()
-        if key not in kept:
-            weights, truth = self.weights[:, mask], self.truth[mask]
-            kept[key] = np.stack([kendall_tau(weights, row, truth) for row in self.scored[name].seeds[:, mask]])
-        return kept[key]
-
-    def _both(self, name: str, other: str) -> Mask:
-        return self.scored[name].finite & self.scored[other].finite
-
-    def _difference(self, name: str, baseline: str) -> Interval:
-        both = self._both(name, baseline)
-        if both.sum() < MIN_POINTS:
-            return UNDEFINED
-        mine, theirs = self._taus(name, both).mean(0), self._taus(baseline, both).mean(0)
-        return interval_of(mine - theirs, self.confidence)
-
-    def _partial(self, name: str) -> Interval:
-        """Tau given the control's first seed."""
-        both = self._both(name, CONTROL)
-        if both.sum() < MIN_POINTS:
-            return UNDEFINED
-        weights, control = self.weights[:, both], self.scored[CONTROL].seeds[0, both]
-        rows = zip(self._taus(name, both), self.scored[name].seeds[:, both], strict=True)
-        truth_and_control = self._taus(CONTROL, both)[0]
-        return self._interval(
-            [partial_tau(taus, kendall_tau(weights, row, control), truth_and_control) for taus, row in rows]
-        )
-
-    def _why_not_partial(self, name: str) -> str:
-        both = self._both(name, CONTROL)
-        if both.sum() < MIN_POINTS:
-            return f"only {int(both.sum())} topologies have both scores"
-        if _constant(self.scored[CONTROL].seeds[0, both]):
-            return f"{CONTROL} is the same for every topology"
-        if abs(self._taus(CONTROL, both)[0, 0]) > _PERFECT:
-            return f"{CONTROL} alone ranks exactly as accuracy does"
-        return f"it ranks exactly as {CONTROL} does"
-
-
-_PERFECT = 1 - 1e-9
-
-
-def _constant(values: Vector) -> bool:
-    return len(np.unique(values)) == 1
-
-
-def _notes(scored: _Scored, known_truth: Vector, num_unknown: int) -> list[str]:
-    """What a reader must know of one proxy's numbers, most important first."""
-    truth, rows = known_truth[scored.finite], scored.seeds[:, scored.finite]
-    count, failed = len(truth), len(known_truth) - len(truth)
-    notes = []
-    if count < MIN_POINTS:
-        notes.append(f"needs at least {MIN_POINTS} scored topologies, but there are {count}")
-    elif _constant(truth):
-        notes.append("every topology reached the same accuracy")
-    elif any(_constant(row) for row in rows):
-        notes.append("the score is the same for every topology" + (" under some seed" if len(rows) > 1 else ""))
-    for number, what in ((failed, "finite score"), (num_unknown, "accuracy")):
-        if number:
-            verb = "topology has no {} and is" if number == 1 else "topologies have no {} and are"
-            notes.append(f"{number} {verb.format(what)} left out")
-    if scored.num_dropped_seeds:
-        notes.append(f"{scored.num_dropped_seeds} of its seeds scored too few topologies: left out")
-    if MIN_POINTS <= count < 1 / TOP_FRACTION:
-        notes.append(f"the top decile of {count} topologies is a single one")
-    return notes
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    epochs: list[EpochAgreement]
+    first_reliable_epoch: int | None
+    """From here on tau stays at the threshold or above; `None` if that is only so at the last epoch."""
+    rungs: list[int]
+    """Epochs at which to compare trials, a factor of 3 apart; none at the last epoch, where nothing is left to save."""
+    advice: str

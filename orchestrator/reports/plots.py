@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from plugins.protocols import CurvePoint
 
 if TYPE_CHECKING:
-    from orchestrator.evaluation.early_ranking import EarlyJudgement
-    from orchestrator.evaluation.verdict import Verdict
+    from orchestrator.evaluation.verdict import EarlyJudgement, Verdict
 
 _BLUE, _ORANGE, _GREEN, _GREY, _INK, _SOFT_INK = "#0072b2", "#d55e00", "#009e73", "#9aa3ad", "#22272e", "#5b6470"
 _CYCLE = (_BLUE, "#e69f00", _GREEN, "#cc79a7", "#56b4e9", _ORANGE, "#7a68a6", _SOFT_INK)

@@ -9,13 +9,14 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from orchestrator.spec.stages import NAME_PATTERN
 from orchestrator.spec.yaml_source import KeyPath
 from plugins.registry import nearest_name
 from search_spaces.dimensions import Integer, Real
 from search_spaces.ramps import NUMBER_TAG, RAMP_TAG, Bounds
 from search_spaces.recipes import PluginChoice
 
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+"""Of studies and stages."""
 _NAME_WORDS = "1 to 63 lower-case letters, digits, dots, dashes or underscores, the first a letter or digit"
 
 

@@ -5,57 +5,28 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.spec.checks import configuration_problems, study_problems
 from orchestrator.spec.engine import EngineSpec, PoolName, ResourceSpec, engine_problems
-from orchestrator.spec.problems import Problem, first_problem
-from orchestrator.spec.stages import (
-    NAME_PATTERN,
-    STAGE_TYPES,
-    AveragingStage,
-    Candidates,
-    CorrelateStage,
-    GrowStage,
-    Limits,
-    PromoteStage,
-    ScreenStage,
-    StageSpec,
-    StoppingStage,
-    TrainStage,
-    Truth,
-)
-from orchestrator.spec.yaml_source import KeyPath, SpecError, YamlSource, format_path, read_yaml
+from orchestrator.spec.problems import NAME_PATTERN, Problem, first_problem
+from orchestrator.spec.stage_model import StageModel
+from orchestrator.spec.stage_registry import stage_models
+from orchestrator.spec.yaml_source import KeyPath, SpecError, YamlSource, absolute_path, format_path, read_yaml
 from trainers.config import Configuration, DataConfig
 from trainers.data.sources import BUILT_IN
-
-__all__ = [
-    "AveragingStage",
-    "Candidates",
-    "CorrelateStage",
-    "GrowStage",
-    "Limits",
-    "PromoteStage",
-    "ScreenStage",
-    "SpecError",
-    "StageSpec",
-    "StoppingStage",
-    "StudySpec",
-    "TrainStage",
-    "Truth",
-    "absolute_path",
-    "differences",
-    "load_configuration",
-    "load_spec",
-    "make_spec",
-]
 
 Model = TypeVar("Model", bound=BaseModel)
 
 HOW = ("engine", "pool", "resources")
 """Fields that say how a study is run. They may change from one execution of it to the next."""
+
+if TYPE_CHECKING:
+    AnyStage = StageModel
+else:
+    AnyStage = Annotated[Union[tuple(stage_models().values())], Field(discriminator="stage")]  # noqa: UP007
 
 
 class StudySpec(BaseModel):
@@ -75,7 +46,7 @@ class StudySpec(BaseModel):
     resources: ResourceSpec = Field(
         default=ResourceSpec(), description="limits of what trials may use, instead of what is found by itself"
     )
-    stages: tuple[StageSpec, ...] = Field(min_length=1, description="what is done, in this order")
+    stages: tuple[AnyStage, ...] = Field(min_length=1, description="what is done, in this order")
 
     @property
     def digest(self) -> str:
@@ -116,7 +87,7 @@ def make_spec(data: Mapping[str, Any]) -> StudySpec:
     try:
         spec = StudySpec.model_validate(data)
     except ValidationError as invalid:
-        raise error(first_problem(invalid, StudySpec, STAGE_TYPES)) from None
+        raise error(first_problem(invalid, StudySpec, stage_models())) from None
     for problem in study_problems(spec.data, spec.stages):
         raise error(problem)
     return spec
@@ -163,41 +134,26 @@ def _with_overrides(source: YamlSource, overrides: Mapping[str, Any]) -> tuple[Y
         folder = Path.cwd() if ("data", "source") in given else Path(source.file).absolute().parent
         data["data"] = {**block, "source": _absolute(block["source"], folder)}
     if isinstance(data.get("stages"), list):
-        data["stages"] = [_with_absolute_tables(stage, Path(source.file).absolute().parent) for stage in data["stages"]]
+        folder = Path(source.file).absolute().parent
+        data["stages"] = [_with_absolute_paths(stage, folder) for stage in data["stages"]]
     return replace(source, data=data), frozenset(given)
 
 
-def _with_absolute_tables(stage: Any, folder: Path) -> Any:
-    """A stage with the tables of its `truth` and `transfer` as absolute paths; what has another form stays."""
-    if not isinstance(stage, dict):
-        return stage
-    found = {key: stage[key] for key in ("truth", "transfer") if key in stage}
-    return {**stage, **{key: _absolute_tables(value, folder) for key, value in found.items()}}
-
-
-def _absolute_tables(value: Any, folder: Path) -> Any:
-    if isinstance(value, list):
-        return [_absolute_tables(inner, folder) for inner in value]
-    if isinstance(value, dict) and isinstance(value.get("table"), str) and value["table"]:
-        return {**value, "table": absolute_path(value["table"], folder)}
-    return value
+def _with_absolute_paths(stage: Any, folder: Path) -> Any:
+    """A stage with absolute paths; what is no stage is kept, to be reported when it is validated."""
+    model = stage_models().get(str(stage.get("stage"))) if isinstance(stage, dict) else None
+    return stage if model is None else model.with_absolute_paths(stage, folder)
 
 
 def _absolute(text: str, folder: Path) -> str:
     return text if not text or text in BUILT_IN else absolute_path(text, folder)
 
 
-def absolute_path(text: str, folder: Path) -> str:
-    """A path that a user wrote, relative to a folder, with `~` filled in."""
-    path = Path(text)
-    return str((folder / (path.expanduser() if text.startswith("~") else path)).resolve())
-
-
 def _validate(model: type[Model], source: YamlSource, given: frozenset[KeyPath]) -> Model:
     try:
         return model.model_validate(source.data)
     except ValidationError as error:
-        raise _error(source, given, first_problem(error, model, STAGE_TYPES)) from None
+        raise _error(source, given, first_problem(error, model, stage_models())) from None
 
 
 def _raise_first(problems: Iterator[Problem], source: YamlSource, given: frozenset[KeyPath]) -> None:

@@ -268,3 +268,9 @@ def _syntax_error(file: str | Path, raw: bytes, error: yaml.YAMLError) -> SpecEr
         line = raw[: error.position].count(b"\n") + 1
         return SpecError(file, f"must be YAML, but is not: {error.reason}. Remove that character.", line=line)
     return SpecError(file, f"must be YAML, but is not: {error}.")
+
+
+def absolute_path(text: str, folder: Path) -> str:
+    """A path that a user wrote, relative to a folder, with `~` filled in."""
+    path = Path(text)
+    return str((folder / (path.expanduser() if text.startswith("~") else path)).resolve())

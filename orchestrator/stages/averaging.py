@@ -1,23 +1,77 @@
 """Stage `averaging`: averages the best trial's checkpoints in several ways; the validation part decides."""
 
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Literal
+
+from pydantic import Field
 
 from orchestrator.engines.interfaces import Search
-from orchestrator.engines.suggester import OptunaSuggester
-from orchestrator.spec.study_file import AveragingStage
-from orchestrator.stages.context import StageContext, StageFailedError, StageOutcome
-from orchestrator.stages.searching import run_search
-from orchestrator.stages.train import ACCURACY, best_trial, configuration_of, sort_trials, trained
+from orchestrator.spec.plugin_checks import plugin_corners, sampler_problems, search_problems
+from orchestrator.spec.problems import Problem
+from orchestrator.spec.stage_model import Count, StageModel, StageName, latest
+from orchestrator.spec.yaml_source import KeyPath
+from orchestrator.stages.context import StageContext, StageOutcome
+from orchestrator.stages.csv_text import csv_text
+from orchestrator.stages.kind import StageKind, StageResult
+from orchestrator.stages.plugin_search import PluginSearchModel
+from orchestrator.stages.retention import checkpoint_folders
+from orchestrator.stages.train import ACCURACY, TRAIN, TrainStage, configuration_of, sort_trials
 from orchestrator.store.records import TrialRecord
-from search_spaces.recipes import base_point, describe_plugin
+from plugins import registry
+from search_spaces.recipes import PluginChoice, base_point, describe_plugin
 from trainers.config import AverageTask
+
+
+class AveragingStage(PluginSearchModel):
+    """Averages the best trial's checkpoints in several ways and keeps the best on the validation part."""
+
+    plugin_key: ClassVar[str] = "averaging.method"
+    plugin_field: ClassVar[str] = "methods"
+    stage: Literal["averaging"]
+    name: StageName = Field(default="averaging", description="what the stage is called in reports; unique in the study")
+    num_trials: Count = Field(description="averages to evaluate")
+    sampler: PluginChoice = Field(default=PluginChoice(name="tpe"), description="chooses the next average")
+    methods: tuple[PluginChoice, ...] = Field(
+        min_length=1, description="averaging methods; a setting that is a list or {low, high} is searched"
+    )
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("train",)
+
+    def own_problems(self, at: KeyPath) -> Iterator[Problem]:
+        yield from sampler_problems(self.sampler, self.known_dimensions, (*at, "sampler"))
+        yield from search_problems("averaging", self.plugin_key, self.methods, (*at, "methods"))
+
+    def order_problems(self, before: Sequence[StageModel], at: KeyPath) -> Iterator[Problem]:
+        train = latest(before, TrainStage)
+        if train is not None:
+            yield from _checkpoint_problems(self, train, at)
+
+
+class AveragingResult(StageResult):
+    """The best average of checkpoints, and how it compares with the checkpoint that was averaged last."""
+
+    averaging: PluginChoice
+    averaged_from: int
+    """Trial of the train stage."""
+    num_checkpoints: int
+    val_accuracy: float
+    val_loss: float
+    gain: float
+    """Validation accuracy above that of the trial."""
+    gain_val_loss: float
+    """Validation loss below that of the trial."""
 
 
 def run_averaging(context: StageContext, spec: AveragingStage) -> StageOutcome:
     """Search the averaging method and its settings over the checkpoints of the best trained trial."""
-    train_spec, trials = trained(context)
-    source = best_trial(trials)
-    configuration = configuration_of(context, train_spec, source)
+    from orchestrator.engines.suggester import OptunaSuggester
+    from orchestrator.stages.searching import run_search
+
+    train = context.required(TRAIN)
+    source = context.trial_of(train, train.result.best.trial)
+    configuration = configuration_of(context, train.spec, source)
     checkpoints = checkpoint_folders(context, source)
     search = Search(
         num_trials=spec.num_trials,
@@ -38,15 +92,15 @@ def run_averaging(context: StageContext, spec: AveragingStage) -> StageOutcome:
     method = spec.decode(best.point)
     gain = best.metrics["val_accuracy"] - source.metrics["val_accuracy"]
     return StageOutcome(
-        result={
-            "averaging": method.model_dump(mode="json"),
-            "averaged_from": source.number,
-            "num_checkpoints": len(checkpoints),
-            "val_accuracy": best.metrics["val_accuracy"],
-            "val_loss": best.metrics["val_loss"],
-            "gain": gain,
-            "gain_val_loss": source.metrics["val_loss"] - best.metrics["val_loss"],
-        },
+        result=AveragingResult(
+            averaging=method,
+            averaged_from=source.number,
+            num_checkpoints=len(checkpoints),
+            val_accuracy=best.metrics["val_accuracy"],
+            val_loss=best.metrics["val_loss"],
+            gain=gain,
+            gain_val_loss=source.metrics["val_loss"] - best.metrics["val_loss"],
+        ),
         summary=f"{describe_plugin(method)} over {len(checkpoints)} checkpoints of trial {source.number}: "
         f"{100 * best.metrics['val_accuracy']:.1f} % ({100 * gain:+.2f} points)",
         metrics={"val_accuracy": best.metrics["val_accuracy"], "val_loss": best.metrics["val_loss"], "gain": gain},
@@ -54,24 +108,39 @@ def run_averaging(context: StageContext, spec: AveragingStage) -> StageOutcome:
     )
 
 
-def checkpoint_folders(context: StageContext, trial: TrialRecord) -> tuple[Path, ...]:
-    """Folders of a trial's checkpoints, oldest first.
+def _checkpoint_problems(stage: AveragingStage, train: TrainStage, at: KeyPath) -> Iterator[Problem]:
+    kept = min(train.keep_checkpoints, train.epochs)
+    for index, method in enumerate(stage.methods):
+        if method.name not in registry.available("averaging"):
+            continue  # told already
+        for corner in plugin_corners(stage.plugin_key, method):
+            needed = registry.create("averaging", corner.name, corner.settings).num_needed
+            if needed > kept:
+                settings = ", ".join(f"{key}={value}" for key, value in corner.settings.items())
+                yield Problem(
+                    (*at, "methods", index),
+                    f"must need at most the {kept} checkpoints that stage {train.name!r} keeps (keep_checkpoints: "
+                    f"{train.keep_checkpoints}, epochs: {train.epochs}), but {corner.name}"
+                    f"{f' with {settings}' if settings else ''} needs {needed}. Lower these or raise keep_checkpoints.",
+                )
 
-    Raises:
-        StageFailedError: None is left on disk.
-    """
-    folders = tuple(record.path for record in context.store.checkpoints(trial.id) if record.path.is_dir())
-    if not folders:
-        raise StageFailedError(
-            f"trial {trial.number} must have a checkpoint on disk, but none is left below {context.folder.parent}. "
-            "Restore the folder, or run the study again under another name."
-        )
-    return folders
+
+def _table(trials: Sequence[TrialRecord], spec: AveragingStage) -> str:
+    rows = (
+        [
+            trial.number,
+            describe_plugin(spec.decode(trial.point)),
+            trial.metrics["val_accuracy"],
+            trial.metrics["val_loss"],
+        ]
+        for trial in trials
+    )
+    return csv_text(["trial", "method", "val_accuracy", "val_loss"], rows)
 
 
-def _table(trials: list[TrialRecord], spec: AveragingStage) -> str:
-    lines = ["trial,method,val_accuracy,val_loss"]
-    for trial in trials:
-        accuracy, loss = trial.metrics["val_accuracy"], trial.metrics["val_loss"]
-        lines.append(f'{trial.number},"{describe_plugin(spec.decode(trial.point))}",{accuracy:.6g},{loss:.6g}')
-    return "\n".join(lines) + "\n"
+AVERAGING = StageKind(
+    model=AveragingStage,
+    result=AveragingResult,
+    run=run_averaging,
+    line=lambda result: f"{describe_plugin(result.averaging)}: {100 * result.gain:+.2f} points",
+)

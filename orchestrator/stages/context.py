@@ -3,16 +3,19 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from orchestrator.engines.interfaces import Control, Engine, Pool
 from orchestrator.engines.seeds import seed_for
-from orchestrator.spec.study_file import StudySpec
+from orchestrator.stages.kind import FinishedStage, R, S, StageKind, StageResult
 from orchestrator.stages.progress import Progress
-from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord
-from orchestrator.store.repository import Store
-from orchestrator.tracking.run_tree import RunTree
+from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord, TrialRecord
 from search_spaces.base import ImageTask
+
+if TYPE_CHECKING:
+    from orchestrator.spec.study_file import StudySpec
+    from orchestrator.store.repository import Store
+    from orchestrator.tracking.run_tree import RunTree
 
 
 class StageFailedError(RuntimeError):
@@ -27,7 +30,7 @@ class StageInterruptedError(RuntimeError):
 class StageOutcome:
     """What a finished stage leaves: `result` for later stages and people, the rest for MLflow."""
 
-    result: dict[str, Any]
+    result: StageResult
     summary: str
     """One line for people."""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -43,15 +46,15 @@ class StageContext:
     """Everything around a stage."""
 
     study: StudyRecord
-    spec: StudySpec
+    spec: "StudySpec"
     stage: StageRecord
     execution: ExecutionRecord
-    store: Store
+    store: "Store"
     engine: Engine
     pool: Pool
     control: Control
     progress: Progress
-    run_tree: RunTree
+    run_tree: "RunTree"
     image_task: ImageTask
     folder: Path
     """Where this stage keeps its files."""
@@ -62,11 +65,23 @@ class StageContext:
     def seed(self) -> int:
         return seed_for(self.spec.seed, self.stage.name)
 
-    def earlier(self, kind: str) -> StageRecord | None:
-        """The latest stage of a kind before this one."""
-        found = [
-            stage
-            for stage in self.store.stages(self.study.id)
-            if stage.kind == kind and stage.position < self.stage.position
-        ]
-        return found[-1] if found else None
+    def earlier(self, kind: StageKind[S, R]) -> FinishedStage[S, R] | None:
+        """The latest stage of a kind before this one, with its result; `None` if there is none."""
+        before = zip(self.store.stages(self.study.id), self.spec.stages[: self.stage.position], strict=False)
+        found = [(record, spec) for record, spec in before if isinstance(spec, kind.model)]
+        if not found:
+            return None
+        record, spec = found[-1]
+        return FinishedStage(
+            record=record, spec=spec, result=kind.read(record, spec, lambda: self.store.trials(record.id))
+        )
+
+    def required(self, kind: StageKind[S, R]) -> FinishedStage[S, R]:
+        """The same of a kind in the stage's `requires`."""
+        found = self.earlier(kind)
+        assert found is not None, f"stage {self.stage.name!r} must require the stage that it reads"
+        return found
+
+    def trial_of(self, stage: FinishedStage[S, R], number: int) -> TrialRecord:
+        """A trial of an earlier stage."""
+        return next(trial for trial in self.store.trials(stage.record.id) if trial.number == number)

@@ -1,36 +1,162 @@
 """Stage `correlate`: how well training-free scores predict accuracy, and whether any beats counting parameters."""
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, field_validator
 
 from orchestrator.engines.seeds import seed_for
-from orchestrator.evaluation.combining import MIN_TOPOLOGIES, nested_predictions, rank_aggregates, transfer
-from orchestrator.evaluation.early_ranking import EarlyJudgement, judge_early
-from orchestrator.evaluation.ground_truth import (
-    GroundTruth,
-    find_truth_study,
-    last_screen,
-    load_truth,
-    read_spec,
-    trained_truth,
-)
-from orchestrator.evaluation.verdict import Interval, Verdict, judge
-from orchestrator.reports.plots import agreement_over_epochs, correlation_summary, scatter_score_against_accuracy
-from orchestrator.spec.proxy_choices import is_pool_proxy, proxy_directions, with_repeats
-from orchestrator.spec.study_file import CorrelateStage, ScreenStage
-from orchestrator.spec.truth_table import TruthError
+from orchestrator.evaluation.verdict import EarlyJudgement, Interval
+from orchestrator.spec.plugin_checks import choice_problems, proxy_problems
+from orchestrator.spec.problems import Problem
+from orchestrator.spec.proxy_choices import expand_all, is_pool_proxy, with_repeats
+from orchestrator.spec.stage_model import Count, Fraction, StageModel, StageName, latest
+from orchestrator.spec.truth_source import TruthSource
+from orchestrator.spec.truth_table import TruthError, read_truth_table
+from orchestrator.spec.yaml_source import KeyPath, absolute_path
 from orchestrator.stages.context import StageContext, StageFailedError, StageOutcome
-from orchestrator.stages.truth_scores import ScoredTruth, Seeds, score_truths
+from orchestrator.stages.kind import StageKind, StageResult
+from orchestrator.stages.screen import ScreenStage
+from orchestrator.stages.train import TRAIN
 from search_spaces.recipes import PluginChoice
 
+if TYPE_CHECKING:
+    from orchestrator.evaluation.ground_truth import GroundTruth
+
 DEFAULT_BATCH_SIZE = 16
-COMBINED = "combined."
-"""Prefix of the names of combinations, which no plug-in has."""
-LEARNED = f"{COMBINED}learned"
-_UNITS = {"fraction": "fraction", "table": "as in the table"}
+
+
+class CorrelateStage(StageModel):
+    """Measures how well each proxy predicts accuracy, by Kendall's tau-b, and whether it beats counting parameters."""
+
+    stage: Literal["correlate"]
+    name: StageName = Field(default="correlate", description="what the stage is called in reports; unique in the study")
+    truth: TruthSource | None = Field(
+        default=None, description="the accuracies; by default those of this study's train stage with the base recipe"
+    )
+    proxies: tuple[PluginChoice, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="scores to compare; `all` is every installed one that needs no settings; by default those of the "
+        "screen before",
+    )
+    baselines: tuple[str, ...] = Field(
+        default=("params", "flops", "depth"),
+        min_length=1,
+        description="proxies that a good one must beat; they are scored as well",
+    )
+    seeds: Count = Field(default=1, description="how often scores that depend on chance are computed anew")
+    repeats: Count | None = Field(
+        default=None, description="fresh initialisations per score; by default each proxy's own number"
+    )
+    batch_size: Count | None = Field(
+        default=None, description="images that a proxy sees; by default as in the screen before, else 16"
+    )
+    resamples: Annotated[int, Field(ge=100, le=1_000_000, strict=True)] = Field(
+        default=1000, description="bootstrap resamples of the intervals"
+    )
+    confidence: Fraction = Field(default=0.95, description="of the intervals")
+    combine: Annotated[bool, Field(strict=True)] = Field(
+        default=True, description="also judge combinations of the scores: by ranks alone, and learned (out of fold)"
+    )
+    transfer: tuple[TruthSource, ...] = Field(
+        default=(), description="further accuracies, to which the combination learned on `truth` is carried over"
+    )
+
+    @field_validator("proxies", mode="before")
+    @classmethod
+    def _from_a_single_name(cls, raw: Any) -> Any:
+        return [raw] if isinstance(raw, str) else raw
+
+    @field_validator("proxies", mode="after")
+    @classmethod
+    def _all_by_name(cls, proxies: tuple[PluginChoice, ...] | None) -> tuple[PluginChoice, ...] | None:
+        return None if proxies is None else expand_all(proxies)
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("train",) if self.truth is None else ()
+
+    @property
+    def truths(self) -> tuple[TruthSource, ...]:
+        """What it compares with first, then what it carries its combination to."""
+        return (*(() if self.truth is None else (self.truth,)), *self.transfer)
+
+    @classmethod
+    def with_absolute_paths(cls, raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        found = {key: _absolute_tables(raw[key], folder) for key in ("truth", "transfer") if key in raw}
+        return {**raw, **found}
+
+    def own_problems(self, at: KeyPath) -> Iterator[Problem]:
+        yield from proxy_problems(self.proxies or (), (*at, "proxies"))
+        yield from _baseline_problems(self.baselines, (*at, "baselines"))
+        yield from _table_problems(self, at)
+
+    def order_problems(self, before: Sequence[StageModel], at: KeyPath) -> Iterator[Problem]:
+        if self.proxies is None and latest(before, ScreenStage) is None:
+            yield Problem(
+                at,
+                "a correlate stage needs a screen stage before it or `proxies` (such as `all`), but has neither. "
+                "Add one.",
+            )
+        if self.transfer and not self.combine:
+            yield Problem(
+                (*at, "transfer"),
+                "what is carried over is the learned combination, but `combine` is false. Remove one.",
+            )
+
+
+class TruthSummary(StageResult):
+    """What scores were compared with."""
+
+    kind: Literal["trials", "table"]
+    name: str
+    source: str
+    target: str
+    unit: Literal["fraction", "table"]
+    num_topologies: int
+    digest: str
+
+
+class VerdictRow(StageResult):
+    """An `orchestrator.evaluation.verdict.Verdict` with the baselines that it beats."""
+
+    proxy: str
+    num_topologies: int
+    num_seeds: int
+    tau: Interval
+    spearman: Interval
+    top_recall: Interval
+    regret: Interval
+    partial_tau: Interval | None
+    minus: dict[str, Interval]
+    seed_spread: float | None
+    note: str | None
+    is_combination: bool
+    beats: tuple[str, ...]
+    beats_all: bool
+
+
+class Transfer(StageResult):
+    """The combination learned on the first truth, judged on another."""
+
+    truth: TruthSummary
+    proxies: tuple[VerdictRow, ...]
+
+
+class CorrelateResult(StageResult):
+    """The verdict on every proxy, the best tau first."""
+
+    truth: TruthSummary
+    num_topologies: int
+    num_seeds: int
+    baselines: tuple[str, ...]
+    confidence: float
+    resamples: int
+    proxies: tuple[VerdictRow, ...]
+    transfers: tuple[Transfer, ...]
+    early: EarlyJudgement | None
 
 
 def run_correlate(context: StageContext, spec: CorrelateStage) -> StageOutcome:
@@ -39,8 +165,11 @@ def run_correlate(context: StageContext, spec: CorrelateStage) -> StageOutcome:
     Raises:
         StageFailedError: A ground truth cannot be used, or nothing could be scored.
     """
+    from orchestrator.stages.proxy_verdicts import ProxyVerdicts
+    from orchestrator.stages.truth_scores import score_truths
+
     try:
-        truths = _truths(context, spec)
+        truths = _load_truths(context, spec)
     except TruthError as error:
         raise StageFailedError(str(error)) from error
     screen, screen_seed = _screen(context, spec)
@@ -54,23 +183,7 @@ def run_correlate(context: StageContext, spec: CorrelateStage) -> StageOutcome:
         batch_size=spec.batch_size or (screen.batch_size if screen else DEFAULT_BATCH_SIZE),
     )
     context.progress.note(f"judging {len(choices)} proxies over {len(truths[0].topologies)} topologies")
-    judged = Judged(context, spec, choices, scored)
-    return judged.outcome()
-
-
-def _tracked_truth(context: StageContext, truth: GroundTruth) -> list[str]:
-    """Events that tell MLflow what scores were compared with."""
-    tree, stage = context.run_tree, context.stage
-    if truth.kind == "trials":
-        return tree.compared_with_study(stage, title=truth.title, digest=truth.digest, study=truth.source)
-    return tree.compared_with_table(
-        stage,
-        title=truth.title,
-        digest=truth.digest,
-        name=truth.name,
-        source=truth.source,
-        num_topologies=len(truth.topologies),
-    )
+    return ProxyVerdicts(context, spec, choices, scored).outcome()
 
 
 def chosen_proxies(spec: CorrelateStage, screen: ScreenStage | None) -> tuple[PluginChoice, ...]:
@@ -81,216 +194,74 @@ def chosen_proxies(spec: CorrelateStage, screen: ScreenStage | None) -> tuple[Pl
     return with_repeats(named.values(), spec.repeats)
 
 
-class Judged:
-    """The verdicts of one stage, and how they are told."""
-
-    def __init__(
-        self,
-        context: StageContext,
-        spec: CorrelateStage,
-        choices: Sequence[PluginChoice],
-        scored: Sequence[ScoredTruth],
-    ) -> None:
-        self._context = context
-        self._spec = spec
-        self._scored = scored[0]
-        self._truth = scored[0].truth
-        pools = {choice.name: self._scored.of_pool(choice) for choice in choices if is_pool_proxy(choice.name)}
-        own: dict[str, Seeds] = {
-            choice.name: pools.get(choice.name) or self._scored.scores[choice.name] for choice in choices
-        }
-        combined = self._combinations() if spec.combine else {}
-        self._scores = {**own, **combined}
-        self._directions = proxy_directions(own) | dict.fromkeys(combined, "maximize")
-        self.verdicts = [self._with_failures(row) for row in self._judge(self._scores, self._truth)]
-        self.transfers = [self._carry_over(other) for other in scored[1:]]
-        self.early = self._judge_early()
-
-    def outcome(self) -> StageOutcome:
-        """The stage's result, table, metrics and figures."""
-        verdicts, truth = self.verdicts, self._truth
-        result = {
-            "truth": _describe(truth),
-            "num_topologies": len(truth.topologies),
-            "num_seeds": self._scored.num_seeds,
-            "baselines": list(self._spec.baselines),
-            "confidence": self._spec.confidence,
-            "resamples": self._spec.resamples,
-            "proxies": [_row(row) for row in verdicts],
-            "transfers": self.transfers,
-            "early": None if self.early is None else self.early.model_dump(mode="json"),
-        }
-        return StageOutcome(
-            result=result,
-            summary=f"{len(truth.topologies)} topologies; best tau {_tau_text(verdicts[0])}",
-            metrics=self._metrics(),
-            texts={"correlation.csv": _table(verdicts), "scores.csv": self._score_table()},
-            plots=tuple(self._plots()),
-            events=tuple(_tracked_truth(self._context, truth)),
-        )
-
-    def _judge(self, scores: Mapping[str, Seeds], truth: GroundTruth) -> list[Verdict]:
-        return judge(
-            scores,
-            truth.accuracies,
-            directions={name: self._directions.get(name, "maximize") for name in scores},
-            baselines=self._spec.baselines,
-            resamples=self._spec.resamples,
-            confidence=self._spec.confidence,
-            seed=self._context.seed,
-        )
-
-    def _combinations(self) -> dict[str, Seeds]:
-        """By ranks alone, and learned: each topology is predicted by a combination that never saw its accuracy."""
-        found: dict[str, Seeds] = {}
-        for index in range(self._scored.num_seeds):
-            oriented = self._scored.oriented(index)
-            for name, values in rank_aggregates(oriented).items():
-                found.setdefault(f"{COMBINED}{name}", []).append(values)
-            if len(self._truth.topologies) >= MIN_TOPOLOGIES:
-                predicted = nested_predictions(oriented, self._truth.accuracies, seed=self._context.seed)
-                found.setdefault(LEARNED, []).append(predicted)
-        return found
-
-    def _carry_over(self, other: ScoredTruth) -> dict[str, Any]:
-        """The combination learned on the first truth, judged on another that it never saw."""
-        predictions = []
-        for index in range(self._scored.num_seeds if len(self._truth.topologies) >= MIN_TOPOLOGIES else 0):
-            fitted = self._scored.oriented(index), self._truth.accuracies
-            predictions.append(transfer(*fitted, other.oriented(index), seed=self._context.seed))
-        scores = {name: other.scores[name] for name in self._spec.baselines}
-        rows = self._judge({**({LEARNED: predictions} if predictions else {}), **scores}, other.truth)
-        return {"truth": _describe(other.truth), "proxies": [_row(row) for row in rows]}
-
-    def _judge_early(self) -> EarlyJudgement | None:
-        if not self._truth.curves:
-            return None
-        return judge_early(
-            self._truth.curves,
-            resamples=self._spec.resamples,
-            confidence=self._spec.confidence,
-            seed=self._context.seed,
-        )
-
-    def _with_failures(self, verdict: Verdict) -> Verdict:
-        """The verdict with the reasons of missing scores in its note."""
-        reasons = self._scored.reasons.get(verdict.proxy, {})
-        told = [f"{count} failed: {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1])]
-        more = [f"and {len(told) - 2} other reasons"] if len(told) > 2 else []
-        note = "; ".join([*([verdict.note] if verdict.note else []), *told[:2], *more])
-        return verdict.model_copy(update={"note": note or None})
-
-    def _metrics(self) -> dict[str, float]:
-        statistics = ("tau", "spearman", "partial_tau", "top_recall", "regret")
-        found: dict[str, float] = {"num_topologies": len(self._truth.topologies)}
-        for row in self.verdicts:
-            for name in statistics:
-                interval: Interval | None = getattr(row, name)
-                if interval is not None and interval.value is not None:
-                    found[f"{name}.{row.proxy}"] = interval.value
-        return found | {f"wall_time_s.{name}": seconds for name, seconds in self._scored.wall_time_s.items()}
-
-    def _score_table(self) -> str:
-        """One row per topology: its accuracy, and every score from the first seed."""
-        names = list(self._scores)
-        rows = zip(
-            self._truth.topologies, self._truth.accuracies, *(self._scores[name][0] for name in names), strict=True
-        )
-        return _csv(["topology", self._truth.target, *names], rows)
-
-    def _plots(self) -> Iterable[Path]:
-        folder, truth = self._context.folder, self._truth
-        for row in self.verdicts:
-            path = folder / f"{row.proxy}-against-accuracy.png"
-            scatter_score_against_accuracy(
-                row.proxy,
-                self._scores[row.proxy][0],
-                truth.accuracies,
-                row.tau,
-                path,
-                target="validation accuracy after training" if truth.kind == "trials" else f"{truth.target}, published",
-                unit=_UNITS[truth.unit],
-            )
-            yield path
-        path = folder / "correlation-summary.png"
-        correlation_summary(self.verdicts, path, baseline=self._spec.baselines[0], subject=truth.title)
-        yield path
-        if self.early is not None:
-            path = folder / "agreement-over-epochs.png"
-            agreement_over_epochs(self.early, path)
-            yield path
-
-
-def _truths(context: StageContext, spec: CorrelateStage) -> list[GroundTruth]:
+def _load_truths(context: StageContext, spec: CorrelateStage) -> "list[GroundTruth]":
     """What is compared with first, then what the combination is carried to."""
-    others = [load_truth(choice, data=context.spec.data, store=context.store) for choice in spec.transfer]
+    from orchestrator.stages.truths import load_truth, trained_truth
+
+    others = [load_truth(source, data=context.spec.data, store=context.store) for source in spec.transfer]
     if spec.truth is not None:
         return [load_truth(spec.truth, data=context.spec.data, store=context.store), *others]
     from trainers.data.images import load_images
 
-    stage = context.earlier("train")
-    if stage is None:  # the spec's own validation demands one
-        raise LookupError(f"stage {context.stage.name!r} needs a train stage before it")
-    return [trained_truth(context.store, context.study, stage, images=load_images(context.spec.data)), *others]
+    images = load_images(context.spec.data)
+    return [trained_truth(context.store, context.study, context.required(TRAIN), images=images), *others]
 
 
 def _screen(context: StageContext, spec: CorrelateStage) -> tuple[ScreenStage | None, int]:
     """The screen whose proxies and batch are the defaults, and the seed that makes its scores known already."""
+    from orchestrator.stages.truths import find_truth_study, last_screen, read_spec
+
     screen = last_screen(context.spec, context.stage.position)
     if screen is None and spec.truth is not None and spec.truth.study is not None:
         screen = last_screen(read_spec(find_truth_study(spec.truth.study, context.store)[1]))
     return screen, seed_for(context.spec.seed, screen.name) if screen else context.seed
 
 
-def _describe(truth: GroundTruth) -> dict[str, Any]:
-    return {
-        "kind": truth.kind,
-        "name": truth.name,
-        "source": truth.source,
-        "target": truth.target,
-        "unit": truth.unit,
-        "num_topologies": len(truth.topologies),
-        "digest": truth.digest,
-    }
+def _line(result: CorrelateResult) -> str:
+    best = result.proxies[0]
+    if best.tau.value is None:
+        return f"best tau - ({best.proxy})"
+    bounds = "" if best.tau.low is None else f" [{best.tau.low:.2f}, {best.tau.high:.2f}]"
+    return f"best tau {best.tau.value:.3f}{bounds} ({best.proxy})"
 
 
-def _row(verdict: Verdict) -> dict[str, Any]:
-    """A verdict as JSON data, with what it beats spelled out."""
-    return {
-        **verdict.model_dump(mode="json"),
-        "is_combination": verdict.proxy.startswith(COMBINED),
-        "beats": [baseline for baseline in verdict.minus if verdict.beats(baseline)],
-        "beats_all": verdict.beats_all,
-    }
+def _baseline_problems(baselines: Sequence[str], at: KeyPath) -> Iterator[Problem]:
+    for index, name in enumerate(baselines):
+        path = (*at, index)
+        problems = list(choice_problems("proxies", PluginChoice(name=name), path))
+        yield from problems
+        if not problems and is_pool_proxy(name):
+            yield Problem(path, f"a baseline must be a score of its own, but {name!r} is made of others. Remove it.")
+        if name in baselines[:index]:
+            yield Problem(path, f"each baseline must be named once, but got {name!r} again. Remove one.")
 
 
-def _tau_text(verdict: Verdict) -> str:
-    tau = verdict.tau
-    if tau.value is None:
-        return f"undefined ({verdict.note})"
-    interval = "" if tau.low is None or tau.high is None else f" [{tau.low:.2f}, {tau.high:.2f}]"
-    return f"{tau.value:.2f}{interval} ({verdict.proxy})"
+def _table_problems(stage: CorrelateStage, at: KeyPath) -> Iterator[Problem]:
+    """What is wrong with the tables whatever the images are; a study is looked up only when the stage runs."""
+    for path, truth in _places(stage, at):
+        if truth.table is None or truth.space is None or truth.target is None:
+            continue
+        try:
+            read_truth_table(Path(truth.table), space=truth.space, target=truth.target)
+        except TruthError as error:
+            yield Problem((*path, error.key), str(error))
 
 
-def _table(verdicts: Sequence[Verdict]) -> str:
-    """Everything that is known of each proxy, a line each."""
-    statistics = ("tau", "spearman", "top_recall", "regret", "partial_tau")
-    baselines = list(dict.fromkeys(name for row in verdicts for name in row.minus))
-    names = [*statistics, *(f"minus_{name}" for name in baselines)]
-    header = ["proxy", "num_topologies", "num_seeds"]
-    header += [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
-    rows = []
-    for row in verdicts:
-        intervals = [getattr(row, name) for name in statistics] + [row.minus.get(name) for name in baselines]
-        cells = [cell for one in intervals for cell in ((one.value, one.low, one.high) if one else (None,) * 3)]
-        rows.append([row.proxy, row.num_topologies, row.num_seeds, *cells, row.seed_spread, row.beats_all, row.note])
-    return _csv([*header, "seed_spread", "beats_all", "note"], rows)
+def _places(stage: CorrelateStage, at: KeyPath) -> Iterator[tuple[KeyPath, TruthSource]]:
+    """The stage's truths with their places in the study file."""
+    if stage.truth is not None:
+        yield (*at, "truth"), stage.truth
+    for index, truth in enumerate(stage.transfer):
+        yield (*at, "transfer", index), truth
 
 
-def _csv(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    for row in rows:
-        writer.writerow("" if cell is None else f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row)
-    return buffer.getvalue()
+def _absolute_tables(value: Any, folder: Path) -> Any:
+    """A truth or a list of them, unchecked, with absolute paths."""
+    if isinstance(value, list):
+        return [_absolute_tables(inner, folder) for inner in value]
+    if isinstance(value, dict) and isinstance(value.get("table"), str) and value["table"]:
+        return {**value, "table": absolute_path(value["table"], folder)}
+    return value
+
+
+CORRELATE = StageKind(model=CorrelateStage, result=CorrelateResult, run=run_correlate, line=_line)

@@ -1,26 +1,143 @@
 """Stage `grow`: As-ViT's scaling rule, from a seed topology to a size, scored without training."""
 
 import itertools
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+from pydantic import Field
 
 from orchestrator.engines.interfaces import Objective, Search, Suggestion
-from orchestrator.reports.plots import growth
-from orchestrator.spec.proxy_choices import proxy_directions
-from orchestrator.spec.study_file import GrowStage
-from orchestrator.spec.topology_checks import at_reduced_width, growth_start_problem, space_of
+from orchestrator.spec.plugin_checks import proxy_problems
+from orchestrator.spec.problems import Problem
+from orchestrator.spec.proxy_choices import Direction, proxy_directions
+from orchestrator.spec.stage_model import Count, Fraction, StageModel, StageName, latest
+from orchestrator.spec.topology_checks import first_topology, search_space_of, smallest_task, topology_text_problems
+from orchestrator.spec.yaml_source import KeyPath
 from orchestrator.stages.context import StageContext, StageFailedError, StageOutcome
-from orchestrator.stages.screen import screened
-from orchestrator.stages.searching import run_search
+from orchestrator.stages.csv_text import csv_text
+from orchestrator.stages.kind import StageKind, StageResult
+from orchestrator.stages.screen import SCREEN, ScreenStage
 from orchestrator.stages.topology_ranking import rank_sums
 from orchestrator.store.records import TrialRecord
 from plugins import registry
+from plugins.protocols import FinalChoice
 from search_spaces.base import Costs, Growable, ImageTask, Topology
 from search_spaces.dimensions import Point
-from trainers.config import ScoreTask
+from search_spaces.recipes import PluginChoice
+from trainers.config import DataConfig, ScoreTask
 
 CEILING = 1.375
 """Networks above this multiple of a target are not considered: 110 M for a target of 80 M in As-ViT's code."""
 _UNITS = {"parameters": "parameters", "macs": "multiply-accumulates"}
+
+
+class GrowStage(StageModel):
+    """Grows one topology to a size, by As-ViT's scaling rule."""
+
+    stage: Literal["grow"]
+    name: StageName = Field(default="grow", description="what the stage is called in reports; unique in the study")
+    topology: str | None = Field(
+        default=None, description="topology to start from, as space:text; by default the best of the screen before"
+    )
+    start: Literal["best", "final-choice"] = Field(
+        default="best",
+        description="which topology of the screen before: the best rank, or the sampler's own final choice (reinforce)",
+    )
+    target_params: Count | None = Field(
+        default=None,
+        description="stop at the first topology with at least this many parameters; this or `target_macs` is needed",
+    )
+    target_macs: Count | None = Field(
+        default=None,
+        description="stop at the first topology with at least this many multiply-accumulates of one forward pass of "
+        "one image; with both targets, at the one that is reached first",
+    )
+    max_steps: Count = Field(default=20, description="stop after this many steps")
+    width_ratios: tuple[Fraction, ...] = Field(
+        default=(0.05, 0.10, 0.15, 0.20), min_length=1, description="relative increases of the width that a step tries"
+    )
+    repeats: Count = Field(default=2, description="fresh initialisations that a score is averaged over")
+    reduction: Count = Field(
+        default=4,
+        description="score networks of 1/reduction of the width; the width then grows in steps of `reduction`",
+    )
+    proxies: tuple[PluginChoice, ...] = Field(
+        default=(PluginChoice(name="ntk-condition"), PluginChoice(name="length-distortion")),
+        min_length=1,
+        description="training-free scores whose ranks are added up to choose a step",
+    )
+    batch_size: Count = Field(default=16, description="real images that a proxy sees")
+
+    def targets(self) -> dict[Literal["parameters", "macs"], int]:
+        """What is given of both targets, by the attribute of `search_spaces.base.Costs`."""
+        given: dict[Literal["parameters", "macs"], int | None] = {
+            "parameters": self.target_params,
+            "macs": self.target_macs,
+        }
+        return {cost: target for cost, target in given.items() if target is not None}
+
+    def own_problems(self, at: KeyPath) -> Iterator[Problem]:
+        if not self.targets():
+            yield Problem((*at, "target_params"), "growth needs `target_params` or `target_macs`, but has neither.")
+        yield from proxy_problems(self.proxies, (*at, "proxies"))
+        for index, proxy in enumerate(self.proxies):
+            if "repeats" not in registry.setting_types("proxies", proxy.name):
+                message = (
+                    f"growth averages scores over fresh initialisations, but {proxy.name!r} has no setting `repeats`."
+                )
+                yield Problem((*at, "proxies", index), f"{message} Choose another proxy.")
+
+    def order_problems(self, before: Sequence[StageModel], at: KeyPath) -> Iterator[Problem]:
+        screen = latest(before, ScreenStage)
+        if screen is None and self.topology is None:
+            yield Problem(
+                at, "a grow stage needs a screen stage before it or a `topology` to start from, but has neither."
+            )
+        if self.start == "final-choice":
+            yield from _final_choice_problems(self, screen, (*at, "start"))
+
+    def data_problems(self, before: Sequence[StageModel], data: DataConfig, at: KeyPath) -> Iterator[Problem]:
+        """Starts that cannot be scored at the reduced width, or are as large as the target already."""
+        if self.topology is not None:
+            yield from topology_text_problems(self.topology, data, (*at, "topology"))
+        task = smallest_task(data)
+        for start in _growth_starts(self, before):
+            for cost, target in self.targets().items():
+                value = getattr(search_space_of(start).costs(start, task), cost)
+                if self.topology is not None and value >= target:
+                    yield Problem(
+                        (*at, "target_params" if cost == "parameters" else "target_macs"),
+                        f"must be above {value:,}, the {cost} of `topology`, but got {target:,}.",
+                    )
+            problem = growth_start_problem(start, self.reduction, task)
+            if problem:
+                yield Problem((*at, "reduction") if isinstance(start, Growable) else at, problem)
+
+
+class GrowthStep(StageResult):
+    """The network that one step of growth chose."""
+
+    step: int
+    """From 1."""
+    topology: str
+    parameters: int
+    macs: int
+    width: int
+    depths: tuple[int, ...]
+    scores: dict[str, float]
+    """Of the network at the reduced width."""
+    trial: int
+
+
+class GrowResult(StageResult):
+    """The family of networks from the start to the target."""
+
+    start: str
+    family: tuple[GrowthStep, ...]
+    """Without the start."""
+    selected: tuple[str, ...]
+    """Topologies that a later train stage trains."""
+    final: GrowthStep
 
 
 def run_grow(context: StageContext, spec: GrowStage) -> StageOutcome:
@@ -38,8 +155,11 @@ def run_grow(context: StageContext, spec: GrowStage) -> StageOutcome:
     most among the tied, in that proxy's own direction, over all tied candidates (the released code compares two of
     them, and always takes the smaller value).
     """
+    from orchestrator.reports.plots import growth
+    from orchestrator.stages.searching import run_search
+
     start = _start(context, spec)
-    costs = space_of(start).costs(start, context.image_task)
+    costs = search_space_of(start).costs(start, context.image_task)
     if _reaches(costs, spec):
         raise StageFailedError(
             f"growth must start below {_describe_targets(spec)}, but {start.id} has {costs.parameters:,} parameters "
@@ -64,20 +184,21 @@ def run_grow(context: StageContext, spec: GrowStage) -> StageOutcome:
     run_search(context, search)
     family = suggester.family
     if not suggester.has_arrived:
-        last = family[-1] if family else {"topology": start.id, **costs._asdict()}
-        ended = " and ".join(f"{last[cost]:,} {_UNITS[cost]}" for cost in spec.targets())
+        last: GrowthStep | Costs = family[-1] if family else costs
+        name = family[-1].topology if family else start.id
+        ended = " and ".join(f"{getattr(last, cost):,} {_UNITS[cost]}" for cost in spec.targets())
         raise StageFailedError(
-            f"growth must reach {_describe_targets(spec)}, but it ended at {ended} ({last['topology']}) after "
+            f"growth must reach {_describe_targets(spec)}, but it ended at {ended} ({name}) after "
             f"{len(family)} steps: {suggester.ending}. Raise max_steps, lower the target, or start from a smaller "
             "topology."
         )
     path = context.folder / "growth.png"
-    growth(family, list(suggester.directions), path)
+    growth([step.model_dump() for step in family], list(suggester.directions), path)
     final = family[-1]
     return StageOutcome(
-        result={"start": start.id, "family": family, "selected": [final["topology"]], "final": final},
-        summary=f"{len(family)} steps to {final['parameters']:,} parameters: {final['topology']}",
-        metrics={"num_steps": len(family), "parameters": final["parameters"], "macs": final["macs"]},
+        result=GrowResult(start=start.id, family=tuple(family), selected=(final.topology,), final=final),
+        summary=f"{len(family)} steps to {final.parameters:,} parameters: {final.topology}",
+        metrics={"num_steps": len(family), "parameters": final.parameters, "macs": final.macs},
         texts={"family.csv": _table(family)},
         plots=(path,),
     )
@@ -87,7 +208,7 @@ class GrowthSuggester:
     """Suggests the candidates of one growth step after another; the state follows from the finished trials."""
 
     def __init__(self, start: Topology, spec: GrowStage, task: ImageTask) -> None:
-        self._space = space_of(start)
+        self._space = search_space_of(start)
         self._spec = spec
         self._task = task
         self._current = start
@@ -95,7 +216,7 @@ class GrowthSuggester:
         self._scored: list[TrialRecord] = []
         self._expected: set[str] = set()
         self.directions = proxy_directions(proxy.name for proxy in spec.proxies)
-        self.family: list[dict[str, Any]] = []
+        self.family: list[GrowthStep] = []
         self.ending = "max_steps was reached"
         self.has_arrived = _reaches(self._space.costs(start, task), spec)
         self._prepare()
@@ -144,16 +265,16 @@ class GrowthSuggester:
         self._current = topology
         costs = self._space.costs(topology, self._task)
         self.family.append(
-            {
-                "step": len(self.family) + 1,
-                "topology": topology.id,
-                "parameters": costs.parameters,
-                "macs": costs.macs,
-                "width": _growable(topology).width,
-                "depths": list(_growable(topology).depths),
-                "scores": {name: chosen.metrics[name] for name in self.directions},
-                "trial": chosen.number,
-            }
+            GrowthStep(
+                step=len(self.family) + 1,
+                topology=topology.id,
+                parameters=costs.parameters,
+                macs=costs.macs,
+                width=_growable(topology).width,
+                depths=tuple(_growable(topology).depths),
+                scores={name: chosen.metrics[name] for name in self.directions},
+                trial=chosen.number,
+            )
         )
         self.has_arrived = _reaches(costs, self._spec)
         self._prepare()
@@ -174,7 +295,7 @@ def growth_candidates(topology: Topology, spec: GrowStage) -> list[Topology]:
     ]
 
 
-def choose_step(trials: list[TrialRecord], directions: dict[str, Any]) -> TrialRecord:
+def choose_step(trials: list[TrialRecord], directions: Mapping[str, Direction]) -> TrialRecord:
     """The candidate with the lowest sum of ranks; see `run_grow` for ties."""
     ordered = sorted(trials, key=lambda trial: trial.number)
     sums = rank_sums([trial.metrics for trial in ordered], directions)
@@ -217,19 +338,82 @@ def _start(context: StageContext, spec: GrowStage) -> Topology:
 
 
 def _screened_start(context: StageContext, spec: GrowStage) -> str:
+    screen = context.required(SCREEN).result
     if spec.start == "best":
-        return screened(context)[1][0].topology
-    stage = context.earlier("screen")
-    assert stage is not None  # the spec's own validation demands one
-    return str(stage.result["final_choice"]["topology"])
+        return screen.best.topology
+    assert screen.final_choice is not None  # the checks demand a sampler with one
+    return screen.final_choice.topology
 
 
-def _table(family: list[dict[str, Any]]) -> str:
-    proxies = list(family[0]["scores"])
-    lines = [",".join(["step", "topology", "parameters", "macs", "width", "depths", *proxies])]
-    for row in family:
-        depths = " ".join(str(depth) for depth in row["depths"])
-        scores = [f"{row['scores'][name]:.6g}" for name in proxies]
-        cells = [row["step"], f'"{row["topology"]}"', row["parameters"], row["macs"], row["width"], depths, *scores]
-        lines.append(",".join(str(cell) for cell in cells))
-    return "\n".join(lines) + "\n"
+def _table(family: Sequence[GrowthStep]) -> str:
+    proxies = list(family[0].scores)
+    rows = (
+        [
+            row.step,
+            row.topology,
+            row.parameters,
+            row.macs,
+            row.width,
+            " ".join(map(str, row.depths)),
+            *row.scores.values(),
+        ]
+        for row in family
+    )
+    return csv_text(["step", "topology", "parameters", "macs", "width", "depths", *proxies], rows)
+
+
+def _final_choice_problems(stage: GrowStage, screen: ScreenStage | None, at: KeyPath) -> Iterator[Problem]:
+    if stage.topology is not None:
+        yield Problem(at, "give `topology` or `start`, but got both. Remove one of them.")
+    elif screen is not None and screen.sampler.name in registry.available("samplers"):
+        sampler = registry.load("samplers", screen.sampler.name)
+        if not isinstance(sampler, FinalChoice):  # the class has the method too
+            yield Problem(
+                at,
+                "final-choice needs a sampler with a choice of its own, such as reinforce, but stage "
+                f"{screen.name!r} has {screen.sampler.name!r}. Change one of them.",
+            )
+
+
+def growth_start_problem(topology: Topology, reduction: int, task: ImageTask) -> str | None:
+    """Why growth cannot start from a topology and score networks of 1/`reduction` of its width, or `None`."""
+    if not isinstance(topology, Growable):
+        return f"must start from a topology that can be made deeper and wider, but {topology.id} cannot."
+    reduced = at_reduced_width(topology, reduction)
+    if reduced is None:
+        unit = topology.width_unit
+        problem: str | None = f"its width of {topology.width} must be at least {reduction} x {unit}."
+    else:
+        problem = search_space_of(topology).problem(reduced, task)
+    if problem is None:
+        return None
+    return (
+        f"must leave every start buildable at 1/{reduction} of its width, since that is what is scored, but "
+        f"{topology.id} is not: {problem} Lower `reduction` or start wider."
+    )
+
+
+def at_reduced_width(topology: Topology, reduction: int) -> Topology | None:
+    """The topology with 1/`reduction` of its width, in whole units; `None` where no unit would be left."""
+    assert isinstance(topology, Growable)
+    units = topology.width // (reduction * topology.width_unit)
+    return topology.with_size(width=units * topology.width_unit) if units else None
+
+
+def _growth_starts(stage: GrowStage, before: Sequence[StageModel]) -> tuple[Topology, ...]:
+    """The topology that growth starts from; of a screen's, one for each value of each dimension."""
+    if stage.topology is not None:
+        return (registry.parse_topology(stage.topology),)
+    screen = latest(before, ScreenStage)
+    assert screen is not None  # `order_problems` comes first
+    space = screen.search_space
+    first = first_topology(space)
+    return (first, *space.neighbours(first))
+
+
+GROW = StageKind(
+    model=GrowStage,
+    result=GrowResult,
+    run=run_grow,
+    line=lambda result: f"{result.final.topology} ({result.final.parameters:,} parameters)",
+)

@@ -1,27 +1,64 @@
 """Stage `promote`: tests the best model once on the untouched test part and registers it as champion."""
 
-from typing import Any
+from pathlib import Path
+from typing import ClassVar, Literal
 
-from orchestrator.reports.summary import configuration_yaml
-from orchestrator.spec.study_file import PromoteStage
-from orchestrator.stages.averaging import checkpoint_folders
+from pydantic import Field
+
+from orchestrator.spec.stage_model import StageModel, StageName
+from orchestrator.stages.averaging import AVERAGING, AveragingResult
 from orchestrator.stages.context import StageContext, StageFailedError, StageOutcome
-from orchestrator.stages.train import best_trial, configuration_of, trained
+from orchestrator.stages.kind import StageKind, StageResult
+from orchestrator.stages.retention import checkpoint_folders
+from orchestrator.stages.stopping import STOPPING, StoppingResult
+from orchestrator.stages.train import TRAIN, configuration_of
 from search_spaces.recipes import PluginChoice
+from trainers.config import Configuration
+
+
+class PromoteStage(StageModel):
+    """Tests the best model once on the test part and registers it as champion."""
+
+    reads_test_part: ClassVar[bool] = True
+    stage: Literal["promote"]
+    name: StageName = Field(default="promote", description="what the stage is called in reports; unique in the study")
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("train",)
+
+
+class PromoteResult(StageResult):
+    """The champion."""
+
+    test_accuracy: float
+    test_loss: float
+    val_accuracy: float
+    val_loss: float
+    parameters: float
+    macs: float
+    trial: int
+    """Of the train stage."""
+    folder: Path
+    """The model, relative to the study's folder."""
+    configuration: Configuration
+    averaged: AveragingResult | None
+    recommended_stopping: StoppingResult | None
 
 
 def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:  # noqa: ARG001 - it has no settings yet
     """Build the champion from the best trial's checkpoints, test it, and keep it with its whole configuration."""
+    from orchestrator.reports.summary import configuration_yaml
     from trainers.champion import finish_model
     from trainers.data.images import load_images
     from trainers.hardware.devices import pick_device
     from trainers.tasks.averaging import ValidationJudge, average_checkpoints
     from trainers.training.checkpoints import CheckpointError
 
-    train_spec, trials = trained(context)
-    best = best_trial(trials)
-    averaging, averaged = _averaging(context)
-    configuration = configuration_of(context, train_spec, best).model_copy(update={"averaging": averaging})
+    train, averaged, stopping = context.required(TRAIN), context.earlier(AVERAGING), context.earlier(STOPPING)
+    best = context.trial_of(train, train.result.best.trial)
+    averaging = PluginChoice(name="last") if averaged is None else averaged.result.averaging
+    configuration = configuration_of(context, train.spec, best).model_copy(update={"averaging": averaging})
     context.progress.stage_began(context.stage, total=1, done=0)
     folder = context.folder / "champion"
     data = load_images(configuration.data)
@@ -31,20 +68,20 @@ def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:  # n
     except CheckpointError as error:
         raise StageFailedError(f"{error} Restore the file, or run the study again under another name.") from error
     metrics = finish_model(folder, weights, configuration, data)
-    stopping = context.earlier("stopping")
-    result: dict[str, Any] = {
+    result = PromoteResult(
         **metrics,
-        "trial": best.number,
-        "folder": str(folder.relative_to(context.folder.parent)),
-        "configuration": configuration.model_dump(mode="json"),
-        "averaged": averaged,
-        "recommended_stopping": stopping.result if stopping is not None else None,
-    }
+        trial=best.number,
+        folder=folder.relative_to(context.folder.parent),
+        configuration=configuration,
+        averaged=averaged.result if averaged is not None else None,
+        recommended_stopping=stopping.result if stopping is not None else None,
+    )
+    advice = result.model_dump(mode="json")["recommended_stopping"]
     return StageOutcome(
         result=result,
         summary=f"champion: {100 * metrics['test_accuracy']:.1f} % on the test part ({configuration.topology})",
         metrics=metrics,
-        texts={"champion.yaml": configuration_yaml(configuration, result["recommended_stopping"])},
+        texts={"champion.yaml": configuration_yaml(configuration, advice)},
         events=tuple(
             context.run_tree.champion_promoted(
                 context.stage,
@@ -52,7 +89,7 @@ def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:  # n
                 tags={
                     "topology": configuration.topology,
                     "test_accuracy": f"{metrics['test_accuracy']:.4f}",
-                    "averaged_from": context.run_tree.trial_key(_train_stage(context), best.number),
+                    "averaged_from": context.run_tree.trial_key(train.record, best.number),
                 },
                 text=f"`{configuration.topology}`, {100 * metrics['test_accuracy']:.1f} % on the test part; "
                 f"trial {best.number}, averaging {averaging.name}.",
@@ -61,15 +98,9 @@ def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:  # n
     )
 
 
-def _averaging(context: StageContext) -> tuple[PluginChoice, dict[str, Any] | None]:
-    stage = context.earlier("averaging")
-    if stage is None:
-        return PluginChoice(name="last"), None
-    return PluginChoice.model_validate(stage.result["averaging"]), stage.result
-
-
-def _train_stage(context: StageContext) -> Any:
-    stage = context.earlier("train")
-    if stage is None:  # the spec's own validation demands one
-        raise LookupError("promote needs a train stage before it")
-    return stage
+PROMOTE = StageKind(
+    model=PromoteStage,
+    result=PromoteResult,
+    run=run_promote,
+    line=lambda result: f"test accuracy {100 * result.test_accuracy:.2f} %",
+)

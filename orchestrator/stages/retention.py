@@ -1,15 +1,30 @@
-"""What stays on disk of trainings that have ended."""
+"""Checkpoints on disk: where a training keeps them, and which of them stay after its end."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.stages.context import StageContext
+from orchestrator.stages.context import StageContext, StageFailedError
 from orchestrator.store.records import TrialRecord
 
 
 def trial_folder(context: StageContext, trial: TrialRecord) -> Path:
     """Where a training keeps its checkpoints."""
     return context.folder / f"trial-{trial.number:04d}"
+
+
+def checkpoint_folders(context: StageContext, trial: TrialRecord) -> tuple[Path, ...]:
+    """Folders of a trial's checkpoints, oldest first.
+
+    Raises:
+        StageFailedError: None is left on disk.
+    """
+    folders = tuple(record.path for record in context.store.checkpoints(trial.id) if record.path.is_dir())
+    if not folders:
+        raise StageFailedError(
+            f"trial {trial.number} must have a checkpoint on disk, but none is left below {context.folder.parent}. "
+            "Restore the folder, or run the study again under another name."
+        )
+    return folders
 
 
 def drop_checkpoints(context: StageContext, trials: Sequence[TrialRecord], *, best: TrialRecord) -> None:

@@ -1,20 +1,162 @@
 """Stage `screen`: samples topologies and scores them with training-free proxies. Nothing is trained."""
 
-import csv
-import io
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import Field
 
 from orchestrator.engines.interfaces import Objective, Search
-from orchestrator.engines.suggester import OptunaSuggester
-from orchestrator.spec.proxy_choices import parts_of, proxy_directions, scored_choices
-from orchestrator.spec.study_file import ScreenStage
+from orchestrator.spec.plugin_checks import choice_problems, one_of, proxy_problems, sampler_problems
+from orchestrator.spec.problems import Problem
+from orchestrator.spec.proxy_choices import Direction, parts_of, proxy_directions, scored_choices
+from orchestrator.spec.stage_model import Count, SpecModel, StageModel, StageName
+from orchestrator.spec.topology_checks import extreme_cost, first_topology, largest_task, smallest_task
+from orchestrator.spec.yaml_source import KeyPath
 from orchestrator.stages.context import StageContext, StageOutcome
-from orchestrator.stages.searching import run_search
+from orchestrator.stages.csv_text import csv_text
+from orchestrator.stages.kind import StageKind, StageResult
 from orchestrator.stages.topology_ranking import Ranked, add_pool_scores, rank_topologies
+from orchestrator.store.records import TrialRecord
+from plugins import registry
 from search_spaces.base import Costs, SearchSpace
-from search_spaces.dimensions import Point
-from trainers.config import ScoreTask
+from search_spaces.dimensions import Dimension, Point
+from search_spaces.recipes import PluginChoice
+from trainers.config import DataConfig, ScoreTask
+
+_COST_PROXIES = frozenset({"params", "flops", "depth", "latency"})
+"""Proxies that measure size only: they are compared with, not ranked by."""
+
+
+class Limits(SpecModel):
+    """Bounds of a topology's closed-form costs; what is left out is not bounded."""
+
+    min_params: Count | None = Field(default=None, description="fewest parameters")
+    max_params: Count | None = Field(default=None, description="most parameters")
+    min_macs: Count | None = Field(
+        default=None, description="fewest multiply-accumulates of one forward pass of one image"
+    )
+    max_macs: Count | None = Field(
+        default=None, description="most multiply-accumulates of one forward pass of one image"
+    )
+
+    def bounds(self) -> tuple[tuple[Literal["parameters", "macs"], int | None, int | None], ...]:
+        """The attribute of `search_spaces.base.Costs` with its lower and upper bound."""
+        return ("parameters", self.min_params, self.max_params), ("macs", self.min_macs, self.max_macs)
+
+
+class ScreenStage(StageModel):
+    """Scores topologies with training-free proxies."""
+
+    stage: Literal["screen"]
+    name: StageName = Field(default="screen", description="what the stage is called in reports; unique in the study")
+    space: PluginChoice = Field(default=PluginChoice(name="as-vit"), description="search space of the topologies")
+    sampler: PluginChoice = Field(default=PluginChoice(name="random"), description="chooses the next topology")
+    num_trials: Count = Field(description="topologies to score")
+    batch_size: Count = Field(default=16, description="real images that a proxy sees")
+    proxies: tuple[PluginChoice, ...] = Field(
+        default=tuple(PluginChoice(name=name) for name in ("length-distortion", "ntk-condition", "params", "flops")),
+        min_length=1,
+        description="training-free scores, each computed for every topology",
+    )
+    rank_by: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="proxies whose ranks are added up to order the topologies; "
+        "by default the first two that measure more than size",
+    )
+    limits: Limits = Field(default=Limits(), description="bounds of parameters and multiply-accumulates")
+
+    @property
+    def proxy_names(self) -> tuple[str, ...]:
+        """Names of `proxies`."""
+        return tuple(proxy.name for proxy in self.proxies)
+
+    @property
+    def ranking(self) -> tuple[str, ...]:
+        """Names of the proxies whose ranks are added up."""
+        if self.rank_by is not None:
+            return self.rank_by
+        return tuple(name for name in self.proxy_names if name not in _COST_PROXIES)[:2] or self.proxy_names[:1]
+
+    @cached_property
+    def search_space(self) -> SearchSpace:
+        """The space of topologies.
+
+        Raises:
+            ValueError: No such space is installed, or it does not take the settings.
+        """
+        return registry.create_space(self.space.name, self.space.settings)
+
+    def own_problems(self, at: KeyPath) -> Iterator[Problem]:
+        yield from sampler_problems(self.sampler, self._dimensions(), (*at, "sampler"))
+        yield from choice_problems("spaces", self.space, (*at, "space"))
+        yield from proxy_problems(self.proxies, (*at, "proxies"))
+        for index, name in enumerate(self.rank_by or ()):
+            if name not in self.proxy_names:
+                yield Problem((*at, "rank_by", index), one_of("the stage's proxies", name, self.proxy_names))
+
+    def data_problems(self, before: Sequence[StageModel], data: DataConfig, at: KeyPath) -> Iterator[Problem]:  # noqa: ARG002
+        """A space that does not fit the images, and limits that no topology meets."""
+        space = self.search_space
+        problem = space.problem(first_topology(space), smallest_task(data))
+        if problem:
+            size = data.image_size
+            yield Problem((*at, "space"), f"must fit images of {size} pixels (data.image_size), but {problem}")
+        else:
+            yield from _limit_problems(self, space, data, (*at, "limits"))
+
+    def _dimensions(self) -> tuple[Dimension, ...] | None:
+        """What the sampler draws; `None` if the space is wrong, which is reported at the space."""
+        try:
+            return tuple(self.search_space.dimensions())
+        except ValueError:
+            return None
+
+
+class RankedTopology(StageResult):
+    """A scored topology with its place."""
+
+    topology: str
+    trial: int
+    rank_sum: int
+    """Sum over the proxies of `rank_by` of the topology's dense rank; lower is better."""
+    scores: dict[str, float]
+
+
+class ScreenedTopology(RankedTopology):
+    """The same with its size."""
+
+    parameters: int
+    macs: int
+
+
+class SamplersChoice(StageResult):
+    """The topology that the sampler itself chose in the end."""
+
+    topology: str
+    place: int | None
+    """In the ranking, from 1; `None` if it could not be scored, and then all below is `None`."""
+    trial: int | None = None
+    rank_sum: int | None = None
+    scores: dict[str, float] | None = None
+    parameters: int | None = None
+    macs: int | None = None
+
+
+class ScreenResult(StageResult):
+    """The scored topologies, best first."""
+
+    num_topologies: int
+    num_failed: int
+    rank_by: dict[str, Direction]
+    best: ScreenedTopology
+    top: tuple[ScreenedTopology, ...]
+    """The best ten."""
+    ranking: tuple[RankedTopology, ...] = ()
+    """All of them. Empty in rows of 0.1.0, to which `StageContext.earlier` adds it."""
+    final_choice: SamplersChoice | None = None
+    """Of samplers that have one."""
 
 
 def run_screen(context: StageContext, spec: ScreenStage) -> StageOutcome:
@@ -24,6 +166,9 @@ def run_screen(context: StageContext, spec: ScreenStage) -> StageOutcome:
 
     Where the sampler has a last word of its own, such as the argmax of a policy, the last trial scores that.
     """
+    from orchestrator.engines.suggester import OptunaSuggester
+    from orchestrator.stages.searching import run_search
+
     space, directions, proxies = spec.search_space, proxy_directions(spec.ranking), scored_choices(spec.proxies)
     sampled_by = [part for name in spec.ranking for part in parts_of(name) or (name,)]
     objectives = tuple(Objective(proxy, direction) for proxy, direction in proxy_directions(sampled_by).items())
@@ -32,7 +177,7 @@ def run_screen(context: StageContext, spec: ScreenStage) -> StageOutcome:
         objectives=objectives,
         sampler=spec.sampler,
         seed=context.seed,
-        problem=lambda point: _problem(space, point, spec, context),
+        problem=lambda point: _topology_problem(space, point, spec, context),
         final_number=spec.num_trials - 1,
     )
     search = Search(
@@ -47,19 +192,18 @@ def run_screen(context: StageContext, spec: ScreenStage) -> StageOutcome:
             seed=context.seed,  # the same images, initial weights and circles for every topology: a paired comparison
         ),
     )
-    trials = add_pool_scores(run_search(context, search), spec.proxies)
-    ranked = rank_topologies(trials, directions)
-    best = ranked[0]
-    choice = suggester.final_choice()
+    ranked = _rank(run_search(context, search), spec)
+    best, choice = ranked[0], suggester.final_choice()
     return StageOutcome(
-        result={
-            "num_topologies": len(ranked),
-            "num_failed": len(context.store.trials(context.stage.id)) - len(ranked),
-            "rank_by": directions,
-            "best": _row(best, spec),
-            "top": [_row(row, spec) for row in ranked[:10]],
-            **({} if choice is None else {"final_choice": _final_choice(space.decode(choice).id, ranked, spec)}),
-        },
+        result=ScreenResult(
+            num_topologies=len(ranked),
+            num_failed=len(context.store.trials(context.stage.id)) - len(ranked),
+            rank_by=directions,
+            best=_screened(best, spec),
+            top=tuple(_screened(row, spec) for row in ranked[:10]),
+            ranking=_ranking(ranked, spec),
+            final_choice=None if choice is None else _samplers_choice(space.decode(choice).id, ranked, spec),
+        ),
         summary=f"{len(ranked)} topologies scored; best {best.topology}",
         metrics={
             "num_topologies": len(ranked),
@@ -69,19 +213,48 @@ def run_screen(context: StageContext, spec: ScreenStage) -> StageOutcome:
     )
 
 
-def screened(context: StageContext) -> tuple[ScreenStage, list[Ranked]]:
-    """The latest earlier screen's settings and its ranked topologies."""
-    stage = context.earlier("screen")
-    if stage is None:  # the spec's own validation demands one
-        raise LookupError(f"stage {context.stage.name!r} needs a screen before it")
-    spec = context.spec.stages[stage.position]
-    assert isinstance(spec, ScreenStage)
-    usable = [trial for trial in context.store.trials(stage.id) if trial.is_usable]
-    trials = add_pool_scores(usable, spec.proxies)
-    return spec, rank_topologies(trials, proxy_directions(spec.ranking))
+def _rank(usable: Sequence[TrialRecord], spec: ScreenStage) -> list[Ranked]:
+    """Trials with a result, best first."""
+    return rank_topologies(add_pool_scores(usable, spec.proxies), proxy_directions(spec.ranking))
 
 
-def _problem(space: SearchSpace, point: Point, spec: ScreenStage, context: StageContext) -> str | None:
+def _with_ranking(
+    raw: Mapping[str, Any], spec: ScreenStage, trials: Callable[[], list[TrialRecord]]
+) -> Mapping[str, Any]:
+    """A stored result with its ranking, which version 0.1.0 did not store."""
+    if "ranking" in raw:
+        return raw
+    ranked = _rank([trial for trial in trials() if trial.is_usable], spec)
+    return {**raw, "ranking": _ranking(ranked, spec)}
+
+
+def _limit_problems(stage: ScreenStage, space: SearchSpace, data: DataConfig, at: KeyPath) -> Iterator[Problem]:
+    """Bounds that contradict each other or that no topology of the space meets."""
+    for cost, low, high in stage.limits.bounds():
+        suffix = "params" if cost == "parameters" else "macs"
+        if low is not None and high is not None and low > high:
+            yield Problem(
+                (*at, f"min_{suffix}"), f"must be at most max_{suffix} = {high:,}, but got {low:,}. Swap them."
+            )
+        if high is not None:
+            least, topology = extreme_cost(space, cost, smallest_task(data), sign=1, enough=high)
+            if least > high:
+                yield Problem(
+                    (*at, f"max_{suffix}"),
+                    f"must be at least {least:,}, the {cost} of the smallest topology of the space ({topology.id}), "
+                    f"but got {high:,}. Raise it or make the space smaller, for example its width.",
+                )
+        if low is not None:
+            most, topology = extreme_cost(space, cost, largest_task(data), sign=-1, enough=low)
+            if most < low:
+                yield Problem(
+                    (*at, f"min_{suffix}"),
+                    f"must be at most {most:,}, the {cost} of the largest topology of the space ({topology.id}), "
+                    f"but got {low:,}. Lower it or make the space larger, for example its width.",
+                )
+
+
+def _topology_problem(space: SearchSpace, point: Point, spec: ScreenStage, context: StageContext) -> str | None:
     topology = space.decode(point)
     problem = space.problem(topology, context.image_task)
     return problem or _limit_problem(spec, space.costs(topology, context.image_task))
@@ -95,41 +268,57 @@ def _limit_problem(spec: ScreenStage, costs: Costs) -> str | None:
     return None
 
 
-def _row(row: Ranked, spec: ScreenStage) -> dict[str, Any]:
-    return {
-        "topology": row.topology,
-        "trial": row.trial.number,
-        "rank_sum": row.rank_sum,
-        "scores": {name: row.trial.metrics[name] for name in spec.proxy_names},
-        "parameters": int(row.trial.metrics["parameters"]),
-        "macs": int(row.trial.metrics["macs"]),
-    }
+def _ranking(ranked: Sequence[Ranked], spec: ScreenStage) -> tuple[RankedTopology, ...]:
+    return tuple(
+        RankedTopology(topology=row.topology, trial=row.trial.number, rank_sum=row.rank_sum, scores=_scores(row, spec))
+        for row in ranked
+    )
 
 
-def _final_choice(topology: str, ranked: list[Ranked], spec: ScreenStage) -> dict[str, Any]:
-    """The sampler's own choice with its place, counted from 1, or none where it could not be scored."""
+def _screened(row: Ranked, spec: ScreenStage) -> ScreenedTopology:
+    return ScreenedTopology(
+        topology=row.topology,
+        trial=row.trial.number,
+        rank_sum=row.rank_sum,
+        scores=_scores(row, spec),
+        parameters=int(row.trial.metrics["parameters"]),
+        macs=int(row.trial.metrics["macs"]),
+    )
+
+
+def _scores(row: Ranked, spec: ScreenStage) -> dict[str, float]:
+    return {name: row.trial.metrics[name] for name in spec.proxy_names}
+
+
+def _samplers_choice(topology: str, ranked: Sequence[Ranked], spec: ScreenStage) -> SamplersChoice:
     for place, row in enumerate(ranked, start=1):
         if row.topology == topology:
-            return {**_row(row, spec), "place": place}
-    return {"topology": topology, "place": None}
+            return SamplersChoice(**_screened(row, spec).model_dump(), place=place)
+    return SamplersChoice(topology=topology, place=None)
 
 
-def _table(ranked: list[Ranked], space: SearchSpace) -> str:
+def _table(ranked: Sequence[Ranked], space: SearchSpace) -> str:
     described = [space.describe(space.parse(row.topology.partition(":")[2])) for row in ranked]
-    buffer = io.StringIO()
     metrics = sorted({name for row in ranked for name in row.trial.metrics})
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["rank", "rank_sum", "trial", "topology", *described[0], *metrics])
-    for place, (row, parameters) in enumerate(zip(ranked, described, strict=True), start=1):
-        values: Mapping[str, float] = row.trial.metrics
-        writer.writerow(
-            [
-                place,
-                row.rank_sum,
-                row.trial.number,
-                row.topology,
-                *parameters.values(),
-                *(values.get(name, "") for name in metrics),
-            ]
-        )
-    return buffer.getvalue()
+    header = ["rank", "rank_sum", "trial", "topology", *described[0], *metrics]
+    rows = (
+        [
+            place,
+            row.rank_sum,
+            row.trial.number,
+            row.topology,
+            *parameters.values(),
+            *(row.trial.metrics.get(name) for name in metrics),
+        ]
+        for place, (row, parameters) in enumerate(zip(ranked, described, strict=True), start=1)
+    )
+    return csv_text(header, rows, digits=None)
+
+
+SCREEN = StageKind(
+    model=ScreenStage,
+    result=ScreenResult,
+    run=run_screen,
+    line=lambda result: result.best.topology,
+    complete=_with_ranking,
+)

@@ -1,31 +1,89 @@
 """Stage `stopping`: replays recorded learning curves under stopping criteria, without training."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from orchestrator.engines.interfaces import Objective, Search
-from orchestrator.engines.suggester import OptunaSuggester
-from orchestrator.reports.plots import stopping_front
-from orchestrator.spec.study_file import StoppingStage
+from orchestrator.spec.plugin_checks import sampler_problems, search_problems
+from orchestrator.spec.problems import Problem
+from orchestrator.spec.stage_model import Count, StageName
+from orchestrator.spec.yaml_source import KeyPath
 from orchestrator.stages.context import StageContext, StageFailedError, StageOutcome
-from orchestrator.stages.searching import run_search
-from orchestrator.stages.train import trained
+from orchestrator.stages.csv_text import csv_text
+from orchestrator.stages.kind import StageKind, StageResult
+from orchestrator.stages.plugin_search import PluginSearchModel
+from orchestrator.stages.train import TRAIN
 from orchestrator.store.records import TrialRecord
-from search_spaces.recipes import base_point, describe_plugin
+from search_spaces.recipes import PluginChoice, base_point, describe_plugin
 from trainers.config import ReplayTask
 
 OBJECTIVES = (Objective("epochs_saved", "maximize"), Objective("accuracy_lost", "minimize"))
 
 
+class StoppingStage(PluginSearchModel):
+    """Replays the recorded learning curves under early-stopping criteria."""
+
+    plugin_key: ClassVar[str] = "stopping.criterion"
+    plugin_field: ClassVar[str] = "criteria"
+    stage: Literal["stopping"]
+    name: StageName = Field(default="stopping", description="what the stage is called in reports; unique in the study")
+    num_trials: Count = Field(description="criteria to replay")
+    sampler: PluginChoice = Field(default=PluginChoice(name="tpe"), description="chooses the next criterion")
+    criteria: tuple[PluginChoice, ...] = Field(
+        min_length=1, description="early-stopping criteria; a setting that is a list or {low, high} is searched"
+    )
+    max_accuracy_lost: Annotated[float, Field(ge=0, lt=1, strict=True)] = Field(
+        default=0.005, description="largest mean validation accuracy that stopping early may cost, as a fraction"
+    )
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("train",)
+
+    def own_problems(self, at: KeyPath) -> Iterator[Problem]:
+        yield from sampler_problems(self.sampler, self.known_dimensions, (*at, "sampler"))
+        yield from search_problems("stopping", self.plugin_key, self.criteria, (*at, "criteria"))
+
+
+class ReplayedCriterion(StageResult):
+    """A criterion that no other beats in epochs saved without losing more accuracy."""
+
+    trial: int
+    criterion: str
+    epochs_saved: float
+    accuracy_lost: float
+    curves_stopped: float
+
+
+class StoppingResult(StageResult):
+    """The chosen criterion, and what it saves and costs on the recorded curves. Shares are fractions."""
+
+    criterion: PluginChoice
+    epochs_saved: float
+    accuracy_lost: float
+    within_limit: bool
+    """Whether `accuracy_lost` is at most the file's `max_accuracy_lost`."""
+    num_curves: int
+    front: tuple[ReplayedCriterion, ...]
+
+
 def run_stopping(context: StageContext, spec: StoppingStage) -> StageOutcome:
     """Search the setting that saves most epochs while it loses at most `max_accuracy_lost` of accuracy."""
-    _, trials = trained(context)
-    whole = [trial for trial in trials if trial.state == "complete"]
+    from orchestrator.engines.suggester import OptunaSuggester
+    from orchestrator.stages.searching import run_search
+
+    train = context.required(TRAIN)
+    whole = {trial.trial for trial in train.result.trials if trial.state == "complete"}
     if not whole:
         raise StageFailedError(
             "the stopping stage replays curves of trials that were trained to their end, but every trial was stopped "
             "early. Set `stopping: null` in the train stage."
         )
-    curves = tuple(tuple(report.point for report in context.store.reports(trial.id)) for trial in whole)
+    trials = [trial for trial in context.store.trials(train.record.id) if trial.number in whole]
+    curves = tuple(tuple(report.point for report in context.store.reports(trial.id)) for trial in trials)
     search = Search(
         num_trials=spec.num_trials,
         objectives=OBJECTIVES,
@@ -43,14 +101,14 @@ def run_stopping(context: StageContext, spec: StoppingStage) -> StageOutcome:
     criterion = spec.decode(chosen.point)
     saved, lost = chosen.metrics["epochs_saved"], chosen.metrics["accuracy_lost"]
     return StageOutcome(
-        result={
-            "criterion": criterion.model_dump(mode="json"),
-            "epochs_saved": saved,
-            "accuracy_lost": lost,
-            "within_limit": lost <= spec.max_accuracy_lost,
-            "num_curves": len(curves),
-            "front": [_describe(trial, spec) for trial in pareto_front(replays)],
-        },
+        result=StoppingResult(
+            criterion=criterion,
+            epochs_saved=saved,
+            accuracy_lost=lost,
+            within_limit=lost <= spec.max_accuracy_lost,
+            num_curves=len(curves),
+            front=tuple(_replayed(trial, spec) for trial in pareto_front(replays)),
+        ),
         summary=f"{describe_plugin(criterion)} saves {100 * saved:.0f} % of the epochs "
         f"for {100 * lost:.2f} points of accuracy",
         metrics={"epochs_saved": saved, "accuracy_lost": lost, "num_curves": len(curves)},
@@ -80,20 +138,35 @@ def pareto_front(trials: list[TrialRecord]) -> list[TrialRecord]:
     return front[::-1]
 
 
-def _describe(trial: TrialRecord, spec: StoppingStage) -> dict[str, object]:
-    return {"trial": trial.number, "criterion": describe_plugin(spec.decode(trial.point)), **trial.metrics}
+def _replayed(trial: TrialRecord, spec: StoppingStage) -> ReplayedCriterion:
+    return ReplayedCriterion(trial=trial.number, criterion=describe_plugin(spec.decode(trial.point)), **trial.metrics)
 
 
-def _table(trials: list[TrialRecord], spec: StoppingStage) -> str:
-    lines = ["trial,criterion,epochs_saved,accuracy_lost"]
-    for trial in trials:
-        saved, lost = trial.metrics["epochs_saved"], trial.metrics["accuracy_lost"]
-        lines.append(f'{trial.number},"{describe_plugin(spec.decode(trial.point))}",{saved:.6g},{lost:.6g}')
-    return "\n".join(lines) + "\n"
+def _table(trials: Sequence[TrialRecord], spec: StoppingStage) -> str:
+    rows = (
+        [
+            trial.number,
+            describe_plugin(spec.decode(trial.point)),
+            trial.metrics["epochs_saved"],
+            trial.metrics["accuracy_lost"],
+        ]
+        for trial in trials
+    )
+    return csv_text(["trial", "criterion", "epochs_saved", "accuracy_lost"], rows)
 
 
 def _plots(context: StageContext, trials: list[TrialRecord], chosen: TrialRecord) -> tuple[Path, ...]:
+    from orchestrator.reports.plots import stopping_front
+
     path = context.folder / "stopping-front.png"
     points = [(trial.metrics["epochs_saved"], trial.metrics["accuracy_lost"]) for trial in trials]
     stopping_front(points, trials.index(chosen), path)
     return (path,)
+
+
+STOPPING = StageKind(
+    model=StoppingStage,
+    result=StoppingResult,
+    run=run_stopping,
+    line=lambda result: f"{describe_plugin(result.criterion)}: {100 * result.epochs_saved:.0f} % of epochs saved",
+)

@@ -56,11 +56,11 @@ def rank_sums(
     return totals
 
 
-def choose_candidates(ranked: Sequence[Ranked], *, best: int, spread: int) -> list[str]:
+def choose_candidates(ranked: Sequence[str], *, best: int, spread: int) -> list[str]:
     """The `best` first topologies, and `spread` more evenly over the rest of the ranking, its end included."""
-    chosen = [row.topology for row in ranked[:best]]
+    chosen = list(ranked[:best])
     rest = ranked[best:]
     count = min(spread, len(rest))
     for place in range(count):
-        chosen.append(rest[round((place + 1) * len(rest) / count) - 1].topology)
+        chosen.append(rest[round((place + 1) * len(rest) / count) - 1])
     return chosen

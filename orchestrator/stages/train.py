@@ -1,21 +1,30 @@
 """Stage `train`: trains candidate topologies under sampled recipes."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
 
 from orchestrator.engines.interfaces import Objective, Search
-from orchestrator.engines.suggester import OptunaSuggester
-from orchestrator.spec.study_file import TrainStage
+from orchestrator.spec.method_checks import method_lists, method_problem
+from orchestrator.spec.plugin_checks import choice_problems, sampler_problems
+from orchestrator.spec.problems import Problem
+from orchestrator.spec.recipe_checks import recipe_problems
+from orchestrator.spec.stage_model import Count, SpecModel, StageModel, StageName, latest
+from orchestrator.spec.topology_checks import topology_text_problems
+from orchestrator.spec.yaml_source import KeyPath
 from orchestrator.stages.context import StageContext, StageOutcome
+from orchestrator.stages.grow import GROW, GrowStage
+from orchestrator.stages.kind import StageKind, StageResult
 from orchestrator.stages.retention import drop_checkpoints, trial_folder
-from orchestrator.stages.screen import screened
-from orchestrator.stages.searching import is_better, run_search
+from orchestrator.stages.screen import SCREEN, ScreenStage
 from orchestrator.stages.topology_ranking import choose_candidates
 from orchestrator.store.records import TrialRecord
 from plugins import registry
-from search_spaces.dimensions import Choice, Point
-from search_spaces.recipes import PLUGIN_FIELDS, Recipe, base_point
-from trainers.config import Configuration, TrainTask
+from search_spaces.dimensions import Choice, Dimension, Point
+from search_spaces.recipes import PLUGIN_FIELDS, PluginChoice, Recipe, RecipeSpace, base_point, parse_recipe_space
+from trainers.config import Configuration, DataConfig, TrainTask
 
 ACCURACY = Objective("val_accuracy", "maximize")
 CHANGEABLE = frozenset(
@@ -24,8 +33,118 @@ CHANGEABLE = frozenset(
 """Recipe fields that population-based training may change in the middle of a training."""
 
 
+class Candidates(SpecModel):
+    """Which screened topologies are trained."""
+
+    best: Count = Field(default=3, description="this many of the best ranks")
+    spread: Annotated[int, Field(ge=0, strict=True)] = Field(
+        default=3, description="and this many evenly over the other ranks, so that a correlation can be measured"
+    )
+
+    @property
+    def total(self) -> int:
+        """How many topologies that is."""
+        return self.best + self.spread
+
+
+class TrainStage(StageModel):
+    """Trains candidate topologies, each trial with a sampled recipe."""
+
+    stage: Literal["train"]
+    name: StageName = Field(default="train", description="what the stage is called in reports; unique in the study")
+    candidates: Candidates | None = Field(
+        default=None,
+        description="topologies of the screen before that are trained; a topology grown in between joins them",
+    )
+    topologies: tuple[str, ...] = Field(
+        default=(), description="train these instead of `candidates`, each written as space:text"
+    )
+    sampler: PluginChoice = Field(default=PluginChoice(name="tpe"), description="chooses candidate and recipe")
+    num_trials: Count = Field(
+        description="models to train: first each candidate once with the base recipe, then sampled ones"
+    )
+    epochs: Count = Field(description="budget of one trial in visits of the whole training set")
+    keep_checkpoints: Count = Field(default=8, description="weights of this many newest epochs are kept, for averaging")
+    stopping: PluginChoice | None = Field(default=None, description="early-stopping criterion; null trains to the end")
+    recipe: dict[str, Any] = Field(
+        default_factory=dict, description="recipe fields: a value fixes one, a list or {low, high} searches it"
+    )
+
+    @property
+    def chosen_candidates(self) -> Candidates | None:
+        """Which screened topologies are trained; `None` where the file names `topologies`."""
+        return None if self.topologies else self.candidates or Candidates()
+
+    @cached_property
+    def recipe_space(self) -> RecipeSpace:
+        """The recipe's fixed values and dimensions."""
+        return parse_recipe_space(self.recipe)
+
+    def own_problems(self, at: KeyPath) -> Iterator[Problem]:
+        yield from sampler_problems(self.sampler, self._dimensions(), (*at, "sampler"))
+        if self.stopping is not None:
+            yield from choice_problems("stopping", self.stopping, (*at, "stopping"))
+        yield from recipe_problems(self.recipe, (*at, "recipe"))
+
+    def order_problems(self, before: Sequence[StageModel], at: KeyPath) -> Iterator[Problem]:
+        has_grown = latest(before, GrowStage) is not None
+        yield from _candidate_problems(self, latest(before, ScreenStage), has_grown, at)
+
+    def data_problems(self, before: Sequence[StageModel], data: DataConfig, at: KeyPath) -> Iterator[Problem]:
+        """Topologies that do not fit the images, and curricula that the models cannot follow."""
+        for index, text in enumerate(self.topologies):
+            yield from topology_text_problems(text, data, (*at, "topologies", index))
+        yield from _curriculum_problems(self, before, at)
+
+    def _dimensions(self) -> tuple[Dimension, ...] | None:
+        """What the sampler draws of the recipe; `None` if the recipe is wrong, which is reported at the recipe."""
+        try:
+            return self.recipe_space.dimensions
+        except ValueError:
+            return None
+
+
+class TrainedTrial(StageResult):
+    """A trial that ended with a result."""
+
+    trial: int
+    state: Literal["complete", "stopped"]
+    topology: str
+    val_accuracy: float
+    has_base_recipe: bool
+    """Whether it is its candidate's trial with the base recipe and was not cut by a scheduler: these compare."""
+
+
+class LeaderboardRow(StageResult):
+    """A trial with its point: a key for each dimension, such as `recipe.learning_rate`."""
+
+    model_config = ConfigDict(extra="allow")
+    trial: int
+    state: Literal["complete", "stopped"]
+    val_accuracy: float
+    val_loss: float
+    topology: str
+
+
+class TrainResult(StageResult):
+    """The trained trials."""
+
+    candidates: tuple[str, ...]
+    """Topologies; the first trials train them with the base recipe, in this order."""
+    num_candidates: int
+    best: LeaderboardRow
+    leaderboard: tuple[LeaderboardRow, ...]
+    """The best ten."""
+    trials: tuple[TrainedTrial, ...] = ()
+    """All with a result, by number. Empty in rows of 0.1.0, to which `StageContext.earlier` adds them."""
+    num_failed: int
+
+
 def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
     """One trial per candidate with the base recipe, so that their accuracies compare, then sampled recipes."""
+    from orchestrator.engines.suggester import OptunaSuggester
+    from orchestrator.stages.searching import run_search
+
     candidates, grown_from = _candidates(context, spec)
     scores = _proxy_scores(context)
     dimensions = (Choice(name="topology", options=tuple(candidates)), *spec.recipe_space.dimensions)
@@ -56,13 +175,14 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
     best = best_trial(trials)
     drop_checkpoints(context, context.store.trials(context.stage.id), best=best)
     return StageOutcome(
-        result={
-            "candidates": candidates,
-            "num_candidates": len(candidates),
-            "best": describe_trial(best),
-            "leaderboard": [describe_trial(trial) for trial in sort_trials(trials)[:10]],
-            "num_failed": len(context.store.trials(context.stage.id)) - len(trials),
-        },
+        result=TrainResult(
+            candidates=tuple(candidates),
+            num_candidates=len(candidates),
+            best=_leaderboard_row(best),
+            leaderboard=tuple(_leaderboard_row(trial) for trial in sort_trials(trials)[:10]),
+            trials=_trained(trials, num_candidates=len(candidates)),
+            num_failed=len(context.store.trials(context.stage.id)) - len(trials),
+        ),
         summary=f"{len(trials)} trials; best validation accuracy {100 * best.metrics['val_accuracy']:.1f} % "
         f"(trial {best.number})",
         metrics={
@@ -96,16 +216,6 @@ def configuration_of(context: StageContext, spec: TrainStage, trial: TrialRecord
     )
 
 
-def trained(context: StageContext) -> tuple[TrainStage, list[TrialRecord]]:
-    """The latest earlier train stage's settings, and its trials with a result."""
-    stage = context.earlier("train")
-    if stage is None:  # the spec's own validation demands one
-        raise LookupError(f"stage {context.stage.name!r} needs a train stage before it")
-    spec = context.spec.stages[stage.position]
-    assert isinstance(spec, TrainStage)
-    return spec, [trial for trial in context.store.trials(stage.id) if trial.is_usable]
-
-
 def best_trial(trials: list[TrialRecord]) -> TrialRecord:
     """The trial with the highest validation accuracy; the lower validation loss decides a tie."""
     return sort_trials(trials)[0]
@@ -113,6 +223,8 @@ def best_trial(trials: list[TrialRecord]) -> TrialRecord:
 
 def sort_trials(trials: list[TrialRecord]) -> list[TrialRecord]:
     """Trials by validation accuracy, best first."""
+    from orchestrator.stages.searching import is_better
+
     ordered: list[TrialRecord] = []
     for trial in trials:
         place = next(
@@ -122,39 +234,58 @@ def sort_trials(trials: list[TrialRecord]) -> list[TrialRecord]:
     return ordered
 
 
-def describe_trial(trial: TrialRecord) -> dict[str, Any]:
-    """A trained trial as the leaderboard shows it."""
+def _leaderboard_row(trial: TrialRecord) -> LeaderboardRow:
     shown = ("val_accuracy", "val_loss", "parameters", "macs", "wall_time_s", "epochs")
-    return {
-        "trial": trial.number,
-        "state": trial.state,
-        **{name: trial.metrics[name] for name in shown if name in trial.metrics},
-        **trial.point,
-    }
+    metrics = {name: trial.metrics[name] for name in shown if name in trial.metrics}
+    return LeaderboardRow.model_validate({"trial": trial.number, "state": trial.state, **metrics, **trial.point})
+
+
+def _trained(usable: Sequence[TrialRecord], *, num_candidates: int) -> tuple[TrainedTrial, ...]:
+    """Trials with a result, by number."""
+    return tuple(
+        TrainedTrial.model_validate(
+            {
+                "trial": trial.number,
+                "state": trial.state,
+                "topology": trial.point["topology"],
+                "val_accuracy": trial.metrics["val_accuracy"],
+                "has_base_recipe": trial.number < num_candidates and "scheduler" not in trial.details,
+            }
+        )
+        for trial in sorted(usable, key=lambda trial: trial.number)
+    )
+
+
+def _with_trials(
+    raw: Mapping[str, Any],
+    spec: TrainStage,  # noqa: ARG001 - other stages need it
+    trials: Callable[[], list[TrialRecord]],
+) -> Mapping[str, Any]:
+    """A stored result with its trials, which version 0.1.0 did not store."""
+    if "trials" in raw:
+        return raw
+    usable = [trial for trial in trials() if trial.is_usable]
+    return {**raw, "trials": _trained(usable, num_candidates=len(raw["candidates"]))}
 
 
 def _candidates(context: StageContext, spec: TrainStage) -> tuple[list[str], dict[str, str]]:
+    """Topologies to train, and for the grown ones what they were grown from."""
     if spec.topologies:
         return list(spec.topologies), {}
-    candidates: list[str] = []
-    grown_from: dict[str, str] = {}
-    grow = context.earlier("grow")
-    if grow is not None:
-        for topology in grow.result["selected"]:
-            candidates.append(topology)
-            grown_from[topology] = grow.result["start"]
+    grow, screen = context.earlier(GROW), context.earlier(SCREEN)
+    grown_from = {} if grow is None else dict.fromkeys(grow.result.selected, grow.result.start)
+    candidates = list(grown_from)
     chosen = spec.chosen_candidates
-    if chosen is not None and context.earlier("screen") is not None:
-        _, ranked = screened(context)
+    if chosen is not None and screen is not None:
+        ranked = [row.topology for row in screen.result.ranking]
         candidates += choose_candidates(ranked, best=chosen.best, spread=chosen.spread)
     return list(dict.fromkeys(candidates)), grown_from
 
 
 def _proxy_scores(context: StageContext) -> dict[str, dict[str, float]]:
-    if context.earlier("screen") is None:
-        return {}
-    spec, ranked = screened(context)
-    return {row.topology: {f"proxy.{name}": row.trial.metrics[name] for name in spec.proxy_names} for row in ranked}
+    screen = context.earlier(SCREEN)
+    ranking = screen.result.ranking if screen is not None else ()
+    return {row.topology: {f"proxy.{name}": score for name, score in row.scores.items()} for row in ranking}
 
 
 def _task(context: StageContext, spec: TrainStage, trial: TrialRecord) -> TrainTask:
@@ -202,3 +333,61 @@ def _plots(context: StageContext, trials: list[TrialRecord]) -> tuple[Any, ...]:
     path = context.folder / "learning-curves.png"
     learning_curves(curves, path)
     return (path,)
+
+
+def _candidate_problems(
+    stage: TrainStage, screen: ScreenStage | None, has_grown: bool, at: KeyPath
+) -> Iterator[Problem]:
+    if stage.topologies and stage.candidates is not None:
+        yield Problem((*at, "topologies"), "give `candidates` or `topologies`, but got both. Remove one of them.")
+    if len(set(stage.topologies)) < len(stage.topologies):
+        yield Problem((*at, "topologies"), "topologies must differ, but one is there twice. Remove it.")
+    candidates = stage.chosen_candidates
+    if candidates is not None and screen is None and not has_grown:
+        yield Problem(
+            at, "a train stage needs a screen or grow stage before it, or `topologies`, but has none of them. Add one."
+        )
+    total = len(stage.topologies) if candidates is None else candidates.total + has_grown
+    where = (*at, "num_trials")
+    if candidates is not None and screen is not None and candidates.total > screen.num_trials:
+        yield Problem(
+            (*at, "candidates"),
+            f"best + spread must be at most the {screen.num_trials} topologies that stage {screen.name!r} scores, "
+            f"but got {candidates.best} + {candidates.spread}. Lower them or raise its `num_trials`.",
+        )
+    if stage.num_trials < total:
+        yield Problem(
+            where,
+            f"must be at least {total}, the number of candidate topologies, each trained once with the base "
+            f"recipe, but got {stage.num_trials}. Raise it or name fewer candidates.",
+        )
+
+
+def _curriculum_problems(stage: TrainStage, before: Sequence[StageModel], at: KeyPath) -> Iterator[Problem]:
+    """Curricula that the models of the stage cannot follow."""
+    if "curriculum" not in stage.recipe:
+        return
+    path, spaces = (*at, "recipe", "curriculum"), _trained_spaces(stage, before)
+    for place, methods in method_lists(stage.recipe["curriculum"]):
+        problem = method_problem(methods, spaces)
+        if problem:
+            yield Problem((*path, *place), problem)
+
+
+def _trained_spaces(stage: TrainStage, before: Sequence[StageModel]) -> list[str]:
+    """Names of the spaces whose topologies the stage trains."""
+    texts = list(stage.topologies)
+    if not texts:
+        screen, grown = latest(before, ScreenStage), latest(before, GrowStage)
+        texts = [screen.space.name] if screen is not None else []
+        texts += [grown.topology] if grown is not None and grown.topology is not None else []
+    return list(dict.fromkeys(text.partition(":")[0] for text in texts))
+
+
+TRAIN = StageKind(
+    model=TrainStage,
+    result=TrainResult,
+    run=run_train,
+    line=lambda result: f"validation accuracy {100 * result.best.val_accuracy:.2f} %",
+    complete=_with_trials,
+)

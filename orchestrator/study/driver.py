@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -14,11 +14,12 @@ from pydantic import ValidationError
 from orchestrator.engines.choice import ExecutionSetup, choose, look_around, make_engine_and_pool
 from orchestrator.engines.interfaces import Control, EngineUnavailableError
 from orchestrator.engines.pools.score_cache import ScoreCache, ScoreCachingPool
-from orchestrator.evaluation.ground_truth import data_fingerprint, load_truth, truths_of
 from orchestrator.settings import Settings, SettingsError
 from orchestrator.spec.study_file import StudySpec, differences
 from orchestrator.stages.context import StageContext, StageFailedError, StageInterruptedError, StageOutcome
+from orchestrator.stages.kind import stage_kind
 from orchestrator.stages.progress import Progress
+from orchestrator.stages.truths import data_fingerprint, load_truth
 from orchestrator.store.errors import DatabaseUnavailableError
 from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord
 from orchestrator.store.repository import Store
@@ -59,7 +60,7 @@ class DataChangedError(ValueError):
     """The images, or what a correlate stage compares with, are not the ones that the study began with."""
 
     def __init__(self, spec: StudySpec) -> None:
-        truths = [truth.table or f"study {truth.study}" for stage in spec.stages for truth in truths_of(stage)]
+        truths = [truth.table or f"study {truth.study}" for stage in spec.stages for truth in stage.truths]
         what = f"those of {spec.data.source}" + (f", or {' or '.join(truths)}," if truths else "")
         super().__init__(
             f"study {spec.study!r} must go on with the images that it began with, but {what} have changed since. "
@@ -99,7 +100,7 @@ def run_study(
     from trainers.data.images import load_images, load_test_images  # imports torch
 
     data = load_images(spec.data)
-    if study is None and any(stage.stage == "promote" for stage in spec.stages):
+    if study is None and any(stage.reads_test_part for stage in spec.stages):
         load_test_images(spec.data)  # and dropped: a torn image must show now, not after everything was trained
     fingerprint = _check_truths(spec, data, settings)
     setup = choose(spec, look_around())
@@ -154,7 +155,7 @@ def _changes(study: StudyRecord, spec: StudySpec) -> list[str]:
 def _check_truths(spec: StudySpec, data: "ImageData", settings: Settings) -> str:
     """Read what correlate stages compare with, once before anything is written; returns the digest of all data."""
     with open_existing(settings) as store:
-        for truth in (truth for stage in spec.stages for truth in truths_of(stage)):
+        for truth in (truth for stage in spec.stages for truth in stage.truths):
             load_truth(truth, data=spec.data, store=store)
         return data_fingerprint(spec, data, store)
 
@@ -275,7 +276,7 @@ class _Driver:
             context.folder.mkdir(parents=True, exist_ok=True)
             if self._control.should_stop():
                 raise StageInterruptedError("it was told to stop")
-            outcome = _runners()[stage.kind](context, spec)
+            outcome = stage_kind(stage.kind).run(context, spec)
         except StageFailedError as error:
             self._end_stage(running, execution, "failed", reason=str(error))
             raise
@@ -330,7 +331,7 @@ class _Driver:
             artifacts=outcome.plots if outcome else (),
             reason=reason,
         )
-        result = outcome.result if outcome else None
+        result = outcome.result.model_dump(mode="json") if outcome else None
         ended = self._store.end_stage(stage, state, execution=execution, result=result, reason=reason, events=events)
         self._progress.stage_ended(ended, outcome.summary if outcome else reason or state)
 
@@ -353,27 +354,6 @@ def data_inputs(spec: StudySpec, data: "ImageData") -> list[Mapping[str, Any]]:
         {**common, "context": "training", "num_rows": len(data.train)},
         {**common, "context": "validation", "num_rows": len(data.validation)},
     ]
-
-
-def _runners() -> dict[str, Callable[[StageContext, Any], StageOutcome]]:
-    """What runs a stage of each kind. Imported here: `vitsearch list` needs neither Optuna nor SciPy."""
-    from orchestrator.stages.averaging import run_averaging
-    from orchestrator.stages.correlate import run_correlate
-    from orchestrator.stages.grow import run_grow
-    from orchestrator.stages.promote import run_promote
-    from orchestrator.stages.screen import run_screen
-    from orchestrator.stages.stopping import run_stopping
-    from orchestrator.stages.train import run_train
-
-    return {
-        "screen": run_screen,
-        "grow": run_grow,
-        "train": run_train,
-        "stopping": run_stopping,
-        "averaging": run_averaging,
-        "correlate": run_correlate,
-        "promote": run_promote,
-    }
 
 
 def _make_home(settings: Settings) -> None:

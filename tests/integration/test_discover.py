@@ -10,8 +10,8 @@ import pytest
 
 from orchestrator.cli.signals import StopRequest
 from orchestrator.discovery.block_tables import StatisticsFiles, join_tables, measure_topologies
-from orchestrator.evaluation.ground_truth import load_truth
-from orchestrator.spec.study_file import Truth
+from orchestrator.evaluation.ground_truth import load_table_truth
+from orchestrator.spec.truth_source import TruthSource
 from plugins import registry
 from plugins.proxies.formula_text import parse
 from search_spaces.as_vit import AsViTSpace
@@ -102,7 +102,7 @@ def test_a_discovered_formula_is_judged_on_what_was_held_out_and_used_by_its_nam
 def test_a_saved_proxy_gives_exactly_the_scores_that_it_was_chosen_by(command_line: CommandLine, table: Path) -> None:
     formula = parse(_discover(command_line, table, "--json").json()["formula"])
     data = DataConfig(source="noise", image_size=32, num_classes=10, max_images=320)
-    truth = load_truth(Truth(table=str(table), space="as-vit", target="accuracy"), data=data, store=None)
+    truth = load_table_truth(TruthSource(table=str(table), space="as-vit", target="accuracy"), data=data)
 
     told: list[tuple[int, int]] = []
 

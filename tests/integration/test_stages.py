@@ -9,7 +9,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from scipy import stats
 
-from orchestrator.spec.study_file import AveragingStage, ScreenStage, StoppingStage, StudySpec, TrainStage, load_spec
+from orchestrator.spec.study_file import StudySpec, load_spec
+from orchestrator.stages.averaging import AveragingStage
+from orchestrator.stages.screen import ScreenStage
+from orchestrator.stages.stopping import StoppingStage
+from orchestrator.stages.train import TrainStage
 from orchestrator.store.records import TrialRecord
 from plugins import registry
 from search_spaces.base import ImageTask

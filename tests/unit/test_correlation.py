@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from orchestrator.evaluation.verdict import judge
+from orchestrator.evaluation.judging import judge_proxies
 
 ACCURACY = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99]
 NAN = math.nan
@@ -17,7 +17,7 @@ def run(scores, accuracy=ACCURACY, **options):
     table = {name: rows if not len(rows) or np.ndim(rows[0]) else [rows] for name, rows in scores.items()}
     directions = dict.fromkeys(scores, "maximize") | options.pop("directions", {})
     given = {"baselines": ["params"], "resamples": 300, "confidence": 0.95, "seed": 1} | options
-    return {row.proxy: row for row in judge(table, accuracy, directions=directions, **given)}
+    return {row.proxy: row for row in judge_proxies(table, accuracy, directions=directions, **given)}
 
 
 def shuffled(seed):
@@ -245,4 +245,4 @@ def test_what_does_not_fit_together_is_refused(wrong, message) -> None:
         **wrong,
     }
     with pytest.raises(ValueError, match=message):
-        judge(given.pop("scores"), ACCURACY, **given, resamples=100, confidence=0.95, seed=0)
+        judge_proxies(given.pop("scores"), ACCURACY, **given, resamples=100, confidence=0.95, seed=0)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.evaluation.ground_truth import GroundTruth, load_truth, truth_fingerprint
-from orchestrator.spec.study_file import Truth
+from orchestrator.evaluation.ground_truth import GroundTruth, load_table_truth
+from orchestrator.spec.truth_source import TruthSource
 from orchestrator.spec.truth_table import TruthError, read_truth_table
+from orchestrator.stages.truths import load_truth, truth_fingerprint
 from plugins.registry import load, parse_topology
 from search_spaces.base import ImageTask
 from trainers.config import DataConfig
@@ -43,7 +44,7 @@ def write(folder: Path, content: Any) -> Path:
 
 def truth_of(file: Path, *, data: DataConfig = NOISE, **fields: Any) -> GroundTruth:
     given = {"table": str(file), "space": "as-vit", "target": "acc", **fields}
-    return load_truth(Truth.model_validate(given), data=data, store=None)
+    return load_table_truth(TruthSource.model_validate(given), data=data)
 
 
 def test_a_table_gives_topologies_and_accuracies_in_its_own_unit(tmp_path: Path) -> None:
@@ -138,7 +139,7 @@ def test_a_topology_that_does_not_fit_the_images_is_told_with_its_row(tmp_path: 
 
 
 def test_the_fingerprint_is_that_of_the_content(tmp_path: Path) -> None:
-    choice = Truth.model_validate({"table": str(write(tmp_path, rows())), "space": "as-vit", "target": "acc"})
+    choice = TruthSource.model_validate({"table": str(write(tmp_path, rows())), "space": "as-vit", "target": "acc"})
     first = truth_fingerprint(choice, None)
     write(tmp_path, rows()[:2])
     assert truth_fingerprint(choice, None) != first
@@ -148,7 +149,7 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path: Path) -> None:
 
 def test_a_study_that_is_not_there_is_told() -> None:
     with pytest.raises(TruthError, match="there is no study 'tiny'") as caught:
-        load_truth(Truth(study="tiny"), data=NOISE, store=None)
+        load_truth(TruthSource(study="tiny"), data=NOISE, store=None)
     assert caught.value.key == "study"
 
 

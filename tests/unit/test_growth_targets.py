@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.spec.stages import GrowStage
 from orchestrator.spec.study_file import SpecError, load_spec
-from orchestrator.stages.grow import GrowthSuggester, growth_candidates
+from orchestrator.stages.grow import GrowStage, GrowthStep, GrowthSuggester, growth_candidates
 from plugins.registry import load, parse_topology
 from search_spaces.as_vit import AsViTSpace
 from search_spaces.base import Growable, ImageTask, Topology
@@ -25,12 +24,12 @@ stages:
 """
 
 
-def grow(start: Topology = START, **settings: Any) -> dict[str, Any]:
+def grow(start: Topology = START, **settings: Any) -> GrowthStep:
     """The end of a growth whose candidates all score the same."""
     return grown_family(start, **settings)[-1]
 
 
-def grown_family(start: Topology, **settings: Any) -> list[dict[str, Any]]:
+def grown_family(start: Topology, **settings: Any) -> list[GrowthStep]:
     """The steps of a growth whose candidates all score the same."""
     spec = GrowStage.model_validate({"stage": "grow", "reduction": 1, "width_ratios": [0.1], **settings})
     suggester, number = GrowthSuggester(start, spec, TASK), 0
@@ -53,13 +52,13 @@ def problem_of(tmp_path: Path, sampler: str, grow: str) -> str:
 def test_growth_stops_at_the_first_topology_with_so_many_macs() -> None:
     start = AsViTSpace.costs(START, TASK).macs
     end = grow(target_macs=3 * start)
-    assert 3 * start <= end["macs"] <= 1.375 * 3 * start
+    assert 3 * start <= end.macs <= 1.375 * 3 * start
 
 
 def test_of_two_targets_the_one_that_is_reached_first_counts() -> None:
     by_parameters, by_macs = grow(target_params=400_000), grow(target_macs=1_000_000)
-    assert by_parameters["step"] != by_macs["step"]
-    earlier = min(by_parameters, by_macs, key=lambda end: end["step"])
+    assert by_parameters.step != by_macs.step
+    earlier = min(by_parameters, by_macs, key=lambda end: end.step)
     assert grow(target_params=400_000, target_macs=1_000_000) == earlier
 
 
@@ -73,13 +72,13 @@ def test_topologies_of_other_spaces_grow_too(text: str) -> None:
     assert isinstance(start, Growable)
     target = 3 * parameters_of(start)
     family = grown_family(start, target_params=target, reduction=2, width_ratios=[0.1, 0.25], max_steps=40)
-    assert target <= family[-1]["parameters"] <= 1.375 * target
+    assert target <= family[-1].parameters <= 1.375 * target
     last = start
     for row in family:
-        topology = parse_topology(row["topology"])
+        topology = parse_topology(row.topology)
         assert isinstance(topology, Growable)
-        assert sum(row["depths"]) == sum(topology.depths) == sum(last.depths) + 1
-        assert row["width"] == topology.width
+        assert sum(row.depths) == sum(topology.depths) == sum(last.depths) + 1
+        assert row.width == topology.width
         assert topology.width % (2 * topology.width_unit) == 0
         last = topology
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from orchestrator.evaluation.early_ranking import EarlyJudgement, EpochAgreement
-from orchestrator.evaluation.verdict import Interval, Verdict
+from orchestrator.evaluation.verdict import EarlyJudgement, EpochAgreement, Interval, Verdict
 from orchestrator.reports import plots
 from plugins.protocols import CurvePoint
 

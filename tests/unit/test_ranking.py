@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.stages.topology_ranking import Ranked, choose_candidates, rank_sums, rank_topologies
+from orchestrator.stages.topology_ranking import choose_candidates, rank_sums, rank_topologies
 from tests.fakes import make_trial
 
 BOTH = {"length": "maximize", "condition": "minimize"}
@@ -15,8 +15,9 @@ def trials(*scores: tuple[float, float]):
     ]
 
 
-def ranked(count: int) -> list[Ranked]:
-    return rank_topologies(trials(*[(float(-place), float(place)) for place in range(count)]), BOTH)
+def ranked(count: int) -> list[str]:
+    rows = rank_topologies(trials(*[(float(-place), float(place)) for place in range(count)]), BOTH)
+    return [row.topology for row in rows]
 
 
 def test_each_proxy_ranks_in_its_own_direction_and_the_ranks_add_up() -> None:

@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from orchestrator.spec.stages import STAGE_TYPES, AveragingStage, ScreenStage, StoppingStage
-from orchestrator.spec.study_file import StudySpec, TrainStage, differences, load_configuration, load_spec
+from orchestrator.spec.stage_registry import stage_models
+from orchestrator.spec.study_file import StudySpec, differences, load_configuration, load_spec
 from orchestrator.spec.yaml_source import SpecError
+from orchestrator.stages.averaging import AveragingStage
+from orchestrator.stages.screen import ScreenStage
+from orchestrator.stages.stopping import StoppingStage
+from orchestrator.stages.train import TrainStage
 from search_spaces.recipes import PluginChoice
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,7 +151,7 @@ def test_ranking_defaults_to_the_first_two_proxies_that_measure_more_than_size()
 
 
 def test_every_field_is_documented() -> None:
-    for model in (StudySpec, *STAGE_TYPES.values()):
+    for model in (StudySpec, *stage_models().values()):
         missing = [name for name, field in model.model_fields.items() if not field.description and name != "stage"]
         assert not missing, f"{model.__name__}: {missing}"
 
@@ -178,7 +182,7 @@ def test_reading_a_study_imports_nothing_heavy_and_writes_nothing(tmp_path: Path
         "import sys; from orchestrator.spec.study_file import load_spec; import orchestrator.settings;"
         "load_spec('study.yaml');"
         "orchestrator.settings.load_settings();"
-        "heavy = {'torch', 'optuna', 'mlflow', 'sqlalchemy', 'sklearn', 'datasets'};"
+        "heavy = {'torch', 'optuna', 'ray', 'mlflow', 'sqlalchemy', 'sklearn', 'scipy', 'matplotlib', 'datasets'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
     environment = {"VITSEARCH_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.engines.interfaces import Objective
-from orchestrator.spec.study_file import GrowStage
-from orchestrator.stages.grow import GrowthSuggester, choose_step, growth_candidates
+from orchestrator.stages.grow import GrowStage, GrowthSuggester, choose_step, growth_candidates
 from orchestrator.stages.searching import is_better
 from orchestrator.stages.stopping import choose_criterion, pareto_front
 from orchestrator.stages.train import best_trial, sort_trials
@@ -132,7 +131,7 @@ def test_growth_rebuilt_from_any_of_its_trials_goes_on_the_same(tmp_path: Path) 
 
     whole, suggester = grow([])
     assert suggester.has_arrived
-    assert 400_000 <= suggester.family[-1]["parameters"] <= 1.375 * 400_000
+    assert 400_000 <= suggester.family[-1].parameters <= 1.375 * 400_000
     assert len(suggester.family) > 1
     for stop in range(len(whole)):
         again, rebuilt = grow(whole[:stop])

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from orchestrator.spec.stages import GrowStage, ScreenStage
 from orchestrator.spec.study_file import load_spec
+from orchestrator.stages.grow import GrowStage
+from orchestrator.stages.screen import ScreenStage
 
 STUDIES = Path(__file__).resolve().parents[2] / "studies"
 

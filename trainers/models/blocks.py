@@ -89,7 +89,7 @@ def attention_weights(query: Tensor, key: Tensor, is_real: Tensor | None = None)
 
 def attention_logits(query: Tensor, key: Tensor, is_real: Tensor | None = None) -> Tensor:
     """Scaled scores, shape (..., N, N), of queries and keys (..., N, d); -inf for keys that do not take part."""
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    scores: Tensor = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     return scores if is_real is None else scores.masked_fill(~is_real, -torch.inf)
 
 

@@ -1,0 +1,72 @@
+"""What all stages of a study file share: field types, and hooks by which a stage is checked among the others."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from orchestrator.spec.problems import NAME_PATTERN, Problem
+from orchestrator.spec.truth_source import TruthSource
+from orchestrator.spec.yaml_source import KeyPath
+from trainers.config import DataConfig
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+Fraction = Annotated[float, Field(gt=0, lt=1, strict=True)]
+StageName = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+class SpecModel(BaseModel):
+    """A frozen part of a study file that knows all its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StageModel(SpecModel):
+    """A stage as a study file describes it. Each file in `orchestrator/stages/` has one."""
+
+    reads_test_part: ClassVar[bool] = False
+    """Whether the stage reads the test images: they are then checked before the study begins."""
+
+    stage: str
+    name: StageName
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """Kinds of stages that must come before this one."""
+        return ()
+
+    def own_problems(self, at: KeyPath) -> Iterator[Problem]:  # noqa: ARG002 - for subclasses
+        """Mistakes within the stage, such as a plug-in that is not installed."""
+        yield from ()
+
+    def order_problems(self, before: Sequence["StageModel"], at: KeyPath) -> Iterator[Problem]:  # noqa: ARG002
+        """What does not fit the stages before, apart from `requires`."""
+        yield from ()
+
+    def data_problems(
+        self,
+        before: Sequence["StageModel"],  # noqa: ARG002
+        data: DataConfig,  # noqa: ARG002
+        at: KeyPath,  # noqa: ARG002
+    ) -> Iterator[Problem]:
+        """What does not fit the images; called last, because it costs most."""
+        yield from ()
+
+    @property
+    def truths(self) -> tuple[TruthSource, ...]:
+        """Accuracies from elsewhere that the stage reads."""
+        return ()
+
+    @classmethod
+    def with_absolute_paths(cls, raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:  # noqa: ARG003
+        """The stage's block of a study file, unchecked, with paths relative to `folder` made absolute."""
+        return dict(raw)
+
+
+M = TypeVar("M", bound=StageModel)
+
+
+def latest(stages: Sequence[StageModel], model: type[M]) -> M | None:
+    """The last stage of a kind, or `None`."""
+    return next((stage for stage in reversed(stages) if isinstance(stage, model)), None)

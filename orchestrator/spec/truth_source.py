@@ -1,0 +1,39 @@
+"""Where accuracies come from that scores are compared with: a table of published ones, or another study."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class TruthSource(BaseModel):
+    """Accuracies that scores are compared with, from elsewhere: a table of published ones, or another study."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    table: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a JSON file: a list of rows, each with `arch` and its targets; a relative path is relative to the "
+        "study file's folder",
+    )
+    space: str | None = Field(default=None, description="search space of the table's topologies")
+    target: str | None = Field(default=None, description="which of the table's targets")
+    num_classes: Annotated[int, Field(ge=2, strict=True)] | None = Field(
+        default=None, description="classes of the table's networks; by default those of the data"
+    )
+    study: str | None = Field(
+        default=None, description="instead of a table: a study whose trained topologies are compared, on its own images"
+    )
+
+    @model_validator(mode="after")
+    def _is_one_of_both(self) -> "TruthSource":
+        if (self.table is None) == (self.study is None):
+            given = "neither" if self.table is None else "both"
+            raise ValueError(f"must have a `table` or a `study`, but has {given}. Give one.")
+        if self.table is not None and (self.space is None or self.target is None):
+            missing = "space" if self.space is None else "target"
+            raise ValueError(f"a table needs the `space` of its topologies and a `target`, but `{missing}` is missing.")
+        if self.study is not None:
+            extra = next((key for key in ("space", "target", "num_classes") if getattr(self, key) is not None), None)
+            if extra is not None:
+                raise ValueError(f"`{extra}` goes with a `table`; a `study` says it itself. Remove it.")
+        return self

@@ -1,0 +1,64 @@
+"""What a file in `orchestrator/stages/` declares: a stage's model, its result, how it runs, and its line for people."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from orchestrator.spec.stage_model import StageModel
+from orchestrator.spec.stage_registry import load_stage
+from orchestrator.store.records import StageRecord, TrialRecord
+
+if TYPE_CHECKING:
+    from orchestrator.stages.context import StageContext, StageOutcome
+
+
+class StageResult(BaseModel):
+    """What a finished stage leaves for later stages and for people; stored as JSON in the stage's row.
+
+    Rows of older versions must be readable: a field added later needs a default, and unknown keys are ignored.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+S = TypeVar("S", bound=StageModel)
+R = TypeVar("R", bound=StageResult)
+
+
+def _as_stored(raw: Mapping[str, Any], _spec: Any, _trials: Callable[[], list[TrialRecord]]) -> Mapping[str, Any]:
+    return raw
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageKind(Generic[S, R]):
+    """A stage. `orchestrator.spec.stage_registry.STAGES` has its name."""
+
+    model: type[S]
+    """Its block in a study file."""
+    result: type[R]
+    run: Callable[["StageContext", S], "StageOutcome"]
+    line: Callable[[R], str]
+    """What it found, in a few words, for `vitsearch status`."""
+    complete: Callable[[Mapping[str, Any], S, Callable[[], list[TrialRecord]]], Mapping[str, Any]] = _as_stored
+    """Adds to a stored result of an older version what later stages need, from the stage's trials."""
+
+    def read(self, stage: StageRecord, spec: S, trials: Callable[[], list[TrialRecord]]) -> R:
+        """The result of a finished stage, of this version or an older one."""
+        return self.result.model_validate(self.complete(stage.result, spec, trials))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedStage(Generic[S, R]):
+    """An earlier stage as a later one sees it."""
+
+    record: StageRecord
+    spec: S
+    result: R
+
+
+def stage_kind(name: str) -> StageKind[Any, Any]:
+    """The stage of a name in `STAGES`; its module is imported."""
+    kind: StageKind[Any, Any] = load_stage(name)
+    return kind

@@ -1,0 +1,224 @@
+"""Judges scored proxies against a ground truth: the work of stage `correlate`, with its table, metrics and figures."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from orchestrator.evaluation.combining import MIN_TO_LEARN, nested_predictions, rank_aggregates, transfer
+from orchestrator.evaluation.early_ranking import judge_early
+from orchestrator.evaluation.ground_truth import GroundTruth
+from orchestrator.evaluation.judging import judge_proxies
+from orchestrator.evaluation.verdict import EarlyJudgement, Interval, Verdict
+from orchestrator.reports.plots import agreement_over_epochs, correlation_summary, scatter_score_against_accuracy
+from orchestrator.spec.proxy_choices import is_pool_proxy, proxy_directions
+from orchestrator.stages.context import StageContext, StageOutcome
+from orchestrator.stages.correlate import CorrelateResult, CorrelateStage, Transfer, TruthSummary, VerdictRow
+from orchestrator.stages.csv_text import csv_text
+from orchestrator.stages.truth_scores import ScoredTruth, Seeds
+from search_spaces.recipes import PluginChoice
+
+COMBINED = "combined."
+"""Prefix of the names of combinations, which no plug-in has."""
+LEARNED = f"{COMBINED}learned"
+_UNITS = {"fraction": "fraction", "table": "as in the table"}
+
+
+class ProxyVerdicts:
+    """The verdicts of one stage, with its table, metrics and figures."""
+
+    def __init__(
+        self,
+        context: StageContext,
+        spec: CorrelateStage,
+        choices: Sequence[PluginChoice],
+        scored: Sequence[ScoredTruth],
+    ) -> None:
+        self._context = context
+        self._spec = spec
+        self._scored = scored[0]
+        self._truth = scored[0].truth
+        pools = {choice.name: self._scored.of_pool(choice) for choice in choices if is_pool_proxy(choice.name)}
+        own: dict[str, Seeds] = {
+            choice.name: pools.get(choice.name) or self._scored.scores[choice.name] for choice in choices
+        }
+        combined = self._combinations() if spec.combine else {}
+        self._scores = {**own, **combined}
+        self._directions = proxy_directions(own) | dict.fromkeys(combined, "maximize")
+        self.verdicts = [self._with_failures(row) for row in self._judge(self._scores, self._truth)]
+        self.transfers = [self._carry_over(other) for other in scored[1:]]
+        self.early = self._early()
+
+    def outcome(self) -> StageOutcome:
+        """The stage's result, table, metrics and figures."""
+        verdicts, truth = self.verdicts, self._truth
+        result = CorrelateResult(
+            truth=_described(truth),
+            num_topologies=len(truth.topologies),
+            num_seeds=self._scored.num_seeds,
+            baselines=tuple(self._spec.baselines),
+            confidence=self._spec.confidence,
+            resamples=self._spec.resamples,
+            proxies=tuple(_verdict_row(verdict) for verdict in verdicts),
+            transfers=tuple(self.transfers),
+            early=self.early,
+        )
+        return StageOutcome(
+            result=result,
+            summary=f"{len(truth.topologies)} topologies; best tau {_tau_text(verdicts[0])}",
+            metrics=self._metrics(),
+            texts={"correlation.csv": _table(verdicts), "scores.csv": self._score_table()},
+            plots=tuple(self._plots()),
+            events=tuple(_tracked_truth(self._context, truth)),
+        )
+
+    def _judge(self, scores: Mapping[str, Seeds], truth: GroundTruth) -> list[Verdict]:
+        return judge_proxies(
+            scores,
+            truth.accuracies,
+            directions={name: self._directions.get(name, "maximize") for name in scores},
+            baselines=self._spec.baselines,
+            resamples=self._spec.resamples,
+            confidence=self._spec.confidence,
+            seed=self._context.seed,
+        )
+
+    def _combinations(self) -> dict[str, Seeds]:
+        """By ranks alone, and learned: each topology is predicted by a combination that never saw its accuracy."""
+        found: dict[str, Seeds] = {}
+        for index in range(self._scored.num_seeds):
+            oriented = self._scored.oriented(index)
+            for name, values in rank_aggregates(oriented).items():
+                found.setdefault(f"{COMBINED}{name}", []).append(values)
+            if len(self._truth.topologies) >= MIN_TO_LEARN:
+                predicted = nested_predictions(oriented, self._truth.accuracies, seed=self._context.seed)
+                found.setdefault(LEARNED, []).append(predicted)
+        return found
+
+    def _carry_over(self, other: ScoredTruth) -> Transfer:
+        """The combination learned on the first truth, judged on another that it never saw."""
+        predictions = []
+        for index in range(self._scored.num_seeds if len(self._truth.topologies) >= MIN_TO_LEARN else 0):
+            fitted = self._scored.oriented(index), self._truth.accuracies
+            predictions.append(transfer(*fitted, other.oriented(index), seed=self._context.seed))
+        scores = {name: other.scores[name] for name in self._spec.baselines}
+        rows = self._judge({**({LEARNED: predictions} if predictions else {}), **scores}, other.truth)
+        return Transfer(truth=_described(other.truth), proxies=tuple(_verdict_row(row) for row in rows))
+
+    def _early(self) -> EarlyJudgement | None:
+        if not self._truth.curves:
+            return None
+        return judge_early(
+            self._truth.curves,
+            resamples=self._spec.resamples,
+            confidence=self._spec.confidence,
+            seed=self._context.seed,
+        )
+
+    def _with_failures(self, verdict: Verdict) -> Verdict:
+        """The verdict with the reasons of missing scores in its note."""
+        reasons = self._scored.reasons.get(verdict.proxy, {})
+        told = [f"{count} failed: {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1])]
+        more = [f"and {len(told) - 2} other reasons"] if len(told) > 2 else []
+        note = "; ".join([*([verdict.note] if verdict.note else []), *told[:2], *more])
+        return verdict.model_copy(update={"note": note or None})
+
+    def _metrics(self) -> dict[str, float]:
+        statistics = ("tau", "spearman", "partial_tau", "top_recall", "regret")
+        found: dict[str, float] = {"num_topologies": len(self._truth.topologies)}
+        for row in self.verdicts:
+            for name in statistics:
+                interval: Interval | None = getattr(row, name)
+                if interval is not None and interval.value is not None:
+                    found[f"{name}.{row.proxy}"] = interval.value
+        return found | {f"wall_time_s.{name}": seconds for name, seconds in self._scored.wall_time_s.items()}
+
+    def _score_table(self) -> str:
+        """One row per topology: its accuracy, and every score from the first seed."""
+        names = list(self._scores)
+        rows = zip(
+            self._truth.topologies, self._truth.accuracies, *(self._scores[name][0] for name in names), strict=True
+        )
+        return csv_text(["topology", self._truth.target, *names], rows)
+
+    def _plots(self) -> Iterable[Path]:
+        folder, truth = self._context.folder, self._truth
+        for row in self.verdicts:
+            path = folder / f"{row.proxy}-against-accuracy.png"
+            scatter_score_against_accuracy(
+                row.proxy,
+                self._scores[row.proxy][0],
+                truth.accuracies,
+                row.tau,
+                path,
+                target="validation accuracy after training" if truth.kind == "trials" else f"{truth.target}, published",
+                unit=_UNITS[truth.unit],
+            )
+            yield path
+        path = folder / "correlation-summary.png"
+        correlation_summary(self.verdicts, path, baseline=self._spec.baselines[0], subject=truth.title)
+        yield path
+        if self.early is not None:
+            path = folder / "agreement-over-epochs.png"
+            agreement_over_epochs(self.early, path)
+            yield path
+
+
+def _tracked_truth(context: StageContext, truth: GroundTruth) -> list[str]:
+    """Events that tell MLflow what scores were compared with."""
+    tree, stage = context.run_tree, context.stage
+    if truth.kind == "trials":
+        return tree.compared_with_study(stage, title=truth.title, digest=truth.digest, study=truth.source)
+    return tree.compared_with_table(
+        stage,
+        title=truth.title,
+        digest=truth.digest,
+        name=truth.name,
+        source=truth.source,
+        num_topologies=len(truth.topologies),
+    )
+
+
+def _described(truth: GroundTruth) -> TruthSummary:
+    return TruthSummary(
+        kind=truth.kind,
+        name=truth.name,
+        source=truth.source,
+        target=truth.target,
+        unit=truth.unit,
+        num_topologies=len(truth.topologies),
+        digest=truth.digest,
+    )
+
+
+def _verdict_row(verdict: Verdict) -> VerdictRow:
+    """A verdict with the baselines that it beats."""
+    return VerdictRow.model_validate(
+        {
+            **verdict.model_dump(),
+            "is_combination": verdict.proxy.startswith(COMBINED),
+            "beats": [baseline for baseline in verdict.minus if verdict.beats(baseline)],
+            "beats_all": verdict.beats_all,
+        }
+    )
+
+
+def _tau_text(verdict: Verdict) -> str:
+    tau = verdict.tau
+    if tau.value is None:
+        return f"undefined ({verdict.note})"
+    interval = "" if tau.low is None or tau.high is None else f" [{tau.low:.2f}, {tau.high:.2f}]"
+    return f"{tau.value:.2f}{interval} ({verdict.proxy})"
+
+
+def _table(verdicts: Sequence[Verdict]) -> str:
+    """Everything that is known of each proxy, a line each."""
+    statistics = ("tau", "spearman", "top_recall", "regret", "partial_tau")
+    baselines = list(dict.fromkeys(name for row in verdicts for name in row.minus))
+    names = [*statistics, *(f"minus_{name}" for name in baselines)]
+    header = ["proxy", "num_topologies", "num_seeds"]
+    header += [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
+    rows = []
+    for row in verdicts:
+        intervals = [getattr(row, name) for name in statistics] + [row.minus.get(name) for name in baselines]
+        cells = [cell for one in intervals for cell in ((one.value, one.low, one.high) if one else (None,) * 3)]
+        rows.append([row.proxy, row.num_topologies, row.num_seeds, *cells, row.seed_spread, row.beats_all, row.note])
+    return csv_text([*header, "seed_spread", "beats_all", "note"], rows)
