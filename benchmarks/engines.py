@@ -35,7 +35,8 @@ from orchestrator.engines.optuna_engine import OptunaEngine
 from orchestrator.engines.suggester import OptunaSuggester
 from orchestrator.spec.engine import Asha, ray_is_installed
 from orchestrator.spec.study_file import StudySpec
-from orchestrator.stages.context import StageContext
+from orchestrator.stages.context import Machinery, StageContext, StudyContext
+from orchestrator.stages.control import StageControl
 from orchestrator.stages.progress import SilentProgress
 from orchestrator.stages.searching import StageLedger
 from orchestrator.store.records import TrialRecord
@@ -265,17 +266,17 @@ def _stage() -> Iterator[StageContext]:
         study = store.create_study("s", spec={}, digest="d", data_digest="d", stage_names=[("train", "train")])
         spec = SimpleNamespace(seed=0, resources=SimpleNamespace(silent_minutes=None))
         yield StageContext(
-            study=study,
-            spec=cast("StudySpec", spec),
+            shared=StudyContext(
+                study=study,
+                spec=cast("StudySpec", spec),
+                store=store,
+                run_tree=RunTree(study, ""),
+                image_task=ImageTask(image_size=32, in_channels=1, num_classes=10),
+            ),
+            machinery=Machinery(engine=OptunaEngine(), pool=EmptyPool(), progress=SilentProgress()),
+            control=StageControl(stage="screen", request=SilentReporter()),
             stage=store.begin_stage(store.stages(study.id)[0]),
             execution=store.begin_execution(study.id),
-            store=store,
-            engine=OptunaEngine(),
-            pool=EmptyPool(),
-            control=SilentReporter(),
-            progress=SilentProgress(),
-            run_tree=RunTree(study, ""),
-            image_task=ImageTask(image_size=32, in_channels=1, num_classes=10),
             folder=Path(folder),
             abandon=_abandon,
         )

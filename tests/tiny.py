@@ -18,6 +18,7 @@ from orchestrator.cli.main import main
 from orchestrator.engines.interfaces import Control
 from orchestrator.settings import Settings, load_settings
 from orchestrator.spec.study_file import load_spec
+from orchestrator.stages.control import Deadline, no_deadline
 from orchestrator.stages.progress import Progress
 from orchestrator.store.records import StageRecord, StudyRecord, TrialRecord
 from orchestrator.store.repository import Store
@@ -88,13 +89,24 @@ def write_tiny(folder: Path, **replaced: str) -> Path:
 
 
 def run_here(
-    file: Path, home: Path, *, progress: Progress | None = None, control: Control | None = None, **settings: Any
+    file: Path,
+    home: Path,
+    *,
+    progress: Progress | None = None,
+    control: Control | None = None,
+    deadline: Deadline = no_deadline,
+    **settings: Any,
 ) -> StudyRecord:
     """Run a study in this process, without MLflow where `settings` do not say otherwise."""
     found = load_settings(home=home, **{"tracking": False, **settings})
     text = file.read_text(encoding="utf-8")
     return run_study(
-        load_spec(file), text, found, progress=progress or RecordingProgress(), control=control or Switch()
+        load_spec(file),
+        text,
+        found,
+        progress=progress or RecordingProgress(),
+        control=control or Switch(),
+        deadline=deadline,
     )
 
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from orchestrator.engines.interfaces import Control, Engine, Pool
+from orchestrator.engines.interfaces import Engine, Pool
 from orchestrator.engines.seeds import seed_for
+from orchestrator.stages.control import StageControl
 from orchestrator.stages.kind import FinishedStage, R, S, StageKind, StageResult
 from orchestrator.stages.progress import Progress
 from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord, TrialRecord
@@ -23,7 +24,7 @@ class StageFailedError(RuntimeError):
 
 
 class StageInterruptedError(RuntimeError):
-    """The stage ended before it was done, to be gone on with: the control said stop, or nothing more can be written."""
+    """The stage ended before it was done, to be resumed: a stop was requested, or nothing more can be written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,24 +43,62 @@ class StageOutcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageContext:
-    """Everything around a stage."""
+class StudyContext:
+    """What all stages of a study share: its records, and what they are about."""
 
     study: StudyRecord
     spec: "StudySpec"
-    stage: StageRecord
-    execution: ExecutionRecord
     store: "Store"
-    engine: Engine
-    pool: Pool
-    control: Control
-    progress: Progress
     run_tree: "RunTree"
     image_task: ImageTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machinery:
+    """What runs trials, and what shows them."""
+
+    engine: Engine
+    pool: Pool
+    progress: Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageContext:
+    """Everything around a stage."""
+
+    shared: StudyContext
+    machinery: Machinery
+    control: StageControl
+    stage: StageRecord
+    execution: ExecutionRecord
     folder: Path
     """Where this stage keeps its files."""
     abandon: Callable[[str], NoReturn]
     """Write that the study is interrupted, for a reason, and end the process: the thread that runs the stage hangs."""
+
+    @property
+    def study(self) -> StudyRecord:
+        return self.shared.study
+
+    @property
+    def spec(self) -> "StudySpec":
+        return self.shared.spec
+
+    @property
+    def store(self) -> "Store":
+        return self.shared.store
+
+    @property
+    def run_tree(self) -> "RunTree":
+        return self.shared.run_tree
+
+    @property
+    def image_task(self) -> ImageTask:
+        return self.shared.image_task
+
+    @property
+    def progress(self) -> Progress:
+        return self.machinery.progress
 
     @property
     def seed(self) -> int:

@@ -13,7 +13,7 @@ from orchestrator.spec.proxy_choices import Direction, proxy_directions
 from orchestrator.spec.stage_model import Count, Fraction, StageModel, StageName, latest
 from orchestrator.spec.topology_checks import first_topology, search_space_of, smallest_task, topology_text_problems
 from orchestrator.spec.yaml_source import KeyPath
-from orchestrator.stages.context import StageContext, StageFailedError, StageOutcome
+from orchestrator.stages.context import StageContext, StageFailedError, StageInterruptedError, StageOutcome
 from orchestrator.stages.csv_text import csv_text
 from orchestrator.stages.kind import StageKind, StageResult
 from orchestrator.stages.screen import SCREEN, ScreenStage
@@ -150,6 +150,7 @@ def run_grow(context: StageContext, spec: GrowStage) -> StageOutcome:
 
     Raises:
         StageFailedError: The target cannot be reached within `max_steps` or below the ceiling.
+        StageInterruptedError: A stop was requested, or the deadline came before the target was reached.
 
     Source: Chen et al. 2022, arXiv:2202.11921, section 3.3. A tie goes to the better value of the proxy that differs
     most among the tied, in that proxy's own direction, over all tied candidates (the released code compares two of
@@ -183,6 +184,8 @@ def run_grow(context: StageContext, spec: GrowStage) -> StageOutcome:
     )
     run_search(context, search)
     family = suggester.family
+    if not suggester.has_arrived and context.control.deadline_reached():
+        raise StageInterruptedError("its deadline came before the target was reached")
     if not suggester.has_arrived:
         last: GrowthStep | Costs = family[-1] if family else costs
         name = family[-1].topology if family else start.id

@@ -197,7 +197,7 @@ def run_screen(context: StageContext, spec: ScreenStage) -> StageOutcome:
     return StageOutcome(
         result=ScreenResult(
             num_topologies=len(ranked),
-            num_failed=len(context.store.trials(context.stage.id)) - len(ranked),
+            num_failed=sum(trial.state == "failed" for trial in context.store.trials(context.stage.id)),
             rank_by=directions,
             best=_screened(best, spec),
             top=tuple(_screened(row, spec) for row in ranked[:10]),

@@ -12,14 +12,14 @@ from orchestrator.engines.interfaces import Objective, Search, Suggestion
 from orchestrator.engines.seeds import seed_for
 from orchestrator.stages.context import StageContext, StageFailedError, StageInterruptedError
 from orchestrator.stages.progress import as_percent
-from orchestrator.store.records import AttemptRecord, EndedTrial, TrialRecord
+from orchestrator.store.records import FINISHED, AttemptRecord, EndedTrial, TrialRecord
 from trainers.config import EpochReport, TaskOutcome, TrainTask
 from trainers.training.reporting import Reporter
 from trainers.training.watchdog import Watchdog
 
 
 def run_search(context: StageContext, search: Search, *, tracked: bool = False) -> list[TrialRecord]:
-    """Run a stage's search and return its trials with a result, by number.
+    """Run a stage's search and return its trials with a result, by number; fewer if its deadline comes.
 
     Args:
         context: The stage.
@@ -27,19 +27,28 @@ def run_search(context: StageContext, search: Search, *, tracked: bool = False) 
         tracked: Whether each trial gets a run of its own in MLflow, with its curve.
 
     Raises:
-        StageInterruptedError: The control said stop before the end.
+        StageInterruptedError: A stop was requested, or the deadline came before any trial had a result.
         StageFailedError: Every trial failed.
     """
     ledger = StageLedger(context, search, tracked=tracked)
     done = sum(trial.ended_at is not None for trial in ledger.trials())
     context.progress.stage_began(context.stage, total=search.num_trials, done=done)
     try:
-        trials = context.engine.run(search, context.pool, ledger, context.control)
+        trials = context.machinery.engine.run(search, context.machinery.pool, ledger, context.control)
     finally:
         ledger.settle()
-    if context.control.should_stop():
+    if context.control.stop_requested():
         raise StageInterruptedError("it was told to stop")
     usable = [trial for trial in trials if trial.is_usable]
+    ended = sum(trial.state in FINISHED for trial in trials)
+    is_late = ended < search.num_trials and context.control.deadline_reached()
+    if is_late and not usable:
+        raise StageInterruptedError("its deadline came before any trial had a result")
+    if is_late:
+        context.progress.note(
+            f"the deadline of stage {context.stage.name!r} came: it is complete with {ended} of {search.num_trials} "
+            "trials"
+        )
     if not usable:
         reason = trials[-1].reason if trials else "no valid point was found"
         raise StageFailedError(

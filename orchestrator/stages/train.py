@@ -181,7 +181,7 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
             best=_leaderboard_row(best),
             leaderboard=tuple(_leaderboard_row(trial) for trial in sort_trials(trials)[:10]),
             trials=_trained(trials, num_candidates=len(candidates)),
-            num_failed=len(context.store.trials(context.stage.id)) - len(trials),
+            num_failed=sum(trial.state == "failed" for trial in context.store.trials(context.stage.id)),
         ),
         summary=f"{len(trials)} trials; best validation accuracy {100 * best.metrics['val_accuracy']:.1f} % "
         f"(trial {best.number})",

@@ -74,7 +74,7 @@ def score_truths(
         batch_size: Images that a proxy sees.
 
     Raises:
-        StageInterruptedError: The control said stop before the end.
+        StageInterruptedError: A stop was requested, or the deadline came before any trial had a result.
         StageFailedError: No topology could be scored with any proxy.
     """
     scored = scored_choices(choices)

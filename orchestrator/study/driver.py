@@ -4,19 +4,27 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pydantic import ValidationError
 
-from orchestrator.engines.choice import ExecutionSetup, choose, look_around, make_engine_and_pool
+from orchestrator.engines.choice import choose, look_around, make_engine_and_pool
 from orchestrator.engines.interfaces import Control, EngineUnavailableError
 from orchestrator.engines.pools.score_cache import ScoreCache, ScoreCachingPool
 from orchestrator.settings import Settings, SettingsError
 from orchestrator.spec.study_file import StudySpec, differences
-from orchestrator.stages.context import StageContext, StageFailedError, StageInterruptedError, StageOutcome
+from orchestrator.stages.context import (
+    Machinery,
+    StageContext,
+    StageFailedError,
+    StageInterruptedError,
+    StageOutcome,
+    StudyContext,
+)
+from orchestrator.stages.control import Deadline, StageControl, no_deadline
 from orchestrator.stages.kind import stage_kind
 from orchestrator.stages.progress import Progress
 from orchestrator.stages.truths import data_fingerprint, load_truth
@@ -69,15 +77,30 @@ class DataChangedError(ValueError):
 
 
 def run_study(
-    spec: StudySpec, spec_text: str, settings: Settings, *, progress: Progress, control: Control
+    spec: StudySpec,
+    spec_text: str,
+    settings: Settings,
+    *,
+    progress: Progress,
+    control: Control,
+    deadline: Deadline = no_deadline,
 ) -> StudyRecord:
     """Run a study to its end, or go on with it.
 
     Nothing is written before the data was read whole, tables of accuracies too. A finished trial is not run again, an
     interrupted one goes on from its newest checkpoint.
 
+    Args:
+        spec: The study.
+        spec_text: Its file, for MLflow.
+        settings: Of this installation.
+        progress: Shows what happens.
+        control: Interrupts the study.
+        deadline: Completes a search with the trials that have a result by then.
+
     Returns:
-        The study: complete, failed (a stage could not reach its goal), or interrupted (the control said stop).
+        The study: complete, failed (a stage could not reach its goal), or interrupted (a stop was requested, or a
+        deadline came before a stage had any result).
 
     Raises:
         SpecChangedError: The name is taken by a study with other settings.
@@ -124,7 +147,22 @@ def run_study(
             )
             if study.data_digest != fingerprint:
                 raise DataChangedError(spec)
-            return _Driver(store, study, spec, spec_text, settings, progress, control, data, setup).run()
+            shared = StudyContext(
+                study=study,
+                spec=spec,
+                store=store,
+                run_tree=RunTree(study, spec_text, setup=setup.record()),
+                image_task=data.task,
+            )
+            scratch = study_folder(settings, study) / "ray"
+            sources = () if spec.data.source in BUILT_IN else (Path(spec.data.source),)
+            engine, pool = make_engine_and_pool(setup, spec.resources, scratch=scratch, sources=sources)
+            machinery = Machinery(
+                engine=engine, pool=ScoreCachingPool(pool, ScoreCache(store.scores())), progress=progress
+            )
+            driver = _Driver(shared, machinery, settings, partial(StageControl, request=control, deadline=deadline))
+            progress.note(setup.reason)
+            return driver.run(setup=setup.record(), inputs=data_inputs(spec, data))
         finally:
             store.close()
 
@@ -177,59 +215,51 @@ class _Driver:
 
     def __init__(
         self,
-        store: Store,
-        study: StudyRecord,
-        spec: StudySpec,
-        spec_text: str,
+        shared: StudyContext,
+        machinery: Machinery,
         settings: Settings,
-        progress: Progress,
-        control: Control,
-        data: "ImageData",
-        setup: ExecutionSetup,
+        make_control: Callable[..., StageControl],
     ) -> None:
-        self._store = store
-        self._study = study
-        self._spec = spec
+        self._shared = shared
+        self._machinery = machinery
         self._settings = settings
-        self._progress = progress
-        self._control = control
-        self._data = data
-        self._setup = setup
-        self._run_tree = RunTree(study, spec_text, setup=setup.record())
-        scratch = study_folder(settings, study) / "ray"
-        sources = () if spec.data.source in BUILT_IN else (Path(spec.data.source),)
-        self._engine, pool = make_engine_and_pool(setup, spec.resources, scratch=scratch, sources=sources)
-        self._pool = ScoreCachingPool(pool, ScoreCache(store.scores()))
+        self._make_control = make_control
+        self._store, self._run_tree = shared.store, shared.run_tree
         self._metrics: dict[str, float] = {}
 
-    def run(self) -> StudyRecord:
-        execution = self._store.begin_execution(
-            self._study.id, setup=self._setup.record(), events=self._execution_events
-        )
-        self._progress.note(self._setup.reason)
+    def run(self, *, setup: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]) -> StudyRecord:
+        """Run the stages that are not complete.
+
+        Args:
+            setup: Engine, pool and scheduler, for the record.
+            inputs: The data as MLflow's dataset inputs.
+        """
+        study = self._shared.study
+
+        def events(execution: ExecutionRecord, lost: Sequence[ExecutionRecord]) -> list[str]:
+            ended = [event for one in lost for event in self._run_tree.execution_lost(one, ended_at=time.time())]
+            return [*ended, *self._run_tree.execution_began(execution, inputs)]
+
+        execution = self._store.begin_execution(study.id, setup=setup, events=events)
         outbox = None
         if self._settings.tracking:
-            owed = self._store.outbox(self._study.id)
-            outbox = Outbox(owed, lambda: tracker_of(self._study, self._settings, self._store))
+            owed = self._store.outbox(study.id)
+            outbox = Outbox(owed, lambda: tracker_of(study, self._settings, self._store))
         try:
             self._run_stages(execution)
         finally:
-            self._pool.close()
+            self._machinery.pool.close()
             if outbox is not None:
                 self._finish_telling(outbox)
-        found = self._store.find_study(self._study.name)
+        found = self._store.find_study(study.name)
         assert found is not None
         return found
-
-    def _execution_events(self, execution: ExecutionRecord, lost: Sequence[ExecutionRecord]) -> list[str]:
-        ended = [event for one in lost for event in self._run_tree.execution_lost(one, ended_at=time.time())]
-        return [*ended, *self._run_tree.execution_began(execution, data_inputs(self._spec, self._data))]
 
     def _finish_telling(self, outbox: Outbox) -> None:
         try:
             still_owed = outbox.flush(FLUSH_S)
             if still_owed:
-                self._progress.note(
+                self._machinery.progress.note(
                     f"MLflow could not be told everything yet ({still_owed} records are kept and sent by the next "
                     f"`vitsearch run` of this study): {outbox.last_error or 'it is slow'}"
                 )
@@ -239,7 +269,7 @@ class _Driver:
 
     def _run_stages(self, execution: ExecutionRecord) -> None:
         try:
-            for stage in self._store.stages(self._study.id):
+            for stage in self._store.stages(self._shared.study.id):
                 if stage.state != "complete":
                     self._run_stage(stage, execution)
         except StageInterruptedError as error:
@@ -248,7 +278,7 @@ class _Driver:
             self._end(execution, "failed", str(error))
         except StaleAttemptError as error:
             _logger.debug("the rows belong to another process now: %s", error)
-            raise StudyBusyError(self._study.name) from error
+            raise StudyBusyError(self._shared.study.name) from error
         except OSError as error:
             _logger.debug("the study ends for want of a file", exc_info=True)
             place = f" ({error.filename})" if error.filename else ""
@@ -266,7 +296,7 @@ class _Driver:
             self._end(execution, "complete", None)
 
     def _run_stage(self, stage: StageRecord, execution: ExecutionRecord) -> None:
-        spec = self._spec.stages[stage.position]
+        spec = self._shared.spec.stages[stage.position]
         now = time.time()
         params = _flat(spec.model_dump(mode="json", exclude={"stage", "name"}))
         events = self._run_tree.stage_began(stage, execution, params, now)
@@ -274,7 +304,7 @@ class _Driver:
         context = self._context(running, execution)
         try:
             context.folder.mkdir(parents=True, exist_ok=True)
-            if self._control.should_stop():
+            if context.control.stop_requested():
                 raise StageInterruptedError("it was told to stop")
             outcome = stage_kind(stage.kind).run(context, spec)
         except StageFailedError as error:
@@ -288,18 +318,12 @@ class _Driver:
 
     def _context(self, stage: StageRecord, execution: ExecutionRecord) -> StageContext:
         return StageContext(
-            study=self._study,
-            spec=self._spec,
+            shared=self._shared,
+            machinery=self._machinery,
+            control=self._make_control(stage=stage.name),
             stage=stage,
             execution=execution,
-            store=self._store,
-            engine=self._engine,
-            pool=self._pool,
-            control=self._control,
-            progress=self._progress,
-            run_tree=self._run_tree,
-            image_task=self._data.task,
-            folder=study_folder(self._settings, self._study) / stage.name,
+            folder=study_folder(self._settings, self._shared.study) / stage.name,
             abandon=partial(self._abandon, stage, execution),
         )
 
@@ -333,7 +357,7 @@ class _Driver:
         )
         result = outcome.result.model_dump(mode="json") if outcome else None
         ended = self._store.end_stage(stage, state, execution=execution, result=result, reason=reason, events=events)
-        self._progress.stage_ended(ended, outcome.summary if outcome else reason or state)
+        self._machinery.progress.stage_ended(ended, outcome.summary if outcome else reason or state)
 
     def _end(self, execution: ExecutionRecord, state: Any, reason: str | None) -> None:
         events = self._run_tree.execution_ended(execution, state, ended_at=time.time(), metrics=self._metrics)
