@@ -22,6 +22,26 @@ ENTRY_POINTS = {
     group.removeprefix("vitsearch."): points for group, points in PROJECT["project"]["entry-points"].items()
 }
 
+# Alembic asks for `upgrade` and `downgrade` in each migration. The others are to be renamed.
+SHARED_NAMES = frozenset(
+    {
+        "Choice",
+        "Linear",
+        "Patience",
+        "Reporter",
+        "TrialMemory",
+        "TrialReporter",
+        "derive_seed",
+        "downgrade",
+        "evaluate",
+        "fail",
+        "layer_norm",
+        "main",
+        "shown",
+        "upgrade",
+    }
+)
+
 # One subprocess imports everything that a bare GPU machine needs, where the other packages cannot be imported.
 BARE_MACHINE = """
 import importlib, pkgutil, sys
@@ -122,6 +142,17 @@ def test_every_plugin_class_in_the_tree_is_declared() -> None:
                 found.add(f"plugins.{path.parent.name}.{path.stem}:{node.name}")
     assert len(found) > 10
     assert found - declared == set()
+
+
+def test_a_public_class_or_function_has_a_name_of_its_own() -> None:
+    places: dict[str, list[str]] = {}
+    for module in sorted(modules_of(ROOT)):
+        for node in ast.parse((ROOT / module).read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(module)
+    twice = {name: found for name, found in places.items() if len(found) > 1 and name not in SHARED_NAMES}
+    assert twice == {}, "rename all but one, so that a name means one thing"
+    assert {name for name in SHARED_NAMES if len(places.get(name, [])) < 2} == set(), "remove these from SHARED_NAMES"
 
 
 def test_every_make_target_is_phony_or_a_file() -> None:

@@ -14,7 +14,7 @@ from orchestrator.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from orchestrator.discovery.evolution import SearchSettings
-    from orchestrator.discovery.run import Findings, Pool
+    from orchestrator.discovery.run import Findings, MeasuredPool
     from orchestrator.evaluation.ground_truth import GroundTruth
 
 _PAUSE_S = 5.0
@@ -138,7 +138,7 @@ def _measured(
     settings: Settings,
     control: StopRequest,
     progress: "_Lines",
-) -> "Pool":
+) -> "MeasuredPool":
     from orchestrator.discovery.block_tables import StatisticsFiles
     from orchestrator.discovery.run import measure_pool
 
@@ -160,7 +160,11 @@ def _measured(
 
 
 def _found(
-    options: DiscoverOptions, pool: "Pool", search_settings: "SearchSettings", control: StopRequest, progress: "_Lines"
+    options: DiscoverOptions,
+    pool: "MeasuredPool",
+    search_settings: "SearchSettings",
+    control: StopRequest,
+    progress: "_Lines",
 ) -> "Findings":
     from orchestrator.discovery.run import discover
 

@@ -56,8 +56,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-@app.command()
-def run(
+@app.command("run")
+def _run(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A study file, such as studies/quickstart.yaml.")],
     data: DataOption = None,
     engine: EngineOption = None,
@@ -72,8 +72,8 @@ def run(
     run_command(file, overrides=overrides, quiet=quiet, as_json=output is Format.json)
 
 
-@app.command()
-def correlate(
+@app.command("correlate")
+def _correlate(
     study: Annotated[
         str | None, typer.Argument(metavar="[STUDY]", help="A study whose trained topologies are compared.")
     ] = None,
@@ -145,8 +145,8 @@ def correlate(
     correlate_command(options, quiet=quiet, as_json=as_json or output is Format.json)
 
 
-@app.command()
-def discover(
+@app.command("discover")
+def _discover(
     table: Annotated[
         list[Path],
         typer.Option(
@@ -196,8 +196,8 @@ def discover(
     discover_command(options, quiet=quiet, as_json=as_json or output is Format.json)
 
 
-@app.command()
-def validate(
+@app.command("validate")
+def _validate(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A study file.")], data: DataOption = None
 ) -> None:
     """Check a study file without running anything."""
@@ -208,31 +208,31 @@ def validate(
 
 
 @app.command("list")
-def list_studies(output: FormatOption = Format.text) -> None:
+def _list(output: FormatOption = Format.text) -> None:
     """All studies, newest first."""
     from orchestrator.cli.showing import list_command
 
     list_command(as_json=output is Format.json)
 
 
-@app.command()
-def status(study: StudyArgument, output: FormatOption = Format.text) -> None:
+@app.command("status")
+def _status(study: StudyArgument, output: FormatOption = Format.text) -> None:
     """State and figures of a study's stages, and its champion."""
     from orchestrator.cli.showing import status_command
 
     status_command(study, as_json=output is Format.json)
 
 
-@app.command()
-def best(study: StudyArgument) -> None:
+@app.command("best")
+def _best(study: StudyArgument) -> None:
     """Print the champion's complete configuration file, for `vitsearch train`."""
     from orchestrator.cli.showing import best_command
 
     best_command(study)
 
 
-@app.command()
-def train(
+@app.command("train")
+def _train(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A configuration, as `vitsearch best` prints it.")],
     data: DataOption = None,
     folder: Annotated[
@@ -248,8 +248,8 @@ def train(
     train_command(file, overrides=overrides, folder=folder, quiet=quiet, as_json=output is Format.json)
 
 
-@app.command()
-def predict(
+@app.command("predict")
+def _predict(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A study's name (its champion) or a model folder.")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
     output: FormatOption = Format.text,
@@ -260,8 +260,8 @@ def predict(
     predict_command(model, images, as_json=output is Format.json)
 
 
-@app.command()
-def plugins(
+@app.command("plugins")
+def _plugins(
     kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="Such as proxies or stopping.")] = None,
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this one's card.")] = None,
     output: FormatOption = Format.text,
@@ -272,8 +272,8 @@ def plugins(
     plugins_command(kind, name, as_json=output is Format.json)
 
 
-@app.command()
-def ui(
+@app.command("ui")
+def _ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000,
 ) -> None:
     """Serve MLflow's pages on the store of the studies."""
@@ -282,8 +282,8 @@ def ui(
     ui_command(port)
 
 
-@app.command()
-def delete(
+@app.command("delete")
+def _delete(
     study: StudyArgument,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:

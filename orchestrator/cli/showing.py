@@ -22,7 +22,7 @@ def list_command(*, as_json: bool) -> None:
         return
     for row in rows:
         row["updated"] = datetime.fromtimestamp(row["updated_at"], UTC).astimezone().strftime("%Y-%m-%d %H:%M")
-    out(tables.studies(rows))
+    out(tables.study_table(rows))
 
 
 def status_command(name: str, *, as_json: bool) -> None:
@@ -64,7 +64,7 @@ def plugins_command(kind: str | None, name: str | None, *, as_json: bool) -> Non
     if as_json:
         print_json(rows)
     else:
-        out(tables.plugins(rows))
+        out(tables.plugin_table(rows))
 
 
 def ui_command(port: int) -> None:

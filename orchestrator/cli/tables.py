@@ -84,7 +84,7 @@ def champion_lines(champion: dict[str, Any]) -> Text:
     )
 
 
-def studies(rows: Sequence[dict[str, Any]]) -> RenderableType:
+def study_table(rows: Sequence[dict[str, Any]]) -> RenderableType:
     """All studies, a line each."""
     if not rows:
         return Text("No studies yet. Begin with: vitsearch run studies/quickstart.yaml")
@@ -97,7 +97,7 @@ def studies(rows: Sequence[dict[str, Any]]) -> RenderableType:
     return table
 
 
-def plugins(rows: Sequence[dict[str, str]]) -> Table:
+def plugin_table(rows: Sequence[dict[str, str]]) -> Table:
     """Plug-ins, a line each."""
     table = _table("kind", "name", "package", "class")
     for row in rows:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from orchestrator.discovery.objective import BlockTable, Objective, Truth
+from orchestrator.discovery.objective import BlockTable, FormulaObjective, Truth
 from orchestrator.evaluation.judging import Direction, judge_proxies
 from orchestrator.evaluation.verdict import Verdict
 from plugins.proxies.formula_variation import MIN_SIZE, Variation
@@ -67,7 +67,7 @@ class Discovery:
 class _Archive:
     """Everything that was tried."""
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: FormulaObjective) -> None:
         self._objective = objective
         self.tried: dict[Formula, Judged] = {}
         """By the formula without its sign."""
@@ -128,7 +128,7 @@ def search(
         `None` if no formula could be evaluated before it was stopped.
     """
     rng = random.Random(f"formulas {seed}")
-    archive = _Archive(Objective(table, truths))
+    archive = _Archive(FormulaObjective(table, truths))
     statistics = table.useful_statistics()
     variation = Variation(statistics=statistics, max_size=settings.max_size)
     done = 0

@@ -96,7 +96,7 @@ def split_topologies(truths: Sequence[Truth], num_topologies: int, *, seed: int)
     return searched
 
 
-class Objective:
+class FormulaObjective:
     """The joint correlation of a formula: the mean of Kendall's tau-b over the truths and seeds."""
 
     def __init__(self, table: BlockTable, truths: Sequence[Truth]) -> None:

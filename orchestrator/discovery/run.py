@@ -23,7 +23,7 @@ _MIN_FINITE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pool:
+class MeasuredPool:
     """The topologies of all truths with their statistics; a topology of several truths is there once."""
 
     table: BlockTable
@@ -106,7 +106,7 @@ def measure_pool(
     num_networks: int,
     on_progress: Callable[[int, int], None],
     should_stop: Callable[[], bool],
-) -> Pool | None:
+) -> MeasuredPool | None:
     """The statistics of all topologies of the truths, which share images and classes.
 
     Args:
@@ -141,7 +141,7 @@ def measure_pool(
         registry.load("spaces", one.partition(":")[0]).costs(registry.parse_topology(one), truths[0].task)
         for one in topologies
     ]
-    return Pool(
+    return MeasuredPool(
         table=table,
         truths=tuple(_truth(truth, places) for truth in truths),
         baselines={
@@ -154,7 +154,7 @@ def measure_pool(
 
 
 def discover(
-    pool: Pool,
+    pool: MeasuredPool,
     settings: SearchSettings,
     *,
     name: str,

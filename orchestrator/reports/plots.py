@@ -280,29 +280,6 @@ def stopping_front(points: Sequence[tuple[float, float]], chosen: int, path: Pat
         axes.legend(loc="upper left", frameon=False)
 
 
-def leaderboard(accuracy: Mapping[str, float], path: Path, *, champion: str | None = None) -> None:
-    """Draw validation accuracies as points on a line each, in the order given, with the champion in another colour.
-
-    Args:
-        accuracy: Validation accuracy by name, fractions, best first.
-        path: The PNG file to write.
-        champion: Name of the point to mark.
-    """
-    names, values = list(accuracy), [100 * value for value in accuracy.values()]
-    with _figure(path, height=1.4 + 0.3 * max(len(names), 2)) as axes:
-        colours = [_ORANGE if name == champion else _BLUE for name in names]
-        axes.scatter(values, range(len(names)), color=colours, s=60, zorder=3)
-        for place, value in enumerate(values):
-            axes.annotate(
-                f"{value:.1f}", (value, place), xytext=(9, 0), textcoords="offset points", va="center", fontsize=9
-            )
-        axes.set_yticks(range(len(names)), names)
-        axes.invert_yaxis()
-        axes.margins(x=0.1)
-        axes.set_xlabel("validation accuracy (%)")
-        _title(axes, "Leaderboard", f"champion: {champion}" if champion is not None else f"{len(names)} trials")
-
-
 # --- what the figures share ---
 
 

@@ -8,7 +8,7 @@ from scipy import stats
 
 from orchestrator.discovery.block_tables import StatisticsFiles, join_tables
 from orchestrator.discovery.evolution import SearchSettings, judge_formulas, search
-from orchestrator.discovery.objective import BlockTable, Objective, Truth, split_topologies
+from orchestrator.discovery.objective import BlockTable, FormulaObjective, Truth, split_topologies
 from plugins.proxies.formula_text import parse
 from plugins.proxies.formulas import all_statistics
 
@@ -51,14 +51,14 @@ def test_the_objective_is_the_mean_tau_over_truths_and_seeds() -> None:
         for truth in truths
         for scores in table.scores(formula)
     ]
-    assert Objective(table, truths)(formula) == pytest.approx(np.mean(taus), abs=1e-6)
+    assert FormulaObjective(table, truths)(formula) == pytest.approx(np.mean(taus), abs=1e-6)
 
 
 def test_scores_that_differ_by_rounding_only_are_ties() -> None:
     table = _table()
     saturated = parse(f"mean(tanh(square(square(square(square({STATISTICS[0]} + {STATISTICS[1]}))))))")
     scores = table.scores(saturated)[0]
-    exact = Objective(table, [_truth(table, np.arange(40.0))])
+    exact = FormulaObjective(table, [_truth(table, np.arange(40.0))])
     pairs = np.abs(scores[:, None] - scores)
     assert ((pairs > 0) & (pairs < 1e-7)).any()
     rounded = np.rint(scores / (np.abs(scores).max() * 1e-6))
@@ -72,12 +72,12 @@ def test_small_scores_of_one_space_do_not_tie_beside_large_ones_of_another() -> 
     formula = parse(f"sum({STATISTICS[0]})")
     scores = table.scores(formula)[0]
     truths = [Truth(name="a", places=np.flatnonzero(one), accuracy=scores[one]) for one in (small, ~small)]
-    assert Objective(table, truths)(formula) == pytest.approx(1)
+    assert FormulaObjective(table, truths)(formula) == pytest.approx(1)
 
 
 def test_a_formula_without_a_finite_or_varied_score_has_no_objective() -> None:
     table = _table()
-    objective = Objective(table, [_planted(table)])
+    objective = FormulaObjective(table, [_planted(table)])
     assert np.isnan(objective(parse(f"sum({STATISTICS[0]} - {STATISTICS[0]})")))
     assert np.isnan(objective(parse(f"sum({STATISTICS[1]} / ({STATISTICS[0]} - {STATISTICS[0]}))")))
     assert np.isnan(objective(parse(f"mean({STATISTICS[0]} / {STATISTICS[0]})")))
@@ -89,7 +89,7 @@ def test_a_planted_truth_is_found_and_holds_on_topologies_that_were_not_searched
     assert found is not None
     assert found.objective > 0.9
     assert found.formula.size <= QUICK.max_size
-    assert Objective(fresh, [_planted(fresh)])(found.formula) > 0.85
+    assert FormulaObjective(fresh, [_planted(fresh)])(found.formula) > 0.85
 
 
 def test_where_less_is_better_the_formula_has_a_minus_sign() -> None:

@@ -100,10 +100,6 @@ CURVE = [CurvePoint(epoch, 2.0 / epoch, 2.1 / epoch, 1 - 0.5 / epoch) for epoch 
         pytest.param(lambda p: plots.growth([], ["ntk"], p), id="no growth"),
         pytest.param(lambda p: plots.stopping_front([(0.5, 0.01), (0.2, 0.0), (0.1, 0.02)], 0, p), id="front"),
         pytest.param(lambda p: plots.stopping_front([(0.0, 0.0)], 0, p), id="a single setting"),
-        pytest.param(
-            lambda p: plots.leaderboard({"trial 1": 0.98, "trial 2": 0.97}, p, champion="trial 1"), id="leaderboard"
-        ),
-        pytest.param(lambda p: plots.leaderboard({}, p), id="empty leaderboard"),
     ],
 )
 @pytest.mark.filterwarnings("error")
@@ -124,9 +120,9 @@ def test_the_same_data_give_the_same_file(tmp_path: Path) -> None:
 
 def test_matplotlib_is_imported_only_to_draw_and_pyplot_never(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from orchestrator.reports.plots import leaderboard\n"
+        "import sys; from pathlib import Path; from orchestrator.reports.plots import learning_curves\n"
         "assert 'matplotlib' not in sys.modules\n"
-        "leaderboard({'trial 1': 0.9}, Path(sys.argv[1]))\n"
+        "learning_curves({}, Path(sys.argv[1]))\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.png")], check=True)
