@@ -18,6 +18,7 @@ from plugins.proxies.passes import record_pass
 from plugins.proxies.tangent_kernel import per_image_kernel, tangent_kernel
 from plugins.registry import available, create_space, load
 from search_spaces.base import Growable, ImageTask, Topology
+from tests.rounding import assert_rounded, path_length
 from trainers.models.blocks import draw_keep_factors
 from trainers.models.building import build_model, fitting_image_sizes
 from trainers.models.dropout import Dropout, DropoutSite
@@ -25,6 +26,8 @@ from trainers.tasks.scoring import make_candidate
 
 TASK = ImageTask(image_size=32, in_channels=3, num_classes=5)
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+NUM_TOKENS = 1 + 32**2
+"""Bound of the tokens that attention of any of these models adds up, with the class token."""
 
 
 @pytest.fixture(params=sorted(available("spaces")))
@@ -117,10 +120,9 @@ def test_logits_and_features_have_their_shapes(space: str) -> None:
 def test_each_image_is_seen_on_its_own(space: str) -> None:
     model = build(small(space)).eval()
     with torch.no_grad():
-        torch.testing.assert_close(model(IMAGES)[2:3], model(IMAGES[2:3]), rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(
-            model.forward_features(IMAGES)[2:3], model.forward_features(IMAGES[2:3]), rtol=1e-4, atol=1e-6
-        )
+        assert_rounded(model(IMAGES)[2:3], model(IMAGES[2:3]), path_length(model, NUM_TOKENS))
+        features = model.forward_features(IMAGES)[2:3]
+        assert_rounded(features, model.forward_features(IMAGES[2:3]), path_length(model, NUM_TOKENS))
 
 
 def test_every_weight_is_drawn_and_a_seed_always_gives_the_same(space: str) -> None:
@@ -141,7 +143,7 @@ def test_float64_weights_are_the_same_numbers_and_compute_the_same(space: str) -
     with torch.no_grad():
         logits = double(IMAGES.double())
         assert logits.dtype == torch.float64
-        torch.testing.assert_close(plain(IMAGES).double(), logits, rtol=1e-3, atol=1e-5)
+        assert_rounded(plain(IMAGES), logits, path_length(plain, NUM_TOKENS))
 
 
 def test_without_normalization_no_layer_norm_is_left(space: str) -> None:
@@ -161,10 +163,11 @@ def test_proxies_find_the_blocks_in_their_order(space: str) -> None:
     for record in parts[0].blocks:
         for stream in record.stream:
             assert stream.shape == record.attended.shape
-        block = record.block
-        assert torch.allclose(record.stream[0] + block.attn(block.norm1(record.stream[0])), record.stream[1], atol=1e-6)
-        assert torch.allclose(record.stream[1] + block.mlp(block.norm2(record.stream[1])), record.stream[2], atol=1e-6)
-        assert record.hidden.shape[-1] == block.mlp.get_submodule("fc1").out_features  # type: ignore[comparison-overlap]
+        block: Any = record.block
+        first, second, third = record.stream
+        assert_rounded(first + block.attn(block.norm1(first)), second, path_length(block, NUM_TOKENS))
+        assert_rounded(second + block.mlp(block.norm2(second)), third, path_length(block, NUM_TOKENS))
+        assert record.hidden.shape[-1] == block.mlp.get_submodule("fc1").out_features
 
 
 def test_attention_weights_are_those_that_the_values_are_mixed_with(space: str) -> None:
@@ -176,12 +179,13 @@ def test_attention_weights_are_those_that_the_values_are_mixed_with(space: str) 
         assert len(weights) == len(record.attended)
         num_tokens = record.attended[0, ..., 0].numel()
         assert weights[0, ..., 0].numel() == num_tokens * attention.heads
-        torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
+        assert_rounded(weights.sum(-1), torch.ones_like(weights[..., 0]), 2 * num_tokens)
         if weights.shape[-1] == num_tokens:  # one window: the output can be put together without knowing its layout
             values = attention.qkv(record.attended).reshape(len(weights), num_tokens, 3, attention.heads, -1)[:, :, 2]
             mixed = weights.reshape(len(weights), attention.heads, num_tokens, num_tokens) @ values.transpose(1, 2)
             out = attention.proj(mixed.transpose(1, 2).flatten(2))
-            torch.testing.assert_close(out.view_as(record.attended), attention(record.attended))
+            num_terms = path_length(attention, num_tokens)
+            assert_rounded(out.view_as(record.attended), attention(record.attended), num_terms)
 
 
 def test_drop_path_draws_from_the_given_generator_only_in_training(space: str) -> None:
@@ -196,7 +200,7 @@ def test_drop_path_draws_from_the_given_generator_only_in_training(space: str) -
     with pytest.raises(ValueError, match=r"drop_path=0\.5 .* must be given a CPU `generator`"):
         model(IMAGES)
     model.eval()
-    torch.testing.assert_close(model(IMAGES), logits(1))
+    assert_rounded(model(IMAGES), logits(1), path_length(model, NUM_TOKENS))
 
 
 def test_given_keep_factors_take_effect_whatever_the_models_own_drop_path_is(space: str) -> None:
@@ -295,7 +299,9 @@ def test_the_layerwise_kernel_is_that_of_one_gradient_per_image(space: str, monk
         pytest.fail("the kernel must be computed layer by layer, which is many times faster")
 
     monkeypatch.setattr("plugins.proxies.tangent_kernel.per_image_kernel", general_way)
-    torch.testing.assert_close(tangent_kernel(model, IMAGES.double()), expected, rtol=1e-9, atol=1e-12)
+    # Forward, backward, and the sum over the weights of the layers.
+    num_terms = 2 * path_length(model, NUM_TOKENS) + sum(parameter.numel() for parameter in model.parameters())
+    assert_rounded(tangent_kernel(model, IMAGES.double()), expected, num_terms)
 
 
 @pytest.mark.parametrize("scale", [1.0, 30.0])
@@ -311,7 +317,9 @@ def test_derivatives_on_a_circle_are_those_of_autograd(space: str, scale: float)
     assert all(torch.equal(value, before[name]) for name, value in normed.state_dict().items())
     plain = build(topology, dtype=torch.float64, normalization=False).eval()
     (expected,) = curves_by_autograd(iter([plain]), [basis], angles, order=2)
-    torch.testing.assert_close(found[1:], expected, rtol=1e-9, atol=1e-12 * float(expected.abs().max()))
+    num_terms = 3 * path_length(plain, NUM_TOKENS)  # each sum is one over three coefficients of every term
+    for ours, theirs in zip(found[1:], expected, strict=True):
+        assert_rounded(ours, theirs, num_terms)
     with torch.no_grad():
         features = plain.forward_features(torch.tensordot(circle_weights(angles, order=0)[0], basis, 1))
-    torch.testing.assert_close(found[0], features)
+    assert_rounded(found[0], features, num_terms)

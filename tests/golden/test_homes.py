@@ -18,10 +18,10 @@ from trainers.data.images import load_test_images
 HOMES = Path(__file__).parent / "homes"
 VERSIONS = sorted(path.name for path in HOMES.iterdir() if path.is_dir())
 
-# Another CPU rounds otherwise, and six epochs of training make about 1e-5 of it; one of the 359 validation images may
-# then be on the other side of a decision.
+# Training amplifies the rounding of another CPU. Without vector instructions, losses of this study differ by up to 5e-4
+# and two of the 360 validation images are classified differently.
 LOSS_TOLERANCE = 2e-3
-ONE_IMAGE = 1 / 359 + 1e-9
+ACCURACY_TOLERANCE = 4.5 / 360
 _ACCURACIES = frozenset({"val_accuracy", "val_accuracy_best", "accuracy_lost", "gain"})
 _DISCRETE = frozenset({"epochs_saved", "curves_stopped"})
 """Shares of epochs and curves: they change in steps where one accuracy or loss does."""
@@ -108,7 +108,7 @@ def assert_close(found: float, wanted: float, name: str, where: object) -> None:
     """Equal up to what another CPU's rounding can change."""
     if name in _DISCRETE:
         return
-    absolute = ONE_IMAGE if name in _ACCURACIES else 1e-6
+    absolute = ACCURACY_TOLERANCE if name in _ACCURACIES else 1e-6
     relative = 0.0 if name in _ACCURACIES else LOSS_TOLERANCE
     assert math.isclose(found, wanted, rel_tol=relative, abs_tol=absolute), (where, name)
 

@@ -4,8 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.rounding import assert_rounded
 from trainers.models.as_vit_layers import WindowAttention
 from trainers.models.blocks import SelfAttention
+
+NUM_TERMS = 6 + 2 + 16
+"""Of a query or key, of a score, and of the scores' exponentials over at most 16 tokens."""
 
 
 def attention(split: int) -> WindowAttention:
@@ -33,22 +37,22 @@ def test_each_window_has_the_weights_of_its_own_tokens() -> None:
     assert weights.shape == (2, 4, 3, 4, 4)
     for window, (row, column) in enumerate([(0, 0), (0, 2), (2, 0), (2, 2)]):
         expected = alone(made, tokens[:, row : row + 2, column : column + 2])
-        torch.testing.assert_close(weights[:, window], expected)
+        assert_rounded(weights[:, window], expected, NUM_TERMS)
 
 
 def test_nobody_attends_to_tokens_that_only_fill_a_window_up() -> None:
     made, tokens = attention(split=2), grid(3)
     weights = made.attention_weights(tokens)
     assert weights.shape == (2, 4, 3, 4, 4)
-    torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
+    assert_rounded(weights.sum(-1), torch.ones_like(weights[..., 0]), 2 * 16)
     corner = weights[:, 3]  # one token and three that fill up
     assert torch.equal(corner[..., 0], torch.ones_like(corner[..., 0]))
     right = weights[:, 1][:, :, [0, 2]][..., [0, 2]]  # one column of two tokens
-    torch.testing.assert_close(right, alone(made, tokens[:, :2, 2:]))
+    assert_rounded(right, alone(made, tokens[:, :2, 2:]), NUM_TERMS)
 
 
 @pytest.mark.parametrize("split", [1, 4])
 def test_one_window_and_windows_of_one_token_have_the_same_form(split: int) -> None:
     weights = attention(split=split).attention_weights(grid(4))
     assert weights.shape == ((2, 1, 3, 16, 16) if split == 1 else (2, 16, 3, 1, 1))
-    torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
+    assert_rounded(weights.sum(-1), torch.ones_like(weights[..., 0]), 2 * 16)

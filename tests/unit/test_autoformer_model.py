@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from search_spaces.autoformer import AutoFormerSpace
 from search_spaces.base import ImageTask
+from tests.rounding import assert_rounded, path_length
 from tests.unit.reference import reference_block
 from trainers.models.autoformer import AutoFormer, build_autoformer
 
@@ -29,10 +30,11 @@ def test_it_computes_what_the_benchmark_says() -> None:
     assert tokens.shape == (4, 17, 12)
     for block in model.blocks:
         tokens = reference_block(block)(tokens)
-    torch.testing.assert_close(model.forward_features(IMAGES), tokens[:, 1:].mean(1))
+    num_terms = path_length(model, num_tokens=17)
+    assert_rounded(model.forward_features(IMAGES), tokens[:, 1:].mean(1), num_terms)
     normed = nn.functional.layer_norm(tokens, (12,), model.norm.weight, model.norm.bias, eps=1e-6)
     logits = normed[:, 1:].mean(1) @ model.head.weight.T + model.head.bias
-    torch.testing.assert_close(model(IMAGES), logits)
+    assert_rounded(model(IMAGES), logits, num_terms)
 
 
 def test_heads_of_a_fixed_width_may_have_more_channels_together_than_the_stream() -> None:
@@ -44,7 +46,7 @@ def test_heads_of_a_fixed_width_may_have_more_channels_together_than_the_stream(
     query, key, value = block.attn.qkv(tokens).view(5, 3, 3, 8).permute(1, 2, 0, 3)
     weights = (query @ key.mT / 8**0.5).softmax(-1)
     mixed = (weights @ value).transpose(0, 1).reshape(1, 5, 24)
-    torch.testing.assert_close(block.attn(tokens), block.attn.proj(mixed))
+    assert_rounded(block.attn(tokens), block.attn.proj(mixed), path_length(block.attn, num_tokens=5))
 
 
 def test_initial_weights_have_the_documented_distributions() -> None:

@@ -17,6 +17,7 @@ from search_spaces.as_vit import AsViTSpace
 from search_spaces.base import ImageTask
 from search_spaces.costs import attention_window
 from search_spaces.recipes import Recipe
+from tests.rounding import assert_rounded, path_length
 from tests.steps import now, step_settings
 from tests.unit.test_as_vit_space import SEED, topologies
 from tests.unit.test_loop import InterruptedInside, equal, weights_of, without_time
@@ -46,7 +47,7 @@ def test_a_coarser_grid_is_the_same_convolution_with_a_larger_stride_and_dilatio
     padded = F.pad(images, (total // 2, (total + 1) // 2) * 2)
     expected = F.conv2d(padded, embed.proj.weight, embed.proj.bias, stride=4 * factor, dilation=factor)
     assert expected.shape[2:] == (8 // factor, 16 // factor)
-    torch.testing.assert_close(embed(images, factor).permute(0, 3, 1, 2), expected, rtol=1e-4, atol=1e-5)
+    assert_rounded(embed(images, factor).permute(0, 3, 1, 2), expected, path_length(embed, num_tokens=0))
 
 
 @pytest.mark.parametrize("kernel", [2, 3, 4])
@@ -82,7 +83,7 @@ def test_tokens_of_a_window_that_is_not_full_attend_to_each_other_alone(side: in
     for row in range(0, side, window):
         for column in range(0, side, window):
             part = (slice(None), slice(row, row + window), slice(column, column + window))
-            torch.testing.assert_close(mixed[part], plain(tokens[part]))
+            assert_rounded(mixed[part], plain(tokens[part]), path_length(plain, num_tokens=window**2))
     assert window**2 <= FEW_TOKENS or side == 18  # both ways of computing attention are met
 
 
