@@ -11,6 +11,7 @@ from plugins.proxies.circle_scores import curves_of_models, fit_harmonics
 from plugins.proxies.input_circle import circle_angles
 from plugins.registry import create, parse_topology
 from search_spaces.base import ImageTask
+from tests.rounding import assert_rounded
 from trainers.tasks.scoring import make_candidate
 
 ANGLES = circle_angles(10, like=torch.zeros(1, dtype=torch.float64))[:-1]
@@ -47,16 +48,15 @@ def test_as_many_points_are_computed_as_the_second_harmonic_asks_for(ratio: floa
     (found,) = curves_of_models([model], [BASIS.float()], ANGLES.float(), order=2)
     assert model.num_points == num_points
     (expected,) = curves_of_models([Waves(ratio)], [BASIS], ANGLES, order=2)
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=3e-6)
+    # Angles, features and the fit of their harmonics are in float32, and `n` angles give `n` coefficients.
+    assert_rounded(found.float(), expected, 2 * len(ANGLES))
 
 
 def test_float64_takes_every_point() -> None:
     model = Waves(1e-5)
     (found,) = curves_of_models([model], [BASIS], ANGLES, order=1)
     assert model.num_points == [9]
-    torch.testing.assert_close(
-        found, Waves(1e-5).features_along(BASIS, circle_scores.circle_weights(ANGLES, order=1))[1:]
-    )
+    assert_rounded(found, Waves(1e-5).features_along(BASIS, circle_scores.circle_weights(ANGLES, order=1))[1:], 6)
 
 
 @pytest.mark.parametrize("angles", [circle_scores.FEW, circle_scores.FEW + circle_scores.MORE])
@@ -65,7 +65,7 @@ def test_the_angles_give_the_harmonics_without_loss_of_precision(angles: tuple[f
     coefficients = torch.randn(len(angles), 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     waves = circle_scores._waves(at, order=0, count=len(angles) // 2)
     assert torch.linalg.cond(waves) < 3
-    torch.testing.assert_close(fit_harmonics(waves @ coefficients, at), coefficients)
+    assert_rounded(fit_harmonics(waves @ coefficients, at), coefficients, 2 * len(angles), condition=3)
 
 
 TOPOLOGIES = ("as-vit:8,2,3|4,1,2|4,1,4|4,1,6|32,8", "autoformer:2,2|2,2|16,16", "pit:1,1|1,2|1,2|2,8,16")

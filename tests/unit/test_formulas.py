@@ -1,5 +1,6 @@
 """The grammar of formulas, their arithmetic, and the statistics that they compute with."""
 
+import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from plugins.proxies.formulas import (
 from plugins.proxies.passes import RecordedPass, record_pass
 from plugins.proxies.saved_formulas import save_formula, saving_problem
 from search_spaces.base import ImageTask
+from tests.rounding import difference_bound, path_length, rounded
 from trainers.tasks.scoring import make_candidate
 
 AUTO_PROX = "mean(frobenius(minmax(attention.weight)) + sqrt(sigmoid(mean(mlp.gradient))))"
@@ -115,7 +117,7 @@ def test_a_mistake_is_answered_with_its_place_and_what_must_hold(text: str, colu
 def test_aggregates_go_over_the_blocks_of_each_network() -> None:
     assert _value("mean(l1(mlp.weight))", l1=[5, 1, 3]) == [5, 2]
     assert _value("-sum(l1(mlp.weight))", l1=[5, 1, 3]) == [-5, -4]
-    assert _value("logsum(l1(mlp.weight))", l1=[1, np.e, -(np.e**2)]) == pytest.approx([0, 3])
+    assert _value("logsum(l1(mlp.weight))", l1=[1, np.e, -(np.e**2)]) == rounded([0, 3], 3)
 
 
 def test_operations_work_block_by_block() -> None:
@@ -123,9 +125,9 @@ def test_operations_work_block_by_block() -> None:
     assert _value("sum(l1(mlp.weight) / std(mlp.weight) - l1(mlp.weight))", **rows) == [-2, -11]
     assert _value("sum(sqrt(l1(mlp.weight)) * square(std(mlp.weight)))", **rows) == [8, 1.75]
     assert _value("sum(relu(std(mlp.weight)) + abs(std(mlp.weight)))", **rows) == [4, 2]
-    assert _value("sum(log(l1(mlp.weight)))", **rows) == pytest.approx([np.log(4), np.log(9)])
+    assert _value("sum(log(l1(mlp.weight)))", **rows) == rounded([np.log(4), np.log(9)], 2)
     assert _value("sum(sigmoid(std(mlp.weight)))", std=[0.0, -800.0, 800.0]) == [0.5, 1]
-    assert _value("sum(tanh(std(mlp.weight)))", std=[0.5, 0.0, 20.0]) == pytest.approx([np.tanh(0.5), 1])
+    assert _value("sum(tanh(std(mlp.weight)))", std=[0.5, 0.0, 20.0]) == rounded([np.tanh(0.5), 1], 3)
 
 
 def test_what_is_not_defined_is_not_finite_and_raises_nothing() -> None:
@@ -177,7 +179,7 @@ def test_no_statistic_of_the_search_is_another_one_under_a_second_name() -> None
         (str(one), str(other))
         for place, one in enumerate(statistics)
         for offset, other in enumerate(statistics[place + 1 :], start=place + 1)
-        if one.input == other.input and np.allclose(values[place], values[offset], rtol=1e-9, atol=0)
+        if one.input == other.input and np.allclose(values[place], values[offset], rtol=difference_bound(4096), atol=0)
     ]
     assert same == []
 
@@ -188,6 +190,12 @@ def test_no_statistic_of_the_search_is_another_one_under_a_second_name() -> None
 @pytest.fixture(scope="module")
 def recorded() -> RecordedPass:
     return _recorded()
+
+
+def _num_terms(recorded: RecordedPass) -> int:
+    """Of a pass forward and back, and of a sum over the weights of a layer."""
+    largest = max(parameter.numel() for parameter in recorded.model.parameters())
+    return 2 * path_length(recorded.model, num_tokens=226) + largest
 
 
 def _read(recorded: RecordedPass, *texts: str) -> list[list[float]]:
@@ -213,7 +221,7 @@ def test_weights_that_read_and_write_the_stream_are_one_matrix(recorded: Recorde
         "nuclear(attention.weight)": torch.linalg.svdvals(both).sum(),
         "spectral(center(attention.weight))": torch.linalg.svdvals(both - both.mean(0))[0],
     }.items():
-        assert _read(recorded, text)[0][2] == pytest.approx(float(expected), rel=1e-9)
+        assert _read(recorded, text)[0][2] == rounded(float(expected), both.numel())
 
 
 def test_gradients_are_those_of_the_whole_batch(recorded: RecordedPass) -> None:
@@ -224,7 +232,9 @@ def test_gradients_are_those_of_the_whole_batch(recorded: RecordedPass) -> None:
     saliency = torch.cat([first * fc1, (second * fc2).T]).detach()
     found = _read(recorded, "l1(mlp.gradient)", "mean(mlp.saliency)")
     expected = torch.cat([first, second.T]).abs().mean(), saliency.mean()
-    assert [row[1] for row in found] == pytest.approx([float(one) for one in expected], rel=1e-9)
+    sizes = expected[0], saliency.abs().mean()  # the terms of a mean cancel
+    for row, wanted, size in zip(found, expected, sizes, strict=True):
+        assert row[1] == rounded(float(wanted), _num_terms(recorded), condition=float(size / wanted.abs()))
 
 
 def test_activations_add_up_to_the_stream_and_share_its_gradient(recorded: RecordedPass) -> None:
@@ -240,7 +250,9 @@ def test_activations_add_up_to_the_stream_and_share_its_gradient(recorded: Recor
     )
     expected = [*(one.square().sum().sqrt() for one in outputs), streams[1].mean(), streams[2].std(correction=0)]
     found = [row[0] for row in _read(recorded, *texts)]
-    assert found == pytest.approx([float(one.detach()) for one in expected], rel=1e-9)
+    for value, wanted in zip(found, expected, strict=True):
+        condition = float(streams[1].abs().mean() / wanted.abs()) if wanted is expected[2] else 1.0  # its terms cancel
+        assert value == rounded(float(wanted), streams[0].numel(), condition=condition)
     gradients = [
         torch.autograd.grad(
             torch.nn.functional.cross_entropy(part.logits, part.labels), part.blocks[0].stream[2], retain_graph=True
@@ -250,7 +262,8 @@ def test_activations_add_up_to_the_stream_and_share_its_gradient(recorded: Recor
         for part in recorded.parts
     ]
     expected_l1 = float(torch.cat([one.flatten() for one in gradients]).abs().mean())
-    assert _read(recorded, "l1(mlp.activation_gradient)")[0][0] == pytest.approx(expected_l1, rel=1e-9)
+    found_l1 = _read(recorded, "l1(mlp.activation_gradient)")[0][0]
+    assert found_l1 == rounded(expected_l1, _num_terms(recorded) + streams[0].numel())
 
 
 def test_spectra_are_summed_up_as_the_grammar_says(recorded: RecordedPass) -> None:
@@ -259,8 +272,12 @@ def test_spectra_are_summed_up_as_the_grammar_says(recorded: RecordedPass) -> No
     of_squares, of_values = singular**2 / (singular**2).sum(), singular / singular.sum()
     expected = [-(of_squares * of_squares.log()).sum(), (-(of_values * of_values.log()).sum()).exp()]
     found = [row[3] for row in _read(recorded, "entropy(center(mlp.stream))", "effective_rank(center(mlp.stream))")]
-    # Few images leave most singular values 0; of the inner products' eigenvalues, each keeps about 1e-8 of the largest.
-    assert found == pytest.approx([float(one) for one in expected], rel=1e-5)
+    # Few images leave most singular values 0, but an error of inner products' eigenvalues has a large root there. Each
+    # adds `-p log(p)` to the entropy of the values.
+    share = math.sqrt(difference_bound(len(stream)))
+    bound = -len(singular) * share * math.log(share)
+    for value, wanted in zip(found, expected, strict=True):
+        assert value == pytest.approx(float(wanted), rel=bound)
 
 
 # --- proxies ---
@@ -270,7 +287,7 @@ def test_an_expression_gives_what_its_formula_says_of_the_pass(recorded: Recorde
     proxy = Expression(formula="-mean(l1(mlp.gradient) * std(attention.stream))")
     gradient, stream = _read(recorded, "l1(mlp.gradient)", "std(attention.stream)")
     expected = -np.mean(np.array(gradient) * np.array(stream))
-    assert proxy.measure(recorded) == pytest.approx(float(expected), rel=1e-12)
+    assert proxy.measure(recorded) == rounded(float(expected), len(gradient) + 2)
 
 
 def test_an_expression_needs_a_formula_and_tells_what_is_wrong_with_it() -> None:
