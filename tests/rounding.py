@@ -16,6 +16,7 @@ The order of terms is all that differs between two correct computations. If a re
 as `log` does near 1 or the smallest eigenvalue of a matrix, the test passes a condition number.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,18 @@ def gamma(num_terms: int, dtype: torch.dtype = torch.float64) -> float:
 def difference_bound(num_terms: int, dtype: torch.dtype = torch.float64, *, condition: float = 1.0) -> float:
     """Relative difference bound of two computations of a result, each with `num_terms` terms on its longest path."""
     return 2 * condition * gamma(num_terms, dtype)
+
+
+def likely_difference(num_terms: int, dtype: torch.dtype = torch.float64) -> float:
+    """Relative difference that two computations of `num_terms` roundings exceed with a probability of 1e-4 at most.
+
+    For a training, of which the bound for every order says little: rounding errors of random sign grow with the square
+    root of their number. The difference is `2 lambda sqrt(n) u` with a probability of `1 - 2 n exp(-lambda^2 / 2)`.
+
+    Source: Higham and Mary 2019, doi:10.1137/18M1226312, theorem 2.4.
+    """
+    factor = math.sqrt(2 * math.log(2 * num_terms / 1e-4))
+    return factor * math.sqrt(num_terms) * torch.finfo(dtype).eps
 
 
 def rounded(
