@@ -78,9 +78,6 @@ class Configuration(_Plain):
     averaging: PluginChoice = Field(
         default=PluginChoice(name="last"), description="how the checkpoints become one model"
     )
-    signals: tuple[Signal, ...] = Field(
-        default=(), description="signals to measure every epoch, besides those that its plug-ins read"
-    )
 
 
 class Resources(_Plain):
@@ -149,6 +146,8 @@ class TrainTask(_Plain):
     keep_checkpoints: int = Field(default=1, ge=1, description="weights of this many newest epochs are kept")
     alone: bool = False
     """Not to be computed together with others, such as after an earlier attempt took its process along."""
+    signals: tuple[Signal, ...] = ()
+    """Signals to measure every epoch, besides those that plug-ins of the configuration read."""
     fence: Fence | None = None
     """Of the attempt; `None` where there is never more than one."""
 

@@ -6,11 +6,13 @@ from typing import Any
 
 from orchestrator.spec.plugin_checks import plugin_corners
 from orchestrator.spec.problems import Problem
+from orchestrator.spec.topology_checks import smallest_task
 from orchestrator.spec.yaml_source import KeyPath
 from plugins import registry
-from search_spaces.base import ImageTask, Topology
+from search_spaces.base import Topology
 from search_spaces.ramps import Ramp, is_ramp
 from search_spaces.recipes import PluginChoice, Recipe
+from trainers.config import DataConfig
 from trainers.training.methods import Methods
 
 _OPTIONS = "model_options."
@@ -66,9 +68,7 @@ def role_problem(field: str, choice: PluginChoice) -> str | None:
     return f"must be a plug-in that {does}, but {choice.name!r} does not. Name it in `{other}`."
 
 
-def image_size_problems(
-    raw: Any, data_size: int, topologies: Sequence[Topology], task: ImageTask, at: KeyPath
-) -> Iterator[Problem]:
+def image_size_problems(raw: Any, data: DataConfig, topologies: Sequence[Topology], at: KeyPath) -> Iterator[Problem]:
     """Sizes of `image_size` that exceed the data's or do not fit topologies."""
     sizes: set[int] = set()
     values: list[Any] = raw if isinstance(raw, list) else [raw]
@@ -82,12 +82,14 @@ def image_size_problems(
             assert isinstance(ramp, Ramp)
             sizes |= {round(size) for size in ramp.values()}
     for size in sorted(sizes):
-        if size > data_size:
-            yield Problem(at, f"must be at most the {data_size} pixels of data.image_size, but got {size}. Lower it.")
+        if size > data.image_size:
+            yield Problem(
+                at, f"must be at most the {data.image_size} pixels of data.image_size, but got {size}. Lower it."
+            )
             return
         for topology in topologies:
             space = registry.load("spaces", topology.id.partition(":")[0])
-            problem = space.problem(topology, task.model_copy(update={"image_size": size}))
+            problem = space.problem(topology, smallest_task(data).model_copy(update={"image_size": size}))
             if problem:
                 yield Problem(at, f"images of {size} pixels must fit {topology.id}, but {problem}")
                 return

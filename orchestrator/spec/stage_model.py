@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from orchestrator.spec.problems import NAME_PATTERN, Problem
 from orchestrator.spec.truth_source import TruthSource
 from orchestrator.spec.yaml_source import KeyPath
+from plugins.protocols import Signal
 from trainers.config import DataConfig
 
 Count = Annotated[int, Field(ge=1, strict=True)]
@@ -57,6 +58,11 @@ class StageModel(SpecModel):
     def truths(self) -> tuple[TruthSource, ...]:
         """Accuracies from elsewhere that the stage reads."""
         return ()
+
+    @property
+    def signals_read(self) -> frozenset[Signal]:
+        """Signals of the trainings before that the stage reads, so that these record them."""
+        return frozenset()
 
     @classmethod
     def with_absolute_paths(cls, raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:  # noqa: ARG003

@@ -47,6 +47,21 @@ class AveragingStage(PluginSearchModel):
         train = latest(before, TrainStage)
         if train is not None:
             yield from _checkpoint_problems(self, train, at)
+            yield from _average_problems(self, train, at)
+
+
+def _average_problems(stage: AveragingStage, train: TrainStage, at: KeyPath) -> Iterator[Problem]:
+    """Methods that read an average which training does not maintain."""
+    for index, method in enumerate(stage.methods):
+        if method.name not in registry.available("averaging"):
+            continue  # reported already
+        field = getattr(registry.load("averaging", method.name), "reads", None)
+        if field is not None and train.recipe.get(field) is None:
+            yield Problem(
+                (*at, "methods", index),
+                f"{method.name} reads an average of the weights that training maintains, but stage {train.name!r} has "
+                f"no recipe.{field}. Add it there, or remove the method.",
+            )
 
 
 class AveragingResult(StageResult):

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from orchestrator.engines.interfaces import Objective, Search
-from orchestrator.spec.plugin_checks import sampler_problems, search_problems
+from orchestrator.spec.plugin_checks import plugin_corners, sampler_problems, search_problems
 from orchestrator.spec.problems import Problem
 from orchestrator.spec.stage_model import Count, StageName
 from orchestrator.spec.yaml_source import KeyPath
@@ -17,6 +17,8 @@ from orchestrator.stages.kind import StageKind, StageResult
 from orchestrator.stages.plugin_search import PluginSearchModel
 from orchestrator.stages.train import TRAIN
 from orchestrator.store.records import TrialRecord
+from plugins import registry
+from plugins.protocols import Signal, needed_signals
 from search_spaces.recipes import PluginChoice, base_point, describe_plugin
 from trainers.config import ReplayTask
 
@@ -42,6 +44,14 @@ class StoppingStage(PluginSearchModel):
     @property
     def requires(self) -> tuple[str, ...]:
         return ("train",)
+
+    @property
+    def signals_read(self) -> frozenset[Signal]:
+        found: frozenset[Signal] = frozenset()
+        for choice in self.criteria:
+            for corner in plugin_corners(self.plugin_key, choice):
+                found |= needed_signals(registry.create("stopping", corner.name, corner.settings))
+        return found
 
     def own_problems(self, at: KeyPath) -> Iterator[Problem]:
         yield from sampler_problems(self.sampler, self.known_dimensions, (*at, "sampler"))

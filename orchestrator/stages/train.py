@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from orchestrator.engines.interfaces import Objective, Search
-from orchestrator.spec.method_checks import method_lists, method_problem
+from orchestrator.spec.method_checks import image_size_problems, method_lists, method_problem
 from orchestrator.spec.plugin_checks import choice_problems, sampler_problems
 from orchestrator.spec.problems import Problem
 from orchestrator.spec.recipe_checks import recipe_problems
@@ -22,7 +22,9 @@ from orchestrator.stages.screen import SCREEN, ScreenStage
 from orchestrator.stages.topology_ranking import choose_candidates
 from orchestrator.store.records import TrialRecord
 from plugins import registry
+from plugins.protocols import Signal
 from search_spaces.dimensions import Choice, Dimension, Point
+from search_spaces.ramps import Ramp
 from search_spaces.recipes import PLUGIN_FIELDS, PluginChoice, Recipe, RecipeSpace, base_point, parse_recipe_space
 from trainers.config import Configuration, DataConfig, TrainTask
 
@@ -31,6 +33,8 @@ CHANGEABLE = frozenset(
     ("learning_rate", "weight_decay", "label_smoothing", "drop_path", "augmentation", "curriculum", "gradient_clip")
 )
 """Recipe fields that population-based training may change in the middle of a training."""
+_ALWAYS_SHOWN = CHANGEABLE | {"batch_size", "schedule", "warmup"}
+"""Recipe fields that MLflow shows for every trial."""
 
 
 class Candidates(SpecModel):
@@ -69,6 +73,10 @@ class TrainStage(StageModel):
     recipe: dict[str, Any] = Field(
         default_factory=dict, description="recipe fields: a value fixes one, a list or {low, high} searches it"
     )
+    signals: tuple[Signal, ...] = Field(
+        default=(),
+        description="signals to record every epoch, besides those that its plug-ins and the stopping stages below read",
+    )
 
     @property
     def chosen_candidates(self) -> Candidates | None:
@@ -95,6 +103,7 @@ class TrainStage(StageModel):
         for index, text in enumerate(self.topologies):
             yield from topology_text_problems(text, data, (*at, "topologies", index))
         yield from _curriculum_problems(self, before, at)
+        yield from _image_size_problems(self, before, data, at)
 
     def _dimensions(self) -> tuple[Dimension, ...] | None:
         """What the sampler draws of the recipe; `None` if the recipe is wrong, which is reported at the recipe."""
@@ -293,6 +302,7 @@ def _task(context: StageContext, spec: TrainStage, trial: TrialRecord) -> TrainT
         configuration=configuration_of(context, spec, trial),
         folder=trial_folder(context, trial),
         keep_checkpoints=spec.keep_checkpoints,
+        signals=_signals(context, spec),
     )
 
 
@@ -305,20 +315,33 @@ def _parameters(context: StageContext, spec: TrainStage, point: Point) -> Mappin
         **space.describe(topology),
         "topology.parameters": costs.parameters,
         "topology.macs": costs.macs,
-        **_flat_recipe(spec.recipe_space.decode(point)),
+        **_flat_recipe(spec.recipe_space.decode(point), spec.recipe_space),
         "epochs": spec.epochs,
     }
 
 
-def _flat_recipe(recipe: Recipe) -> dict[str, Any]:
+def _flat_recipe(recipe: Recipe, space: RecipeSpace) -> dict[str, Any]:
+    """A recipe as flat readable parameters, with the same keys for all trials of a study.
+
+    Fields that most recipes leave at their default are included only if the study sets or searches them.
+    """
     flat: dict[str, Any] = {}
-    for name in Recipe.model_fields:
-        value = getattr(recipe, name)
+    searched = {dimension.name.split(".")[1] for dimension in space.dimensions}
+    for name, field in Recipe.model_fields.items():
+        value, key = getattr(recipe, name), f"recipe.{name}"
+        if name not in _ALWAYS_SHOWN | searched and value == field.default:
+            continue
         if name in PLUGIN_FIELDS:
-            flat[f"recipe.{name}"] = value.name
-            flat.update({f"recipe.{name}.{key}": setting for key, setting in value.settings.items()})
+            choices: tuple[PluginChoice, ...] = value if isinstance(value, tuple) else (value,)
+            flat[key] = "+".join(choice.name for choice in choices)
+            for choice in choices:
+                prefix = key if len(choices) == 1 else f"{key}.{choice.name}"
+                flat.update({f"{prefix}.{setting}": given for setting, given in choice.settings.items()})
+        elif isinstance(value, Ramp):
+            flat[key] = str(value)
+            flat.update({f"{key}.{part}": given for part, given in value.model_dump().items()})
         else:
-            flat[f"recipe.{name}"] = value
+            flat[key] = value
     return flat
 
 
@@ -372,6 +395,29 @@ def _curriculum_problems(stage: TrainStage, before: Sequence[StageModel], at: Ke
         problem = method_problem(methods, spaces)
         if problem:
             yield Problem((*path, *place), problem)
+
+
+def _image_size_problems(
+    stage: TrainStage, before: Sequence[StageModel], data: DataConfig, at: KeyPath
+) -> Iterator[Problem]:
+    """Sizes of growing images that exceed the data's or do not fit the topologies."""
+    raw = stage.recipe.get("image_size")
+    if raw is None:
+        return
+    texts = list(stage.topologies)
+    screen = latest(before, ScreenStage)
+    if not texts and screen is not None:
+        space = screen.search_space
+        texts = [space.decode(base_point(space.dimensions())).id]
+    topologies = [registry.parse_topology(text) for text in texts]
+    yield from image_size_problems(raw, data, topologies, (*at, "recipe", "image_size"))
+
+
+def _signals(context: StageContext, spec: TrainStage) -> tuple[Signal, ...]:
+    """Signals that the trials record: those asked for, and those that later stages read."""
+    after = context.spec.stages[context.stage.position + 1 :]
+    wanted = frozenset(spec.signals).union(*(stage.signals_read for stage in after))
+    return tuple(signal for signal in Signal if signal in wanted)
 
 
 def _trained_spaces(stage: TrainStage, before: Sequence[StageModel]) -> list[str]:

@@ -232,7 +232,8 @@ class RunTree:
 
     def epoch(self, stage: StageRecord, trial: TrialRecord, report: EpochReport, at: float) -> Rows:
         values = report.model_dump()
-        points = tuple(MetricPoint(name, values[name], report.epoch, _ms(at)) for name in _CURVES)
+        curves = {name: values[name] for name in _CURVES} | report.signals
+        points = tuple(MetricPoint(name, value, report.epoch, _ms(at)) for name, value in curves.items())
         return _rows(LogMetrics(key=self.trial_key(stage, trial.number), points=points))
 
     def trial_ended(

@@ -162,9 +162,9 @@ def test_averages_that_training_maintains_are_kept_with_each_checkpoint(tmp_path
 @pytest.mark.parametrize("topology", [AS_VIT, AUTOFORMER, PIT])
 def test_signals_are_measured_if_they_are_asked_for(tmp_path: Path, topology: str) -> None:
     asked, silent = Recorder(), Recorder()
-    config = config_of(topology=topology, signals=tuple(Signal))
-    run(config, tmp_path / "asked", asked)
-    run(config_of(topology=topology), tmp_path / "silent", silent)
+    config = config_of(topology=topology)
+    run(config, tmp_path / "asked", asked, signals=tuple(Signal))
+    run(config, tmp_path / "silent", silent)
     names = {signal.value for signal in Signal}
     assert set(asked.reports[0].signals) == names - {"weight_persistence"}  # there is no change before the first
     assert all(set(report.signals) == names for report in asked.reports[1:])
@@ -183,15 +183,16 @@ def test_signals_are_measured_if_they_are_asked_for(tmp_path: Path, topology: st
 
 
 def test_signals_are_the_same_after_an_interruption_and_in_a_pack(tmp_path: Path) -> None:
-    config, straight, resumed = config_of(signals=tuple(Signal)), Recorder(), Recorder()
-    run(config, tmp_path / "straight", straight)
+    config, straight, resumed = config_of(), Recorder(), Recorder()
+    every = tuple(Signal)
+    run(config, tmp_path / "straight", straight, signals=every)
     for epoch in (2, 3):
-        run(config, tmp_path / "broken", InterruptedInside(epoch))
-    run(config, tmp_path / "broken", resumed)
+        run(config, tmp_path / "broken", InterruptedInside(epoch), signals=every)
+    run(config, tmp_path / "broken", resumed, signals=every)
     assert without_time(resumed.reports) == without_time(straight.reports)
     recorders = [Recorder(), Recorder()]
     tasks = [
-        TrainTask(configuration=config, folder=tmp_path / "first"),
+        TrainTask(configuration=config, folder=tmp_path / "first", signals=every),
         TrainTask(configuration=config_of(seed=6), folder=tmp_path / "second"),
     ]
     assert {outcome.state for _, outcome in train_packed(tasks, digits(), recorders, CPU)} == {"complete"}

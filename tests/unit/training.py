@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from plugins.protocols import Signal
 from search_spaces.recipes import Recipe
 from trainers.config import Configuration, DataConfig, EpochReport, TaskOutcome, TrainTask
 from trainers.data.images import ImageData, load_images
@@ -62,7 +63,8 @@ def run(
     *,
     keep: int = 1,
     data: ImageData | None = None,
+    signals: tuple[Signal, ...] = (),
 ) -> TaskOutcome:
     """Train on the CPU."""
-    task = TrainTask(configuration=config, folder=folder, keep_checkpoints=keep)
+    task = TrainTask(configuration=config, folder=folder, keep_checkpoints=keep, signals=signals)
     return train(task, data or digits(), reporter or Recorder(), CPU)

@@ -112,13 +112,14 @@ def step_macs(configuration: Configuration, task: ImageTask) -> float:
     return 3 * topology_costs(configuration.topology, task).macs * largest(configuration.recipe.batch_size)
 
 
-def wanted_signals(configuration: Configuration) -> frozenset[Signal]:
+def wanted_signals(task: TrainTask) -> frozenset[Signal]:
     """Signals that a training must measure: those asked for, and those that its plug-ins read."""
+    configuration = task.configuration
     plugins = [*Methods.of(configuration.recipe.curriculum).plugins]
     if configuration.stopping is not None:
         plugins.append(create("stopping", configuration.stopping.name, configuration.stopping.settings))
     read = [needed_signals(plugin) for plugin in plugins]
-    return frozenset(configuration.signals).union(*read)
+    return frozenset(task.signals).union(*read)
 
 
 def make_row(configuration: Configuration, task: ImageTask, device: torch.device) -> Row:
@@ -140,7 +141,7 @@ def _train(task: TrainTask, data: ImageData, reporter: Reporter, device: torch.d
     configuration = task.configuration
     row = make_row(configuration, data.task, device)
     course = Course.lay_out(configuration, data, row.model, device)
-    learner = _SingleLearner(row, data, device, wanted_signals(configuration))
+    learner = _SingleLearner(row, data, device, wanted_signals(task))
     requests = follow(task, data.task, course, learner, reporter)
     answer: object = None
     while True:

@@ -164,7 +164,7 @@ class _Training:
         if problem is not None:
             raise ValueError(problem)
         course = Course.lay_out(configuration, data, row.model, pack.device)
-        meter = SignalMeter(wanted_signals(configuration), row, data.validation, pack.normalizer)
+        meter = SignalMeter(wanted_signals(task), row, data.validation, pack.normalizer)
         self._learner = _Learner(row, meter)
         return (yield from follow(task, data.task, course, self._learner, reporter))
 

@@ -1,10 +1,13 @@
 """Tasks that wait for a worker, gathered in packs of trainings that can be computed together."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainers.config import Task, TrainTask
-from trainers.training.packing import can_be_packed
+from trainers.training.packing import can_be_packed, unpackable_plugin
+
+_logger = logging.getLogger(__name__)
 
 _PACKS = 4
 """So many packs' worth of tasks may wait, so that trainings of different topologies find others of their kind."""
@@ -35,6 +38,7 @@ class PackQueue:
 
     def __init__(self) -> None:
         self._packs: list[_Pack] = []
+        self._logged: set[str] = set()
 
     def __bool__(self) -> bool:
         return bool(self._packs)
@@ -59,7 +63,7 @@ class PackQueue:
             task: A training joins others; another task does not.
             largest: Most trainings of a pack.
         """
-        if largest > 1 and isinstance(task, TrainTask) and not task.alone:
+        if largest > 1 and isinstance(task, TrainTask) and not task.alone and not self._trains_alone(task):
             for pack in self._packs:
                 if pack.takes(task):
                     pack.keys.append(key)
@@ -85,6 +89,14 @@ class PackQueue:
 
     def clear(self) -> None:
         self._packs.clear()
+
+    def _trains_alone(self, task: TrainTask) -> bool:
+        """Whether a plug-in of the recipe rules packs out; the first training with it logs the reason."""
+        plugin = unpackable_plugin(task.configuration)
+        if plugin is not None and plugin not in self._logged:
+            self._logged.add(plugin)
+            _logger.warning("Trials with the %s train alone: it cannot be computed with stacked weights.", plugin)
+        return plugin is not None
 
     def _next(self) -> _Pack:
         full = next((pack for pack in self._packs if pack.is_full), None)
