@@ -1,4 +1,9 @@
-"""Optuna's storage in memory, for trials that come with all their values at once."""
+"""Optuna's in-memory storage with shortcuts, for trials that arrive with all their values.
+
+Optuna's own calls copy a trial for each value that is set, and copy it once more when it is added. Together with
+`OptunaSuggester._draw`, the shortcuts cut the CPU time of a suggestion of 12 values, told again, to about 1/5 with the
+random sampler and to 3/4 with TPE (`python -m benchmarks.shortcuts`).
+"""
 
 import copy
 
@@ -7,10 +12,10 @@ from optuna.trial import FrozenTrial
 
 
 class TrialStorage(InMemoryStorage):
-    """Each of Optuna's own calls for one value copies the trial, and adding one copies all that is in it."""
+    """Adds and replaces whole trials, without copies of them."""
 
     def add(self, study_id: int, trial: FrozenTrial) -> int:
-        """Add a trial, which is the storage's from now on; its id. Optuna checks and copies it."""
+        """Add a trial, which belongs to the storage from now on, and return its id. Optuna checks and copies it."""
         with self._lock:
             trial_id = self.create_new_trial(study_id)
             trial.number = self.get_trial_number_from_id(trial_id)
@@ -20,15 +25,15 @@ class TrialStorage(InMemoryStorage):
             return trial_id
 
     def replace(self, trial_id: int, trial: FrozenTrial) -> None:
-        """Put a copy of a running trial, with its values set, in its place; what samplers noted with it is kept."""
+        """Put a copy of a running trial, with its values set, in its place; the sampler's notes on it are kept."""
         with self._lock:
-            noted = self._get_trial(trial_id)
-            self.check_trial_is_updatable(trial_id, noted.state)
-            trial.system_attrs = noted.system_attrs
+            before = self._get_trial(trial_id)
+            self.check_trial_is_updatable(trial_id, before.state)
+            trial.system_attrs = before.system_attrs
             self._set_trial(trial_id, trial)
 
     def clear(self, trial_id: int) -> None:
-        """Forget what a sampler noted with a running trial."""
+        """Remove the sampler's notes on a running trial."""
         with self._lock:
             trial = self._get_trial(trial_id)
             self.check_trial_is_updatable(trial_id, trial.state)

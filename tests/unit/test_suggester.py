@@ -29,7 +29,10 @@ def make(dimensions: tuple[Dimension, ...] = DIMENSIONS, **options) -> OptunaSug
 @pytest.mark.parametrize(
     ("point", "problem"),
     [
-        ({"a": "x", "b": 3, "rate": 1.5}, "rate: a trial's value must lie in the search space.*but got 1.5"),
+        (
+            {"a": "x", "b": 3, "rate": 1.5},
+            "rate: the value of a stored trial must lie in the search space.*but got 1.5",
+        ),
         ({"a": "w", "b": 3, "rate": 0.5}, "'w' not in"),
         ({"a": "x", "c": 3}, r"dimensions of the search space only \(a, b, rate\), but got a, c"),
     ],
