@@ -1,1 +1,1 @@
-"""Our tables: studies, stages, trials, attempts, learning curves, and what is still owed to MLflow."""
+"""Our tables: studies, stages, trials, attempts, learning curves, and events that wait for MLflow."""

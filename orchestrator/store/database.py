@@ -1,4 +1,4 @@
-"""Opens the database: connection settings, and one migration at a time."""
+"""Opens the database, with our connection settings, and migrates it, one process at a time."""
 
 import json
 import math
@@ -11,27 +11,27 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from orchestrator.settings import SettingsError
-from orchestrator.store.retrying import WAIT_S, be_patient
+from orchestrator.store.retrying import WAIT_S, set_retry_time
 
 HEAD = "0004"
 """The newest migration; a test compares it with `migrations/versions/`."""
 POSTGRES_EXTRA = "pip install 'vitsearch[postgres]'"
 
-_ADVISORY_LOCK = 0x76697473  # "vits": any number that no other program takes
+_ADVISORY_LOCK = 0x76697473  # "vits" in ASCII: a number that other programs are unlikely to use
 _CONNECT_S = 10
 _SHORT_NAMES = ("postgresql", "postgres")
 
 
 def open_database(url: str, *, wait_s: float = WAIT_S) -> Engine:
-    """Connect, and bring the tables up to date where they are not; safe for many processes at once.
+    """Connect, and migrate the tables if necessary. Several processes may call this at the same time.
 
     Args:
-        url: SQLite or PostgreSQL.
-        wait_s: How long later calls of `orchestrator.store.retrying.patient` classes wait for it; this one does not.
+        url: Address of an SQLite or PostgreSQL database.
+        wait_s: How long later calls of `retry_on_outage` classes retry; this call does not.
 
     Raises:
-        SettingsError: The URL cannot be read, or no database of ours can be opened there.
-        RuntimeError: The database was written by a newer vitsearch.
+        SettingsError: The URL is invalid, or no database of ours can be opened there.
+        RuntimeError: A newer vitsearch wrote the database.
     """
     parsed = _parse(url)
     try:
@@ -44,11 +44,11 @@ def open_database(url: str, *, wait_s: float = WAIT_S) -> Engine:
 
 
 def find_database(url: str, *, wait_s: float = WAIT_S) -> Engine | None:
-    """As `open_database`, but `None` where nothing of ours was ever written; nothing is created.
+    """Open an existing database; `None` if vitsearch never wrote to it. Nothing is created.
 
     Raises:
-        SettingsError: As there.
-        RuntimeError: As there.
+        SettingsError: The URL is invalid, or the database cannot be opened.
+        RuntimeError: A newer vitsearch wrote the database.
     """
     file = sqlite_file(url)
     if file is not None:
@@ -64,10 +64,10 @@ def find_database(url: str, *, wait_s: float = WAIT_S) -> Engine | None:
 
 
 def connect(url: str, *, wait_s: float = WAIT_S) -> Engine:
-    """An engine for a database as it is; the first statement makes the connection.
+    """An engine for a database, without migration. The first statement connects.
 
     Raises:
-        SettingsError: The URL cannot be read, or its driver is not installed.
+        SettingsError: The URL is invalid, or its driver is not installed.
     """
     parsed = _parse(url)
     try:
@@ -76,12 +76,12 @@ def connect(url: str, *, wait_s: float = WAIT_S) -> Engine:
         raise _unusable(parsed, str(error)) from error
     except ImportError as error:
         raise SettingsError(
-            f"VITSEARCH_DATABASE_URL: {parsed.render_as_string()} needs the driver {parsed.get_driver_name()!r}, but "
-            f"that cannot be imported here ({error}). Install it with: {POSTGRES_EXTRA}"
+            f"VITSEARCH_DATABASE_URL: {parsed.render_as_string()} needs the driver {parsed.get_driver_name()!r}, which "
+            f"cannot be imported here ({error}). Install it with: {POSTGRES_EXTRA}"
         ) from error
     if parsed.get_backend_name() == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
-    be_patient(engine, parsed.render_as_string(), wait_s)
+    set_retry_time(engine, parsed.render_as_string(), wait_s)
     return engine
 
 
@@ -105,7 +105,7 @@ def _parse(url: str) -> URL:
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() not in ("sqlite", "postgresql"):
         raise SettingsError(
-            f"VITSEARCH_DATABASE_URL: must name an SQLite or a PostgreSQL database, but got one of "
+            f"VITSEARCH_DATABASE_URL: must name an SQLite or PostgreSQL database, but got "
             f"{parsed.drivername!r}. Correct or unset it."
         )
     return parsed
@@ -113,8 +113,8 @@ def _parse(url: str) -> URL:
 
 def _unusable(url: URL, reason: str) -> SettingsError:
     return SettingsError(
-        f"VITSEARCH_DATABASE_URL: the database {url.render_as_string()} must be reachable and ours, but: "
-        f"{' '.join(reason.split())}. Correct or unset the variable, or start the server."
+        f"VITSEARCH_DATABASE_URL: the database {url.render_as_string()} must be reachable and written by vitsearch, "
+        f"but: {' '.join(reason.split())}. Correct or unset the variable, or start the server."
     )
 
 
@@ -126,7 +126,7 @@ def _options(url: URL) -> dict[str, Any]:
 
 
 def _plain_json(value: Any) -> str:
-    """JSON that PostgreSQL takes: it knows no NaN and no infinity, which become words that read back as numbers."""
+    """JSON for PostgreSQL, which has no NaN and no infinity: they become strings that read back as numbers."""
     try:
         return json.dumps(value, allow_nan=False)
     except ValueError:
@@ -143,7 +143,7 @@ def _without_special_numbers(value: Any) -> Any:
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
-    # WAL: readers and the writer do not wait for each other. NORMAL: safe when a process dies, no fsync per commit.
+    # WAL: readers and the writer do not wait for each other. NORMAL: no fsync per commit, safe if a process dies.
     for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=30000"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
@@ -170,7 +170,7 @@ def _migrate(engine: Engine, url: str) -> None:
             with FileLock(f"{file}.lock"):
                 _upgrade(connection, config, command, ScriptDirectory.from_config(config))
             return
-        # Of the transaction that migrates: given back by whatever ends it, also through a pooler of connections.
+        # A lock of the transaction: its end releases the lock, even behind a connection pooler.
         connection.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
         _upgrade(connection, config, command, ScriptDirectory.from_config(config))
 
@@ -182,12 +182,12 @@ def _upgrade(connection: Any, config: Any, command: Any, scripts: Any) -> None:
     known = {script.revision for script in scripts.walk_revisions()}
     if current is not None and current not in known:
         raise RuntimeError(
-            f"the database must be of this version of vitsearch or an older one (newest known migration: {HEAD}), "
+            f"the database must come from this version of vitsearch or an older one (newest known migration: {HEAD}), "
             f"but it is at {current}. Install the newer vitsearch that wrote it."
         )
     config.attributes["connection"] = connection
     if connection.dialect.name == "sqlite":
-        # Python's driver begins no transaction for CREATE TABLE: a killed process would leave half of the tables.
+        # Python's driver begins no transaction for CREATE TABLE; a killed process would leave half of the tables.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     command.upgrade(config, "head")
     connection.commit()

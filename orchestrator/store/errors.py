@@ -1,5 +1,5 @@
-"""What the store may raise, without what it is made of: the command line knows these before it reads anything."""
+"""Errors of the store, in a module that imports nothing, so that the command line starts fast."""
 
 
 class DatabaseUnavailableError(RuntimeError):
-    """The database went away and did not come back in time, or takes nothing more; the message says what to do."""
+    """The database is unreachable for too long, or rejects writes; the message says what to do."""

@@ -1,4 +1,4 @@
-"""Who drives a study, where several machines share a PostgreSQL database: a lock that ends with its connection."""
+"""A lock on a study for machines that share a PostgreSQL database. It ends with its connection."""
 
 import hashlib
 from types import TracebackType
@@ -16,14 +16,14 @@ class StudyLockedError(RuntimeError):
 
 
 class StudyLock:
-    """Held on a connection of its own, from `__enter__` until `__exit__` or the end of the process.
+    """A lock held on its own connection, from `__enter__` until `__exit__` or the end of the process.
 
-    A machine that vanishes loses it after a minute, when the server misses its signs of life. SQLite needs no such
-    lock: who shares that file also shares the lock files beside it.
+    A machine that vanishes loses it after a minute, when the server notices that the connection is dead. SQLite needs
+    no such lock, because its users share lock files next to the database.
 
     Args:
-        url: Of the database.
-        name: Of the study.
+        url: Address of the database.
+        name: Name of the study.
     """
 
     def __init__(self, url: str, name: str) -> None:
@@ -37,8 +37,8 @@ class StudyLock:
             self.renew()
         except DBAPIError as error:
             raise DatabaseUnavailableError(
-                f"the database must answer for a study to be run, but: {' '.join(str(error.orig).split())}. Start it, "
-                "then run the same command again."
+                f"the database must answer to run a study, but: {' '.join(str(error.orig).split())}. Start it, then "
+                "run the same command again."
             ) from error
         return self
 
@@ -49,7 +49,7 @@ class StudyLock:
         self._engine.dispose()
 
     def renew(self) -> None:
-        """Take the lock again if it was lost with its connection.
+        """Take the lock, or take it again if it was lost with its connection.
 
         Raises:
             StudyLockedError: Another process has it.
@@ -66,10 +66,10 @@ class StudyLock:
             raise StudyLockedError
 
     def is_taken(self) -> bool:
-        """Whether any process holds it; asks without taking it."""
+        """Whether any process holds the lock, without taking it."""
         if not self._is_needed:
             return False
-        # A key of 64 bits is shown as two of 32.
+        # The view shows a key of 64 bits as two of 32.
         statement = text(
             "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted "
             "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
@@ -91,6 +91,6 @@ class StudyLock:
 
     def _drop(self) -> None:
         if self._connection is not None:
-            self._connection.invalidate()  # closed, not given back: the lock must end here
+            self._connection.invalidate()  # closed instead of returned to the pool, to release the lock
             self._connection.close()
             self._connection = None

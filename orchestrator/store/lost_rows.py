@@ -1,4 +1,4 @@
-"""What a driver that died left running."""
+"""Cleans up after a driver that died."""
 
 from sqlalchemy import Connection, select, update
 
@@ -7,7 +7,10 @@ from orchestrator.store.tables import attempts, executions, stages, trials
 
 
 def recover(connection: Connection, study_id: int, now: float) -> list[ExecutionRecord]:
-    """Mark what is running as lost, executions first: nothing is begun for one that is lost. Returns those."""
+    """Mark a study's running executions and attempts as lost, and return the executions.
+
+    Executions come first, so that nothing begins for a lost one.
+    """
     running = (executions.c.study_id == study_id, executions.c.state == "running")
     left = connection.execute(select(executions).where(*running).order_by(executions.c.number)).mappings()
     lost = [ExecutionRecord.model_validate(dict(row)) for row in left]

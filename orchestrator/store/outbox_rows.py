@@ -1,4 +1,4 @@
-"""What is owed to MLflow about one study, and which run of MLflow's stands for which key of ours."""
+"""Events of one study that wait for MLflow, and MLflow's run ids of our keys."""
 
 import time
 from collections.abc import Sequence
@@ -6,22 +6,22 @@ from typing import Any
 
 from sqlalchemy import Engine, delete, func, insert, select, update
 
-from orchestrator.store.retrying import patient
+from orchestrator.store.retrying import retry_on_outage
 from orchestrator.store.tables import outbox, tracked_runs
 
 
-@patient
+@retry_on_outage
 class StudyOutbox:
-    """The owed events of one study; the `OutboxStore` and the `RunIds` of `orchestrator.tracking.outbox`."""
+    """Implements `OutboxStore` and `RunIds` of `orchestrator.tracking` for one study."""
 
     def __init__(self, engine: Engine, study_id: int) -> None:
         self._engine = engine
         self._study_id = study_id
 
-    # --- owed events ---
+    # --- waiting events ---
 
     def owed(self, limit: int) -> list[tuple[int, str]]:
-        """Ids and JSON of the oldest events still to be sent."""
+        """Ids and JSON of the oldest waiting events."""
         with self._engine.connect() as connection:
             found = connection.execute(
                 select(outbox.c.id, outbox.c.event).where(*self._is_owed()).order_by(outbox.c.id).limit(limit)
@@ -29,15 +29,15 @@ class StudyOutbox:
             return [(row.id, row.event) for row in found]
 
     def settle(self, ids: Sequence[int]) -> None:
-        """These were delivered."""
+        """Mark events as delivered."""
         self._update(outbox.c.id.in_(ids), delivered_at=time.time(), error=None)
 
     def postpone(self, event_id: int, error: str) -> None:
-        """This one could not be delivered now."""
+        """Note that an event could not be delivered now."""
         self._update(outbox.c.id == event_id, num_tries=outbox.c.num_tries + 1, error=error)
 
     def reject(self, event_id: int, error: str) -> None:
-        """This one will never be taken."""
+        """Note that MLflow will never accept an event."""
         self._update(outbox.c.id == event_id, rejected=1, error=error)
 
     def count_owed(self) -> int:
@@ -52,7 +52,7 @@ class StudyOutbox:
     # --- run ids ---
 
     def get(self, key: str) -> str | None:
-        """MLflow's run id under one of our keys."""
+        """MLflow's run id of one of our keys."""
         with self._engine.connect() as connection:
             found: str | None = connection.execute(
                 select(tracked_runs.c.run_id).where(tracked_runs.c.key == key)

@@ -1,4 +1,4 @@
-"""Rows as the rest of the orchestrator sees them."""
+"""Rows of the tables as plain data."""
 
 import time
 from typing import Any, Literal, NamedTuple
@@ -9,9 +9,9 @@ from search_spaces.dimensions import Point
 from trainers.config import CheckpointRecord, TaskOutcome
 
 RunState = Literal["waiting", "running", "interrupted", "complete", "failed"]
-"""Of a study or a stage."""
+"""State of a study or a stage."""
 TrialState = Literal["waiting", "running", "complete", "stopped", "failed"]
-"""`waiting`: begun before, interrupted or lost, to be gone on with."""
+"""`waiting` means begun, interrupted or lost, and to be resumed."""
 FINISHED: frozenset[str] = frozenset({"complete", "stopped", "failed"})
 USABLE: frozenset[str] = frozenset({"complete", "stopped"})
 
@@ -29,7 +29,7 @@ class StudyRecord(_Record):
     spec: dict[str, Any]
     spec_digest: str
     data_digest: str
-    """Of the images that the study began with."""
+    """Digest of the images at the start of the study."""
     state: RunState
     reason: str | None
     owner: str
@@ -38,7 +38,7 @@ class StudyRecord(_Record):
 
 
 class ExecutionRecord(_Record):
-    """One run of the driver over a study."""
+    """One execution of a study by a driver."""
 
     id: int
     study_id: int
@@ -55,7 +55,7 @@ class ExecutionRecord(_Record):
 
 
 class StageRecord(_Record):
-    """One stage of a study, and what it found."""
+    """One stage of a study with its result."""
 
     id: int
     study_id: int
@@ -78,7 +78,7 @@ class TrialRecord(_Record):
     state: TrialState
     point: Point
     sampler_state: dict[str, Any]
-    """What the sampler noted about this suggestion, needed to rebuild it."""
+    """The sampler's notes on this suggestion, needed to rebuild the sampler."""
     seed: int
     metrics: dict[str, float]
     details: dict[str, Any]
@@ -94,37 +94,37 @@ class TrialRecord(_Record):
 
     @property
     def rung(self) -> int | None:
-        """The epoch at which a scheduler stopped it; `None` where it ended in another way."""
+        """The epoch at which a scheduler stopped the trial; `None` if it ended in another way."""
         return self.details.get("rung") if self.state == "stopped" else None
 
 
 class AttemptRecord(_Record):
-    """One try at a trial. Its id is the fencing token: an outcome counts only while its attempt is running."""
+    """One try at a trial. Its id is the fencing token: a result counts only while its attempt is running."""
 
     id: int
     trial_id: int
     number: int
     num_lost: int = 0
-    """Earlier attempts at the trial whose process died or hung."""
+    """Number of earlier attempts whose process died or hung."""
 
 
 class EndedTrial(NamedTuple):
-    """How an attempt ended, before it is written."""
+    """The end of an attempt that is not written yet."""
 
     trial: TrialRecord
-    """As it will be: waiting where the attempt was interrupted."""
+    """The trial afterwards; it waits if the attempt was interrupted."""
     attempt: AttemptRecord
     state: str
-    """Of the attempt."""
+    """State of the attempt."""
     checkpoints: tuple[CheckpointRecord, ...]
     events: tuple[str, ...]
-    """What MLflow is owed about it."""
+    """Events for MLflow, as JSON."""
 
     @classmethod
     def of(
         cls, trial: TrialRecord, attempt: AttemptRecord, outcome: TaskOutcome, events: tuple[str, ...] = ()
     ) -> "EndedTrial":
-        """A trial whose attempt ended just now with an outcome."""
+        """A trial whose attempt has just ended with an outcome."""
         values: dict[str, Any] = {"state": "waiting"}
         if outcome.state != "interrupted":
             values = {
@@ -139,20 +139,20 @@ class EndedTrial(NamedTuple):
 
 
 class ScoreKey(NamedTuple):
-    """What a proxy's score of a topology depends on, beside the topology, the batch and the seed."""
+    """What a score depends on, besides the topology, the batch and the seed."""
 
     proxy: str
     settings: str
-    """Digest of its settings."""
+    """Digest of the proxy's settings."""
     code: str
-    """Digest of the code that computes it."""
+    """Digest of the code that computes the score."""
 
 
 class ScoreRecord(_Record):
-    """A proxy's score of one topology, or why there is none."""
+    """A proxy's score of one topology, or the reason why there is none."""
 
     value: float | None
     spread: float | None
     reason: str | None
-    """Why there is no value; always the same for the same key."""
+    """Why there is no value; the same for equal keys."""
     wall_time_s: float

@@ -1,4 +1,4 @@
-"""Reads and writes our tables. Every method is one transaction; what it owes to MLflow is written in the same one."""
+"""Reads and writes our tables. Every method is one transaction, which includes its events for MLflow."""
 
 import getpass
 import os
@@ -26,7 +26,7 @@ from orchestrator.store.records import (
     StudyRecord,
     TrialRecord,
 )
-from orchestrator.store.retrying import WAIT_S, is_repeated, patience_of, patient
+from orchestrator.store.retrying import WAIT_S, is_repeated, retries_of, retry_on_outage
 from orchestrator.store.score_rows import ScoreTable
 from orchestrator.store.stale_writes import fence_execution
 from orchestrator.store.study_files import folder_of_study
@@ -42,7 +42,7 @@ from orchestrator.store.tables import (
 )
 from orchestrator.store.trial_rows import (
     begun_trial,
-    count_in_vain,
+    count_lost_since_report,
     end_attempt,
     insert_attempt,
     insert_trial,
@@ -54,45 +54,45 @@ from search_spaces.dimensions import Point
 from trainers.config import CheckpointRecord, EpochReport
 
 Events = Sequence[str]
-"""What is owed to MLflow, each as JSON (`orchestrator.tracking.events.event_to_json`)."""
+"""Events for MLflow as JSON (`orchestrator.tracking.events.event_to_json`)."""
 
 MAX_LOST_ATTEMPTS = 5
-"""A trial whose process died this often without a new epoch is failed instead of begun again."""
+"""A trial whose process died this often without a new epoch fails instead of being resumed."""
 _OWE = prepared_insert(outbox, "study_id", "event", "created_at", fixed={"num_tries": 0, "rejected": 0})
 
 
-@patient
+@retry_on_outage
 class Store:
-    """Our database. Every method waits for a database that went away, and does its work when it is back.
+    """Our database. Methods are retried while it is unreachable.
 
     Raises:
-        orchestrator.store.errors.DatabaseUnavailableError: It did not come back in time, or takes nothing more.
+        orchestrator.store.errors.DatabaseUnavailableError: It is unreachable for too long, or rejects writes.
     """
 
     def __init__(self, engine: Engine, *, tracking: bool = True, artifact_root: Path | None = None) -> None:
         self._engine = engine
         self._artifact_root = artifact_root
         self._tracking = tracking
-        self._has_told: dict[int, bool] = {}
+        self._known_events: dict[int, bool] = {}
         self._kept: list[Connection] = []
 
     @classmethod
     def open(
         cls, url: str, *, artifact_root: Path | None = None, tracking: bool = True, wait_s: float = WAIT_S
     ) -> "Store":
-        """Connect to `url`, creating or migrating the tables where needed.
+        """Connect to `url`, and create or migrate the tables if necessary.
 
         Args:
-            url: SQLite or PostgreSQL.
+            url: Address of an SQLite or PostgreSQL database.
             artifact_root: Folder of all artifacts; rows keep the paths below it relative to their study's folder.
-            tracking: Without it nothing is owed about a study of which MLflow was never to be told anything.
-            wait_s: How long later calls wait for a database that went away.
+            tracking: If false, no events are written for studies that never had any.
+            wait_s: How long later calls are retried while the database is unreachable.
         """
         return cls(open_database(url, wait_s=wait_s), tracking=tracking, artifact_root=artifact_root)
 
     @classmethod
     def find(cls, url: str, *, artifact_root: Path | None = None) -> "Store | None":
-        """Connect to `url` where something of ours is there; nothing is created."""
+        """Connect to `url` if vitsearch has written there; nothing is created."""
         engine = find_database(url)
         return None if engine is None else cls(engine, artifact_root=artifact_root)
 
@@ -102,8 +102,8 @@ class Store:
         self._engine.dispose()
 
     def on_return(self, action: Callable[[], None]) -> None:
-        """Call this when the database has been away and is back, before anything else is written."""
-        patience_of(self._engine).returned = action
+        """Call `action` when the database answers again after an outage, before anything else is written."""
+        retries_of(self._engine).on_return = action
 
     # --- studies ---
 
@@ -116,7 +116,7 @@ class Store:
         data_digest: str,
         stage_names: Sequence[tuple[str, str]],
     ) -> StudyRecord:
-        """Write a new study with its stages (name, kind), all waiting."""
+        """Write a new study and its stages (name, kind) as waiting."""
         now = time.time()
         with self._engine.begin() as connection:
             if is_repeated():
@@ -150,7 +150,7 @@ class Store:
             return self._study(connection, studies.c.id == study_id)
 
     def find_study(self, name: str) -> StudyRecord | None:
-        """The study of that name, or `None`."""
+        """The study with that name, or `None`."""
         with self._engine.connect() as connection:
             row = connection.execute(select(studies).where(studies.c.name == name)).mappings().one_or_none()
             return None if row is None else StudyRecord.model_validate(dict(row))
@@ -179,12 +179,12 @@ class Store:
         setup: Mapping[str, Any] | None = None,
         events: Callable[[ExecutionRecord, Sequence[ExecutionRecord]], Events] = lambda *_: (),
     ) -> ExecutionRecord:
-        """Note that this process drives the study now. What an earlier one left running is marked lost.
+        """Begin an execution by this process. What an earlier one left running is marked as lost.
 
         Args:
             study_id: The study.
             setup: Engine, pool and scheduler.
-            events: Says what is owed to MLflow about the new execution and those that are lost.
+            events: Makes the events for MLflow about the new execution and the lost ones.
         """
         now = time.time()
         with self._engine.begin() as connection:
@@ -215,7 +215,7 @@ class Store:
     def end_execution(
         self, execution: ExecutionRecord, state: RunState, *, reason: str | None = None, events: Events = ()
     ) -> None:
-        """Close an execution and give its study the same state. A trial that it leaves in the middle waits.
+        """End an execution, and give its study the same state. Its running trials wait.
 
         Raises:
             StaleExecutionError: Another execution has begun since.
@@ -260,7 +260,7 @@ class Store:
     def begin_stage(
         self, stage: StageRecord, *, execution: ExecutionRecord | None = None, events: Events = ()
     ) -> StageRecord:
-        """Note that a stage runs.
+        """Mark a stage as running.
 
         Raises:
             StaleExecutionError: `execution` is no longer the running one of the study.
@@ -284,7 +284,7 @@ class Store:
         reason: str | None = None,
         events: Events = (),
     ) -> StageRecord:
-        """Note how a stage ended.
+        """Write how a stage ended.
 
         Raises:
             StaleExecutionError: `execution` is no longer the running one of the study.
@@ -323,18 +323,18 @@ class Store:
         """Write a suggestion as a running trial with its first attempt.
 
         Args:
-            stage: Of the trial.
-            execution: That begins it.
-            number: Of the trial in its stage.
-            point: What is tried.
-            sampler_state: What the sampler noted.
-            seed: Of the trial.
-            make_events: What MLflow is owed about it.
-            ended: A trial that ended before, to be written as by `end_trial`, in the same transaction.
+            stage: Stage of the trial.
+            execution: The execution that begins it.
+            number: Number of the trial in its stage.
+            point: The suggested point.
+            sampler_state: The sampler's notes.
+            seed: Seed of the trial.
+            make_events: Makes the events for MLflow about it.
+            ended: An earlier trial that has ended, to be written in the same transaction, as by `end_trial`.
 
         Raises:
             StaleExecutionError: The execution is no longer the running one of the study.
-            StaleAttemptError: The attempt that ended is not the running one any more.
+            StaleAttemptError: The ended attempt is no longer running.
         """
         now = time.time()
         fields: dict[str, Any] = {
@@ -350,7 +350,7 @@ class Store:
                 begun = begun_trial(connection, stage.id, number, execution)
                 if begun is not None:
                     return begun
-            if connection.dialect.name == "postgresql":  # whose study lock can be lost with its connection
+            if connection.dialect.name == "postgresql":  # where the study lock can be lost with its connection
                 fence_execution(connection, execution)
             if ended is not None:
                 write_end(connection, ended, artifact_root=self._artifact_root)
@@ -366,12 +366,12 @@ class Store:
         *,
         events_if_failed: Callable[[str], Events] = lambda _: (),
     ) -> AttemptRecord | None:
-        """A new attempt at a waiting trial; `None` (and the trial fails) when it has killed its process too often.
+        """Begin a new attempt of a waiting trial; `None` if it fails, because it killed its process too often.
 
         Args:
             trial: The trial.
-            execution: For which it is begun again.
-            events_if_failed: Says what is owed to MLflow if it fails, for a reason.
+            execution: The execution that resumes it.
+            events_if_failed: Makes the events for MLflow from the reason, if it fails.
 
         Raises:
             StaleExecutionError: The execution is no longer the running one of the study.
@@ -384,11 +384,11 @@ class Store:
             rows = connection.execute(
                 select(attempts).where(attempts.c.trial_id == trial.id).order_by(attempts.c.number)
             ).all()
-            num_in_vain = count_in_vain(connection, trial.id, rows)
-            if num_in_vain >= MAX_LOST_ATTEMPTS:
+            num_lost = count_lost_since_report(connection, trial.id, rows)
+            if num_lost >= MAX_LOST_ATTEMPTS:
                 reason = (
-                    f"its process died {num_in_vain} times in a row without finishing an epoch. The system ends "
-                    "processes so where memory runs out: if it did, lower recipe.batch_size."
+                    f"its process died {num_lost} times in a row without finishing an epoch. The system kills "
+                    "processes when memory runs out; if it did, lower recipe.batch_size."
                 )
                 values = {"state": "failed", "reason": reason, "error": "exception", "ended_at": now}
                 connection.execute(update(trials).where(trials.c.id == trial.id).values(**values))
@@ -399,10 +399,10 @@ class Store:
             return attempt.model_copy(update={"num_lost": sum(row.state == "lost" for row in rows)})
 
     def lose_attempt(self, trial: TrialRecord, attempt: AttemptRecord) -> TrialRecord:
-        """Write that the worker of a running attempt died. The trial waits to be gone on with.
+        """Write that the worker of a running attempt died. The trial waits to be resumed.
 
         Raises:
-            StaleAttemptError: The attempt is not the running one any more.
+            StaleAttemptError: The attempt is no longer running.
         """
         with self._engine.begin() as connection:
             end_attempt(connection, attempt, "lost", time.time())
@@ -410,7 +410,7 @@ class Store:
         return trial.model_copy(update={"state": "waiting"})
 
     def add_report(self, attempt: AttemptRecord, report: EpochReport, *, study_id: int, events: Events = ()) -> None:
-        """Write one epoch's report; one that comes again after a resume replaces its row, and owes nothing again."""
+        """Write the report of an epoch. A repeated report, after a resume, replaces the row without new events."""
         with self._frequent() as connection:
             if write_report(connection, attempt, report):
                 self._owe(connection, study_id, events)
@@ -427,32 +427,32 @@ class Store:
         """Write how an attempt ended. An interrupted trial waits to be resumed.
 
         Raises:
-            StaleAttemptError: The attempt is not the running one any more.
+            StaleAttemptError: The attempt is no longer running.
         """
         with self._frequent() as connection:
             write_end(connection, ended, artifact_root=self._artifact_root)
             self._owe(connection, study_id, ended.events)
 
     def forget_checkpoints(self, trial_id: int, *, but: Collection[int]) -> None:
-        """Delete the records of a trial's checkpoints but those of some epochs; their files are the caller's."""
+        """Delete the rows of a trial's checkpoints, except those of some epochs. The caller deletes the files."""
         with self._engine.begin() as connection:
             gone = (checkpoints.c.trial_id == trial_id, checkpoints.c.epoch.not_in(but))
             connection.execute(delete(checkpoints).where(*gone))
 
     def checkpoints(self, trial_id: int) -> list[CheckpointRecord]:
-        """The checkpoints that a trial left, oldest first."""
+        """The checkpoints of a trial, oldest first."""
         with self._engine.connect() as connection:
             return read_checkpoints(connection, trial_id, artifact_root=self._artifact_root)
 
     # --- tracking ---
 
     def owe(self, study_id: int, events: Events) -> None:
-        """Add to what MLflow is still to be told."""
+        """Add events for MLflow."""
         with self._engine.begin() as connection:
             self._owe(connection, study_id, events)
 
     def outbox(self, study_id: int) -> "StudyOutbox":
-        """What is owed to MLflow about one study."""
+        """The events of one study that wait for MLflow."""
         return StudyOutbox(self._engine, study_id)
 
     # --- scores ---
@@ -465,7 +465,7 @@ class Store:
 
     @contextmanager
     def _frequent(self) -> Iterator[Connection]:
-        """A transaction whose connection is kept for the next one, where taking it from the pool would take long."""
+        """A transaction on a connection that is kept for the next one, which is faster than one from the pool."""
         try:
             connection = self._kept.pop()
         except IndexError:
@@ -486,16 +486,16 @@ class Store:
         return StageRecord.model_validate(dict(row))
 
     def _owe(self, connection: Connection, study_id: int, events: Events) -> None:
-        if events and (self._tracking or self._was_told(connection, study_id)):
+        if events and (self._tracking or self._has_events(connection, study_id)):
             now = time.time()
             _OWE.each(connection, [{"study_id": study_id, "event": event, "created_at": now} for event in events])
 
-    def _was_told(self, connection: Connection, study_id: int) -> bool:
-        """Whether MLflow was to be told anything of the study: then its record is completed when tracking is on."""
-        if study_id not in self._has_told:
+    def _has_events(self, connection: Connection, study_id: int) -> bool:
+        """Whether the study has events: then MLflow gets the later ones too, once tracking is on again."""
+        if study_id not in self._known_events:
             found = select(outbox.c.id).where(outbox.c.study_id == study_id).limit(1)
-            self._has_told[study_id] = connection.execute(found).first() is not None
-        return self._has_told[study_id]
+            self._known_events[study_id] = connection.execute(found).first() is not None
+        return self._known_events[study_id]
 
 
 def _insert(connection: Connection, table: Any, **values: Any) -> int:
@@ -506,5 +506,5 @@ def _insert(connection: Connection, table: Any, **values: Any) -> int:
 def _owner() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user need not have a name
+    except (KeyError, OSError):  # a container's user may have no name
         return str(os.getuid())

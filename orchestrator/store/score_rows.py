@@ -1,4 +1,4 @@
-"""The scores that training-free proxies gave, kept over studies."""
+"""The scores of training-free proxies, shared by all studies."""
 
 import time
 from collections.abc import Sequence
@@ -7,19 +7,19 @@ from sqlalchemy import Engine, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from orchestrator.store.records import ScoreKey, ScoreRecord
-from orchestrator.store.retrying import patient
+from orchestrator.store.retrying import retry_on_outage
 from orchestrator.store.tables import proxy_scores
 
 
-@patient
+@retry_on_outage
 class ScoreTable:
-    """Reads and writes scores by everything that they depend on."""
+    """Reads and writes scores, by everything that they depend on."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def find(self, topology: str, data: str, seed: int) -> dict[ScoreKey, ScoreRecord]:
-        """All known scores of one topology on one batch from one seed, also those of other settings and older code."""
+        """All known scores of a topology for a batch and a seed, including other settings and older code."""
         table = proxy_scores.c
         given = (table.topology == topology, table.data == data, table.seed == seed)
         columns = (table.proxy, table.settings, table.code, table.value, table.spread, table.reason, table.wall_time_s)
@@ -32,7 +32,7 @@ class ScoreTable:
             }
 
     def add(self, topology: str, data: str, seed: int, scores: Sequence[tuple[ScoreKey, ScoreRecord]]) -> None:
-        """Write scores in one transaction; of two processes that found the same, the first one stays."""
+        """Write scores in one transaction. A score that another process has written meanwhile is kept."""
         now = time.time()
         rows = [
             {

@@ -1,4 +1,4 @@
-"""Refuses what comes too late: from an attempt, or an execution, that is no longer the running one."""
+"""Rejects late writes of attempts and executions that are no longer running."""
 
 from sqlalchemy import Connection, select
 
@@ -8,32 +8,38 @@ from orchestrator.store.tables import attempts, executions
 
 
 class StaleAttemptError(RuntimeError):
-    """An attempt that is no longer the running one of its trial; what it brings is refused."""
+    """A write of an attempt that is no longer the running one of its trial."""
 
 
 class StaleExecutionError(StaleAttemptError):
-    """An execution that is no longer the running one of its study; what it writes is refused."""
+    """A write of an execution that is no longer the running one of its study."""
 
 
 def fence_attempt(connection: Connection, attempt: AttemptRecord, *, ended: str | None = None) -> None:
-    """Refuse what an attempt that is not running brings; `ended`: unless this very call ended it so, unheard."""
+    """Raise unless an attempt is running.
+
+    Args:
+        connection: A transaction.
+        attempt: The attempt.
+        ended: A state that is accepted too if this call is repeated, because the first try may have set it.
+    """
     found = select(attempts.c.state).where(attempts.c.id == attempt.id).with_for_update()
     state = connection.execute(found).scalar_one_or_none()
     if state != "running" and not (is_repeated() and state == ended):
         raise StaleAttemptError(
-            f"attempt {attempt.number} of trial row {attempt.trial_id} must be running to bring results, "
-            f"but it is {state or 'deleted'}. Its results are refused."
+            f"attempt {attempt.number} of trial row {attempt.trial_id} must be running to write results, "
+            f"but it is {state or 'deleted'}. Its results are rejected; a newer attempt replaces it."
         )
 
 
 def fence_execution(connection: Connection, execution: ExecutionRecord | None, *, ended: str | None = None) -> None:
-    """The same of an execution; until the end of the transaction no other one can begin."""
+    """Raise unless an execution is running. No other one can begin until the end of the transaction."""
     if execution is None:
         return
     found = select(executions.c.state).where(executions.c.id == execution.id).with_for_update(read=True)
     state = connection.execute(found).scalar_one_or_none()
     if state != "running" and not (is_repeated() and state == ended):
         raise StaleExecutionError(
-            f"execution {execution.number + 1} of the study must be running to go on, but it is "
-            f"{state or 'deleted'}: another process has taken the study over, or deleted it."
+            f"execution {execution.number + 1} of the study must be running to continue, but it is "
+            f"{state or 'deleted'}: another process has taken over the study, or deleted it."
         )

@@ -1,4 +1,4 @@
-"""The tables. A change here needs a migration beside it (`migrations/versions/`); a test compares the two."""
+"""The tables. A change here needs a migration in `migrations/versions/`; a test compares them."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ from sqlalchemy import (
 
 
 class Words(TypeDecorator[str]):
-    """Text from anywhere, such as an exception's: what a database cannot keep of it is written as an escape."""
+    """Arbitrary text, such as an exception's. Characters that a database cannot store are escaped."""
 
     impl = Text
     cache_ok = True
@@ -42,7 +42,7 @@ metadata = MetaData(
     }
 )
 
-# SQLite counts row numbers up only for a plain INTEGER primary key.
+# SQLite increments row numbers only for a plain INTEGER primary key.
 _Id = BigInteger().with_variant(Integer, "sqlite")
 _RUN_STATES = "('waiting', 'running', 'interrupted', 'complete', 'failed')"
 
@@ -172,7 +172,7 @@ tracked_runs = Table(
     Column("run_id", String(64), nullable=False),
 )
 
-# Belongs to no study: what was scored once is known to all of them.
+# Belongs to no study: all studies share the scores.
 proxy_scores = Table(
     "proxy_scores",
     metadata,

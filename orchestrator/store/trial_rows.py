@@ -1,4 +1,4 @@
-"""Rows of trials, attempts, reports and checkpoints: what `orchestrator.store.repository` does in a transaction."""
+"""Rows of trials, attempts, reports and checkpoints, written in transactions of `orchestrator.store.repository`."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -51,7 +51,7 @@ _LEAVE_TRIAL = prepared_update(trials, trials.c.id == bindparam("trial_id"), col
 
 
 def insert_trial(connection: Connection, fields: Mapping[str, Any]) -> TrialRecord:
-    """Write a trial that runs; `fields` are those that `TrialRecord` has of it by then."""
+    """Write a running trial; `fields` are the fields of `TrialRecord` that are known at its start."""
     trial_id = _INSERT_TRIAL.key(connection, **fields)
     return TrialRecord.model_construct(
         id=trial_id, state="running", metrics={}, details={}, reason=None, error=None, ended_at=None, **fields
@@ -61,7 +61,7 @@ def insert_trial(connection: Connection, fields: Mapping[str, Any]) -> TrialReco
 def insert_attempt(
     connection: Connection, trial_id: int, execution: ExecutionRecord, *, number: int, now: float
 ) -> AttemptRecord:
-    """Write an attempt that runs; `number`: of earlier ones at the trial."""
+    """Write a running attempt; `number` is the number of earlier attempts of the trial."""
     attempt_id = _INSERT_ATTEMPT.key(
         connection,
         trial_id=trial_id,
@@ -75,7 +75,7 @@ def insert_attempt(
 def begun_trial(
     connection: Connection, stage_id: int, number: int, execution: ExecutionRecord
 ) -> tuple[TrialRecord, AttemptRecord] | None:
-    """A trial that an execution has begun, with its first attempt."""
+    """The trial with this number, if the execution has begun it, and its first attempt."""
     given = (trials.c.stage_id == stage_id, trials.c.number == number)
     row = connection.execute(select(trials).where(*given)).mappings().one_or_none()
     if row is None:
@@ -85,18 +85,18 @@ def begun_trial(
     return TrialRecord.model_validate(dict(row)), AttemptRecord(id=attempt_id, trial_id=row["id"], number=0)
 
 
-def count_in_vain(connection: Connection, trial_id: int, rows: Sequence[Any]) -> int:
-    """How many of a trial's attempts were lost since it last finished an epoch."""
+def count_lost_since_report(connection: Connection, trial_id: int, rows: Sequence[Any]) -> int:
+    """How many attempts of a trial were lost since it last finished an epoch."""
     newest = select(func.max(reports.c.reported_at)).where(reports.c.trial_id == trial_id)
     last_report = connection.execute(newest).scalar()
     return sum(row.state == "lost" and (last_report is None or row.started_at > last_report) for row in rows)
 
 
 def write_report(connection: Connection, attempt: AttemptRecord, report: EpochReport) -> bool:
-    """Write an epoch's report, in the place of an earlier one of that epoch; whether there was none.
+    """Write or replace the report of an epoch, and return whether it is new.
 
     Raises:
-        StaleAttemptError: The attempt is not the running one any more.
+        StaleAttemptError: The attempt is no longer running.
     """
     fence_attempt(connection, attempt)
     known = (reports.c.trial_id == attempt.trial_id, reports.c.epoch == report.epoch)
@@ -122,7 +122,7 @@ def write_end(connection: Connection, ended: EndedTrial, *, artifact_root: Path 
         artifact_root: See `Store.open`.
 
     Raises:
-        StaleAttemptError: The attempt is not the running one any more.
+        StaleAttemptError: The attempt is no longer running.
     """
     trial = ended.trial
     end_attempt(connection, ended.attempt, ended.state, time.time())
@@ -136,7 +136,11 @@ def write_end(connection: Connection, ended: EndedTrial, *, artifact_root: Path 
 
 
 def end_attempt(connection: Connection, attempt: AttemptRecord, state: str, now: float) -> None:
-    """The same of the attempt alone."""
+    """Write how an attempt ended, without its trial.
+
+    Raises:
+        StaleAttemptError: The attempt is no longer running.
+    """
     if _END_ATTEMPT.count(connection, attempt_id=attempt.id, new_state=state, new_ended_at=now) != 1:
         fence_attempt(connection, attempt, ended=state)
 

@@ -45,8 +45,8 @@ def test_a_study_waits_for_a_database_that_is_started_again(
         server.start()
         assert_epochs_are_kept(place, before)
     assert driver.wait() == 0, driver.err
-    assert "The database is away" in driver.err
-    assert "The database is back" in driver.err
+    assert "The database does not answer" in driver.err
+    assert "The database answers again" in driver.err
     assert_rows_are_true(place)
     assert_is_the_same_study(place, tiny)
     rows = place.rows()
@@ -68,7 +68,7 @@ def test_a_study_whose_database_stays_away_says_so_and_goes_on_later(
         away = run(place, "status", "tiny")
     finally:
         server.start()
-    assert "did not come back within 1 s" in driver.err
+    assert "must answer, but did not for 1 s" in driver.err
     assert "Traceback" not in driver.err
     assert (away.process.exitcode, "start the server" in away.err) == (2, True)
     assert "Traceback" not in away.err
