@@ -1,1 +1,1 @@
-"""MLflow: what it is sent, and how it gets there."""
+"""MLflow: the events that it is sent, and their delivery."""

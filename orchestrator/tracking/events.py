@@ -1,7 +1,7 @@
-"""What is owed to MLflow, as plain data: events that can wait in a table, and be delivered late or twice without harm.
+"""Events for MLflow as plain data. They can wait in a table, and be delivered late or twice without harm.
 
-A run is named by a key of ours that never changes (`study/digits-quickstart/trial/17`); MLflow's own run id is found by
-it. Within one key, events are delivered in the order they were written: `StartRun` first, `EndRun` last.
+A run has a key of ours that never changes (`study/digits-quickstart/trial/17`), by which MLflow's run id is found. The
+events of one key are delivered in the order in which they were written: `StartRun` first, `EndRun` last.
 """
 
 from typing import Annotated, Literal, NamedTuple
@@ -9,13 +9,13 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w./@+\-]*$", max_length=250)]
-"""A stable name of ours, without spaces or quotes."""
+"""A stable name, without spaces or quotes."""
 
 ParamValue = str | bool | int | float | None
 
 
 class _Event(BaseModel):
-    # Non-finite metric values must survive the way through JSON: the tracker turns them into a tag.
+    # Non-finite metric values must survive JSON, because the tracker turns them into tags.
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
@@ -26,11 +26,11 @@ class MetricPoint(NamedTuple):
     value: float
     step: int
     time_ms: int
-    """When it was measured, milliseconds since 1970. Delivered again it must be the same, or MLflow keeps both."""
+    """When it was measured, in milliseconds since 1970. It must not change, or MLflow keeps both values."""
 
 
 class EnsureExperiment(_Event):
-    """There is an experiment of this name, with at least these tags."""
+    """Make an experiment of this name, if there is none, and set these tags."""
 
     kind: Literal["ensure-experiment"] = "ensure-experiment"
     name: str = Field(min_length=1, max_length=500)
@@ -39,14 +39,14 @@ class EnsureExperiment(_Event):
 
 
 class DeleteExperiment(_Event):
-    """The experiment is gone from view, and its name is free again."""
+    """Delete an experiment, so that its name is free again."""
 
     kind: Literal["delete-experiment"] = "delete-experiment"
     name: str = Field(min_length=1, max_length=500)
 
 
 class ShareView(_Event):
-    """A way to look at the table of runs, kept with the experiment; `Tracker.experiment_url(view=...)` leads to it."""
+    """Save a view of the table of runs with the experiment; `Tracker.experiment_url(view=...)` opens it."""
 
     kind: Literal["share-view"] = "share-view"
     experiment: str
@@ -54,17 +54,17 @@ class ShareView(_Event):
     columns: tuple[str, ...] = Field(description="such as `metrics.val_accuracy`, `params.recipe.curriculum`, `tags.x`")
     order_by: str | None = Field(default=None, description="a column; the newest first if not given")
     descending: bool = True
-    filter: str = Field(default="", description="MLflow's search syntax: tags.`vitsearch.level` = 'trial'")
+    filter: str = Field(default="", description="in MLflow's search syntax: tags.`vitsearch.level` = 'trial'")
 
 
 class StartRun(_Event):
-    """There is a run of this key; parameters are written once and for all."""
+    """Start a run with this key. Parameters never change afterwards."""
 
     kind: Literal["start-run"] = "start-run"
     key: Key
     parent_key: Key | None = None
-    name: str = Field(min_length=1, description="short: what one reads in the table of runs")
-    experiment: str = Field(description="name of the experiment; made if it is not there")
+    name: str = Field(min_length=1, description="a short name for the table of runs")
+    experiment: str = Field(description="name of the experiment; made if there is none")
     tags: dict[str, str] = Field(default_factory=dict)
     params: dict[str, ParamValue] = Field(default_factory=dict)
     description: str = Field(default="", description="Markdown")
@@ -72,14 +72,14 @@ class StartRun(_Event):
 
 
 class ResumeRun(_Event):
-    """A run that had ended is running again."""
+    """Mark a run that has ended as running again."""
 
     kind: Literal["resume-run"] = "resume-run"
     key: Key
 
 
 class LogMetrics(_Event):
-    """Values of metrics; a step makes a curve."""
+    """Log values of metrics; steps make a curve."""
 
     kind: Literal["log-metrics"] = "log-metrics"
     key: Key
@@ -87,7 +87,7 @@ class LogMetrics(_Event):
 
 
 class LogInputs(_Event):
-    """The run used this dataset."""
+    """Note that the run used a dataset."""
 
     kind: Literal["log-inputs"] = "log-inputs"
     key: Key
@@ -101,7 +101,7 @@ class LogInputs(_Event):
 
 
 class LogArtifact(_Event):
-    """A file, or the files of a folder, copied into the run's folder `artifact_path` at the time of delivery."""
+    """Copy a file, or the files of a folder, into the run's folder `artifact_path` at the time of delivery."""
 
     kind: Literal["log-artifact"] = "log-artifact"
     key: Key
@@ -110,7 +110,7 @@ class LogArtifact(_Event):
 
 
 class LogText(_Event):
-    """A text kept as a file of the run; it travels inside the event."""
+    """Save a text, which is part of the event, as a file of the run."""
 
     kind: Literal["log-text"] = "log-text"
     key: Key
@@ -119,7 +119,7 @@ class LogText(_Event):
 
 
 class SetTags(_Event):
-    """Tags of a run; a later value replaces an earlier one."""
+    """Set tags of a run, replacing earlier values."""
 
     kind: Literal["set-tags"] = "set-tags"
     key: Key
@@ -127,7 +127,7 @@ class SetTags(_Event):
 
 
 class EndRun(_Event):
-    """The run has ended."""
+    """Mark a run as ended."""
 
     kind: Literal["end-run"] = "end-run"
     key: Key
@@ -136,7 +136,7 @@ class EndRun(_Event):
 
 
 class RegisterModel(_Event):
-    """The run's folder `artifact_path` is a version of the registered model `name`, and `alias` points to it."""
+    """Register the run's folder `artifact_path` as a version of model `name`, and point `alias` to it."""
 
     kind: Literal["register-model"] = "register-model"
     key: Key

@@ -1,9 +1,8 @@
-"""Delivers what is owed to MLflow. The only module that imports mlflow, and only once something is to be delivered.
+"""Delivers events to MLflow. The only module that imports mlflow, and only at the first delivery.
 
-Everything goes through `MlflowClient` with explicit run ids, so nothing here depends on MLflow's global state.
-Delivering an event again changes nothing: runs and model versions carry our key as the tag `vitsearch.key` and are
-looked up by it before they are made; metrics keep their time stamps; parameters, tags, inputs and files are
-overwritten with what they are.
+All calls use `MlflowClient` with explicit run ids, and do not depend on MLflow's global state. Delivering an event
+again changes nothing: runs and model versions have our key as tag `vitsearch.key`, by which they are looked up before
+they are made; metrics keep their time stamps; parameters, tags, inputs and files are overwritten with the same values.
 """
 
 import importlib
@@ -42,18 +41,18 @@ from orchestrator.tracking.server import ServerCommand as ServerCommand
 from orchestrator.tracking.server import server_command as server_command
 
 KEY_TAG = "vitsearch.key"
-"""Tag of runs and model versions that holds our key."""
+"""Tag with our key, of runs and model versions."""
 
 QUIET_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the outbox tries again; MLflow's own default blocks for four minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the outbox tries again; MLflow's default blocks for four minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # errors reach the user through the outbox, once and without a traceback
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # the outbox logs errors, once and without a traceback
     "GIT_PYTHON_REFRESH": "quiet",
 }
-"""Set, where the user has not, before mlflow is imported."""
+"""Set before mlflow is imported, unless the user has set them."""
 
 _MAX_METRICS = 1000  # of one log_batch request
 _MAX_PARAMS_AND_TAGS = 100
@@ -64,11 +63,11 @@ _logger = logging.getLogger(__name__)
 
 
 class TrackingUnavailable(ConnectionError):  # noqa: N818
-    """MLflow could not be reached or could not do its work just now; try again later.
+    """MLflow could not be reached, or could not accept an event at the moment; try again later.
 
     Attributes:
-        num_delivered: How many of the events, from the first on, have been delivered.
-        answered: Whether MLflow did answer, with an internal error: the next event may be what troubles it.
+        num_delivered: Number of events, from the first on, that were delivered.
+        answered: Whether MLflow answered, with an internal error, which the next event may have caused.
     """
 
     def __init__(self, message: str, *, num_delivered: int = 0, answered: bool = False) -> None:
@@ -77,10 +76,10 @@ class TrackingUnavailable(ConnectionError):  # noqa: N818
 
 
 class TrackingRejected(ValueError):  # noqa: N818
-    """MLflow will never take this event.
+    """MLflow will never accept this event.
 
     Attributes:
-        num_delivered: How many events were delivered before it: the index of the refused one.
+        num_delivered: Number of events that were delivered before it, which is its index.
     """
 
     def __init__(self, message: str, *, num_delivered: int = 0) -> None:
@@ -89,19 +88,19 @@ class TrackingRejected(ValueError):  # noqa: N818
 
 
 class RunIds(Protocol):
-    """Remembers MLflow's run id of each key of ours, so that runs need not be searched for."""
+    """Remembers MLflow's run id of each of our keys, so that runs need not be searched for."""
 
     def get(self, key: str) -> str | None: ...
 
     def put(self, key: str, run_id: str) -> None: ...
 
     def forget(self, key: str) -> None:
-        """The run is not there any more. Forgetting an unknown key is no error."""
+        """Forget a run that no longer exists. Forgetting an unknown key is not an error."""
         ...
 
 
 class MemoryRunIds:
-    """Run ids of this process only; unknown ones are searched for by tag."""
+    """Run ids in memory; unknown ones are searched for by tag."""
 
     def __init__(self) -> None:
         self._ids: dict[str, str] = {}
@@ -117,12 +116,12 @@ class MemoryRunIds:
 
 
 class Tracker:
-    """Writes events to one MLflow store.
+    """Writes events to an MLflow store.
 
     Args:
         tracking_uri: `sqlite:////absolute/path/mlflow.db`, another database, or `http(s)://...` of a tracking server.
-        artifact_root: Folder of the runs' files. Unused with a tracking server, which decides for itself.
-        run_ids: Where run ids are remembered; in memory if not given.
+        artifact_root: Folder of the runs' files. Not used with a tracking server, which has its own.
+        run_ids: Where run ids are remembered; by default in memory.
     """
 
     def __init__(self, tracking_uri: str, artifact_root: Path, run_ids: RunIds | None = None) -> None:
@@ -132,11 +131,11 @@ class Tracker:
         self._opened: Any = None
 
     def deliver(self, events: Sequence[Event]) -> None:
-        """Write events, in order. Metrics that follow one another travel together.
+        """Write events in order. Consecutive metrics are sent together.
 
         Raises:
-            TrackingUnavailable: MLflow is away or busy; the events from `num_delivered` on are still to be delivered.
-            TrackingRejected: The event at `num_delivered` can never be delivered; those after it were not tried.
+            TrackingUnavailable: MLflow is unreachable or busy. The events from `num_delivered` on were not delivered.
+            TrackingRejected: The event at `num_delivered` can never be delivered. Later ones were not tried.
         """
         num_delivered = 0
         try:
@@ -145,7 +144,7 @@ class Tracker:
                     self._deliver_group(group)
                     num_delivered += len(group)
                 except TrackingRejected:
-                    for event in group:  # one by one, to find which is refused, and without ids that went stale
+                    for event in group:  # one by one, to find the rejected one, and without stale ids
                         self._deliver_group([event])
                         num_delivered += 1
         except (TrackingUnavailable, TrackingRejected) as error:
@@ -153,20 +152,22 @@ class Tracker:
             raise
 
     def experiment_url(self, experiment: str, *, server_url: str | None = None, view: str | None = None) -> str | None:
-        """Address of the table of an experiment's runs; `None` if there is no such experiment.
+        """Address of the page with an experiment's runs; `None` if there is no such experiment.
 
         Args:
-            experiment: Its name.
-            server_url: Address of the server that shows the store; only needed for a database.
-            view: Name of a `ShareView` to open it with.
+            experiment: Name of the experiment.
+            server_url: Address of the server that shows the store; required for a database.
+            view: Name of a `ShareView` to open.
 
         Raises:
-            TrackingUnavailable: MLflow could not be asked.
-            ValueError: A database was given, and no `server_url`.
+            TrackingUnavailable: MLflow could not be reached.
+            ValueError: The store is a database, and there is no `server_url`.
         """
         base = server_url or (self._uri if is_http(self._uri) else None)
         if base is None:
-            raise ValueError(f"`server_url` must be given for a store without a server, such as {shown(self._uri)}.")
+            raise ValueError(
+                f"`server_url` must be given for a store without a server, but is missing for {shown(self._uri)}."
+            )
         try:
             found = self._client().get_experiment_by_name(experiment)
         except self._errors() as error:
@@ -219,13 +220,13 @@ class Tracker:
 
     def _ensure_experiment(self, event: EnsureExperiment) -> str:
         client = self._client()
-        # The kind spares the viewer MLflow's question whether this is about language models.
+        # With this tag, MLflow does not ask viewers whether the experiment is about language models.
         wanted = {"mlflow.experimentKind": "custom_model_development", **event.tags}
         if event.description:
             wanted["mlflow.note.content"] = event.description
         found = client.get_experiment_by_name(event.name)
         if found is not None and found.lifecycle_stage == "deleted":
-            # Someone deleted it in MLflow, and it holds the name: it makes room and stays deleted.
+            # It was deleted in MLflow, but still has the name: rename it, and leave it deleted.
             client.restore_experiment(found.experiment_id)
             self._delete_experiment(event.name)
             found = None
@@ -246,7 +247,7 @@ class Tracker:
         found = client.get_experiment_by_name(name)
         if found is None or found.lifecycle_stage == "deleted":
             return
-        # MLflow keeps a deleted experiment's name taken; under another name the same study can be run again.
+        # MLflow reserves the name of a deleted experiment; renaming it lets the same study run again.
         client.rename_experiment(found.experiment_id, f"{name[:450]} (deleted, {found.experiment_id})")
         client.delete_experiment(found.experiment_id)
 
@@ -255,7 +256,7 @@ class Tracker:
         return known if known is not None else self._ensure_experiment(EnsureExperiment(name=name))
 
     def _share_view(self, event: ShareView) -> None:
-        """Write the state of MLflow's page as its button "Share view" does: as a tag of the experiment."""
+        """Save the state of MLflow's page as a tag of the experiment, as its button "Share view" does."""
         state = {
             "selectedColumns": [column(name) for name in event.columns],
             "searchFilter": event.filter,
@@ -279,7 +280,7 @@ class Tracker:
             tags["mlflow.note.content"] = event.description
         if event.parent_key is not None:
             parent_id = self._run_ids.get(event.parent_key) or self._find_run(event.parent_key, [experiment_id])
-            # A run whose parent was refused is better than no run.
+            # A run without its rejected parent is better than no run.
             name, value = ("mlflow.parentRunId", parent_id) if parent_id else ("vitsearch.parent", event.parent_key)
             tags[name] = value
         run = self._client().create_run(experiment_id, event.start_time_ms, clean_tags(tags), run_name=event.name)
@@ -300,7 +301,7 @@ class Tracker:
         params: Mapping[str, ParamValue] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Send metrics, parameters and tags in as few requests as MLflow's limits allow."""
+        """Send metrics, parameters and tags in as few requests as possible."""
         entities = self._entities()
         metrics, cleaned = [], clean_tags(tags or {})
         for point in points:
@@ -344,7 +345,7 @@ class Tracker:
             self._client().log_artifact(run_id, str(path), event.artifact_path)
         else:
             raise TrackingRejected(
-                f"an artifact must stay where it is until it is delivered, but there is no file or folder {path}. "
+                f"an artifact must stay in its place until it is delivered, but there is no file or folder {path}. "
                 "Put it back and deliver the event again."
             )
 
@@ -405,7 +406,7 @@ class Tracker:
                 self._opened = self._connect(self._uri)
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                # Two processes that migrate a new database at once both die: one does it, the others wait.
+                # Two processes that migrate a new database at once would both fail.
                 with FileLock(f"{path}.lock", timeout=_MIGRATION_TIMEOUT_S):
                     if not path.exists():
                         self._create_database(path)
@@ -418,13 +419,15 @@ class Tracker:
         return self._opened
 
     def _create_database(self, path: Path) -> None:
-        """Make a new SQLite store that takes its name once it is whole.
+        """Make a new SQLite store under a temporary name, and rename it once it is complete.
 
-        That takes seconds, and MLflow refuses for ever what a process that was killed meanwhile has left.
+        This takes seconds, and MLflow would never accept the remains of a process that was killed meanwhile.
         """
         for left in path.parent.glob(f"{path.name}.part-*"):
             left.unlink()
-        part = path.with_name(f"{path.name}.part-{uuid.uuid4().hex[:8]}")  # MLflow keeps an engine for each address
+        part = path.with_name(
+            f"{path.name}.part-{uuid.uuid4().hex[:8]}"
+        )  # a new one each time: MLflow caches an engine per address
         self._connect(f"sqlite:///{part}")
         part.replace(path)
 
@@ -434,11 +437,11 @@ class Tracker:
         return client
 
     def _errors(self) -> tuple[type[Exception], ...]:
-        """What MLflow, its transport and the file system raise; `requests` errors are OSErrors."""
+        """Errors of MLflow, its transport and the file system; errors of `requests` are OSErrors."""
         return (self._mlflow().exceptions.MlflowException, OSError, sqlite3.Error, FileLockTimeout)
 
     def _translated(self, error: Exception, group: Sequence[Event] = ()) -> TrackingUnavailable | TrackingRejected:
-        """The error as one of ours: is it to be tried again, or never to be taken?"""
+        """Turn an error into one of ours: try again later, or never."""
         code = str(getattr(error, "error_code", ""))
         first_line = next(iter(str(error).strip().splitlines()), repr(error))
         message = shown(f"MLflow at {self._uri}: {first_line}")
@@ -451,17 +454,15 @@ class Tracker:
         return TrackingUnavailable(message, answered=self._opened is not None and self._is_internal(error, code))
 
     def _is_internal(self, error: Exception, code: str) -> bool:
-        """Whether the trouble lies behind the connection: an internal error, or a file that cannot be copied."""
+        """Whether MLflow was reached and failed: an internal error, or a file that cannot be copied."""
         if isinstance(error, OSError):
-            return (
-                getattr(error, "response", error) is not None
-            )  # an error of `requests` without a response never got there
+            return getattr(error, "response", error) is not None  # errors of `requests` without a response: not reached
         of_server = isinstance(error, self._mlflow().exceptions.RestException)
         return code == "INTERNAL_ERROR" and (of_server or not is_http(self._uri))
 
 
 def _groups(events: Sequence[Event]) -> Iterator[list[Event]]:
-    """Events one by one, but metrics that follow one another together."""
+    """Events one by one, with consecutive metrics together."""
     stretch: list[Event] = []
     for event in events:
         if isinstance(event, LogMetrics):
@@ -484,5 +485,7 @@ def _sqlite_path(uri: str) -> Path | None:
         return None
     path = Path(uri.removeprefix("sqlite:///"))
     if not path.is_absolute():
-        raise ValueError(f"a SQLite address must be absolute, as in sqlite:////home/me/mlflow.db, but got {uri}.")
+        raise ValueError(
+            f"a SQLite address must be absolute, as in sqlite:////home/me/mlflow.db, but got {uri}. Correct it."
+        )
     return path

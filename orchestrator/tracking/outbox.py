@@ -1,7 +1,7 @@
-"""Sends what is owed to MLflow from a thread of its own, so that MLflow being slow or away changes nothing for a study.
+"""Sends events to MLflow from a background thread, so that a slow or unreachable MLflow does not affect a study.
 
-The store keeps the events, in the same transaction as the facts that they tell of. The outbox takes the oldest, has the
-tracker deliver them, and settles them. What could not be delivered stays owed, over the end of the process too.
+The store writes an event in the same transaction as the fact that it describes. The outbox has the tracker deliver the
+oldest events, and marks them as delivered. Events that cannot be delivered wait, even beyond the end of the process.
 """
 
 import logging
@@ -21,39 +21,40 @@ _POLL_S = 2.0
 """Time between two rounds. MLflow takes all events of a round for little more than the price of one."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 60.0
 _MAX_INTERNAL_ERRORS = 4
-"""How often MLflow may answer the same first event with an internal error before that event is set aside."""
+"""How often MLflow may answer the first event with an internal error before that event is rejected."""
 
 _logger = logging.getLogger(__name__)
 
 
 class OutboxStore(Protocol):
-    """Where events wait. Called from the outbox's thread; each call is a transaction of its own.
+    """Where events wait. Called from the outbox's thread; each call is one transaction.
 
-    Only one outbox at a time may deliver the events of a store (or of a study, where the store is one study's view):
-    two could both start a run that neither finds.
+    Only one outbox at a time may deliver the events of a store, because two could start the same run twice.
     """
 
     def owed(self, limit: int) -> Sequence[tuple[int, str]]:
-        """Ids and JSON of the oldest events neither settled nor rejected, in the order in which they were appended."""
+        """Ids and JSON of the oldest waiting events, in the order in which they were appended."""
         ...
 
     def settle(self, ids: Sequence[int]) -> None:
-        """These were delivered."""
+        """Mark events as delivered."""
         ...
 
     def postpone(self, event_id: int, error: str) -> None:
-        """MLflow was away when this one was tried; it stays owed."""
+        """Note that MLflow was unreachable when this event was tried; it still waits."""
         ...
 
     def reject(self, event_id: int, error: str) -> None:
-        """MLflow will never take this one; it is kept aside with its error."""
+        """Note that MLflow will never accept this event; it is kept with its error, and not tried again."""
         ...
 
-    def count_owed(self) -> int: ...
+    def count_owed(self) -> int:
+        """Number of waiting events."""
+        ...
 
 
 class Deliverer(Protocol):
-    """The part of `orchestrator.tracking.mlflow_client.Tracker` that is used here."""
+    """The part of `orchestrator.tracking.mlflow_client.Tracker` that the outbox uses."""
 
     def deliver(self, events: Sequence[Event]) -> None: ...
 
@@ -63,9 +64,9 @@ class Outbox:
 
     Args:
         store: Where the events wait.
-        tracker_factory: Makes the tracker; called in the thread, once there is something to deliver.
-        first_pause_s: Pause after a first failure, seconds; doubled with each further one, to one minute.
-        poll_s: Time between two rounds, seconds.
+        tracker_factory: Makes the tracker; called in the thread when there is an event to deliver.
+        first_pause_s: Pause after a first failure, in seconds; doubled after each further failure, up to one minute.
+        poll_s: Time between two rounds, in seconds.
     """
 
     def __init__(
@@ -80,40 +81,37 @@ class Outbox:
         self._poll_s = poll_s
         self._tracker: Deliverer | None = None
         self._failures = 0
-        self._suspect: tuple[int, int] = (
-            -1,
-            0,
-        )  # first event of the last failures, and how many internal errors it met
-        self._round = 0  # number of the round that was begun last
-        self._answered_round = 0  # the last round that found nothing more to deliver, or failed
+        self._suspect = (-1, 0)  # the first event of the latest failures, and its number of internal errors
+        self._round = 0  # number of the current round
+        self._answered_round = 0  # the latest round that delivered everything, or failed
         self._last_error: str | None = None
         self._closing = False
-        self._hurry = False
+        self._flush_requested = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="mlflow-outbox", daemon=True)
         self._thread.start()
 
     @property
     def last_error(self) -> str | None:
-        """Why nothing is being delivered just now; `None` while all is well."""
+        """Why events cannot be delivered at the moment; `None` if they can."""
         return self._last_error
 
     def flush(self, timeout_s: float) -> int:
-        """Wait until everything is delivered, MLflow turns out to be away, or the time is over.
+        """Wait until all events are delivered, MLflow is found to be unreachable, or the time is over.
 
         Returns:
-            How many events are still owed.
+            Number of events that still wait.
         """
         with self._changed:
-            # The round that is under way may have looked before the last event was appended: a later one must answer.
-            begun = self._round
-            self._hurry = True
+            # The current round may have begun before the last event was appended: a later one must answer.
+            current = self._round
+            self._flush_requested = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._answered_round > begun or not self._thread.is_alive(), timeout_s)
+            self._changed.wait_for(lambda: self._answered_round > current or not self._thread.is_alive(), timeout_s)
         return self._store.count_owed()
 
     def close(self, timeout_s: float = 10.0) -> int:
-        """Deliver what can be delivered within the time, end the thread, and return how many events are still owed."""
+        """Deliver events for up to `timeout_s` seconds, end the thread, and return the number that still wait."""
         started = time.monotonic()
         owed = self.flush(timeout_s)
         with self._changed:
@@ -141,8 +139,8 @@ class Outbox:
                 error = None
             except TrackingUnavailable as unavailable:
                 busy, error = False, str(unavailable)
-            # Whatever else goes wrong (the store is locked, a bug in here), the events are still owed and the study
-            # must go on: report it and try again later.
+            # After any other error (a locked store, a bug here), the events still wait, and the study must continue:
+            # log the error and try again later.
             except Exception as unexpected:
                 busy, error = False, f"{type(unexpected).__name__}: {unexpected}"
                 _logger.debug("delivery to MLflow failed unexpectedly", exc_info=True)
@@ -151,7 +149,7 @@ class Outbox:
                 self._wait()
 
     def _deliver_some(self) -> bool:
-        """Deliver one batch; whether there may be more."""
+        """Deliver one batch, and return whether there may be more."""
         rows = self._store.owed(_BATCH_SIZE)
         if not rows:
             return False
@@ -162,12 +160,12 @@ class Outbox:
             self._tracker.deliver([event for _, event in batch])
         except TrackingRejected as error:
             self._settle(batch[: error.num_delivered])
-            self._set_aside(*batch[error.num_delivered], str(error))
+            self._reject(*batch[error.num_delivered], str(error))
         except TrackingUnavailable as error:
             self._settle(batch[: error.num_delivered])
             event_id, event = batch[error.num_delivered]
-            if self._is_hopeless(event_id, answered=error.answered):
-                self._set_aside(event_id, event, str(error))
+            if self._fails_repeatedly(event_id, answered=error.answered):
+                self._reject(event_id, event, str(error))
             else:
                 self._store.postpone(event_id, str(error))
                 raise
@@ -176,7 +174,7 @@ class Outbox:
         return not self._closing
 
     def _decode(self, rows: Sequence[tuple[int, str]]) -> list[tuple[int, Event]]:
-        """Events of this version; others are set aside, so that they do not hold up the rest."""
+        """Decode events. Those of another version are rejected, so that the others are delivered."""
         batch: list[tuple[int, Event]] = []
         for event_id, text in rows:
             try:
@@ -189,11 +187,13 @@ class Outbox:
         if delivered:
             self._store.settle([event_id for event_id, _ in delivered])
 
-    def _set_aside(self, event_id: int, event: Event, error: str) -> None:
+    def _reject(self, event_id: int, event: Event, error: str) -> None:
         self._store.reject(event_id, error)
-        _logger.warning("MLflow refuses a %s event (number %d), which is set aside: %s", event.kind, event_id, error)
+        _logger.warning(
+            "MLflow rejected a %s event (number %d), which will not be sent again: %s", event.kind, event_id, error
+        )
 
-    def _is_hopeless(self, event_id: int, *, answered: bool) -> bool:
+    def _fails_repeatedly(self, event_id: int, *, answered: bool) -> bool:
         if not answered:
             self._suspect = (-1, 0)
             return False
@@ -204,9 +204,9 @@ class Outbox:
     def _note(self, error: str | None, *, busy: bool) -> None:
         with self._changed:
             if error is not None and self._failures == 0:
-                _logger.warning("%s. What is owed to MLflow is kept and sent later.", error.rstrip("."))
+                _logger.warning("%s. Events for MLflow are kept and sent later.", error.rstrip("."))
             elif error is None and self._failures:
-                _logger.info("MLflow is back; sending what is owed.")
+                _logger.info("MLflow is reachable again; sending the waiting events.")
             self._failures = 0 if error is None else self._failures + 1
             self._last_error = error
             if not busy:
@@ -219,5 +219,5 @@ class Outbox:
             pause_s = self._poll_s
             if self._failures:
                 pause_s = min(self._first_pause_s * 2 ** min(self._failures - 1, 20), _LONGEST_PAUSE_S)
-            self._changed.wait_for(lambda: self._hurry or self._closing, timeout=pause_s)
-            self._hurry = False
+            self._changed.wait_for(lambda: self._flush_requested or self._closing, timeout=pause_s)
+            self._flush_requested = False

@@ -1,7 +1,7 @@
-"""What MLflow is told about a study: which run is whose child, with which parameters, metrics, tags and inputs.
+"""A study as a tree of MLflow runs, with their parameters, metrics, tags and inputs.
 
-One experiment per study; a run per execution, a child per stage, a grandchild per trained trial. A stage that is
-resumed keeps its run, under the execution that began it.
+There is one experiment per study, a run per execution, a child run per stage, and a grandchild run per trained trial. A
+resumed stage keeps its run, below the execution that began it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,9 +30,9 @@ from trainers.config import EpochReport
 Rows = list[str]
 _STATUS = {"complete": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
 TRIALS_VIEW = "trials"
-"""Name of the view of the experiment that compares its trained trials."""
+"""Name of the experiment's view that compares trained trials."""
 ALL_VIEW = "all"
-"""Name of the view that shows executions, stages and trials as they are nested."""
+"""Name of the view that shows executions, stages and trials as a tree."""
 _ALL_COLUMNS = (
     "metrics.val_accuracy",
     "metrics.parameters",
@@ -59,7 +59,7 @@ _CURVES = ("train_loss", "val_loss", "val_accuracy", "learning_rate")
 
 
 class RunTree:
-    """Makes the events of one study; the store keeps them until they are delivered."""
+    """Makes the events of one study as JSON; the store keeps them until they are delivered."""
 
     def __init__(self, study: StudyRecord, spec_text: str, *, setup: Mapping[str, Any] | None = None) -> None:
         self._study = study
@@ -85,7 +85,7 @@ class RunTree:
     # --- executions ---
 
     def execution_began(self, execution: ExecutionRecord, inputs: Sequence[Mapping[str, Any]]) -> Rows:
-        """The experiment, and a parent run with the study file and the data."""
+        """Make the experiment, and a parent run with the study file and the data."""
         key = self.execution_key(execution.number)
         started = _ms(execution.started_at)
         return _rows(
@@ -115,7 +115,7 @@ class RunTree:
         )
 
     def execution_lost(self, execution: ExecutionRecord, *, ended_at: float) -> Rows:
-        """An execution whose process died; its run may never have been told of, if tracking was off then."""
+        """End an execution whose process died. Its run may not exist yet, if tracking was off."""
         return _rows(
             StartRun(
                 key=self.execution_key(execution.number),
@@ -144,11 +144,11 @@ class RunTree:
     # --- stages ---
 
     def stage_began(self, stage: StageRecord, execution: ExecutionRecord, params: Mapping[str, Any], at: float) -> Rows:
-        """A stage begins, or goes on: perhaps one that began while tracking was off."""
+        """Begin or resume a stage. A resumed stage may have no run yet, if tracking was off."""
         key = self.stage_key(stage)
-        goes_on: list[Event] = []
+        resumed: list[Event] = []
         if stage.started_at is not None:
-            goes_on = [ResumeRun(key=key), SetTags(key=key, tags={"vitsearch.state": "running"})]
+            resumed = [ResumeRun(key=key), SetTags(key=key, tags={"vitsearch.state": "running"})]
         return _rows(
             StartRun(
                 key=key,
@@ -159,7 +159,7 @@ class RunTree:
                 params=dict(params),
                 start_time_ms=_ms(at if stage.started_at is None else stage.started_at),
             ),
-            *goes_on,
+            *resumed,
         )
 
     def stage_ended(
@@ -184,14 +184,14 @@ class RunTree:
         )
 
     def compared_with_study(self, stage: StageRecord, *, title: str, digest: str, study: str) -> Rows:
-        """Scores were compared with the trained accuracies of a study: tags that link to it."""
+        """Link the stage to the study whose trained accuracies its scores were compared with."""
         tags = {"vitsearch.truth": title, "vitsearch.truth_digest": digest, "vitsearch.truth_study": study}
         return _rows(SetTags(key=self.stage_key(stage), tags=tags))
 
     def compared_with_table(
         self, stage: StageRecord, *, title: str, digest: str, name: str, source: str, num_topologies: int
     ) -> Rows:
-        """Scores were compared with a table of accuracies: a dataset of the stage's run."""
+        """Add the table of accuracies that scores were compared with as a dataset of the stage."""
         key = self.stage_key(stage)
         return _rows(
             SetTags(key=key, tags={"vitsearch.truth": title, "vitsearch.truth_digest": digest}),
@@ -210,7 +210,7 @@ class RunTree:
     def trial_began(
         self, stage: StageRecord, trial: TrialRecord, params: Mapping[str, Any], links: Mapping[str, str]
     ) -> Rows:
-        """A trained trial begins, or goes on; both are safe to say twice."""
+        """Begin or resume a trained trial; delivering this twice is safe."""
         return _rows(
             StartRun(
                 key=self.trial_key(stage, trial.number),
@@ -245,7 +245,7 @@ class RunTree:
         configuration_yaml: str,
         checkpoint: Path | None,
     ) -> Rows:
-        """Final metrics, the configuration if any, the newest checkpoint without its optimizer state, how it ended."""
+        """Log the end of a trial: final metrics, configuration, newest checkpoint (weights only), and state."""
         key = self.trial_key(stage, trial.number)
         ended_at = trial.ended_at or trial.started_at
         files = [] if checkpoint is None else [checkpoint / name for name in _CHECKPOINT_FILES]

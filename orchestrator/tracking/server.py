@@ -1,4 +1,4 @@
-"""How to start MLflow's server on a store of ours. It imports no mlflow: the server is a process of its own."""
+"""The command that starts MLflow's server on our store. It runs in another process, so mlflow is not imported."""
 
 import sys
 from pathlib import Path
@@ -8,33 +8,34 @@ from orchestrator.tracking.names import is_http
 
 
 class ServerCommand(NamedTuple):
-    """How to start an MLflow server."""
+    """Command line and environment of an MLflow server."""
 
     argv: list[str]
     env: dict[str, str]
-    """To be added to the environment."""
+    """Variables to add to the environment."""
     url: str
 
 
 def server_command(
     tracking_uri: str, artifact_root: Path, *, port: int, host: str = "127.0.0.1", allowed_hosts: str | None = None
 ) -> ServerCommand:
-    """The command that serves MLflow's pages and API on a store of ours, with the settings that were measured as best.
+    """The command that serves MLflow's pages and API on our store, with the fastest settings that we measured.
 
     Args:
-        tracking_uri: A database; not the address of a server.
-        artifact_root: Where clients of this server put their files.
-        port: To listen on.
+        tracking_uri: Address of a database, not of a server.
+        artifact_root: Folder for the files of clients.
+        port: Port to listen on.
         host: Interface to listen on.
-        allowed_hosts: Comma-separated names under which it may be reached, such as `mlflow.example:*,127.0.0.1:*`;
-            in place of MLflow's default, which is localhost and private addresses.
+        allowed_hosts: Comma-separated host names that clients may use, such as `mlflow.example:*,127.0.0.1:*`; by
+            default localhost and private addresses.
 
     Raises:
-        ValueError: `tracking_uri` is a server already.
+        ValueError: `tracking_uri` is the address of a server.
     """
     if is_http(tracking_uri):
         raise ValueError(
-            f"a server is started on a database, but {tracking_uri} is a server already. Open it in a browser."
+            f"an MLflow server must be started on a database, but {tracking_uri} is a server already. Open it in a "
+            "browser."
         )
     argv = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", tracking_uri]
     argv += ["--artifacts-destination", artifact_root.absolute().as_uri(), "--workers", "1"]

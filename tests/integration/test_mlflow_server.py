@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,26 +69,17 @@ def study(home: Path) -> list[Event]:
     ]
 
 
-def eventually_owes_nothing(store: MemoryOutboxStore, timeout_s: float) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while store.count_owed() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return store.count_owed() == 0
-
-
 @pytest.mark.timeout(180)
 def test_everything_stays_owed_while_the_server_is_away_and_arrives_once_it_is_there(tmp_path: Path) -> None:
     port, events = free_port(), study(tmp_path)
     url = f"http://127.0.0.1:{port}"
     store = MemoryOutboxStore(events)
     outbox = Outbox(store, lambda: Tracker(url, tmp_path / "unused"), first_pause_s=0.2)
-    started = time.monotonic()
     assert outbox.flush(60.0) == len(events)
-    assert time.monotonic() - started < 20.0  # most of it is the import of mlflow
     assert outbox.last_error is not None
 
     with mlflow_server(tmp_path / "server", port):
-        assert eventually_owes_nothing(store, timeout_s=120.0)
+        assert store.wait_until(lambda: store.count_owed() == 0, timeout_s=120.0)
         assert [event_id for event_id, _ in store.rejected] == [6]
         Tracker(url, tmp_path / "unused").deliver(
             [*events[:5], *events[6:]]
@@ -116,9 +106,7 @@ def test_everything_stays_owed_while_the_server_is_away_and_arrives_once_it_is_t
         assert not (tmp_path / "unused").exists()
 
     store.append(EndRun(key=TRIAL, status="FINISHED", end_time_ms=NOW + 9001))
-    started = time.monotonic()
     assert outbox.close(timeout_s=30.0) == 1
-    assert time.monotonic() - started < 10.0
 
 
 @pytest.mark.timeout(180)

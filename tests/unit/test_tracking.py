@@ -4,7 +4,6 @@ import math
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -283,17 +282,6 @@ def test_the_address_of_an_experiment_opens_the_table_of_runs_in_a_view(home: Pa
         tracker.experiment_url("digits")
 
 
-def test_a_server_that_is_away_is_noticed_within_seconds(tmp_path: Path) -> None:
-    tracker = Tracker("http://user:secret@127.0.0.1:9", tmp_path)
-    started = time.monotonic()
-    with pytest.raises(TrackingUnavailable) as caught:
-        tracker.deliver([EnsureExperiment(name="digits")])
-    assert time.monotonic() - started < 5.0
-    assert caught.value.num_delivered == 0
-    assert not caught.value.answered
-    assert "secret" not in str(caught.value)
-
-
 def test_a_damaged_database_is_reported_as_unavailable(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("this is no database, but long enough to be looked at as if it were one" * 20)
     with pytest.raises(TrackingUnavailable, match="not a database"):
@@ -318,6 +306,9 @@ def test_a_server_that_is_away_is_called_once_and_not_retried(tmp_path: Path, mo
         raise ConnectionRefusedError
 
     monkeypatch.setattr("urllib3.util.connection.create_connection", refuse)
-    with pytest.raises(TrackingUnavailable):
-        Tracker("http://127.0.0.1:9", tmp_path).deliver([EnsureExperiment(name="digits")])
+    with pytest.raises(TrackingUnavailable) as caught:
+        Tracker("http://user:secret@127.0.0.1:9", tmp_path).deliver([EnsureExperiment(name="digits")])
     assert len(calls) == 1
+    assert caught.value.num_delivered == 0
+    assert not caught.value.answered
+    assert "secret" not in str(caught.value)
