@@ -1,1 +1,1 @@
-"""What drives a search: the suggester, the engines, and the pools that evaluate."""
+"""Runs searches: the suggester, the engines, and the pools that evaluate trials."""

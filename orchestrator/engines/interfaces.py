@@ -1,4 +1,4 @@
-"""What a search is, and what an engine, a suggester, a pool and a ledger offer each other."""
+"""The interfaces between a search and what runs it: suggester, engine, pool and ledger."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from trainers.config import Configuration, EpochReport, Fence, Task, TaskOutcome
 from trainers.training.reporting import Reporter
 
 ATTEMPT_FILE = "attempt"
-"""In a training's folder: its fence."""
+"""Name of the fence file in a training's folder."""
 
 
 class EngineUnavailableError(RuntimeError):
@@ -18,21 +18,21 @@ class EngineUnavailableError(RuntimeError):
 
 
 class Objective(NamedTuple):
-    """A metric of a trial, and which way is better."""
+    """A metric of a trial, and whether more or less of it is better."""
 
     metric: str
     direction: Literal["maximize", "minimize"]
 
 
 class Suggestion(NamedTuple):
-    """One point to try, with what the sampler wants to remember of it."""
+    """A point to try, and the sampler's notes on it."""
 
     point: Point
     sampler_state: dict[str, Any]
 
 
 class Lost(NamedTuple):
-    """A task has no outcome: the worker that did it died."""
+    """A task has no outcome, because its worker died."""
 
     reason: str
 
@@ -40,50 +40,50 @@ class Lost(NamedTuple):
 class Suggester(Protocol):
     """Proposes points.
 
-    What it proposes depends on the seed, the trial's number, the finished trials, and the trials that run at the time.
+    A proposal depends on the seed, the trial's number, the finished trials, and the trials that run at the time.
     """
 
     def ask(self, number: int) -> Suggestion | None:
-        """The point of trial `number`, or `None` when nothing is left to try."""
+        """The point of trial `number`, or `None` if no point is left to try for now."""
         ...
 
     def expect(self, trial: TrialRecord) -> None:
-        """A trial that an earlier process asked for runs again; told once, before anything is asked for."""
+        """Note that a trial of an earlier execution runs again; called before the first `ask`."""
         ...
 
     def tell(self, trial: TrialRecord) -> None:
-        """Learn how a trial ended, asked for in this process or in an earlier one."""
+        """Learn the result of a finished trial, of this execution or an earlier one."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """What a stage hands to an engine."""
+    """A stage's search, as an engine runs it."""
 
     num_trials: int
     suggester: Suggester
     make_task: Callable[[TrialRecord], Task]
-    """What evaluates a trial, as plain data."""
+    """The task that evaluates a trial, as plain data."""
     objectives: tuple[Objective, ...]
-    """Empty where no trial is better than another."""
+    """Empty if trials are not compared."""
     parameters: Callable[[Point], Mapping[str, Any]] = field(default=dict)
-    """Flat readable parameters of a point, for people."""
+    """A point as flat, readable parameters."""
     links: Callable[[Point], Mapping[str, str]] = field(default=lambda _: {})
-    """What a point came from (`grown_from`, `averaged_from`), for lineage."""
+    """Where a point comes from (`grown_from`, `averaged_from`), shown in MLflow."""
     known_metrics: Callable[[Point], Mapping[str, float]] = field(default=lambda _: {})
-    """What earlier stages know of a point (`proxy.length-distortion`), shown beside the trial's own metrics."""
+    """Metrics of a point from earlier stages (`proxy.length-distortion`), shown with the trial's own."""
     epochs: int | None = None
-    """Budget of a trial that trains, which a scheduler may cut; `None` for tasks that report nothing on their way."""
+    """Budget of a training, which a scheduler may cut; `None` for tasks that report nothing before they end."""
     sizes: Callable[[], Sequence[Configuration]] = field(default=tuple)
-    """Trainings of every size that trials may have."""
+    """A training of each size that trials may have."""
     changeable: tuple[Dimension, ...] = ()
-    """What a scheduler may change in a trial that is being trained."""
+    """Dimensions that a scheduler may change during training."""
     weights_of: Callable[[Point], str] = field(default=lambda _: "")
-    """Trials with the same word here can take over each other's weights."""
+    """Trials with equal values here can load each other's weights."""
 
 
 def task_of_attempt(search: Search, trial: TrialRecord, attempt: AttemptRecord) -> Task:
-    """What an attempt at a trial does: a training is fenced, and alone where an earlier one took its process along."""
+    """The task of an attempt. A training is fenced, and not packed if an earlier attempt lost its process."""
     task = search.make_task(trial)
     if not isinstance(task, TrainTask):
         return task
@@ -98,7 +98,7 @@ class Control(Protocol):
 
 
 class Ledger(Protocol):
-    """Where an engine writes down what happens: the store, the tracking and the progress display of one stage."""
+    """Where an engine writes each change of a trial: the store, MLflow's outbox and the progress display of a stage."""
 
     def trials(self) -> list[TrialRecord]: ...
 
@@ -107,41 +107,41 @@ class Ledger(Protocol):
         ...
 
     def resume(self, trial: TrialRecord) -> TrialRecord:
-        """Go on with a waiting trial. It comes back failed when it has killed its process too often."""
+        """Write a waiting trial as running, or as failed if it has killed its process too often."""
         ...
 
     def attempt(self, trial: TrialRecord) -> AttemptRecord:
-        """That at a running trial."""
+        """The current attempt of a running trial."""
         ...
 
     def reporter(self, trial: TrialRecord) -> Reporter: ...
 
     def finish(self, trial: TrialRecord, outcome: TaskOutcome) -> TrialRecord:
-        """Note how a trial ended; it is written with the next trial that begins, or by `settle`."""
+        """Take the outcome of a running trial; it is written when the next trial begins, or by `settle`."""
         ...
 
     def settle(self) -> None:
-        """Write what is noted; called before anything is waited for."""
+        """Write outcomes that are not written yet; called before waiting for running trials."""
         ...
 
     def curve(self, trial: TrialRecord) -> list[EpochReport]:
-        """What a trial has reported."""
+        """The reports of a trial, oldest first."""
         ...
 
     def lose(self, trial: TrialRecord, reason: str) -> TrialRecord:
-        """Write that the worker of a running trial died; it comes back waiting, to be resumed."""
+        """Write a running trial as waiting, after its worker died."""
         ...
 
 
 class Pool(Protocol):
-    """Evaluates tasks, in this process or elsewhere."""
+    """Runs tasks, in this process or elsewhere."""
 
     def prepare(self, configurations: Sequence[Configuration]) -> None:
-        """Trainings of these sizes will come: time to find out how many go side by side."""
+        """Get ready for trainings of these sizes; a pool may measure how many fit side by side."""
         ...
 
     def has_room(self) -> bool:
-        """Whether another task would be of use now."""
+        """Whether the pool could use another task now."""
         ...
 
     def is_busy(self) -> bool: ...
@@ -149,11 +149,11 @@ class Pool(Protocol):
     def submit(self, key: int, task: Task, reporter: Reporter) -> None: ...
 
     def wait(self) -> tuple[int, TaskOutcome | Lost]:
-        """The key of a task that ended, and how. Reporters are called in here, in the caller's thread."""
+        """The key and the outcome of the next task that ends. Reporters are called here, in the caller's thread."""
         ...
 
     def close(self) -> None:
-        """End the workers. What is still running is dropped."""
+        """End the workers and drop running tasks."""
         ...
 
 
@@ -161,5 +161,5 @@ class Engine(Protocol):
     """Runs a search to its end, or until it is told to stop."""
 
     def run(self, search: Search, pool: Pool, ledger: Ledger, control: Control) -> list[TrialRecord]:
-        """All trials of the search, by number; fewer than asked for where the control said stop."""
+        """All trials of the search by number; after a stop request, those that have begun."""
         ...

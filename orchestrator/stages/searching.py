@@ -1,4 +1,4 @@
-"""Runs a stage's search, and writes down what its engine does: rows, what MLflow is owed, the progress display."""
+"""Runs a stage's search, and writes each change of a trial: rows, events for MLflow, the progress display."""
 
 import time
 from collections.abc import Iterator, Set
@@ -23,11 +23,11 @@ def run_search(context: StageContext, search: Search, *, tracked: bool = False) 
 
     Args:
         context: The stage.
-        search: What to run.
-        tracked: Whether each trial gets a run of its own in MLflow, with its curve.
+        search: The search.
+        tracked: Whether each trial gets its own run in MLflow, with its curve.
 
     Raises:
-        StageInterruptedError: A stop was requested, or the deadline came before any trial had a result.
+        StageInterruptedError: A stop was requested, or the deadline passed before any trial had a result.
         StageFailedError: Every trial failed.
     """
     ledger = StageLedger(context, search, tracked=tracked)
@@ -58,7 +58,7 @@ def run_search(context: StageContext, search: Search, *, tracked: bool = False) 
 
 
 class StageLedger:
-    """The ledger of one stage; `tracked` trials get a run of their own in MLflow."""
+    """The ledger of one stage; `tracked` trials get their own run in MLflow."""
 
     def __init__(self, context: StageContext, search: Search, *, tracked: bool) -> None:
         self._context = context
@@ -66,10 +66,10 @@ class StageLedger:
         self._tracked = tracked
         self._seed = context.seed
         self._attempts: dict[int, AttemptRecord] = {}
-        self._trials: dict[int, TrialRecord] = {}  # begun, of a stage that is watched
+        self._trials: dict[int, TrialRecord] = {}  # running trials that the watchdog watches
         self._watchdog = self._make_watchdog()
         self._best: TrialRecord | None = None
-        self._ended: EndedTrial | None = None  # told, and written with the next one that begins
+        self._ended: EndedTrial | None = None  # written when the next trial begins
 
     def trials(self) -> list[TrialRecord]:
         trials = self._context.store.trials(self._context.stage.id)
@@ -124,7 +124,7 @@ class StageLedger:
         record = self._ended.trial
         if outcome.state == "interrupted":
             self.settle()
-            if outcome.error is not None:  # no other trial would fare better
+            if outcome.error is not None:  # every other trial would fail too
                 raise StageInterruptedError(outcome.reason)
         return record
 
@@ -134,7 +134,7 @@ class StageLedger:
             self._note_written()
 
     def _note_written(self) -> None:
-        """Tell whoever watches of the trial that was just written as ended."""
+        """Show the trial that was just written as ended."""
         if self._ended is None:
             return
         record, self._ended = self._ended.trial, None
@@ -143,35 +143,35 @@ class StageLedger:
         self._note_best(record)
         self._context.progress.trial_ended(record, best=self._describe_best())
         for damage in record.details.get("damaged_checkpoints", ()):
-            self._context.progress.note(f"trial {record.number} went on from an earlier checkpoint: {damage}")
+            self._context.progress.note(f"trial {record.number} continued from an earlier checkpoint: {damage}")
 
     def curve(self, trial: TrialRecord) -> list[EpochReport]:
         return self._context.store.reports(trial.id)
 
     def lose(self, trial: TrialRecord, reason: str) -> TrialRecord:
         self.settle()
-        self._context.progress.note(f"trial {trial.number} lost its worker and is begun again: {reason}")
+        self._context.progress.note(f"trial {trial.number} lost its worker and starts again: {reason}")
         return self._context.store.lose_attempt(trial, self._attempts.pop(trial.number))
 
     def _make_watchdog(self) -> Watchdog | None:
-        """For trainings in this process; workers elsewhere are watched by their pool."""
+        """The watchdog of trainings in this process; other pools watch their workers themselves."""
         minutes = self._context.spec.resources.silent_minutes
         pool = (self._context.execution.setup or {}).get("pool")
         if minutes is None or self._search.epochs is None or pool != "inline":
             return None
-        return Watchdog(60 * minutes, partial(self._give_up, minutes))
+        return Watchdog(60 * minutes, partial(self._on_timeout, minutes))
 
-    def _give_up(self, minutes: float, numbers: Set[int]) -> None:
-        """One training hangs: it is failed. A pack hangs: its trials are lost, so that each is trained alone next."""
+    def _on_timeout(self, minutes: float, numbers: Set[int]) -> None:
+        """Fail a training that hangs. If a pack hangs, lose its trials, so that each trains alone next."""
         if not numbers <= self._attempts.keys():
-            return  # one has just ended
+            return  # one of them has just ended
         trials = [self._trials[number] for number in sorted(numbers)]
         reason = f"it gave no sign of life for {minutes:g} minutes (`resources.silent_minutes`)"
-        told = f"trial {trials[0].number} of stage {self._context.stage.name!r} hangs: {reason}"
+        message = f"trial {trials[0].number} of stage {self._context.stage.name!r} hangs: {reason}"
         if len(trials) > 1:
             named = f"{', '.join(str(trial.number) for trial in trials[:-1])} or {trials[-1].number}"
-            told = f"one of the trials {named} of stage {self._context.stage.name!r} hangs, a pack: {reason}. "
-            told += "Each is trained alone next"
+            message = f"trial {named} of stage {self._context.stage.name!r}, trained as a pack, hangs: {reason}. "
+            message += "Each of them trains alone next"
         try:
             if len(trials) == 1:
                 self.finish(trials[0], TaskOutcome(state="failed", error="silent", reason=reason))
@@ -180,7 +180,7 @@ class StageLedger:
                 for trial in trials:
                     self._context.store.lose_attempt(trial, self._attempts.pop(trial.number))
         finally:
-            self._context.abandon(told)
+            self._context.abandon(message)
 
     def _track_begin(self, trial: TrialRecord) -> None:
         if self._tracked:

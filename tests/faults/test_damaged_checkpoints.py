@@ -44,7 +44,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used_and_it_is_said(tiny: Finish
         damage(newest)
     driver = run(place, "run", file)
     assert driver.process.exitcode == 0, driver.err
-    assert "trial 2 went on from an earlier checkpoint: epoch-0003" in driver.err
+    assert "trial 2 continued from an earlier checkpoint: epoch-0003" in driver.err
     trials = place.rows().trials["train"]
     told = [trial.details.get("damaged_checkpoints") for trial in trials]
     assert [bool(one) for one in told] == [True, True, True, *[False] * 6]

@@ -65,7 +65,7 @@ def test_a_pack_that_hangs_is_trained_apart_and_one_trial_fails(alone: Rows, her
     trouble = {"prepare": "tests.faults.troubles:a_packed_trial_hangs"}
     driver = run(here, "run", file, "--quiet", **trouble)
     assert driver.process.exitcode == 1, driver.err
-    assert "hangs, a pack: it gave no sign of life for 0.3 minutes" in driver.err
+    assert "trained as a pack, hangs: it gave no sign of life for 0.3 minutes" in driver.err
     assert_rows_are_true(here)
     packed = [number for number, states in attempts(here).items() if states == ["lost"]]
     assert HANGING in packed

@@ -184,7 +184,7 @@ def test_a_trial_too_large_for_this_machine_is_refused_at_once(
         run = partial(run_engine, cluster, search, MemoryLedger(), tmp_path, run_task="quick", shares=shares)
     else:
         run = partial(OptunaEngine().run, search, RayPool(cluster, shares=shares), MemoryLedger(), Switch())
-    with pytest.raises(EngineUnavailableError, match=r"asks for 64 CPU cores and 0 GPUs where Ray has 2 cores and"):
+    with pytest.raises(EngineUnavailableError, match=r"asks for 64 CPU cores and 0 GPUs, and Ray has 2 cores and"):
         run()
 
 

@@ -14,7 +14,7 @@ from orchestrator.engines.ray.health import Part, RayHealth
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_health, "LOOK_S", 0.02)
+    monkeypatch.setattr(ray_health, "CHECK_S", 0.02)
     monkeypatch.setattr(ray_health, "AWAY_S", 0.3)
 
 
@@ -53,7 +53,7 @@ def test_what_answers_lives_and_calls_return_what_they_do(server: socket.socket)
 def test_a_call_that_waits_for_ever_ends_when_ray_dies(server: socket.socket) -> None:
     health = watch(server)
     threading.Timer(0.2, server.close).start()
-    with pytest.raises(EngineUnavailableError, match=r"the raylet \(127.0.0.1:\d+\) must live .* Start it\."):
+    with pytest.raises(EngineUnavailableError, match=r"the raylet \(127.0.0.1:\d+\) must be alive .* Start it\."):
         health.call(threading.Event().wait)
     with pytest.raises(EngineUnavailableError, match="refused"):
         health.check()

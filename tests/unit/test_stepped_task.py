@@ -1,4 +1,4 @@
-"""A task that goes on step by step, and how its process ends where it hangs."""
+"""A task that runs step by step, and how its process ends if it hangs."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from orchestrator.engines.ray.trainable import SteppedTask
 from tests.ray_tasks import report
 from trainers.config import TaskOutcome
 
-ray_trainable._WIND_S, ray_trainable._GRACE_S = 0.1, 0.4
+ray_trainable._RENEW_S, ray_trainable._GRACE_S = 0.1, 0.4
 
 def task(_, reporter):
     reporter.report(report(1, 0.5))

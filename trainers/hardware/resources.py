@@ -1,4 +1,4 @@
-"""How many trials go side by side, and what each gets. Plain arithmetic: no device is touched, and torch not loaded."""
+"""Computes how many trials run at a time, and what each gets. It touches no device and does not import torch."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from trainers.config import Resources
 
 _FINEST_SHARE = 10_000
-"""Ray counts GPUs in steps of 1 / 10,000."""
+"""Ray counts GPUs in units of 1 / 10,000."""
 
 
 class _Frozen(BaseModel):
@@ -21,59 +21,59 @@ class Gpu(_Frozen):
     name: str
     total_gib: float
     free_gib: float
-    """What no process had taken when it was looked at."""
+    """Memory that no process used when this was measured."""
 
 
 class Devices(_Frozen):
-    """What a machine offers."""
+    """The devices of a machine."""
 
     cores: int = Field(ge=1)
     """CPU cores that this process may use."""
     memory_gib: float
-    """Main memory that is free for it."""
+    """Main memory that this process may still use."""
     gpus: tuple[Gpu, ...] = ()
     has_mps: bool = False
-    """An Apple GPU is there. Trials compute on the CPU all the same: evaluation needs float64, which it lacks."""
+    """Whether there is an Apple GPU. Trials run on the CPU nevertheless, because evaluation needs float64."""
 
 
 class TrialMemory(_Frozen):
-    """What a dry run of a training took, on the device that it computes on."""
+    """Memory that a dry run of a training took on its device."""
 
     process_gib: float = Field(ge=0)
-    """Of every process: libraries or a CUDA context, and the images."""
+    """Memory of each process: libraries or a CUDA context, and the images."""
     training_gib: float = Field(ge=0)
-    """Of every training besides: weights, gradients, optimizer state, activations."""
+    """Additional memory of each training: weights, gradients, optimizer state, activations."""
 
     def of(self, pack_size: int) -> float:
-        """GiB of a process that trains so many configurations together."""
+        """Memory in GiB of a process that trains a pack of that size."""
         return self.process_gib + pack_size * self.training_gib
 
 
 class TrialResources(_Frozen):
-    """What each trial gets."""
+    """Resources of each trial."""
 
     cpus: float
-    """Cores to reserve for it."""
+    """CPU cores to reserve."""
     gpu_fraction: float
     """Share of a GPU, or number of whole GPUs; 0 for none."""
     threads: int
-    """CPU threads that it may use, so that trials do not wait for each other's."""
+    """CPU threads to use, so that trials do not wait for each other's threads."""
     max_concurrent: int
-    """Trials at the same time."""
+    """Number of trials that run at a time."""
 
 
 def plan_resources(
     devices: Devices, memory: TrialMemory | None = None, limits: Resources | None = None, *, pack_size: int = 1
 ) -> TrialResources:
-    """Share a machine between trials: as many at a time as its memory holds and its cores can feed.
+    """Divide a machine among trials: as many at a time as its memory holds and its cores can feed.
 
-    GPUs are taken as equal, as Ray does; the one with the least free memory counts. Trials are spread evenly over them.
+    GPUs count as equal, as in Ray; the least free memory of any GPU decides. Trials are spread evenly over the GPUs.
 
     Args:
         devices: The machine.
-        memory: What a trial takes; `None` where that was not measured, and memory then limits nothing.
-        limits: What the user demands.
-        pack_size: Trainings in one process.
+        memory: Memory of a trial; `None` if it was not measured, and then memory limits nothing.
+        limits: Limits set by the user.
+        pack_size: Number of trainings in one process.
 
     Raises:
         ValueError: A trial fits nowhere.
@@ -92,7 +92,7 @@ def plan_resources(
 
 
 def largest_pack(devices: Devices, memory: TrialMemory, limits: Resources | None = None) -> int:
-    """Most trainings that a process may train together, when it has a GPU, or else the machine, for itself.
+    """Largest pack of trainings that fits into a process with a whole GPU or, without GPUs, the whole machine.
 
     Raises:
         ValueError: Not even one fits.
@@ -106,7 +106,7 @@ def largest_pack(devices: Devices, memory: TrialMemory, limits: Resources | None
 
 
 def _share_gpus(gpus: Sequence[Gpu], need: float, share: float | None, most: int) -> tuple[float, int]:
-    """Share of a GPU and number of trials at a time."""
+    """GPU share of a trial, and number of trials at a time."""
     if share is not None and share >= 1:
         if share > len(gpus):
             raise ValueError(f"`gpus_per_trial` must be at most the {len(gpus)} GPUs here, but got {share}. Lower it.")
@@ -120,7 +120,7 @@ def _share_gpus(gpus: Sequence[Gpu], need: float, share: float | None, most: int
 
 
 def _how_many(free_gib: float, need_gib: float, where: str) -> int:
-    """How many trials fit, at least 1."""
+    """How many trials fit; raises if not even one does."""
     if need_gib <= 0:
         return _FINEST_SHARE
     count = math.floor(free_gib / need_gib)

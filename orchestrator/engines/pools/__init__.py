@@ -1,1 +1,1 @@
-"""Pools that evaluate tasks in this process, and what every pool shares."""
+"""The pool that runs tasks in this process, and parts that all pools share."""

@@ -1,6 +1,6 @@
-"""A digest of the source that computes something: a change of it, and only of it, makes an old result out of date.
+"""Digests the source code behind a result, so that the result is recomputed if and only if that code changes.
 
-The imports are followed in the syntax trees; nothing is imported or executed.
+Imports are followed in the syntax trees; nothing is imported or executed.
 """
 
 import ast
@@ -13,19 +13,19 @@ from importlib.metadata import Distribution, PackageNotFoundError, version
 from pathlib import Path
 
 OWN_PACKAGES = frozenset({"plugins", "search_spaces", "trainers"})
-"""Packages whose source counts wherever it is imported; what a root's own package holds counts too."""
+"""Packages whose source always counts. The packages of the roots count too."""
 
 
 def code_digest(roots: Iterable[str], *, packages: Iterable[str] = (), distributions: Iterable[str] = ()) -> str:
-    """SHA-256, in hex, of the source of some modules and of all first-party modules that they import in turn.
+    """SHA-256, in hex, of the source of some modules and of all first-party modules that they import.
 
-    First-party are `OWN_PACKAGES`, `packages` and the top-level packages of the roots. Imports inside functions count,
-    those for type checkers alone (`if TYPE_CHECKING:`) do not.
+    First-party are `OWN_PACKAGES`, `packages` and the top-level packages of the roots. Imports inside functions count;
+    imports for type checkers (`if TYPE_CHECKING:`) do not.
 
     Args:
         roots: Full module names.
-        packages: Further top-level packages whose source counts where it is imported.
-        distributions: Installed distributions whose version is part of the digest, such as torch.
+        packages: Further top-level packages whose source counts if it is imported.
+        distributions: Installed distributions whose version counts, such as torch.
 
     Raises:
         ModuleNotFoundError: A root cannot be found.
@@ -34,7 +34,9 @@ def code_digest(roots: Iterable[str], *, packages: Iterable[str] = (), distribut
     first_party = OWN_PACKAGES | set(packages) | {name.partition(".")[0] for name in waiting}
     for name in waiting:
         if _find(name) is None:
-            raise ModuleNotFoundError(f"module {name!r} must be installed, but it cannot be found", name=name)
+            raise ModuleNotFoundError(
+                f"module {name!r} must be installed, but it cannot be found. Install it.", name=name
+            )
     seen: set[str] = set()
     while waiting:
         name = waiting.pop()
@@ -48,7 +50,7 @@ def code_digest(roots: Iterable[str], *, packages: Iterable[str] = (), distribut
 
 
 def top_level_packages(distribution: Distribution) -> set[str]:
-    """Top-level packages and modules that a distribution says it has."""
+    """Top-level packages and modules that a distribution declares."""
     listed = (distribution.read_text("top_level.txt") or "").split()
     modules = (file for file in distribution.files or () if file.suffix == ".py")
     return {*listed, *(file.parts[0].removesuffix(".py") for file in modules)}
@@ -56,12 +58,12 @@ def top_level_packages(distribution: Distribution) -> set[str]:
 
 @cache
 def _find(name: str) -> ModuleSpec | None:
-    """A module's place, without importing its parents."""
+    """Find a module without importing its parents."""
     parent, _, _ = name.rpartition(".")
     try:
         if not parent:
             return importlib.util.find_spec(name)
-    except (ImportError, ValueError):  # `__main__` and the like have none
+    except (ImportError, ValueError):  # `__main__` and the like have no spec
         return None
     outer = _find(parent)
     if outer is None or outer.submodule_search_locations is None:
@@ -71,7 +73,7 @@ def _find(name: str) -> ModuleSpec | None:
 
 @cache
 def _source(name: str) -> bytes | None:
-    """A module's file; `None` where there is none (a namespace package, a built-in module)."""
+    """Content of a module's file; `None` if it has none (a namespace package, a built-in module)."""
     spec = _find(name)
     if spec is None or not spec.origin or not spec.has_location:
         return None
@@ -86,7 +88,7 @@ def _source_digest(name: str) -> str | None:
 
 @cache
 def _imports(name: str) -> tuple[str, ...]:
-    """Modules that one imports, and the packages around it, whose `__init__` runs first."""
+    """Modules that a module imports, and the packages around it, whose `__init__` runs first."""
     spec, source = _find(name), _source(name)
     parent = name.rpartition(".")[0]
     found = [parent] if parent else []
@@ -99,7 +101,7 @@ def _imports(name: str) -> tuple[str, ...]:
             continue
         module = _absolute(node, package)
         found.append(module)
-        # `from package import name` imports a module where there is one of that name.
+        # `from package import name` imports a module if there is one of that name.
         found += [inner for alias in node.names if _find(inner := f"{module}.{alias.name}") is not None]
     return tuple(found)
 

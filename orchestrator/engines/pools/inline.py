@@ -1,4 +1,4 @@
-"""Pools of workers. `inline` evaluates in this process: one task at a time, or a pack of trainings together."""
+"""Pool `inline`: runs tasks in this process, one at a time, or a pack of trainings together."""
 
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack
@@ -11,12 +11,12 @@ from trainers.training.reporting import Reporter
 
 
 class InlinePool:
-    """Evaluates a task, or a pack of them, when it is waited for.
+    """Runs a task or a pack when `wait` is called.
 
-    Nothing else is asked for while a pack is under way: what it teaches then counts for all that follow.
+    It accepts no further task while a pack runs, so that the next suggestion can use the results of the whole pack.
 
     Args:
-        trials_per_pack: Most trainings of one topology that are computed together.
+        trials_per_pack: Most trainings of one topology that run together.
     """
 
     def __init__(self, trials_per_pack: int = 1) -> None:
@@ -27,7 +27,7 @@ class InlinePool:
         self._outcomes: Generator[tuple[int, TaskOutcome], None, None] | None = None
 
     def prepare(self, configurations: Sequence[Configuration]) -> None:
-        """Nothing: a training, or a pack, has all that there is."""
+        """Do nothing: a training or a pack has the whole machine."""
 
     def has_room(self) -> bool:
         return not self._running and self._queue.wants_more
@@ -49,7 +49,7 @@ class InlinePool:
 
     def close(self) -> None:
         if self._outcomes is not None:
-            self._outcomes.close()  # the trainings of a pack are dropped, with their memory
+            self._outcomes.close()  # frees the memory of a pack
         self._tasks.clear()
         self._queue.clear()
         self._running.clear()

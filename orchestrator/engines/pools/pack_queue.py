@@ -1,4 +1,4 @@
-"""Tasks that wait for a worker, gathered in packs of trainings that can be computed together."""
+"""A queue of tasks that groups trainings that can run together into packs."""
 
 import logging
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from trainers.training.packing import can_be_packed, unpackable_plugin
 _logger = logging.getLogger(__name__)
 
 _PACKS = 4
-"""So many packs' worth of tasks may wait, so that trainings of different topologies find others of their kind."""
+"""Number of packs of tasks that may wait, so that trainings of different topologies find others to join."""
 
 
 @dataclass(eq=False)
@@ -30,10 +30,10 @@ class _Pack:
 
 
 class PackQueue:
-    """A queue whose entries are packs; a task that is no training, or trains alone, is a full pack by itself.
+    """A queue of packs. A task that cannot join others is a full pack by itself.
 
-    Full packs come out first, the oldest before the others; then the pack with most tasks, again the oldest of these.
-    The same tasks in the same order always come out in the same packs.
+    Full packs leave first, oldest first; then the pack with the most tasks, the oldest of equals. The same tasks in the
+    same order always leave in the same packs.
     """
 
     def __init__(self) -> None:
@@ -49,19 +49,19 @@ class PackQueue:
 
     @property
     def wants_more(self) -> bool:
-        """Whether another task could make a pack fuller that is about to come out."""
+        """Whether another task could join a pack before it leaves."""
         if self.has_full_pack:
             return False
         waiting = sum(len(pack.keys) for pack in self._packs)
         return waiting < _PACKS * max((pack.largest for pack in self._packs), default=1)
 
     def add(self, key: int, task: Task, *, largest: int = 1) -> None:
-        """Put a task into the first pack that has a place for it, or else into a new one.
+        """Add a task to the first pack that has room for it, or else to a new one.
 
         Args:
-            key: Of the task.
-            task: A training joins others; another task does not.
-            largest: Most trainings of a pack.
+            key: Key of the task.
+            task: The task; only a training joins others.
+            largest: Largest number of trainings in a pack.
         """
         if largest > 1 and isinstance(task, TrainTask) and not task.alone and not self._trains_alone(task):
             for pack in self._packs:
@@ -74,15 +74,15 @@ class PackQueue:
             self._packs.append(_Pack([key], [task], 1))
 
     def put_back(self, entries: Sequence[tuple[int, Task]]) -> None:
-        """Put tasks before all others, in their order, each for itself."""
+        """Put tasks back in front, in their order, each as a pack by itself."""
         self._packs[:0] = [_Pack([key], [task], 1) for key, task in entries]
 
     def peek(self) -> tuple[int, ...]:
-        """The keys of the pack that comes out next; there must be one."""
+        """The keys of the next pack; there must be one."""
         return tuple(self._next().keys)
 
     def take(self) -> tuple[int, ...]:
-        """The same, taken out."""
+        """Remove the next pack and return its keys."""
         pack = self._next()
         self._packs.remove(pack)
         return tuple(pack.keys)

@@ -1,4 +1,4 @@
-"""Scores are computed once: one of the same topology, batch, seed, settings and code is taken from the store."""
+"""Takes known scores from the store: those of the same topology, batch, seed, settings and code."""
 
 import hashlib
 import json
@@ -18,11 +18,11 @@ from trainers.training.reporting import Reporter
 
 _SCORER = "trainers.tasks.scoring"
 _DTYPE = "float32"
-"""That the worker scores in."""
+"""The dtype that workers score in."""
 
 
 class ScoreCache:
-    """Finds and keeps the scores of tasks. A score that cannot be computed (not finite) is kept with its reason."""
+    """Finds and stores the scores of tasks. A score that is not finite is stored with its reason."""
 
     def __init__(self, table: ScoreTable) -> None:
         self._table = table
@@ -30,13 +30,13 @@ class ScoreCache:
         self._keys: dict[tuple[str, str], ScoreKey] = {}
 
     def find(self, task: ScoreTask) -> dict[str, ScoreRecord]:
-        """The known scores of a task by proxy."""
+        """The known scores of a task, by proxy."""
         keys = {choice.name: self._key(choice, task.topology) for choice in task.proxies}
         known = self._table.find(task.topology, self._data_digest(task), task.seed)
         return {name: known[key] for name, key in keys.items() if key in known}
 
     def keep(self, task: ScoreTask, outcome: TaskOutcome) -> None:
-        """Write what an outcome holds; failures for want of memory, or from an exception, are tried anew next time."""
+        """Store the scores of an outcome. Scores that failed for lack of memory or with an exception are not stored."""
         seconds: Mapping[str, float] = outcome.details.get("seconds", {})
         failures: Mapping[str, Mapping[str, str]] = outcome.details.get("failures", {})
         found = []
@@ -83,14 +83,14 @@ class ScoreCache:
 
 
 class ScoreCachingPool:
-    """A pool that computes no known score: a score task goes on with the proxies that are missing, if any are."""
+    """A pool that does not compute known scores: of a score task, it runs only the missing proxies."""
 
     def __init__(self, pool: Pool, cache: ScoreCache) -> None:
         self._pool = pool
         self._cache = cache
         self._answers: deque[tuple[int, TaskOutcome]] = deque()
         self._partly: dict[int, tuple[ScoreTask, dict[str, ScoreRecord]]] = {}
-        """Score tasks under way, with what is known of them."""
+        """Running score tasks with their known scores."""
 
     def prepare(self, configurations: Sequence[Configuration]) -> None:
         self._pool.prepare(configurations)
@@ -129,7 +129,7 @@ class ScoreCachingPool:
 
 
 def scoring_code(proxy: str, space: str) -> str:
-    """Digest of the code that computes a proxy's score of a topology of a space, and of torch's version."""
+    """Digest of the code that computes a proxy's score of a space's topologies, and of torch's version."""
     named = (("proxies", proxy), ("spaces", space), ("models", space))
     points = [registry.available(kind)[name] for kind, name in named]
     packages = {package for point in points if point.dist for package in top_level_packages(point.dist)}
@@ -137,7 +137,7 @@ def scoring_code(proxy: str, space: str) -> str:
 
 
 def _outcome(task: ScoreTask, known: Mapping[str, ScoreRecord], computed: TaskOutcome | None) -> TaskOutcome:
-    """What the whole task gives, from the known scores and those that were computed now."""
+    """The outcome of the whole task, from the known and the newly computed scores."""
     from plugins.protocols import ProxyScore
     from trainers.data.images import load_images
     from trainers.tasks.scoring import score_outcome

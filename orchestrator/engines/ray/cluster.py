@@ -1,4 +1,4 @@
-"""Ray for one execution of a study: a cluster that is there already, or one of our own on this machine."""
+"""Ray for one execution of a study: an existing cluster, or a local one on this machine."""
 
 import atexit
 import contextlib
@@ -16,53 +16,53 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.engines.interfaces import EngineUnavailableError
-from orchestrator.engines.ray.connection import look_for, look_for_node, refusal
+from orchestrator.engines.ray.connection import check_address, check_node, refusal
 from orchestrator.engines.ray.health import RayHealth, Result, parts_of_ray
 from orchestrator.engines.ray.placement import Node, can_hold, described, fits
 from plugins.registry import FORMULA_FOLDER_VARIABLE, FORMULA_SUFFIX
 from trainers.hardware.host import available_cores
 
 _OBJECT_STORE_BYTES = 100 * 2**20
-"""Tasks and reports are small; images are read by each worker itself."""
-_LONGEST_TEMPORARY = 40
-"""Characters. Ray puts Unix sockets, whose paths must stay below 108, some 65 characters deeper."""
+"""Enough, because tasks and reports are small, and each worker reads the images itself."""
+_MAX_TEMPORARY_LENGTH = 40
+"""Characters. Ray appends about 65 to it for Unix sockets, whose paths must be shorter than 108."""
 _START_TRIES = 3
 _PREFIX = "vitsearch-ray-"
 _REFRESH_S = 5.0
 _NO_ROOM_S = 120.0
-"""A trial that no node is large enough for waits so long for a node that comes back, or a larger one."""
+"""How long a trial that no node is large enough for waits for a larger node."""
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker without a GPU share sees no GPU
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_ENABLE_AUTO_CONNECT": "0",  # a call that outlives Ray must not start another one
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a call that outlives Ray must not start it again
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that fails in its first epoch has none
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # our rows are the only record
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # never: our rows are the only record
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000000",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "-1",
 }
-_OF_WORKERS = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", FORMULA_FOLDER_VARIABLE)
-"""Variables that the workers of a cluster get; Ray of our own hands on all."""
+_WORKER_VARIABLES = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", FORMULA_FOLDER_VARIABLE)
+"""Variables passed to the workers of a cluster; workers of local Ray inherit all."""
 _LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""On any system; read when Ray is imported."""
-_FEW_TRIES = {"RAY_NUM_REDIS_GET_RETRIES": "5"}
-"""Seconds that a wrong token takes; read when Ray is imported."""
+"""On every system; read when Ray is imported."""
+_FEW_RETRIES = {"RAY_NUM_REDIS_GET_RETRIES": "5"}
+"""One per second until a wrong token is reported; read when Ray is imported."""
 
 _logger = logging.getLogger(__name__)
 
 
 class RayCluster:
-    """Started or attached to when it is first used, left or stopped by `close`.
+    """A connection to Ray that starts at its first use and ends with `close`.
 
     Args:
-        address: Of a cluster (`RAY_ADDRESS`); `None` starts Ray on this machine: without dashboard and telemetry, on
-            the loopback address only, with a token of its own, and with its files in a folder that goes with it.
-        num_cpus: Of this machine, for Ray of our own; by default those that this process may use.
-        shared: A folder that every node of a cluster must be able to write into; made for that, and removed again.
+        address: Address of a cluster (`RAY_ADDRESS`). `None` starts Ray on this machine, without dashboard and
+            telemetry, on the loopback address only, with its own token, and with its files in a temporary folder.
+        num_cpus: CPU cores for local Ray; by default all that this process may use.
+        shared: A folder that every node of a cluster must be able to write to; made for the check, and removed again.
         sources: Files and folders that every node of a cluster must be able to read.
     """
 
@@ -83,18 +83,18 @@ class RayCluster:
         self._folder: Path | None = None
         self._health: RayHealth | None = None
         self._nodes: tuple[Node, ...] = ()
-        self._looked_at = 0.0
+        self._refreshed_at = 0.0
 
     @property
     def is_local(self) -> bool:
-        """Whether it is Ray of our own."""
+        """Whether Ray runs on this machine, for this process only."""
         return self._address is None
 
     def start(self) -> None:
-        """Start or attach, once.
+        """Start Ray or attach to the cluster, once.
 
         Raises:
-            EngineUnavailableError: It does not start, or the address does not answer.
+            EngineUnavailableError: Ray does not start, or the address does not answer.
         """
         if self._health is not None:
             return
@@ -107,7 +107,7 @@ class RayCluster:
         atexit.register(self.close)
 
     def close(self) -> None:
-        """Leave the cluster; Ray of our own is stopped, and its files are removed, with those of killed processes."""
+        """Leave the cluster. Local Ray stops, and its files are removed, with those of killed processes."""
         if self.is_local:
             _remove_folders_of_the_dead()
         if self._health is None:
@@ -120,7 +120,7 @@ class RayCluster:
         atexit.unregister(self.close)
         if is_dead and self._folder is not None:
             _end_processes_of(self._folder)
-        ray.shutdown()  # some 7 s without a head, and never for ever
+        ray.shutdown()  # takes about 7 s without a head
         self._remove_folder()
 
     @property
@@ -129,52 +129,52 @@ class RayCluster:
         return self._health is not None and self._health.is_dead
 
     def check(self) -> None:
-        """Return if Ray lives, or was not started.
+        """Return if Ray runs, or was not started.
 
         Raises:
-            EngineUnavailableError: A process of Ray that everything depends on has died.
+            EngineUnavailableError: An essential process of Ray has died.
         """
         if self._health is not None:
             self._health.check()
 
     def call(self, function: Callable[[], Result]) -> Result:
-        """What a function returns that waits for Ray, and would for ever if it died.
+        """Call a function that waits for Ray, without waiting forever if Ray dies.
 
         Raises:
-            EngineUnavailableError: Ray does not start, or has died before its end.
+            EngineUnavailableError: Ray does not start, or died during the call.
         """
         self.start()
         assert self._health is not None
         return self._health.call(function)
 
     def nodes(self) -> tuple[Node, ...]:
-        """The living nodes, looked at every few seconds: some may come and go.
+        """The living nodes, refreshed every few seconds.
 
         Raises:
-            EngineUnavailableError: One that is new cannot run trials.
+            EngineUnavailableError: A new node cannot run trials.
         """
         self.start()
         self.check()
         import ray
 
         now = time.monotonic()
-        if not self._nodes or now - self._looked_at > _REFRESH_S:
+        if not self._nodes or now - self._refreshed_at > _REFRESH_S:
             alive = [node for node in self.call(ray.nodes) if node["Alive"]]
             self._check([node for node in alive if node["NodeID"] not in self._checked])
             resources = [node["Resources"] for node in alive]
             self._nodes = tuple(Node(found.get("CPU", 0.0), found.get("GPU", 0.0)) for found in resources)
-            self._looked_at = time.monotonic()
+            self._refreshed_at = time.monotonic()
         return self._nodes
 
     def has_gpus(self) -> bool:
-        """Whether any node has one."""
+        """Whether any node has a GPU."""
         return any(node.num_gpus for node in self.nodes())
 
     def room_for(self, num_cpus: float, num_gpus: float) -> int:
         """How many workers of that size fit on all nodes together; 0 while a cluster may still get a larger node.
 
         Raises:
-            EngineUnavailableError: There is room for none: on this machine, or for a while on a cluster.
+            EngineUnavailableError: No worker fits on this machine, or none has fit on the cluster for a while.
         """
         room = sum(fits(node, num_cpus, num_gpus) for node in self.nodes())
         if room:
@@ -183,7 +183,7 @@ class RayCluster:
         wanted = f"asks for {num_cpus:g} CPU cores and {num_gpus:g} GPUs"
         if self.is_local:
             raise EngineUnavailableError(
-                f"a trial must fit on this machine, but {wanted} where Ray has {described(self.nodes())}. Lower "
+                f"a trial must fit on this machine, but it {wanted}, and Ray has {described(self.nodes())}. Lower "
                 "`resources` in the study file."
             )
         now = time.monotonic()
@@ -191,14 +191,14 @@ class RayCluster:
             self._no_room_since = now
         if now - self._no_room_since > _NO_ROOM_S:
             raise EngineUnavailableError(
-                f"a trial must fit on a node of the Ray cluster, but {wanted}, and for {_NO_ROOM_S:g} seconds there "
+                f"a trial must fit on a node of the Ray cluster, but it {wanted}, and for {_NO_ROOM_S:g} seconds there "
                 f"was no such node ({described(self.nodes())}). Add a larger node, or lower `resources` in the study "
                 "file."
             )
         return 0
 
     def holds(self, shares: Iterable[tuple[float, float]]) -> bool:
-        """Whether workers with so many CPU cores and GPUs each fit on the nodes side by side."""
+        """Whether workers with these shares (CPU cores, GPUs) fit on the nodes together."""
         return can_hold(self.nodes(), shares)
 
     def _start_local(self) -> None:
@@ -214,24 +214,24 @@ class RayCluster:
                         include_dashboard=False,
                         _temp_dir=str(self._folder),
                     )
-                except Exception as error:  # Ray raises a bare Exception when its processes are slow to come
+                except Exception as error:  # Ray raises a bare Exception if its processes are slow to start
                     self._clean_up_failed_start()
                     if attempt == _START_TRIES:
                         reason = str(error).partition("\n")[0]
                         raise EngineUnavailableError(
                             f"Ray must start on this machine, but did not in {attempt} tries: {reason}. Use "
-                            "`pool: inline`, or set RAY_ADDRESS to a cluster that runs."
+                            "`pool: inline`, or set RAY_ADDRESS to a running cluster."
                         ) from error
                     _logger.info("Ray did not start, trying again: %s", error)
                 else:
                     return
 
     def _attach(self, address: str) -> None:
-        look_for(address)
-        variables = {name: os.environ[name] for name in _OF_WORKERS if name in os.environ}
-        with _environment(_FEW_TRIES):
+        check_address(address)
+        variables = {name: os.environ[name] for name in _WORKER_VARIABLES if name in os.environ}
+        with _environment(_FEW_RETRIES):
             import ray
-        look_for_node(address)
+        check_node(address)
         try:
             self._init(address=address, runtime_env={"env_vars": variables})
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
@@ -250,10 +250,10 @@ class RayCluster:
 
         if ray.is_initialized():
             raise EngineUnavailableError(
-                "this process must not use Ray otherwise while a study runs, but Ray is initialised already. "
-                "Call ray.shutdown() before."
+                "a process that runs a study must not use Ray for anything else, but Ray is already initialised in it. "
+                "Call ray.shutdown() first."
             )
-        with _own_signals():
+        with _keep_signal_handlers():
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         _keep_stdout_clean()
 
@@ -270,7 +270,7 @@ class RayCluster:
 
 
 def _saved_formulas() -> Iterator[Path]:
-    """The folder of formulas that are proxies, where it has any."""
+    """The folder of saved formulas, if it contains any."""
     folder = os.environ.get(FORMULA_FOLDER_VARIABLE)
     if folder and any(Path(folder).glob(f"*{FORMULA_SUFFIX}")):
         yield Path(folder)
@@ -278,11 +278,11 @@ def _saved_formulas() -> Iterator[Path]:
 
 def _short_temporary() -> str:
     found = tempfile.gettempdir()
-    return found if len(found) <= _LONGEST_TEMPORARY else "/tmp"  # noqa: S108 - mkdtemp makes a private folder in it
+    return found if len(found) <= _MAX_TEMPORARY_LENGTH else "/tmp"  # noqa: S108 - mkdtemp makes a private folder in it
 
 
 def _remove_folders_of_the_dead() -> None:
-    """A killed process could not remove its Ray's files; its Ray is gone with it."""
+    """Remove files of local Ray whose process was killed."""
     for path in Path(_short_temporary()).glob(f"{_PREFIX}*"):
         process = path.name.removeprefix(_PREFIX).partition("-")[0]
         if process.isdigit() and not _is_alive(int(process)):
@@ -290,7 +290,7 @@ def _remove_folders_of_the_dead() -> None:
 
 
 def _end_processes_of(folder: Path) -> None:
-    """End what is left of Ray whose files are there: without a head, some of it would wait for one another minute."""
+    """End remaining processes of local Ray. Without a head, some of them would wait for it another minute."""
     import psutil  # comes with Ray
 
     for child in psutil.Process().children():
@@ -312,13 +312,13 @@ def _is_alive(process: int) -> bool:
 
 @functools.cache
 def _token() -> str:
-    """One for all of this process's clusters: Ray reads it once."""
+    """A token for all clusters of this process, because Ray reads it only once."""
     return secrets.token_hex(32)
 
 
 @contextlib.contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """While inside, these variables are set; Ray's processes inherit them."""
+    """Set environment variables, which Ray's processes inherit, and reset them afterwards."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -332,8 +332,8 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """Ray takes over SIGTERM, which is how a study is asked to end; afterwards it is ours again."""
+def _keep_signal_handlers() -> Iterator[None]:
+    """Restore our signal handlers afterwards: Ray replaces that of SIGTERM, which asks a study to end."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -347,7 +347,7 @@ def _own_signals() -> Iterator[None]:
 
 
 def _keep_stdout_clean() -> None:
-    """Ray prints on stdout that a worker died, whatever it is told; stdout is for results, and the pool tells."""
+    """Stop Ray from printing the death of workers on stdout, which is for results; the pool reports it."""
     from ray._private import worker
 
     if hasattr(worker, "_worker_logs_enabled"):

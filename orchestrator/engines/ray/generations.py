@@ -1,10 +1,10 @@
-"""What population-based training leaves on disk: a trial's checkpoints since it last copied another one.
+"""The files of population-based training: a trial's checkpoints since it last copied another trial.
 
-    trial-0003/generation-02/epoch-0006/...     the copied checkpoints, and those of the epochs after them
-    trial-0003/generation-02/lineage.json       whom it copied, when, and with which point it goes on
+    trial-0003/generation-02/epoch-0006/...     the copied checkpoints, and those of later epochs
+    trial-0003/generation-02/lineage.json       which trial it copied, when, and the point that it continues with
 
-A generation takes its name only when it is whole, and then takes the place of all that was before it. So the weights
-of a trial and the settings that it goes on with are never torn apart, whatever is killed.
+A generation gets its name when it is complete, and then replaces everything before it. So the weights of a trial always
+match the settings that it continues with, whichever process is killed.
 """
 
 import os
@@ -27,30 +27,30 @@ _PAUSE_S = 0.2
 
 
 class CopyStep(BaseModel):
-    """A trial took over the weights of another one."""
+    """A copy of another trial's weights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     copied_from: int
     """Number of the other trial."""
     own_epoch: int
-    """Epochs that the trial had trained itself by then."""
+    """Epochs that the trial itself had trained by then."""
     epoch: int
-    """Epochs behind the weights that it took over."""
+    """Epochs that the copied weights had been trained."""
     changed: dict[str, tuple[Scalar, Scalar]]
-    """Values that the trial went on with, by dimension: before and after."""
+    """Changed values by dimension: before and after."""
 
 
 class Generation(BaseModel):
-    """Where a trial stands after all its copying."""
+    """A trial after all its copies."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     point: Point
-    """What it goes on with."""
+    """The point that it continues with."""
     steps: tuple[CopyStep, ...] = ()
 
 
 def newest_generation(folder: Path) -> tuple[Path, Generation] | None:
-    """The newest generation below a trial's folder; `None` where it never copied."""
+    """The newest generation in a trial's folder; `None` if the trial never copied."""
     found = sorted(folder.glob(f"{_NAME}*/{COPY_STEPS_FILE}"))
     if not found:
         return None
@@ -60,20 +60,20 @@ def newest_generation(folder: Path) -> tuple[Path, Generation] | None:
 def begin_generation(
     folder: Path, generation: Generation, *, source: Path, epoch: int, configuration: Configuration
 ) -> Path:
-    """Copy the checkpoints of another trial up to an epoch; the trial's own ones before that are removed.
+    """Copy the checkpoints of another trial up to an epoch, and remove the trial's earlier ones.
 
     Args:
-        folder: Of the trial.
-        generation: What it goes on with, this step included.
-        source: Folder with the other trial's checkpoints; it may go on training meanwhile.
+        folder: Folder of the trial.
+        generation: The trial after this copy.
+        source: Folder with the other trial's checkpoints; that trial may be training.
         epoch: Newest epoch to copy.
-        configuration: What the trial goes on with; the copies are marked as its own.
+        configuration: The trial's new configuration; the copies are marked as its own.
 
     Returns:
         The generation's folder.
 
     Raises:
-        trainers.training.checkpoints.CheckpointError: The other trial has no whole checkpoint that early any more.
+        trainers.training.checkpoints.CheckpointError: The other trial has no complete checkpoint up to that epoch.
     """
     from trainers.training.checkpoints import CheckpointError, configuration_digest  # imports torch
 
@@ -90,9 +90,10 @@ def begin_generation(
             shutil.rmtree(temporary / "new", ignore_errors=True)
             if attempt == _TRIES - 1:
                 raise CheckpointError(
-                    f"{source} must hold a whole checkpoint of epoch {epoch} or earlier to be copied, but has none."
+                    f"{source} must contain a complete checkpoint of epoch {epoch} or earlier to be copied, but has "
+                    "none. Run the same command again."
                 )
-            time.sleep(_PAUSE_S)  # the other trial was just removing an old one
+            time.sleep(_PAUSE_S)  # the other trial was removing an old one
         (temporary / "new" / COPY_STEPS_FILE).write_text(generation.model_dump_json(indent=1), encoding="utf-8")
         (temporary / "new").replace(target)
     finally:
@@ -104,7 +105,7 @@ def begin_generation(
 
 
 def _copy_checkpoints(source: Path, target: Path, epoch: int, digest: str) -> int:
-    """How many were copied; weights are linked where the file system can, since they never change."""
+    """Copy checkpoints and return their number. Files are hard links if possible, since they never change."""
     from trainers.training.checkpoints import MANIFEST, CheckpointError, read_manifest
 
     target.mkdir()

@@ -1,4 +1,4 @@
-"""Whether those processes of Ray live without which nothing goes on, and calls that do not wait for dead ones."""
+"""Watches the essential processes of Ray, and makes calls that do not wait for dead ones."""
 
 import socket
 import threading
@@ -11,10 +11,10 @@ from typing import TypeVar
 
 from orchestrator.engines.interfaces import EngineUnavailableError
 
-LOOK_S = 1.0
-"""Time between two looks."""
+CHECK_S = 1.0
+"""Time between two checks."""
 AWAY_S = 20.0
-"""So long another machine may be out of reach, or a cluster's head be away; Ray itself ends the driver after 60 s."""
+"""How long another machine or a cluster's head may be unreachable; Ray itself ends the driver after 60 s."""
 _ANSWER_S = 5.0
 
 Result = TypeVar("Result")
@@ -22,25 +22,24 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A process of Ray that everything depends on."""
+    """An essential process of Ray."""
 
     what: str
     host: str
     port: int
     may_return: bool
-    """Whether it may be started again, and Ray goes on with it."""
+    """Whether Ray continues if it is started again."""
     advice: str
-    """What to do when it has died."""
+    """What to do after it has died."""
 
 
 class RayHealth:
-    """Looks every second, in a thread of its own, whether the parts of Ray live.
+    """Checks every second, in a thread, that the essential processes of Ray are alive.
 
-    Where they do not, Ray's own calls wait: some for 60 s, after which Ray ends the process without a word to us, and
-    some for ever.
+    After one has died, some calls of Ray wait forever; others wait 60 s, and then Ray ends our process without notice.
 
     Args:
-        parts: What must live.
+        parts: The processes.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
@@ -52,47 +51,47 @@ class RayHealth:
 
     @property
     def is_dead(self) -> bool:
-        """Whether a part has died."""
+        """Whether a process has died."""
         return self._death is not None
 
     def check(self) -> None:
-        """Return if all lives.
+        """Return if all processes are alive.
 
         Raises:
-            EngineUnavailableError: Something has died.
+            EngineUnavailableError: A process has died.
         """
         if self._death is not None:
             raise EngineUnavailableError(self._death)
 
     def call(self, function: Callable[[], Result]) -> Result:
-        """What the function returns, called in a thread of its own; when Ray dies, that thread is left behind.
+        """Call a function in a thread, and return its result. If Ray dies, the thread is left behind.
 
         Raises:
-            EngineUnavailableError: A part of Ray has died before its end.
+            EngineUnavailableError: A process of Ray died during the call.
         """
         self.check()
         future: Future[Result] = Future()
-        threading.Thread(target=_fulfil, args=(future, function), name="ray-call", daemon=True).start()
-        while not wait_for([future], timeout=LOOK_S / 2).done:
+        threading.Thread(target=_call_into, args=(future, function), name="ray-call", daemon=True).start()
+        while not wait_for([future], timeout=CHECK_S / 2).done:
             self.check()
         return future.result()
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         self._is_closed.set()
 
     def _watch(self) -> None:
         seen = dict.fromkeys(self._parts, time.monotonic())
-        while not self._is_closed.wait(LOOK_S):
+        while not self._is_closed.wait(CHECK_S):
             for part in self._parts:
                 try:
                     socket.create_connection((part.host, part.port), timeout=_ANSWER_S).close()
                 except OSError as error:
                     is_refused = isinstance(error, ConnectionRefusedError)
-                    patience_s = 0.0 if is_refused and not part.may_return else AWAY_S
-                    if time.monotonic() - seen[part] >= patience_s and not self._is_closed.is_set():
+                    grace_s = 0.0 if is_refused and not part.may_return else AWAY_S
+                    if time.monotonic() - seen[part] >= grace_s and not self._is_closed.is_set():
                         self._death = (
-                            f"{part.what} ({part.host}:{part.port}) must live while a study runs on Ray, but it has "
+                            f"{part.what} ({part.host}:{part.port}) must be alive while a study runs on Ray, but has "
                             f"died: {error.strerror or error}. Every finished trial and epoch is kept. {part.advice}"
                         )
                         return
@@ -100,25 +99,25 @@ class RayHealth:
                     seen[part] = time.monotonic()
 
 
-def _fulfil(future: "Future[Result]", function: Callable[[], Result]) -> None:
+def _call_into(future: "Future[Result]", function: Callable[[], Result]) -> None:
     try:
         future.set_result(function())
-    except BaseException as error:  # whoever waits raises it
+    except BaseException as error:  # raised in the waiting thread
         future.set_exception(error)
 
 
 def parts_of_ray(address: str | None) -> list[Part]:
-    """The head of the cluster that this process is attached to, and the raylet through which it is.
+    """The head of the cluster, and the raylet that this process is attached to.
 
     Args:
-        address: Of the cluster; `None` for Ray of our own.
+        address: Address of the cluster; `None` for local Ray.
     """
     import ray
 
     context = ray.get_runtime_context()
     node = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
     host, _, port = context.gcs_address.rpartition(":")
-    again = "Run the same command again: it starts Ray anew."
+    again = "Run the same command again; it starts Ray anew."
     return [
         Part(
             what="the head of Ray (GCS)" if address is None else f"the head (GCS) of the Ray cluster {address}",

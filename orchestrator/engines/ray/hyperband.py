@@ -1,4 +1,4 @@
-"""HyperBand for searches whose trials come one after another."""
+"""HyperBand for searches whose trials start one after another."""
 
 from typing import Any
 
@@ -8,21 +8,21 @@ from ray.tune.schedulers.hyperband import _Bracket
 
 
 class _WholeBracket(_Bracket):
-    """A bracket that counts the trials that it was given, not those that have not ended."""
+    """A bracket that counts all trials that it got, not only unfinished ones."""
 
     def filled(self) -> bool:
         return bool(len(self._all_trials) >= self._n0)
 
 
 class WholeBrackets(HyperBandScheduler):
-    """Ray's HyperBand, whose brackets wait until they are full.
+    """Ray's HyperBand with brackets that wait until they are full.
 
-    Ray halves a bracket as soon as those of its trials that are there have come to the rung, and a trial that ends
-    makes room for another one. Where trials come one after another, the first bracket takes them all and stops none.
+    Ray halves a bracket as soon as its present trials have reached the rung, and a trial that ends makes room for
+    another one. If trials start one after another, Ray's first bracket takes them all and stops none.
     """
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """As Ray's; a bracket that will not be filled any more is halved as it is."""
+        """As Ray's, but a bracket that can no longer be filled is halved as it is."""
         chosen = super().choose_trial_to_run(tune_controller)
         if chosen is None and tune_controller.search_alg.is_finished():
             for bracket in [bracket for band in self._hyperbands for bracket in band if bracket is not None]:

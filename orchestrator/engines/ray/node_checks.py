@@ -1,4 +1,4 @@
-"""Whether the nodes of a Ray cluster can run trials: they have the same vitsearch, and reach the same files."""
+"""Checks that the nodes of a Ray cluster can run trials: that they have the same vitsearch and the same files."""
 
 import contextlib
 import uuid
@@ -13,23 +13,23 @@ from orchestrator.engines.pools.code_digest import code_digest
 from plugins.registry import KINDS
 
 _ANSWER_S = 90.0
-"""A living node that has said nothing for so long cannot be used. Ray misses one that has vanished after a minute."""
+"""A living node that does not answer for so long cannot be used. Ray notices a vanished node after a minute."""
 _APPEAR_S = 10.0
-"""What the driver writes may be seen later elsewhere: network file systems keep what they know of a folder."""
+"""How long a new file may take to appear on another node, because network file systems cache folders."""
 _WORKER_CODE = ("orchestrator.engines.ray.worker", "orchestrator.engines.ray.trainable", "trainers.worker")
-_TEXT = "vitsearch looks whether every node of the cluster sees this folder\n"
+_TEXT = "vitsearch checks that every node of the cluster can see this folder\n"
 
 
 def check_nodes(nodes: Sequence[Mapping[str, Any]], *, folder: Path | None, sources: Sequence[Path]) -> None:
-    """Ask each node, all at the same time.
+    """Check all nodes at the same time.
 
     Args:
-        nodes: Living ones, as `ray.nodes()` describes them.
-        folder: Driver and workers must both be able to write into it; made, and removed again if it stays empty.
+        nodes: Living nodes, as `ray.nodes()` describes them.
+        folder: Driver and workers must be able to write to it; made, and removed again if it remains empty.
         sources: Files and folders that every node must be able to read.
 
     Raises:
-        EngineUnavailableError: Some cannot run trials; the message says which, why and what to do.
+        EngineUnavailableError: Some nodes cannot run trials; the message says which, why and what to do.
     """
     with _marker(folder) as marker:
         answers = _ask(nodes, (str(marker) if marker else None, [str(source) for source in sources], _APPEAR_S))
@@ -38,17 +38,17 @@ def check_nodes(nodes: Sequence[Mapping[str, Any]], *, folder: Path | None, sour
         if problems:
             wrong.setdefault("; ".join(problems), []).append(_name(node))
     if wrong:
-        told = ". ".join(f"{' and '.join(names)} {problem}" for problem, names in wrong.items())
+        described = ". ".join(f"{' and '.join(names)} {problem}" for problem, names in wrong.items())
         raise EngineUnavailableError(
             f"every node of the Ray cluster must be able to run trials, but {sum(map(len, wrong.values()))} of "
-            f"{len(nodes)} cannot: {told}. Mend that, or take such a node out (`ray stop`, there), and run the same "
-            "command again."
+            f"{len(nodes)} cannot: {described}. Fix that, or run `ray stop` on such a node to remove it, and run the "
+            "same command again."
         )
 
 
 @contextmanager
 def _marker(folder: Path | None) -> Iterator[Path | None]:
-    """A new file in the folder."""
+    """Make a new file in the folder while the nodes are checked."""
     if folder is None:
         yield None
         return
@@ -64,22 +64,22 @@ def _marker(folder: Path | None) -> Iterator[Path | None]:
 
 
 def _ask(nodes: Sequence[Mapping[str, Any]], places: tuple[Any, ...]) -> list[list[str]]:
-    """What keeps each node from running trials. One that has gone meanwhile keeps nobody up."""
+    """Ask each node what keeps it from running trials. Nodes that left meanwhile are skipped."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     code = (list(_WORKER_CODE), code_digest(_WORKER_CODE), metadata.version("vitsearch"), _plugin_packages())
-    look = ray.remote(_looker())
+    check = ray.remote(_make_check())
     asked = []
     for node in nodes:
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        task = look.options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+        task = check.options(num_cpus=0, max_retries=0, scheduling_strategy=there)
         asked.append(task.remote(code, places))
     answered, _ = ray.wait(asked, num_returns=len(asked), timeout=_ANSWER_S)
     living = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     found = []
     for node, answer in zip(nodes, asked, strict=True):
-        problems = [f"has not answered for {_ANSWER_S:g} seconds"]
+        problems = [f"did not answer for {_ANSWER_S:g} seconds"]
         if answer in answered:
             try:
                 problems = ray.get(answer)
@@ -100,8 +100,8 @@ def _name(node: Mapping[str, Any]) -> str:
     return host if host == address else f"{host} ({address})"
 
 
-def _looker() -> Callable[..., list[str]]:
-    """What is run on a node. Inner functions are sent whole, so that it also runs where vitsearch is missing."""
+def _make_check() -> Callable[..., list[str]]:
+    """Make the function that runs on a node. Ray sends inner functions whole, so it runs even without vitsearch."""
     import pathlib
     import sys
     import time
@@ -115,44 +115,44 @@ def _looker() -> Callable[..., list[str]]:
             is_same = code_version.code_digest(modules) == digest
             theirs = f"{metadata.version('vitsearch')}, in {pathlib.Path(code_version.__file__).parent}"
         except ImportError:
-            yield f"has no vitsearch for {sys.executable}: install version {version} there"
+            yield f"has no vitsearch for {sys.executable}: install version {version}"
             return
         if not is_same:
             yield f"has another vitsearch ({theirs}) than the driver ({version}): install the same"
         if util.find_spec("torch") is None:
-            yield f"has no torch for {sys.executable}: install it there"
+            yield f"has no torch for {sys.executable}: install it"
         for name, wanted in packages.items():
             try:
                 has = metadata.version(name)
             except metadata.PackageNotFoundError:
                 has = "none"
             if has != wanted:
-                yield f"has {has} of the plug-in package {name} where the driver has {wanted}: install the same"
+                yield f"has version {has} of the plug-in package {name}, but the driver has {wanted}: install the same"
 
     def place_problems(marker: str | None, sources: list[str], appear_s: float) -> Iterator[str]:
         import os
 
         if marker is not None:
-            sign, own = pathlib.Path(marker), pathlib.Path(f"{marker}-{os.getpid()}")
+            marker_file, own_file = pathlib.Path(marker), pathlib.Path(f"{marker}-{os.getpid()}")
             give_up = time.monotonic() + appear_s
             try:
-                while not sign.exists() and time.monotonic() < give_up:
+                while not marker_file.exists() and time.monotonic() < give_up:
                     time.sleep(0.1)
-                sign.stat()
-                own.touch()
-                own.unlink()
+                marker_file.stat()
+                own_file.touch()
+                own_file.unlink()
             except FileNotFoundError:
                 yield (
-                    f"does not see what the driver has written into {sign.parent}: VITSEARCH_ARTIFACT_ROOT (or "
+                    f"does not see what the driver has written to {marker_file.parent}: VITSEARCH_ARTIFACT_ROOT (or "
                     "VITSEARCH_HOME) must name a folder that all nodes share"
                 )
             except OSError as error:
-                yield f"cannot write into {sign.parent}: {error.strerror}"
+                yield f"cannot write to {marker_file.parent}: {error.strerror}"
         for source in sources:
             if not os.access(source, os.R_OK):
                 yield f"cannot read {source}, which every node needs under that path"
 
-    def look(code: tuple[Any, ...], places: tuple[Any, ...]) -> list[str]:
+    def check(code: tuple[Any, ...], places: tuple[Any, ...]) -> list[str]:
         return [*code_problems(*code), *place_problems(*places)]
 
-    return look
+    return check

@@ -11,7 +11,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from orchestrator.engines.ray.pickling import NotPickled
 
 _FIRST_TOP = 2
-"""Index of the rung that is the highest one at the start."""
+"""Index of the highest rung at the start."""
 _PERCENTILE = 90
 
 
@@ -26,14 +26,14 @@ def rungs(grace: int, reduction_factor: float, budget: int) -> list[int]:
 
 
 def noise_level(curves: Mapping[str, Sequence[float]], epoch: int) -> float:
-    """How far apart two trials may be, at an epoch, and still count as equal.
+    """The largest difference at an epoch at which two trials still count as equal.
 
-    That is the 90th percentile of the differences at that epoch over the pairs whose order changed and changed back
-    on the way; 0 where there is no such pair.
+    It is the 90th percentile of the differences at that epoch over all pairs whose order changed and changed back
+    before; 0 if there is no such pair.
 
     Args:
-        curves: Values of each trial after epochs 1, 2, ...; those that did not come so far are left aside.
-        epoch: Epochs of the rung.
+        curves: Values of each trial after epochs 1, 2, ...; shorter curves are left out.
+        epoch: Epoch of the rung.
     """
     far = {name: np.asarray(curve[:epoch]) for name, curve in curves.items() if len(curve) >= epoch}
     gaps = []
@@ -46,12 +46,12 @@ def noise_level(curves: Mapping[str, Sequence[float]], epoch: int) -> float:
 
 
 def ranking_changed(below: Mapping[str, float], top: Mapping[str, float], noise: float) -> bool:
-    """Whether a trial of the top rung left the group of equals at its place of the rung below.
+    """Whether the ranking at the top rung differs from that of the rung below by more than noise.
 
     Args:
         below: Values at the second highest rung.
-        top: Values at the highest one; its trials are among those of `below`.
-        noise: Trials within that of each other are equal.
+        top: Values at the highest rung; its trials are among those of `below`.
+        noise: Trials that differ by no more count as equal.
 
     Source: Bohdal et al. 2023, arXiv:2207.06940, soft ranking.
     """
@@ -65,17 +65,17 @@ def ranking_changed(below: Mapping[str, float], top: Mapping[str, float], noise:
 class PashaScheduler(NotPickled, FIFOScheduler):
     """Progressive asynchronous successive halving.
 
-    A trial that reaches a rung below the highest one goes on if it is among the best `1 / reduction_factor` of those
-    that came there before it, else it is stopped. At the highest rung it waits. When the ranking there differs from
-    that of the rung below, the next rung is opened, and the best of those that wait go on. Whoever still waits when
-    nothing else is left to do is stopped.
+    A trial that reaches a rung below the highest one continues if it is among the best `1 / reduction_factor` of the
+    trials that reached it before; otherwise it is stopped. At the highest rung, trials wait. When the ranking there
+    differs from that of the rung below, the next rung opens, and the best waiting trials continue. When nothing else is
+    left to run, trials that still wait are stopped.
 
     Args:
-        metric: What is compared.
+        metric: The metric to compare.
         mode: `max` or `min`.
         budget: Epochs of a whole training.
-        grace: Epochs of the first rung.
-        reduction_factor: One in this many goes on.
+        grace: Epoch of the first rung.
+        reduction_factor: One in this many trials continues.
 
     Source: Bohdal et al. 2023, arXiv:2207.06940; noise and first rung as in syne-tune's code.
     """
@@ -93,7 +93,7 @@ class PashaScheduler(NotPickled, FIFOScheduler):
 
     @property
     def top_epoch(self) -> int:
-        """Epochs of the highest rung that is open."""
+        """Epoch of the highest open rung."""
         return self._rungs[self._top]
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:  # noqa: ARG002
@@ -111,16 +111,16 @@ class PashaScheduler(NotPickled, FIFOScheduler):
         if index >= self._top:
             self._waiting[trial.trial_id] = trial
             return str(TrialScheduler.PAUSE)
-        goes_on = not others or value >= np.percentile(others, (1 - 1 / self._factor) * 100)
-        return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+        continues = not others or value >= np.percentile(others, (1 - 1 / self._factor) * 100)
+        return str(TrialScheduler.CONTINUE if continues else TrialScheduler.STOP)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """A new trial, else one of those that wait and may go on; once nothing else is left, the others are stopped."""
+        """A new trial, else a waiting trial that may continue. If nothing else is left, the other ones are stopped."""
         chosen = super().choose_trial_to_run(_WithoutPaused(tune_controller))
         if chosen is not None:
             return chosen
         for name, trial in self._waiting.items():
-            if trial.status == Trial.PAUSED and self._may_go_on(name):
+            if trial.status == Trial.PAUSED and self._may_continue(name):
                 del self._waiting[name]
                 return trial
         left = [trial for trial in tune_controller.get_live_trials() if not trial.is_finished()]
@@ -140,7 +140,7 @@ class PashaScheduler(NotPickled, FIFOScheduler):
         return f"PASHA: rungs up to epoch {self.top_epoch} are open"
 
     def _open_next(self) -> None:
-        """Open the next rung where the ranking at the top one says so."""
+        """Open the next rung if the ranking has changed at the top one."""
         if self._top + 1 >= len(self._rungs) or self._top == 0:
             return
         below, top = self._values[self._top - 1], self._values[self._top]
@@ -148,8 +148,8 @@ class PashaScheduler(NotPickled, FIFOScheduler):
         if len(shared) > 1 and ranking_changed(below, shared, noise_level(self._curves, self.top_epoch)):
             self._top += 1
 
-    def _may_go_on(self, name: str) -> bool:
-        """Whether one that waits at a rung that is not the highest any more is among its best."""
+    def _may_continue(self, name: str) -> bool:
+        """Whether a waiting trial is among the best of its rung, which is no longer the highest."""
         at = max(index for index, values in enumerate(self._values) if name in values)
         if at >= self._top:
             return False
@@ -164,7 +164,7 @@ class PashaScheduler(NotPickled, FIFOScheduler):
 
 
 class _WithoutPaused:
-    """What `FIFOScheduler.choose_trial_to_run` sees: it would go on with any paused trial."""
+    """Hides paused trials from `FIFOScheduler.choose_trial_to_run`, which would resume any of them."""
 
     def __init__(self, controller: Any) -> None:
         self._controller = controller

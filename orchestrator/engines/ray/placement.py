@@ -7,16 +7,16 @@ _ROUNDING = 1e-6
 
 
 class Node(NamedTuple):
-    """What a living node of the cluster has in all."""
+    """Total resources of a living node."""
 
     num_cpus: float
     num_gpus: float
 
 
 def can_hold(nodes: Sequence[Node], shares: Iterable[tuple[float, float]]) -> bool:
-    """Whether workers with so many CPU cores and GPUs each fit on these nodes, placed largest first where they fit.
+    """Whether workers with these shares (CPU cores, GPUs) fit on the nodes together, placing the largest first.
 
-    A share below 1 is of one GPU.
+    A GPU share below 1 is a share of a single GPU.
     """
     cores = [node.num_cpus for node in nodes]
     gpus = [[1.0] * int(node.num_gpus) for node in nodes]
@@ -36,15 +36,15 @@ def can_hold(nodes: Sequence[Node], shares: Iterable[tuple[float, float]]) -> bo
 
 
 def fits(node: Node, num_cpus: float, num_gpus: float) -> int:
-    """How many workers of that size fit on a node."""
+    """How many workers with that share fit on a node."""
     limits = [node.num_cpus // num_cpus] if num_cpus else []
     if num_gpus > 1:
         limits.append(node.num_gpus // num_gpus)
     elif num_gpus:
-        limits.append(int(node.num_gpus) * int(1 / num_gpus + _ROUNDING))  # a share is of one GPU
+        limits.append(int(node.num_gpus) * int(1 / num_gpus + _ROUNDING))  # a share of a single GPU
     return int(min(limits)) if limits else 0
 
 
 def described(nodes: Sequence[Node]) -> str:
-    """The nodes in words."""
+    """Describe the nodes in words."""
     return ", ".join(f"{node.num_cpus:g} cores and {node.num_gpus:g} GPUs" for node in nodes) or "there is no node"

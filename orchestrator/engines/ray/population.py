@@ -1,4 +1,4 @@
-"""Population-based schedulers of Ray Tune, for trials of several topologies, whose points have conditions."""
+"""Population-based schedulers of Ray Tune, for trials of several topologies and points with conditions."""
 
 import math
 import random
@@ -17,19 +17,19 @@ from orchestrator.engines.seeds import seed_for
 from search_spaces.dimensions import Choice, Dimension, Integer, Point, Real, Scalar, is_active
 
 FACTORS = (0.8, 1.25)
-"""Of a number that is changed but not drawn anew."""
+"""Factors by which a number is changed if it is not drawn anew."""
 
 Retask = Callable[[dict[str, Any], Point, int], str]
-"""The task of a trial's configuration with another point, after so many copies, as JSON."""
+"""Makes the task of a trial from its configuration, a new point and its number of copies, as JSON."""
 
 
 class Population:
-    """What both schedulers share: who may copy whom, and what a copy goes on with.
+    """Decides, for both schedulers, which trial may copy which, and how a copy continues.
 
     Args:
-        search: What is searched.
-        retask: Makes a trial's task anew.
-        quantile: Share of the trials that copy, and are copied.
+        search: The search.
+        retask: Makes a trial's new task.
+        quantile: Share of the trials that copy others, and share that is copied.
         resample: Probability that a changed value is drawn anew.
     """
 
@@ -40,7 +40,7 @@ class Population:
         self._resample = resample
 
     def quantiles(self, scores: dict[Trial, float]) -> tuple[list[Trial], list[Trial]]:
-        """The weakest and the strongest trials, among those that could take over each other's weights."""
+        """The weakest and the strongest trials of each group that can load each other's weights."""
         lower: list[Trial] = []
         upper: list[Trial] = []
         for key in dict.fromkeys(trial.config["weights"] for trial in scores):
@@ -51,13 +51,13 @@ class Population:
         return lower, upper
 
     def successor(self, trial: Trial, parent: Trial, point: Point, states: Mapping[Trial, Any]) -> dict[str, Any]:
-        """The configuration of a trial that takes over its parent's weights and goes on with `point`.
+        """The configuration of a trial that copies its parent's weights and continues with `point`.
 
         Args:
-            trial: Who copies.
-            parent: Who is copied.
-            point: What the trial goes on with.
-            states: What Ray's scheduler knows of them.
+            trial: The trial that copies.
+            parent: The trial that is copied.
+            point: The new point.
+            states: Ray's state of each trial.
         """
         before = Generation.model_validate(trial.config["generation"])
         changed = {
@@ -76,7 +76,7 @@ class Population:
         return {**trial.config, "task": task, "generation": after.model_dump(mode="json")}
 
     def mixed(self, trial: Trial, parent: Trial) -> Point:
-        """A trial's own point with its parent's values of what may change, unchanged."""
+        """A trial's point with its parent's values of the changeable dimensions."""
         own = Generation.model_validate(trial.config["generation"]).point
         theirs = Generation.model_validate(parent.config["generation"]).point
         names = {dimension.name for dimension in self._search.changeable}
@@ -84,7 +84,7 @@ class Population:
         return kept | {name: value for name, value in theirs.items() if name in names}
 
     def explored(self, point: Point, rng: random.Random) -> Point:
-        """A point with each changeable value moved or drawn anew, and its conditions met."""
+        """The point with each changeable value moved or drawn anew, so that its conditions hold."""
         changed = dict(point)
         for dimension in self._search.changeable:
             if not is_active(dimension, changed):
@@ -96,13 +96,13 @@ class Population:
         return changed
 
     def rng(self, trial: Trial, parent: Trial) -> random.Random:
-        """For one copy: from who copies whom, and when."""
+        """A generator for one copy, seeded by both trials and the number of copies before."""
         steps = len(trial.config["generation"]["steps"])
         return random.Random(seed_for("copy", trial.config["number"], parent.config["number"], steps))
 
 
 def drawn(dimension: Dimension, rng: random.Random) -> Scalar:
-    """A uniform draw, on the dimension's scale."""
+    """A uniform draw on the dimension's scale."""
     if isinstance(dimension, Choice):
         return rng.choice(dimension.options)
     if isinstance(dimension, Integer) and not dimension.log:
@@ -116,7 +116,7 @@ def drawn(dimension: Dimension, rng: random.Random) -> Scalar:
 
 
 def moved(dimension: Dimension, value: Scalar, rng: random.Random) -> Scalar:
-    """A value near another one: a number times 0.8 or 1.25, within its bounds; another option of a choice."""
+    """A value close to `value`: a number times 0.8 or 1.25 within its bounds, or another option of a choice."""
     if isinstance(dimension, Choice):
         others = [option for option in dimension.options if option != value]
         return rng.choice(others) if others else value
@@ -147,7 +147,7 @@ class _Shared(NotPickled):
     def _checkpoint_or_exploit(
         self, trial: Trial, tune_controller: Any, upper_quantile: Sequence[Trial], lower_quantile: Sequence[Trial]
     ) -> None:
-        # Ray lets a trial copy one that has trained less; where they take turns, it then never gets any further.
+        # Ray lets a trial copy one that has trained less; trials that take turns would then never finish.
         so_far = self._trial_state[trial].last_train_time
         fitting = [
             other
@@ -156,7 +156,7 @@ class _Shared(NotPickled):
         ]
         if not fitting:
             lower_quantile = []
-        state = random.getstate()  # Ray draws the parent from the global generator
+        state = random.getstate()  # Ray draws the parent with the global generator
         random.seed(seed_for("parent", trial.config["number"], trial.last_result.get("epoch", 0)))
         try:
             super()._checkpoint_or_exploit(trial, tune_controller, fitting, lower_quantile)  # type: ignore[misc]
@@ -165,7 +165,7 @@ class _Shared(NotPickled):
 
 
 class PointPopulation(_Shared, PopulationBasedTraining):
-    """PBT that changes points of our dimensions."""
+    """PBT on points of our dimensions."""
 
     def __init__(self, population: Population, **options: Any) -> None:
         super().__init__(custom_explore_fn=lambda config: config, log_config=False, **options)
@@ -178,9 +178,9 @@ class PointPopulation(_Shared, PopulationBasedTraining):
 
 
 class PointBandits(_Shared, PB2):
-    """PB2 that changes the unconditional real numbers among our dimensions; it keeps the others as its parent's.
+    """PB2 on the unconditional real numbers among our dimensions; other values are those of the parent.
 
-    Ray's code looks for the numbers in a trial's configuration, where `numbers_of` puts them.
+    Ray's code reads the numbers from a trial's configuration, where `numbers_of` puts them.
     """
 
     def __init__(self, population: Population, numbers: Sequence[Real], **options: Any) -> None:
@@ -191,7 +191,7 @@ class PointBandits(_Shared, PB2):
 
     def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[dict[str, Any], dict[str, Any]]:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # scikit-learn's, about the bounds that Ray gives its kernel
+            warnings.simplefilter("ignore")  # from scikit-learn, about the kernel bounds that Ray sets
             found, _ = super()._get_new_config(trial, trial_to_clone)
         point = self._population.mixed(trial, trial_to_clone)
         for dimension in self._numbers:
@@ -207,7 +207,7 @@ def bandit_numbers(search: Search) -> list[Real]:
 
 
 def numbers_of(point: Point, numbers: Sequence[Real]) -> dict[str, float]:
-    """What PB2 reads from a trial's configuration: values on the dimensions' own scale."""
+    """The entries of a trial's configuration that PB2 reads: values on the dimensions' scale."""
     return {one.name: _scaled(one, float(str(point[one.name]))) for one in numbers}
 
 

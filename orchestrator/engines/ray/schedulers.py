@@ -1,4 +1,4 @@
-"""Ray Tune's schedulers by name, and what they learn from the trials that ended before."""
+"""Makes Ray Tune's schedulers, and teaches them the trials of earlier executions."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -30,21 +30,21 @@ _NEVER = 10**9
 
 
 def make_scheduler(settings: Scheduler | None, search: Search, retask: Retask) -> TrialScheduler:
-    """The scheduler of a search; without settings one that only starts trials.
+    """Make the scheduler of a search.
 
     Args:
-        settings: Of one of the schedulers.
-        search: Of trials that train.
-        retask: Makes a trial's task anew with another point.
+        settings: Settings of the scheduler; `None` for one that only starts trials.
+        search: A search of training trials.
+        retask: Makes a trial's task with another point.
 
     Raises:
-        EngineUnavailableError: The search has nothing that the scheduler could change.
+        EngineUnavailableError: The search has no dimension that the scheduler can change.
     """
     metric, direction = search.objectives[0]
     budget = search.epochs or 1
     common: dict[str, Any] = {"metric": metric, "mode": "max" if direction == "maximize" else "min"}
     if isinstance(settings, Asha):
-        # A trial at the end of its budget ends by itself: then it is complete, not stopped.
+        # A trial at the end of its budget ends by itself, so that it is complete and not stopped.
         return AsyncHyperBandScheduler(
             time_attr=TIME,
             max_t=budget,
@@ -70,7 +70,7 @@ def make_scheduler(settings: Scheduler | None, search: Search, retask: Retask) -
             time_attr=TIME,
             grace_period=settings.grace_epochs,
             min_samples_required=settings.min_trials,
-            min_time_slice=_NEVER,  # it would pause trials in turn until there are enough
+            min_time_slice=_NEVER,  # else it pauses trials in turn until there are enough
             **common,
         )
     if isinstance(settings, PopulationBased | PopulationBandits):
@@ -102,19 +102,19 @@ def _population(
 
 def _nothing_to_change(name: str, what: str) -> EngineUnavailableError:
     return EngineUnavailableError(
-        f"the scheduler `{name}` changes settings of trials while they train, but the train stage's `recipe` does not "
-        f"search any that it could: {what}. Add one, or choose another scheduler."
+        f"scheduler `{name}` changes settings during training, so the train stage's `recipe` must search one that it "
+        f"can change ({what}), but it searches none. Add one, or choose another scheduler."
     )
 
 
 class _EndedTrial(NamedTuple):
-    """Stands for a trial that ended before, where a scheduler asks for one of Tune's."""
+    """Stands in for a Tune trial that ended in an earlier execution."""
 
     trial_id: str
 
 
 class _NoController:
-    """Stands for Tune's controller while a scheduler learns of ended trials."""
+    """Stands in for Tune's controller while a scheduler learns ended trials."""
 
     def get_trials(self) -> list[Any]:
         return []
@@ -124,9 +124,9 @@ class _NoController:
 
 
 def teach(scheduler: TrialScheduler, curves: Iterable[tuple[int, Sequence[EpochReport]]]) -> None:
-    """Let a scheduler that compares trials at rungs know those of earlier executions, by number.
+    """Teach a scheduler that compares trials at rungs the curves of earlier executions, by trial number.
 
-    HyperBand and the population-based ones compare only trials that run together: they begin anew.
+    HyperBand and the population-based schedulers compare only trials that run together, and start anew.
     """
     if not isinstance(scheduler, AsyncHyperBandScheduler | MedianStoppingRule | PashaScheduler):
         return

@@ -1,4 +1,4 @@
-"""A trial as Ray Tune runs it: the trial worker in a thread, one report for each step that Tune asks for."""
+"""A trial as Ray Tune runs it: the trial worker in a thread, with one report for each step of Tune."""
 
 import contextlib
 import faulthandler
@@ -23,22 +23,78 @@ from trainers.training.reporting import Reporter
 EPOCH = "epoch"
 REPORT, OUTCOME = "report", "outcome"
 """Entries of a result: an `EpochReport` or a `TaskOutcome`, as JSON."""
-_LOOK_S = 0.5
-"""Time between two looks for the file that says stop."""
-_WIND_S, _GRACE_S = 1.0, 5.0
-"""Time between two windings of the alarm of a process that hangs as a whole, and how much later it goes off."""
+_STOP_FILE_CHECK_S = 0.5
+"""Time between two checks for the stop file."""
+_RENEW_S, _GRACE_S = 1.0, 5.0
+"""Time between two renewals of the process's alarm, and how much later than the limit it goes off."""
+
+
+class StopFile:
+    """Whether the driver wants the trials of this process to end.
+
+    Args:
+        path: Exists once trials should end. Its folder goes with the driver, and then they should end too.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._had_folder = False
+        self._checked_at = 0.0
+        self._is_set = False
+
+    def is_set(self, now: float) -> bool:
+        """Check the file, unless it was checked a moment ago."""
+        if not self._is_set and now - self._checked_at > _STOP_FILE_CHECK_S:
+            self._checked_at = now
+            has_folder = self._path.parent.exists()  # may appear late on a network file system
+            self._is_set = (self._had_folder and not has_folder) or self._path.exists()
+            self._had_folder = has_folder
+        return self._is_set
+
+
+class ProgressLimit:
+    """The time that a training may take without progress.
+
+    Args:
+        minutes: The limit; `None` for none.
+    """
+
+    def __init__(self, minutes: float | None) -> None:
+        self.minutes = minutes
+        self._last_progress = 0.0
+        self._renewed_at = 0.0
+
+    def note_progress(self) -> float:
+        """Start the time anew, and return it. The process ends if nothing in it runs until long after the limit."""
+        self._last_progress = now = time.monotonic()
+        if self.minutes is not None and now - self._renewed_at > _RENEW_S:
+            self._renewed_at = now
+            limit_s = 60 * self.minutes + _RENEW_S + _GRACE_S
+            faulthandler.dump_traceback_later(limit_s, exit=True, file=sys.__stderr__ or sys.stderr)
+        return now
+
+    def left_s(self) -> float:
+        """Time that is left, in seconds."""
+        if self.minutes is None:
+            return math.inf
+        return 60 * self.minutes - (time.monotonic() - self._last_progress)
+
+    def cancel(self) -> None:
+        """Let the process live on while no training runs."""
+        faulthandler.cancel_dump_traceback_later()
+        self._renewed_at = 0.0
 
 
 class SteppedTask(Reporter):
-    """A task in a thread of its own that waits after each report until the next one is asked for.
+    """Runs a task in a thread that waits after each report until the next one is asked for.
 
     Args:
         run_task: The trial worker.
-        task: What it does.
-        skip: Reports up to this epoch were told before; they come again and are left out.
-        stop_file: The task is asked to end once this file is there, or its folder gone: so is then the driver.
-        silent_minutes: It fails when it gives no sign of life for so long. Its thread stays, so the process must end;
-            where it holds up every other thread too, the process ends by itself.
+        task: The task.
+        skip: Reports up to this epoch are known and left out.
+        stop_file: Path of the file that asks the task to end.
+        silent_minutes: Without progress for so long, the task fails. Its thread remains, so the process must end; if
+            the task blocks all threads, the process ends by itself.
     """
 
     def __init__(
@@ -53,98 +109,68 @@ class SteppedTask(Reporter):
         self._run_task = run_task
         self._task = task
         self._skip = skip
-        self._stop_file = stop_file
-        self._has_folder = False
-        self._looked_at = 0.0
-        self._silent_minutes = silent_minutes
-        self._last_sign = 0.0
-        self._wound_at = 0.0
-        self.hangs = False
+        self._stop_file = StopFile(stop_file)
+        self._limit = ProgressLimit(silent_minutes)
         self._is_ending = False
-        self._told: queue.SimpleQueue[EpochReport | TaskOutcome | BaseException] = queue.SimpleQueue()
-        self._may_go_on = threading.Semaphore(0)
+        self.hangs = False
+        self._results: queue.SimpleQueue[EpochReport | TaskOutcome | BaseException] = queue.SimpleQueue()
+        self._may_continue = threading.Semaphore(0)
         self._thread = threading.Thread(target=self._run, name="trial", daemon=True)
 
     def advance(self) -> EpochReport | TaskOutcome:
-        """Let it go on to its next report, or to its end."""
+        """Run the task to its next report, or to its end."""
         if not self._thread.is_alive():
             self._thread.start()
-        self._give_sign()
-        self._may_go_on.release()
-        told = self._wait()
-        self._unwind()
-        if isinstance(told, BaseException):
-            raise told
-        return told
+        self._limit.note_progress()
+        self._may_continue.release()
+        result = self._wait()
+        self._limit.cancel()
+        if isinstance(result, BaseException):
+            raise result
+        return result
 
     def _wait(self) -> EpochReport | TaskOutcome | BaseException:
-        while (left_s := self._left_s()) > 0:
+        while (left_s := self._limit.left_s()) > 0:
             with contextlib.suppress(queue.Empty):
-                return self._told.get(timeout=None if math.isinf(left_s) else left_s)
+                return self._results.get(timeout=None if math.isinf(left_s) else left_s)
         self.hangs = True
-        return TaskOutcome(state="failed", error="silent", reason=UNRESPONSIVE.format(minutes=self._silent_minutes))
+        return TaskOutcome(state="failed", error="silent", reason=UNRESPONSIVE.format(minutes=self._limit.minutes))
 
     def end(self) -> None:
-        """Ask it to end, and wait for that: between two batches, unless it hangs."""
+        """Ask the task to end, and wait until it has, between two batches, or hangs."""
         self._is_ending = True
         if self._thread.is_alive():
-            self._give_sign()
-            self._may_go_on.release()
-            while self._thread.is_alive() and (left_s := self._left_s()) > 0:
+            self._limit.note_progress()
+            self._may_continue.release()
+            while self._thread.is_alive() and (left_s := self._limit.left_s()) > 0:
                 self._thread.join(None if math.isinf(left_s) else left_s)
             self.hangs = self._thread.is_alive()
-        self._unwind()
+        self._limit.cancel()
 
     def report(self, report: EpochReport) -> None:
-        """For the task: tell, then wait."""
-        self._give_sign()
+        """Called by the task: hand over a report, then wait."""
+        self._limit.note_progress()
         if report.epoch <= self._skip:
             return
-        self._told.put(report)
-        self._may_go_on.acquire()
+        self._results.put(report)
+        self._may_continue.acquire()
 
     def should_stop(self) -> bool:
-        """For the task: whether to end now."""
-        now = self._give_sign()
-        if not self._is_ending and now - self._looked_at > _LOOK_S:
-            self._looked_at = now
-            self._is_ending = self._is_told_to_stop()
+        """Called by the task: whether to end now."""
+        now = self._limit.note_progress()
+        self._is_ending = self._is_ending or self._stop_file.is_set(now)
         return self._is_ending
 
-    def _give_sign(self) -> float:
-        self._last_sign = now = time.monotonic()
-        if self._silent_minutes is not None and now - self._wound_at > _WIND_S:
-            self._wound_at = now
-            limit_s = 60 * self._silent_minutes + _WIND_S + _GRACE_S
-            faulthandler.dump_traceback_later(limit_s, exit=True, file=sys.__stderr__ or sys.stderr)
-        return now
-
-    def _left_s(self) -> float:
-        """How long it may still be silent."""
-        if self._silent_minutes is None:
-            return math.inf
-        return 60 * self._silent_minutes - (time.monotonic() - self._last_sign)
-
-    def _unwind(self) -> None:
-        faulthandler.cancel_dump_traceback_later()
-        self._wound_at = 0.0
-
-    def _is_told_to_stop(self) -> bool:
-        is_there = self._stop_file.parent.exists()  # on a network file system it may come late
-        has_gone = self._has_folder and not is_there
-        self._has_folder = is_there
-        return has_gone or self._stop_file.exists()
-
     def _run(self) -> None:
-        self._may_go_on.acquire()
+        self._may_continue.acquire()
         try:
-            self._told.put(TaskOutcome(state="interrupted") if self._is_ending else self._run_task(self._task, self))
-        except BaseException as error:  # `advance` raises it where Tune sees it
-            self._told.put(error)
+            self._results.put(TaskOutcome(state="interrupted") if self._is_ending else self._run_task(self._task, self))
+        except BaseException as error:  # `advance` raises it in Tune's thread
+            self._results.put(error)
 
 
 class TrialTrainable(tune.Trainable):
-    """Tune's view of a trial. The process stays for many trials: `reset_config` begins the next one."""
+    """A trial for Tune. Its process runs many trials: `reset_config` begins the next one."""
 
     _number: int
     _metric: str
@@ -155,7 +181,7 @@ class TrialTrainable(tune.Trainable):
     _stop_file: Path
     _silent_minutes: float | None
     _epoch: int
-    """Newest one that was reported."""
+    """Newest reported epoch."""
     _last: dict[str, Any]
     _stepped: SteppedTask
 
@@ -168,25 +194,25 @@ class TrialTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        told = self._stepped.advance()
+        found = self._stepped.advance()
         result: dict[str, Any] = {}
-        if isinstance(told, EpochReport):
-            self._epoch = told.epoch
-            self._last = told.model_dump(mode="json")
+        if isinstance(found, EpochReport):
+            self._epoch = found.epoch
+            self._last = found.model_dump(mode="json")
             result = {REPORT: json.dumps(self._last)}
-            if told.epoch < self._task.configuration.epochs:
+            if found.epoch < self._task.configuration.epochs:
                 return {**self._last, **result}
-            told = self._stepped.advance()  # there is nothing left to decide
-            assert isinstance(told, TaskOutcome)
+            found = self._stepped.advance()  # after its last epoch, a scheduler has nothing to decide
+            assert isinstance(found, TaskOutcome)
         missing = {EPOCH: self._epoch, self._metric: float("nan")}
-        return {**missing, **self._last, **result, OUTCOME: told.model_dump_json(), "done": True}
+        return {**missing, **self._last, **result, OUTCOME: found.model_dump_json(), "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:  # noqa: ARG002 - Tune's signature
-        """Where the trial's own checkpoints are; they were written before the report."""
+        """Where the trial's checkpoints are; they were written before the report."""
         return {"number": self._number, EPOCH: self._epoch, "folder": str(self._task.folder)}
 
     def load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on after a pause, or with another trial's weights."""
+        """Continue after a pause, or with another trial's weights."""
         if checkpoint["number"] == self._number:
             self._make_task(skip=checkpoint[EPOCH])
             return
@@ -201,13 +227,13 @@ class TrialTrainable(tune.Trainable):
             configuration=self._task.configuration,
         )
         self._task = self._task.model_copy(update={"folder": folder})
-        self._make_task(skip=0)  # the curve of a trial is that of its weights
+        self._make_task(skip=0)  # a trial's curve belongs to its weights
 
     def cleanup(self) -> None:
         if not self._stepped.hangs:
             self._stepped.end()
         if self._stepped.hangs:
-            os._exit(1)  # a trial that was to follow in this process begins again in another
+            os._exit(1)  # a trial that was to follow in this process starts in another one
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._number = config["number"]

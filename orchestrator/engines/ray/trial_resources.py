@@ -1,4 +1,4 @@
-"""What a task's worker gets of its machine: cores, and a share of a GPU that follows from the memory it takes."""
+"""Decides a worker's share of its machine: CPU cores, and a share of a GPU according to the memory it needs."""
 
 import contextlib
 from collections.abc import Sequence
@@ -18,31 +18,31 @@ from trainers.tasks.dry_run import (
 )
 
 _SMALL_GPU_SHARE = 0.25
-"""Of tasks that train nothing."""
+"""GPU share of tasks that do not train."""
 _LITTLE_GIB_PER_CORE = 3.0
-"""With more main memory than this per core, as many trainings as there are cores are taken to fit without a look."""
+"""With more main memory per core than this, one training per core is assumed to fit, without measuring."""
 
 
 class Share(NamedTuple):
-    """What a worker gets."""
+    """A worker's share of its machine."""
 
     num_cpus: float = 1
     num_gpus: float = 0
 
 
 class Measured(NamedTuple):
-    """What a dry run on a node of the cluster found."""
+    """Results of dry runs on a node of the cluster."""
 
     devices: Devices
     memory: dict[MemoryKey, TrialMemory]
 
 
 class SharePlanner:
-    """Decides the share of each task; trainings are measured once per class of topologies, before the first one runs.
+    """Decides the share of each task. Trainings are measured once per class of topologies, before the first one runs.
 
     Args:
-        cluster: Where the workers will be.
-        limits: What the user demands.
+        cluster: The cluster that will run the workers.
+        limits: Limits set by the user.
     """
 
     def __init__(self, cluster: RayCluster, limits: Resources) -> None:
@@ -52,7 +52,7 @@ class SharePlanner:
         self._image_task: ImageTask | None = None
 
     def prepare(self, configurations: Sequence[Configuration]) -> None:
-        """Measure what trainings like these take, where that decides how many of them go side by side."""
+        """Measure the memory of trainings like these, if it decides how many of them run at a time."""
         if not configurations or not self.must_measure():
             return
         import ray
@@ -77,20 +77,20 @@ class SharePlanner:
             return Share(cpus, min(_SMALL_GPU_SHARE, share or _SMALL_GPU_SHARE) if self._uses_gpus() else 0)
         memory = self._memory(task)
         if self._uses_gpus() and self._limits.gpus_per_trial is None and memory is None:
-            return Share(cpus, 1)  # it could not be measured: a GPU for itself
+            return Share(cpus, 1)  # it could not be measured, and gets a GPU for itself
         try:
             plan = plan_resources(self._devices(), memory, self._limits, pack_size=self.pack_size(task))
-        except ValueError:  # it does not fit, and will say so itself
+        except ValueError:  # it does not fit, and will fail with a message
             return Share(cpus, 1 if self._uses_gpus() else 0)
         return Share(plan.cpus, plan.gpu_fraction)
 
     def pack_size(self, task: Task) -> int:
-        """Most trainings that a worker computes together with this one: as many as are wanted and fit."""
+        """Largest pack for this training: as large as the user allows and memory holds."""
         most = self._limits.trials_per_pack
         if most == 1 or not isinstance(task, TrainTask):
             return 1
         memory = self._memory(task)
-        if memory is None:  # a training that could not be measured may need all that there is
+        if memory is None:  # a training that could not be measured may need all memory
             return most if self._measured is None else 1
         try:
             return min(most, largest_pack(self._devices(), memory, self._limits))
@@ -98,7 +98,7 @@ class SharePlanner:
             return 1
 
     def _memory(self, task: TrainTask) -> TrialMemory | None:
-        """What it takes, where that was measured."""
+        """The measured memory of a training; `None` if it was not measured."""
         if self._measured is None or self._image_task is None:
             return None
         return self._measured.memory.get(memory_key(task.configuration, self._image_task))
@@ -107,7 +107,7 @@ class SharePlanner:
         return self._limits.gpus_per_trial != 0 and self._cluster.has_gpus()
 
     def must_measure(self) -> bool:
-        """Whether `prepare` has something to find out; what has no work should make room for that."""
+        """Whether `prepare` would measure. Idle workers should be ended before, because that takes room."""
         if self._uses_gpus():
             return self._limits.gpus_per_trial is None
         if self._limits.max_concurrent is not None or not self._cluster.is_local:
@@ -134,7 +134,7 @@ def measure_on_node(
     num_images: int,
     known: dict[MemoryKey, TrialMemory],
 ) -> Measured:
-    """Dry-run trainings on the machine that this runs on; classes that cannot be measured are left out."""
+    """Dry-run trainings on this machine. Classes that cannot be measured are left out."""
     found = dict(known)
     by_class: dict[MemoryKey, list[Configuration]] = {}
     for configuration in configurations:
