@@ -1,4 +1,4 @@
-"""The work that the engines are timed with, for us and as a user of Ray Tune writes it: none, or some computing."""
+"""The work of the engines' benchmark, none or some computing, for our engines and as a user of Ray Tune writes it."""
 
 import time
 
@@ -13,7 +13,7 @@ EPOCH_S = 0.3
 
 
 def value(rate: float, epoch: int) -> float:
-    """What a trial reports: better rates are better from the start."""
+    """The reported metric: trials with better rates are better from the start."""
     return rate * epoch
 
 
@@ -23,7 +23,7 @@ def no_work(task: Task, reporter: Reporter) -> TaskOutcome:
 
 
 def short_training(task: Task, reporter: Reporter) -> TaskOutcome:
-    """`EPOCHS` epochs of `EPOCH_S` each, of a busy core."""
+    """`EPOCHS` epochs of `EPOCH_S` seconds of CPU time each."""
     return _train(task, reporter, epochs=EPOCHS, epoch_s=EPOCH_S)
 
 
@@ -49,19 +49,19 @@ def _train(task: Task, reporter: Reporter, *, epochs: int, epoch_s: float) -> Ta
 
 
 def compute(seconds: float) -> None:
-    """Keep a core busy for so much of its time."""
+    """Keep a core busy for `seconds` of CPU time."""
     end = time.process_time() + seconds
     while time.process_time() < end:
         sum(range(1000))
 
 
 def as_function(config: dict[str, float]) -> None:
-    """A trial as most users of Tune write it: a process of its own."""
+    """A trial as most users of Tune write it, in its own process."""
     tune.report({"val_accuracy": value(config["rate"], 1), "training_iteration": 1})
 
 
 class AsClass(tune.Trainable):
-    """A trial as a user of Tune writes it who knows of `reuse_actors`."""
+    """A trial by a user of Tune who knows `reuse_actors`."""
 
     def setup(self, config: dict[str, float]) -> None:
         self._rate, self._epochs, self._epoch_s = config["rate"], int(config["epochs"]), config["epoch_s"]

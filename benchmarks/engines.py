@@ -1,9 +1,9 @@
-"""What the engines cost beside the work: our rows and our drivers against bare Optuna and Ray Tune, in the same run.
+"""The overhead of our engines (rows and drivers) compared with bare Optuna and Ray Tune, in the same run.
 
-`python -m benchmarks.engines` takes about fifteen minutes on two cores; `--quick` takes three, and leaves out what
-takes longest. Nothing is trained. "durable" is our engine with every trial in our database before the next one begins;
-"tracked" also owes MLflow a run for each trial, written in the same transactions (they are sent by a thread that
-never holds up a trial, and does not run here).
+`python -m benchmarks.engines` takes about fifteen minutes on two cores; `--quick` takes three, without the longest
+parts. Nothing is trained. "durable" is our engine, with every trial in our database before the next one begins;
+"tracked" also writes the events of an MLflow run for each trial, in the same transactions. They are not sent here; in a
+study, a thread sends them without delaying trials.
 """
 
 import argparse
@@ -55,9 +55,9 @@ RATES: tuple[Dimension, ...] = (Real(name="recipe.learning_rate", low=0.01, high
 SCORE = Objective("score", "maximize")
 ACCURACY = Objective("val_accuracy", "maximize")
 SQLITE_TRIALS = 100
-"""On Optuna's SQLite storage, and of ours where they are compared."""
+"""Trials on Optuna's SQLite storage, and of our engine when compared with it."""
 WINDOW = 50
-"""Suggestions that a time is the median of."""
+"""Number of suggestions whose median time is reported."""
 TOPOLOGY = "as-vit:8,2,3,1|4,1,2,1|4,1,4,1|4,1,6,1|32,8"
 
 
@@ -65,21 +65,21 @@ Found = TypeVar("Found")
 
 
 class Spent(NamedTuple):
-    """What a run took."""
+    """Time of a run."""
 
     seconds: float
     cpu_s: float
-    """Of all threads: a busy machine changes it less."""
+    """CPU time of all threads, which depends less on the load of the machine."""
 
 
 class EmptyPool:
-    """Evaluates a point to a number that has nothing to do with it, at once."""
+    """Evaluates a point at once, to a number unrelated to it."""
 
     def __init__(self) -> None:
         self._queue: list[tuple[int, Any]] = []
 
     def prepare(self, configurations: Any) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def has_room(self) -> bool:
         return not self._queue
@@ -95,11 +95,11 @@ class EmptyPool:
         return key, TaskOutcome(state="complete", metrics={"score": score(point)})
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def score(point: Any) -> float:
-    """The same for the same point, and otherwise random: nothing that a sampler could settle on."""
+    """A random number that depends only on the point, so that no sampler can learn from it."""
     return random.Random(repr(point)).random()
 
 
@@ -132,9 +132,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=("inline", "many", "ray"), default=["inline", "many", "ray"])
     parser.add_argument("--runs", type=int, default=5, help="runs of each way (5); of Ray Tune 3, of its slow way 1")
     parser.add_argument("--trials", type=int, default=1000, help="of the inline engine (1000)")
-    parser.add_argument("--many", type=int, default=10_000, help="trials that are there when asking gets slow (10000)")
+    parser.add_argument("--many", type=int, default=10_000, help="trials before the slowest suggestion (10000)")
     parser.add_argument("--ray-trials", type=int, default=50, help="of engine ray (50)")
-    parser.add_argument("--quick", action="store_true", help="three runs, 300 trials, no slow way of Ray Tune")
+    parser.add_argument("--quick", action="store_true", help="three runs, 300 trials, without plain Ray Tune")
     parser.add_argument("--json", type=Path, help="write everything measured to this file")
     options = parser.parse_args()
     if options.quick:
@@ -185,15 +185,15 @@ def inline(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _spread(spent: list[Spent]) -> float:
-    """Of the seconds, relative to their median."""
+    """Range of the wall times, relative to their median."""
     seconds = [one.seconds for one in spent]
     return (max(seconds) - min(seconds)) / statistics.median(seconds)
 
 
 def _in_turn(ways: Mapping[str, Callable[[], Found]], runs: int, *, warm: bool = True) -> dict[str, list[Found]]:
-    """What each way gives, one run of each after another, so that a busy machine disturbs all alike.
+    """Results of each way, in interleaved runs, so that a busy machine affects all of them equally.
 
-    Each runs once more before where `warm` says so: something is loaded or set up on first use.
+    With `warm`, each runs once before, because something is loaded or set up on first use.
     """
     if warm:
         for call in ways.values():
@@ -207,7 +207,7 @@ def _in_turn(ways: Mapping[str, Callable[[], Found]], runs: int, *, warm: bool =
 
 @contextmanager
 def _spending() -> Iterator[Callable[[], Spent]]:
-    """Times what is done within; the yielded function says how long it took so far."""
+    """Measure the code inside; the yielded function returns the time so far."""
     started, cpu_started = time.perf_counter(), time.process_time()
     yield lambda: Spent(time.perf_counter() - started, time.process_time() - cpu_started)
 
@@ -260,7 +260,7 @@ def _search(sampler: str, trials: int) -> Search:
 
 @contextmanager
 def _stage() -> Iterator[StageContext]:
-    """A stage of a study in a database of its own, of which an engine uses the rows only."""
+    """A stage of a study in its own database."""
     with tempfile.TemporaryDirectory() as folder:
         store = Store.open(f"sqlite:///{folder}/vitsearch.db")
         study = store.create_study("s", spec={}, digest="d", data_digest="d", stage_names=[("train", "train")])
@@ -291,7 +291,7 @@ def _abandon(reason: str) -> Any:
 
 
 def many(options: argparse.Namespace) -> dict[str, Any]:
-    """Time to ask, list and rebuild with many trials there, and the memory that they take."""
+    """Time to ask, list and rebuild with many trials, and the memory that they take."""
     sizes = sorted({options.many // 10, options.many // 2, options.many})
     with _stage() as context:
         search = _search("random", max(sizes))
@@ -320,7 +320,7 @@ def many(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _asking(sampler: str, sizes: Sequence[int]) -> dict[str, Any]:
-    """Milliseconds to ask, with as many trials of the sampler's own told before."""
+    """Milliseconds of one `ask`, after so many trials suggested by the same sampler."""
     suggester = _search(sampler, 0).suggester
     spent: list[Spent] = []
     for number in range(max(sizes)):
@@ -358,7 +358,7 @@ def _resident_mib() -> float:
 
 
 def ray_tune(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Our engine `ray` against Ray Tune with OptunaSearch and ASHA, on the same Ray."""
+    """Our engine `ray` compared with Ray Tune with OptunaSearch and ASHA, on the same Ray."""
     if not ray_is_installed():
         print("\nRay is not installed: engine `ray` is left out")
         return []

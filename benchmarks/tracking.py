@@ -1,9 +1,9 @@
-"""What tracking in MLflow costs a study: the same studies with and without it, in turn.
+"""The cost of tracking in MLflow: the same studies with and without it, in turn.
 
 `python -m benchmarks.tracking` takes a quarter of an hour on two cores, `--quick` one minute. MLflow is the embedded
-default, a SQLite store on the same disk, sent to from a thread of the study's process. Loading MLflow, once per
-process, and making its tables, once per home, are left out. *stage* is the time from the stage's first to its last
-row; what MLflow is still owed then is sent before the study ends.
+default, a SQLite store on the same disk, to which a thread of the study's process sends events. Loading MLflow, once
+per process, and making its tables, once per home, do not count. *stage* is the time from the stage's first to its last
+row; events that still wait then are sent before the study ends.
 """
 
 import argparse
@@ -60,7 +60,7 @@ class Run(NamedTuple):
     stage_s: float
     study_s: float
     cpu_s: float
-    """Of all threads."""
+    """CPU time of all threads."""
 
 
 def main() -> None:
@@ -94,7 +94,7 @@ def _options() -> argparse.Namespace:
 
 
 def _compare(name: str, text: str, options: argparse.Namespace, home: Path) -> dict[str, Any]:
-    small = {"trials": 1, "epochs": 1, "topologies": 2}  # whatever is loaded or made on first use
+    small = {"trials": 1, "epochs": 1, "topologies": 2}  # loads and makes what the first study needs
     for tracking in (True, False):
         _run(text.format(number=0, **small), home, tracking=tracking)
     found: dict[bool, list[Run]] = {False: [], True: []}

@@ -66,8 +66,8 @@ class ExecutionSetup:
         }
 
 
-def look_around() -> Machine:
-    """This machine, and the cluster that the environment names."""
+def detect_machine() -> Machine:
+    """Detect the GPUs and CPU cores of this machine, and the cluster that RAY_ADDRESS names."""
     import torch
 
     gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)

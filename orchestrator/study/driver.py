@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pydantic import ValidationError
 
-from orchestrator.engines.choice import choose, look_around, make_engine_and_pool
+from orchestrator.engines.choice import choose, detect_machine, make_engine_and_pool
 from orchestrator.engines.interfaces import Control, EngineUnavailableError
 from orchestrator.engines.pools.score_cache import ScoreCache, ScoreCachingPool
 from orchestrator.settings import Settings, SettingsError
@@ -126,7 +126,7 @@ def run_study(
     if study is None and any(stage.reads_test_part for stage in spec.stages):
         load_test_images(spec.data)  # and dropped: a torn image must show now, not after everything was trained
     fingerprint = _check_truths(spec, data, settings)
-    setup = choose(spec, look_around())
+    setup = choose(spec, detect_machine())
     _make_home(settings)
     with hold_study(spec.study, settings) as hold_again:
         existing_study(spec, settings)  # once more: another process may have made it since

@@ -171,11 +171,11 @@ def closed_port() -> int:
         ("nowhere.invalid:6379", r"'nowhere\.invalid:6379' does not answer"),
         ("127.0.0.1:99999999999", "does not answer"),
         ("nonsense", "does not answer: Invalid address format"),
-        ("ray://127.0.0.1:10001", "HOST:PORT.*another service"),
-        ("http://127.0.0.1:8265", "HOST:PORT.*another service"),
+        ("ray://127.0.0.1:10001", "HOST:PORT.*another Ray service"),
+        ("http://127.0.0.1:8265", "HOST:PORT.*another Ray service"),
     ],
 )
-def test_an_address_where_no_cluster_is_is_told_at_once(address: str, told: str) -> None:
+def test_an_address_without_a_cluster_fails_at_once(address: str, told: str) -> None:
     cluster = RayCluster(address=address.format(port=closed_port()))
     with pytest.raises(EngineUnavailableError, match=rf"RAY_ADDRESS.*{told}"):
         cluster.start()
@@ -199,7 +199,7 @@ def test_why_ray_refuses_to_attach_is_told(cause: str, told: str) -> None:
     assert told in str(refusal("h:1", refused))
 
 
-def test_a_machine_that_is_no_node_is_told_how_to_become_one(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_on_a_machine_that_is_no_node_says_how_to_join(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray._private.services.find_node_ids", set)
     monkeypatch.setattr(ray_address, "_NODE_S", 0.0)
     cluster = RayCluster(address=address)

@@ -102,7 +102,7 @@ def run(script: Script, num_trials: int, control: Switch | None = None) -> list[
     return OptunaEngine().run(search, script, script, control or Switch())
 
 
-def test_each_trial_is_asked_evaluated_and_told_before_the_next() -> None:
+def test_each_result_is_told_before_the_next_trial_is_asked_for() -> None:
     script = Script()
     trials = run(script, 3)
     assert [trial.number for trial in trials] == [0, 1, 2]
@@ -131,7 +131,7 @@ def test_finished_trials_are_told_and_waiting_ones_go_first() -> None:
     assert [trial.state for trial in trials] == ["complete", "failed", "complete", "complete"]
 
 
-def test_a_trial_that_kills_its_process_is_given_up_and_told() -> None:
+def test_a_trial_that_kills_its_process_too_often_fails_and_is_told() -> None:
     script = Script(rows=[make_trial(0, state="waiting")])
     script.killers = {0}
     assert [trial.state for trial in run(script, 2)] == ["failed", "complete"]
@@ -173,7 +173,7 @@ def test_a_search_that_may_not_begin_leaves_its_rows_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("parts", [(7, "screen"), (7, "screen", 0), (7, "screen0"), (71, "screen"), (8, "screen")])
-def test_seeds_differ_from_place_to_place_and_fit_everywhere(parts: tuple[int | str, ...]) -> None:
+def test_seeds_of_different_parts_differ_and_fit_into_31_bits(parts: tuple[int | str, ...]) -> None:
     others = {(7, "screen"), (7, "screen", 0), (7, "screen0"), (71, "screen"), (8, "screen")} - {parts}
     seed = seed_for(*parts)
     assert seed == seed_for(*parts)

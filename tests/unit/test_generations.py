@@ -1,4 +1,4 @@
-"""What population-based training leaves on disk: copies that a training goes on from, whole or not at all."""
+"""The files of population-based training: copies that a training continues from, complete or absent."""
 
 from pathlib import Path
 
@@ -83,7 +83,7 @@ def test_a_copy_that_was_made_before_is_not_made_again(tmp_path: Path) -> None:
     assert (folder / "mark").exists()
 
 
-def test_nothing_to_copy_is_told_and_leaves_the_trial_as_it_was(
+def test_having_nothing_to_copy_is_an_error_and_leaves_the_trial_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.engines.ray.generations._PAUSE_S", 0.0)

@@ -1,4 +1,4 @@
-"""The pool in this process: packs under way, who is told that it runs, what is tried again, and the end."""
+"""The pool in this process: packs, running reporters, trainings that run again alone, and the end."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -62,7 +62,9 @@ def test_a_pack_is_trained_together_and_ends_one_by_one(tmp_path: Path) -> None:
     assert pool.has_room()
 
 
-def test_who_runs_is_told_so_while_the_pool_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reporters_of_running_trainings_know_it_while_the_pool_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recorders = [Recorder() for _ in range(4)]
     seen: list[list[bool]] = []
 

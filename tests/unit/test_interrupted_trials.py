@@ -1,4 +1,4 @@
-"""What the store owes to MLflow and leaves behind when a trial is interrupted and gone on with."""
+"""The rows and events of a trial that is interrupted and resumed."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +40,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
     running.store.close()
 
 
-def test_an_epoch_that_is_reported_again_after_a_resume_is_told_to_mlflow_once(running: Running) -> None:
+def test_an_epoch_that_is_reported_again_after_a_resume_is_sent_to_mlflow_once(running: Running) -> None:
     running.report(1, time_ms=10)
     execution = running.store.begin_execution(running.study.id)
     attempt = running.store.resume_trial(running.trial, execution)
@@ -61,7 +61,7 @@ def test_an_execution_that_ends_in_the_middle_of_a_trial_leaves_it_waiting(runni
     assert running.store.resume_trial(trial, running.store.begin_execution(running.study.id)) is not None
 
 
-def test_ending_at_once_ever_so_often_does_not_count_as_killing_the_process(running: Running) -> None:
+def test_interruptions_never_count_as_killed_processes(running: Running) -> None:
     for _ in range(20):
         running.store.end_execution(running.execution, "interrupted")
         running.execution = running.store.begin_execution(running.study.id)

@@ -1,4 +1,4 @@
-"""Calls on the store while the database is away: nothing is written twice, and nobody waits for ever."""
+"""Calls on the store while the database is unreachable: nothing is written twice, and no call waits forever."""
 
 import logging
 import sqlite3

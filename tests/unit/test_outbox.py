@@ -62,7 +62,7 @@ def test_events_wait_for_the_next_round_unless_they_are_flushed() -> None:
     assert len(tracker.delivered) == 3
 
 
-def test_a_poisoned_event_is_set_aside_with_its_error_and_the_others_arrive() -> None:
+def test_a_poisoned_event_is_rejected_with_its_error_and_the_others_arrive() -> None:
     def refuse_three(event: Event, index: int) -> None:
         if number(event) == 3:
             raise TrackingRejected("must be a number", num_delivered=index)
@@ -106,7 +106,7 @@ def test_flush_returns_at_once_when_mlflow_is_away() -> None:
         assert len(store.postponed) <= 2  # the first round, and the one that `flush` asked for
 
 
-def test_an_event_on_which_mlflow_fails_internally_again_and_again_is_set_aside() -> None:
+def test_an_event_that_repeatedly_causes_internal_errors_is_rejected() -> None:
     def fail_on_two(event: Event, index: int) -> None:
         if number(event) == 2:
             raise TrackingUnavailable("internal error", num_delivered=index, answered=True)
@@ -118,7 +118,7 @@ def test_an_event_on_which_mlflow_fails_internally_again_and_again_is_set_aside(
     assert store.rejected == [(2, "internal error")]
 
 
-def test_an_event_is_never_set_aside_because_mlflow_is_away_for_long() -> None:
+def test_an_event_is_never_rejected_because_mlflow_is_unreachable_for_long() -> None:
     def refuse_connection(event: Event, index: int) -> None:
         raise TrackingUnavailable("connection refused", num_delivered=index)
 

@@ -67,7 +67,7 @@ def make(**options: Any) -> PashaScheduler:
     )
 
 
-def test_while_the_ranking_holds_nobody_trains_beyond_the_third_rung() -> None:
+def test_while_the_ranking_holds_no_trial_passes_the_third_rung() -> None:
     scheduler = make()
     curves = {
         name: [level + 0.01 * epoch for epoch in range(27)] for name, level in {"a": 0.1, "b": 0.2, "c": 0.3}.items()
@@ -111,7 +111,7 @@ def test_weak_trials_are_stopped_at_the_lower_rungs_as_by_asha() -> None:
     assert feed(scheduler, {**strong, "weak": [0.1] * 27})["weak"] == (1, "STOP")
 
 
-def test_lower_is_better_where_the_metric_is_minimised() -> None:
+def test_lower_is_better_if_the_metric_is_minimised() -> None:
     scheduler = make(metric="val_accuracy", mode="min")
     strong = {f"strong-{index}": [0.1] * 27 for index in range(3)}
     assert feed(scheduler, {**strong, "weak": [0.9] * 27})["weak"] == (1, "STOP")

@@ -50,7 +50,7 @@ def test_what_answers_lives_and_calls_return_what_they_do(server: socket.socket)
         health.call(lambda: 1 / 0)
 
 
-def test_a_call_that_waits_for_ever_ends_when_ray_dies(server: socket.socket) -> None:
+def test_a_call_that_would_wait_forever_ends_when_ray_dies(server: socket.socket) -> None:
     health = watch(server)
     threading.Timer(0.2, server.close).start()
     with pytest.raises(EngineUnavailableError, match=r"the raylet \(127.0.0.1:\d+\) must be alive .* Start it\."):

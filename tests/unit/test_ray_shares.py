@@ -56,11 +56,11 @@ def test_a_training_that_could_not_be_measured_is_not_packed() -> None:
     assert planner(None, trials_per_pack=4).pack_size(TASK) == 1
 
 
-def test_where_nothing_is_measured_packs_are_as_large_as_wanted() -> None:
+def test_unmeasured_packs_are_as_large_as_the_user_allows() -> None:
     assert planner(was_measured=False, gpus_per_trial=0.5, trials_per_pack=4).pack_size(TASK) == 4
 
 
-def test_only_trainings_are_packed_and_only_where_it_is_wanted() -> None:
+def test_only_trainings_are_packed_and_only_if_the_user_allows_it() -> None:
     memory = TrialMemory(process_gib=1, training_gib=0.5)
     assert planner(memory, trials_per_pack=4).pack_size(SCORE) == 1
     assert planner(memory).pack_size(TASK) == 1

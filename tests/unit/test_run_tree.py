@@ -1,4 +1,4 @@
-"""The events of a study tell MLflow one tree of runs, whatever was interrupted on the way."""
+"""The events of a study make one tree of MLflow runs, even after interruptions."""
 
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def test_runs_end_with_the_state_of_what_they_stand_for(state: str, status: str)
         assert any(event.tags["vitsearch.state"] == state for event in events(rows, SetTags))
 
 
-def test_a_curve_is_told_by_epoch_with_the_same_few_names() -> None:
+def test_a_curve_has_the_same_few_metrics_in_each_epoch() -> None:
     report = EpochReport(
         epoch=2, train_loss=1.5, val_loss=1.25, val_accuracy=0.5, learning_rate=0.1, num_images=9, wall_time_s=1.0
     )

@@ -188,7 +188,7 @@ def test_the_late_result_of_a_lost_attempt_is_refused(store: Store, study: Study
     assert store.trials(trial.stage_id)[0].state == "complete"
 
 
-def test_an_interrupted_trial_waits_to_be_gone_on_with(store: Store, study: StudyRecord, running) -> None:
+def test_an_interrupted_trial_waits_to_be_resumed(store: Store, study: StudyRecord, running) -> None:
     trial, attempt = begin(store, running)
     store.end_trial(EndedTrial.of(trial, attempt, TaskOutcome(state="interrupted")), study_id=study.id)
     assert [row.state for row in store.trials(trial.stage_id)] == ["waiting"]
