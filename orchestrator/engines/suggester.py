@@ -9,23 +9,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.engines.interfaces import Objective, Suggestion
+from orchestrator.engines.optuna_space import OptunaSpace, as_scalar, only_value
 from orchestrator.engines.optuna_storage import TrialStorage
 from orchestrator.engines.seeds import seed_for
 from orchestrator.store.records import TrialRecord
 from plugins import registry
 from plugins.protocols import Enumeration, FinalChoice
 from plugins.samplers.history import TRIAL_NUMBER
-from search_spaces.dimensions import Choice, Dimension, Integer, Point, Scalar, count_points, is_active
+from search_spaces.dimensions import Dimension, Point, is_active
 from search_spaces.recipes import PluginChoice
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -40,16 +35,6 @@ class _Running(NamedTuple):
     trial_id: int
     """Its id in the storage."""
     point: Point
-
-
-class _Draw(NamedTuple):
-    """A dimension and its distribution, prepared once for all draws."""
-
-    dimension: Dimension
-    name: str
-    distribution: BaseDistribution
-    is_single: bool
-    """Whether there is only one value."""
 
 
 class OptunaSuggester:
@@ -85,10 +70,10 @@ class OptunaSuggester:
         problem: Callable[[Point], str | None] = lambda _: None,
         final_number: int | None = None,
     ) -> None:
-        self._dimensions = tuple(dimensions)
+        self._space = OptunaSpace(dimensions)
         self._objectives = tuple(objectives)
         self._sampler = registry.create("samplers", sampler.name, sampler.settings)
-        unfit = self._sampler.problem(self._dimensions)
+        unfit = self._sampler.problem(self._space.dimensions)
         if unfit is not None:
             raise ValueError(unfit)
         self._fallback = registry.create("samplers", "random")
@@ -98,12 +83,7 @@ class OptunaSuggester:
         self._final_number = final_number
         self._points: Iterator[Point] | None = None
         if isinstance(self._sampler, Enumeration):
-            self._points = self._sampler.points(self._dimensions)
-        self._distributions = {dimension.name: _distribution(dimension) for dimension in self._dimensions}
-        self._draws = [
-            _Draw(one, one.name, self._distributions[one.name], self._distributions[one.name].single())
-            for one in self._dimensions
-        ]
+            self._points = self._sampler.points(self._space.dimensions)
         self._storage = TrialStorage()
         self._study = optuna.create_study(
             storage=self._storage, directions=[objective.direction for objective in objectives]
@@ -111,13 +91,12 @@ class OptunaSuggester:
         self._study_id = self._storage.get_study_id_from_name(self._study.study_name)
         self._running: dict[int, _Running] = {}
         self._seen = {_key(point) for point in self._first}
-        self._num_points = count_points(self._dimensions)
 
     def ask(self, number: int) -> Suggestion | None:
         """The next new point; `None` if the whole space was tried, or no new valid point was found."""
         if number < len(self._first):
             return self._suggestion(number, self._first[number])
-        if self._num_points is not None and len(self._seen) >= self._num_points:
+        if self._space.num_points is not None and len(self._seen) >= self._space.num_points:
             return None
         if number == self._final_number:
             if self._running:
@@ -207,16 +186,16 @@ class OptunaSuggester:
         trial = copy.copy(storage.get_trial(trial_id))
         point: Point = {}
         trial.params, trial.distributions = point, {}
-        for dimension, name, distribution, is_single in self._draws:
+        for dimension, name, distribution, is_single in self._space.sampled:
             if dimension.when is not None and not is_active(dimension, point):
                 continue
             if name in relative and distribution._contains(distribution.to_internal_repr(relative[name])):
                 value = relative[name]
             elif is_single:
-                value = _only_value(dimension)
+                value = only_value(dimension)
             else:
                 value = sampler.sample_independent(study, trial, name, distribution)
-            point[name] = _as_scalar(dimension, value)
+            point[name] = as_scalar(dimension, value)
             trial.distributions[name] = distribution
         return trial
 
@@ -238,52 +217,11 @@ class OptunaSuggester:
             datetime_start=None,  # times are in the rows
             datetime_complete=None,
             params=dict(point),
-            distributions=self._distributions_of(point),
+            distributions=self._space.distributions_of(point),
             user_attrs={TRIAL_NUMBER: number},
             system_attrs=dict(sampler_state),
             intermediate_values=steps or {},
         )
-
-    def _distributions_of(self, point: Point) -> dict[str, BaseDistribution]:
-        """The distributions of a point's dimensions.
-
-        Raises:
-            ValueError: The point is not in this space.
-        """
-        found = {name: self._distributions[name] for name in self._distributions if name in point}
-        if len(found) != len(point):
-            raise ValueError(
-                f"the point of a stored trial must have dimensions of the search space only "
-                f"({', '.join(self._distributions)}), but got {', '.join(point)}. Search the changed space in a new "
-                "study."
-            )
-        for name, distribution in found.items():
-            if not distribution._contains(distribution.to_internal_repr(point[name])):
-                raise ValueError(
-                    f"{name}: the value of a stored trial must lie in the search space, {distribution}, but got "
-                    f"{point[name]!r}. Search the changed space in a new study."
-                )
-        return found
-
-
-def _only_value(dimension: Dimension) -> Scalar:
-    return dimension.options[0] if isinstance(dimension, Choice) else dimension.low
-
-
-def _as_scalar(dimension: Dimension, value: Any) -> Scalar:
-    """A sampler's value as a plain Python value; it may be one of numpy's."""
-    if isinstance(dimension, Choice):
-        chosen: Scalar = value
-        return chosen
-    return int(value) if isinstance(dimension, Integer) else float(value)
-
-
-def _distribution(dimension: Dimension) -> BaseDistribution:
-    if isinstance(dimension, Choice):
-        return CategoricalDistribution(dimension.options)
-    if isinstance(dimension, Integer):
-        return IntDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step)
-    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
 
 
 def _key(point: Point) -> str:

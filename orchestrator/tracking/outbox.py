@@ -59,6 +59,79 @@ class Deliverer(Protocol):
     def deliver(self, events: Sequence[Event]) -> None: ...
 
 
+class _Delivery:
+    """Delivers batches of a store's events.
+
+    Args:
+        store: Where the events wait.
+        tracker_factory: Makes the tracker, at the first event.
+    """
+
+    def __init__(self, store: OutboxStore, tracker_factory: Callable[[], Deliverer]) -> None:
+        self._store = store
+        self._tracker_factory = tracker_factory
+        self._tracker: Deliverer | None = None
+        self._suspect = (-1, 0)  # the first event of the latest failures, and its number of internal errors
+
+    def deliver_some(self) -> bool:
+        """Deliver one batch, and return whether there may be more.
+
+        Raises:
+            TrackingUnavailable: MLflow is unreachable; the remaining events wait.
+        """
+        rows = self._store.owed(_BATCH_SIZE)
+        if not rows:
+            return False
+        batch = self._decode(rows)
+        if self._tracker is None:
+            self._tracker = self._tracker_factory()
+        try:
+            self._tracker.deliver([event for _, event in batch])
+        except TrackingRejected as error:
+            self._settle(batch[: error.num_delivered])
+            self._reject(*batch[error.num_delivered], str(error))
+        except TrackingUnavailable as error:
+            self._settle(batch[: error.num_delivered])
+            event_id, event = batch[error.num_delivered]
+            if self._fails_repeatedly(event_id, answered=error.answered):
+                self._reject(event_id, event, str(error))
+            else:
+                self._store.postpone(event_id, str(error))
+                raise
+        else:
+            self._settle(batch)
+        return True
+
+    def _decode(self, rows: Sequence[tuple[int, str]]) -> list[tuple[int, Event]]:
+        """Decode events. Those of another version are rejected, so that the others are delivered."""
+        batch: list[tuple[int, Event]] = []
+        for event_id, text in rows:
+            try:
+                batch.append((event_id, event_from_json(text)))
+            except ValidationError as error:
+                self._store.reject(event_id, f"not an event of this version: {error.errors()[0]['msg']}")
+        return batch
+
+    def _settle(self, delivered: Sequence[tuple[int, Event]]) -> None:
+        if delivered:
+            self._store.settle([event_id for event_id, _ in delivered])
+
+    def _reject(self, event_id: int, event: Event, error: str) -> None:
+        self._store.reject(event_id, error)
+        _logger.warning(
+            "MLflow rejected a %s event (number %d), which will not be sent again: %s", event.kind, event_id, error
+        )
+
+    def _fails_repeatedly(self, event_id: int, *, answered: bool) -> bool:
+        """Whether MLflow has answered the same first event with an internal error too often."""
+        if not answered:
+            self._suspect = (-1, 0)
+            return False
+        suspect, count = self._suspect
+        self._suspect = (event_id, count + 1 if suspect == event_id else 1)
+        return self._suspect[1] >= _MAX_INTERNAL_ERRORS
+
+
 class Outbox:
     """Delivers a store's events in order, in the background, from construction until `close`.
 
@@ -77,11 +150,11 @@ class Outbox:
         first_pause_s: float = _FIRST_PAUSE_S,
         poll_s: float = _POLL_S,
     ) -> None:
-        self._store, self._tracker_factory, self._first_pause_s = store, tracker_factory, first_pause_s
+        self._store = store
+        self._delivery = _Delivery(store, tracker_factory)
+        self._first_pause_s = first_pause_s
         self._poll_s = poll_s
-        self._tracker: Deliverer | None = None
         self._failures = 0
-        self._suspect = (-1, 0)  # the first event of the latest failures, and its number of internal errors
         self._round = 0  # number of the current round
         self._answered_round = 0  # the latest round that delivered everything, or failed
         self._last_error: str | None = None
@@ -135,7 +208,7 @@ class Outbox:
             with self._changed:
                 self._round += 1
             try:
-                busy = self._deliver_some()
+                busy = self._delivery.deliver_some() and not self._closing
                 error = None
             except TrackingUnavailable as unavailable:
                 busy, error = False, str(unavailable)
@@ -147,59 +220,6 @@ class Outbox:
             self._note(error, busy=busy)
             if not busy:
                 self._wait()
-
-    def _deliver_some(self) -> bool:
-        """Deliver one batch, and return whether there may be more."""
-        rows = self._store.owed(_BATCH_SIZE)
-        if not rows:
-            return False
-        batch = self._decode(rows)
-        if self._tracker is None:
-            self._tracker = self._tracker_factory()
-        try:
-            self._tracker.deliver([event for _, event in batch])
-        except TrackingRejected as error:
-            self._settle(batch[: error.num_delivered])
-            self._reject(*batch[error.num_delivered], str(error))
-        except TrackingUnavailable as error:
-            self._settle(batch[: error.num_delivered])
-            event_id, event = batch[error.num_delivered]
-            if self._fails_repeatedly(event_id, answered=error.answered):
-                self._reject(event_id, event, str(error))
-            else:
-                self._store.postpone(event_id, str(error))
-                raise
-        else:
-            self._settle(batch)
-        return not self._closing
-
-    def _decode(self, rows: Sequence[tuple[int, str]]) -> list[tuple[int, Event]]:
-        """Decode events. Those of another version are rejected, so that the others are delivered."""
-        batch: list[tuple[int, Event]] = []
-        for event_id, text in rows:
-            try:
-                batch.append((event_id, event_from_json(text)))
-            except ValidationError as error:
-                self._store.reject(event_id, f"not an event of this version: {error.errors()[0]['msg']}")
-        return batch
-
-    def _settle(self, delivered: Sequence[tuple[int, Event]]) -> None:
-        if delivered:
-            self._store.settle([event_id for event_id, _ in delivered])
-
-    def _reject(self, event_id: int, event: Event, error: str) -> None:
-        self._store.reject(event_id, error)
-        _logger.warning(
-            "MLflow rejected a %s event (number %d), which will not be sent again: %s", event.kind, event_id, error
-        )
-
-    def _fails_repeatedly(self, event_id: int, *, answered: bool) -> bool:
-        if not answered:
-            self._suspect = (-1, 0)
-            return False
-        suspect, count = self._suspect
-        self._suspect = (event_id, count + 1 if suspect == event_id else 1)
-        return self._suspect[1] >= _MAX_INTERNAL_ERRORS
 
     def _note(self, error: str | None, *, busy: bool) -> None:
         with self._changed:
