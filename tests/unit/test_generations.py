@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.engines.ray.generations import CopyStep, Generation, begin_generation, newest_generation
+from orchestrator.engines.ray.generations import COPY_STEPS, CopyStep, Generation, begin_generation, newest_generation
 from tests.unit.training import configuration
 from trainers.config import Configuration, EpochReport
 from trainers.training import checkpoints
@@ -39,7 +39,7 @@ def step(number: int, copied_from: int = 1) -> CopyStep:
     return CopyStep(copied_from=copied_from, own_epoch=4, epoch=number, changed={"recipe.learning_rate": (0.1, 0.2)})
 
 
-def test_a_copy_goes_on_as_its_own_training_from_the_others_weights(tmp_path: Path) -> None:
+def test_a_copy_continues_as_its_own_training_from_the_others_weights(tmp_path: Path) -> None:
     own, other = seeded(1), seeded(2)
     save(tmp_path / "own", own, 4)
     save(tmp_path / "other", other, 6)
@@ -100,3 +100,16 @@ def test_having_nothing_to_copy_is_an_error_and_leaves_the_trial_as_it_was(
         )
     assert newest_generation(tmp_path / "own") is None
     assert sorted(path.name for path in (tmp_path / "own").iterdir()) == ["epoch-0001", "epoch-0002"]
+
+
+def test_a_generation_of_version_0_1_0_is_read(tmp_path: Path) -> None:
+    written = (
+        '{"point": {"recipe.learning_rate": 0.2}, "steps": [{"copied_from": 1, "own_epoch": 4, "epoch": 5, '
+        '"changed": {"recipe.learning_rate": [0.1, 0.2]}}]}'
+    )
+    folder = tmp_path / "trial-0003" / "generation-01"
+    folder.mkdir(parents=True)
+    (folder / "lineage.json").write_text(written)
+    generation = Generation(point={"recipe.learning_rate": 0.2}, steps=(step(5),))
+    assert newest_generation(tmp_path / "trial-0003") == (folder, generation)
+    assert COPY_STEPS == "lineage"  # the key in the details of stored trials
