@@ -55,7 +55,7 @@ class TrialQueue:
         return [self._trials[number] for number in sorted(self._trials)]
 
     def record(self, number: int) -> TrialRecord:
-        """One of them."""
+        """The trial with this number."""
         return self._trials[number]
 
     @property

@@ -46,7 +46,7 @@ class BookClosedError(BaseException):
 
 
 class TrialBook(NotPickled):
-    """The trials that Ray Tune holds, by Tune's names, and what becomes of them.
+    """The trials that Ray Tune holds, by Tune's ids, with their way back into the queue.
 
     Tune runs in its own thread. If Ray dies, that thread is left behind, and `close` stops it from writing.
 
@@ -78,7 +78,7 @@ class TrialBook(NotPickled):
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        """Hold the book open for Tune's thread, which must not wait for Ray inside.
+        """Hold the lock for Tune's thread, which must not wait for Ray inside.
 
         Raises:
             BookClosedError: The book is closed.
