@@ -1,4 +1,4 @@
-"""Where the command line writes: results on stdout, everything else on stderr."""
+"""Output of the command line: results on stdout, everything else on stderr."""
 
 import json
 import math
@@ -25,12 +25,12 @@ def print_json(value: Any) -> None:
 
 
 def note(message: str) -> None:
-    """Tell a person something that is no result."""
+    """Print a message that is not a result."""
     stderr.print(message, markup=False, soft_wrap=True)
 
 
 def fail(message: str, *, status: int) -> NoReturn:
-    """Say what went wrong on stderr and leave with a status."""
+    """Print an error on stderr and exit with a status."""
     stderr.print(f"vitsearch: {message}", markup=False, soft_wrap=True)
     sys.exit(status)
 

@@ -46,7 +46,7 @@ _OPTIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class CorrelateOptions:
-    """What was typed; `None` where it was not."""
+    """The options as given; `None` if omitted."""
 
     study: str | None
     table: Path | None
@@ -64,7 +64,7 @@ class CorrelateOptions:
 
 
 def correlate_command(options: CorrelateOptions, *, quiet: bool, as_json: bool) -> None:
-    """Run the study that the options say, go on with it, or show it where it is finished."""
+    """Run or resume the study that the options describe; show it if it is finished."""
     settings = load_settings()
     try:
         given = _of_study(options, settings) if options.study is not None else _of_table(options)
@@ -139,7 +139,7 @@ def _transfer(text: str, num_classes: int) -> dict[str, Any]:
 
 
 def _images(options: CorrelateOptions) -> dict[str, Any]:
-    """Noise where no images are named; of others a subset, since scores look at a batch only."""
+    """Noise if no images are named; a subset of other images, since scores read only one batch."""
     size, num_classes = options.image_size or IMAGE_SIZE, options.num_classes or NUM_CLASSES
     wanted = 2 * (options.batch_size or 0)
     if options.data is None or options.data == NOISE:

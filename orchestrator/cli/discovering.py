@@ -152,7 +152,8 @@ def _measured(
     )
     if pool is None:
         fail(
-            "interrupted; the statistics measured until then are kept. The same command goes on from them.", status=130
+            "interrupted; the statistics measured until then are kept. The same command continues from them.",
+            status=130,
         )
     for topology in pool.left_out:
         note(f"left out: the statistics of {topology} are not finite")

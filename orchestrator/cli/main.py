@@ -64,7 +64,7 @@ def _run(
     quiet: QuietOption = False,
     output: FormatOption = Format.text,
 ) -> None:
-    """Run a study to its end, or go on with it where it stopped."""
+    """Run a study, or resume it where it stopped."""
     from orchestrator.cli.running import run_command
 
     given = {"data.source": data, "engine.name": engine}

@@ -16,7 +16,7 @@ from trainers.training.reporting import Reporter
 
 
 class EpochLines(Reporter):
-    """Prints a line per epoch, and passes on that the user wants to end."""
+    """Prints a line per epoch, and tells the training when the user wants to stop."""
 
     def __init__(self, control: StopRequest, *, epochs: int, quiet: bool) -> None:
         self._control = control
@@ -53,7 +53,7 @@ def train_command(file: Path, *, overrides: Mapping[str, Any], folder: Path | No
                 outcome, weights = train_configuration(configuration, checkpoints, reporter, data=data)
             if outcome.state == "interrupted":
                 fail(
-                    f"interrupted; finished epochs are kept. Go on with the same command: vitsearch train {file}",
+                    f"interrupted; finished epochs are kept. Resume with the same command: vitsearch train {file}",
                     status=130,
                 )
             if weights is None:

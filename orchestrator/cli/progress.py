@@ -93,7 +93,7 @@ class PlainProgress:
     def stage_began(self, stage: StageRecord, *, total: int, done: int) -> None:
         self._stage, self._total, self._done = stage.name, total, done
         self._began = self._told = time.monotonic()
-        self._say(f"{stage.name}: begins" if not done else f"{stage.name}: goes on at {done} of {total}")
+        self._say(f"{stage.name}: begins" if not done else f"{stage.name}: continues at {done} of {total}")
 
     def epoch(self, trial: TrialRecord, report: EpochReport) -> None: ...
 

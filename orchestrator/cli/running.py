@@ -29,14 +29,14 @@ def run_command(file: Path, *, overrides: Mapping[str, Any], quiet: bool, as_jso
 def run_and_show(
     spec: StudySpec, text: str, settings: Settings, *, where: str | None, again: str, quiet: bool, as_json: bool
 ) -> None:
-    """Run a study, or go on with it, then print what it found.
+    """Run or resume a study, then print its results.
 
     Args:
         spec: The study.
         text: Its file.
         settings: Of this installation.
-        where: The file that a mistake in the study's input is told of, if there is one.
-        again: The command that goes on with it.
+        where: The study file, for messages about mistakes in it.
+        again: The command that resumes the study.
         quiet: No progress.
         as_json: Print for programs.
     """
@@ -47,7 +47,7 @@ def run_and_show(
     with exit_on_error(where):
         before = existing_study(spec, settings)
         if before is not None and before.state == "complete" and not quiet:
-            note(f"study {spec.study!r} is already complete; nothing is run again")
+            note(f"study {spec.study!r} is already complete; nothing is left to run")
         with _display(quiet) as progress, stop_on_signal(control):
             study = run_study(spec, text, settings, progress=progress, control=control)
     summary = find_summary(spec.study, settings)
@@ -57,10 +57,10 @@ def run_and_show(
         out(study_report(summary))
     if study.state == "interrupted":
         if control.should_stop():
-            fail(f"interrupted; every finished trial and epoch is kept. Go on with: {again}", status=130)
+            fail(f"interrupted; every finished trial and epoch is kept. Resume with: {again}", status=130)
         reason = (study.reason or "").rstrip(".")
         fail(
-            f"study {study.name!r} was interrupted: {reason}. Every finished trial and epoch is kept. Go on with: "
+            f"study {study.name!r} was interrupted: {reason}. Every finished trial and epoch is kept. Resume with: "
             f"{again}",
             status=1,
         )

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks to end cleanly, the second ends at once."""
+"""Ctrl-C and SIGTERM: the first stops cleanly, the second at once."""
 
 import signal
 import threading

@@ -13,7 +13,7 @@ from orchestrator.stages.kind import stage_kind
 
 
 def study_report(summary: dict[str, Any]) -> RenderableType:
-    """What the end of a study shows: leaderboard, tau table, champion, and the next three commands."""
+    """The end of a study: leaderboard, tau table, champion, and the next commands to try."""
     parts: list[RenderableType] = []
     if summary["leaderboard"]:
         parts += [_title("Leaderboard"), leaderboard(summary["leaderboard"])]
@@ -49,7 +49,9 @@ def status_report(summary: dict[str, Any]) -> RenderableType:
         parts += [_title("Champion"), champion_lines(summary["champion"])]
     owed = summary["tracking"]["owed"]
     if owed:
-        parts.append(Text(f"{owed} records are still to be sent to MLflow; the next `vitsearch run` sends them."))
+        parts.append(
+            Text(f"{owed} events are still waiting to be sent to MLflow; the next `vitsearch run` sends them.")
+        )
     return Group(*parts)
 
 

@@ -46,7 +46,7 @@ def tau_text(interval: Mapping[str, Any]) -> str:
 
 
 class _Verdicts:
-    """A table that leaves columns out, the least important first, where the terminal is too narrow for all."""
+    """A table that drops its least important columns if the terminal is too narrow."""
 
     def __init__(self, rows: Sequence[Row], baselines: Sequence[str], *, in_points: bool) -> None:
         factor = 100 if in_points else 1

@@ -4,7 +4,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Interval(BaseModel):
-    """A statistic with a percentile bootstrap interval; `None` where it is undefined."""
+    """A statistic with a percentile bootstrap interval; `None` if it is undefined."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     value: float | None
@@ -32,7 +32,7 @@ class Verdict(BaseModel):
     regret: Interval
     """Accuracy lost by trusting the score's first choice, in the unit of the accuracy."""
     partial_tau: Interval | None
-    """Kendall's tau given the parameter count; `None` for `params` itself or where there is none."""
+    """Kendall's tau given the parameter count; `None` for `params` itself, or if it is undefined."""
     minus: dict[str, Interval]
     """Paired difference of tau from each baseline, without itself, over the topologies that both scored."""
     seed_spread: float | None

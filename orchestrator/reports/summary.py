@@ -65,7 +65,7 @@ def configuration_yaml(configuration: Configuration, recommended_stopping: dict[
 def _stage(store: Store, stage: StageRecord, *, is_alive: bool) -> dict[str, Any]:
     states = [trial.state for trial in store.trials(stage.id)]
     state = stage.state
-    if not is_alive:  # rows of a killed process keep saying "running" until the study is gone on with
+    if not is_alive:  # rows of a killed process stay "running" until the study is resumed
         states = ["waiting" if one == "running" else one for one in states]
         state = "interrupted" if state == "running" else state
     ended = stage.ended_at if stage.started_at is not None else None

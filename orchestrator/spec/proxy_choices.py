@@ -1,4 +1,4 @@
-"""The proxies that a stage names: which of them are scored, which way each is better, and scores within a pool.
+"""The proxies that a stage names: which are scored, in which direction each is better, and scores within a pool.
 
 A pool proxy (`plugins.protocols.PoolProxy`) is never scored itself: its parts are, and its values follow from the
 scores of the parts over all topologies together.
@@ -39,7 +39,7 @@ def expand_all(choices: Iterable[PluginChoice]) -> tuple[PluginChoice, ...]:
 
 
 def proxy_directions(proxies: Iterable[str]) -> dict[str, Direction]:
-    """Which way each of the named proxies is better."""
+    """The direction in which each proxy is better."""
     return {name: registry.load("proxies", name).direction for name in proxies}
 
 
@@ -68,7 +68,7 @@ def parts_of(name: str) -> tuple[str, ...]:
 
 
 def with_repeats(choices: Iterable[PluginChoice], repeats: int | None) -> tuple[PluginChoice, ...]:
-    """The choices with another number of repeats, where they have one."""
+    """The choices with another number of repeats, if they have this setting."""
     if repeats is None:
         return tuple(choices)
     return tuple(
@@ -90,7 +90,7 @@ def pool_scores(choice: PluginChoice, scores: Mapping[str, Sequence[float]]) -> 
 
     Args:
         choice: The pool proxy.
-        scores: Per part, one score per topology, as the part gave it; not finite where it failed.
+        scores: Per part, one score per topology, as the part gave it; not finite if it failed.
     """
     proxy: PoolProxy = registry.create("proxies", choice.name, choice.settings)
     return proxy.combine({part: orient(part, scores[part]) for part in proxy.parts})
@@ -115,5 +115,5 @@ def _needs_no_settings(name: str) -> bool:
     except registry.PluginSettingsError:
         return False
     except ImportError:
-        return True  # it is told when the study is checked
+        return True  # reported when the study is checked
     return True

@@ -1,4 +1,4 @@
-"""The study file: what it may say, how it is read, and how two of them differ."""
+"""The study file: its fields, how it is read, and how two of them differ."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from trainers.data.sources import BUILT_IN
 Model = TypeVar("Model", bound=BaseModel)
 
 HOW = ("engine", "pool", "resources")
-"""Fields that say how a study is run. They may change from one execution of it to the next."""
+"""Fields that affect execution only. They may change between executions of a study."""
 
 if TYPE_CHECKING:
     AnyStage = StageModel
@@ -50,7 +50,7 @@ class StudySpec(BaseModel):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what is searched, as canonical JSON, in hex; how it is run does not count."""
+        """SHA-256 of all fields as canonical JSON, in hex, without those that affect execution only."""
         what = self.model_dump(mode="json", exclude=set(HOW))
         text = json.dumps(what, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -75,7 +75,7 @@ def load_spec(path: str | Path, *, overrides: Mapping[str, Any] | None = None) -
 
 
 def make_spec(data: Mapping[str, Any]) -> StudySpec:
-    """Check a study that no file holds; its paths are absolute.
+    """Check a study that was not read from a file; its paths are absolute.
 
     Raises:
         SpecError: The first mistake, without a line.
@@ -106,7 +106,7 @@ def load_configuration(path: str | Path, *, overrides: Mapping[str, Any] | None 
 
 
 def differences(old: StudySpec, new: StudySpec) -> list[str]:
-    """What changed in what is searched, one line per value, such as `stages[1].epochs: 20 -> 30`."""
+    """Differences between two studies, apart from their execution: lines such as `stages[1].epochs: 20 -> 30`."""
     before, after = (dict(_leaves(spec.model_dump(mode="json", exclude=set(HOW)), ())) for spec in (old, new))
     paths = [*before, *(path for path in after if path not in before)]
     return [

@@ -14,7 +14,7 @@ MAX_DEPTH = 40
 MAX_VALUES = 20_000
 
 KeyPath = tuple[str | int, ...]
-"""Where a value stands: keys of mappings and indices of lists, from the top."""
+"""Place of a value: keys of mappings and indices of lists, from the top."""
 
 _Loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 
@@ -31,7 +31,7 @@ class SpecError(ValueError):
 
     Attributes:
         file: The file, as the user named it.
-        line: Line of the mistake, starting at 1; `None` where the file has none (a missing file, a command-line value).
+        line: Line of the mistake, starting at 1; `None` if the file has none (a missing file, a command-line value).
         path: Where in the file, such as `stages[1].epochs`; empty for the whole file.
         message: What must hold, what was found, and what to do.
     """
@@ -60,7 +60,7 @@ class YamlSource:
     """Place of each key and list entry."""
 
     def line(self, path: KeyPath) -> int:
-        """Line of `path`, or of what encloses it where it is not in the file."""
+        """Line of `path`, or of its innermost parent that is in the file."""
         while path and path not in self.marks:
             path = path[:-1]
         return self.marks[path].line

@@ -127,7 +127,7 @@ def _checkpoint_problems(stage: AveragingStage, train: TrainStage, at: KeyPath) 
     kept = min(train.keep_checkpoints, train.epochs)
     for index, method in enumerate(stage.methods):
         if method.name not in registry.available("averaging"):
-            continue  # told already
+            continue  # reported by `own_problems`
         for corner in plugin_corners(stage.plugin_key, method):
             needed = registry.create("averaging", corner.name, corner.settings).num_needed
             if needed > kept:

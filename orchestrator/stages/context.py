@@ -1,4 +1,4 @@
-"""What a stage is given, and what it gives back."""
+"""Input and output of a stage."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -39,7 +39,7 @@ class StageOutcome:
     """File name and content, such as `screening.csv`."""
     plots: tuple[Path, ...] = ()
     events: tuple[str, ...] = ()
-    """Further tracking events, told before the stage's run ends."""
+    """Further tracking events, sent before the stage's run ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class StageContext:
     folder: Path
     """Where this stage keeps its files."""
     abandon: Callable[[str], NoReturn]
-    """Write that the study is interrupted, for a reason, and end the process: the thread that runs the stage hangs."""
+    """Mark the study as interrupted, with a reason, and end the process; for use if the stage's thread hangs."""
 
     @property
     def study(self) -> StudyRecord:

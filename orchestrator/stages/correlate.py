@@ -231,7 +231,7 @@ def _baseline_problems(baselines: Sequence[str], at: KeyPath) -> Iterator[Proble
         problems = list(choice_problems("proxies", PluginChoice(name=name), path))
         yield from problems
         if not problems and is_pool_proxy(name):
-            yield Problem(path, f"a baseline must be a score of its own, but {name!r} is made of others. Remove it.")
+            yield Problem(path, f"a baseline must be a single score, but {name!r} combines others. Remove it.")
         if name in baselines[:index]:
             yield Problem(path, f"each baseline must be named once, but got {name!r} again. Remove one.")
 

@@ -144,9 +144,9 @@ def run_grow(context: StageContext, spec: GrowStage) -> StageOutcome:
     """Grow a topology of any space with `Growable` ones to `target_params` or `target_macs`; the whole family is kept.
 
     Each step adds one block to one stage and widens the network by one ratio; every combination is scored at the
-    reduced width, and the lowest sum of ranks is taken. Rule, ratios, scores and reduction are those that the paper has
-    for As-ViT; for other spaces they are carried over, not tried by it. There, widths are whole multiples of
-    `reduction * width_unit`, so that both the network and its reduced form can be built.
+    reduced width, and the lowest sum of ranks is taken. Rule, ratios, scores and reduction are the paper's for
+    As-ViT; it did not test other spaces. Widths are whole multiples of `reduction * width_unit`, so that both the
+    network and its reduced form can be built.
 
     Raises:
         StageFailedError: The target cannot be reached within `max_steps` or below the ceiling.
@@ -373,7 +373,7 @@ def _final_choice_problems(stage: GrowStage, screen: ScreenStage | None, at: Key
         if not isinstance(sampler, FinalChoice):  # the class has the method too
             yield Problem(
                 at,
-                "final-choice needs a sampler with a choice of its own, such as reinforce, but stage "
+                "final-choice needs a sampler that makes a final choice, such as reinforce, but stage "
                 f"{screen.name!r} has {screen.sampler.name!r}. Change one of them.",
             )
 
@@ -397,7 +397,7 @@ def growth_start_problem(topology: Topology, reduction: int, task: ImageTask) ->
 
 
 def at_reduced_width(topology: Topology, reduction: int) -> Topology | None:
-    """The topology with 1/`reduction` of its width, in whole units; `None` where no unit would be left."""
+    """The topology with 1/`reduction` of its width, in whole units; `None` if no unit would be left."""
     assert isinstance(topology, Growable)
     units = topology.width // (reduction * topology.width_unit)
     return topology.with_size(width=units * topology.width_unit) if units else None

@@ -22,7 +22,7 @@ class PluginSearchModel(StageModel):
 
     @property
     def dimensions(self) -> tuple[Dimension, ...]:
-        """What a sampler draws; empty where the file fixes everything."""
+        """What a sampler draws; empty if the file fixes everything."""
         return self._parsed[1]
 
     def decode(self, point: Mapping[str, Scalar]) -> PluginChoice:

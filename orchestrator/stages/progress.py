@@ -1,4 +1,4 @@
-"""What a running study tells whoever watches it."""
+"""The display of a running study."""
 
 from typing import Any, Protocol
 
@@ -10,24 +10,24 @@ class Progress(Protocol):
     """A display of a running study; the command line has one for people, one for logs and a silent one."""
 
     def stage_began(self, stage: StageRecord, *, total: int, done: int) -> None:
-        """A stage begins, or goes on with `done` of at most `total` trials finished."""
+        """A stage begins or resumes, with `done` of at most `total` trials finished."""
         ...
 
     def epoch(self, trial: TrialRecord, report: EpochReport) -> None: ...
 
     def trial_ended(self, trial: TrialRecord, *, best: str | None) -> None:
-        """A trial ended; `best` says what the best so far is."""
+        """A trial ended; `best` describes the best one so far."""
         ...
 
     def stage_ended(self, stage: StageRecord, summary: str) -> None: ...
 
     def note(self, message: str) -> None:
-        """Something that a person should know."""
+        """Show a message."""
         ...
 
 
 class SilentProgress:
-    """Says nothing."""
+    """Shows nothing."""
 
     def stage_began(self, stage: StageRecord, *, total: int, done: int) -> None: ...
 

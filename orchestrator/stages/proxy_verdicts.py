@@ -116,9 +116,9 @@ class ProxyVerdicts:
     def _with_failures(self, verdict: Verdict) -> Verdict:
         """The verdict with the reasons of missing scores in its note."""
         reasons = self._scored.reasons.get(verdict.proxy, {})
-        told = [f"{count} failed: {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1])]
-        more = [f"and {len(told) - 2} other reasons"] if len(told) > 2 else []
-        note = "; ".join([*([verdict.note] if verdict.note else []), *told[:2], *more])
+        shown = [f"{count} failed: {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1])]
+        more = [f"and {len(shown) - 2} other reasons"] if len(shown) > 2 else []
+        note = "; ".join([*([verdict.note] if verdict.note else []), *shown[:2], *more])
         return verdict.model_copy(update={"note": note or None})
 
     def _metrics(self) -> dict[str, float]:

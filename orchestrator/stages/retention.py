@@ -1,4 +1,4 @@
-"""Checkpoints on disk: where a training keeps them, and which of them stay after its end."""
+"""Folders of checkpoints, and which checkpoints stay after a training has ended."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from orchestrator.store.records import TrialRecord
 
 
 def trial_folder(context: StageContext, trial: TrialRecord) -> Path:
-    """Where a training keeps its checkpoints."""
+    """Folder of a training's checkpoints."""
     return context.folder / f"trial-{trial.number:04d}"
 
 
@@ -30,8 +30,8 @@ def checkpoint_folders(context: StageContext, trial: TrialRecord) -> tuple[Path,
 def drop_checkpoints(context: StageContext, trials: Sequence[TrialRecord], *, best: TrialRecord) -> None:
     """Keep the best trial's weights, which later stages average, and of the others the newest, as MLflow shows them.
 
-    No optimizer state stays: nothing goes on from a training that has ended. What cannot be removed is no reason to end
-    a study.
+    Optimizer states are removed, because no training resumes after its end. The study continues if a file cannot be
+    removed.
     """
     from trainers.training.checkpoints import CheckpointWriteError, retire  # imports torch
 

@@ -164,7 +164,7 @@ def run_screen(context: StageContext, spec: ScreenStage) -> StageOutcome:
 
     The sampler sees the parts of a pool proxy, whose own values are known only once all topologies are.
 
-    Where the sampler has a last word of its own, such as the argmax of a policy, the last trial scores that.
+    If the sampler has a final choice, such as the argmax of a policy, the last trial scores it.
     """
     from orchestrator.engines.suggester import OptunaSuggester
     from orchestrator.stages.searching import run_search

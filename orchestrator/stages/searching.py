@@ -38,7 +38,7 @@ def run_search(context: StageContext, search: Search, *, tracked: bool = False) 
     finally:
         ledger.settle()
     if context.control.stop_requested():
-        raise StageInterruptedError("it was told to stop")
+        raise StageInterruptedError("a stop was requested")
     usable = [trial for trial in trials if trial.is_usable]
     ended = sum(trial.state in FINISHED for trial in trials)
     is_late = ended < search.num_trials and context.control.deadline_reached()

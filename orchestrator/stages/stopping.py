@@ -128,7 +128,7 @@ def run_stopping(context: StageContext, spec: StoppingStage) -> StageOutcome:
 
 
 def choose_criterion(trials: list[TrialRecord], *, max_accuracy_lost: float) -> TrialRecord:
-    """Most epochs saved within the limit on accuracy; the least accuracy lost where none is within it."""
+    """Most epochs saved within the limit on accuracy; the least accuracy lost if none is within it."""
     allowed = [trial for trial in trials if trial.metrics["accuracy_lost"] <= max_accuracy_lost]
     if allowed:
         return min(

@@ -80,7 +80,7 @@ class TrainStage(StageModel):
 
     @property
     def chosen_candidates(self) -> Candidates | None:
-        """Which screened topologies are trained; `None` where the file names `topologies`."""
+        """Which screened topologies are trained; `None` if the file names `topologies`."""
         return None if self.topologies else self.candidates or Candidates()
 
     @cached_property

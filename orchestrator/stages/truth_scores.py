@@ -18,7 +18,7 @@ from search_spaces.recipes import PluginChoice
 from trainers.config import ScoreTask
 
 Seeds = list[list[float]]
-"""Per seed, one score per topology; nan where there is none."""
+"""Per seed, one score per topology; nan if there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,7 +127,7 @@ def delete_study(study: StudyRecord, settings: Settings) -> None:
             try:
                 tracker_of(study, settings, store).deliver([DeleteExperiment(name=study.name)])
             except TrackingUnavailable as error:
-                raise StudyNotDeletedError(f"nothing was deleted, because MLflow is away: {error}") from error
+                raise StudyNotDeletedError(f"nothing was deleted, because MLflow does not answer: {error}") from error
         shutil.rmtree(study_folder(settings, study), ignore_errors=True)
         store.delete_study(study.id)
 
@@ -136,7 +136,7 @@ def as_it_stands(study: StudyRecord, settings: Settings) -> StudyRecord:
     """The record with its true state: the row of a study whose process was killed still says `running`."""
     if study.state != "running" or is_held(study.name, settings):
         return study
-    return study.model_copy(update={"state": "interrupted", "reason": "its process died; run the file again to go on"})
+    return study.model_copy(update={"state": "interrupted", "reason": "its process died; run the file again to resume"})
 
 
 def study_folder(settings: Settings, study: StudyRecord) -> Path:

@@ -1,4 +1,4 @@
-"""Runs a study: its stages in order, from wherever its rows say that it stands."""
+"""Runs a study: its stages in order, starting at the first that its rows do not show as complete."""
 
 import json
 import logging
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from trainers.data.images import ImageData
 
 FLUSH_S = 60.0
-"""How long the end of a study waits for MLflow; what is still owed then is sent by a later command."""
+"""Time that the end of a study waits for MLflow. Events that are not sent by then are sent by the next run."""
 
 _logger = logging.getLogger(__name__)
 
@@ -65,13 +65,13 @@ class SpecChangedError(ValueError):
 
 
 class DataChangedError(ValueError):
-    """The images, or what a correlate stage compares with, are not the ones that the study began with."""
+    """The images or the ground truths have changed since the study began."""
 
     def __init__(self, spec: StudySpec) -> None:
         truths = [truth.table or f"study {truth.study}" for stage in spec.stages for truth in stage.truths]
         what = f"those of {spec.data.source}" + (f", or {' or '.join(truths)}," if truths else "")
         super().__init__(
-            f"study {spec.study!r} must go on with the images that it began with, but {what} have changed since. "
+            f"study {spec.study!r} must be resumed with the images that it began with, but {what} have changed since. "
             "Restore them, or give the file another `study:` name."
         )
 
@@ -85,10 +85,10 @@ def run_study(
     control: Control,
     deadline: Deadline = no_deadline,
 ) -> StudyRecord:
-    """Run a study to its end, or go on with it.
+    """Run a study to its end, or resume it.
 
-    Nothing is written before the data was read whole, tables of accuracies too. A finished trial is not run again, an
-    interrupted one goes on from its newest checkpoint.
+    All data are read before anything is written. Finished trials are kept; interrupted trainings continue from their
+    newest checkpoint.
 
     Args:
         spec: The study.
@@ -105,31 +105,31 @@ def run_study(
     Raises:
         SpecChangedError: The name is taken by a study with other settings.
         DataChangedError: The images changed since the study began.
-        StudyBusyError: Another process runs it, or has taken it over while this one had lost the database.
-        orchestrator.store.errors.DatabaseUnavailableError: The database was lost, or takes nothing more.
+        StudyBusyError: Another process runs it, or took it over while the database was unreachable for this one.
+        orchestrator.store.errors.DatabaseUnavailableError: The database is unreachable, or cannot be written to.
         trainers.data.sources.DataError: The data cannot be used.
-        orchestrator.spec.truth_table.TruthError: What a correlate stage compares with cannot be used.
-        orchestrator.settings.SettingsError: The home folder cannot be made.
+        orchestrator.spec.truth_table.TruthError: A ground truth cannot be used.
+        orchestrator.settings.SettingsError: The home folder cannot be created.
         orchestrator.engines.interfaces.EngineUnavailableError: Ray is not installed, does not start, or its cluster
             does not answer.
     """
     use_formulas(settings.formula_folder)
     study = existing_study(spec, settings)
     if study is not None and study.state == "complete":
-        still_owed = deliver_owed(study, settings, timeout_s=FLUSH_S)
-        if still_owed:
-            progress.note(f"MLflow could still not be told everything: {still_owed} records are kept.")
+        num_waiting = deliver_events(study, settings, timeout_s=FLUSH_S)
+        if num_waiting:
+            progress.note(f"{num_waiting} events are still waiting to be sent to MLflow")
         return study
     from trainers.data.images import load_images, load_test_images  # imports torch
 
     data = load_images(spec.data)
     if study is None and any(stage.reads_test_part for stage in spec.stages):
-        load_test_images(spec.data)  # and dropped: a torn image must show now, not after everything was trained
+        load_test_images(spec.data)  # only to check them: a damaged image must show before the training, not after it
     fingerprint = _check_truths(spec, data, settings)
     setup = choose(spec, detect_machine())
     _make_home(settings)
     with hold_study(spec.study, settings) as hold_again:
-        existing_study(spec, settings)  # once more: another process may have made it since
+        existing_study(spec, settings)  # again: another process may have created it in the meantime
         store = Store.open(
             settings.database_url,
             artifact_root=settings.artifact_root,
@@ -138,15 +138,7 @@ def run_study(
         )
         store.on_return(hold_again)
         try:
-            study = store.find_study(spec.study) or store.create_study(
-                spec.study,
-                spec=spec.model_dump(mode="json"),
-                digest=spec.digest,
-                data_digest=fingerprint,
-                stage_names=[(stage.name, stage.stage) for stage in spec.stages],
-            )
-            if study.data_digest != fingerprint:
-                raise DataChangedError(spec)
+            study = _find_or_create(store, spec, fingerprint)
             shared = StudyContext(
                 study=study,
                 spec=spec,
@@ -160,18 +152,36 @@ def run_study(
             machinery = Machinery(
                 engine=engine, pool=ScoreCachingPool(pool, ScoreCache(store.scores())), progress=progress
             )
-            driver = _Driver(shared, machinery, settings, partial(StageControl, request=control, deadline=deadline))
             progress.note(setup.reason)
+            driver = _Driver(shared, machinery, settings, partial(StageControl, request=control, deadline=deadline))
             return driver.run(setup=setup.record(), inputs=data_inputs(spec, data))
         finally:
             store.close()
 
 
-def existing_study(spec: StudySpec, settings: Settings) -> StudyRecord | None:
-    """The study of that name, if there is one; nothing is created.
+def _find_or_create(store: Store, spec: StudySpec, fingerprint: str) -> StudyRecord:
+    """The study of the spec's name; `fingerprint` is the digest of all its data.
 
     Raises:
-        SpecChangedError: It was made from another file.
+        DataChangedError: The study began with other data.
+    """
+    study = store.find_study(spec.study) or store.create_study(
+        spec.study,
+        spec=spec.model_dump(mode="json"),
+        digest=spec.digest,
+        data_digest=fingerprint,
+        stage_names=[(stage.name, stage.stage) for stage in spec.stages],
+    )
+    if study.data_digest != fingerprint:
+        raise DataChangedError(spec)
+    return study
+
+
+def existing_study(spec: StudySpec, settings: Settings) -> StudyRecord | None:
+    """The study of the spec's name, or `None`; nothing is created.
+
+    Raises:
+        SpecChangedError: It was made from a different file.
     """
     with open_existing(settings) as store:
         study = store.find_study(spec.study) if store else None
@@ -183,7 +193,7 @@ def existing_study(spec: StudySpec, settings: Settings) -> StudyRecord | None:
 
 
 def _changes(study: StudyRecord, spec: StudySpec) -> list[str]:
-    """What the file says otherwise than the study's; keys that an older version did not have count as not given."""
+    """Differences between the stored study and the file; keys that an older version did not have count as not given."""
     try:
         return differences(StudySpec.model_validate(study.spec), spec)
     except ValidationError:
@@ -191,15 +201,15 @@ def _changes(study: StudyRecord, spec: StudySpec) -> list[str]:
 
 
 def _check_truths(spec: StudySpec, data: "ImageData", settings: Settings) -> str:
-    """Read what correlate stages compare with, once before anything is written; returns the digest of all data."""
+    """Check all ground truths before anything is written, and return the digest of all data."""
     with open_existing(settings) as store:
         for truth in (truth for stage in spec.stages for truth in stage.truths):
             load_truth(truth, data=spec.data, store=store)
         return data_fingerprint(spec, data, store)
 
 
-def deliver_owed(study: StudyRecord, settings: Settings, *, timeout_s: float) -> int:
-    """Send MLflow what an earlier process could not; returns how much is still owed."""
+def deliver_events(study: StudyRecord, settings: Settings, *, timeout_s: float) -> int:
+    """Send MLflow the events that an earlier process could not send; returns the number that still wait."""
     with open_existing(settings) as store:
         if store is None or not settings.tracking:
             return 0
@@ -250,22 +260,22 @@ class _Driver:
         finally:
             self._machinery.pool.close()
             if outbox is not None:
-                self._finish_telling(outbox)
+                self._flush(outbox)
         found = self._store.find_study(study.name)
         assert found is not None
         return found
 
-    def _finish_telling(self, outbox: Outbox) -> None:
+    def _flush(self, outbox: Outbox) -> None:
         try:
-            still_owed = outbox.flush(FLUSH_S)
-            if still_owed:
+            num_waiting = outbox.flush(FLUSH_S)
+            if num_waiting:
                 self._machinery.progress.note(
-                    f"MLflow could not be told everything yet ({still_owed} records are kept and sent by the next "
-                    f"`vitsearch run` of this study): {outbox.last_error or 'it is slow'}"
+                    f"{num_waiting} events are still waiting to be sent to MLflow; the next `vitsearch run` of this "
+                    f"study sends them ({outbox.last_error or 'MLflow is slow'})"
                 )
             outbox.close()
-        except DatabaseUnavailableError:  # what ended the study says so too
-            _logger.debug("the database is away while MLflow is told the rest", exc_info=True)
+        except DatabaseUnavailableError:  # the error that ended the study is the same
+            _logger.debug("the database is unreachable while events are sent to MLflow", exc_info=True)
 
     def _run_stages(self, execution: ExecutionRecord) -> None:
         try:
@@ -277,10 +287,10 @@ class _Driver:
         except StageFailedError as error:
             self._end(execution, "failed", str(error))
         except StaleAttemptError as error:
-            _logger.debug("the rows belong to another process now: %s", error)
+            _logger.debug("another process has taken over the study: %s", error)
             raise StudyBusyError(self._shared.study.name) from error
         except OSError as error:
-            _logger.debug("the study ends for want of a file", exc_info=True)
+            _logger.debug("a file operation failed", exc_info=True)
             place = f" ({error.filename})" if error.filename else ""
             self._end(
                 execution, "interrupted", f"a file could not be written or read: {error.strerror or error}{place}"
@@ -289,7 +299,7 @@ class _Driver:
             self._end(execution, "interrupted", str(error))
             raise
         except BaseException as error:
-            # Whatever it was, no row may keep saying "running"; the error itself goes on to whoever called.
+            # No row may stay "running", whatever the error is.
             self._end(execution, "interrupted", f"{type(error).__name__}: {error}")
             raise
         else:
@@ -305,7 +315,7 @@ class _Driver:
         try:
             context.folder.mkdir(parents=True, exist_ok=True)
             if context.control.stop_requested():
-                raise StageInterruptedError("it was told to stop")
+                raise StageInterruptedError("a stop was requested")
             outcome = stage_kind(stage.kind).run(context, spec)
         except StageFailedError as error:
             self._end_stage(running, execution, "failed", reason=str(error))
@@ -333,7 +343,7 @@ class _Driver:
             self._end_stage(stage, execution, "interrupted", reason=reason)
             self._end(execution, "interrupted", reason)
         finally:
-            _logger.critical("%s. The process ends; the same command goes on.", reason)
+            _logger.critical("%s. The process ends; run the same command again to resume.", reason)
             os._exit(1)
 
     def _end_stage(
@@ -385,8 +395,7 @@ def _make_home(settings: Settings) -> None:
         settings.home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SettingsError(
-            f"VITSEARCH_HOME must be a folder that can be written to, but got {settings.home}: {error.strerror}. "
-            "Name another."
+            f"VITSEARCH_HOME must be a writable folder, but got {settings.home}: {error.strerror}. Name another."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Keeps a study from being run by two processes at once, here and on all machines that share its database."""
+"""Lets one process at a time run a study, on this machine and on all that share its database."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,10 +21,10 @@ class StudyBusyError(RuntimeError):
 
 @contextmanager
 def hold_study(name: str, settings: Settings) -> Iterator[Callable[[], None]]:
-    """Be the only one who runs a study; yields what takes the lock again after the database was away.
+    """Hold the lock of a study; yields a function that takes it again after the database was unreachable.
 
     Raises:
-        StudyBusyError: Another process is.
+        StudyBusyError: Another process holds it.
         orchestrator.store.errors.DatabaseUnavailableError: The database that holds the lock does not answer.
     """
     folder = settings.home / "locks"

@@ -43,7 +43,7 @@ def assert_it_stopped(driver: Driver, place: Place, reason: str) -> None:
     assert driver.process.exitcode == 1
     assert "must be written" in driver.err
     assert reason in driver.err
-    assert "Go on with: vitsearch run" in driver.err
+    assert "Resume with: vitsearch run" in driver.err
     assert "Traceback" not in driver.err
     assert_rows_are_true(place)
     rows = place.rows()

@@ -128,7 +128,7 @@ def test_a_home_that_is_no_folder_is_named(command_line: CommandLine, tmp_path: 
     file = study(tmp_path, "digits")
     done = command_line("run", file, home=file)
     assert done.status == 2
-    assert done.err.startswith("vitsearch: VITSEARCH_HOME must be a folder")
+    assert done.err.startswith("vitsearch: VITSEARCH_HOME must be a writable folder")
     assert len(done.err.splitlines()) == 1
 
 

@@ -72,6 +72,6 @@ def test_a_stop_request_interrupts_a_stage_that_has_results(tmp_path: Path) -> N
 
     study = run_here(study_file(tmp_path), tmp_path / "home", progress=RecordingProgress(react), control=switch)
     rows = read_rows(tmp_path / "home")
-    assert (study.state, study.reason) == ("interrupted", "it was told to stop")
+    assert (study.state, study.reason) == ("interrupted", "a stop was requested")
     assert rows.stages["train"].state == "interrupted"
     assert [trial.state for trial in rows.trials["train"]] == ["complete", "waiting"]

@@ -136,7 +136,7 @@ def test_ctrl_c_in_training_says_how_to_go_on_and_going_on_completes(
         process.wait()
     assert (other.status, "another process" in other.err) == (1, True)
     assert process.returncode == 130
-    assert f"Go on with: vitsearch run {file}" in errors
+    assert f"Resume with: vitsearch run {file}" in errors
     assert "Traceback" not in errors
     assert_rows_are_true(at(home))
     rows = read_rows(home)
@@ -215,13 +215,13 @@ def test_a_study_runs_while_mlflow_is_away_and_tells_it_everything_later(
     dead = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{unused_port()}"}
     away = command_line("run", file, **tracked, **dead)
     assert away.status == 0, away.err
-    assert "records are kept" in away.err
+    assert "events are still waiting" in away.err
     assert_is_the_same_study(at(home), tiny)
     owed = command_line("status", "tiny", "--format", "json", **tracked).json()["tracking"]
     assert owed["owed"] > 50
     still_away = command_line("run", file, **tracked, **dead)
     assert still_away.status == 0
-    assert f"{owed['owed']} records are kept" in still_away.err
+    assert f"{owed['owed']} events are still waiting" in still_away.err
 
     back = command_line("run", file, **tracked)
     assert back.status == 0, back.err

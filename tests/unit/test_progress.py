@@ -63,12 +63,12 @@ def test_stages_without_trials_and_several_stages_are_told(display: type, termin
         progress.stage_began(make_stage("screen"), total=1, done=0)
         progress.trial_ended(make_trial(0, metrics={"params": 3.0}), best=None)
         progress.stage_ended(make_stage("screen", state="complete"), "1 topology")
-        progress.stage_ended(make_stage("promote", state="interrupted"), "it was told to stop")
+        progress.stage_ended(make_stage("promote", state="interrupted"), "a stop was requested")
 
     text = shown(display, terminal=terminal, tell=tell)
     assert "1 topology" in text
     assert "promote" in text
-    assert "interrupted: it was told to stop" in text
+    assert "interrupted: a stop was requested" in text
 
 
 def test_plain_lines_say_where_a_stage_goes_on_and_how_long_it_takes() -> None:
@@ -77,7 +77,7 @@ def test_plain_lines_say_where_a_stage_goes_on_and_how_long_it_takes() -> None:
         progress.trial_ended(trained(2, 0.5), best=None)
 
     lines = shown(PlainProgress, terminal=False, tell=tell).splitlines()
-    assert lines[0] == "train: goes on at 2 of 4"
+    assert lines[0] == "train: continues at 2 of 4"
     assert lines[1].startswith("train: 3 of 4, trial 2 complete in 1.0 s, 50.0 %")
     assert lines[1].endswith("left")
 
