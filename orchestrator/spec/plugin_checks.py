@@ -17,6 +17,7 @@ _MAX_CORNERS = 256
 
 
 def choice_problems(kind: str, choice: PluginChoice, at: KeyPath) -> Iterator[Problem]:
+    """A plug-in that is not installed, cannot be imported or does not take its settings."""
     try:
         registry.create(kind, choice.name, choice.settings)
     except registry.UnknownPluginError as error:
@@ -29,7 +30,7 @@ def choice_problems(kind: str, choice: PluginChoice, at: KeyPath) -> Iterator[Pr
 
 
 def sampler_problems(sampler: PluginChoice, dimensions: Sequence[Dimension] | None, at: KeyPath) -> Iterator[Problem]:
-    """A sampler that is not installed or cannot search the dimensions; `None` if these are wrong themselves."""
+    """A sampler that is wrong or cannot search the dimensions, which are `None` if they could not be read."""
     problems = list(choice_problems("samplers", sampler, at))
     yield from problems
     if problems or dimensions is None:
@@ -40,6 +41,7 @@ def sampler_problems(sampler: PluginChoice, dimensions: Sequence[Dimension] | No
 
 
 def proxy_problems(proxies: Sequence[PluginChoice], at: KeyPath) -> Iterator[Problem]:
+    """Proxies that are wrong or named twice; the parts of a pool proxy are checked too."""
     for index, proxy in enumerate(proxies):
         problems = list(choice_problems("proxies", proxy, (*at, index)))
         yield from problems
@@ -52,7 +54,7 @@ def proxy_problems(proxies: Sequence[PluginChoice], at: KeyPath) -> Iterator[Pro
 def search_problems(
     kind: str, key: str, choices: Sequence[PluginChoice], at: KeyPath, *, listed: bool = True
 ) -> Iterator[Problem]:
-    """Plug-ins whose settings may be searched: every extreme of their ranges and every option must be taken."""
+    """Plug-ins whose settings may be searched: each must take all options and both ends of each range."""
     for index, choice in enumerate(choices):
         path = (*at, index) if listed else at
         if choice.name not in registry.available(kind):
@@ -98,6 +100,7 @@ def plugin_corners(key: str, choice: PluginChoice) -> list[PluginChoice]:
 
 
 def one_of(what: str, name: str, names: Sequence[str]) -> str:
+    """The message for a name that is none of `names`, with the nearest of them."""
     nearest = registry.nearest_name(name, names)
     hint = f" Did you mean {nearest!r}?" if nearest else ""
     return f"must be one of {what} ({', '.join(names)}), but got {found(name)}.{hint}"

@@ -185,7 +185,7 @@ BAD: dict[str, Bad] = {
         "baselines: [params]", "baselines: [param]", 24, "stages[4].baselines[0]", ("Did you mean 'params'?",)
     ),
     "a baseline that needs a pool": Bad(
-        "baselines: [params]", "baselines: [az-nas]", 24, "stages[4].baselines[0]", ("made of others",)
+        "baselines: [params]", "baselines: [az-nas]", 24, "stages[4].baselines[0]", ("combines others",)
     ),
     "a baseline twice": Bad(
         "baselines: [params]", "baselines: [params, params]", 24, "stages[4].baselines[1]", ("once", "'params'")
