@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: help install quickstart test test-all check format bench ui clean
+.PHONY: help install quickstart test test-all test-numeric check format bench ui clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -27,6 +27,15 @@ test: install  ## all tests but the slow ones
 
 test-all: install  ## the slow ones too
 	$(BIN)/pytest -n 2 --dist worksteal
+
+# Each changes results on some CPU: another order of sums in torch's own kernels, in oneDNN and in MKL.
+WITHOUT_VECTORS := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
+WITH_AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2
+NUMERIC := $(BIN)/pytest -n 2 --dist worksteal -m 'numeric and not slow'
+
+test-numeric: install  ## the numeric tests as on other CPUs: fewer instructions, two threads
+	$(WITHOUT_VECTORS) $(NUMERIC)
+	$(WITH_AVX2) VITSEARCH_TEST_THREADS=2 OMP_WAIT_POLICY=passive $(NUMERIC)
 
 check: install  ## lint, format, types, import rules
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """One torch thread per test process, no settings of the user's, and one finished study that many tests look at."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +16,36 @@ if TYPE_CHECKING:
     from tests.tiny import CommandLine, FinishedStudy
 
 # Before torch is imported: two test processes with two threads each are slower on two cores than with one.
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = os.environ.get("VITSEARCH_TEST_THREADS", "1")
 for _name in [name for name in os.environ if name.startswith(("VITSEARCH_", "MLFLOW_"))]:
     if not _name.startswith("VITSEARCH_TEST_"):
         del os.environ[_name]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of modules that use `tests.rounding` as `numeric`; `make test-numeric` repeats them."""
+    for item in items:
+        names = vars(item.module).values() if isinstance(item, pytest.Function) else ()
+        if any(getattr(name, "__module__", None) == "tests.rounding" for name in names):
+            item.add_marker("numeric")
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Torch's global generator, the same for a test whichever tests ran before it in the process."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch computes on one thread: with more, scores share their work among cores, and round in another order."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

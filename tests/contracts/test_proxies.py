@@ -149,9 +149,10 @@ def test_another_seed_changes_only_scores_with_a_spread(name: str) -> None:
     assert (first.spread > 0) == (name in REPEATED)
 
 
+@pytest.mark.usefixtures("one_thread")
 @repeated
 def test_repeats_are_drawn_on_their_own_and_add_to_each_other(name: str) -> None:
-    one, two = _score(name, repeats=1), _score(name, repeats=2)
+    one, two = (_proxy(name, repeats=repeats).score(_candidate()) for repeats in (1, 2))
     assert one.spread == 0
     condition = abs(two.value) / two.spread  # the values cancel
     assert abs(two.value - one.value) == rounded(two.spread / math.sqrt(2), 6, condition=condition)

@@ -15,6 +15,7 @@ from tests.tiny import CommandLine
 from trainers.config import DataConfig
 from trainers.data.images import load_test_images
 
+pytestmark = pytest.mark.numeric
 HOMES = Path(__file__).parent / "homes"
 VERSIONS = sorted(path.name for path in HOMES.iterdir() if path.is_dir())
 

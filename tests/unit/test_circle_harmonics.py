@@ -42,6 +42,7 @@ class Waves:
         return torch.stack(derivatives).to(weights)
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("ratio", "num_points"), [(1e-5, [4]), (5e-4, [4, 2]), (5e-3, [4, 9])])
 def test_as_many_points_are_computed_as_the_second_harmonic_asks_for(ratio: float, num_points: list[int]) -> None:
     model = Waves(ratio)
@@ -52,6 +53,7 @@ def test_as_many_points_are_computed_as_the_second_harmonic_asks_for(ratio: floa
     assert_rounded(found.float(), expected, 2 * len(ANGLES))
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_float64_takes_every_point() -> None:
     model = Waves(1e-5)
     (found,) = curves_of_models([model], [BASIS], ANGLES, order=1)
