@@ -5,6 +5,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from orchestrator.tracking.events import Event, SetTags
 from orchestrator.tracking.mlflow_client import TrackingRejected, TrackingUnavailable
 from orchestrator.tracking.outbox import Outbox
@@ -96,6 +98,7 @@ def test_what_was_delivered_before_mlflow_went_away_is_settled_and_the_rest_foll
     assert store.rejected == []
 
 
+@pytest.mark.timeout(60)
 def test_flush_returns_at_once_when_mlflow_is_away() -> None:
     def refuse_connection(event: Event, index: int) -> None:
         raise TrackingUnavailable("connection refused", num_delivered=index)

@@ -169,21 +169,24 @@ def test_a_failed_trial_teaches_the_same_in_a_rebuilt_study() -> None:
     assert rebuilt.final_choice() == live.final_choice()
 
 
-def test_five_hundred_steps_are_replayed_in_well_under_a_tenth_of_a_second() -> None:
+def test_later_steps_cost_no_more_than_the_first() -> None:
     options = {
         d.name: d.options if isinstance(d, Choice) else range(d.low, d.high + 1) for d in AsViTSpace().dimensions()
     }
     rng = np.random.default_rng(0)
-    scores = rng.standard_normal((500, 2)).tolist()
-    times = []
-    for _ in range(3):
+    scores = rng.standard_normal((10, 50, 2)).tolist()
+    times: list[list[float]] = []
+    for _ in range(5):
         policy = Policy(options, seed=1, learning_rate=0.08, momentum=0.9, rewards=Rewards((1.0, -1.0), window=20))
         drawn = policy.draw(rng)
-        started = time.perf_counter()
-        for row in scores:
-            policy.learn(drawn, row)
-        times.append(time.perf_counter() - started)
-    assert min(times) < 0.1
+        times.append([])
+        for part in scores:
+            started = time.process_time()
+            for row in part:
+                policy.learn(drawn, row)
+            times[-1].append(time.process_time() - started)
+    fastest = [min(one) for one in zip(*times, strict=True)]
+    assert fastest[-1] < 3 * fastest[0]
 
 
 def test_a_dimension_with_too_many_values_is_refused() -> None:
