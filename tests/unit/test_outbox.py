@@ -40,7 +40,7 @@ def running(
 def test_events_are_delivered_in_order_over_several_batches() -> None:
     store, tracker = MemoryOutboxStore(tags(*range(1, 501))), ScriptedTracker()
     with running(store, tracker) as outbox:
-        assert outbox.flush(5.0) == 0
+        assert outbox.flush(3600.0) == 0
     assert [number(event) for event in tracker.delivered] == list(range(1, 501))
     assert store.settled == list(range(1, 501))
 
@@ -48,7 +48,7 @@ def test_events_are_delivered_in_order_over_several_batches() -> None:
 def test_events_appended_later_are_delivered_in_a_later_round() -> None:
     store, tracker = MemoryOutboxStore(), ScriptedTracker()
     with running(store, tracker) as outbox:
-        assert outbox.flush(5.0) == 0
+        assert outbox.flush(3600.0) == 0
         store.append(*tags(1))
         assert store.wait_until(lambda: store.settled == [1])
 
@@ -56,11 +56,11 @@ def test_events_appended_later_are_delivered_in_a_later_round() -> None:
 def test_events_wait_for_the_next_round_unless_they_are_flushed() -> None:
     store, tracker = MemoryOutboxStore(), ScriptedTracker()
     with running(store, tracker, poll_s=LONG_S) as outbox:
-        assert outbox.flush(5.0) == 0
+        assert outbox.flush(3600.0) == 0
         for one in tags(1, 2, 3):
             store.append(one)
         assert tracker.delivered == []
-        assert outbox.flush(5.0) == 0
+        assert outbox.flush(3600.0) == 0
     assert len(tracker.delivered) == 3
 
 
@@ -71,7 +71,7 @@ def test_a_poisoned_event_is_rejected_with_its_error_and_the_others_arrive() -> 
 
     store, tracker = MemoryOutboxStore(tags(1, 2, 3, 4, 5)), ScriptedTracker(refuse_three)
     with running(store, tracker) as outbox:
-        assert outbox.flush(5.0) == 0
+        assert outbox.flush(3600.0) == 0
     assert [number(event) for event in tracker.delivered] == [1, 2, 4, 5]
     assert store.rejected == [(3, "must be a number")]
 
