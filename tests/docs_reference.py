@@ -28,7 +28,7 @@ from orchestrator.spec.truth_source import TruthSource
 from orchestrator.stages.screen import Limits
 from orchestrator.stages.train import Candidates
 from plugins import registry
-from plugins.protocols import ExampleOrder, Mixing, StepMethod
+from plugins.protocols import ExampleOrder, Mixing, Signal, StepMethod
 from search_spaces.ramps import Bounds, Ramp
 from search_spaces.recipes import PluginChoice, Recipe
 from trainers.config import Configuration, DataConfig
@@ -185,7 +185,7 @@ def takes(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         return "plug-in, or list of plug-ins"
     if origin is tuple:
         count = "" if arguments[-1] is ... else f"{len(arguments)} "
-        items = re.sub("^(whole number|number|text|plug-in|stage)", r"\1s", takes(arguments[0]))
+        items = re.sub("^(whole number|number|text|plug-in|stage|signal)", r"\1s", takes(arguments[0]))
         return f"list of {count}{items}"
     if annotation is PluginChoice:
         return "plug-in"
@@ -195,6 +195,8 @@ def takes(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         return ", ".join(["whole number" if annotation is int else "number", *_bounds(metadata)])
     if annotation in (str, Path):
         return "text"
+    if annotation is Signal:
+        return "signal"
     return "block"
 
 
