@@ -1,4 +1,4 @@
-# Everything starts here. `make quickstart` and `make test` work from a clean clone with only Python 3.11 and make.
+# Commands of the project. `make quickstart` and `make test` need only a clean clone, Python 3.11 and make.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 
 .PHONY: help install quickstart test test-all test-numeric check format bench ui clean
 
-help:  ## what can be made
+help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 install: $(STAMP)  ## set up .venv with pinned versions
@@ -19,39 +19,39 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-quickstart: install  ## the main job: a champion for scikit-learn's digits
+quickstart: install  ## find a model for scikit-learn's digits (studies/quickstart.yaml)
 	$(BIN)/vitsearch run studies/quickstart.yaml
 
-test: install  ## all tests but the slow ones
+test: install  ## run all tests except the slow ones
 	$(BIN)/pytest -n 2 --dist worksteal -m 'not slow'
 
-test-all: install  ## the slow ones too
+test-all: install  ## run all tests
 	$(BIN)/pytest -n 2 --dist worksteal
 
-# Each changes results on some CPU: another order of sums in torch's own kernels, in oneDNN and in MKL.
+# These settings change the order of sums in torch's kernels, in oneDNN and in MKL, and thereby results on some CPUs.
 WITHOUT_VECTORS := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
 WITH_AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2
 NUMERIC := $(BIN)/pytest -n 2 --dist worksteal -m 'numeric and not slow'
 
-test-numeric: install  ## the numeric tests as on other CPUs: fewer instructions, two threads
+test-numeric: install  ## repeat the numeric tests as on other CPUs: fewer instructions, two threads
 	$(WITHOUT_VECTORS) $(NUMERIC)
 	$(WITH_AVX2) VITSEARCH_TEST_THREADS=2 OMP_WAIT_POLICY=passive $(NUMERIC)
 
-check: install  ## lint, format, types, import rules
+check: install  ## check lint, format, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: install  ## mend what ruff can mend
+format: install  ## format the code and apply ruff's automatic fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install  ## speeds, side by side
+bench: install  ## run the benchmarks
 	for file in benchmarks/[a-z]*.py; do $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
 
-ui: install  ## MLflow's pages on the local studies
+ui: install  ## start MLflow on the local studies
 	$(BIN)/vitsearch ui
 
-clean:  ## remove what was set up here; studies stay
+clean:  ## remove .venv, build outputs and caches; keep studies
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

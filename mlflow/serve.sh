@@ -1,10 +1,10 @@
 #!/bin/sh
 # Starts a team's MLflow tracking server with the settings of mlflow/server.env; see mlflow/README.md.
 #
-#   mlflow/serve.sh                 settings from mlflow/server.env beside this file, if it is there
+#   mlflow/serve.sh                 settings from server.env next to this file, if it exists
 #   mlflow/serve.sh my.env          settings from another file
 #
-# Whatever is set in the environment already wins over the file.
+# Variables in the environment take precedence over the file.
 set -eu
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
@@ -33,7 +33,7 @@ if [ -z "${MLFLOW_BACKEND_STORE_URI:-}" ] || [ -z "${MLFLOW_ARTIFACTS_DESTINATIO
     exit 2
 fi
 
-# One worker and no job execution: measured as the fastest and smallest, see the README.
+# One worker and no job execution were the fastest and smallest setup measured, see the README.
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION="${MLFLOW_SERVER_ENABLE_JOB_EXECUTION:-false}"
 export MLFLOW_DISABLE_TELEMETRY="${MLFLOW_DISABLE_TELEMETRY:-true}"
 
