@@ -1,4 +1,4 @@
-"""One torch thread per test process, no settings of the user's, and one finished study that many tests look at."""
+"""One torch thread per test process, an environment without user settings, and fixtures that many tests share."""
 
 import os
 import sys
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-pytest.register_assert_rewrite("tests.places", "tests.run_tree", "tests.packs")  # so that a failure says what differs
+pytest.register_assert_rewrite("tests.places", "tests.run_tree", "tests.packs")  # failures then show the difference
 
 if TYPE_CHECKING:
     from orchestrator.engines.ray.cluster import RayCluster
     from tests.postgres import PostgresServer
     from tests.tiny import CommandLine, FinishedStudy
 
-# Before torch is imported: two test processes with two threads each are slower on two cores than with one.
+# Must be set before torch is imported. On two cores, two test processes with two threads each are slower than with one.
 os.environ["OMP_NUM_THREADS"] = os.environ.get("VITSEARCH_TEST_THREADS", "1")
 for _name in [name for name in os.environ if name.startswith(("VITSEARCH_", "MLFLOW_"))]:
     if not _name.startswith("VITSEARCH_TEST_"):
@@ -23,7 +23,7 @@ for _name in [name for name in os.environ if name.startswith(("VITSEARCH_", "MLF
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of modules that use `tests.rounding` as `numeric`; `make test-numeric` repeats them."""
+    """Mark tests in modules that use `tests.rounding` as `numeric`; `make test-numeric` repeats them."""
     for item in items:
         names = vars(item.module).values() if isinstance(item, pytest.Function) else ()
         if any(getattr(name, "__module__", None) == "tests.rounding" for name in names):
@@ -32,14 +32,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def same_random_numbers() -> None:
-    """Torch's global generator, the same for a test whichever tests ran before it in the process."""
+    """Seed torch's global generator, so that a test does not depend on the tests before it."""
     if torch := sys.modules.get("torch"):
         torch.manual_seed(0)
 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Torch computes on one thread: with more, scores share their work among cores, and round in another order."""
+    """Limit torch to one thread: with more, the work is split among cores, and sums round in another order."""
     import torch
 
     before = torch.get_num_threads()
@@ -50,7 +50,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> "FinishedStudy":
-    """The study of `tests.tiny`, run once in this process without MLflow. Tests only read it."""
+    """The study of `tests.tiny`, run once in this process without MLflow. Tests must not change it."""
     from tests.tiny import finish_tiny_study
 
     return finish_tiny_study(tmp_path_factory.mktemp("tiny"))
@@ -58,7 +58,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> "FinishedStudy":
 
 @pytest.fixture(scope="session")
 def postgres() -> "Iterator[PostgresServer]":
-    """A PostgreSQL server; a test that needs it is skipped where there is none."""
+    """A PostgreSQL server; tests that need it are skipped if there is none."""
     from tests.postgres import running_server
 
     with running_server() as server:
@@ -67,7 +67,7 @@ def postgres() -> "Iterator[PostgresServer]":
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A database without tables, of each kind in turn."""
+    """A database without tables: first SQLite, then PostgreSQL."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/vitsearch.db"
     server: PostgresServer = request.getfixturevalue("postgres")
@@ -76,7 +76,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """A Ray cluster of one node with two CPU cores; a test that needs it is skipped where Ray is not installed."""
+    """Address of a Ray cluster of one node with two CPU cores; tests that need it are skipped without Ray."""
     pytest.importorskip("ray", reason="Ray is not installed (pip install 'vitsearch[ray]')")
     from tests.ray_local import ray_nodes
 
@@ -86,7 +86,7 @@ def address() -> Iterator[str]:
 
 @pytest.fixture
 def cluster(address: str) -> "Iterator[RayCluster]":
-    """Attached to it."""
+    """A connection to the cluster at `address`."""
     from orchestrator.engines.ray.cluster import RayCluster
 
     cluster = RayCluster(address=address)

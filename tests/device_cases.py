@@ -1,4 +1,4 @@
-"""Whatever is computed on a device, as functions of the device that return numbers; see `tests.other_device`."""
+"""All computations on a device, as functions from the device to numbers; see `tests.other_device`."""
 
 import math
 import tempfile
@@ -29,7 +29,7 @@ from trainers.training.packed import train_packed
 SPACES = {"as-vit": TOPOLOGY, "autoformer": "autoformer:2,2|2,2|16,8", "pit": "pit:1,2|1,2|1,2|2,8,8"}
 FORMULA = "mean(frobenius(minmax(attention.weight)) + sqrt(sigmoid(mean(mlp.gradient))))"
 UNMEASURED = ("latency", "az-nas", "combined")
-"""Proxies without a value that could be compared: a time, and those that rank a pool of topologies."""
+"""Proxies without comparable values: `latency` is a time, the others rank a pool of topologies."""
 RECIPES: dict[str, dict[str, Any]] = {
     "plain": {},
     "regularised": {"label_smoothing": 0.1, "drop_path": 0.2, "augmentation": "affine"},
@@ -59,7 +59,7 @@ def _train(space: str, recipe: str, device: torch.device) -> dict[str, float]:
 
 
 def _drop_and_resize(space: str, device: torch.device) -> dict[str, float]:
-    """A step with dropout, on images of another size than the model was built for."""
+    """A step with dropout, on images of a different size from that for which the model was built."""
     task = ImageTask(image_size=64, in_channels=1, num_classes=10)
     model = build_model(SPACES[space], task, seed=0, device=device)
     images = torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(5)).to(device)
@@ -122,7 +122,7 @@ def _checked(outcome: TaskOutcome) -> dict[str, float]:
 
 
 def differences(here: dict[str, float], there: dict[str, float], *, tolerance: float = 1e-3) -> list[str]:
-    """Where the two differ by more than this fraction."""
+    """Values that differ by more than a fraction of `tolerance`, one line each."""
     return [
         f"{name}: {here.get(name)} on the CPU, {there.get(name)} on the device"
         for name in sorted(here.keys() | there.keys())
@@ -143,10 +143,10 @@ def _cases() -> dict[str, Callable[[torch.device], dict[str, float]]]:
 
 
 def _of(space: str) -> Sequence[str]:
-    """Recipes worth a run: augmentations and curricula are the same in every space."""
+    """Recipes to test in a space; augmentations and curricula need only one space, because they do not depend on it."""
     return list(RECIPES) if space == "as-vit" else ["plain", "regularised"]
 
 
 CASES = _cases()
 FEW = [name for name in CASES if "on as-vit" in name or name.endswith(("as-vit plain", "predict")) or "resize" in name]
-"""One of everything."""
+"""A small selection with one case of each type."""

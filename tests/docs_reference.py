@@ -1,6 +1,6 @@
-"""The parts of docs/ that are made from the code: tables of fields, settings and plug-in cards.
+"""The generated parts of docs/: tables of fields and settings, and plug-in cards.
 
-`WRITE_DOCS=1 pytest tests/test_docs.py` writes them; without the variable the test compares.
+`WRITE_DOCS=1 pytest tests/test_docs.py` writes them. Without the variable, the test compares them with the pages.
 """
 
 import ast
@@ -46,24 +46,24 @@ MODELS: dict[str, type[BaseModel]] = {
     "recipe": Recipe,
     "configuration": Configuration,
 }
-"""Tables of fields that a page may ask for, by name."""
+"""Models whose fields a page can show as a table, by name."""
 
 _BLOCK = re.compile(r"(<!-- made from code: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _BOUNDS = {Ge: ("at least", "ge"), Gt: ("above", "gt"), Le: ("at most", "le"), Lt: ("below", "lt")}
 
 
 def with_current_blocks(page: str) -> str:
-    """A page of docs/ with each block between `<!-- made from code: NAME -->` and `<!-- end -->` as it should be."""
+    """A page of docs/ in which each block from `<!-- made from code: NAME -->` to `<!-- end -->` is up to date."""
     return _BLOCK.sub(lambda found: f"{found[1]}\n{_block(found[2])}\n\n{found[3]}", page)
 
 
 def block_names(page: str) -> list[str]:
-    """Names of the blocks of a page."""
+    """Names of the generated blocks of a page."""
     return [found[2] for found in _BLOCK.finditer(page)]
 
 
 def undocumented() -> Iterator[str]:
-    """Fields of the tables and settings of our plug-ins that say nothing of themselves."""
+    """Fields of the tables and settings of our plug-ins that have no description."""
     for name, model in MODELS.items():
         yield from (f"{name}.{key}" for key, field in _shown_fields(model) if not field.description)
     for kind in registry.KINDS:
@@ -83,7 +83,7 @@ def _block(name: str) -> str:
 
 
 def _ours(kind: str) -> list[str]:
-    """Names of our plug-ins of a kind; others may be installed beside them."""
+    """Names of our plug-ins of a kind, without those of other installed packages."""
     return [name for name in registry.available(kind) if registry.provider(kind, name).startswith("vitsearch ")]
 
 
@@ -131,7 +131,7 @@ def _card(kind: str, name: str) -> str:
 
 
 def _roles(kind: str, name: str) -> dict[str, str]:
-    """What a plug-in of a kind with several protocols does in a training."""
+    """Facts about a plug-in that depend on which protocols of its kind it implements."""
     if kind == "curricula":
         method = registry.create(kind, name)
         changes = sorted(method.changes) if isinstance(method, StepMethod) else []
@@ -145,7 +145,7 @@ def _roles(kind: str, name: str) -> dict[str, str]:
 
 
 def _plugin_settings(plugin: Any) -> Iterator[tuple[str, str, str, str]]:
-    """Name, what it takes, default and meaning of each setting."""
+    """Name, accepted values, default and meaning of each setting."""
     if isinstance(plugin, type) and issubclass(plugin, BaseModel):
         for name, field in plugin.model_fields.items():
             yield name, takes(field.annotation, field.metadata), _default(field), field.description or ""
@@ -168,7 +168,7 @@ def _attribute_docstrings(cls: type) -> dict[str, str]:
 
 
 def takes(annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    """What a field takes, in words, such as `whole number, at least 1`."""
+    """Accepted values of a field in words, such as `whole number, at least 1`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return takes(arguments[0], [*metadata, *arguments[1:]])
@@ -201,7 +201,7 @@ def takes(annotation: Any, metadata: Sequence[Any] = ()) -> str:
 
 
 def _takes_one_alone(metadata: Sequence[Any]) -> bool:
-    """Whether a list may be written without brackets if it has one item."""
+    """Whether a list with one item may be written without brackets."""
     return any(isinstance(item, BeforeValidator) for item in metadata)
 
 

@@ -1,4 +1,4 @@
-"""Small stand-ins for what watches or steers a study."""
+"""Fakes of progress displays and controls, and records with defaults."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ class Told(NamedTuple):
 
 
 class RecordingProgress:
-    """A progress display that remembers what it was told, and may do something at each call."""
+    """A progress display that records its calls and passes each to `react`."""
 
     def __init__(self, react: Callable[[Told], None] = lambda _: None) -> None:
         self.told: list[Told] = []
@@ -41,7 +41,7 @@ class RecordingProgress:
         self._tell("note", message)
 
     def of(self, what: str) -> list[Told]:
-        """The calls of one kind."""
+        """The recorded calls of one method."""
         return [one for one in self.told if one.what == what]
 
     def _tell(self, what: str, value: Any) -> None:
@@ -50,7 +50,7 @@ class RecordingProgress:
 
 
 class Switch:
-    """A control that says stop once it is switched on."""
+    """A control that requests a stop once `on` is True."""
 
     def __init__(self) -> None:
         self.on = False
@@ -60,7 +60,7 @@ class Switch:
 
 
 def make_trial(number: int, *, state: TrialState = "complete", **fields: Any) -> TrialRecord:
-    """A trial's row; `fields` replace what is not given."""
+    """A trial's row with default values, except for the given `fields`."""
     given: dict[str, Any] = {
         "id": number + 100,
         "stage_id": 1,
@@ -78,7 +78,7 @@ def make_trial(number: int, *, state: TrialState = "complete", **fields: Any) ->
 
 
 def make_stage(name: str = "train", **fields: Any) -> StageRecord:
-    """A stage's row; `fields` replace what is not given."""
+    """A stage's row with default values, except for the given `fields`."""
     given: dict[str, Any] = {
         "id": 1,
         "study_id": 1,

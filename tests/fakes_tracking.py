@@ -1,4 +1,4 @@
-"""An outbox store in memory, and a tracker that does as it is told."""
+"""An outbox store in memory, and a tracker that records events."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ from orchestrator.tracking.events import Event, event_to_json
 
 
 class MemoryOutboxStore:
-    """`orchestrator.tracking.outbox.OutboxStore` in memory."""
+    """An `orchestrator.tracking.outbox.OutboxStore` in memory."""
 
     def __init__(self, events: Sequence[Event] = ()) -> None:
         self._changed = threading.Condition()
@@ -17,7 +17,7 @@ class MemoryOutboxStore:
         self.postponed: list[tuple[int, str]] = []
         self.rejected: list[tuple[int, str]] = []
         self.failures: list[Exception] = []
-        """Raised by the next calls of `owed`, one each."""
+        """Exceptions that the next calls of `owed` raise, one each."""
         self.append(*events)
 
     def append(self, *events: Event) -> None:
@@ -51,7 +51,7 @@ class MemoryOutboxStore:
             self._changed.notify_all()
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float = 30.0) -> bool:
-        """Wait until the outbox has brought about a condition; whether it has."""
+        """Wait until the outbox has made a condition true; return whether it did within the timeout."""
         with self._changed:
             return self._changed.wait_for(condition, timeout_s)
 
@@ -61,7 +61,7 @@ class MemoryOutboxStore:
 
 
 class ScriptedTracker:
-    """Delivers into a list; `trouble(event, index)` may raise instead."""
+    """Delivers events into a list; `trouble(event, index)` may raise an exception instead."""
 
     def __init__(self, trouble: Callable[[Event, int], None] | None = None) -> None:
         self.delivered: list[Event] = []

@@ -1,11 +1,11 @@
-"""A device that is not the CPU, on a machine that has no other: computed on the CPU, with a GPU's rules.
+"""A simulated device for machines without a GPU: it computes on the CPU but enforces a GPU's rules.
 
-Tensors of the CPU and of the device may not meet but where CUDA lets them, random numbers on the device need a
-generator of the device, and NumPy sees none of its tensors. So code that forgets where a tensor is fails here as on a
-GPU. Memory, streams, kernels, mixed precision and anything that asks for `cuda` by name are beyond this.
+An operation must not combine tensors of the CPU and of the device, unless CUDA allows it. Random numbers on the device
+need a generator of the device, and NumPy cannot read its tensors. Code that mixes up devices therefore fails here as on
+a GPU. Memory, streams, kernels, mixed precision and code that requests `cuda` by name are not simulated.
 
-What torch offers for it is for a whole process: `python -m tests.other_device` is one. It reads names of
-`tests.device_cases`, a line each, and answers each with a line of JSON: its numbers on the CPU and on the device.
+Torch can register such a device only for a whole process: `python -m tests.other_device` starts one. It reads names of
+`tests.device_cases`, one per line, and answers each with a line of JSON: the numbers on the CPU and on the device.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ aten = torch.ops.aten
 _COPIES = {aten.copy_.default, aten._to_copy.default}
 _READS = {aten.index.Tensor, aten._unsafe_index.Tensor}
 _WRITES = {aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
-"""Operations on the device that may have indices on the CPU."""
+"""Operations on the device that accept indices on the CPU."""
 
 
 class _Backend(backend_registration._DummyBackendModule):
@@ -34,7 +34,7 @@ class _Backend(backend_registration._DummyBackendModule):
 
 
 class OnDevice(torch.Tensor):
-    """A tensor that says that it is on the device; `inner` has its values."""
+    """A tensor whose `device` is the simulated one; `inner` has its values on the CPU."""
 
     inner: torch.Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -52,7 +52,7 @@ class OnDevice(torch.Tensor):
     def __torch_dispatch__(cls, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(operation, args, kwargs or {})
 
-    # torch makes these without asking `__torch_dispatch__`
+    # Torch calls these without `__torch_dispatch__`.
 
     def new_tensor(self, data: Any, dtype: torch.dtype | None = None) -> torch.Tensor:  # type: ignore[override]
         return torch.tensor(data, dtype=dtype or self.dtype).to(self.device)
@@ -79,7 +79,7 @@ def _run(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if goes_there and any(isinstance(one, torch.Generator) and one.device.type == "cpu" for one in given):
         raise RuntimeError(f"{operation}: expected a generator of the device, but found one of the CPU")
     if operation is aten._fused_sdp_choice.default:
-        return 0  # plain operations
+        return 0  # the implementation by plain operations
     args_here, kwargs_here = tree_map(_here, (args, kwargs))
     result = tree_map(_dense, operation(*args_here, **kwargs_here))
     if not goes_there:
@@ -112,13 +112,13 @@ def _here(one: Any) -> Any:
 
 
 def _dense(one: Any) -> Any:
-    """Forward-mode differentiation makes zeros without memory."""
+    """The tensor with memory; forward-mode differentiation creates zeros that have none."""
     return torch.zeros(one.shape, dtype=one.dtype) if isinstance(one, torch.Tensor) and one._is_zerotensor() else one
 
 
 @contextlib.contextmanager
 def other_device() -> Iterator[torch.device]:
-    """While inside, there is such a device."""
+    """The simulated device, which exists inside the `with` block."""
     make = torch.tensor
 
     def tensor(data: Any, *, device: Any = None, **given: Any) -> torch.Tensor:
@@ -141,7 +141,7 @@ def _answer(case: Callable[[torch.device], dict[str, float]]) -> dict[str, Any]:
     try:
         with other_device() as device:
             return {"here": here, "there": case(device), "error": None}
-    except Exception:  # of any kind: the test shows it
+    except Exception:  # the test shows any error
         return {"here": here, "there": {}, "error": traceback.format_exc()}
 
 

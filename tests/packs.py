@@ -1,4 +1,4 @@
-"""A study whose trainings can be packed, and the ways to run it."""
+"""A study whose trainings can be packed, and several ways to run it."""
 
 from pathlib import Path
 
@@ -25,16 +25,16 @@ ALONE = "engine: optuna\npool: inline"
 PACKED = "engine: optuna\npool: inline\nresources: {trials_per_pack: 4}"
 ON_RAY = "engine: optuna\npool: ray\nresources: {trials_per_pack: 4}"
 ROUNDING = 1e-4
-"""Of float32 over the epochs of this study, where stacked weights are summed in another order."""
+"""Rounding differences of float32 over the epochs of this study: stacked weights are summed in another order."""
 
 
 def write_packs(folder: Path, how: str, *, sampler: str = "random") -> Path:
-    """The study file, to be run in a way."""
+    """Write the study file with one of the ways to run it, such as `PACKED`."""
     file = folder / "packs.yaml"
     file.write_text(STUDY.replace("HOW", how).replace("sampler: random", f"sampler: {sampler}"))
     return file
 
 
 def pack_sizes(rows: Rows) -> list[int]:
-    """Of each trial; 1 for one that trained alone."""
+    """Size of each trial's pack; 1 for a trial that trained alone."""
     return [trial.details.get("pack_size", 1) for trial in rows.trials["train"]]

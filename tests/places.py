@@ -1,4 +1,4 @@
-"""Where a test's study lives: a home folder and a database of either kind, and what its rows must be like."""
+"""Homes and databases of test studies, and assertions about their rows."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,14 +22,14 @@ TABLES = ("studies", "executions", "stages", "trials", "attempts", "reports", "c
 
 @dataclass(frozen=True)
 class Place:
-    """A home and a database."""
+    """A home folder and a database, SQLite or PostgreSQL."""
 
     home: Path
     database_url: str
 
     @property
     def environment(self) -> dict[str, str]:
-        """For a process of its own."""
+        """Environment variables for a separate process."""
         return {"VITSEARCH_HOME": str(self.home), "VITSEARCH_DATABASE_URL": self.database_url}
 
     @property
@@ -43,13 +43,13 @@ class Place:
         return read_rows(self.home, name, database_url=self.database_url)
 
     def query(self, statement: str) -> list[tuple[Any, ...]]:
-        """Rows straight from the database of a running study; none before there are tables."""
+        """Rows of the database, which a study may be using; an empty list if there are no tables yet."""
         with self.watch() as watch:
             return watch(statement)
 
     @contextmanager
     def watch(self) -> Iterator["Watch"]:
-        """For many queries."""
+        """One connection for many queries."""
         engine = connect(self.database_url)
         try:
             yield Watch(engine, self.database_url)
@@ -76,29 +76,29 @@ class Watch:
             return []
 
     def steps(self) -> int:
-        """How far a study is: attempts begun and epochs reported."""
+        """Progress of a study: number of started attempts and reported epochs."""
         found = self("SELECT (SELECT count(*) FROM attempts) + (SELECT count(*) FROM reports)")
         return int(found[0][0]) if found else 0
 
 
 def place_of(study: FinishedStudy) -> Place:
-    """The finished tiny study's own."""
+    """Home and database of the finished tiny study."""
     return Place(study.home, study.settings.database_url)
 
 
 def counts(place: Place) -> dict[str, int]:
-    """Rows in each table."""
+    """Number of rows in each table."""
     return {table: place.query(f"SELECT count(*) FROM {table}")[0][0] for table in TABLES}
 
 
 def finished_epochs(place: Place) -> dict[tuple[int, int], str]:
-    """Every reported epoch with its values, among them the time that it took, which no repetition reproduces."""
+    """Every reported epoch with its values. They include its duration, so a repeated epoch has other values."""
     found = place.query('SELECT trial_id, epoch, "values" FROM reports')
     return {(trial, epoch): str(values) for trial, epoch, values in found}
 
 
 def assert_is_the_same_study(place: Place, tiny: FinishedStudy) -> None:
-    """The same trials, points, metrics, curves and results, and the same champion weights."""
+    """Assert that trials, points, metrics, curves, results and the champion's weights are equal."""
     rows = place.rows()
     assert differences(rows, tiny.rows) == []
     mine, theirs = (
@@ -110,11 +110,11 @@ def assert_is_the_same_study(place: Place, tiny: FinishedStudy) -> None:
 
 
 def assert_rows_are_true(place: Place, *, given_up: int = 0) -> None:
-    """Nothing says `running`, trials are numbered without a gap, and none was finished twice.
+    """Assert that no row has the state `running`, trials are numbered without gaps, and none finished twice.
 
     Args:
-        place: Where the study is.
-        given_up: Trials that were failed because no attempt at them ever ended.
+        place: Home and database of the study.
+        given_up: Number of trials that were marked as failed although none of their attempts ended.
     """
     with place.watch() as query:
         for table in ("studies", "executions", "stages", "trials", "attempts"):

@@ -1,4 +1,4 @@
-"""A real PostgreSQL server of the tests' own: in a temporary folder, on a Unix socket, with Debian's binaries."""
+"""A real PostgreSQL server for the tests: in a temporary folder, on a Unix socket, with Debian's binaries."""
 
 import os
 import shutil
@@ -16,19 +16,19 @@ from typing import Any
 import pytest
 
 OWN_SERVER = "VITSEARCH_TEST_POSTGRES_URL"
-"""Names a server to use instead, as an SQLAlchemy URL of a database in it that databases can be created from."""
+"""Environment variable with the SQLAlchemy URL of another server to use; its user must be able to create databases."""
 _SUPERUSER = "vitsearch"
 _UNPRIVILEGED = "postgres"
-"""The system's user that runs the server where the tests run as root, whom PostgreSQL refuses."""
+"""System user that runs the server if the tests run as root, because PostgreSQL refuses to run as root."""
 _START_S = 60.0
 
 
 class PostgresServer:
-    """Makes databases; a server of the tests' own can also be stopped and started again.
+    """Creates databases; a server started by the tests can also be stopped and restarted.
 
     Args:
-        url: Of a database to create others from.
-        folder: Of the tests' own server; `None` for one that was there before.
+        url: URL of a database that is used to create others.
+        folder: Folder of a server started by the tests; `None` for an existing server.
     """
 
     def __init__(self, url: str, folder: Path | None = None) -> None:
@@ -37,7 +37,7 @@ class PostgresServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def new_database(self) -> str:
-        """The URL of a new, empty database."""
+        """Create an empty database and return its URL."""
         from sqlalchemy import create_engine, make_url, text
 
         name = f"test_{uuid.uuid4().hex[:12]}"
@@ -49,11 +49,11 @@ class PostgresServer:
 
     @property
     def can_be_stopped(self) -> bool:
-        """Whether the server is the tests' own."""
+        """Whether the tests started the server."""
         return self._folder is not None
 
     def start(self) -> None:
-        """Start the tests' own server and wait until it answers."""
+        """Start the server and wait until it answers."""
         assert self._folder is not None
         if self._process is not None:
             return
@@ -62,7 +62,7 @@ class PostgresServer:
                 [
                     str(_binaries() / "postgres"),
                     *("-D", str(self._folder / "data"), "-k", str(self._folder), "-c", "listen_addresses="),
-                    # What a crash of the machine would tear may be torn; a crash of the server tears nothing.
+                    # Without fsync, only a crash of the machine can lose data, not a crash of the server.
                     *("-c", "fsync=off", "-c", "max_connections=60"),
                 ],
                 stdout=log,
@@ -86,7 +86,7 @@ class PostgresServer:
         return True
 
     def stop(self, sent: signal.Signals = signal.SIGINT) -> None:
-        """Stop the tests' own server: SIGINT ends all connections, SIGQUIT and SIGKILL are crashes."""
+        """Stop a server started by the tests: SIGINT ends all connections, SIGQUIT and SIGKILL simulate a crash."""
         if self._process is not None:
             self._process.send_signal(sent)
             self._process.wait(_START_S)
@@ -95,7 +95,7 @@ class PostgresServer:
 
 @contextmanager
 def running_server() -> Iterator[PostgresServer]:
-    """A server for the whole session; the test that needs it is skipped where there is none, with the reason."""
+    """A server for the whole session; without one, the test that needs it is skipped with the reason."""
     if find_spec("psycopg") is None:
         pytest.skip("PostgreSQL's driver is not installed: pip install 'vitsearch[postgres]'")
     given = os.environ.get(OWN_SERVER)
@@ -105,7 +105,8 @@ def running_server() -> Iterator[PostgresServer]:
     if not (_binaries() / "initdb").exists():
         pytest.skip(f"PostgreSQL is not installed (apt-get install postgresql) and {OWN_SERVER} names no server")
     options = _as_unprivileged()
-    folder = Path(tempfile.mkdtemp(prefix="vitsearch-pg-"))  # not pytest's: a socket's path must be short and reachable
+    # Not in pytest's folder: a socket needs a short path that the server's user can reach.
+    folder = Path(tempfile.mkdtemp(prefix="vitsearch-pg-"))
     try:
         if options:
             shutil.chown(folder, options["user"], options["group"])
@@ -130,14 +131,14 @@ def running_server() -> Iterator[PostgresServer]:
 
 
 def _binaries() -> Path:
-    """Debian's folder of the newest installed version; elsewhere that of `postgres` on the path."""
+    """Debian's folder of the newest installed version; on other systems the folder of `postgres` on the path."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name))
     on_path = shutil.which("postgres")
     return found[-1] if found else Path(on_path).parent if on_path else Path("/nowhere")
 
 
 def _as_unprivileged() -> dict[str, Any]:
-    """Options of a process that PostgreSQL agrees to be; the environment's language would change its messages."""
+    """Process options with which PostgreSQL starts: an unprivileged user, and English messages."""
     environment = {**os.environ, "LC_ALL": "C"}
     if os.geteuid() != 0:
         return {"env": environment, "cwd": "/"}

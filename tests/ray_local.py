@@ -1,4 +1,4 @@
-"""One Ray for many tests, and a search whose trials need no torch."""
+"""A local Ray cluster for many tests, and a search whose trials need no torch."""
 
 import os
 import secrets
@@ -27,14 +27,14 @@ MAX_LOST = 5
 
 @contextmanager
 def ray_nodes(*num_cpus: int) -> Iterator[str]:
-    """A Ray cluster of nodes with so many CPU cores each; its address. Its workers can import `tests`."""
+    """Address of a Ray cluster with one node per argument, which has that number of CPU cores."""
     with ray_cluster(*num_cpus) as cluster:
         yield cluster.address
 
 
 @contextmanager
 def ray_cluster(*num_cpus: int) -> Iterator["Cluster"]:
-    """The same, to add nodes to (`add_node`) and to kill some of."""
+    """The cluster itself, to which tests can add nodes (`add_node`). Its workers can import `tests`."""
     given = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN", secrets.token_hex(32)),
@@ -59,7 +59,7 @@ def ray_cluster(*num_cpus: int) -> Iterator["Cluster"]:
 
 
 def add_node(cluster: "Cluster", num_cpus: int) -> int:
-    """Add a node with so many CPU cores; the process of its raylet."""
+    """Add a node with `num_cpus` CPU cores; return the process id of its raylet."""
     node = cluster.add_node(num_cpus=num_cpus, include_dashboard=False, object_store_memory=80 * 2**20)
     (raylet,) = node.all_processes["raylet"]
     process: int = raylet.process.pid
@@ -67,12 +67,12 @@ def add_node(cluster: "Cluster", num_cpus: int) -> int:
 
 
 def attached_to(cluster: "Cluster") -> dict[str, str]:
-    """The environment of a process that is to use it."""
+    """Environment variables of a process that uses the cluster."""
     return {"RAY_ADDRESS": cluster.address, "RAY_AUTH_TOKEN": os.environ["RAY_AUTH_TOKEN"]}
 
 
 class MemoryLedger:
-    """A ledger in memory that gives up on a trial as the store does."""
+    """A ledger in memory, which gives up a trial after as many losses as the store does."""
 
     def __init__(self, rows: Sequence[TrialRecord] = ()) -> None:
         self.rows = {row.number: row for row in rows}
@@ -116,7 +116,7 @@ class MemoryLedger:
         return self.rows[trial.number]
 
     def settle(self) -> None:
-        """Nothing is put off."""
+        """Nothing to do: this ledger defers no writes."""
 
     def lose(self, trial: TrialRecord, reason: str) -> TrialRecord:
         self.lost.append((trial.number, reason))
@@ -136,7 +136,7 @@ class _Reporter:
 
 
 def rate_search(folder: Path, *, num_trials: int, epochs: int, sampler: str = "random") -> Search:
-    """Trials that differ in their learning rate; see `tests.ray_tasks`."""
+    """A search whose trials differ in their learning rate; see `tests.ray_tasks`."""
 
     def task(trial: TrialRecord) -> TrainTask:
         configuration = Configuration(

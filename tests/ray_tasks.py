@@ -1,4 +1,4 @@
-"""Trial workers that need no torch: what they report follows from the learning rate in the task alone."""
+"""Trial workers that need no torch: their reports depend only on the learning rate of the task."""
 
 import os
 import time
@@ -9,17 +9,17 @@ from trainers.config import EpochReport, PackedTrainTask, ScoreTask, Task, TaskO
 from trainers.training.reporting import Reporter
 
 EPOCH_S = 0.1
-"""What `slow` takes for an epoch."""
+"""Duration of an epoch of `slow`, seconds."""
 
 
 def curve(task: TrainTask) -> list[float]:
-    """Validation accuracy after each epoch: the learning rate is where it ends, and it gets there evenly."""
+    """Validation accuracy after each epoch: it rises linearly to the learning rate."""
     epochs, target = task.configuration.epochs, task.configuration.recipe.learning_rate
     return [target * (epoch + 1) / epochs for epoch in range(epochs)]
 
 
 def quick(task: Task, reporter: Reporter) -> TaskOutcome:
-    """Ends at once."""
+    """A worker that ends at once."""
     if isinstance(task, ScoreTask):
         return TaskOutcome(state="complete", metrics={"params": float(task.seed)})
     assert isinstance(task, TrainTask)
@@ -32,7 +32,7 @@ def quick(task: Task, reporter: Reporter) -> TaskOutcome:
 
 
 def slow(task: Task, reporter: Reporter) -> TaskOutcome:
-    """As `quick`, but an epoch takes `EPOCH_S`; those that its folder knows are reported again and not trained."""
+    """Like `quick`, but each epoch takes `EPOCH_S`. Epochs recorded in the task's folder are only reported again."""
     assert isinstance(task, TrainTask)
     task.folder.mkdir(parents=True, exist_ok=True)
     done = epochs_of(task.folder)
@@ -50,14 +50,14 @@ def slow(task: Task, reporter: Reporter) -> TaskOutcome:
 
 
 def deadly(task: Task, reporter: Reporter) -> TaskOutcome:
-    """As `quick`, but the seed 3 kills its process."""
+    """Like `quick`, but a score task with seed 3 kills its process."""
     if (task.seed if isinstance(task, ScoreTask) else 0) == 3:
         os.kill(os.getpid(), 9)
     return quick(task, reporter)
 
 
 def hanging(task: Task, reporter: Reporter) -> TaskOutcome:
-    """As `quick`, but learning rates above a half never come to an end."""
+    """Like `quick`, but trials with a learning rate above 0.5 hang."""
     assert isinstance(task, TrainTask)
     if task.configuration.recipe.learning_rate > 0.5:
         time.sleep(3600)
@@ -65,7 +65,7 @@ def hanging(task: Task, reporter: Reporter) -> TaskOutcome:
 
 
 def diverging(task: Task, reporter: Reporter) -> TaskOutcome:
-    """As `quick`, but learning rates above a half fail in their second epoch."""
+    """Like `quick`, but trials with a learning rate above 0.5 fail in their second epoch."""
     assert isinstance(task, TrainTask)
     values = curve(task)
     if task.configuration.recipe.learning_rate <= 0.5:
@@ -75,7 +75,7 @@ def diverging(task: Task, reporter: Reporter) -> TaskOutcome:
 
 
 def deadly_training(task: Task, reporter: Reporter) -> TaskOutcome:
-    """As `quick`, but learning rates above a half kill their process after the first epoch."""
+    """Like `quick`, but trials with a learning rate above 0.5 kill their process after the first epoch."""
     assert isinstance(task, TrainTask)
     if task.configuration.recipe.learning_rate > 0.5:
         reporter.report(report(1, curve(task)[0]))
@@ -86,7 +86,7 @@ def deadly_training(task: Task, reporter: Reporter) -> TaskOutcome:
 def _one_after_another(
     run_task: Callable[[Task, Reporter], TaskOutcome],
 ) -> Callable[[PackedTrainTask, Sequence[Reporter]], Iterator[tuple[int, TaskOutcome]]]:
-    """A pack whose outcomes all come at the end, with how many it had and the process that it ran in."""
+    """A worker for packs that runs their tasks in turn, returns all outcomes at the end and adds the pack's size."""
 
     def run_packed(task: PackedTrainTask, reporters: Sequence[Reporter]) -> Iterator[tuple[int, TaskOutcome]]:
         outcomes = [run_task(one, reporter) for one, reporter in zip(task.tasks, reporters, strict=True)]
@@ -97,12 +97,12 @@ def _one_after_another(
 
 
 def epochs_of(folder: Path) -> dict[int, int]:
-    """Which process trained which epoch in a folder of `slow`."""
+    """Process id by epoch, for the epochs trained in a folder of `slow`."""
     return {int(path.name.removeprefix("done-")): int(path.read_text() or 0) for path in folder.glob("done-*")}
 
 
 def report(epoch: int, value: float) -> EpochReport:
-    """Of an epoch with that validation accuracy."""
+    """A report of an epoch with the given validation accuracy."""
     return EpochReport(
         epoch=epoch,
         train_loss=1.0,

@@ -42,8 +42,9 @@ def difference_bound(num_terms: int, dtype: torch.dtype = torch.float64, *, cond
 def likely_difference(num_terms: int, dtype: torch.dtype = torch.float64) -> float:
     """Relative difference that two computations of `num_terms` roundings exceed with a probability of 1e-4 at most.
 
-    For a training, of which the bound for every order says little: rounding errors of random sign grow with the square
-    root of their number. The difference is `2 lambda sqrt(n) u` with a probability of `1 - 2 n exp(-lambda^2 / 2)`.
+    This is for trainings, for which the bound for every order is too loose: rounding errors of random sign grow with
+    the square root of their number. The difference stays below `2 lambda sqrt(n) u` with a probability of at least
+    `1 - 2 n exp(-lambda^2 / 2)`.
 
     Source: Higham and Mary 2019, doi:10.1137/18M1226312, theorem 2.4.
     """

@@ -1,4 +1,4 @@
-"""What MLflow must show of the tiny study after its end."""
+"""Assertions about the runs that MLflow shows after the tiny study has ended."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from tests.tiny import FinishedStudy
 
 
 def assert_run_tree(home: Path, tiny: FinishedStudy, *, num_executions: int = 1) -> None:
-    """MLflow shows executions with their stages, and below the train stage its trials with their curves."""
+    """Assert that MLflow shows executions with their stages, and the trials of the train stage with their curves."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{home}/mlflow.db")

@@ -1,4 +1,4 @@
-"""What plug-ins of a training step are given, for tests that do not train."""
+"""Inputs of the plug-ins of a training step, for tests that do not train."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from search_spaces.step_settings import StepSettings
 
 
 def step_settings(**given: Any) -> StepSettings:
-    """Settings of one step: those of a plain recipe, with the given ones replaced."""
+    """Settings of one step: those of a plain recipe, except for the given ones."""
     plain: dict[str, Any] = {
         "batch_size": 64,
         "image_size": 16,
@@ -31,14 +31,14 @@ def step_settings(**given: Any) -> StepSettings:
 
 
 def now(progress: float = 0.0, *, num_epochs: int = 8) -> Now:
-    """A moment of a training, with losses and accuracy after the first epoch."""
+    """A point in a training; after the first epoch, it has losses and accuracy."""
     epoch = int(progress * num_epochs) + 1
     known = {"train_loss": 1.0, "val_loss": 1.2, "val_accuracy": 0.5} if epoch > 1 else {}
     return Now(epoch=epoch, num_epochs=num_epochs, progress=progress, signals=known)
 
 
 def layout_of(model: nn.Module) -> ParameterLayout:
-    """The layout of a model's parameters in a flat row: decayed ones first, each at a multiple of 16 numbers."""
+    """Layout of a model's parameters in a flat row: those with weight decay first, each at a multiple of 16 numbers."""
     named = list(model.named_parameters())
     decayed = [(name, value) for name, value in named if name.endswith("weight") and value.ndim >= 2]
     others = [(name, value) for name, value in named if not (name.endswith("weight") and value.ndim >= 2)]
@@ -56,7 +56,7 @@ def layout_of(model: nn.Module) -> ParameterLayout:
 
 
 def flat_row(layout: ParameterLayout, named: Mapping[str, Tensor]) -> Tensor:
-    """Named tensors as a row (P,), with zeros between them."""
+    """A row (P,) of named tensors, with zeros between them."""
     row = torch.zeros(layout.num_numbers, dtype=next(iter(named.values())).dtype)
     for name, view in zip(layout.names, layout.views(row), strict=True):
         view.copy_(named[name])
@@ -64,7 +64,7 @@ def flat_row(layout: ParameterLayout, named: Mapping[str, Tensor]) -> Tensor:
 
 
 def is_padding(layout: ParameterLayout) -> Tensor:
-    """Which numbers of a row belong to no parameter, shape (P,)."""
+    """Mask (P,) of the numbers of a row that belong to no parameter."""
     padding = torch.ones(layout.num_numbers, dtype=torch.bool)
     for view in layout.views(padding):
         view.fill_(False)

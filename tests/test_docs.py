@@ -1,4 +1,4 @@
-"""README, docs/ and studies/ say what is true: links, commands, snippets, tables and examples."""
+"""Links, commands, snippets, tables and examples of README, docs/ and studies/ are correct."""
 
 import json
 import os
@@ -43,7 +43,7 @@ COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
-# Where a snippet that is no whole study belongs.
+# A study around a snippet that is only a part of one.
 FRAME: dict[str, Any] = {
     "study": "snippet",
     "data": {"source": "digits"},
@@ -59,7 +59,7 @@ def read(name: str) -> str:
 
 
 def fences(text: str, language: str) -> list[str]:
-    """Fenced blocks of one language."""
+    """Fenced blocks of a text in one language."""
     return [block for found, block in _FENCE.findall(text) if found == language]
 
 
@@ -73,7 +73,7 @@ def blocks(language: str) -> list[Any]:
 
 
 def anchors(text: str) -> set[str]:
-    """What `#...` may name in a page."""
+    """Valid anchors of a page, without `#`."""
     heads = re.findall(r"^#+ (.+)$", _FENCE.sub("", text), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 
@@ -118,7 +118,7 @@ def test_what_is_made_from_code_is_what_the_code_says(page: Path) -> None:
     if os.environ.get("WRITE_DOCS"):
         page.write_text(wanted, encoding="utf-8")
         return
-    assert wanted == text, "write the docs again with: WRITE_DOCS=1 pytest tests/test_docs.py"
+    assert wanted == text, "regenerate the docs with: WRITE_DOCS=1 pytest tests/test_docs.py"
 
 
 def test_every_stage_and_every_kind_of_plugin_has_its_place_in_the_docs() -> None:
@@ -142,7 +142,7 @@ def test_a_yaml_snippet_is_a_valid_study_or_part_of_one(snippet: str, tmp_path: 
 
 
 def in_frame(given: dict[str, Any]) -> dict[str, Any]:
-    """A whole study around `data`, `recipe`, `criteria` or `methods`."""
+    """A complete study with the given `data`, `recipe`, `criteria` or `methods`."""
     screen, train = FRAME["stages"]
     study = {**FRAME, "stages": [screen, {**train, "recipe": given.pop("recipe", {})}]}
     for key, stage in (("criteria", "stopping"), ("methods", "averaging")):
@@ -160,7 +160,7 @@ def test_a_command_line_is_one_that_exists(block: str) -> None:
             assert set(words[1:]) <= targets
         elif words[:1] == ["vitsearch"]:
             arguments = words[2 : words.index(">") if ">" in words else None]
-            COMMANDS[words[1]].make_context(words[1], arguments)  # raises for what it does not take
+            COMMANDS[words[1]].make_context(words[1], arguments)  # raises for invalid arguments
         elif words[:1] == ["ray"]:
             pytest.importorskip("ray", reason="Ray is not installed, whose command the page names")
             from ray.scripts.scripts import cli
@@ -186,7 +186,7 @@ def test_variables_of_the_environment_that_the_pages_name_exist() -> None:
 
 @pytest.fixture
 def example_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The package of the README, installed in a folder of its own."""
+    """Install the package of the README into a temporary folder."""
     (project,) = fences(read("README.md"), "toml")
     (code,) = fences(read("README.md"), "python")
     facts = tomllib.loads(project)["project"]
@@ -261,5 +261,5 @@ def test_an_example_study_is_valid_and_says_what_it_costs_and_gives(file: Path) 
     assert f"vitsearch run studies/{file.name}" in head["Command"]
     assert "core" in head["Hardware"]
     for measured in ("Time", "Result"):
-        assert re.search(r"\d", head[measured]), f"{measured} of {file.name} is to be measured"
+        assert re.search(r"\d", head[measured]), f"{measured} of {file.name} must be a measurement"
     load_spec(file, overrides={"data.source": "digits"})

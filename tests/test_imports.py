@@ -1,4 +1,4 @@
-"""No import cycles: neither between modules nor between folders, wherever in a module the import stands."""
+"""There are no import cycles between modules or between folders, including imports inside functions."""
 
 import ast
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ def name_of(path: Path, root: Path) -> str:
 
 
 def imported(tree: ast.Module) -> Iterator[str]:
-    """Dotted names of all imports, those inside functions and TYPE_CHECKING blocks included."""
+    """Dotted names of all imports, including those inside functions and TYPE_CHECKING blocks."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -33,7 +33,7 @@ def import_graph(root: Path) -> Graph:
     paths = {name_of(path, root): path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))}
 
     def module_of(name: str) -> str | None:
-        """The module that a dotted name is, or is defined in."""
+        """The module with a dotted name, or the module that defines it."""
         while name and name not in paths:
             name = name.rpartition(".")[0]
         return name or None
@@ -46,7 +46,7 @@ def import_graph(root: Path) -> Graph:
 
 
 def folder_graph(modules: Graph, depth: int) -> Graph:
-    """The folders that each folder imports: names cut to `depth` parts."""
+    """The folders that each folder imports; a folder is a module name cut to `depth` parts."""
 
     def folder_of(module: str) -> str:
         return ".".join(module.split(".")[:depth])

@@ -1,4 +1,4 @@
-"""The folder rules of the project: what each folder holds, what the wheel holds, and who imports what."""
+"""Rules about the folders of the project, the contents of the wheel, and imports."""
 
 import ast
 import importlib
@@ -22,7 +22,7 @@ ENTRY_POINTS = {
     group.removeprefix("vitsearch."): points for group, points in PROJECT["project"]["entry-points"].items()
 }
 
-# Alembic asks for `upgrade` and `downgrade` in each migration. The others are to be renamed.
+# Alembic requires `upgrade` and `downgrade` in each migration. The other names must be made unique.
 SHARED_NAMES = frozenset(
     {
         "Choice",
@@ -42,7 +42,7 @@ SHARED_NAMES = frozenset(
     }
 )
 
-# One subprocess imports everything that a bare GPU machine needs, where the other packages cannot be imported.
+# A subprocess imports everything that a bare GPU machine needs, while the other packages are blocked.
 BARE_MACHINE = """
 import importlib, pkgutil, sys
 
@@ -73,7 +73,7 @@ print(*sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "nump
 
 
 def modules_of(root: Path) -> set[str]:
-    """Every Python file of the four packages, as the wheel names it."""
+    """Paths in the wheel of all Python files of the four packages."""
     return {path.relative_to(root).as_posix() for package in PACKAGES for path in (root / package).rglob("*.py")}
 
 
@@ -81,7 +81,7 @@ def test_the_mlflow_folder_holds_no_python_and_mlflow_is_the_installed_package()
     assert list((ROOT / "mlflow").rglob("*.py")) == []
     done = subprocess.run(
         [sys.executable, "-c", "import importlib.util; print(importlib.util.find_spec('mlflow').origin)"],
-        cwd=ROOT,  # where Python finds our folder first, as a namespace package, if nothing better is installed
+        cwd=ROOT,  # here, Python would find our folder as a namespace package if MLflow were not installed
         capture_output=True,
         text=True,
         check=True,

@@ -1,4 +1,4 @@
-"""A study of all stages that takes seconds, everything that its seed must determine, and the command line."""
+"""A study of all stages that takes seconds, comparisons of its rows, and the command line."""
 
 import json
 import os
@@ -71,14 +71,14 @@ stages:
     resamples: 100
   - stage: promote
 """
-"""Every stage. Its samplers leave their random start, so that what they learned matters."""
+"""A study with every stage. Its samplers run past their random start, so that their learned state matters."""
 
 _MAY_DIFFER = frozenset({"wall_time_s", "throughput_images_per_s", "folder"})
-"""Metrics that no seed determines, and the champion's place."""
+"""Metrics that do not depend on the seed alone, and the champion's folder."""
 
 
 def write_tiny(folder: Path, **replaced: str) -> Path:
-    """The study file with some of its texts replaced: `write_tiny(folder, **{"seed: 7": "seed: 8"})`."""
+    """Write the study file with some texts replaced: `write_tiny(folder, **{"seed: 7": "seed: 8"})`."""
     text = TINY
     for old, new in replaced.items():
         assert old in text
@@ -97,7 +97,7 @@ def run_here(
     deadline: Deadline = no_deadline,
     **settings: Any,
 ) -> StudyRecord:
-    """Run a study in this process, without MLflow where `settings` do not say otherwise."""
+    """Run a study in this process, without MLflow unless `settings` enable it."""
     found = load_settings(home=home, **{"tracking": False, **settings})
     text = file.read_text(encoding="utf-8")
     return run_study(
@@ -112,7 +112,7 @@ def run_here(
 
 @dataclass(frozen=True)
 class Rows:
-    """A study's rows, read once."""
+    """The rows of a study at one time."""
 
     study: StudyRecord
     stages: dict[str, StageRecord]
@@ -120,12 +120,12 @@ class Rows:
     curves: dict[str, list[list[EpochReport]]]
     checkpoints: dict[str, list[list[CheckpointRecord]]]
     executions: list[str]
-    """Their states, oldest first."""
+    """States of the executions, oldest first."""
     setups: list[dict[str, Any]]
-    """Of the executions: engine, pool and why."""
+    """Engine, pool and reason of each execution, oldest first."""
 
     def expected(self) -> dict[str, Any]:
-        """Everything that the study file and its seed determine, as a flat dictionary."""
+        """All values that the study file and its seed determine, as a flat dictionary."""
         facts = {
             name: {
                 "state": stage.state,
@@ -143,7 +143,7 @@ class Rows:
 
 
 def read_rows(home: Path, name: str = "tiny", *, database_url: str | None = None) -> Rows:
-    """The rows of a study, through the store; those of the home's own database where no other is named."""
+    """Read the rows of a study through the store, by default from the database in the home."""
     settings = load_settings(home=home)
     store = Store.open(database_url or settings.database_url, artifact_root=settings.artifact_root)
     try:
@@ -166,7 +166,13 @@ def read_rows(home: Path, name: str = "tiny", *, database_url: str | None = None
 
 
 def differences(found: Rows, expected: Rows, *, tolerance: float = 1e-6) -> list[str]:
-    """Where two runs of one study file differ; numbers may do so by that, and by that fraction of them."""
+    """Differences between two runs of one study file, one line each.
+
+    Args:
+        found: Rows of one run.
+        expected: Rows of the other run.
+        tolerance: Allowed difference of numbers, absolute or as a fraction of the expected number.
+    """
     ours, theirs = found.expected(), expected.expected()
     lines = [f"only in one of them: {key}" for key in sorted(ours.keys() ^ theirs.keys())]
     for key in ours.keys() & theirs.keys():
@@ -189,7 +195,7 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 @dataclass(frozen=True)
 class FinishedStudy:
-    """The tiny study after its end."""
+    """The finished tiny study."""
 
     home: Path
     file: Path
@@ -203,14 +209,14 @@ class FinishedStudy:
 
     @property
     def champion(self) -> dict[str, Any]:
-        """Result of the promote stage, with its folder as people see it."""
+        """Result of the promote stage, with an absolute folder."""
         result = self.rows.stages["promote"].result
         folder = study_folder(self.settings, self.rows.study) / result["folder"]
         return {**result, "folder": str(folder)}
 
 
 def finish_tiny_study(folder: Path) -> FinishedStudy:
-    """Run it; the progress display is also told of each reading of the test part, as `test images`."""
+    """Run the tiny study; its progress also records each time the test part is read, as `test images`."""
     home, file, progress = folder / "home", write_tiny(folder), RecordingProgress()
     load_test_images = champion.load_test_images
 
@@ -229,7 +235,7 @@ def finish_tiny_study(folder: Path) -> FinishedStudy:
 
 @dataclass(frozen=True)
 class Finished:
-    """How a command ended."""
+    """Exit status and output of a command."""
 
     status: int
     out: str
@@ -240,7 +246,7 @@ class Finished:
 
 
 class CommandLine:
-    """Runs `vitsearch` in this process, as the console script does."""
+    """Runs `vitsearch` in this process like the console script."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, home: Path) -> None:
         self._monkeypatch = monkeypatch
@@ -252,7 +258,7 @@ class CommandLine:
         with self._monkeypatch.context() as patched:
             for name, value in (given | environment).items():
                 patched.setenv(name, value)
-            # A console keeps the width that it found when the first test of this process made it.
+            # The console was created by an earlier test and keeps the width of that time.
             patched.setattr(console.stdout, "width", int((given | environment)["COLUMNS"]))
             patched.setattr(sys, "argv", ["vitsearch", *map(str, arguments)])
             self._capsys.readouterr()
@@ -266,7 +272,7 @@ class CommandLine:
 
 
 def start(*arguments: str | Path, home: Path, cwd: Path, **environment: str) -> subprocess.Popen[str]:
-    """Start `vitsearch` as a process of its own, without MLflow and with one torch thread."""
+    """Start `vitsearch` in a separate process, without MLflow and with one torch thread."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("VITSEARCH_", "MLFLOW_"))}
     given = {"VITSEARCH_HOME": str(home), "VITSEARCH_TRACKING": "off", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     return subprocess.Popen(
@@ -280,5 +286,5 @@ def start(*arguments: str | Path, home: Path, cwd: Path, **environment: str) -> 
 
 
 def command(*arguments: str | Path) -> Sequence[str]:
-    """The installed console script with arguments."""
+    """Command line of the installed console script with arguments."""
     return [str(Path(sys.executable).with_name("vitsearch")), *map(str, arguments)]
