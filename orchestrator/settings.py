@@ -1,4 +1,4 @@
-"""Where vitsearch keeps its things, read from the environment. Reading creates nothing."""
+"""Places and switches of an installation, read from the environment. Reading creates nothing."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ class Settings(BaseSettings):
     home: Path = Field(
         default=Path("~/.local/share/vitsearch"),
         validate_default=True,
-        description="VITSEARCH_HOME: folder of everything that has no place of its own below",
+        description="VITSEARCH_HOME: folder of everything that has no other place below",
     )
     database_url: str = Field(
         default_factory=lambda data: _sqlite_url(data, "vitsearch.db"),
@@ -31,7 +31,7 @@ class Settings(BaseSettings):
         default=120.0,
         ge=0,
         allow_inf_nan=False,
-        description="VITSEARCH_DATABASE_WAIT_S: how long a running study waits for a database that went away, seconds",
+        description="VITSEARCH_DATABASE_WAIT_S: seconds that a running study waits for an unreachable database",
     )
     tracking_uri: str = Field(
         default_factory=lambda data: _sqlite_url(data, "mlflow.db"),
@@ -43,7 +43,7 @@ class Settings(BaseSettings):
         description="VITSEARCH_ARTIFACT_ROOT: folder of checkpoints and artifacts; on a cluster, one that all nodes "
         "share",
     )
-    tracking: bool = Field(default=True, description="VITSEARCH_TRACKING: `off` leaves MLflow out")
+    tracking: bool = Field(default=True, description="VITSEARCH_TRACKING: `off` sends nothing to MLflow")
 
     @property
     def formula_folder(self) -> Path:

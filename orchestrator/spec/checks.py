@@ -74,5 +74,5 @@ def _missing_stages(stage: StageModel, before: Sequence[StageModel], at: KeyPath
     for kind in stage.requires:
         if kind not in [other.stage for other in before]:
             yield Problem(
-                at, f"a {stage.stage} stage needs a {kind} stage before it, but there is none. Add one above it."
+                at, f"stage {stage.stage!r} needs a {kind} stage before it, but there is none. Add one above it."
             )

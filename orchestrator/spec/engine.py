@@ -1,6 +1,6 @@
-"""What a study file may say of how its trials are run: engine, scheduler, pool and resources.
+"""How a study file says that trials are run: engine, scheduler, pool and resources.
 
-None of it says what is searched: it may change from one execution of a study to the next.
+All of it affects execution only: it may change between executions of a study.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,10 +24,11 @@ class _Plain(BaseModel):
 
 
 class EngineSpec(_Plain):
-    """An engine by name, and a scheduler where it has one: `ray`, or `{name: ray, scheduler: asha}`."""
+    """An engine by name, with a scheduler or without: `ray`, or `{name: ray, scheduler: asha}`."""
 
     name: EngineName = Field(
-        default="auto", description="`optuna` asks and tells by itself, `ray` drives training trials with Ray Tune"
+        default="auto",
+        description="`optuna` asks an Optuna sampler for each trial, `ray` runs training trials with Ray Tune",
     )
     scheduler: PluginChoice | None = Field(
         default=None,
@@ -52,14 +53,14 @@ class EngineSpec(_Plain):
 
 
 class ResourceSpec(Resources):
-    """Limits of what the trials of a study may use and how long they may be silent, where the defaults do not suit."""
+    """Limits on the resources of trials, and on the time that a training may report nothing."""
 
     silent_minutes: float | None = Field(
         default=30,
         gt=0,
         allow_inf_nan=False,
-        description="a training that finishes no batch for so long is marked failed, and its process is ended: on pool "
-        "`inline` that is the study's own, to be started again; null waits for ever",
+        description="a training that finishes no batch for this time is marked as failed, and its process is ended (on "
+        "pool `inline` this is the process of the study, which must be started again); null sets no limit",
     )
 
 
@@ -73,7 +74,7 @@ class Asha(_Plain):
     """
 
     grace_epochs: int = Field(default=1, ge=1, strict=True, description="epochs of the first rung")
-    reduction_factor: float = Field(default=3, gt=1, description="one in this many trials goes on to the next rung")
+    reduction_factor: float = Field(default=3, gt=1, description="one in this many trials continues to the next rung")
     brackets: int = Field(default=1, ge=1, strict=True, description="brackets; each further one begins a rung later")
 
 
@@ -83,7 +84,7 @@ class HyperBand(_Plain):
     Source: Li et al. 2017, JMLR 18; Ray Tune's HyperBandScheduler.
     """
 
-    reduction_factor: float = Field(default=3, gt=1, description="one in this many trials goes on to the next rung")
+    reduction_factor: float = Field(default=3, gt=1, description="one in this many trials continues to the next rung")
 
 
 class MedianStopping(_Plain):
@@ -103,7 +104,7 @@ class Pasha(_Plain):
     """
 
     grace_epochs: int = Field(default=1, ge=1, strict=True, description="epochs of the first rung")
-    reduction_factor: float = Field(default=3, gt=1, description="one in this many trials goes on to the next rung")
+    reduction_factor: float = Field(default=3, gt=1, description="one in this many trials continues to the next rung")
 
 
 class PopulationBased(_Plain):
@@ -112,7 +113,7 @@ class PopulationBased(_Plain):
     Source: Jaderberg et al. 2017, arXiv:1711.09846; Ray Tune's PopulationBasedTraining.
     """
 
-    every_epochs: int = Field(default=2, ge=1, strict=True, description="epochs between two looks at a trial")
+    every_epochs: int = Field(default=2, ge=1, strict=True, description="epochs between two checks of a trial")
     quantile: float = Field(default=0.25, gt=0, le=0.5, description="share of the trials that copy, and are copied")
     resample: float = Field(default=0.25, ge=0, le=1, description="probability that a changed setting is drawn anew")
 
@@ -123,7 +124,7 @@ class PopulationBandits(_Plain):
     Source: Parker-Holder et al. 2020, arXiv:2002.02518; Ray Tune's PB2.
     """
 
-    every_epochs: int = Field(default=2, ge=1, strict=True, description="epochs between two looks at a trial")
+    every_epochs: int = Field(default=2, ge=1, strict=True, description="epochs between two checks of a trial")
     quantile: float = Field(default=0.25, gt=0, le=0.5, description="share of the trials that copy, and are copied")
 
 
@@ -155,7 +156,7 @@ def scheduler_name(settings: Scheduler) -> str:
 
 
 def engine_problems(engine: EngineSpec, pool: PoolName, resources: Resources) -> Iterator[Problem]:
-    """What cannot be run so, here: unknown schedulers, parts that do not fit together, Ray missing."""
+    """Unknown schedulers, parts that do not fit together, and Ray if it is needed but not installed."""
     choice = engine.scheduler
     if choice is not None and choice.name not in SCHEDULERS:
         nearest = nearest_name(choice.name, list(SCHEDULERS))

@@ -36,17 +36,17 @@ class StudySpec(BaseModel):
     study: str = Field(
         pattern=NAME_PATTERN, description="name of the study: lower-case letters, digits, dots, dashes and underscores"
     )
-    seed: int = Field(default=0, ge=0, strict=True, description="where all random numbers of the study start")
+    seed: int = Field(default=0, ge=0, strict=True, description="seed of all random numbers of the study")
     data: DataConfig = Field(description="the images and how they are split")
     engine: EngineSpec = Field(
         default=EngineSpec(),
-        description="what drives the searches: `auto`, `optuna` or `ray`, or a block with a scheduler",
+        description="engine of the searches: `auto`, `optuna` or `ray`, or a block with a scheduler",
     )
     pool: PoolName = Field(default="auto", description="where trials run; `inline` is this process")
     resources: ResourceSpec = Field(
-        default=ResourceSpec(), description="limits of what trials may use, instead of what is found by itself"
+        default=ResourceSpec(), description="limits of what trials may use; unset values are detected"
     )
-    stages: tuple[AnyStage, ...] = Field(min_length=1, description="what is done, in this order")
+    stages: tuple[AnyStage, ...] = Field(min_length=1, description="the stages, in the order in which they run")
 
     @property
     def digest(self) -> str:

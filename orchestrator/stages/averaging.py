@@ -28,7 +28,7 @@ class AveragingStage(PluginSearchModel):
     plugin_key: ClassVar[str] = "averaging.method"
     plugin_field: ClassVar[str] = "methods"
     stage: Literal["averaging"]
-    name: StageName = Field(default="averaging", description="what the stage is called in reports; unique in the study")
+    name: StageName = Field(default="averaging", description="name of the stage in reports; unique in the study")
     num_trials: Count = Field(description="averages to evaluate")
     sampler: PluginChoice = Field(default=PluginChoice(name="tpe"), description="chooses the next average")
     methods: tuple[PluginChoice, ...] = Field(

@@ -31,32 +31,32 @@ class CorrelateStage(StageModel):
     """Measures how well each proxy predicts accuracy, by Kendall's tau-b, and whether it beats counting parameters."""
 
     stage: Literal["correlate"]
-    name: StageName = Field(default="correlate", description="what the stage is called in reports; unique in the study")
+    name: StageName = Field(default="correlate", description="name of the stage in reports; unique in the study")
     truth: TruthSource | None = Field(
         default=None, description="the accuracies; by default those of this study's train stage with the base recipe"
     )
     proxies: tuple[PluginChoice, ...] | None = Field(
         default=None,
         min_length=1,
-        description="scores to compare; `all` is every installed one that needs no settings; by default those of the "
-        "screen before",
+        description="scores to compare; `all` means all installed ones that need no settings; by default those of the "
+        "preceding screen",
     )
     baselines: tuple[str, ...] = Field(
         default=("params", "flops", "depth"),
         min_length=1,
-        description="proxies that a good one must beat; they are scored as well",
+        description="proxies that a good one must beat; they are scored too",
     )
-    seeds: Count = Field(default=1, description="how often scores that depend on chance are computed anew")
+    seeds: Count = Field(default=1, description="number of times that scores depending on chance are computed")
     repeats: Count | None = Field(
         default=None, description="fresh initialisations per score; by default each proxy's own number"
     )
     batch_size: Count | None = Field(
-        default=None, description="images that a proxy sees; by default as in the screen before, else 16"
+        default=None, description="images that a proxy sees; by default as in the preceding screen, else 16"
     )
     resamples: Annotated[int, Field(ge=100, le=1_000_000, strict=True)] = Field(
         default=1000, description="bootstrap resamples of the intervals"
     )
-    confidence: Fraction = Field(default=0.95, description="of the intervals")
+    confidence: Fraction = Field(default=0.95, description="confidence level of the intervals")
     combine: Annotated[bool, Field(strict=True)] = Field(
         default=True, description="also judge combinations of the scores: by ranks alone, and learned (out of fold)"
     )

@@ -35,13 +35,13 @@ class GrowStage(StageModel):
     """Grows one topology to a size, by As-ViT's scaling rule."""
 
     stage: Literal["grow"]
-    name: StageName = Field(default="grow", description="what the stage is called in reports; unique in the study")
+    name: StageName = Field(default="grow", description="name of the stage in reports; unique in the study")
     topology: str | None = Field(
-        default=None, description="topology to start from, as space:text; by default the best of the screen before"
+        default=None, description="topology to start from, as space:text; by default the best of the preceding screen"
     )
     start: Literal["best", "final-choice"] = Field(
         default="best",
-        description="which topology of the screen before: the best rank, or the sampler's own final choice (reinforce)",
+        description="topology of the preceding screen: the best rank, or the final choice of the sampler (reinforce)",
     )
     target_params: Count | None = Field(
         default=None,

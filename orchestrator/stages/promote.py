@@ -21,7 +21,7 @@ class PromoteStage(StageModel):
 
     reads_test_part: ClassVar[bool] = True
     stage: Literal["promote"]
-    name: StageName = Field(default="promote", description="what the stage is called in reports; unique in the study")
+    name: StageName = Field(default="promote", description="name of the stage in reports; unique in the study")
 
     @property
     def requires(self) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ class ScreenStage(StageModel):
     """Scores topologies with training-free proxies."""
 
     stage: Literal["screen"]
-    name: StageName = Field(default="screen", description="what the stage is called in reports; unique in the study")
+    name: StageName = Field(default="screen", description="name of the stage in reports; unique in the study")
     space: PluginChoice = Field(default=PluginChoice(name="as-vit"), description="search space of the topologies")
     sampler: PluginChoice = Field(default=PluginChoice(name="random"), description="chooses the next topology")
     num_trials: Count = Field(description="topologies to score")

@@ -31,7 +31,7 @@ class StoppingStage(PluginSearchModel):
     plugin_key: ClassVar[str] = "stopping.criterion"
     plugin_field: ClassVar[str] = "criteria"
     stage: Literal["stopping"]
-    name: StageName = Field(default="stopping", description="what the stage is called in reports; unique in the study")
+    name: StageName = Field(default="stopping", description="name of the stage in reports; unique in the study")
     num_trials: Count = Field(description="criteria to replay")
     sampler: PluginChoice = Field(default=PluginChoice(name="tpe"), description="chooses the next criterion")
     criteria: tuple[PluginChoice, ...] = Field(

@@ -40,9 +40,10 @@ _ALWAYS_SHOWN = CHANGEABLE | {"batch_size", "schedule", "warmup"}
 class Candidates(SpecModel):
     """Which screened topologies are trained."""
 
-    best: Count = Field(default=3, description="this many of the best ranks")
+    best: Count = Field(default=3, description="number of topologies with the best ranks")
     spread: Annotated[int, Field(ge=0, strict=True)] = Field(
-        default=3, description="and this many evenly over the other ranks, so that a correlation can be measured"
+        default=3,
+        description="number of topologies spread evenly over the other ranks, so that a correlation can be measured",
     )
 
     @property
@@ -55,10 +56,10 @@ class TrainStage(StageModel):
     """Trains candidate topologies, each trial with a sampled recipe."""
 
     stage: Literal["train"]
-    name: StageName = Field(default="train", description="what the stage is called in reports; unique in the study")
+    name: StageName = Field(default="train", description="name of the stage in reports; unique in the study")
     candidates: Candidates | None = Field(
         default=None,
-        description="topologies of the screen before that are trained; a topology grown in between joins them",
+        description="topologies of the preceding screen to train; a topology grown since then is added",
     )
     topologies: tuple[str, ...] = Field(
         default=(), description="train these instead of `candidates`, each written as space:text"
@@ -68,7 +69,9 @@ class TrainStage(StageModel):
         description="models to train: first each candidate once with the base recipe, then sampled ones"
     )
     epochs: Count = Field(description="budget of one trial in visits of the whole training set")
-    keep_checkpoints: Count = Field(default=8, description="weights of this many newest epochs are kept, for averaging")
+    keep_checkpoints: Count = Field(
+        default=8, description="number of newest epochs whose weights are kept, for averaging"
+    )
     stopping: PluginChoice | None = Field(default=None, description="early-stopping criterion; null trains to the end")
     recipe: dict[str, Any] = Field(
         default_factory=dict, description="recipe fields: a value fixes one, a list or {low, high} searches it"
