@@ -11,6 +11,8 @@ import pytest
 pytest.register_assert_rewrite("tests.places", "tests.run_tree", "tests.packs")  # failures then show the difference
 
 if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
     from orchestrator.engines.ray.cluster import RayCluster
     from tests.postgres import PostgresServer
     from tests.tiny import CommandLine, FinishedStudy
@@ -74,19 +76,29 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return server.new_database()
 
 
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """Address of a Ray cluster of one node with two CPU cores; tests that need it are skipped without Ray."""
+@pytest.fixture(scope="session")
+def shared_cluster() -> "Iterator[Cluster]":
+    """A Ray cluster of one node with two CPU cores; a test that needs it is skipped if Ray is not installed."""
     pytest.importorskip("ray", reason="Ray is not installed (pip install 'vitsearch[ray]')")
-    from tests.ray_local import ray_nodes
+    from tests.ray_local import ray_cluster
 
-    with ray_nodes(2) as address:
-        yield address
+    with ray_cluster(2) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def address(shared_cluster: "Cluster", monkeypatch: pytest.MonkeyPatch) -> str:
+    """Address of `shared_cluster`, in an environment from which it can be reached."""
+    from tests.ray_local import cluster_environment
+
+    for name, value in cluster_environment().items():
+        monkeypatch.setenv(name, value)
+    return shared_cluster.address
 
 
 @pytest.fixture
 def cluster(address: str) -> "Iterator[RayCluster]":
-    """A connection to the cluster at `address`."""
+    """Attached to `shared_cluster`."""
     from orchestrator.engines.ray.cluster import RayCluster
 
     cluster = RayCluster(address=address)

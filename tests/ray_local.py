@@ -4,8 +4,10 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 from orchestrator.engines.interfaces import Objective, Search, Suggestion
 from orchestrator.engines.suggester import OptunaSuggester
@@ -25,50 +27,51 @@ ACCURACY = (Objective("val_accuracy", "maximize"),)
 MAX_LOST = 5
 
 
-@contextmanager
-def ray_nodes(*num_cpus: int) -> Iterator[str]:
-    """Address of a Ray cluster with one node per argument, which has that number of CPU cores."""
-    with ray_cluster(*num_cpus) as cluster:
-        yield cluster.address
-
-
-@contextmanager
-def ray_cluster(*num_cpus: int) -> Iterator["Cluster"]:
-    """The cluster itself, to which tests can add nodes (`add_node`). Its workers can import `tests`."""
-    given = {
+@cache
+def cluster_environment() -> dict[str, str]:
+    """Variables of every process that starts or uses a cluster of these tests; its workers can import `tests`."""
+    return {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN", secrets.token_hex(32)),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
     }
-    before = {name: os.environ.get(name) for name in given}
-    os.environ.update(given)
-    from ray.cluster_utils import Cluster
 
-    cluster = Cluster()
+
+@contextmanager
+def ray_cluster(*num_cpus: int) -> Iterator["Cluster"]:
+    """A Ray cluster of nodes with so many CPU cores each.
+
+    Nodes can be added (`add_node`) and killed. The environment is as before once the cluster has started.
+    """
+    with patch.dict(os.environ, cluster_environment()):
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster()
+        try:
+            for count in num_cpus:
+                add_node(cluster, count)
+        except BaseException:
+            cluster.shutdown()
+            raise
     try:
-        for count in num_cpus:
-            add_node(cluster, count)
         yield cluster
     finally:
-        cluster.shutdown()
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        with patch.dict(os.environ, cluster_environment()):
+            cluster.shutdown()
 
 
 def add_node(cluster: "Cluster", num_cpus: int) -> int:
-    """Add a node with `num_cpus` CPU cores; return the process id of its raylet."""
-    node = cluster.add_node(num_cpus=num_cpus, include_dashboard=False, object_store_memory=80 * 2**20)
+    """Add a node with so many CPU cores; the process of its raylet."""
+    with patch.dict(os.environ, cluster_environment()):
+        node = cluster.add_node(num_cpus=num_cpus, include_dashboard=False, object_store_memory=80 * 2**20)
     (raylet,) = node.all_processes["raylet"]
     process: int = raylet.process.pid
     return process
 
 
 def attached_to(cluster: "Cluster") -> dict[str, str]:
-    """Environment variables of a process that uses the cluster."""
-    return {"RAY_ADDRESS": cluster.address, "RAY_AUTH_TOKEN": os.environ["RAY_AUTH_TOKEN"]}
+    """The environment of a process that is to use it."""
+    return {"RAY_ADDRESS": cluster.address, **cluster_environment()}
 
 
 class MemoryLedger:

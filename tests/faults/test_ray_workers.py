@@ -18,8 +18,7 @@ from tests.faults.ray_processes import WORKER, are_gone, named
 from tests.faults.ray_troubles import SOON_GIVEN_UP, witnessed
 from tests.faults.test_deadly_trials import HUGE, MEMORY, SMALL, trained
 from tests.places import Place, assert_is_the_same_study, assert_rows_are_true
-from tests.ray_local import attached_to, rate_search, ray_cluster
-from tests.run_tree import assert_run_tree
+from tests.ray_local import attached_to, rate_search
 from tests.tiny import FinishedStudy
 from trainers.config import TrainTask
 from trainers.training.reporting import SilentReporter
@@ -32,10 +31,9 @@ HUNG, DEADLY, FROZEN = 1, 2, 3
 """Trials of `tests.faults.ray_troubles.deadly`."""
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator["Cluster"]:
-    with ray_cluster(2) as cluster:
-        yield cluster
+@pytest.fixture
+def cluster(shared_cluster: "Cluster", address: str) -> "Cluster":
+    return shared_cluster
 
 
 @pytest.mark.parametrize(
@@ -155,7 +153,7 @@ def training(folder: Path, number: int) -> TrainTask:
     return task
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_a_trial_whose_worker_waits_for_a_node_that_has_gone_is_done_by_another(
     attached: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,7 +169,7 @@ def test_a_trial_whose_worker_waits_for_a_node_that_has_gone_is_done_by_another(
     pool.close()
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_a_study_told_to_stop_waits_for_no_worker_that_has_not_begun(
     attached: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

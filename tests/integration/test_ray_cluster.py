@@ -19,7 +19,6 @@ from orchestrator.engines.ray import node_checks as ray_nodes
 from orchestrator.engines.ray.cluster import RayCluster
 from orchestrator.engines.ray.connection import refusal
 from plugins.registry import FORMULA_FOLDER_VARIABLE
-from tests import ray_local
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install 'vitsearch[ray]')")
 pytestmark = pytest.mark.timeout(300)
@@ -42,12 +41,6 @@ def stat(path, *arguments, **named):
     return from_disk(path, *arguments, **named)
 os.stat = stat
 """
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with ray_local.ray_nodes(1) as address:
-        yield address
 
 
 @contextmanager
@@ -100,7 +93,7 @@ def test_a_node_that_cannot_run_trials_is_named_when_it_comes_and_when_it_was_th
     try:
         cluster.start()
         wait_for_nodes(1)
-        assert [node.num_cpus for node in cluster.nodes()] == [1]
+        assert [node.num_cpus for node in cluster.nodes()] == [2]
         with another_node(address, modules=tmp_path / "modules"):
             wait_for_nodes(2)
             with pytest.raises(EngineUnavailableError, match=rf"1 of 1 cannot: .* {told}"):
@@ -133,7 +126,7 @@ def test_a_trial_that_no_node_is_large_enough_for_ends_the_study_after_a_while(
     try:
         assert cluster.room_for(64, 0) == 0
         monkeypatch.setattr(ray_cluster, "_NO_ROOM_S", 0.0)
-        with pytest.raises(EngineUnavailableError, match=r"asks for 64 CPU cores and 0 GPUs.*1 cores and 0 GPUs"):
+        with pytest.raises(EngineUnavailableError, match=r"asks for 64 CPU cores and 0 GPUs.*2 cores and 0 GPUs"):
             cluster.room_for(64, 0)
     finally:
         cluster.close()
