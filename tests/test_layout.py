@@ -25,13 +25,7 @@ ENTRY_POINTS = {
 # Alembic requires `upgrade` and `downgrade` in each migration. The other names must be made unique.
 SHARED_NAMES = frozenset(
     {
-        "Choice",
         "Linear",
-        "Patience",
-        "Reporter",
-        "TrialMemory",
-        "TrialReporter",
-        "derive_seed",
         "downgrade",
         "evaluate",
         "fail",

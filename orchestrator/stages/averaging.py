@@ -10,9 +10,9 @@ from orchestrator.spec.plugin_checks import plugin_corners, sampler_problems, se
 from orchestrator.spec.problems import Problem
 from orchestrator.spec.stage_model import Count, StageModel, StageName, latest
 from orchestrator.spec.yaml_source import KeyPath
-from orchestrator.stages.context import StageContext, StageOutcome
+from orchestrator.stages.context import StageContext
 from orchestrator.stages.csv_text import csv_text
-from orchestrator.stages.kind import StageKind, StageResult
+from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
 from orchestrator.stages.plugin_search import PluginSearchModel
 from orchestrator.stages.retention import checkpoint_folders
 from orchestrator.stages.train import ACCURACY, TRAIN, TrainStage, configuration_of, sort_trials

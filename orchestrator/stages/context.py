@@ -1,14 +1,14 @@
 """Input and output of a stage."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from orchestrator.engines.interfaces import Engine, Pool
 from orchestrator.engines.seeds import seed_for
 from orchestrator.stages.control import StageControl
-from orchestrator.stages.kind import FinishedStage, R, S, StageKind, StageResult
+from orchestrator.stages.kind import FinishedStage, R, S, StageKind
 from orchestrator.stages.progress import Progress
 from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord, TrialRecord
 from search_spaces.base import ImageTask
@@ -25,21 +25,6 @@ class StageFailedError(RuntimeError):
 
 class StageInterruptedError(RuntimeError):
     """The stage ended before it was done, to be resumed: a stop was requested, or nothing more can be written."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageOutcome:
-    """What a finished stage leaves: `result` for later stages and people, the rest for MLflow."""
-
-    result: StageResult
-    summary: str
-    """One line for people."""
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    texts: Mapping[str, str] = field(default_factory=dict)
-    """File name and content, such as `screening.csv`."""
-    plots: tuple[Path, ...] = ()
-    events: tuple[str, ...] = ()
-    """Further tracking events, sent before the stage's run ends."""
 
 
 @dataclass(frozen=True, kw_only=True)

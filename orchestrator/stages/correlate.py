@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from orchestrator.engines.seeds import seed_for
-from orchestrator.evaluation.verdict import EarlyJudgement, Interval
 from orchestrator.spec.plugin_checks import choice_problems, proxy_problems
 from orchestrator.spec.problems import Problem
 from orchestrator.spec.proxy_choices import expand_all, is_pool_proxy, with_repeats
@@ -15,10 +14,11 @@ from orchestrator.spec.stage_model import Count, Fraction, StageModel, StageName
 from orchestrator.spec.truth_source import TruthSource
 from orchestrator.spec.truth_table import TruthError, read_truth_table
 from orchestrator.spec.yaml_source import KeyPath, absolute_path
-from orchestrator.stages.context import StageContext, StageFailedError, StageOutcome
-from orchestrator.stages.kind import StageKind, StageResult
+from orchestrator.stages.context import StageContext, StageFailedError
+from orchestrator.stages.kind import StageKind, StageOutcome
 from orchestrator.stages.screen import ScreenStage
 from orchestrator.stages.train import TRAIN
+from orchestrator.stages.verdict_results import CorrelateResult
 from search_spaces.recipes import PluginChoice
 
 if TYPE_CHECKING:
@@ -107,58 +107,6 @@ class CorrelateStage(StageModel):
             )
 
 
-class TruthSummary(StageResult):
-    """What scores were compared with."""
-
-    kind: Literal["trials", "table"]
-    name: str
-    source: str
-    target: str
-    unit: Literal["fraction", "table"]
-    num_topologies: int
-    digest: str
-
-
-class VerdictRow(StageResult):
-    """An `orchestrator.evaluation.verdict.Verdict` with the baselines that it beats."""
-
-    proxy: str
-    num_topologies: int
-    num_seeds: int
-    tau: Interval
-    spearman: Interval
-    top_recall: Interval
-    regret: Interval
-    partial_tau: Interval | None
-    minus: dict[str, Interval]
-    seed_spread: float | None
-    note: str | None
-    is_combination: bool
-    beats: tuple[str, ...]
-    beats_all: bool
-
-
-class Transfer(StageResult):
-    """The combination learned on the first truth, judged on another."""
-
-    truth: TruthSummary
-    proxies: tuple[VerdictRow, ...]
-
-
-class CorrelateResult(StageResult):
-    """The verdict on every proxy, the best tau first."""
-
-    truth: TruthSummary
-    num_topologies: int
-    num_seeds: int
-    baselines: tuple[str, ...]
-    confidence: float
-    resamples: int
-    proxies: tuple[VerdictRow, ...]
-    transfers: tuple[Transfer, ...]
-    early: EarlyJudgement | None
-
-
 def run_correlate(context: StageContext, spec: CorrelateStage) -> StageOutcome:
     """Score the topologies of the ground truth with every proxy, and judge each, and combinations of all of them.
 
@@ -183,7 +131,10 @@ def run_correlate(context: StageContext, spec: CorrelateStage) -> StageOutcome:
         batch_size=spec.batch_size or (screen.batch_size if screen else DEFAULT_BATCH_SIZE),
     )
     context.progress.note(f"judging {len(choices)} proxies over {len(truths[0].topologies)} topologies")
-    return ProxyVerdicts(context, spec, choices, scored).outcome()
+    settings = VerdictSettings(
+        baselines=spec.baselines, resamples=spec.resamples, confidence=spec.confidence, combine=spec.combine
+    )
+    return ProxyVerdicts(context, settings, choices, scored).outcome()
 
 
 def chosen_proxies(spec: CorrelateStage, screen: ScreenStage | None) -> tuple[PluginChoice, ...]:

@@ -13,9 +13,9 @@ from orchestrator.spec.proxy_choices import Direction, proxy_directions
 from orchestrator.spec.stage_model import Count, Fraction, StageModel, StageName, latest
 from orchestrator.spec.topology_checks import first_topology, search_space_of, smallest_task, topology_text_problems
 from orchestrator.spec.yaml_source import KeyPath
-from orchestrator.stages.context import StageContext, StageFailedError, StageInterruptedError, StageOutcome
+from orchestrator.stages.context import StageContext, StageFailedError, StageInterruptedError
 from orchestrator.stages.csv_text import csv_text
-from orchestrator.stages.kind import StageKind, StageResult
+from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
 from orchestrator.stages.screen import SCREEN, ScreenStage
 from orchestrator.stages.topology_ranking import rank_sums
 from orchestrator.store.records import TrialRecord

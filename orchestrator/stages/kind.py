@@ -1,17 +1,15 @@
 """What a file in `orchestrator/stages/` declares: a stage's model, its result, how it runs, and its line for people."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from orchestrator.spec.stage_model import StageModel
 from orchestrator.spec.stage_registry import load_stage
 from orchestrator.store.records import StageRecord, TrialRecord
-
-if TYPE_CHECKING:
-    from orchestrator.stages.context import StageContext, StageOutcome
 
 
 class StageResult(BaseModel):
@@ -21,6 +19,21 @@ class StageResult(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOutcome:
+    """What a finished stage leaves: `result` for later stages and people, the rest for MLflow."""
+
+    result: StageResult
+    summary: str
+    """One line for people."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """File name and content, such as `screening.csv`."""
+    plots: tuple[Path, ...] = ()
+    events: tuple[str, ...] = ()
+    """Further tracking events, sent before the stage's run ends."""
 
 
 S = TypeVar("S", bound=StageModel)
@@ -38,7 +51,8 @@ class StageKind(Generic[S, R]):
     model: type[S]
     """Its block in a study file."""
     result: type[R]
-    run: Callable[["StageContext", S], "StageOutcome"]
+    run: Callable[[Any, S], StageOutcome]
+    """Runs the stage in a `StageContext`, with its block of the study file."""
     line: Callable[[R], str]
     """What it found, in a few words, for `vitsearch status`."""
     complete: Callable[[Mapping[str, Any], S, Callable[[], list[TrialRecord]]], Mapping[str, Any]] = _as_stored

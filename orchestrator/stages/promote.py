@@ -7,8 +7,8 @@ from pydantic import Field
 
 from orchestrator.spec.stage_model import StageModel, StageName
 from orchestrator.stages.averaging import AVERAGING, AveragingResult
-from orchestrator.stages.context import StageContext, StageFailedError, StageOutcome
-from orchestrator.stages.kind import StageKind, StageResult
+from orchestrator.stages.context import StageContext, StageFailedError
+from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
 from orchestrator.stages.retention import checkpoint_folders
 from orchestrator.stages.stopping import STOPPING, StoppingResult
 from orchestrator.stages.train import TRAIN, configuration_of

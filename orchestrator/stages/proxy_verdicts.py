@@ -10,10 +10,11 @@ from orchestrator.evaluation.judging import judge_proxies
 from orchestrator.evaluation.verdict import EarlyJudgement, Interval, Verdict
 from orchestrator.reports.plots import agreement_over_epochs, correlation_summary, scatter_score_against_accuracy
 from orchestrator.spec.proxy_choices import is_pool_proxy, proxy_directions
-from orchestrator.stages.context import StageContext, StageOutcome
-from orchestrator.stages.correlate import CorrelateResult, CorrelateStage, Transfer, TruthSummary, VerdictRow
+from orchestrator.stages.context import StageContext
 from orchestrator.stages.csv_text import csv_text
+from orchestrator.stages.kind import StageOutcome
 from orchestrator.stages.truth_scores import ScoredTruth, Seeds
+from orchestrator.stages.verdict_results import CorrelateResult, Transfer, TruthSummary, VerdictRow, VerdictSettings
 from search_spaces.recipes import PluginChoice
 
 COMBINED = "combined."
@@ -28,19 +29,19 @@ class ProxyVerdicts:
     def __init__(
         self,
         context: StageContext,
-        spec: CorrelateStage,
+        settings: VerdictSettings,
         choices: Sequence[PluginChoice],
         scored: Sequence[ScoredTruth],
     ) -> None:
         self._context = context
-        self._spec = spec
+        self._settings = settings
         self._scored = scored[0]
         self._truth = scored[0].truth
         pools = {choice.name: self._scored.of_pool(choice) for choice in choices if is_pool_proxy(choice.name)}
         own: dict[str, Seeds] = {
             choice.name: pools.get(choice.name) or self._scored.scores[choice.name] for choice in choices
         }
-        combined = self._combinations() if spec.combine else {}
+        combined = self._combinations() if settings.combine else {}
         self._scores = {**own, **combined}
         self._directions = proxy_directions(own) | dict.fromkeys(combined, "maximize")
         self.verdicts = [self._with_failures(row) for row in self._judge(self._scores, self._truth)]
@@ -54,9 +55,9 @@ class ProxyVerdicts:
             truth=_described(truth),
             num_topologies=len(truth.topologies),
             num_seeds=self._scored.num_seeds,
-            baselines=tuple(self._spec.baselines),
-            confidence=self._spec.confidence,
-            resamples=self._spec.resamples,
+            baselines=self._settings.baselines,
+            confidence=self._settings.confidence,
+            resamples=self._settings.resamples,
             proxies=tuple(_verdict_row(verdict) for verdict in verdicts),
             transfers=tuple(self.transfers),
             early=self.early,
@@ -75,9 +76,9 @@ class ProxyVerdicts:
             scores,
             truth.accuracies,
             directions={name: self._directions.get(name, "maximize") for name in scores},
-            baselines=self._spec.baselines,
-            resamples=self._spec.resamples,
-            confidence=self._spec.confidence,
+            baselines=self._settings.baselines,
+            resamples=self._settings.resamples,
+            confidence=self._settings.confidence,
             seed=self._context.seed,
         )
 
@@ -99,7 +100,7 @@ class ProxyVerdicts:
         for index in range(self._scored.num_seeds if len(self._truth.topologies) >= MIN_TO_LEARN else 0):
             fitted = self._scored.oriented(index), self._truth.accuracies
             predictions.append(transfer(*fitted, other.oriented(index), seed=self._context.seed))
-        scores = {name: other.scores[name] for name in self._spec.baselines}
+        scores = {name: other.scores[name] for name in self._settings.baselines}
         rows = self._judge({**({LEARNED: predictions} if predictions else {}), **scores}, other.truth)
         return Transfer(truth=_described(other.truth), proxies=tuple(_verdict_row(row) for row in rows))
 
@@ -108,8 +109,8 @@ class ProxyVerdicts:
             return None
         return judge_early(
             self._truth.curves,
-            resamples=self._spec.resamples,
-            confidence=self._spec.confidence,
+            resamples=self._settings.resamples,
+            confidence=self._settings.confidence,
             seed=self._context.seed,
         )
 
@@ -154,7 +155,7 @@ class ProxyVerdicts:
             )
             yield path
         path = folder / "correlation-summary.png"
-        correlation_summary(self.verdicts, path, baseline=self._spec.baselines[0], subject=truth.title)
+        correlation_summary(self.verdicts, path, baseline=self._settings.baselines[0], subject=truth.title)
         yield path
         if self.early is not None:
             path = folder / "agreement-over-epochs.png"

@@ -13,9 +13,9 @@ from orchestrator.spec.proxy_choices import Direction, parts_of, proxy_direction
 from orchestrator.spec.stage_model import Count, SpecModel, StageModel, StageName
 from orchestrator.spec.topology_checks import extreme_cost, first_topology, largest_task, smallest_task
 from orchestrator.spec.yaml_source import KeyPath
-from orchestrator.stages.context import StageContext, StageOutcome
+from orchestrator.stages.context import StageContext
 from orchestrator.stages.csv_text import csv_text
-from orchestrator.stages.kind import StageKind, StageResult
+from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
 from orchestrator.stages.topology_ranking import Ranked, add_pool_scores, rank_topologies
 from orchestrator.store.records import TrialRecord
 from plugins import registry

@@ -11,9 +11,9 @@ from orchestrator.spec.plugin_checks import plugin_corners, sampler_problems, se
 from orchestrator.spec.problems import Problem
 from orchestrator.spec.stage_model import Count, StageName
 from orchestrator.spec.yaml_source import KeyPath
-from orchestrator.stages.context import StageContext, StageFailedError, StageOutcome
+from orchestrator.stages.context import StageContext, StageFailedError
 from orchestrator.stages.csv_text import csv_text
-from orchestrator.stages.kind import StageKind, StageResult
+from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
 from orchestrator.stages.plugin_search import PluginSearchModel
 from orchestrator.stages.train import TRAIN
 from orchestrator.store.records import TrialRecord

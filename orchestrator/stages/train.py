@@ -14,9 +14,9 @@ from orchestrator.spec.recipe_checks import recipe_problems
 from orchestrator.spec.stage_model import Count, SpecModel, StageModel, StageName, latest
 from orchestrator.spec.topology_checks import topology_text_problems
 from orchestrator.spec.yaml_source import KeyPath
-from orchestrator.stages.context import StageContext, StageOutcome
+from orchestrator.stages.context import StageContext
 from orchestrator.stages.grow import GROW, GrowStage
-from orchestrator.stages.kind import StageKind, StageResult
+from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
 from orchestrator.stages.retention import drop_checkpoints, trial_folder
 from orchestrator.stages.screen import SCREEN, ScreenStage
 from orchestrator.stages.topology_ranking import choose_candidates

@@ -21,11 +21,10 @@ from orchestrator.stages.context import (
     StageContext,
     StageFailedError,
     StageInterruptedError,
-    StageOutcome,
     StudyContext,
 )
 from orchestrator.stages.control import Deadline, StageControl, no_deadline
-from orchestrator.stages.kind import stage_kind
+from orchestrator.stages.kind import StageOutcome, stage_kind
 from orchestrator.stages.progress import Progress
 from orchestrator.stages.truths import data_fingerprint, load_truth
 from orchestrator.store.errors import DatabaseUnavailableError

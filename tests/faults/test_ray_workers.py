@@ -19,6 +19,7 @@ from tests.faults.ray_troubles import SOON_GIVEN_UP, witnessed
 from tests.faults.test_deadly_trials import HUGE, MEMORY, SMALL, trained
 from tests.places import Place, assert_is_the_same_study, assert_rows_are_true
 from tests.ray_local import attached_to, rate_search
+from tests.run_tree import assert_run_tree
 from tests.tiny import FinishedStudy
 from trainers.config import TrainTask
 from trainers.training.reporting import SilentReporter

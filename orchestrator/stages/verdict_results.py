@@ -1,0 +1,68 @@
+"""What the stage `correlate` judges by, and what it finds: its typed result."""
+
+from typing import Literal, NamedTuple
+
+from orchestrator.evaluation.verdict import EarlyJudgement, Interval
+from orchestrator.stages.kind import StageResult
+
+
+class VerdictSettings(NamedTuple):
+    """How proxies are judged."""
+
+    baselines: tuple[str, ...]
+    resamples: int
+    confidence: float
+    combine: bool
+    """Whether combinations of the scores are judged too."""
+
+
+class TruthSummary(StageResult):
+    """What scores were compared with."""
+
+    kind: Literal["trials", "table"]
+    name: str
+    source: str
+    target: str
+    unit: Literal["fraction", "table"]
+    num_topologies: int
+    digest: str
+
+
+class VerdictRow(StageResult):
+    """An `orchestrator.evaluation.verdict.Verdict` with the baselines that it beats."""
+
+    proxy: str
+    num_topologies: int
+    num_seeds: int
+    tau: Interval
+    spearman: Interval
+    top_recall: Interval
+    regret: Interval
+    partial_tau: Interval | None
+    minus: dict[str, Interval]
+    seed_spread: float | None
+    note: str | None
+    is_combination: bool
+    beats: tuple[str, ...]
+    beats_all: bool
+
+
+class Transfer(StageResult):
+    """The combination learned on the first truth, judged on another."""
+
+    truth: TruthSummary
+    proxies: tuple[VerdictRow, ...]
+
+
+class CorrelateResult(StageResult):
+    """The verdict on every proxy, the best tau first."""
+
+    truth: TruthSummary
+    num_topologies: int
+    num_seeds: int
+    baselines: tuple[str, ...]
+    confidence: float
+    resamples: int
+    proxies: tuple[VerdictRow, ...]
+    transfers: tuple[Transfer, ...]
+    early: EarlyJudgement | None
