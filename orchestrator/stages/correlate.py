@@ -18,7 +18,7 @@ from orchestrator.stages.context import StageContext, StageFailedError
 from orchestrator.stages.kind import StageKind, StageOutcome
 from orchestrator.stages.screen import ScreenStage
 from orchestrator.stages.train import TRAIN
-from orchestrator.stages.verdict_results import CorrelateResult
+from orchestrator.stages.verdict_results import CorrelateResult, VerdictSettings
 from search_spaces.recipes import PluginChoice
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import torch
 from tests.device_cases import RECIPES, SPACES
 from tests.unit.training import CPU, Recorder, configuration, digits
 from trainers.config import Configuration, TrainTask
-from trainers.training import evaluation, loop, stacked
+from trainers.training import evaluation, step
 from trainers.training.loop import train
 from trainers.training.packed import train_packed
 
@@ -28,7 +28,7 @@ def test_a_training_in_bf16_comes_close_to_one_in_float32(
 ) -> None:
     config = configuration(recipe=RECIPES[recipe], epochs=2).model_copy(update={"topology": SPACES[space]})
     exact = losses(config, tmp_path / "float32")
-    for module in (evaluation, loop, stacked):
+    for module in (evaluation, step):
         monkeypatch.setattr(module, "autocast", lambda _: torch.autocast("cpu", dtype=torch.bfloat16))
     rounded = losses(config, tmp_path / "bf16")
     assert rounded != exact

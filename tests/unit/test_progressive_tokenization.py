@@ -242,4 +242,5 @@ def test_a_recipe_searches_its_fractions() -> None:
     )
     point = {"recipe.curriculum": "progressive-tokenization", "recipe.curriculum.progressive-tokenization.middle": 0.3}
     recipe: Recipe = space.decode(point)
-    assert create("curricula", recipe.curriculum.name, recipe.curriculum.settings).middle == 0.3
+    (method,) = recipe.curriculum
+    assert create("curricula", method.name, method.settings).middle == 0.3

@@ -120,7 +120,7 @@ def test_paths_of_checkpoints_move_with_the_artifacts(database_url: str, tmp_pat
     own = CheckpointRecord(epoch=1, path=store.study_folder(study) / "train" / "epoch-0001", sha256="a", num_bytes=3)
     elsewhere = CheckpointRecord(epoch=2, path=Path("/elsewhere/epoch-0002"), sha256="b", num_bytes=3)
     outcome = TaskOutcome(state="complete", checkpoints=(own, elsewhere))
-    store.finish_trial(trial, attempt, outcome, study_id=study.id)
+    store.end_trial(EndedTrial.of(trial, attempt, outcome), study_id=study.id)
     assert store.checkpoints(trial.id) == [own, elsewhere]
     store.close()
     moved = Store.open(database_url, artifact_root=new)

@@ -204,9 +204,14 @@ def _lay_out(model: nn.Module) -> tuple[ParameterLayout, Tensor]:
     )
     first = ordered[0][1]
     values = torch.zeros(end, dtype=first.dtype, device=first.device)
+    replaced: dict[int, nn.Parameter] = {}
     for (_, parameter), view in zip(ordered, layout.views(values), strict=True):
         view.copy_(parameter.detach())
-        parameter.data = view
+        replaced[id(parameter)] = nn.Parameter(view)
+    for module in model.modules():
+        for name, old in module._parameters.items():
+            if old is not None and id(old) in replaced:
+                module._parameters[name] = replaced[id(old)]
     return layout, values
 
 
