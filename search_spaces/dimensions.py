@@ -11,14 +11,14 @@ Point = dict[str, Scalar]
 
 
 class Condition(BaseModel):
-    """The dimension is part of a point only while dimension `name` has the value `equals`."""
+    """A dimension is active only if the dimension `name` has the value `equals`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
     equals: Scalar
 
     def holds(self, point: Mapping[str, Scalar]) -> bool:
-        """Whether it is met in `point`."""
+        """Whether `point` meets the condition."""
         return self.name in point and point[self.name] == self.equals
 
     def __str__(self) -> str:
@@ -26,14 +26,14 @@ class Condition(BaseModel):
 
 
 class AtLeast(BaseModel):
-    """The dimension is part of a point only while the whole number `name` is `least` or more."""
+    """A dimension is active only if the integer dimension `name` is at least `least`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
     least: int
 
     def holds(self, point: Mapping[str, Scalar]) -> bool:
-        """Whether it is met in `point`."""
+        """Whether `point` meets the condition."""
         value = point.get(self.name)
         return isinstance(value, int) and value >= self.least
 
@@ -48,7 +48,7 @@ class _Dimension(BaseModel):
 
 
 class Choice(_Dimension):
-    """One of `options`, without an order."""
+    """One of `options`, which have no order."""
 
     kind: Literal["choice"] = "choice"
     options: tuple[Scalar, ...] = Field(min_length=1)
@@ -57,13 +57,13 @@ class Choice(_Dimension):
     def _options_differ(self) -> "Choice":
         if len({repr(option) for option in self.options}) != len(self.options):
             raise ValueError(
-                f"the options of a choice must differ, but got {list(self.options)}. Remove the repeated one."
+                f"the options of a choice must differ, but got {list(self.options)}. Remove the duplicate."
             )
         return self
 
 
 class Integer(_Dimension):
-    """A whole number between `low` and `high`, both included, in steps of `step`."""
+    """An integer between `low` and `high`, both included, in steps of `step`."""
 
     kind: Literal["integer"] = "integer"
     low: int
@@ -75,7 +75,9 @@ class Integer(_Dimension):
     def _bounds_make_sense(self) -> "Integer":
         _check_bounds(self.low, self.high, log=self.log)
         if self.log and self.step != 1:
-            raise ValueError(f"`step` must be 1 on a logarithmic scale, but got step={self.step}. Drop one of the two.")
+            raise ValueError(
+                f"`step` must be 1 on a logarithmic scale, but got step={self.step}. Remove `step` or `log`."
+            )
         return self
 
 
@@ -98,35 +100,37 @@ Dimension = Annotated[Choice | Integer | Real, Field(discriminator="kind")]
 
 def _check_bounds(low: float, high: float, *, log: bool) -> None:
     if not low < high:
-        raise ValueError(f"`low` must lie below `high`, but got low={low}, high={high}. Give a single value to fix it.")
+        raise ValueError(f"`low` must lie below `high`, but got low={low}, high={high}. Use a single value to fix it.")
     if log and low <= 0:
-        raise ValueError(f"`low` must be above 0 on a logarithmic scale, but got low={low}.")
+        raise ValueError(f"`low` must be above 0 on a logarithmic scale, but got low={low}. Raise it or remove `log`.")
 
 
 def is_active(dimension: Dimension, point: Mapping[str, Scalar]) -> bool:
-    """Whether `dimension` has a value in `point`, whose earlier dimensions are already sampled."""
+    """Whether `dimension` has a value in `point`; the dimensions it depends on must already be sampled."""
     return dimension.when is None or dimension.when.holds(point)
 
 
 def parse_dimension(
     name: str, raw: Any, *, number: type[int] | type[float] | None = None
 ) -> Choice | Integer | Real | None:
-    """Read one dimension as a study file writes it; `None` for a fixed value.
+    """Parse one dimension of a study file; returns `None` for a fixed value.
 
-    A list is a choice, a mapping with `low` and `high` is a range, anything else is a fixed value.
+    A list is a choice, a mapping with `low` and `high` is a range, and any other value is fixed.
 
     Args:
         name: The dimension's flat name.
         raw: The value as parsed from YAML.
-        number: What a range samples; by default integers when both bounds are integers, else reals.
+        number: Type of the samples of a range; by default integers if both bounds are integers, else reals.
 
     Raises:
-        ValueError: A range with unknown keys or bounds that do not fit.
+        ValueError: A range has unknown keys or invalid bounds.
     """
     if isinstance(raw, Mapping) and {"low", "high"} & set(raw):
         unknown = sorted(set(raw) - {"low", "high", "log", "step"})
         if unknown:
-            raise ValueError(f"a range has the keys low, high, log and step, but got {unknown[0]!r}. Remove it.")
+            raise ValueError(
+                f"a range may only have the keys low, high, log and step, but got {unknown[0]!r}. Remove it."
+            )
         whole = number is int or (number is None and all(type(raw.get(key)) is int for key in ("low", "high")))
         kind: type[Integer | Real] = Integer if whole else Real
         return kind(name=name, **raw)
@@ -136,7 +140,7 @@ def parse_dimension(
 
 
 def count_points(dimensions: Sequence[Dimension]) -> int | None:
-    """Number of different points of unconditional dimensions; `None` if any is real or conditional."""
+    """Number of distinct points; `None` if a dimension is real or conditional."""
     total = 1
     for dimension in dimensions:
         if dimension.when is not None or isinstance(dimension, Real):
@@ -146,7 +150,7 @@ def count_points(dimensions: Sequence[Dimension]) -> int | None:
 
 
 def num_values(dimension: Choice | Integer) -> int:
-    """How many values a dimension has."""
+    """Number of values of a dimension."""
     if isinstance(dimension, Choice):
         return len(dimension.options)
     return (dimension.high - dimension.low) // dimension.step + 1

@@ -1,4 +1,4 @@
-"""Numbers that change while a model is trained, such as `{from: 0.4, to: 0.0, until: 0.5, shape: linear}`."""
+"""Numbers that change during training, such as `{from: 0.4, to: 0.0, until: 0.5, shape: linear}`."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -11,28 +11,29 @@ from pydantic_core import CoreSchema, core_schema
 
 RAMP_KEYS = ("from", "to", "until", "shape", "step")
 NUMBER_TAG, RAMP_TAG = "<number>", "<ramp>"
-"""What pydantic adds to the place of an error in a field that takes both."""
+"""Tags in the location of pydantic errors, for fields that accept a number or a ramp."""
 Shape = Literal["linear", "cosine", "step"]
 
 
 class Ramp(BaseModel):
-    """A number as a function of training progress: `from` at the start, `to` from `until` on."""
+    """A number as a function of training progress: `from` at the start, `to` after `until`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
     start: float = Field(alias="from", allow_inf_nan=False, description="value at the start of training")
     end: float = Field(alias="to", allow_inf_nan=False, description="value from `until` to the end of training")
-    until: float = Field(default=1.0, gt=0, le=1, description="progress, in (0, 1], at which `to` is reached")
+    until: float = Field(default=1.0, gt=0, le=1, description="progress in (0, 1] at which the value reaches `to`")
     shape: Shape = Field(
-        default="linear", description="`linear`, `cosine` (half a wave), or `step` (`from` before `until`, `to` after)"
+        default="linear",
+        description="`linear`, `cosine` (half a period), or `step` (`from` before `until`, `to` after)",
     )
     step: float | None = Field(
-        default=None, gt=0, description="round to multiples of this distance from `from`; null does not round"
+        default=None, gt=0, description="round to multiples of this distance from `from`; null disables rounding"
     )
 
     @model_validator(mode="after")
     def _ends_differ(self) -> "Ramp":
         if self.start == self.end:
-            raise ValueError(f"`from` and `to` must differ, but both are {self.start:g}. Write the plain number.")
+            raise ValueError(f"`from` and `to` must differ, but both are {self.start:g}. Use a plain number instead.")
         return self
 
     @model_serializer
@@ -41,7 +42,7 @@ class Ramp(BaseModel):
         return given if self.step is None else {**given, "step": self.step}
 
     def at(self, progress: float) -> float:
-        """The value at a progress in [0, 1]."""
+        """Value at a progress in [0, 1]."""
         if progress >= self.until:
             return self.end
         done = progress / self.until
@@ -57,7 +58,7 @@ class Ramp(BaseModel):
         return min(max(rounded, low), high)
 
     def values(self, num_steps: int = 1000) -> tuple[float, ...]:
-        """The different values over a training, in order of appearance; only some of them if it does not round."""
+        """Distinct values during training, in order of appearance; a sample of them without rounding."""
         return tuple(dict.fromkeys(self.at(index / num_steps) for index in range(num_steps + 1)))
 
     def __str__(self) -> str:
@@ -66,22 +67,22 @@ class Ramp(BaseModel):
 
 
 def value_at(number: float | Ramp, progress: float) -> float:
-    """A plain number, or the value of a ramp at a progress in [0, 1]."""
+    """A plain number as it is, or the value of a ramp at a progress in [0, 1]."""
     return number.at(progress) if isinstance(number, Ramp) else number
 
 
 def whole_at(number: int | Ramp, progress: float) -> int:
-    """The same, rounded to a whole number."""
+    """A plain integer as it is, or the rounded value of a ramp at a progress in [0, 1]."""
     return round(number.at(progress)) if isinstance(number, Ramp) else number
 
 
 def largest(number: float | Ramp) -> float:
-    """The largest value during a training."""
+    """Largest value during training."""
     return max(number.start, number.end) if isinstance(number, Ramp) else number
 
 
 def is_ramp(raw: Any) -> bool:
-    """Whether a value from a study file is meant as a ramp."""
+    """Whether a value of a study file has the form of a ramp."""
     return isinstance(raw, Ramp) or (isinstance(raw, Mapping) and bool({"from", "to", "until", "shape"} & set(raw)))
 
 
@@ -89,7 +90,7 @@ def is_ramp(raw: Any) -> bool:
 class Bounds:
     """Bounds of a field that takes a number or a ramp: `Annotated[float | Ramp, Bounds(ge=0)]`.
 
-    Both ends of a ramp must lie within them.
+    Both ends of a ramp must lie within the bounds.
     """
 
     gt: float | None = None
@@ -97,10 +98,10 @@ class Bounds:
     lt: float | None = None
     le: float | None = None
     whole: bool = False
-    """Whether the number must be whole; the ends of a ramp too."""
+    """Whether the number, or both ends of a ramp, must be integers."""
 
     def problem(self, value: float) -> str | None:
-        """What must hold of a value, or `None` if it does."""
+        """The requirement that `value` violates, such as `above 0`; `None` if it meets all."""
         tests: tuple[tuple[float | None, str, Callable[[float, float], bool]], ...] = (
             (self.gt, "above", lambda value, bound: value > bound),
             (self.ge, "at least", lambda value, bound: value >= bound),
@@ -113,7 +114,7 @@ class Bounds:
         return "a whole number" if self.whole and value != int(value) else None
 
     def as_metadata(self) -> list[Ge | Gt | Le | Lt]:
-        """The bounds of the number in the form of pydantic's own fields."""
+        """The bounds of the number as `annotated_types` metadata, as in pydantic's fields."""
         kinds = ((self.gt, Gt), (self.ge, Ge), (self.lt, Lt), (self.le, Le))
         return [kind(bound) for bound, kind in kinds if bound is not None]
 
@@ -129,5 +130,5 @@ class Bounds:
         for name, value in (("from", ramp.start), ("to", ramp.end)):
             problem = self.problem(value)
             if problem is not None:
-                raise ValueError(f"`{name}` must be {problem}, but got {value:g}. Change it.")
+                raise ValueError(f"`{name}` must be {problem}, but got {value:g}. Change `{name}`.")
         return ramp

@@ -1,4 +1,4 @@
-"""A recipe: how a topology is trained, and which of its fields a study searches."""
+"""Recipes: how a topology is trained, and which recipe fields a study searches."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
@@ -18,7 +18,7 @@ from search_spaces.ramps import RAMP_KEYS, Bounds, Ramp, is_ramp, largest
 
 
 class PluginChoice(BaseModel):
-    """A plug-in by name, with its settings; written as `cosine` or as `{name: cosine, floor: 0.01}`."""
+    """The name and settings of a plug-in, written as `cosine` or `{name: cosine, floor: 0.01}`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
@@ -53,78 +53,80 @@ MethodList = Annotated[
     BeforeValidator(_as_list),
     PlainSerializer(_single_alone),
 ]
-"""Plug-ins that are applied in order; a single one needs no list."""
+"""Plug-ins, applied in order. A single plug-in needs no list."""
 
 
 class Recipe(BaseModel):
-    """How one model is trained. A numeric field of a step also takes a function of progress (`search_spaces.ramps`)."""
+    """How one model is trained. Numeric fields of a step also accept functions of progress (`search_spaces.ramps`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     learning_rate: Annotated[float | Ramp, Bounds(gt=0)] = Field(
-        default=2e-3, description="of the optimizer, once warm-up is over"
+        default=2e-3, description="learning rate after warm-up"
     )
     weight_decay: Annotated[float | Ramp, Bounds(ge=0)] = Field(
-        default=0.05, description="of weight matrices; biases and norms have none"
+        default=0.05, description="decay of weight matrices; biases and norms are not decayed"
     )
     batch_size: Annotated[int | Ramp, Bounds(ge=1, whole=True)] = Field(
-        default=64, description="images of one optimizer step"
+        default=64, description="images per optimizer step"
     )
     schedule: PluginChoice = Field(
-        default=PluginChoice(name="cosine"), description="how the learning rate falls after warm-up"
+        default=PluginChoice(name="cosine"), description="decay of the learning rate after warm-up"
     )
-    warmup: float = Field(default=0.1, ge=0, lt=1, description="fraction of the steps with a rising rate")
+    warmup: float = Field(
+        default=0.1, ge=0, lt=1, description="fraction of the steps during which the learning rate rises"
+    )
     label_smoothing: Annotated[float | Ramp, Bounds(ge=0, lt=1)] = Field(
-        default=0.0, description="share of the target spread over all classes"
+        default=0.0, description="share of the target that is spread evenly over all classes"
     )
     drop_path: Annotated[float | Ramp, Bounds(ge=0, lt=1)] = Field(
-        default=0.0, description="rate of stochastic depth in the last block; it rises evenly to it"
+        default=0.0, description="stochastic depth rate of the last block; it rises linearly from 0 in the first block"
     )
     augmentation: PluginChoice = Field(
         default=PluginChoice(name="none"), description="random changes of each training image"
     )
     curriculum: MethodList = Field(
         default=(PluginChoice(name="none"),),
-        description="which training images are visited when, and methods that adjust the settings of steps, in order",
+        description="method that orders the training images, and methods that adjust the settings of steps, in order",
     )
     gradient_clip: Annotated[float | Ramp, Bounds(gt=0)] | None = Field(
         default=1.0, description="largest gradient norm; null for no limit"
     )
     optimizer: PluginChoice = Field(
-        default=PluginChoice(name="adamw"), description="how a gradient changes the weights"
+        default=PluginChoice(name="adamw"), description="rule that updates the weights from a gradient"
     )
-    loss: PluginChoice = Field(default=PluginChoice(name="cross-entropy"), description="what is minimised")
+    loss: PluginChoice = Field(default=PluginChoice(name="cross-entropy"), description="loss to minimise")
     dropout: Annotated[float | Ramp, Bounds(ge=0, lt=1)] = Field(
-        default=0.0, description="share of the activations set to zero, after the embedding, attention and MLP layers"
+        default=0.0, description="share of activations set to zero after the embedding, attention and MLP layers"
     )
     augmentation_strength: Annotated[float | Ramp, Bounds(ge=0, le=2)] = Field(
-        default=1.0, description="factor of the augmentation's ranges; 0 changes nothing"
+        default=1.0, description="factor for the augmentation's ranges; 0 disables augmentation"
     )
     mixing: PluginChoice = Field(
-        default=PluginChoice(name="none"), description="mixes images of a batch with their targets: mixup, cutmix"
+        default=PluginChoice(name="none"), description="mixes the images and targets of a batch: mixup, cutmix"
     )
     mixing_strength: Annotated[float | Ramp, Bounds(ge=0, le=1)] = Field(
-        default=1.0, description="share of the batches that are mixed"
+        default=1.0, description="share of batches that are mixed"
     )
     image_size: Annotated[int | Ramp, Bounds(ge=8, whole=True)] | None = Field(
         default=None,
-        description="height and width that the model sees in training, pixels, at most those of the data; null for "
-        "those of the data. Validation always sees whole images",
+        description="height and width of training images, in pixels, at most `data.image_size`, which null selects. "
+        "Validation always uses `data.image_size`",
     )
     class_weights: Literal["balanced"] | None = Field(
         default=None,
-        description="`balanced`: images of rare classes weigh more in the loss, so that all classes weigh alike",
+        description="`balanced`: weight images in the loss so that all classes have equal total weight",
     )
     ema: float | None = Field(
         default=None,
         gt=0,
         lt=1,
-        description="decay per step of an exponential moving average of the weights, kept with each checkpoint",
+        description="decay per step of an exponential moving average of the weights, saved with each checkpoint",
     )
     swa: float | None = Field(
         default=None,
         ge=0,
         lt=1,
-        description="progress from which on the weights of all epochs are averaged, kept with each checkpoint",
+        description="progress after which the weights of all epochs are averaged, saved with each checkpoint",
     )
 
 
@@ -136,11 +138,11 @@ PLUGIN_FIELDS: dict[str, str] = {
     "augmentation": "augmentations",
     "mixing": "augmentations",
 }
-"""Recipe fields that name plug-ins, with the plug-ins' kind."""
+"""Recipe fields that name plug-ins, and the kind of those plug-ins."""
 
 
 class RecipeSpace(BaseModel):
-    """Which recipe fields are searched (`dimensions`) and what the others are fixed to (`base`)."""
+    """The searched recipe fields (`dimensions`) and the fixed values of the others (`base`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     base: Recipe
@@ -148,7 +150,7 @@ class RecipeSpace(BaseModel):
 
     @property
     def largest_batch_size(self) -> int:
-        """The largest batch size that any recipe of the space uses."""
+        """Largest batch size of all recipes in the space."""
         sizes = [largest(self.base.batch_size)]
         for dimension in self.dimensions:
             if dimension.name in ("recipe.batch_size", "recipe.batch_size.from", "recipe.batch_size.to"):
@@ -156,7 +158,7 @@ class RecipeSpace(BaseModel):
         return round(max(sizes))
 
     def decode(self, point: Mapping[str, Scalar]) -> Recipe:
-        """The recipe at a point; keys that are no recipe dimension are left aside."""
+        """The recipe at a point; other keys of the point are ignored."""
         fields: dict[str, Any] = {name: getattr(self.base, name) for name in Recipe.model_fields}
         for name in Recipe.model_fields:
             key = f"recipe.{name}"
@@ -173,19 +175,20 @@ class RecipeSpace(BaseModel):
 
 
 def parse_recipe_space(raw: Mapping[str, Any]) -> RecipeSpace:
-    """Read the `recipe` block of a study file: a value fixes a field, a list or a range searches it.
+    """Parse the `recipe` block of a study file: a value fixes a field, a list or a range searches it.
 
-    A searched field's base value is the first option of a list, and the geometric (`log`) or arithmetic middle of a
-    range. Each part of a function of progress may be searched: `{from: 0.1, to: 0.0, until: {low: 0.3, high: 0.8}}`.
+    The base value of a searched field is the first option of a list, or the geometric (`log`) or arithmetic mean of
+    the bounds of a range. Each part of a function of progress may be searched:
+    `{from: 0.1, to: 0.0, until: {low: 0.3, high: 0.8}}`.
 
     Raises:
-        ValueError: An unknown field or a value that the field does not take.
+        ValueError: A field is unknown or has an invalid value.
     """
     fixed: dict[str, Any] = {}
     dimensions: list[Dimension] = []
     for name, value in raw.items():
         if name not in Recipe.model_fields:
-            fixed[name] = value  # Recipe's own validation names it and its nearest neighbour
+            fixed[name] = value  # `Recipe` rejects it and suggests the nearest name
             continue
         key = f"recipe.{name}"
         if name == "curriculum":
@@ -212,18 +215,18 @@ def parse_recipe_space(raw: Mapping[str, Any]) -> RecipeSpace:
 
 
 def parse_plugin_dimensions(key: str, raw: Any) -> tuple[PluginChoice, tuple[Dimension, ...]]:
-    """Read a plug-in choice whose name and settings may be searched.
+    """Parse a plug-in choice whose name and settings may be searched.
 
     `[none, {name: paced, start: {low: 0.1, high: 0.5}}]` gives a choice `key` and, for `paced` only, a
-    real `key.paced.start`.
-    Fixed settings become one-option choices, so that a point alone tells the whole plug-in.
+    real `key.paced.start`. Fixed settings become choices with one option, so that a point describes the plug-in
+    completely.
 
     Returns:
         The base choice (the first option with its fixed settings) and the dimensions, parents before children.
     """
     options = list(raw) if isinstance(raw, list | tuple) else [raw]
     if not options:
-        raise ValueError("a list of plug-ins must not be empty. Name at least one.")
+        raise ValueError("a list of plug-ins must not be empty, but got []. Name at least one plug-in.")
     choices = [PluginChoice.model_validate(option) for option in options]
     searched = len(choices) > 1 or any(
         parse_dimension("", value) is not None for choice in choices for value in choice.settings.values()
@@ -241,7 +244,7 @@ def parse_plugin_dimensions(key: str, raw: Any) -> tuple[PluginChoice, tuple[Dim
 
 
 def parse_method_dimensions(key: str, raw: Any) -> tuple[tuple[PluginChoice, ...], tuple[Dimension, ...]]:
-    """Read alternatives, each of them a plug-in or a list of plug-ins that are applied in order.
+    """Parse alternatives; each is a plug-in or a list of plug-ins to apply in order.
 
     `[none, paced, [paced, early-dropout]]` gives a choice `key` between `none`, `paced` and `paced+early-dropout`.
     The settings of a method in a list have names such as `key.paced+early-dropout.paced.start`.
@@ -272,7 +275,7 @@ def parse_method_dimensions(key: str, raw: Any) -> tuple[tuple[PluginChoice, ...
 
 
 def decode_methods(key: str, point: Mapping[str, Scalar]) -> tuple[PluginChoice, ...] | None:
-    """The methods chosen under `key` in a point, in order, or `None` if the point does not choose any."""
+    """The methods that a point selects under `key`, in order; `None` if it selects none."""
     if key not in point:
         return None
     label = str(point[key])
@@ -284,7 +287,7 @@ def decode_methods(key: str, point: Mapping[str, Scalar]) -> tuple[PluginChoice,
 
 
 def decode_plugin(key: str, point: Mapping[str, Scalar]) -> PluginChoice | None:
-    """The plug-in chosen under `key` in a point, or `None` if the point does not choose one."""
+    """The plug-in that a point selects under `key`; `None` if it selects none."""
     if key not in point:
         return None
     return _with_settings(str(point[key]), f"{key}.{point[key]}.", point)
@@ -296,7 +299,7 @@ def _with_settings(name: str, prefix: str, point: Mapping[str, Scalar]) -> Plugi
 
 
 def _setting_dimensions(key: str, choice: PluginChoice, condition: Condition) -> list[Dimension]:
-    """Dimensions `key.SETTING` of a plug-in's settings; a fixed one is a choice of one option."""
+    """Dimensions `key.SETTING` of a plug-in's settings; a fixed setting is a choice with one option."""
     dimensions: list[Dimension] = []
     for setting, value in choice.settings.items():
         name = f"{key}.{setting}"
@@ -309,9 +312,9 @@ def _method_list(raw: Any) -> tuple[PluginChoice, ...]:
     methods = tuple(PluginChoice.model_validate(method) for method in _as_list(raw))
     names = [method.name for method in methods]
     if not names:
-        raise ValueError("a list of methods must not be empty. Name at least one.")
+        raise ValueError("a list of methods must not be empty, but got []. Name at least one method.")
     if len(set(names)) < len(names):
-        raise ValueError(f"the methods of a list must differ, but got {', '.join(names)}. Remove the repeated one.")
+        raise ValueError(f"the methods of a list must differ, but got {', '.join(names)}. Remove the duplicate.")
     return methods
 
 
@@ -328,7 +331,7 @@ def _as_raw(method: PluginChoice) -> Mapping[str, Any]:
 
 
 def _parse_ramp(field: str, raw: Mapping[str, Any]) -> tuple[Ramp, tuple[Dimension, ...]]:
-    """A function of progress with the middle of each searched part, and the dimensions of those parts."""
+    """A function of progress with the base value of each searched part, and the dimensions of those parts."""
     if isinstance(raw, Ramp):
         return raw, ()
     base: dict[str, Any] = dict(raw)
@@ -348,7 +351,7 @@ def _parse_ramp(field: str, raw: Mapping[str, Any]) -> tuple[Ramp, tuple[Dimensi
 
 
 def middle(dimension: Dimension) -> Scalar:
-    """The value that stands for a searched field in the base recipe."""
+    """The base value of a searched field."""
     if isinstance(dimension, Choice):
         return dimension.options[0]
     centre = (dimension.low * dimension.high) ** 0.5 if dimension.log else (dimension.low + dimension.high) / 2
@@ -358,11 +361,11 @@ def middle(dimension: Dimension) -> Scalar:
 
 
 def base_point(dimensions: Sequence[Dimension], **fixed: Scalar) -> Point:
-    """The point of base values: the first option of a choice, the middle of a range, for the active dimensions.
+    """The base value of each active dimension: the first option of a choice, the middle of a range.
 
     Args:
-        dimensions: Parents before the dimensions that depend on them.
-        fixed: Values that replace the base value of the dimension of that name.
+        dimensions: All dimensions, parents before the dimensions that depend on them.
+        fixed: Values that replace base values, by dimension name.
     """
     point: Point = {}
     for dimension in dimensions:
@@ -372,7 +375,7 @@ def base_point(dimensions: Sequence[Dimension], **fixed: Scalar) -> Point:
 
 
 def describe_plugin(choice: PluginChoice) -> str:
-    """A plug-in with its settings as people read it: `lawa(window=5, spacing=1)`."""
+    """A readable form of a plug-in and its settings: `lawa(window=5, spacing=1)`."""
     settings = ", ".join(
         f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in choice.settings.items()
     )

@@ -1,4 +1,4 @@
-"""Everything that one optimizer step depends on, as plain data."""
+"""The settings of one optimizer step, as plain data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,14 +8,14 @@ from search_spaces.recipes import PluginChoice
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepSettings:
-    """The settings of one optimizer step. The recipe gives the initial values; methods adjust them."""
+    """Everything that an optimizer step depends on. The recipe provides the initial values; methods adjust them."""
 
     batch_size: int
-    """Images of the step."""
+    """Number of images in the step."""
     image_size: int
-    """Height and width that the model sees, pixels; at most that of the data."""
+    """Height and width of the model's input, in pixels; at most that of the data."""
     learning_rate: float
-    """After warm-up and schedule."""
+    """Learning rate of the step, with warm-up and schedule applied."""
     weight_decay: float
     gradient_clip: float | None
     """Largest gradient norm; `None` for no limit."""
@@ -23,14 +23,14 @@ class StepSettings:
     """Share of the target that is spread evenly over all classes."""
     dropout: float
     drop_path: float
-    """Rate of stochastic depth in the last block; it rises evenly to it from 0 in the first."""
+    """Stochastic depth rate of the last block; the rate rises linearly from 0 in the first block."""
     augmentation: PluginChoice
     augmentation_strength: float
-    """1 for the plug-in's own strength, 0 for none."""
+    """1 applies the augmentation as configured; 0 disables it."""
     mixing: PluginChoice
     mixing_strength: float
-    """Share of the batches that are mixed."""
+    """Share of batches that are mixed."""
     class_weights: tuple[float, ...] | None = None
-    """Weight of an image in the loss, by its class; `None` weighs all alike."""
+    """Weight of an image in the loss, by class; `None` weights all images equally."""
     model_options: Mapping[str, int] = field(default_factory=dict)
     """Keyword arguments of the model's `forward`, such as `stride_factor`."""

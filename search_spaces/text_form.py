@@ -1,13 +1,13 @@
-"""Parsing the text forms of topologies, with errors that name the character."""
+"""Parser for the text forms of topologies; errors name the position of the character."""
 
 import re
 from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
 MAX_NUMBER = 9999
-"""Largest whole number in a text form."""
+"""Largest integer in a text form."""
 NUM_DECIMALS = 4
-"""Largest number of decimals of a number."""
+"""Maximum number of decimals of a number."""
 
 _WHOLE = re.compile(r"[0-9]{1,4}", re.ASCII)
 _DECIMAL = re.compile(rf"[0-9]{{1,4}}(\.[0-9]{{1,{NUM_DECIMALS}}})?", re.ASCII)
@@ -24,17 +24,17 @@ def read_part(
     *,
     decimals: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Read the numbers of one part, separated by commas.
+    """Parse the comma-separated numbers of one part.
 
     Args:
         text: The whole text form.
-        part: The part to read.
+        part: The part to parse.
         start: Index of the part's first character in `text`.
         where: Name of the part in messages.
-        names: Names of its numbers, in order.
-        num_required: Number of required numbers; the ones after them are optional.
-        check: Called with a name and a number; returns what is wrong (`must be ..., but got ...`), or `None`.
-        decimals: Names of the numbers that may have decimals; they become floats, the others integers.
+        names: Names of the numbers, in order.
+        num_required: Number of required numbers; the remaining ones are optional.
+        check: Called with a name and a number; returns the problem (`must be ..., but got ...`) or `None`.
+        decimals: Names of the numbers that may have decimals. They become floats, the others integers.
 
     Raises:
         ValueError: The part is malformed, or `check` rejects a number; the message names the character.
@@ -63,15 +63,15 @@ def read_part(
 
 
 def fail(text: str, position: int, what: str, problem: str) -> NoReturn:
-    """Raise ValueError for the character at index `position` of `text`."""
+    """Raise ValueError at the character with index `position` in `text`."""
     raise ValueError(f"at character {position + 1} of {shown(text)}: {what} {problem}")
 
 
 def shown(text: str) -> str:
-    """A text for a message, quoted and shortened."""
+    """Text for a message, quoted and shortened."""
     return repr(text if len(text) <= 80 else f"{text[:77]}...")
 
 
 def decimal(value: float) -> str:
-    """A number as a text form writes it, such as `4` or `3.5`."""
+    """A number in a text form, such as `4` or `3.5`."""
     return f"{value:.{NUM_DECIMALS}f}".rstrip("0").rstrip(".")

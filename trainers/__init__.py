@@ -1,1 +1,1 @@
-"""Torch: models built from topologies, data, the training loop, checkpoints, and the trial worker."""
+"""Everything that needs torch: models, data, the training loop, checkpoints and the trial worker."""

@@ -1,4 +1,4 @@
-"""A trained model as a folder of its own: train it, save it, load it anywhere, predict with it."""
+"""Trained models as self-contained folders: training, saving, loading and prediction."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,11 +37,11 @@ MODEL_FILE = "model.yaml"
 
 
 class ModelError(ValueError):
-    """A folder is no saved model, or a damaged one."""
+    """A folder does not contain a saved model, or the model is damaged."""
 
 
 class ModelCard(BaseModel):
-    """What a model folder says of its weights: everything that is needed to use them or to train them again."""
+    """Description of the weights in a model folder: everything needed to use them or to train them again."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     format: int = 1
@@ -57,7 +57,7 @@ class ModelCard(BaseModel):
 
 
 class Prediction(NamedTuple):
-    """What a model says of one image."""
+    """Prediction of a model for one image."""
 
     path: Path
     label: str
@@ -75,13 +75,13 @@ class Predictor:
         self._normalizer = Normalizer(card.mean, card.std, device)
 
     def predict(self, paths: Sequence[Path], *, top: int = 3) -> list[Prediction]:
-        """The most probable classes of image files, in the files' order.
+        """The most probable classes of image files, in the order of the files.
 
-        An image is turned into the form that the model was trained on: its size and number of channels; what is not
-        square is cropped, or stretched if the training data were.
+        Images are converted to the size and number of channels that the model was trained on. Images that are not
+        square are cropped, or stretched if the training images were stretched.
 
         Raises:
-            DataError: A file is missing or no image.
+            DataError: A file is missing or is not an image.
         """
         if not paths:
             return []
@@ -111,16 +111,16 @@ class Predictor:
 def train_configuration(
     configuration: Configuration, folder: Path, reporter: Reporter, *, data: ImageData | None = None
 ) -> tuple[TaskOutcome, dict[str, Tensor] | None]:
-    """Train a configuration and average its checkpoints as it says; the same configuration gives the same weights.
+    """Train a configuration and average its checkpoints. The same configuration gives the same weights.
 
     Args:
-        configuration: What to train.
-        folder: Where its checkpoints are kept; training goes on from the newest one there.
-        reporter: Told after each epoch.
-        data: The configuration's data, where they are already loaded.
+        configuration: The configuration to train.
+        folder: Folder of its checkpoints; training continues from the newest one.
+        reporter: Called after each epoch.
+        data: Data of the configuration, if already loaded.
 
     Returns:
-        How training ended, and the weights; `None` if it failed or was interrupted.
+        The outcome of the training, and the weights (`None` if it failed or was interrupted).
 
     Raises:
         DataError: The data cannot be used.
@@ -140,15 +140,15 @@ def train_configuration(
 def save_model(
     folder: Path, weights: StateDict, *, configuration: Configuration, data: ImageData, metrics: Mapping[str, float]
 ) -> ModelCard:
-    """Write a model folder: `model.safetensors` and `model.yaml`, both or neither. An older model there is replaced.
+    """Write a model folder with `model.safetensors` and `model.yaml` atomically. An older model is replaced.
 
     Raises:
-        ModelError: The folder exists and holds something else than a model.
+        ModelError: The folder exists and does not contain a model.
     """
     if folder.exists() and not (folder / MODEL_FILE).is_file():
         raise ModelError(
-            f"a model is written to a new folder or over an older model, but {folder} exists and holds no "
-            f"{MODEL_FILE}. Choose another name."
+            f"a model folder must be new or contain an older model, but {folder} exists and has no {MODEL_FILE}. "
+            "Choose another name."
         )
     content = pack_tensors(weights)
     card = ModelCard(
@@ -170,7 +170,7 @@ def save_model(
 def finish_model(
     folder: Path, weights: Mapping[str, Tensor], configuration: Configuration, data: ImageData
 ) -> dict[str, float]:
-    """Test trained weights once on the untouched test part, and keep them as a model folder.
+    """Evaluate trained weights once on the test part, and save them as a model folder.
 
     Returns:
         `test_accuracy`, `test_loss`, `val_accuracy`, `val_loss`, `parameters` and `macs`; also in the model's card.
@@ -195,15 +195,15 @@ def finish_model(
 
 
 def load_model(folder: Path, *, device: torch.device | None = None) -> Predictor:
-    """A model that `save_model` wrote.
+    """Load a model that `save_model` wrote.
 
     Args:
         folder: The model's folder.
-        device: Where it computes; by default the device of `pick_device`.
+        device: Device of the model; by default the result of `pick_device`.
 
     Raises:
-        ModelError: The folder is missing, is no model, or its files are damaged.
-        ValueError: The plug-in of its search space is not installed.
+        ModelError: The folder is missing or does not contain a model, or its files are damaged.
+        ValueError: The plug-in of the search space is not installed.
     """
     device = device or pick_device()
     try:
@@ -213,10 +213,10 @@ def load_model(folder: Path, *, device: torch.device | None = None) -> Predictor
     except OSError as error:
         raise ModelError(
             f"{folder} must be a model's folder with {MODEL_FILE} and {WEIGHTS}, but: {error.strerror}. "
-            "Give the folder that the champion was saved to."
+            "Use the folder that the champion was saved to."
         ) from error
     except (yaml.YAMLError, ValidationError) as error:
-        raise ModelError(f"{folder / MODEL_FILE} must describe a model, but: {error}") from error
+        raise ModelError(f"{folder / MODEL_FILE} must describe a model, but: {error}. Save the model again.") from error
     except CheckpointError as error:
         raise ModelError(str(error)) from error
     model = build_model(card.configuration.topology, card.task, seed=0, device=device)

@@ -1,4 +1,4 @@
-"""What the trainers are told and what they answer, as plain data that travels to any process."""
+"""Inputs and results of trainers, as plain data that can be sent to any process."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,7 +9,7 @@ from plugins.protocols import CurvePoint, Signal
 from search_spaces.recipes import PluginChoice, Recipe
 
 NOISE = "noise"
-"""The value of `data.source` that needs no data."""
+"""The value of `data.source` for generated images."""
 
 
 class _Plain(BaseModel):
@@ -17,38 +17,43 @@ class _Plain(BaseModel):
 
 
 class DataConfig(_Plain):
-    """Where the images come from and how they are split; the test part is kept from every search."""
+    """Source and split of the images. No search uses the test part."""
 
     source: str = Field(
         min_length=1,
         description="`digits` (scikit-learn's handwritten digits), `noise` (standard-normal pixels with random labels, "
-        "for scores alone), a folder with one sub-folder per class, a folder with train.parquet (and test.parquet), or "
+        "for scores only), a folder with one sub-folder per class, a folder with train.parquet (and test.parquet), or "
         "one parquet file in the Hugging Face image/label form",
     )
-    image_size: int = Field(default=32, ge=8, le=1024, description="height and width that the model sees, pixels")
+    image_size: int = Field(default=32, ge=8, le=1024, description="height and width of the model's input, in pixels")
     resize: Literal["same", "crop", "stretch"] = Field(
         default="same",
-        description="`same`: all images must be square and of one size; `crop`: shorter side scaled, centre cut out; "
-        "`stretch`: both sides scaled",
+        description="`same`: all images must be square and of the same size; `crop`: scale the shorter side and cut "
+        "out the centre; `stretch`: scale both sides",
     )
-    validation: float = Field(default=0.2, gt=0, lt=1, description="fraction of the images that trials are judged on")
+    validation: float = Field(default=0.2, gt=0, lt=1, description="fraction of the images used to evaluate trials")
     test: float = Field(
         default=0.2,
         gt=0,
         lt=1,
-        description="fraction kept for the champion alone; unused where the source has a test part",
+        description="fraction held out for the final test of the champion; unused if the source has a test part",
     )
     max_images: int | None = Field(
-        default=None, ge=10, description="use a random subset of this many images, test part aside"
+        default=None, ge=10, description="use a random subset of this many images, not counting the test part"
     )
-    max_test_images: int | None = Field(default=None, ge=10, description="use a random subset of the test part")
-    split_seed: int = Field(default=0, ge=0, description="seed of the split and of the subsets, and of `noise`")
+    max_test_images: int | None = Field(
+        default=None, ge=10, description="use a random subset of this many images of the test part"
+    )
+    split_seed: int = Field(default=0, ge=0, description="seed of the split, the subsets and `noise`")
     num_classes: int | None = Field(
-        default=None, ge=2, le=100_000, description="classes of `noise`, 10 by default; other sources bring their own"
+        default=None,
+        ge=2,
+        le=100_000,
+        description="number of classes of `noise`, 10 by default; other sources define their classes",
     )
 
     @model_validator(mode="after")
-    def _something_is_left_to_train_on(self) -> "DataConfig":
+    def _training_images_remain(self) -> "DataConfig":
         if self.validation + self.test >= 0.95:
             raise ValueError(
                 "`validation` and `test` together must stay below 0.95, "
@@ -57,48 +62,52 @@ class DataConfig(_Plain):
         return self
 
     @model_validator(mode="after")
-    def _only_noise_is_told_its_classes(self) -> "DataConfig":
+    def _only_noise_has_a_number_of_classes(self) -> "DataConfig":
         if self.num_classes is not None and self.source != NOISE:
             raise ValueError(
-                f"`num_classes` goes with `source: {NOISE}`, but the source is {self.source!r}, whose images say how "
-                "many classes there are. Remove it."
+                f"`num_classes` needs `source: {NOISE}`, but the source is {self.source!r}, which defines its own "
+                "classes. Remove `num_classes`."
             )
         return self
 
 
 class Configuration(_Plain):
-    """Everything that is needed to train one model again: what `vitsearch best` prints and `vitsearch train` reads."""
+    """Everything needed to train a model again. `vitsearch best` prints it and `vitsearch train` reads it."""
 
-    data: DataConfig = Field(description="the images and how they are split")
+    data: DataConfig = Field(description="source and split of the images")
     topology: str = Field(description="`space:text`, such as as-vit:8,2,3,1|4,1,2,1|4,1,4,1|4,1,6,1|32,16")
-    recipe: Recipe = Field(description="how the model is trained")
-    epochs: int = Field(ge=1, description="budget in visits of the whole training set")
-    seed: int = Field(ge=0, description="of weights, order, augmentation and drop path")
-    stopping: PluginChoice | None = Field(default=None, description="early-stopping criterion; null trains to the end")
+    recipe: Recipe = Field(description="hyperparameters and methods of the training")
+    epochs: int = Field(ge=1, description="budget in passes over the training set")
+    seed: int = Field(ge=0, description="seed of weights, example order, augmentation and drop path")
+    stopping: PluginChoice | None = Field(
+        default=None, description="early-stopping criterion; null disables early stopping"
+    )
     averaging: PluginChoice = Field(
-        default=PluginChoice(name="last"), description="how the checkpoints become one model"
+        default=PluginChoice(name="last"), description="method that combines the checkpoints into one model"
     )
 
 
 class Resources(_Plain):
-    """Limits of what the trials of a study may use; what is not given is found out from the devices."""
+    """Resource limits of the trials of a study. Unset values are determined from the devices."""
 
-    cpus_per_trial: float | None = Field(default=None, gt=0, description="CPU cores of a trial")
+    cpus_per_trial: float | None = Field(default=None, gt=0, description="CPU cores per trial")
     gpus_per_trial: float | None = Field(
-        default=None, ge=0, description="share of a GPU below 1, or whole GPUs; 0 leaves the GPUs alone"
+        default=None, ge=0, description="GPUs per trial: a share below 1, or a whole number; 0 uses no GPU"
     )
     max_concurrent: int | None = Field(
-        default=None, ge=1, description="most trials at the same time; a pack counts as one"
+        default=None, ge=1, description="maximum number of concurrent trials; a pack counts as one"
     )
     trials_per_pack: int = Field(
         default=1,
         ge=1,
         strict=True,
-        description="most trainings of one topology that are computed together in one process, with stacked weights; 1 "
-        "trains each by itself",
+        description="maximum number of trainings of one topology that one process computes together, with stacked "
+        "weights; 1 disables packs",
     )
     memory_margin: float = Field(
-        default=0.25, ge=0, description="memory kept free for a trial, as a fraction of what a dry run of it took"
+        default=0.25,
+        ge=0,
+        description="memory to keep free per trial, as a fraction of the memory measured in a dry run",
     )
 
     @model_validator(mode="after")
@@ -107,7 +116,7 @@ class Resources(_Plain):
         if share is not None and share > 1 and share != int(share):
             raise ValueError(
                 f"`gpus_per_trial` must be a share below 1 or a whole number, but got {share}. "
-                f"Take {int(share)} or {int(share) + 1}."
+                f"Use {int(share)} or {int(share) + 1}."
             )
         return self
 
@@ -122,42 +131,42 @@ class ScoreTask(_Plain):
     batch_size: int = 16
     seed: int
     num_classes: int | None = None
-    """Of the networks that are built; `None` takes the data's."""
+    """Number of classes of the networks; `None` uses that of the data."""
     need_all: bool = True
-    """Whether one proxy that fails makes the whole task fail."""
+    """Whether the task fails if one proxy fails."""
 
 
 class Fence(_Plain):
-    """Which attempt at a training may write its files; see `trainers.training.fencing`."""
+    """Identifies the attempt that may write the files of a training; see `trainers.training.fencing`."""
 
     file: Path
-    """Where the newest attempt leaves its token."""
+    """File that contains the token of the newest attempt."""
     token: int = Field(ge=1)
-    """Of this attempt; a later one has a higher one."""
+    """Token of this attempt. Later attempts have higher tokens."""
 
 
 class TrainTask(_Plain):
-    """Train one configuration, from its newest whole checkpoint in `folder` if there is one."""
+    """Train one configuration, starting from its newest intact checkpoint in `folder` if there is one."""
 
     kind: Literal["train"] = "train"
     configuration: Configuration
     folder: Path
-    """Where this trial's checkpoints are kept."""
-    keep_checkpoints: int = Field(default=1, ge=1, description="weights of this many newest epochs are kept")
+    """Folder of the trial's checkpoints."""
+    keep_checkpoints: int = Field(default=1, ge=1, description="number of newest epochs whose weights are kept")
     alone: bool = False
-    """Not to be computed together with others, such as after an earlier attempt took its process along."""
+    """Whether it must not be packed with others, for instance because an earlier attempt crashed its process."""
     signals: tuple[Signal, ...] = ()
-    """Signals to measure every epoch, besides those that plug-ins of the configuration read."""
+    """Signals to measure every epoch, in addition to those that plug-ins of the configuration read."""
     fence: Fence | None = None
-    """Of the attempt; `None` where there is never more than one."""
+    """Fence of this attempt; `None` if there is only ever one attempt."""
 
 
 class PackedTrainTask(_Plain):
-    """Train several configurations together; each is reported, stopped and saved as if it were alone."""
+    """Train several configurations together. Each is reported, stopped and saved independently."""
 
     kind: Literal["packed-train"] = "packed-train"
     tasks: tuple[TrainTask, ...] = Field(min_length=1)
-    """`trainers.training.packing.can_be_packed` holds for each two of them."""
+    """Tasks of which each pair passes `trainers.training.packing.can_be_packed`."""
 
 
 class ReplayTask(_Plain):
@@ -182,22 +191,22 @@ Task = Annotated[ScoreTask | TrainTask | ReplayTask | AverageTask, Field(discrim
 
 
 class EpochReport(_Plain):
-    """What a training reports after each epoch."""
+    """Report of a training after one epoch."""
 
     epoch: int = Field(ge=1)
     train_loss: float
     val_loss: float
     val_accuracy: float = Field(description="fraction between 0 and 1")
     learning_rate: float
-    num_images: int = Field(description="training images visited in this epoch")
+    num_images: int = Field(description="number of training images visited in this epoch")
     training_macs: float = Field(
         default=0.0,
         ge=0,
-        description="multiply-accumulates of this epoch's training, in closed form: 3 forward passes (one forward, two "
-        "backward) of each image visited, 1 of each image whose difficulty was measured; 0 where it was not told",
+        description="multiply-accumulates of this epoch's training, in closed form: 3 forward passes (the backward "
+        "pass counts as 2) per image visited, and 1 per image whose difficulty was measured; 0 if unknown",
     )
     wall_time_s: float
-    signals: dict[str, float] = Field(default_factory=dict, description="the signals that were measured, by name")
+    signals: dict[str, float] = Field(default_factory=dict, description="measured signals, by name")
 
     @property
     def point(self) -> CurvePoint:
@@ -210,24 +219,24 @@ class CheckpointRecord(_Plain):
 
     epoch: int
     path: Path
-    """Its folder."""
+    """Folder of the checkpoint."""
     sha256: str
-    """Of the weights file."""
+    """sha256 of the weights file."""
     num_bytes: int
 
 
 class TaskOutcome(_Plain):
-    """How a task ended."""
+    """Result of a task."""
 
     state: Literal["complete", "stopped", "failed", "interrupted"]
-    """`stopped`: by its stopping criterion; `interrupted`: asked to end early, to be gone on with later."""
+    """`stopped`: ended by its stopping criterion; `interrupted`: ended early on request, to be resumed later."""
     metrics: dict[str, float] = Field(default_factory=dict)
     """Finite numbers only."""
     details: dict[str, Any] = Field(default_factory=dict)
-    """Further JSON data."""
+    """Additional JSON data."""
     reason: str | None = None
-    """Why it stopped or failed, in words that a person can read."""
+    """Human-readable reason why the task stopped or failed."""
     error: Literal["out-of-memory", "not-finite", "exception", "storage", "silent"] | None = None
-    """`silent`: it gave no sign of life. `storage`: nothing could or may be written, which no other trial would do
-    better, so that its state is `interrupted`."""
+    """`silent`: the task stopped responding. `storage`: files could not or must not be written; retrying other trials
+    would not help, so the state is `interrupted`."""
     checkpoints: tuple[CheckpointRecord, ...] = ()

@@ -1,4 +1,4 @@
-"""The trial worker: a function of plain data. It knows no engine, no database and no MLflow."""
+"""The trial worker: a function of plain data, independent of engines, databases and MLflow."""
 
 from collections.abc import Iterator, Sequence
 
@@ -25,21 +25,21 @@ from trainers.training.packed import train_packed
 from trainers.training.reporting import Reporter
 
 TRIM_AFTER_S = 1.0
-"""Scoring that took longer may have used much memory; giving it back takes some 0.08 s."""
+"""Minimum duration of scoring after which freed memory is returned to the system, which takes about 0.08 s."""
 
 
 def run_task(task: Task, reporter: Reporter) -> TaskOutcome:
-    """Do what a task says. Whatever goes wrong in it is an outcome with the state `failed` and a reason.
+    """Run a task. An error in the task becomes an outcome with the state `failed` and a reason.
 
     Args:
         task: A task of any kind.
-        reporter: Told of each epoch of a training; other tasks report nothing. What it raises is raised again: the
-            task is not to blame.
+        reporter: Receives the report of each training epoch; other tasks report nothing. Its exceptions are
+            re-raised, since they are not failures of the task.
     """
     wrapped = _ErrorKeepingReporter(reporter)
     try:
         return _run(task, wrapped)
-    except Exception as error:  # a trial may raise anything, and the study goes on
+    except Exception as error:  # a trial may raise any exception; the study continues
         outcome = failed_outcome(describe_failure(error))
     wrapped.raise_again()
     free_memory()
@@ -47,17 +47,16 @@ def run_task(task: Task, reporter: Reporter) -> TaskOutcome:
 
 
 def run_packed(task: PackedTrainTask, reporters: Sequence[Reporter]) -> Iterator[tuple[int, TaskOutcome]]:
-    """Do the trainings of a pack together: what `run_task` does with each of them, up to rounding.
+    """Run the trainings of a pack together. The results equal those of `run_task` up to rounding.
 
     Args:
         task: The pack.
-        reporters: One for each of its tasks, told and asked in this thread. What they raise is raised again, and
-            ends the pack.
+        reporters: One reporter per task, called in this thread. Their exceptions are re-raised and end the pack.
 
     Yields:
-        The position of each training and its outcome, as soon as it is known; the others go on when the next one is
-        asked for. What goes wrong with one training is its outcome alone; what goes wrong with the data or the pack
-        itself is the outcome of all that had not ended.
+        The position and outcome of each training as soon as it ends; the others continue when the next outcome is
+        requested. An error in one training affects only its outcome; an error in the data or the pack itself becomes
+        the outcome of all trainings that have not ended.
     """
     wrapped = [_ErrorKeepingReporter(reporter) for reporter in reporters]
     left = set(range(len(task.tasks)))
@@ -77,7 +76,7 @@ def run_packed(task: PackedTrainTask, reporters: Sequence[Reporter]) -> Iterator
 
 
 class _ErrorKeepingReporter(Reporter):
-    """Passes everything on, and keeps an error of the wrapped reporter, which is no failure of the task."""
+    """Forwards all calls, and keeps an error of the wrapped reporter, which is not a failure of the task."""
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
@@ -86,7 +85,7 @@ class _ErrorKeepingReporter(Reporter):
     def report(self, report: EpochReport) -> None:
         try:
             self._reporter.report(report)
-        except Exception as error:  # of any kind: the caller, whose reporter it is, handles it
+        except Exception as error:  # any exception: the owner of the reporter handles it
             self._error = error
             raise
 
@@ -94,7 +93,7 @@ class _ErrorKeepingReporter(Reporter):
         return self._reporter.should_stop()
 
     def raise_again(self) -> None:
-        """Raise the reporter's error, if there is one."""
+        """Raise the reporter's error again, if there was one."""
         if self._error is not None:
             raise self._error
 
@@ -111,7 +110,7 @@ def _run(task: Task, reporter: Reporter) -> TaskOutcome:
 
 
 def _score(task: ScoreTask, device: torch.device) -> TaskOutcome:
-    """Score on training images that are the same for every topology of a study."""
+    """Score on the same training images for every topology of a study."""
     data = load_images(task.data)
     images, labels = scoring_batch(data, split_seed=task.data.split_seed, size=task.batch_size, device=device)
     image_task = data.task
@@ -119,7 +118,7 @@ def _score(task: ScoreTask, device: torch.device) -> TaskOutcome:
         if task.num_classes < image_task.num_classes:
             raise ValueError(
                 f"networks must have at least the {image_task.num_classes} classes of the images, "
-                f"but got num_classes={task.num_classes}."
+                f"but got num_classes={task.num_classes}. Raise it."
             )
         image_task = image_task.model_copy(update={"num_classes": task.num_classes})
     outcome = score_topology(task, images, image_task, labels)

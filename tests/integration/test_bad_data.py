@@ -78,7 +78,7 @@ def test_an_empty_folder_is_refused(command_line: CommandLine, tmp_path: Path) -
 def test_folders_without_images_are_refused(command_line: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "bare" / "cats").mkdir(parents=True)
     (tmp_path / "bare" / "dogs").mkdir()
-    assert "must hold images" in refused(command_line, study(tmp_path, tmp_path / "bare"))
+    assert "must contain images" in refused(command_line, study(tmp_path, tmp_path / "bare"))
 
 
 def test_one_class_is_refused(command_line: CommandLine, tmp_path: Path, photos: Path) -> None:

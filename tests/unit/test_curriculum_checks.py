@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.spec.curriculum_checks import option_problem
+from orchestrator.spec.method_checks import method_problem
 from orchestrator.spec.study_file import SpecError, load_configuration, load_spec
 from plugins.registry import available
 from search_spaces.recipes import PluginChoice
@@ -73,4 +73,4 @@ def test_a_single_configuration_is_checked_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(available("curricula")))
 def test_as_vit_follows_every_curriculum(name: str) -> None:
-    assert option_problem(PluginChoice(name=name), ["as-vit"]) is None
+    assert method_problem([PluginChoice(name=name)], ["as-vit"]) is None

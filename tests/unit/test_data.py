@@ -265,7 +265,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 def test_an_empty_folder_is_told_what_it_must_hold(tmp_path: Path) -> None:
     assert "one sub-folder per class" in problem(tmp_path)
     (tmp_path / "cat").mkdir()
-    assert "must hold images" in problem(tmp_path)
+    assert "must contain images" in problem(tmp_path)
 
 
 def test_one_class_is_not_enough(tmp_path: Path) -> None:

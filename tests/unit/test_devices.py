@@ -104,9 +104,9 @@ def test_a_trial_that_fits_nowhere_is_refused(devices: Devices, where: str) -> N
 
 
 def test_more_gpus_than_there_are_cannot_be_demanded() -> None:
-    with pytest.raises(ValueError, match="at most the 1 GPUs here, but got 2"):
+    with pytest.raises(ValueError, match="at most 1, the number of GPUs, but got 2"):
         planned(machine(80.0), gpus_per_trial=2)
-    with pytest.raises(ValidationError, match=r"got 1\.5\. Take 1 or 2"):
+    with pytest.raises(ValidationError, match=r"got 1\.5\. Use 1 or 2"):
         Resources(gpus_per_trial=1.5)
 
 

@@ -51,5 +51,5 @@ def test_the_global_generator_is_left_alone() -> None:
 def test_it_needs_no_data_and_takes_the_number_of_classes() -> None:
     assert check_source(NOISE) is None
     assert load_images(DataConfig(source="noise", max_images=10)).task.num_classes == 10
-    with pytest.raises(ValidationError, match="`num_classes` goes with `source: noise`"):
+    with pytest.raises(ValidationError, match="`num_classes` needs `source: noise`"):
         DataConfig(source="digits", num_classes=10)

@@ -231,7 +231,7 @@ BAD: dict[str, Bad] = {
         ("`combine` is false",),
     ),
     "classes of images that have their own": Bad(
-        "{source: digits}", "{source: digits, num_classes: 5}", 3, "data", ("`num_classes` goes with `source: noise`",)
+        "{source: digits}", "{source: digits, num_classes: 5}", 3, "data", ("`num_classes` needs `source: noise`",)
     ),
     "more candidates than screened": Bad(
         "{best: 2, spread: 2}", "{best: 5, spread: 4}", 9, "stages[1].candidates", ("at most the 8", "5 + 4")
@@ -413,10 +413,10 @@ def sizes_differ(folder: Path) -> None:
 DATA: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "missing folder": (shutil.rmtree, ("does not exist",)),
     "empty folder": (Path.touch, ("one sub-folder per class",)),
-    "empty classes": (lambda folder: [(folder / name).mkdir() for name in ("cats", "dogs")], ("must hold images",)),
+    "empty classes": (lambda folder: [(folder / name).mkdir() for name in ("cats", "dogs")], ("must contain images",)),
     "one class": (lambda folder: add_images(folder, "cats"), ("at least 2 classes", "cats")),
     "unreadable image": (one_is_no_image, ("broken.png", "must be an image")),
-    "mixed sizes": (sizes_differ, ("one size", "8 x 8", "16 x 16", "crop")),
+    "mixed sizes": (sizes_differ, ("the same size", "8 x 8", "16 x 16", "crop")),
 }
 
 

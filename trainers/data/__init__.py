@@ -1,1 +1,1 @@
-"""Images: where they come from, decoding, splits."""
+"""Image data: sources, decoding and splits."""

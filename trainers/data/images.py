@@ -1,4 +1,4 @@
-"""Images in memory, resized and split. The test part is loaded by a function of its own, which no search calls."""
+"""Loads, resizes and splits images in memory. A separate function, which no search calls, loads the test part."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSplit:
-    """Images with their classes. Legend: `N` images of `C` channels, `S` x `S` pixels."""
+    """Images and their classes. Legend: `N` images of `C` channels, `S` x `S` pixels."""
 
     images: Tensor
     """Shape (N, C, S, S), uint8."""
@@ -46,39 +46,41 @@ class ImageSplit:
         return len(self.labels)
 
     def to(self, device: torch.device) -> "ImageSplit":
-        """The same images on another device."""
+        """A copy on another device."""
         return ImageSplit(images=self.images.to(device), labels=self.labels.to(device))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageData:
-    """What trials may see of a data set: its training and its validation part."""
+    """The parts of a data set that trials may use: training and validation."""
 
     name: str
     task: ImageTask
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
-    """Per channel over the training part, of pixels scaled to 0..1."""
+    """Mean of the training part per channel, with pixels scaled to 0..1."""
     std: tuple[float, ...]
+    """Standard deviation, computed in the same way."""
     train: ImageSplit
     validation: ImageSplit
     digest: str
-    """sha256 of both parts' pixels and labels and of the class names."""
+    """sha256 of the pixels and labels of both parts and of the class names."""
 
 
 @lru_cache(maxsize=2)
 def load_images(config: DataConfig) -> ImageData:
-    """The training and the validation part; the two newest results are kept in memory.
+    """Load the training and validation parts. The two most recent results are cached.
 
     Raises:
-        DataError: The source is missing, empty or unusable, or has an image that cannot be read.
+        DataError: The source is missing, empty or unusable, or contains an unreadable image.
     """
     if config.source == NOISE:
         return _load_noise(config)
     listing, own_test = list_source(config)
     train, validation, _ = split_indices(listing.labels, config, own_test=own_test is not None)
     both = np.sort(np.concatenate([train, validation]))
-    pixels = torch.from_numpy(_decode(listing, both, config))  # together: all are grey, or none
+    # Decoded together, so that both parts have the same number of channels.
+    pixels = torch.from_numpy(_decode(listing, both, config))
     labels = torch.tensor(listing.labels)
     parts = [
         ImageSplit(images=pixels[torch.from_numpy(np.searchsorted(both, part))], labels=labels[torch.from_numpy(part)])
@@ -98,7 +100,7 @@ def load_images(config: DataConfig) -> ImageData:
 
 
 def _load_noise(config: DataConfig) -> ImageData:
-    """Noise of its own for each part: there is nothing to stratify."""
+    """Noise for both parts, split without stratification: the labels are random."""
     images, labels = draw_noise(config, test=False)
     count = len(labels) - max(1, round(config.validation * len(labels)))
     parts = [
@@ -121,12 +123,12 @@ def _load_noise(config: DataConfig) -> ImageData:
 
 
 def load_test_images(config: DataConfig) -> ImageSplit:
-    """The test part, for the champion alone: the source's own, or what the split kept away from `load_images`.
+    """Load the test part, for the champion only: the source's own, or the part that the split holds out.
 
-    Its images get as many channels as those of the other parts have.
+    The images have as many channels as those of the other parts.
 
     Raises:
-        DataError: As `load_images`.
+        DataError: For the same reasons as in `load_images`.
     """
     if config.source == NOISE:
         images, labels = draw_noise(config, test=True)
@@ -144,18 +146,18 @@ def load_test_images(config: DataConfig) -> ImageSplit:
 
 
 def split_indices(labels: Sequence[int], config: DataConfig, *, own_test: bool) -> tuple[Indices, Indices, Indices]:
-    """Which images are for training, validation and test. Each class has its share of every part.
+    """Split images into training, validation and test parts, stratified by class.
 
     Args:
         labels: Class of each image.
-        config: Fractions, limit and seed.
-        own_test: The source has a test part of its own, so none is cut off here.
+        config: Fractions, size limit and seed.
+        own_test: Whether the source has its own test part, so that no images are held out for testing.
 
     Returns:
-        Three ascending arrays of different indices.
+        Three disjoint arrays of ascending indices.
 
     Raises:
-        DataError: A part would be too small to hold every class.
+        DataError: A part would be too small to contain every class.
     """
     classes = np.asarray(labels)
     rest: Indices = np.arange(len(classes))
@@ -173,14 +175,14 @@ def split_indices(labels: Sequence[int], config: DataConfig, *, own_test: bool) 
 def _draw(
     indices: Indices, labels: NDArray[Any], count: int, config: DataConfig, *, part: str
 ) -> tuple[Indices, Indices]:
-    """`count` of the indices with every class in its share, and the others; both ascend."""
+    """A stratified sample of `count` indices, and the remaining indices; both in ascending order."""
     from sklearn.model_selection import train_test_split
 
     classes, sizes = np.unique(labels[indices], return_counts=True)
     if sizes.min() < 2 or min(count, len(indices) - count) < len(classes):
         raise DataError(
             f"data.{part} must leave at least one image of each of the {len(classes)} classes on both sides of the "
-            f"split, but it takes {count} of {len(indices)} images, where the smallest class has {sizes.min()}. "
+            f"split, but it takes {count} of {len(indices)} images, and the smallest class has {sizes.min()}. "
             f"Change data.{part} or data.max_images, or add images."
         )
     others, chosen = train_test_split(
@@ -190,9 +192,9 @@ def _draw(
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of uint8 images (N, C, H, W), on a scale of 0 to 1.
+    """Mean and standard deviation per channel of uint8 images (N, C, H, W), with pixels scaled to 0..1.
 
-    A channel without any variation has the standard deviation 1, so that one can divide by it.
+    The standard deviation of a constant channel is set to 1, so that it can be used as a divisor.
     """
     values = torch.arange(256, dtype=torch.float64) / 255
     means, deviations = [], []
@@ -206,12 +208,15 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def image_mode(task: ImageTask) -> str:
-    """Pillow's mode of images for a task: grey or RGB."""
+    """Pillow's image mode for a task: `L` (grey) or `RGB`."""
     return "L" if task.in_channels == 1 else "RGB"
 
 
 def _decode(listing: Listing, indices: Indices, config: DataConfig, *, mode: str | None = None) -> NDArray[np.uint8]:
-    """Pixels (N, C, S, S) of the images at ascending `indices`; by default one channel if all are grey, else three."""
+    """Pixels (N, C, S, S) of the images at ascending `indices`.
+
+    Without `mode`, there is one channel if all images are grey, else three.
+    """
     size = config.image_size
     pixels = np.empty((len(indices), 1, size, size), dtype=np.uint8)
     first: tuple[str, tuple[int, int]] | None = None
@@ -231,10 +236,10 @@ def _decode(listing: Listing, indices: Indices, config: DataConfig, *, mode: str
 
 
 def open_image(item: Item) -> Image.Image:
-    """Decode an image, turned as its camera noted, as mode L (grey) or RGB.
+    """Decode an image as mode L (grey) or RGB and apply its EXIF orientation.
 
     Raises:
-        DataError: It is not an image that Pillow reads.
+        DataError: Pillow cannot read the image.
     """
     content = item.content
     if isinstance(content, np.ndarray):
@@ -250,7 +255,7 @@ def open_image(item: Item) -> Image.Image:
 
 
 def resize_image(image: Image.Image, size: int, *, crop: bool) -> NDArray[np.uint8]:
-    """Pixels (C, size, size), bilinear, smoothed where the image shrinks; `crop` cuts out the centre square first."""
+    """Pixels (C, size, size) with bilinear interpolation and antialiasing; `crop` cuts out the centre square first."""
     if crop:
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2

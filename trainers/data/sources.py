@@ -1,4 +1,4 @@
-"""Where images come from: digits, class folders or parquet files, listed with labels, not decoded. No torch here."""
+"""Data sources: digits, class folders and parquet files. Lists labelled images without decoding them or using torch."""
 
 import json
 from collections import Counter
@@ -14,22 +14,22 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".p
 MIN_IMAGES_PER_CLASS = 3
 DIGITS = "digits"
 BUILT_IN = (DIGITS, NOISE)
-"""Values of `data.source` that are no path."""
+"""Values of `data.source` that are not paths."""
 _HEADERS_CHECKED = 1000
 _NOISE_CLASSES = 10
 
 
 class DataError(ValueError):
-    """The data cannot be used; the message says where, what must hold, what was found and what to do."""
+    """The data cannot be used. The message names the place, the requirement, the problem and a remedy."""
 
 
 class Item(NamedTuple):
-    """One image, not decoded."""
+    """One image before decoding."""
 
     name: str
-    """Its file, or its row in a file, for messages."""
+    """File, or row of a file, for messages."""
     content: Any
-    """A file's path, an encoded file's bytes, or pixels (H, W), uint8."""
+    """Path of a file, bytes of an encoded image, or pixels (H, W), uint8."""
 
 
 class Listing(Protocol):
@@ -45,11 +45,11 @@ class Listing(Protocol):
 
     @property
     def labels(self) -> tuple[int, ...]:
-        """Of every image, a position in `class_names`."""
+        """Class of each image, as an index into `class_names`."""
         ...
 
     def items(self, indices: Sequence[int]) -> Iterator[Item]:
-        """The images at `indices`, which ascend."""
+        """The images at ascending `indices`."""
         ...
 
 
@@ -94,10 +94,10 @@ class ParquetListing:
     image_column: str
 
     def items(self, indices: Sequence[int]) -> Iterator[Item]:
-        """Encoded images; only the batches that hold wanted rows are kept in memory.
+        """Encoded images, read batch by batch.
 
         Raises:
-            DataError: A row without bytes.
+            DataError: A row has no bytes.
         """
         import pyarrow.parquet as pq
 
@@ -113,17 +113,17 @@ class ParquetListing:
                     content = value.get("bytes") if isinstance(value, dict) else value
                     name = f"row {index - first_of_file} of {path}"
                     if not content:
-                        raise DataError(f"{name} must hold an image's bytes, but it holds none. Remove the row.")
+                        raise DataError(f"{name} must contain the bytes of an image, but has none. Remove the row.")
                     yield Item(name, content)
                     index = next(wanted, None)
                 offset += len(batch)
 
 
 def list_source(config: DataConfig) -> tuple[Listing, Listing | None]:
-    """The images that trials may use and, where the source brings its own, the test part.
+    """The images that trials may use, and the source's own test part if it has one.
 
     Raises:
-        DataError: The source is missing, empty, of no known form, or has too few classes or images.
+        DataError: The source is missing, empty or of an unknown form, or has too few classes or images.
     """
     if config.source == DIGITS:
         return _list_digits(), None
@@ -131,7 +131,7 @@ def list_source(config: DataConfig) -> tuple[Listing, Listing | None]:
     if not path.exists():
         raise DataError(
             f"data.source must be {DIGITS!r}, {NOISE!r}, a folder or a parquet file, but {path} does not exist "
-            f"(looked from {Path.cwd()}). Correct the path."
+            f"(working directory: {Path.cwd()}). Correct the path."
         )
     main: Listing
     test: Listing | None
@@ -152,9 +152,9 @@ def list_source(config: DataConfig) -> tuple[Listing, Listing | None]:
 
 
 def check_source(config: DataConfig) -> str | None:
-    """What is wrong with the data as far as it shows without decoding images, or `None`. Takes well under a second.
+    """Check the data without decoding images, in well under a second; returns the problem or `None`.
 
-    Of image files, the headers of up to 1,000 are read: a file that is no image and mixed sizes are found there.
+    The headers of up to 1,000 image files are read, which reveals invalid files and mixed sizes.
     """
     if config.source in BUILT_IN:
         return None
@@ -168,27 +168,27 @@ def check_source(config: DataConfig) -> str | None:
 
 
 def noise_task(config: DataConfig) -> ImageTask:
-    """What the images of the source `noise` are like: three channels, and as many classes as the file says."""
+    """Size, channels and classes of the source `noise`: three channels, `num_classes` classes (10 by default)."""
     return ImageTask(image_size=config.image_size, in_channels=3, num_classes=config.num_classes or _NOISE_CLASSES)
 
 
 def mixed_sizes(first: str, first_size: tuple[int, int], other: str, other_size: tuple[int, int]) -> DataError:
-    """The error for images that `resize: same` does not allow."""
+    """The error for images of different sizes with `resize: same`."""
     return DataError(
-        f"with `resize: same` all images must be of one size, but {first} is {_size(first_size)} and {other} is "
+        f"with `resize: same` all images must have the same size, but {first} is {_size(first_size)} and {other} is "
         f"{_size(other_size)}. Use `resize: crop` (or `stretch`)."
     )
 
 
 def not_square(name: str, size: tuple[int, int]) -> DataError:
-    """The error for an image that `resize: same` would distort."""
+    """The error for an image that is not square with `resize: same`."""
     return DataError(
         f"with `resize: same` images must be square, but {name} is {_size(size)}. Use `resize: crop` (or `stretch`)."
     )
 
 
 def unreadable(name: str, error: Exception) -> DataError:
-    """The error for a file that is no image."""
+    """The error for a file that is not an image."""
     return DataError(f"{name} must be an image that Pillow can read, but: {error}. Replace or remove it.")
 
 
@@ -216,7 +216,7 @@ def _list_file(path: Path) -> ParquetListing:
 
 
 def _parquet_files(folder: Path, part: str) -> tuple[Path, ...]:
-    """`train.parquet`, or the shards `train-00000-of-00002.parquet` that the Hugging Face hub has."""
+    """`train.parquet`, or shards named as on the Hugging Face hub: `train-00000-of-00002.parquet`."""
     whole = folder / f"{part}.parquet"
     return (whole,) if whole.is_file() else tuple(sorted(folder.glob(f"{part}-*.parquet")))
 
@@ -233,8 +233,8 @@ def _list_folder(folder: Path, class_names: tuple[str, ...] | None = None) -> Fo
     found = _class_folders(folder)
     if not found:
         raise DataError(
-            f"{folder} must hold one sub-folder per class, or train.parquet, but it has neither. "
-            "Put the images of each class into a folder of their own."
+            f"{folder} must contain one sub-folder per class, or train.parquet, but it has neither. "
+            "Put the images of each class into a separate folder."
         )
     names = class_names or tuple(path.name for path in found)
     files: list[Path] = []
@@ -249,8 +249,8 @@ def _list_folder(folder: Path, class_names: tuple[str, ...] | None = None) -> Fo
         labels += [names.index(path.name)] * len(images)
     if not files:
         raise DataError(
-            f"{folder} must hold images ({', '.join(sorted(IMAGE_SUFFIXES))}) in its sub-folders {_few(names)}, "
-            "but there are none."
+            f"{folder} must contain images ({', '.join(sorted(IMAGE_SUFFIXES))}) in its sub-folders {_few(names)}, "
+            "but there are none. Add images or choose another folder."
         )
     return FolderListing(where=str(folder), class_names=names, labels=tuple(labels), files=tuple(files))
 
@@ -271,7 +271,7 @@ def _list_parquet(where: str, files: tuple[Path, ...], class_names: tuple[str, .
             raise DataError(f"{path} must be a parquet file, but: {error}. Download or write it again.") from error
         declared = declared or _declared_names(schema, label)
     if not values:
-        raise DataError(f"{where} must hold images, but its parquet files have no rows. Give other files.")
+        raise DataError(f"{where} must contain images, but its parquet files have no rows. Use other files.")
     if None in values:
         row = values.index(None)
         raise DataError(f"every row of {where} must have a label, but row {row} has none. Remove the row.")
@@ -283,7 +283,7 @@ def _list_parquet(where: str, files: tuple[Path, ...], class_names: tuple[str, .
 def _number_labels(
     where: str, values: Sequence[int | str], *, names: tuple[str, ...], declared: tuple[str, ...] | None
 ) -> tuple[int, ...]:
-    """Labels as positions in `names`; a whole number counts the `declared` names where there are any."""
+    """Labels as indices into `names`; an integer is an index into the `declared` names, if there are any."""
     numbers = {name: number for number, name in enumerate(names)}
     labels = []
     for row, value in enumerate(values):
@@ -292,7 +292,7 @@ def _number_labels(
             name = declared[value] if 0 <= value < len(declared) else name
         if name not in numbers:
             raise DataError(
-                f"labels of {where} must be one of the {len(names)} classes {_few(names)}, but row {row} has "
+                f"each label of {where} must be one of the {len(names)} classes {_few(names)}, but row {row} has "
                 f"{value!r}. Remove or relabel the row."
             )
         labels.append(numbers[name])
@@ -300,7 +300,7 @@ def _number_labels(
 
 
 def _columns(path: Path, schema: Any) -> tuple[str, str]:
-    """Names of the image and the label column."""
+    """Names of the image column and the label column."""
     import pyarrow as pa
 
     def holds_image(kind: Any) -> bool:
@@ -315,14 +315,14 @@ def _columns(path: Path, schema: Any) -> tuple[str, str]:
     label = next(iter([*usual, *declared, *(whole if len(whole) == 1 else ())]), None)
     if not images or label is None:
         missing = (
-            "an image column (a struct with `bytes`)" if not images else "a label column (whole numbers, named `label`)"
+            "an image column (a struct with `bytes`)" if not images else "a label column (integers, named `label`)"
         )
         raise DataError(f"{path} must have {missing}, but its columns are {_few(schema.names)}. Rename or add it.")
     return images[0], label
 
 
 def _features(schema: Any) -> dict[str, dict[str, Any]]:
-    """Hugging Face's description of the columns, empty where there is none."""
+    """Hugging Face's description of the columns; empty if there is none."""
     raw = (schema.metadata or {}).get(b"huggingface")
     features = json.loads(raw).get("info", {}).get("features", {}) if raw else {}
     return {name: kind for name, kind in features.items() if isinstance(kind, dict)}
@@ -344,8 +344,8 @@ def _check_classes(listing: Listing) -> None:
     for number, name in enumerate(names):
         if counts[number] < MIN_IMAGES_PER_CLASS:
             raise DataError(
-                f"every class of {listing.where} must have at least {MIN_IMAGES_PER_CLASS} images, so that it can be "
-                f"split, but {name!r} has {counts[number]}. Add images or remove the class."
+                f"every class of {listing.where} must have at least {MIN_IMAGES_PER_CLASS} images, to be split "
+                f"into parts, but {name!r} has {counts[number]}. Add images or remove the class."
             )
 
 
@@ -358,7 +358,7 @@ def _check_headers(files: Sequence[Path], config: DataConfig) -> None:
         try:
             with Image.open(path) as image:
                 size = image.size
-        except OSError as error:  # Pillow's UnidentifiedImageError is one
+        except OSError as error:  # includes Pillow's UnidentifiedImageError
             raise unreadable(str(path), error) from error
         if config.resize != "same":
             continue
@@ -370,6 +370,6 @@ def _check_headers(files: Sequence[Path], config: DataConfig) -> None:
 
 
 def _few(names: Sequence[str]) -> str:
-    """At most eight names in a row."""
+    """Up to eight names, and the number of names if there are more."""
     shown = ", ".join(names[:8])
     return shown if len(names) <= 8 else f"{shown}, ... ({len(names)} in all)"

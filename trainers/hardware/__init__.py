@@ -1,1 +1,1 @@
-"""Devices, memory and CPU cores: what there is and what a trial may use."""
+"""Available devices, memory and CPU cores, and the share that a trial may use."""

@@ -1,4 +1,4 @@
-"""Which device a worker computes on, and where its random numbers come from."""
+"""The device that a worker computes on, its precision and threads, and its random seeds."""
 
 import hashlib
 from collections.abc import Iterator
@@ -10,27 +10,28 @@ from trainers.hardware.host import GIB, available_cores, available_memory_gib
 from trainers.hardware.resources import Devices, Gpu
 
 _MACS_PER_THREAD = 10**9
-"""Work of one step below which a further CPU thread costs more in waiting than it brings on a busy machine."""
+"""Work per step that justifies one more CPU thread; with less, waiting for other threads costs more than it saves."""
 
 
 def pick_device() -> torch.device:
-    """The current CUDA GPU where there is one, else the CPU."""
+    """The current CUDA GPU if there is one, else the CPU."""
     if torch.cuda.is_available():
-        # TF32 where bf16 autocast leaves float32 (the head's loss, the evaluation of saved weights).
+        # TF32 for operations that bf16 autocast leaves in float32 (the loss, the evaluation of saved weights).
         torch.set_float32_matmul_precision("high")
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
 
 
 def describe_device(device: torch.device) -> str:
-    """The kind of device, such as `cpu` or `NVIDIA H200`."""
+    """Name of the device, such as `cpu` or `NVIDIA H200`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def describe_devices() -> Devices:
-    """What this machine offers to this process. Looking at a GPU opens a CUDA context on it (about half a GiB).
+    """The resources that are available to this process.
 
-    Hence a driver asks a process of its own: `trainers.tasks.dry_run.describe_devices_apart`.
+    Querying a GPU opens a CUDA context on it (about half a GiB), so a driver queries in a separate process with
+    `trainers.tasks.dry_run.describe_devices_apart`.
     """
     gpus = []
     for index in range(torch.cuda.device_count()):
@@ -46,9 +47,9 @@ def describe_devices() -> Devices:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """While inside, float32 has all its digits on every device; a GPU's tensor cores would keep ten bits (TF32).
+    """Compute with full float32 precision inside the context; tensor cores would otherwise use 10-bit mantissas (TF32).
 
-    Trainings do not mind. Scores do: the smallest eigenvalue of a kernel with a condition number of 1,000 gets lost.
+    Training tolerates TF32. Scores do not: it loses the smallest eigenvalue of a kernel with condition number 1,000.
     """
     products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
@@ -62,10 +63,10 @@ def full_precision() -> Iterator[None]:
 
 @contextmanager
 def cpu_threads(step_macs: float) -> Iterator[None]:
-    """While inside, torch uses no more CPU threads than a step of `step_macs` multiply-accumulates can feed.
+    """Limit torch inside the context to the CPU threads that a step of `step_macs` multiply-accumulates can use.
 
-    Threads of a tiny step spin while they wait for each other: with another process on the same cores, a training that
-    takes 11 s with one thread was seen to take 169 s with two.
+    The threads of a tiny step spin while waiting for each other. With another process on the same cores, a training
+    that takes 11 s with one thread took 169 s with two.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(useful_threads(step_macs, before))
@@ -76,12 +77,12 @@ def cpu_threads(step_macs: float) -> Iterator[None]:
 
 
 def useful_threads(step_macs: float, available: int) -> int:
-    """How many of the `available` CPU threads a step of `step_macs` multiply-accumulates can feed, at least 1."""
+    """Number of the `available` CPU threads, at least 1, that a step of `step_macs` multiply-accumulates can use."""
     return max(1, min(available, int(step_macs // _MACS_PER_THREAD)))
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """bf16 on a GPU that has it; everything in float32 elsewhere."""
+    """bf16 autocast on GPUs that support bf16; float32 on other devices."""
     enabled = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 

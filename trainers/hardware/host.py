@@ -1,4 +1,4 @@
-"""CPU cores and memory that this process may use: those of its container or job, not those of the machine."""
+"""CPU cores and memory available to this process, within the limits of its container or job."""
 
 import math
 import os
@@ -9,10 +9,10 @@ GIB = 2.0**30
 
 
 def available_cores(root: Path = Path("/")) -> int:
-    """Cores that this process may run on, within the CPU quota of its control groups; at least 1.
+    """Number of cores this process may run on, within the CPU quota of its control groups; at least 1.
 
     Args:
-        root: Where `proc` and `sys` are.
+        root: Directory that contains `proc` and `sys`.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for folder in _groups(root, "cpu") if (quota := _cpu_quota(folder)) is not None]
@@ -20,17 +20,17 @@ def available_cores(root: Path = Path("/")) -> int:
 
 
 def available_memory_gib(root: Path = Path("/")) -> float:
-    """Memory that this process may still take, within the limits of its control groups.
+    """Memory in GiB that this process may still allocate, within the limits of its control groups.
 
     Args:
-        root: Where `proc` and `sys` are.
+        root: Directory that contains `proc` and `sys`.
     """
     left = [_memory_left(folder) for folder in _groups(root, "memory")]
     return min([_machine_memory(root), *(value for value in left if value is not None)]) / GIB
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Folders of the control groups that this process is in, innermost first: version 2, else version 1."""
+    """Folders of the control groups (version 2, else version 1) of this process, innermost first."""
     base = root / "sys/fs/cgroup"
     for line in _read(root / "proc/self/cgroup").splitlines():
         number, controllers, path = line.split(":", 2)
@@ -45,7 +45,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
 
 
 def _cpu_quota(folder: Path) -> float | None:
-    """Cores that a control group may use; `None` where it has no limit."""
+    """Number of cores that a control group may use; `None` if it has no limit."""
     words = _read(folder / "cpu.max").split() or [
         _read(folder / "cpu.cfs_quota_us").strip(),
         _read(folder / "cpu.cfs_period_us").strip(),
@@ -55,7 +55,7 @@ def _cpu_quota(folder: Path) -> float | None:
 
 
 def _memory_left(folder: Path) -> float | None:
-    """Bytes that a control group may still take; `None` where it has no limit."""
+    """Bytes that a control group may still allocate; `None` if it has no limit."""
     for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
         most, taken = _read(folder / limit).strip(), _read(folder / used).strip()
         if most.isdigit() and taken.isdigit():
@@ -73,5 +73,5 @@ def _machine_memory(root: Path) -> float:
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except OSError:  # not Linux, or another version of control groups
+    except OSError:  # not Linux, or the other version of control groups
         return ""

@@ -1,4 +1,4 @@
-"""Computes how many trials run at a time, and what each gets. It touches no device and does not import torch."""
+"""Computes the number of concurrent trials and the resources of each. Plain arithmetic, without devices or torch."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from trainers.config import Resources
 
 _FINEST_SHARE = 10_000
-"""Ray counts GPUs in units of 1 / 10,000."""
+"""Ray allocates GPUs in units of 1 / 10,000."""
 
 
 class _Frozen(BaseModel):
@@ -21,31 +21,31 @@ class Gpu(_Frozen):
     name: str
     total_gib: float
     free_gib: float
-    """Memory that no process used when this was measured."""
+    """Memory that was free when the GPU was queried."""
 
 
 class Devices(_Frozen):
-    """The devices of a machine."""
+    """Resources of a machine."""
 
     cores: int = Field(ge=1)
-    """CPU cores that this process may use."""
+    """Number of CPU cores that this process may use."""
     memory_gib: float
-    """Main memory that this process may still use."""
+    """Main memory that this process may still allocate."""
     gpus: tuple[Gpu, ...] = ()
     has_mps: bool = False
-    """Whether there is an Apple GPU. Trials run on the CPU nevertheless, because evaluation needs float64."""
+    """Whether there is an Apple GPU. Trials do not use it: evaluation needs float64, which MPS does not support."""
 
 
 class TrialMemory(_Frozen):
-    """Memory that a dry run of a training took on its device."""
+    """Memory of a training on its device, as measured by a dry run."""
 
     process_gib: float = Field(ge=0)
-    """Memory of each process: libraries or a CUDA context, and the images."""
+    """Memory per process: libraries or a CUDA context, and the images."""
     training_gib: float = Field(ge=0)
-    """Additional memory of each training: weights, gradients, optimizer state, activations."""
+    """Additional memory per training: weights, gradients, optimizer state, activations."""
 
     def of(self, pack_size: int) -> float:
-        """Memory in GiB of a process that trains a pack of that size."""
+        """Memory in GiB of a process that trains `pack_size` configurations together."""
         return self.process_gib + pack_size * self.training_gib
 
 
@@ -53,30 +53,31 @@ class TrialResources(_Frozen):
     """Resources of each trial."""
 
     cpus: float
-    """CPU cores to reserve."""
+    """Number of CPU cores to reserve."""
     gpu_fraction: float
     """Share of a GPU, or number of whole GPUs; 0 for none."""
     threads: int
-    """CPU threads to use, so that trials do not wait for each other's threads."""
+    """Number of CPU threads, limited so that trials do not wait for each other."""
     max_concurrent: int
-    """Number of trials that run at a time."""
+    """Number of concurrent trials."""
 
 
 def plan_resources(
     devices: Devices, memory: TrialMemory | None = None, limits: Resources | None = None, *, pack_size: int = 1
 ) -> TrialResources:
-    """Divide a machine among trials: as many at a time as its memory holds and its cores can feed.
+    """Divide a machine between as many concurrent trials as its memory and cores allow.
 
-    GPUs count as equal, as in Ray; the least free memory of any GPU decides. Trials are spread evenly over the GPUs.
+    All GPUs are treated alike, as in Ray, with the smallest free memory among them. Trials are distributed evenly over
+    the GPUs.
 
     Args:
         devices: The machine.
-        memory: Memory of a trial; `None` if it was not measured, and then memory limits nothing.
+        memory: Measured memory of a trial; `None` if unknown, in which case memory is not a limit.
         limits: Limits set by the user.
-        pack_size: Number of trainings in one process.
+        pack_size: Number of trainings per process.
 
     Raises:
-        ValueError: A trial fits nowhere.
+        ValueError: No device has enough memory for a trial.
     """
     limits = limits or Resources()
     need = memory.of(pack_size) * (1 + limits.memory_margin) if memory else 0.0
@@ -92,10 +93,10 @@ def plan_resources(
 
 
 def largest_pack(devices: Devices, memory: TrialMemory, limits: Resources | None = None) -> int:
-    """Largest pack of trainings that fits into a process with a whole GPU or, without GPUs, the whole machine.
+    """Maximum number of trainings in one process that has a GPU (or the machine, without GPUs) to itself.
 
     Raises:
-        ValueError: Not even one fits.
+        ValueError: A single training does not fit.
     """
     limits = limits or Resources()
     uses_gpu = bool(devices.gpus) and limits.gpus_per_trial != 0
@@ -106,10 +107,12 @@ def largest_pack(devices: Devices, memory: TrialMemory, limits: Resources | None
 
 
 def _share_gpus(gpus: Sequence[Gpu], need: float, share: float | None, most: int) -> tuple[float, int]:
-    """GPU share of a trial, and number of trials at a time."""
+    """GPU share of a trial and number of concurrent trials."""
     if share is not None and share >= 1:
         if share > len(gpus):
-            raise ValueError(f"`gpus_per_trial` must be at most the {len(gpus)} GPUs here, but got {share}. Lower it.")
+            raise ValueError(
+                f"`gpus_per_trial` must be at most {len(gpus)}, the number of GPUs, but got {share}. Lower it."
+            )
         return share, min(most, len(gpus) // int(share))
     if share is None:
         fitting = _how_many(min(gpu.free_gib for gpu in gpus), need, "the GPU with the least free memory")
@@ -120,13 +123,13 @@ def _share_gpus(gpus: Sequence[Gpu], need: float, share: float | None, most: int
 
 
 def _how_many(free_gib: float, need_gib: float, where: str) -> int:
-    """How many trials fit; raises if not even one does."""
+    """Number of trials that fit, at least 1."""
     if need_gib <= 0:
         return _FINEST_SHARE
     count = math.floor(free_gib / need_gib)
     if count < 1:
         raise ValueError(
             f"a trial needs {need_gib:.2f} GiB with its margin, but {where} has {max(free_gib, 0.0):.2f} GiB free. "
-            "Lower recipe.batch_size, bound the topologies' parameters or FLOPs, or free memory."
+            "Lower recipe.batch_size, limit the parameters or FLOPs of the topologies, or free memory."
         )
     return count

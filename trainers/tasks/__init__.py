@@ -1,1 +1,1 @@
-"""What a worker does besides training: scoring, replaying curves, averaging checkpoints."""
+"""Tasks of a worker other than training: scoring, replaying learning curves, averaging checkpoints."""

@@ -1,4 +1,4 @@
-"""Several checkpoints of one training made into one model, judged on the validation part."""
+"""Averages checkpoints of a training into one model and evaluates it on the validation part."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,10 +18,10 @@ from trainers.training.evaluation import Normalizer, evaluate
 
 
 class SavedCheckpoints(Sequence[StateDict]):
-    """Weights of checkpoints, or averages kept with them, each read from disk when it is first used.
+    """Weights (or maintained averages) of checkpoints, read from disk on first use.
 
     Args:
-        folders: Of the checkpoints, oldest first.
+        folders: Folders of the checkpoints, oldest first.
         average: Name of an average that training maintained; `None` for the weights.
     """
 
@@ -47,12 +47,12 @@ class SavedCheckpoints(Sequence[StateDict]):
 
     @property
     def num_read(self) -> int:
-        """How many were used so far."""
+        """Number of checkpoints read so far."""
         return len(self._loaded)
 
 
 def average(task: AverageTask, data: ImageData, device: torch.device) -> TaskOutcome:
-    """Average a training's checkpoints and evaluate the result.
+    """Average the checkpoints of a training and evaluate the result.
 
     Raises:
         CheckpointError: A checkpoint is missing or damaged, or lacks an average that the method reads.
@@ -70,12 +70,12 @@ def average(task: AverageTask, data: ImageData, device: torch.device) -> TaskOut
 def average_checkpoints(
     averaging: PluginChoice, folders: Sequence[Path], evaluate_weights: Callable[[StateDict], Evaluated]
 ) -> tuple[dict[str, Tensor], int]:
-    """The averaged weights of checkpoint folders, oldest first, and how many of them were used.
+    """Average checkpoints; returns the weights and the number of checkpoints used.
 
     Args:
         averaging: The method.
-        folders: Of the checkpoints.
-        evaluate_weights: Judges state dicts on validation images, for methods that ask for it.
+        folders: Folders of the checkpoints, oldest first.
+        evaluate_weights: Evaluates state dicts on validation images, for methods that need it.
 
     Raises:
         CheckpointError: A checkpoint is missing or damaged, or lacks an average that the method reads.
@@ -89,7 +89,7 @@ def average_checkpoints(
 
 
 class ValidationJudge:
-    """Evaluates state dicts on validation images; the model is built when it is first needed."""
+    """Evaluates state dicts on validation images. The model is built on first use."""
 
     def __init__(self, configuration: Configuration, data: ImageData, device: torch.device) -> None:
         self._configuration = configuration

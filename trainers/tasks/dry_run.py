@@ -1,4 +1,4 @@
-"""What a training takes of memory, measured by a short one on noise, in a process of its own."""
+"""Measures the memory of a training with a short run on noise in a separate process."""
 
 import json
 import math
@@ -24,33 +24,33 @@ if TYPE_CHECKING:
     from trainers.data.images import ImageData
 
 CUDA_CONTEXT_GIB = 0.6
-"""What a process takes of a GPU besides its tensors: CUDA's context and the kernels of torch, cuBLAS and cuDNN."""
+"""GPU memory of a process besides its tensors: the CUDA context and the kernels of torch, cuBLAS and cuDNN."""
 
 _STEPS = 2
-"""In the second one gradients, optimizer state and activations are there together."""
+"""Number of training steps. From the second, gradients, optimizer state and activations exist together."""
 _EVALUATED_PIXELS = 1 << 19
-"""One batch of the evaluation."""
+"""Number of validation pixels, which make one evaluation batch."""
 _SECONDS = 600.0
 
 
 class DryRunError(RuntimeError):
-    """A dry run failed; the message says why."""
+    """A dry run failed; the message gives the reason."""
 
 
 class MemoryKey(NamedTuple):
-    """Trainings that take about the same memory: up to twice as much, and the costliest of them is measured."""
+    """Class of trainings whose memory differs by up to a factor of 2; the most expensive of them is measured."""
 
     space: str
     parameters: int
-    """Power of two that holds the topology's parameters."""
+    """Binary logarithm of the number of parameters, rounded up."""
     macs: int
-    """Power of two that holds its multiply-accumulates."""
+    """Binary logarithm of the multiply-accumulates, rounded up."""
     batch_size: int
     image_size: int
 
 
 def memory_key(configuration: Configuration, task: ImageTask) -> MemoryKey:
-    """The class of a training."""
+    """The memory class of a training."""
     costs = _costs(configuration.topology, task)
     return MemoryKey(
         space=configuration.topology.partition(":")[0],
@@ -67,13 +67,13 @@ def measure_classes(
     measure: Callable[[Configuration], TrialMemory],
     known: Mapping[MemoryKey, TrialMemory] | None = None,
 ) -> dict[MemoryKey, TrialMemory]:
-    """The memory of each class of trainings, measured once, with the costliest topology that is given of it.
+    """Measure the memory of each class of trainings once, with its most expensive topology.
 
     Args:
-        configurations: All trainings that there may be.
+        configurations: All possible trainings.
         task: Image size, channels and classes of the data.
-        measure: Such as `measure_apart`.
-        known: Classes that were measured before.
+        measure: Measures one training, such as `measure_apart`.
+        known: Classes that are already measured.
     """
     found = dict(known or {})
     costliest: dict[MemoryKey, Configuration] = {}
@@ -88,16 +88,16 @@ def measure_classes(
 def measure_apart(
     configuration: Configuration, task: ImageTask, *, num_images: int, timeout_s: float = _SECONDS
 ) -> TrialMemory:
-    """Dry-run a training in a child process, on the device that trials compute on.
+    """Dry-run a training in a child process, on the device that trials use.
 
     Args:
-        configuration: What to train; its data are not read.
+        configuration: What to train. Its data are not loaded.
         task: Image size, channels and classes of the data.
-        num_images: Training images, which each process keeps on its device.
-        timeout_s: Longest wait.
+        num_images: Number of training images, which each process keeps on its device.
+        timeout_s: Timeout of the child process, in seconds.
 
     Raises:
-        DryRunError: The training does not fit or fails otherwise, or takes too long.
+        DryRunError: The training does not fit, fails or takes too long.
     """
     question = {"configuration": configuration.model_dump(mode="json"), "task": task.model_dump(mode="json")}
     memory = TrialMemory.model_validate_json(_ask(json.dumps(question), timeout_s))
@@ -106,7 +106,7 @@ def measure_apart(
 
 
 def describe_devices_apart(timeout_s: float = _SECONDS) -> Devices:
-    """`trainers.hardware.devices.describe_devices` in another process: no CUDA context stays, torch is not imported.
+    """Run `trainers.hardware.devices.describe_devices` in a child process, without a CUDA context or torch in this one.
 
     Raises:
         DryRunError: A device cannot be used.
@@ -117,21 +117,21 @@ def describe_devices_apart(timeout_s: float = _SECONDS) -> Devices:
 def _ask(question: str, timeout_s: float) -> str:
     command = [sys.executable, "-m", "trainers.tasks.dry_run"]
     try:
-        finished = subprocess.run(  # noqa: S603 - this module, with JSON as its input
+        finished = subprocess.run(  # noqa: S603 - runs this module with JSON as input
             command, input=question, capture_output=True, text=True, timeout=timeout_s, check=False
         )
     except subprocess.TimeoutExpired as error:
         raise DryRunError(
-            f"a dry run must end within {timeout_s:.0f} s, but did not. Give `resources` by hand."
+            f"a dry run must end within {timeout_s:.0f} s, but was still running. Set `resources` in the study file."
         ) from error
     if finished.returncode:
-        last = (finished.stderr.strip().splitlines() or [f"it ended with status {finished.returncode}"])[-1]
-        raise DryRunError(f"a dry run in a process of its own failed: {last}")
+        last = (finished.stderr.strip().splitlines() or [f"exit status {finished.returncode}"])[-1]
+        raise DryRunError(f"a dry run in a child process failed: {last}")
     return finished.stdout.strip().splitlines()[-1]
 
 
 def dry_run(configuration: Configuration, task: ImageTask, device: "torch.device") -> TrialMemory:
-    """Train for two steps, evaluate and save, on noise, in this process, which should be a fresh one.
+    """Train for two steps on noise, evaluate and save, in this process, which should be a new one.
 
     Raises:
         DryRunError: The training fails.
@@ -153,28 +153,28 @@ def dry_run(configuration: Configuration, task: ImageTask, device: "torch.device
         data = _noise(task, num_train=_STEPS * batch_size)
         outcome = train(TrainTask(configuration=short, folder=Path(folder)), data, SilentReporter(), device)
     if outcome.state != "complete":
-        raise DryRunError(f"a dry run must train, but it is {outcome.state}: {outcome.reason}")
+        raise DryRunError(f"a dry run must end as complete, but it is {outcome.state}: {outcome.reason}")
     return TrialMemory(process_gib=before, training_gib=max(0.0, _peak(device) - before))
 
 
 def _taken(device: "torch.device") -> float:
-    """GiB that the process needs before it trains, once all libraries are loaded."""
+    """Memory in GiB of the process before training, with all libraries loaded."""
     import torch
 
-    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], fused=True)  # the first one loads more of torch
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], fused=True)  # the first optimizer loads more of torch
     create("augmentations", "affine").augment(torch.zeros(1, 1, 8, 8), strength=1.0, seed=0)
     return CUDA_CONTEXT_GIB if device.type == "cuda" else _peak(device)
 
 
 def _peak(device: "torch.device") -> float:
-    """Most GiB that this process has had."""
+    """Peak memory of this process in GiB."""
     import torch
 
     if device.type == "cuda":
         return CUDA_CONTEXT_GIB + torch.cuda.max_memory_reserved(device) / GIB
     unit = 1 if sys.platform == "darwin" else 1024
     status = Path("/proc/self/status")
-    if status.exists():  # Linux passes on `ru_maxrss` from the process that started it
+    if status.exists():  # on Linux, a child process inherits `ru_maxrss`
         (line,) = (line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024 / GIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
@@ -212,7 +212,7 @@ def _costs(topology: str, task: ImageTask) -> Costs:
 
 
 def main() -> None:
-    """Read a question from standard input, and print its answer as a line of JSON."""
+    """Read a request from standard input and print the answer as one line of JSON."""
     from trainers.hardware.devices import describe_devices, pick_device
 
     question = json.loads(sys.stdin.read())

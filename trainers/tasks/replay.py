@@ -1,4 +1,4 @@
-"""Recorded learning curves under a stopping criterion: what it would have saved, and what that would have cost."""
+"""Replays learning curves under a stopping criterion, to find the epochs it would have saved and the accuracy lost."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -10,14 +10,14 @@ from trainers.config import ReplayTask, TaskOutcome
 
 
 class Replayed(NamedTuple):
-    """One curve under a criterion."""
+    """Effect of a criterion on one curve."""
 
     epochs_saved: float
     """Fraction of the curve's epochs that would not have been trained."""
     accuracy_lost: float
     """Best validation accuracy of the whole curve minus the best up to the stop."""
     stopped_after: int | None
-    """Epochs trained before the stop; `None` if it never came."""
+    """Epochs trained before the stop; `None` if the criterion never stopped."""
 
 
 def replay(task: ReplayTask) -> TaskOutcome:
@@ -36,13 +36,13 @@ def replay(task: ReplayTask) -> TaskOutcome:
 
 
 def replay_curve(criterion: Stopper, curve: Sequence[CurvePoint]) -> Replayed:
-    """One curve under a criterion. A stop at its last epoch saves nothing and does not count as one.
+    """Replay one curve under a criterion. A stop at the last epoch saves nothing and does not count.
 
     Raises:
         ValueError: The curve has no points.
     """
     if not curve:
-        raise ValueError("a learning curve must have at least 1 epoch, but got none. Leave out trials without reports.")
+        raise ValueError("a learning curve must have at least 1 epoch, but got none. Omit trials without reports.")
     end = next((n for n in range(1, len(curve)) if criterion.reason_to_stop(curve[:n])), None)
     seen = curve[:end]
     lost = max(point.val_accuracy for point in curve) - max(point.val_accuracy for point in seen)

@@ -19,13 +19,13 @@ from trainers.training.failures import Failure, describe_failure, free_memory
 
 
 def scoring_batch(data: ImageData, *, split_seed: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The images that every topology of a study is scored on, normalised, and their labels: (B, C, H, W) and (B,).
+    """Draw the normalised images (B, C, H, W) and labels (B,) on which all topologies of a study are scored.
 
     Args:
-        data: Their training part is drawn from.
-        split_seed: The same seed draws the same images.
-        size: `B`, or all images where there are fewer.
-        device: Where both go.
+        data: Data whose training part is sampled.
+        split_seed: Seed of the sample.
+        size: Number of images `B`; all images if there are fewer.
+        device: Device of the result.
     """
     chosen = torch.randperm(len(data.train), generator=make_generator(split_seed, "score"))[:size]
     images = Normalizer(data.mean, data.std, device)(data.train.images[chosen].to(device))
@@ -33,19 +33,19 @@ def scoring_batch(data: ImageData, *, split_seed: int, size: int, device: torch.
 
 
 def score_topology(task: ScoreTask, images: Tensor, image_task: ImageTask, labels: Tensor | None = None) -> TaskOutcome:
-    """Every proxy of `task` on its topology; one that fails does not keep the others from theirs.
+    """Score the topology of `task` with all its proxies. If a proxy fails, the others still run.
 
     Args:
-        task: Topology, proxies and seed; the same seed and images give the same scores.
-        images: One batch of normalised training images, shape (B, C, H, W), on the device and in the dtype to score in.
+        task: Topology, proxies and seed. The same seed and images give the same scores.
+        images: One batch of normalised training images, shape (B, C, H, W). Their device and dtype are used.
         image_task: Image size, channels and classes of the data.
-        labels: Classes of the images, shape (B,), int64; drawn from the seed where there are none.
+        labels: Classes of the images, shape (B,), int64; drawn from the seed if omitted.
 
     Returns:
         See `score_outcome`.
 
     Raises:
-        ValueError: The topology's text is wrong or does not fit the data, or a proxy is unknown or has wrong settings.
+        ValueError: The topology is malformed or does not fit the data, or a proxy is unknown or has invalid settings.
     """
     start = time.perf_counter()
     topology = parse_topology(task.topology)
@@ -61,7 +61,7 @@ def score_topology(task: ScoreTask, images: Tensor, image_task: ImageTask, label
         try:
             with full_precision():
                 scores[name] = proxy.score(candidate)
-        except Exception as error:  # a proxy may raise anything, and the others go on
+        except Exception as error:  # a proxy may raise any exception; the others still run
             failures[name] = describe_failure(error)
         if name in failures:
             free_memory()
@@ -90,18 +90,18 @@ def score_outcome(
     """The outcome of scoring one topology.
 
     Args:
-        topology: Its id.
-        costs: Its closed-form costs.
-        scores: By proxy; one that is not finite is a failure.
-        failures: Why the other proxies have no score.
-        seconds: What each proxy took; a pass that serves several counts for the first of them.
-        wall_time_s: What all of it took.
-        need_all: Whether one failed proxy makes the outcome a failure; else only all of them do.
+        topology: Id of the topology.
+        costs: Closed-form costs of the topology.
+        scores: Scores by proxy. A score that is not finite is a failure.
+        failures: Failures of the other proxies.
+        seconds: Duration by proxy. A pass shared by several proxies counts towards the first.
+        wall_time_s: Total duration, in seconds.
+        need_all: Whether the outcome is a failure if one proxy fails, and not only if all fail.
 
     Returns:
-        Metrics: per proxy its value under its name and the spread over its repeats under `NAME.spread`; `parameters`,
-        `macs` and `wall_time_s`. Details: `topology`, `seconds` by proxy, and `failures` (error, reason) by proxy where
-        there are any.
+        Metrics: the value of each proxy under its name and its spread over the repeats under `NAME.spread`;
+        `parameters`, `macs` and `wall_time_s`. Details: `topology`, `seconds` by proxy, and `failures` (error, reason)
+        by proxy, if any failed.
     """
     bad = {
         name: Failure("not-finite", f"the score is {score.value}")
@@ -139,15 +139,15 @@ def make_candidate(
     labels: Tensor | None = None,
     companions: tuple[Proxy, ...] = (),
 ) -> Candidate:
-    """One topology as proxies see it; models come from the `models` plug-in of the topology's space.
+    """The input of proxies for one topology. The `models` plug-in of the topology's space builds its models.
 
     Args:
-        topology: What is scored.
+        topology: The topology to score.
         images: One batch, shape (B, C, H, W).
         image_task: Image size, channels and classes.
-        seed: Where the proxies' random numbers start.
+        seed: Seed of the proxies.
         labels: Classes of the images, shape (B,), int64; `None` draws them from the seed.
-        companions: All proxies that score it.
+        companions: All proxies that score the topology.
 
     Raises:
         ValueError: The topology does not fit the data.
