@@ -40,7 +40,7 @@ def test_a_worker_that_is_superseded_leaves_the_files_of_the_newer_attempt_alone
     reporter = Overtaken(tmp_path)
     outcome = attempt(tmp_path, 7, reporter)
     assert (outcome.state, outcome.error) == ("interrupted", "storage")
-    assert "a newer attempt at the training in" in (outcome.reason or "")
+    assert "only the newest attempt may train in" in (outcome.reason or "")
     assert len(reporter.reports) == 1
     alone = attempt(tmp_path / "alone", 7)
     assert reporter.newer is not None
@@ -54,7 +54,7 @@ def test_an_older_attempt_that_begins_late_reads_and_writes_nothing(tmp_path: Pa
     claim(fence(tmp_path, 8))
     assert attempt(tmp_path, 7).error == "storage"
     assert load_newest(tmp_path / "trial-0001", accepted=["any"]) is None
-    with pytest.raises(SupersededError, match="given it up, or goes on in another process"):
+    with pytest.raises(SupersededError, match="gave this attempt up, or continues in another process"):
         check(fence(tmp_path, 7))
 
 
@@ -75,5 +75,5 @@ def test_a_torn_token_counts_as_none(tmp_path: Path) -> None:
 
 def test_where_no_token_can_be_left_the_error_says_so(tmp_path: Path) -> None:
     (tmp_path / "trial-0001").write_text("a file, and no folder")
-    with pytest.raises(CheckpointWriteError, match="Make room there, or mend what is in the way"):
+    with pytest.raises(CheckpointWriteError, match="Free disk space or fix the problem"):
         claim(fence(tmp_path, 7))

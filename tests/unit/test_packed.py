@@ -316,7 +316,7 @@ def test_a_folder_of_another_training_fails_its_own_training(tmp_path: Path) -> 
     configs = configurations({}, {})
     run(configs[0].model_copy(update={"seed": 99}), tmp_path / "0")
     foreign, good = pack(configs, tmp_path)
-    assert "is of another one" in (foreign.reason or "")
+    assert "belongs to another configuration" in (foreign.reason or "")
     assert good.state == "complete"
 
 
@@ -388,8 +388,8 @@ def test_trainings_that_differ_in_numbers_can_be_packed(other: dict[str, Any]) -
         ({"data": configuration().data.model_copy(update={"split_seed": 1})}, "their data differ"),
         ({"recipe": {"batch_size": 32}}, "their batch sizes differ: 16 and 32"),
         ({"recipe": PHASES}, "at different times"),
-        ({"folder": "a"}, "both keep their checkpoints in a"),
-        ({"alone": True}, "one of them is to be trained alone"),
+        ({"folder": "a"}, "both save their checkpoints in a"),
+        ({"alone": True}, "one of them must be trained alone"),
     ],
 )
 def test_why_trainings_cannot_be_packed(other: dict[str, Any], why: str) -> None:
@@ -408,7 +408,7 @@ def test_tasks_that_cannot_be_packed_are_refused(tmp_path: Path) -> None:
     configs = configurations({}, {"batch_size": 32})
     with pytest.raises(ValueError, match="differ in numbers only, but their batch sizes differ: 24 and 32"):
         pack(configs, tmp_path)
-    with pytest.raises(ValueError, match="a reporter for each, but got 1 tasks and 2 reporters"):
+    with pytest.raises(ValueError, match="one reporter per task, but got 1 tasks and 2 reporters"):
         pack(configs[:1], tmp_path, [Recorder(), Recorder()])
 
 

@@ -228,10 +228,10 @@ def test_models_that_cannot_be_stacked_are_refused() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.BatchNorm1d(4))
     problem = pack_problem(Row(model, Recipe()))
     assert problem is not None
-    assert "but 2 of Sequential keeps running statistics. Train it unpacked" in problem
+    assert "but 2 of Sequential keeps running statistics. Train it without a pack" in problem
     problem = pack_problem(Row(model[:2], Recipe(drop_path=0.1)))
     assert problem is not None
-    assert re.search(r"drop_path=0\.1 needs a model with blocks .*, but Sequential has none", problem)
+    assert re.search(r"drop_path=0\.1 in a pack needs a model with blocks .*, but Sequential has none", problem)
 
 
 @pytest.mark.parametrize(("count", "size", "lengths"), [(7, 3, [2, 2, 3]), (6, 8, [6]), (4, 1, [1] * 4), (0, 3, [])])

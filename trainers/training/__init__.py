@@ -1,1 +1,1 @@
-"""Training: the loop, its schedule of steps, packs, checkpoints and evaluation."""
+"""Training: the loop, its steps, packs, checkpoints and evaluation."""

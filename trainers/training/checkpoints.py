@@ -1,12 +1,13 @@
-"""Checkpoints on disk: one folder per epoch, written at once or not at all, verified by content hash.
+"""Checkpoints on disk: one folder per epoch, written atomically and verified by content hash.
 
     epoch-0012/model.safetensors        the weights
     epoch-0012/optimizer.safetensors    the optimizer's tensors; only in the newest two
     epoch-0012/ema.safetensors          averages that training maintains, if the recipe asks for them (also swa)
     epoch-0012/manifest.json            epoch, reports so far, configuration digest, sha256 of each file
 
-A folder takes its name only when it is whole, so a killed process leaves the checkpoint before. Files are not flushed
-to the disk one by one: what a power cut tears is found by its hash, and the checkpoint before is used.
+A folder gets its final name only when it is complete, so a killed process leaves the previous checkpoint. Files are not
+flushed to disk one by one: a file damaged by a power failure is detected by its hash, and the previous checkpoint is
+used.
 """
 
 import hashlib
@@ -40,30 +41,30 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is damaged, or is not of the training that asks for it."""
+    """A checkpoint is damaged or belongs to another training."""
 
 
 class CheckpointWriteError(RuntimeError):
-    """A checkpoint could not be written; the message says where and why."""
+    """A checkpoint could not be written. The message names the place and the reason."""
 
 
 class Manifest(BaseModel):
-    """What a checkpoint says of itself."""
+    """Description of a checkpoint."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     epoch: int
     configuration: str
-    """Digest of the configuration that is trained."""
+    """Digest of the configuration."""
     history: tuple[EpochReport, ...]
     files: dict[str, str]
     """sha256 of each file."""
     damaged: tuple[str, ...] = ()
-    """What was wrong with checkpoints that this training could not go on from."""
+    """Problems of damaged checkpoints that this training could not resume from."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint that training can go on from."""
+    """A checkpoint that training can resume from."""
 
     epoch: int
     weights: dict[str, Tensor]
@@ -72,22 +73,22 @@ class Checkpoint:
     averages: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     """State dicts of the averages that training maintains, by name."""
     damaged: tuple[str, ...] = ()
-    """What was wrong with newer checkpoints, and with others earlier in this training."""
+    """Problems of newer checkpoints, and of others earlier in this training."""
 
 
 def configuration_digest(configuration: Configuration) -> str:
     """sha256 of the configuration as JSON with sorted keys, without fields at their default value.
 
-    A field that is added later therefore leaves the digest of every earlier configuration as it is, provided that its
-    default means what was done before. The default of a field must never change.
+    Adding a field therefore does not change the digests of earlier configurations, provided that its default preserves
+    the earlier behaviour. The default of a field must never change.
     """
     return _json_digest(configuration.model_dump(mode="json", exclude_defaults=True))
 
 
 def accepted_digests(configuration: Configuration) -> frozenset[str]:
-    """Digests of checkpoints that a training of this configuration may continue from, from whichever version.
+    """Digests of checkpoints, of any version, from which a training of this configuration may resume.
 
-    Version 0.1.0 hashed every field that it had. Its digest is accepted if all fields added since have their default.
+    Version 0.1.0 hashed all its fields. Its digest is accepted if all fields added since have their default value.
     """
     dump = configuration.model_dump(mode="json")
     changed = configuration.model_dump(mode="json", exclude_defaults=True)
@@ -131,11 +132,11 @@ _FIELDS_0_1_0: Mapping[str, frozenset[str] | None] = {
     "stopping": None,
     "averaging": None,
 }
-"""The fields of a configuration in version 0.1.0, with those of its blocks."""
+"""The fields of a configuration in version 0.1.0, including those of nested blocks."""
 
 
 def _without(dump: Mapping[str, Any], known: Mapping[str, frozenset[str] | None]) -> dict[str, Any]:
-    """The dump of a configuration without fields that are not among the known ones."""
+    """The dump of a configuration, reduced to known fields."""
     kept: dict[str, Any] = {}
     for name, value in dump.items():
         if name in known:
@@ -159,20 +160,20 @@ def save(
     averages: Mapping[str, Mapping[str, Tensor]] | None = None,
     damaged: Sequence[str] = (),
 ) -> CheckpointRecord:
-    """Write the checkpoint of the newest epoch in `history`, then remove what retention does not ask for.
+    """Write the checkpoint of the newest epoch in `history`, then remove files that are no longer retained.
 
     Args:
-        folder: Where the trial's checkpoints are; made if missing.
+        folder: Folder of the trial's checkpoints; created if missing.
         weights: State dict.
-        optimizer: The optimizer's state by index of the parameter.
+        optimizer: The optimizer state by parameter index.
         history: Reports of all epochs so far, oldest first, at least one.
-        configuration: Digest of what is trained.
-        keep: Weights of this many newest epochs are kept, and never fewer than the two that training can resume from.
+        configuration: Digest of the configuration.
+        keep: Number of newest epochs whose weights are kept; at least the two that training can resume from are kept.
         averages: State dicts of the averages that training maintains, by name.
-        damaged: What was wrong with earlier checkpoints of this training.
+        damaged: Problems of earlier checkpoints of this training.
 
     Raises:
-        CheckpointWriteError: The file system takes no more; what was there before is still there.
+        CheckpointWriteError: A file cannot be written. Earlier checkpoints are intact.
     """
     epoch = history[-1].epoch
     content = {WEIGHTS: pack_tensors(weights), OPTIMIZER: pack_tensors(optimizer)}
@@ -194,16 +195,16 @@ def save(
 
 
 def load_newest(folder: Path, *, accepted: Collection[str], damaged: list[str] | None = None) -> Checkpoint | None:
-    """The newest checkpoint that is whole, or `None`. Damaged ones and leftovers of a torn write are removed.
+    """Load the newest intact checkpoint, or return `None`. Damaged checkpoints and incomplete writes are removed.
 
     Args:
-        folder: Where the trial's checkpoints are.
-        accepted: Digests of what is trained; see `accepted_digests`.
-        damaged: What was wrong with newer checkpoints is added here, also where no whole one is left.
+        folder: Folder of the trial's checkpoints.
+        accepted: Digests of the configuration; see `accepted_digests`.
+        damaged: A list that receives the problems of newer checkpoints, even if none is intact.
 
     Raises:
-        CheckpointError: The newest whole checkpoint is of another configuration.
-        CheckpointWriteError: A damaged one cannot be removed.
+        CheckpointError: The newest intact checkpoint belongs to another configuration.
+        CheckpointWriteError: A damaged checkpoint cannot be removed.
     """
     if not folder.is_dir():
         return None
@@ -221,15 +222,15 @@ def load_newest(folder: Path, *, accepted: Collection[str], damaged: list[str] |
                 if average_file(name) in manifest.files
             }
         except CheckpointError as error:
-            logger.warning("%s Going back to the checkpoint before it.", error)
+            logger.warning("%s Using the previous checkpoint.", error)
             found.append(f"{path.name}: {error}")
             with writing(path):
                 _remove(path)
             continue
         if manifest.configuration not in accepted:
             raise CheckpointError(
-                f"{folder} must be empty or hold checkpoints of the configuration to train, but {path.name} is of "
-                "another one. Choose another folder, or delete it."
+                f"{folder} must be empty or contain checkpoints of the configuration to train, but {path.name} belongs "
+                "to another configuration. Choose another folder, or delete it."
             )
         return Checkpoint(
             epoch=manifest.epoch,
@@ -243,14 +244,14 @@ def load_newest(folder: Path, *, accepted: Collection[str], damaged: list[str] |
 
 
 def load_weights(path: Path, *, average: str | None = None) -> dict[str, Tensor]:
-    """The weights of one checkpoint's folder, or an average of them that training maintained.
+    """Load the weights of a checkpoint, or an average that training maintained.
 
     Args:
-        path: The checkpoint's folder.
+        path: Folder of the checkpoint.
         average: One of `AVERAGES`; `None` for the weights.
 
     Raises:
-        CheckpointError: It is missing, or its content does not have the hash in its manifest.
+        CheckpointError: The checkpoint or the average is missing, or its content does not match the manifest.
     """
     manifest = read_manifest(path)
     if average is None:
@@ -259,29 +260,29 @@ def load_weights(path: Path, *, average: str | None = None) -> dict[str, Tensor]
     if file not in manifest.files:
         raise CheckpointError(
             f"the checkpoint {path} must have the average {average!r}, but training did not maintain it. Set "
-            f"recipe.{average} in the recipe, and train again."
+            f"recipe.{average} and train again."
         )
     return read_tensors(path / file, manifest.files[file])
 
 
 def average_file(name: str) -> str:
-    """File of an average that training maintains."""
+    """File name of an average that training maintains."""
     return f"{name}.safetensors"
 
 
 def saved(folder: Path) -> tuple[CheckpointRecord, ...]:
-    """Records of the checkpoints in a folder, oldest first; one without readable weights or manifest is left out."""
+    """Records of the checkpoints in a folder, oldest first, without those whose weights or manifest are unreadable."""
     records = []
     for path in _epoch_folders(folder):
         try:
             records.append(_record(path, read_manifest(path)))
         except CheckpointError as error:
-            logger.warning("%s It is left out.", error)
+            logger.warning("%s Skipping this checkpoint.", error)
     return tuple(records)
 
 
 def prune(folder: Path, *, keep: int) -> None:
-    """Keep the weights of the newest `keep` epochs, and optimizer state of no more than the newest two."""
+    """Keep the weights of the newest `keep` epochs, and the optimizer state of at most the newest two."""
     newest_first = _epoch_folders(folder)[::-1]
     with writing(folder):
         for path in newest_first[keep:]:
@@ -291,14 +292,14 @@ def prune(folder: Path, *, keep: int) -> None:
 
 
 def retire(folder: Path, *, keep: Collection[Path]) -> None:
-    """Remove all checkpoints of a training that has ended but a few, and the optimizer state of those too.
+    """Remove the checkpoints of a finished training except a few, and the optimizer state of those.
 
     Args:
-        folder: The training's; checkpoints in folders below it count.
+        folder: Folder of the training, searched recursively.
         keep: Folders of the checkpoints to keep.
 
     Raises:
-        CheckpointWriteError: Something cannot be removed.
+        CheckpointWriteError: A file cannot be removed.
     """
     with writing(folder):
         for manifest in sorted(folder.rglob(f"epoch-*/{MANIFEST}")):
@@ -309,20 +310,20 @@ def retire(folder: Path, *, keep: Collection[Path]) -> None:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of one checkpoint's folder.
+    """The manifest of a checkpoint.
 
     Raises:
-        CheckpointError: It is missing or not readable.
+        CheckpointError: The manifest is missing or unreadable.
     """
     try:
         return Manifest.model_validate_json((path / MANIFEST).read_bytes())
     except (OSError, ValidationError) as error:
         reason = error.strerror if isinstance(error, OSError) else "its content is damaged"
-        raise CheckpointError(f"the checkpoint {path} must have a whole {MANIFEST}, but: {reason}.") from error
+        raise CheckpointError(f"the checkpoint {path} must have an intact {MANIFEST}, but: {reason}.") from error
 
 
 def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
-    """Write files into a folder that appears under its name only when it is whole; an older one is replaced."""
+    """Write a folder of files atomically; an older folder of the same name is replaced."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=target.parent))
     whole, older = temporary / "new", temporary / "old"
@@ -334,11 +335,11 @@ def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
             target.replace(older)
         whole.replace(target)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # `_remove_leftovers` finds what cannot be removed now
+        shutil.rmtree(temporary, ignore_errors=True)  # `_remove_leftovers` retries if this fails
 
 
 def sha256_of(data: bytes) -> str:
-    """The content hash, in hexadecimal."""
+    """The sha256 of data, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -348,10 +349,10 @@ def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def read_tensors(file: Path, sha256: str | None) -> dict[str, Tensor]:
-    """Tensors of a safetensors file whose content has the hash `sha256`.
+    """Load the tensors of a safetensors file and verify its sha256.
 
     Raises:
-        CheckpointError: It is missing or has another content.
+        CheckpointError: The file is missing or its content does not match.
     """
     try:
         data = file.read_bytes()
@@ -368,17 +369,17 @@ def read_tensors(file: Path, sha256: str | None) -> dict[str, Tensor]:
 
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """What the file system refuses in here is an error that names the target.
+    """Convert file system errors inside the context into errors that name the target.
 
     Raises:
-        CheckpointWriteError: It did.
+        CheckpointWriteError: A file system operation failed.
     """
     try:
         yield
     except OSError as error:
         raise CheckpointWriteError(
-            f"the checkpoint {target} must be written, but: {error.strerror}. Make room there, or mend what is in the "
-            "way, then run the same command again."
+            f"the checkpoint {target} must be written, but: {error.strerror}. Free disk space or fix the problem, then "
+            "run the same command again."
         ) from error
 
 
@@ -391,19 +392,19 @@ def _record(path: Path, manifest: Manifest) -> CheckpointRecord:
 
 
 def _epoch_folders(folder: Path) -> list[Path]:
-    """Oldest first."""
+    """Folders of checkpoints, oldest first."""
     found = [path for path in folder.glob("epoch-*") if path.name.removeprefix("epoch-").isdigit()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("epoch-")))
 
 
 def _remove(path: Path) -> None:
-    """Take the name away first, so that a half-deleted folder is never taken for a checkpoint."""
-    grave = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=path.parent))
-    path.replace(grave / path.name)
-    shutil.rmtree(grave)
+    """Rename the folder before deleting it, so that a partly deleted folder is never mistaken for a checkpoint."""
+    trash = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=path.parent))
+    path.replace(trash / path.name)
+    shutil.rmtree(trash)
 
 
 def _remove_leftovers(folder: Path) -> None:
     for path in folder.glob(f"{_TEMPORARY}*"):
-        with suppress(FileNotFoundError):  # whose it is has just removed it, or something in it
+        with suppress(FileNotFoundError):  # its owner has just removed it, or part of it
             shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""The steps of a training, made one by one as they are asked for, whoever computes them."""
+"""The steps of a training, created one at a time on request, for single and packed training."""
 
 import inspect
 import math
@@ -26,13 +26,13 @@ from trainers.training.step import Step
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """The steps of a training. Random numbers come from the seed and the epoch, so a resumed one makes the same."""
+    """The steps of a training. Random numbers depend on seed and epoch, so a resumed training has the same steps."""
 
     configuration: Configuration
     task: ImageTask
     device: torch.device
     labels: Tensor
-    """Classes of the training images, shape (N,), int64, as the data has them."""
+    """Classes of the training images, shape (N,), int64, in the order of the data."""
     methods: Methods
     schedule: Schedule
     plan: tuple[EpochPlan, ...]
@@ -42,7 +42,7 @@ class Course:
         """The course of a training of `model`.
 
         Raises:
-            ValueError: Methods conflict, or the model does not take an option, an image size or dropout of the recipe.
+            ValueError: Methods conflict, or the model does not support an option, image size or dropout of the recipe.
         """
         recipe = configuration.recipe
         methods = Methods.of(recipe.curriculum)
@@ -64,21 +64,21 @@ class Course:
 
     @property
     def num_epochs(self) -> int:
-        """Reporting epochs."""
+        """Number of reporting epochs."""
         return len(self.plan)
 
     def measures_difficulty(self, epoch: int) -> bool:
-        """Whether the example order looks at the images' losses at the start of an epoch."""
+        """Whether the example order needs the losses of the images at the start of an epoch."""
         is_partial = any(size < len(self.labels) for size in self.plan[epoch - 1].sizes)
         return self.methods.order.needs_difficulty and is_partial and epoch > 1
 
     def steps(self, epoch: int, difficulty: Tensor | None, history: Sequence[EpochReport]) -> Iterator[Step]:
-        """The steps of an epoch, each made when it is asked for.
+        """The steps of an epoch, created on request.
 
         Args:
-            epoch: Counted from 1.
-            difficulty: Loss of each image, if it was measured.
-            history: Reports of the epochs before.
+            epoch: Number of the epoch, starting at 1.
+            difficulty: Loss of each image, if measured.
+            history: Reports of the previous epochs.
         """
         seed = self.configuration.seed
         clock = self._clock(epoch, history)
@@ -113,7 +113,7 @@ class Course:
                 number += 1
 
     def macs(self, step: Step) -> int:
-        """Multiply-accumulates of a step: one forward and, as expensive as two of them, one backward pass.
+        """Multiply-accumulates of a step: one forward pass and one backward pass, which costs as much as two.
 
         An optimizer with two gradients per step takes twice as many.
         """
@@ -131,11 +131,11 @@ class Course:
 
     @property
     def difficulty_macs(self) -> int:
-        """Multiply-accumulates of measuring the difficulty of all images."""
+        """Multiply-accumulates to measure the difficulty of all images."""
         return self.forward_macs(self.task.image_size, {}) * len(self.labels)
 
     def check_image_size(self, size: int) -> None:
-        """Raise ValueError if the model cannot be trained on images of a size."""
+        """Raise ValueError if the model cannot be trained on images of this size."""
         topology = parse_topology(self.configuration.topology)
         space = load("spaces", self.configuration.topology.partition(":")[0])
         if size > self.task.image_size:
@@ -149,7 +149,7 @@ class Course:
 
     @cached_property
     def has_fixed_steps(self) -> bool:
-        """Whether the number of steps is known in advance: the batch size is one number all along."""
+        """Whether the number of steps is known in advance because the batch size is constant."""
         is_ramp = isinstance(self.configuration.recipe.batch_size, Ramp)
         return not is_ramp and "batch_size" not in self.methods.changes
 
@@ -164,7 +164,7 @@ class Course:
 
     @cached_property
     def _class_weights(self) -> tuple[float, ...] | None:
-        """Inverse frequencies with a mean of 1 over the images."""
+        """Inverse class frequencies, scaled to a mean of 1 over the images; `None` without class weights."""
         if self.configuration.recipe.class_weights is None:
             return None
         counts = torch.bincount(self.labels, minlength=self.task.num_classes).double()
@@ -180,7 +180,7 @@ class Course:
         return _Clock(done=visited, total=sum(one.num_images for one in self.plan), counts_steps=False)
 
     def _settings(self, now: Now, clock: "_Clock") -> StepSettings:
-        """The recipe's settings now, adjusted by its methods."""
+        """The settings of the recipe at this point, adjusted by its methods."""
         recipe, progress = self.configuration.recipe, now.progress
         batch_size = whole_at(recipe.batch_size, progress)
         size = self.task.image_size if recipe.image_size is None else whole_at(recipe.image_size, progress)
@@ -224,7 +224,7 @@ class Course:
 
 @dataclass(kw_only=True)
 class _Clock:
-    """How much of the training is done."""
+    """Progress of the training."""
 
     done: int
     total: int
@@ -233,16 +233,16 @@ class _Clock:
 
     @property
     def progress(self) -> float:
-        """In [0, 1)."""
+        """Completed fraction of the training, in [0, 1)."""
         return self.done / self.total
 
     def tick(self, num_images: int) -> None:
-        """A step was made."""
+        """Count a step."""
         self.done += 1 if self.counts_steps else num_images
 
 
 def _signals_of(history: Sequence[EpochReport]) -> dict[str, float]:
-    """What methods see of the last finished epoch."""
+    """Signals of the last finished epoch, for methods."""
     if not history:
         return {}
     last = history[-1]
@@ -255,7 +255,7 @@ def _signals_of(history: Sequence[EpochReport]) -> dict[str, float]:
 
 
 def _sizes(size: int | Ramp | None) -> tuple[int, ...]:
-    """Image sizes that a recipe is known to use."""
+    """Image sizes that a recipe uses, as far as known in advance."""
     if size is None:
         return ()
     return tuple(sorted({round(value) for value in size.values()})) if isinstance(size, Ramp) else (size,)

@@ -1,4 +1,4 @@
-"""Forward passes without training: loss and accuracy of a part of the data, each example's loss."""
+"""Forward passes without training: logits, loss and accuracy on a part of the data, and losses of single examples."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -11,11 +11,11 @@ from trainers.data.images import ImageSplit
 from trainers.hardware.devices import autocast
 
 _PIXELS_PER_BATCH = 1 << 19
-"""Bounds the activations of one evaluation batch: 512 images of 32 x 32."""
+"""Limits the activations of one evaluation batch: 512 images of 32 x 32 pixels."""
 
 
 class Normalizer:
-    """Turns uint8 pixels into what a model sees: zero mean and unit variance per channel of the training part."""
+    """Converts uint8 pixels to model input with zero mean and unit variance per channel of the training part."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
         self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(1, -1, 1, 1)
@@ -35,42 +35,42 @@ class Normalizer:
 
 
 class Evaluation(NamedTuple):
-    """How well a model does on a part of the data."""
+    """Loss and accuracy of a model on a part of the data."""
 
     loss: float
-    """Mean cross-entropy, no label smoothing."""
+    """Mean cross-entropy without label smoothing."""
     accuracy: float
     """Fraction between 0 and 1."""
 
 
 def evaluate(model: nn.Module, split: ImageSplit, normalizer: Normalizer) -> Evaluation:
-    """Mean loss and accuracy. The model is left in evaluation mode; `split` is on its device or on the CPU."""
+    """Mean loss and accuracy. Leaves the model in evaluation mode; `split` is on the model's device or the CPU."""
     logits = torch.cat(list(logits_of(model, split.images, normalizer)))
     return judge(logits, split.labels.to(logits.device))
 
 
 def judge(logits: Tensor, labels: Tensor) -> Evaluation:
-    """Mean loss and accuracy of logits (N, classes) of images of the classes `labels` (N,)."""
+    """Mean loss and accuracy of logits (N, classes) for labels (N,)."""
     loss = F.cross_entropy(logits.double(), labels)
     accuracy = (logits.argmax(1) == labels).double().mean()
     return Evaluation(float(loss), float(accuracy))
 
 
 def example_losses(model: nn.Module, split: ImageSplit, normalizer: Normalizer) -> Tensor:
-    """Cross-entropy of each example, shape (N,), float32, on the CPU. The model is left in evaluation mode."""
+    """Cross-entropy of each example, shape (N,), float32, on the CPU. Leaves the model in evaluation mode."""
     logits = torch.cat(list(logits_of(model, split.images, normalizer)))
     return losses_of(logits, split.labels.to(logits.device))
 
 
 def losses_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each example, shape (N,), on the CPU, of logits (N, classes)."""
+    """Cross-entropy of each example, shape (N,), on the CPU, from logits (N, classes)."""
     return F.cross_entropy(logits, labels, reduction="none").cpu()
 
 
 def logits_of(model: nn.Module, images: Tensor, normalizer: Normalizer) -> Iterator[Tensor]:
-    """Logits (B, classes), float32, of uint8 images (N, C, H, W), batch after batch, on the normalizer's device.
+    """Logits (B, classes), float32, of uint8 images (N, C, H, W), batch by batch, on the normalizer's device.
 
-    The model is left in evaluation mode. The size of a batch depends on the images' size only.
+    Leaves the model in evaluation mode. The batch size depends only on the image size.
     """
     device = normalizer.mean.device
     batch_size = max(1, _PIXELS_PER_BATCH // images.shape[-1] ** 2)

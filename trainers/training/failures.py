@@ -1,4 +1,4 @@
-"""What went wrong in a task, as plain data."""
+"""Failures of tasks as plain data, and the release of memory after them."""
 
 import ctypes
 import sys
@@ -16,22 +16,22 @@ _TRACEBACK_LINES = 6
 
 
 class Failure(NamedTuple):
-    """Why a task, or one score, has no result."""
+    """The reason why a task or a score has no result."""
 
     error: Literal["out-of-memory", "not-finite", "exception", "storage"]
     reason: str
-    """In words that a person can read."""
+    """Human-readable reason."""
     traceback: tuple[str, ...] = ()
-    """The last lines of it, for an exception."""
+    """Last lines of the traceback, for an exception."""
 
 
 def describe_failure(error: Exception) -> Failure:
-    """An exception as plain data; none of its frames, and the tensors that they hold, is kept."""
+    """An exception as plain data, without references to its frames and their tensors."""
     if is_out_of_memory(error):
         first_line = str(error).partition("\n")[0]
         return Failure(
             "out-of-memory",
-            f"out of memory: {first_line}. Lower recipe.batch_size, or bound the topology's parameters or FLOPs.",
+            f"out of memory: {first_line}. Lower recipe.batch_size, or limit the topology's parameters or FLOPs.",
         )
     if isinstance(error, CheckpointWriteError | SupersededError):
         return Failure("storage", str(error))
@@ -42,22 +42,23 @@ def describe_failure(error: Exception) -> Failure:
 
 
 def failed_outcome(failure: Failure) -> TaskOutcome:
-    """The outcome of a task that ended so; where nothing can or may be written, the task is not to blame and waits."""
+    """The outcome of a failed task. If files cannot be written, it is `interrupted`, since the task is not at fault."""
     details = {"traceback": list(failure.traceback)} if failure.traceback else {}
     state: Literal["failed", "interrupted"] = "interrupted" if failure.error == "storage" else "failed"
     return TaskOutcome(state=state, error=failure.error, reason=failure.reason, details=details)
 
 
 def free_memory() -> None:
-    """Give cached GPU memory back; to be called once the traceback of what failed is gone."""
+    """Release cached GPU memory. Call it after the traceback of the failure has been released."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def trim_heap() -> None:
-    """Give freed memory back to the system on Linux, where glibc keeps it in pieces.
+    """Return freed memory to the system on Linux, where glibc keeps it in fragments.
 
-    A process that scores topologies of changing sizes at 224 pixels otherwise grows to several times what any needs.
+    Otherwise a process that scores topologies of varying size at 224 pixels grows to several times the memory that the
+    largest of them needs.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
@@ -65,7 +66,7 @@ def trim_heap() -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, on a GPU or not. torch's CPU allocator raises a plain RuntimeError."""
+    """Whether memory ran out, on a GPU or the CPU. torch's CPU allocator raises a plain RuntimeError."""
     if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
         return True
     return isinstance(error, torch.OutOfMemoryError | MemoryError)

@@ -1,8 +1,8 @@
-"""Of several attempts at one training, only the newest may write its files.
+"""Lets only the newest attempt at a training write its files.
 
-A worker that its driver has lost, or whose driver another machine has taken over from, may train on: what it tells is
-refused by the rows, and its checkpoints by what is here. Each attempt leaves its token beside the checkpoints when it
-begins; whoever finds a higher one there writes nothing more.
+A worker may continue to train after its driver lost contact, or after another machine took over the study. The database
+rejects its reports, and this module its checkpoints: each attempt writes its token beside the checkpoints when it
+begins, and an attempt that finds a higher token there stops writing.
 """
 
 from trainers.config import Fence
@@ -14,11 +14,11 @@ class SupersededError(RuntimeError):
 
 
 def claim(fence: Fence | None) -> None:
-    """Begin: from now on, earlier attempts may not write.
+    """Begin an attempt. From now on, earlier attempts must not write.
 
     Raises:
         SupersededError: A newer attempt has begun.
-        trainers.training.checkpoints.CheckpointWriteError: The file system takes no more.
+        trainers.training.checkpoints.CheckpointWriteError: The token cannot be written.
     """
     check(fence)
     if fence is None or _newest(fence) == fence.token:
@@ -31,17 +31,17 @@ def claim(fence: Fence | None) -> None:
 
 
 def check(fence: Fence | None) -> None:
-    """Return if no newer attempt has begun.
+    """Check that no newer attempt has begun.
 
     Raises:
-        SupersededError: One has.
-        trainers.training.checkpoints.CheckpointWriteError: That cannot be read.
+        SupersededError: A newer attempt has begun.
+        trainers.training.checkpoints.CheckpointWriteError: The token cannot be read.
     """
     if fence is not None and _newest(fence) > fence.token:
         raise SupersededError(
-            f"a newer attempt at the training in {fence.file.parent} has begun, so this one must end: its study has "
-            "given it up, or goes on in another process. If neither is so (the database came from a backup), delete "
-            f"{fence.file} and run the same command again."
+            f"only the newest attempt may train in {fence.file.parent}, but a newer one than this has begun: the study "
+            "gave this attempt up, or continues in another process. If neither is the case (the database was restored "
+            f"from a backup), delete {fence.file} and run the same command again."
         )
 
 
@@ -49,5 +49,5 @@ def _newest(fence: Fence) -> int:
     with writing(fence.file):
         try:
             return int(fence.file.read_text(encoding="ascii"))
-        except (FileNotFoundError, ValueError):  # a first attempt, or torn by a power cut
+        except (FileNotFoundError, ValueError):  # the first attempt, or a file damaged by a power failure
             return 0

@@ -1,4 +1,4 @@
-"""The training loop. All randomness comes from the seed and the epoch, so a resumed training is the same training."""
+"""The training loop. All randomness depends on seed and epoch, so a resumed training gives the same result."""
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -36,22 +36,22 @@ from trainers.training.step import Step, TrainingImages, learn, prepare
 
 
 class MeasureDifficulty(NamedTuple):
-    """Asks for the present loss of each training image; answered with a tensor (N,) on the CPU."""
+    """Requests the current loss of each training image. The answer is a tensor (N,) on the CPU."""
 
 
 class Validate(NamedTuple):
-    """Asks for loss and accuracy on the validation part; answered with an `Evaluation`."""
+    """Requests loss and accuracy on the validation part. The answer is an `Evaluation`."""
 
 
 class MeasureSignals(NamedTuple):
-    """Asks for the signals of the epoch; answered with their values by name."""
+    """Requests the signals of the epoch. The answer is a dict of their values by name."""
 
 
 class Save(NamedTuple):
-    """Asks for a checkpoint to be written; answered with `None` once it is."""
+    """Requests a checkpoint. The answer, after it is written, is `None`."""
 
     write: Callable[[], object]
-    """Writes it, in any thread, as long as the weights do not change meanwhile."""
+    """Writes the checkpoint, in any thread. The weights must not change meanwhile."""
 
 
 Request = Step | MeasureDifficulty | Validate | MeasureSignals | Save
@@ -61,15 +61,15 @@ class Learner(Protocol):
     """Weights and optimizer state of one training."""
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take both from a checkpoint."""
+        """Restore both from a checkpoint."""
         ...
 
     def begin(self) -> None:
-        """Training starts, or continues, with the present weights."""
+        """Start or continue training with the present weights."""
         ...
 
     def finish_epoch(self, progress: float) -> None:
-        """An epoch's steps were taken; `progress` in (0, 1] of the epochs are done."""
+        """Handle the end of an epoch's steps. `progress` in (0, 1] is the completed fraction of the epochs."""
         ...
 
     def weights(self) -> Mapping[str, Tensor]:
@@ -81,7 +81,7 @@ class Learner(Protocol):
         ...
 
     def optimizer_tensors(self) -> Mapping[str, Tensor]:
-        """The optimizer's state by index of the parameter, as `3.exp_avg`, valid until the next step."""
+        """The optimizer state by parameter index, such as `3.exp_avg`, valid until the next step."""
         ...
 
 
@@ -90,30 +90,30 @@ class _InterruptedError(Exception):
 
 
 def train(task: TrainTask, data: ImageData, reporter: Reporter, device: torch.device) -> TaskOutcome:
-    """Train one configuration, from its newest whole checkpoint if there is one.
+    """Train one configuration, starting from its newest intact checkpoint if there is one.
 
     Args:
-        task: What to train and where its checkpoints are.
+        task: The configuration and the folder of its checkpoints.
         data: Training and validation part.
-        reporter: Told after each epoch, once its checkpoint is written.
-        device: Where to compute.
+        reporter: Called after each epoch, when its checkpoint is written.
+        device: Device of the training.
 
     Returns:
         `complete`, `stopped` (by the stopping criterion), `interrupted` (by the reporter) or `failed` (not-finite),
-        with the checkpoints that are left. Metrics are the last epoch's, and the best of all as `..._best`.
+        with the remaining checkpoints. Metrics are those of the last epoch, and the best of all epochs as `..._best`.
     """
-    # Here and not in a caller: with another number of threads the same seed gives slightly other weights.
+    # Set here rather than in callers: the number of threads slightly changes the weights for the same seed.
     with cpu_threads(step_macs(task.configuration, data.task)):
         return _train(task, data, reporter, device)
 
 
 def step_macs(configuration: Configuration, task: ImageTask) -> float:
-    """Multiply-accumulates of the costliest step of a training."""
+    """Multiply-accumulates of the most expensive step of a training."""
     return 3 * topology_costs(configuration.topology, task).macs * largest(configuration.recipe.batch_size)
 
 
 def wanted_signals(task: TrainTask) -> frozenset[Signal]:
-    """Signals that a training must measure: those asked for, and those that its plug-ins read."""
+    """Signals that a training must measure: those in the task, and those that its plug-ins read."""
     configuration = task.configuration
     plugins = [*Methods.of(configuration.recipe.curriculum).plugins]
     if configuration.stopping is not None:
@@ -123,16 +123,16 @@ def wanted_signals(task: TrainTask) -> frozenset[Signal]:
 
 
 def make_row(configuration: Configuration, task: ImageTask, device: torch.device) -> Row:
-    """A freshly initialised model in training."""
+    """A newly initialised model, ready for training."""
     recipe = configuration.recipe
-    # Blocks that we know are told per step what to drop; another model drops by itself, at a fixed rate.
+    # Known blocks receive drop-path factors with each step; other models draw their own, at a fixed rate.
     rate = 0.0 if isinstance(recipe.drop_path, Ramp) else recipe.drop_path
     model = build_model(configuration.topology, task, seed=configuration.seed, device=device, drop_path=rate)
     row = Row(model, recipe)
     if row.num_blocks == 0 and isinstance(recipe.drop_path, Ramp):
         raise ValueError(
-            f"recipe.drop_path may change in training only if the model has blocks (`plugins.protocols."
-            f"{TransformerBlock.__name__}`), but {type(model).__name__} has none. Give a plain number."
+            f"recipe.drop_path may change during training only if the model has blocks (`plugins.protocols."
+            f"{TransformerBlock.__name__}`), but {type(model).__name__} has none. Use a plain number."
         )
     return row
 
@@ -156,14 +156,14 @@ def _train(task: TrainTask, data: ImageData, reporter: Reporter, device: torch.d
 def follow(
     task: TrainTask, image_task: ImageTask, course: Course, learner: Learner, reporter: Reporter
 ) -> Generator[Request, Any, TaskOutcome]:
-    """A training as a generator: it asks for what must be computed, is sent the answers, and returns its outcome.
+    """Run a training as a generator that yields requests, receives the answers and returns the outcome.
 
     Args:
-        task: What to train and where its checkpoints are.
-        image_task: Of the data.
+        task: The configuration and the folder of its checkpoints.
+        image_task: Image size, channels and classes of the data.
         course: The steps.
-        learner: Whose weights the answers are computed with; a checkpoint is restored into it.
-        reporter: Told after each epoch, once its checkpoint is written.
+        learner: Owner of the weights that answer the requests; checkpoints are restored into it.
+        reporter: Called after each epoch, when its checkpoint is written.
     """
     digest = checkpoints.configuration_digest(task.configuration)
     history: list[EpochReport] = []
@@ -276,13 +276,13 @@ def _epoch(
 def cut_short(
     task: TrainTask, history: Sequence[EpochReport], image_task: ImageTask, *, state: Literal["complete", "stopped"]
 ) -> TaskOutcome:
-    """The outcome of a training that whoever drives it ended after its last report, without asking it.
+    """The outcome of a training that its scheduler ended after the last report, without a request to the training.
 
     Args:
-        task: What was trained.
-        history: All its reports, oldest first, at least one.
-        image_task: Of the data.
-        state: `complete` where the last report is that of the last epoch.
+        task: The task of the training.
+        history: All reports, oldest first, at least one.
+        image_task: Image size, channels and classes of the data.
+        state: `complete` if the last report is that of the last epoch.
     """
     checkpoints.prune(task.folder, keep=task.keep_checkpoints)
     return TaskOutcome(
@@ -293,7 +293,7 @@ def cut_short(
 
 
 class _SingleLearner:
-    """One model alone: computes what its training asks for."""
+    """Answers the requests of a single training."""
 
     def __init__(self, row: Row, data: ImageData, device: torch.device, signals: frozenset[Signal]) -> None:
         self._row = row
@@ -308,7 +308,7 @@ class _SingleLearner:
         self.begin = self._meter.begin
 
     def answer(self, request: Request) -> object:
-        """What the request asks for."""
+        """The answer to a request."""
         if isinstance(request, Step):
             return self._step(request)
         if isinstance(request, Save):

@@ -1,4 +1,4 @@
-"""The losses and metrics of a training: whether they are finite, their means, and what is told at the end."""
+"""Losses and metrics of a training: checks that they are finite, their means, and the final metrics."""
 
 import math
 from collections.abc import Sequence
@@ -11,21 +11,21 @@ from trainers.config import EpochReport
 from trainers.models.building import topology_costs
 
 STEPS_PER_FINITE_CHECK = 16
-"""Reading a loss waits for the GPU, so it is not done at every step."""
+"""Number of steps between checks of the loss. Reading a loss waits for the GPU, so not every step is checked."""
 
 
 class NotFiniteError(Exception):
-    """A loss is NaN or infinite; the message says where."""
+    """A loss is NaN or infinite. The message names the step or epoch."""
 
 
 _ADVICE = "Lower the learning rate, or use a gradient clip and a longer warm-up."
 
 
 def check_losses(losses: Sequence[Tensor], epoch: int) -> None:
-    """Read the newest losses of an epoch.
+    """Check the newest losses of an epoch.
 
     Raises:
-        NotFiniteError: For the first of them that is NaN or infinite.
+        NotFiniteError: A loss is NaN or infinite; the first one is named.
     """
     newest = losses[-STEPS_PER_FINITE_CHECK:]
     values = torch.stack(list(newest)).tolist()
@@ -35,19 +35,19 @@ def check_losses(losses: Sequence[Tensor], epoch: int) -> None:
 
 
 def check_validation_loss(loss: float, epoch: int) -> None:
-    """Raise NotFiniteError if it is NaN or infinite."""
+    """Raise NotFiniteError if the loss is NaN or infinite."""
     if not math.isfinite(loss):
         raise NotFiniteError(f"the validation loss is {loss} after epoch {epoch}. {_ADVICE}")
 
 
 def mean_loss(losses: Sequence[Tensor], sizes: Sequence[int]) -> float:
-    """Mean over the images of steps with these mean losses and numbers of images."""
+    """Mean loss per image, from the mean loss and the number of images of each step."""
     weights = torch.tensor(sizes, dtype=torch.float64)
     return float(torch.stack(list(losses)).cpu().double() @ weights / weights.sum())
 
 
 def final_metrics(history: Sequence[EpochReport], topology: str, task: ImageTask) -> dict[str, float]:
-    """A training's metrics from the reports of its epochs, at least one."""
+    """The metrics of a training, from the reports of its epochs (at least one)."""
     last = history[-1]
     wall_time_s = sum(report.wall_time_s for report in history)
     costs = topology_costs(topology, task)

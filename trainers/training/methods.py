@@ -1,4 +1,4 @@
-"""The methods of a recipe: at most one that orders the examples, and others that adjust the settings of steps."""
+"""The methods of a recipe: at most one orders the examples; the others adjust the settings of steps."""
 
 import inspect
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from search_spaces.recipes import PluginChoice
 from search_spaces.step_settings import StepSettings
 
 NO_ORDER = "none"
-"""The example order of a recipe whose methods do not have one."""
+"""Example order of a recipe without a method that orders examples."""
 
 
 class MethodConflictError(ValueError):
@@ -20,7 +20,7 @@ class MethodConflictError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Methods:
-    """The methods of a recipe, checked against each other."""
+    """The methods of a recipe, checked for conflicts."""
 
     order: ExampleOrder
     adjusting: tuple[tuple[str, StepMethod], ...]
@@ -32,7 +32,7 @@ class Methods:
 
         Raises:
             MethodConflictError: Two of them order the examples, or set the same field.
-            ValueError: One is no method, or of an older form.
+            ValueError: A plug-in is not a method, or has the interface of an older version.
         """
         made = [(choice.name, create("curricula", choice.name, choice.settings)) for choice in choices]
         for name, plugin in made:
@@ -50,12 +50,12 @@ class Methods:
 
     @property
     def changes(self) -> frozenset[str]:
-        """All fields that they may set."""
+        """All fields that the methods may set."""
         return frozenset(field for _, method in self.adjusting for field in method.changes)
 
     @property
     def plugins(self) -> tuple[object, ...]:
-        """All of them."""
+        """All methods of the recipe."""
         return (self.order, *(method for _, method in self.adjusting))
 
     def owner(self, field: str) -> str:
@@ -63,10 +63,10 @@ class Methods:
         return next(name for name, method in self.adjusting if field in method.changes)
 
     def adjust(self, now: Now, settings: StepSettings) -> StepSettings:
-        """The settings after all methods.
+        """Apply all methods to the settings.
 
         Raises:
-            ValueError: A method changed a field that it does not declare.
+            ValueError: A method set a field that it does not declare.
         """
         for name, method in self.adjusting:
             adjusted = method.adjust(now, settings)

@@ -1,4 +1,4 @@
-"""Several trainings of one topology computed together, each reported, stopped and saved as if it were alone."""
+"""Computes several trainings of one topology together. Each is reported, stopped and saved independently."""
 
 import logging
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
@@ -36,12 +36,12 @@ from trainers.training.signals import SignalMeter
 from trainers.training.step import Batch, StackedModel, Step, chunks, learn, prepare, step_key
 
 _STACKED_ON_CPU = 8
-"""Most models that a CPU computes at once: further ones save nothing more."""
+"""Maximum number of models that a CPU computes at once; larger stacks are not faster."""
 _SMALL_STEP_MACS = 24 * 10**6
-"""Forward work of one model's step up to which a CPU stacks models. With more, larger tensors cost more in the caches
-than shared operations save, and the models of a pack learn one after the other, or one in each thread."""
+"""Largest forward work of one model's step for which a CPU stacks models. For larger models, cache misses cost more
+than shared operations save, so the models of a pack learn one after another, or one per thread."""
 _PIXELS_ON_CPU = 1 << 22
-"""Images that are prepared ahead on a CPU, while models still learn from those before: 16 MiB."""
+"""Number of float32 pixels to prepare at a time on a CPU: 16 MiB."""
 _SAVING_THREADS = 4
 
 logger = logging.getLogger(__name__)
@@ -57,23 +57,23 @@ def train_packed(
     reporters: Sequence[Reporter],
     device: torch.device,
 ) -> Iterator[tuple[int, TaskOutcome]]:
-    """Train several configurations together, each from its newest whole checkpoint if there is one.
+    """Train several configurations together, each starting from its newest intact checkpoint if there is one.
 
-    Each has the images, the augmentation and all random numbers that it has in `trainers.training.loop.train`, and its
-    results are the same up to rounding. Checkpoints are too: a training may go on alone that began in a pack, and the
-    other way round. A training that ends leaves the pack, and the others do not notice. An epoch's wall time is the
-    time that passed, while the others were computed too.
+    Each training uses the same images, augmentations and random numbers as in `trainers.training.loop.train`, and its
+    results and checkpoints are equal up to rounding: a training that began in a pack can continue alone, and vice
+    versa. A training that ends leaves the pack without affecting the others. The wall time of an epoch includes the
+    time spent on the other trainings.
 
     Args:
-        tasks: What to train; `trainers.training.packing.can_be_packed` must hold for all of them.
+        tasks: The trainings. Each pair must pass `trainers.training.packing.can_be_packed`.
         data: Training and validation part.
-        reporters: One for each task, told and asked in this thread.
-        device: Where to compute.
+        reporters: One reporter per task, called in this thread.
+        device: Device of the training.
 
     Yields:
-        The position of each task and its outcome, that of `trainers.training.loop.train` with `details["pack_size"]`,
-        as soon as it is known. The others go on when the next one is asked for. What goes wrong with one of them is its
-        outcome alone.
+        The position and outcome of each task as soon as it ends. The outcome is that of `trainers.training.loop.train`
+        with `details["pack_size"]`. The others continue when the next outcome is requested. An error in one training
+        affects only its outcome.
 
     Raises:
         ValueError: The tasks cannot be packed.
@@ -97,18 +97,18 @@ def train_packed(
 def _check(tasks: Sequence[TrainTask], reporters: Sequence[Reporter]) -> None:
     if not tasks or len(tasks) != len(reporters):
         raise ValueError(
-            f"a pack needs at least one task and a reporter for each, but got {len(tasks)} tasks and "
+            f"a pack needs at least one task and one reporter per task, but got {len(tasks)} tasks and "
             f"{len(reporters)} reporters."
         )
     for number, task in enumerate(tasks):
         for other in tasks[:number]:
             why = can_be_packed(other, task)
             if why is not None:
-                raise ValueError(f"the tasks of a pack must differ in numbers only, but {why}. Train them apart.")
+                raise ValueError(f"the tasks of a pack must differ in numbers only, but {why}. Train them separately.")
 
 
 def _run(trainings: "Sequence[_Training]", pack: "_Pack") -> Iterator[tuple[int, TaskOutcome]]:
-    """Answer requests of one kind at a time. A step is taken when all trainings have come to one."""
+    """Answer requests of one kind at a time. Steps are taken when all trainings request one."""
     going = list(trainings)
     for training in going:
         training.advance(None)
@@ -127,7 +127,7 @@ def _run(trainings: "Sequence[_Training]", pack: "_Pack") -> Iterator[tuple[int,
 
 
 class _Learner:
-    """The row of a training with its signals."""
+    """The row of a training and its signal meter."""
 
     def __init__(self, row: Row, meter: SignalMeter) -> None:
         self.row = row
@@ -152,7 +152,7 @@ class _Training:
 
     @property
     def question(self) -> tuple[_Learner, Request]:
-        """What it asks for now, and of which learner."""
+        """The current request and its learner."""
         assert self._learner is not None
         assert self._request is not None
         return self._learner, self._request
@@ -169,7 +169,7 @@ class _Training:
         return (yield from follow(task, data.task, course, self._learner, reporter))
 
     def advance(self, answer: object) -> None:
-        """Send the answer to the last request, and receive the next one or the outcome."""
+        """Send the answer to the last request, and receive the next request or the outcome."""
         try:
             if isinstance(answer, Exception):
                 self._request = self._requests.throw(answer)
@@ -177,14 +177,14 @@ class _Training:
                 self._request = self._requests.send(answer)
         except StopIteration as ended:
             self.outcome = ended.value
-        except Exception as error:  # one training may raise anything, and the others go on
+        except Exception as error:  # one training may raise any exception; the others continue
             self.outcome = failed_outcome(describe_failure(error))
         if self.outcome is not None:
-            self._learner = self._request = None  # its memory is for the others
+            self._learner = self._request = None  # frees its memory for the others
 
 
 class _Pack:
-    """The data on the device, and the answers to what trainings of one topology ask for at the same time."""
+    """Holds the data on the device and answers simultaneous requests of trainings of one topology."""
 
     def __init__(
         self, tasks: Sequence[TrainTask], data: ImageData, device: torch.device, pool: ThreadPoolExecutor, threads: int
@@ -206,7 +206,7 @@ class _Pack:
             self._stack_size = self._num_prepared = len(tasks)
 
     def answer(self, questions: Sequence[tuple[_Learner, Request]]) -> Sequence[object]:
-        """Answers to requests of one kind, or the exceptions that they ended in."""
+        """Answers to requests of one kind, or the exceptions that they raised."""
         learners = [learner for learner, _ in questions]
         requests = [request for _, request in questions]
         if isinstance(requests[0], Save):
@@ -236,16 +236,16 @@ class _Pack:
         return [answers[number] for number in range(len(steps))]
 
     def _chunk_size(self, num_batches: int) -> int:
-        """Models that are computed at once; on a CPU so few that every thread has work."""
+        """Number of models to compute at once; small enough on a CPU that every thread has work."""
         every = -(-num_batches // self._threads) if self.device.type == "cpu" else num_batches
         return min(self._stack_size, every)
 
     def _learn(self, batches: Sequence[Batch], meters: Mapping[int, SignalMeter]) -> list[Tensor | Exception]:
-        """Losses; what cannot be computed together, for want of memory or else, is tried apart."""
+        """Losses of the batches. If they cannot be computed together, each half is tried separately."""
         try:
             watch = partial(_watch, batches, meters) if meters else None
             return [learned.loss for learned in learn(batches, watch)]
-        except Exception as error:  # whose fault it is shows when each is alone
+        except Exception as error:  # computing them separately shows which one fails
             if len(batches) == 1:
                 return [error]
             half = -(-len(batches) // 2)
@@ -261,7 +261,7 @@ class _Pack:
         alone: Callable[[nn.Module, ImageSplit, Normalizer], Answer],
         read: Callable[[Tensor, Tensor], Answer],
     ) -> list[Answer | Exception]:
-        """What `alone` says of each model; on a GPU what `read` says of the logits that come of all at once."""
+        """The result of `alone` for each model; on a GPU, that of `read` on the logits of all models at once."""
         if self.device.type != "cpu" and len(rows) > 1:
             try:
                 answers: list[Answer | Exception] = []
@@ -271,12 +271,14 @@ class _Pack:
                     answers += [read(logits[:, number], labels) for number in range(len(members))]
                 return answers
             except torch.OutOfMemoryError:
-                logger.warning("There is no memory to evaluate %d models at once: one after the other.", len(rows))
+                logger.warning(
+                    "Not enough memory to evaluate %d models at once: evaluating them one by one.", len(rows)
+                )
             free_memory()
         return self._side_by_side(_caught(partial(_evaluate_alone, alone, split, self.normalizer)), rows)
 
     def _side_by_side(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """`work` of every item, in order: on a CPU in several threads, each with one core."""
+        """The results of `work` for all items, in order; on a CPU computed in several threads, each with one core."""
         if self.device.type == "cpu" and self._threads > 1 and len(items) > 1:
             return list(self._pool.map(work, items))
         torch.set_num_threads(useful_threads(self._step_macs, self._threads))
@@ -303,7 +305,7 @@ def _caught(work: Callable[[Item], Result]) -> Callable[[Item], Result | Excepti
     def attempt(item: Item) -> Result | Exception:
         try:
             return work(item)
-        except Exception as error:  # becomes the outcome of the training that it belongs to
+        except Exception as error:  # becomes the outcome of its training
             return error
 
     return attempt

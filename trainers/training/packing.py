@@ -1,4 +1,4 @@
-"""Which trainings can be computed together, as one pack. Plain data: nothing is built or loaded."""
+"""Decides which trainings can be computed together in a pack, from plain data: no model or data is loaded."""
 
 from plugins.protocols import can_pack
 from plugins.registry import create, parse_topology
@@ -8,16 +8,15 @@ from trainers.config import Configuration, TaskOutcome, TrainTask
 from trainers.training.methods import Methods
 
 _SHAPE_FIELDS = frozenset({"batch_size", "image_size", "model_options"})
-"""Settings of a step that decide the shapes of its tensors."""
+"""Settings of a step that determine the shapes of its tensors."""
 
 
 def can_be_packed(first: TrainTask, second: TrainTask) -> str | None:
-    """Why two trainings cannot share a pack, in words that a person can read; `None` if they can.
+    """The human-readable reason why two trainings cannot share a pack; `None` if they can.
 
-    They must have one topology, one data set, and steps of the same shapes: equal batch sizes, image sizes and model
-    options at equal times. Everything else may differ: numbers of the recipe, its schedule, optimizer, loss and
-    augmentations, which images a curriculum visits when, stopping criterion, seed, number of epochs, and how far each
-    has come.
+    They must have the same topology, the same data, and steps of the same shapes: equal batch sizes, image sizes and
+    model options at the same time. Everything else may differ: numbers of the recipe, its schedule, optimizer, loss
+    and augmentations, the example order, stopping criterion, seed, number of epochs, and progress.
     """
     one, other = first.configuration, second.configuration
     if parse_topology(one.topology).id != parse_topology(other.topology).id:
@@ -35,18 +34,18 @@ def can_be_packed(first: TrainTask, second: TrainTask) -> str | None:
             "settings"
         )
     for configuration in (one, other):
-        lonely = unpackable_plugin(configuration)
-        if lonely is not None:
-            return f"{lonely} cannot be computed with stacked weights"
+        unpackable = unpackable_plugin(configuration)
+        if unpackable is not None:
+            return f"{unpackable} cannot be computed with stacked weights"
     if first.alone or second.alone:
-        return "one of them is to be trained alone"
+        return "one of them must be trained alone"
     if first.folder == second.folder:
-        return f"both keep their checkpoints in {first.folder}"
+        return f"both save their checkpoints in {first.folder}"
     return None
 
 
 def unpackable_plugin(configuration: Configuration) -> str | None:
-    """The plug-in of a recipe that declares that it cannot be packed, as `loss 'NAME'`; `None` if there is none."""
+    """The first plug-in of a recipe that cannot be packed, as `loss 'NAME'`; `None` if all can."""
     for field, kind in PLUGIN_FIELDS.items():
         value = getattr(configuration.recipe, field)
         choices: tuple[PluginChoice, ...] = value if isinstance(value, tuple) else (value,)
@@ -57,16 +56,16 @@ def unpackable_plugin(configuration: Configuration) -> str | None:
 
 
 def is_tried_alone(outcome: TaskOutcome) -> bool:
-    """Whether a training that ended so in a pack is tried again alone, because the others may be to blame for it.
+    """Whether a training with this outcome in a pack is retried alone, because the pack may be the cause.
 
-    They take memory that it needs, and what cannot be computed with stacked weights may be computed without. Losses
-    that are not finite are the same alone.
+    The other trainings of the pack use memory, and a model that fails with stacked weights may work without. Losses
+    that are not finite would not be finite alone either.
     """
     return outcome.error in ("out-of-memory", "exception") and outcome.details.get("pack_size", 1) > 1
 
 
 def _shape_methods(configuration: Configuration) -> list[PluginChoice]:
-    """Methods that change the shapes of a step, with their settings."""
+    """Methods that change the shapes of steps, with their settings."""
     return [
         choice
         for choice in configuration.recipe.curriculum

@@ -1,4 +1,4 @@
-"""Which passes make an epoch, how many steps they take, and each step's learning rate. Plain arithmetic."""
+"""Plans the passes of each epoch, the number of steps and the learning rate of each step. Plain arithmetic."""
 
 import math
 from collections.abc import Sequence
@@ -11,24 +11,24 @@ class EpochPlan(NamedTuple):
     """One reporting epoch."""
 
     sizes: tuple[int, ...]
-    """Images visited in each of its passes."""
+    """Number of images visited in each pass."""
 
     @property
     def num_images(self) -> int:
-        """Training images visited in this epoch."""
+        """Number of training images visited in this epoch."""
         return sum(self.sizes)
 
 
 def plan_epochs(passes: Sequence[float], *, num_images: int, num_epochs: int) -> tuple[EpochPlan, ...]:
     """Group passes into reporting epochs.
 
-    An epoch ends after the first pass at which the visits so far reach a multiple of `num_images`. Whatever the
-    curriculum, there are `num_epochs` epochs with `num_epochs * num_images` visits in all.
+    An epoch ends after the first pass at which the total number of visits reaches the next multiple of `num_images`.
+    With every curriculum, there are `num_epochs` epochs with `num_epochs * num_images` visits in total.
 
     Args:
         passes: Sizes of the passes as fractions of the training set, adding up to `num_epochs`.
         num_images: Size of the training set.
-        num_epochs: The budget.
+        num_epochs: Number of epochs.
     """
     total = num_epochs * num_images
     epochs: list[EpochPlan] = []
@@ -49,25 +49,25 @@ def plan_epochs(passes: Sequence[float], *, num_images: int, num_epochs: int) ->
 
 
 def num_steps(plan: Sequence[EpochPlan], batch_size: int) -> int:
-    """Optimizer steps of epochs with one batch size. The batches of a pass differ by at most one image."""
+    """Number of optimizer steps with a constant batch size. The batches of a pass differ by at most one image."""
     return sum(math.ceil(size / batch_size) for epoch in plan for size in epoch.sizes)
 
 
 def steps_before(plan: Sequence[EpochPlan], epoch: int, batch_size: int) -> int:
-    """Optimizer steps before an epoch, counted from 1."""
+    """Number of optimizer steps before an epoch, where epochs are numbered from 1."""
     return num_steps(plan[: epoch - 1], batch_size)
 
 
 def learning_rate(done: int, *, unit: int, total: int, base: float, warmup: float, schedule: Schedule) -> float:
-    """The rate of a step: linear warm-up to `base`, then `base` times the schedule's factor.
+    """The learning rate of a step: linear warm-up to `base`, then `base` times the schedule's factor.
 
     Args:
-        done: Steps or image visits before it.
-        unit: 1 if steps are counted, the images of this step if visits are.
-        total: Of the whole training.
-        base: Rate once warm-up is over.
-        warmup: Fraction of the training with a rising rate.
-        schedule: How the rate falls afterwards.
+        done: Number of previous steps (or image visits).
+        unit: 1 if steps are counted; the number of images of this step if visits are counted.
+        total: Number of steps (or image visits) of the whole training.
+        base: Learning rate after warm-up.
+        warmup: Fraction of the training during which the learning rate rises.
+        schedule: Decay of the learning rate after warm-up.
     """
     warming_up = round(warmup * total)
     if done < warming_up:

@@ -1,4 +1,4 @@
-"""How a running task and its study talk to each other. Every layer in between implements or wraps this protocol."""
+"""Communication between a running task and its study. All layers in between implement or wrap this protocol."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
@@ -7,23 +7,23 @@ from trainers.config import EpochReport
 
 
 class Reporter(Protocol):
-    """Receives what a task reports, and tells it when to end. Implementations subclass it."""
+    """Receives the reports of a task and can ask it to stop. Implementations subclass it."""
 
     def report(self, report: EpochReport) -> None:
-        """Take the report of a finished epoch; after a resume, earlier epochs are reported again."""
+        """Receive the report of a finished epoch. A resumed training reports its earlier epochs again."""
         ...
 
     def should_stop(self) -> bool:
-        """Whether the task should end now, to be resumed later; called between batches."""
+        """Whether the task should stop now, to be resumed later. Called between batches."""
         ...
 
     def running(self) -> AbstractContextManager[None]:
-        """A context that a pool holds open while it runs the task in the study's own process."""
+        """A context that a pool keeps open while it runs the task in the study's process."""
         return nullcontext()
 
 
 class SilentReporter(Reporter):
-    """Ignores reports, and never asks to stop."""
+    """Ignores reports and never asks to stop."""
 
     def report(self, report: EpochReport) -> None:
         """Do nothing."""

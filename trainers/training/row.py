@@ -1,6 +1,6 @@
-"""One model in training: its weights and optimizer state as flat rows of numbers, and averages of its weights.
+"""A model in training: weights and optimizer state as flat rows of numbers, and averages of the weights.
 
-Legend: `P` numbers of the row, `L` blocks, `B` images.
+Legend: `P` numbers in a row.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from search_spaces.step_settings import StepSettings
 from trainers.training.checkpoints import Checkpoint
 
 _ALIGNMENT = 16
-"""Float32 numbers in 64 bytes. Matrix products round by where their operands begin: this is where torch puts them."""
+"""Numbers of float32 in 64 bytes, torch's own alignment, on which the rounding of matrix products depends."""
 _TRAINED = "trained_values"
 _EMA_UPDATES, _SWA_EPOCHS = "averages.ema_updates", "averages.swa_epochs"
 
@@ -30,11 +30,11 @@ _EMA_UPDATES, _SWA_EPOCHS = "averages.ema_updates", "averages.swa_epochs"
 class Row:
     """A model whose parameters are views of one row of numbers, with its optimizer.
 
-    The plain path and packs use the same rows. A checkpoint of one can be restored by the other.
+    Single and packed training use the same rows, so each can restore the checkpoints of the other.
 
     Args:
-        model: Taken over: its parameters become views of the row.
-        recipe: The optimizer, and which averages are maintained.
+        model: The model. Its parameters become views of the row.
+        recipe: Selects the optimizer and the averages to maintain.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
@@ -56,21 +56,21 @@ class Row:
         return self.layout.names
 
     def parameters(self) -> list[nn.Parameter]:
-        """In the order of `names`."""
+        """The parameters, in the order of `names`."""
         return [self.model.get_parameter(name) for name in self.names]
 
     def remember(self, name: str, values: Tensor) -> None:
-        """Keep a vector (P,) with the optimizer's state in checkpoints."""
+        """Store a vector (P,) with the optimizer state in checkpoints."""
         self._extra[name] = values
 
     def recall(self, name: str) -> Tensor | None:
-        """A vector that was kept, in this process or before the training was resumed."""
+        """A vector stored by `remember`, in this process or before the training was resumed."""
         return self._extra.get(name)
 
     # --- steps ---
 
     def gather(self, gradients: Sequence[Tensor]) -> Tensor:
-        """Gradients of the parameters as one row (P,), valid until the next call."""
+        """The gradients of the parameters as one row (P,), valid until the next call."""
         if self._gradient is None:
             self._gradient = torch.zeros_like(self.values)
         torch._foreach_copy_(self.layout.views(self._gradient), list(gradients))
@@ -78,24 +78,24 @@ class Row:
 
     @torch.no_grad()
     def update(self, gradient: Tensor, settings: StepSettings) -> None:
-        """One optimizer step with a gradient (P,), which may be overwritten."""
+        """Take one optimizer step with a gradient (P,), which may be overwritten."""
         self.optimizer.update(self.layout, self.values, gradient, self.state, settings)
         if self._ema is not None and self.recipe.ema is not None:
             self._ema_updates += 1
-            # Early on, a fixed decay would keep the initial weights for long: the usual warm-up of the decay.
+            # Warm-up of the decay: a fixed decay would retain the initial weights for too long.
             decay = min(self.recipe.ema, (1 + self._ema_updates) / (10 + self._ema_updates))
             self._ema.lerp_(self.values_to_evaluate(), 1 - decay)
 
     @torch.no_grad()
     def finish_epoch(self, progress: float) -> None:
-        """Take the weights into the stochastic weight average, if the training has come that far."""
+        """Add the weights to the stochastic weight average, if `progress` is past its start."""
         if self._swa is not None and self.recipe.swa is not None and progress > self.recipe.swa:
             self._swa_epochs += 1
             self._swa.lerp_(self.values_to_evaluate(), 1 / self._swa_epochs)
 
     @contextmanager
     def evaluated(self) -> Iterator[nn.Module]:
-        """The model with the weights to evaluate; inside, no step may be taken."""
+        """A context with the weights to evaluate in the model. No step may be taken inside."""
         if not isinstance(self.optimizer, EvaluatedElsewhere):
             yield self.model
             return
@@ -121,7 +121,7 @@ class Row:
         return self._state_dict(self.values_to_evaluate())
 
     def averages(self) -> dict[str, dict[str, Tensor]]:
-        """State dicts of the maintained averages, by name: `ema`, `swa` (once an epoch is in it)."""
+        """State dicts of the maintained averages by name: `ema`, and `swa` once it includes an epoch."""
         found = {}
         if self._ema is not None:
             found["ema"] = self._state_dict(self._ema)
@@ -130,9 +130,9 @@ class Row:
         return found
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """The optimizer's state, on the CPU, by index of the parameter: `3.exp_avg` belongs to the fourth.
+        """The optimizer state, on the CPU, by parameter index: `3.exp_avg` belongs to the fourth parameter.
 
-        Numbers that all parameters share (`step`) are there for each, as in `torch.optim`.
+        Numbers shared by all parameters (`step`) are repeated for each, as in `torch.optim`.
         """
         tensors: dict[str, Tensor] = {}
         for name, value in {**self.state, **self._extra, **self._values_besides()}.items():
@@ -147,7 +147,7 @@ class Row:
 
     @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take weights, optimizer state and averages of a checkpoint."""
+        """Restore weights, optimizer state and averages from a checkpoint."""
         self.model.load_state_dict(checkpoint.weights)
         names = {name.partition(".")[2] for name in checkpoint.optimizer if name.partition(".")[0].isdigit()}
         for name in sorted(names):
@@ -172,20 +172,20 @@ class Row:
             view.copy_(part)
 
     def _values_besides(self) -> OptimizerState:
-        """The weights that are trained, if those that are saved are others."""
+        """The weights in training, if the optimizer evaluates and saves other weights."""
         return {_TRAINED: self.values} if isinstance(self.optimizer, EvaluatedElsewhere) else {}
 
     def _state_dict(self, values: Tensor) -> dict[str, Tensor]:
-        """The model's state dict with the parameters of a row; the row comes to the CPU in one piece."""
+        """The model's state dict with parameters from a row, which is copied to the CPU at once."""
         ours = dict(zip(self.names, self.layout.views(values.cpu()), strict=True))
         return {name: ours.get(name, value) for name, value in self.model.state_dict().items()}
 
 
 def _lay_out(model: nn.Module) -> tuple[ParameterLayout, Tensor]:
-    """Put a model's parameters into one row; those with weight decay come first.
+    """Put the parameters of a model into one row; those with weight decay come first.
 
-    Weights of linear layers and convolutions have decay. Biases, norms, class tokens and positions have none, as in
-    DeiT's training.
+    Weights of linear layers and convolutions are decayed. Biases, norms, class tokens and positions are not, as in
+    DeiT.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     decayed = [(name, one) for name, one in named if name.endswith("weight") and one.ndim >= 2]
@@ -216,17 +216,17 @@ def _lay_out(model: nn.Module) -> tuple[ParameterLayout, Tensor]:
 
 
 def pack_problem(row: Row) -> str | None:
-    """Why a model cannot be computed with stacked weights, or `None` if it can."""
+    """The reason why a model cannot be computed with stacked weights; `None` if it can."""
     name = type(row.model).__name__
     running = [one for one, module in row.model.named_modules() if getattr(module, "track_running_stats", False)]
     if running:
         return (
             f"models of a pack must have no state besides their weights, but {running[0]} of {name} keeps running "
-            "statistics. Train it unpacked."
+            "statistics. Train it without a pack."
         )
     if row.num_blocks == 0 and row.recipe.drop_path != 0.0:
         return (
-            f"drop_path={row.recipe.drop_path} needs a model with blocks (`plugins.protocols.TransformerBlock`) to be "
-            f"trained in a pack, but {name} has none. Train it unpacked."
+            f"drop_path={row.recipe.drop_path} in a pack needs a model with blocks (`plugins.protocols."
+            f"TransformerBlock`), but {name} has none. Train it without a pack."
         )
     return None

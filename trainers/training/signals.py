@@ -1,4 +1,4 @@
-"""Signals: numbers that training measures once per epoch because a plug-in reads them.
+"""Measurement of signals: numbers that training computes once per epoch for plug-ins that read them.
 
 Legend: `P` numbers of a row, `N` validation images.
 """
@@ -16,7 +16,7 @@ from trainers.training.evaluation import Normalizer, logits_of
 from trainers.training.row import Row
 
 DEAD_BELOW = 0.01
-"""A hidden unit counts as dead if its activation stays below this."""
+"""A hidden unit is dead if all its activations stay below this value."""
 _LAST_CHANGE = "signals.last_change"
 
 _OF_STEPS = frozenset({Signal.GRADIENT_NORM, Signal.GRADIENT_NOISE})
@@ -27,14 +27,14 @@ _OF_VALIDATION = _OF_BLOCKS | {Signal.CHANGED_PREDICTIONS}
 class SignalMeter:
     """Measures the wanted signals of one training, and no others.
 
+    Signals of steps cost one dot product per step. Signals of the validation part cost one forward pass of it per
+    epoch; signals of blocks also compute the full attention weights.
+
     Args:
         wanted: Signals to measure.
         row: The model in training.
         validation: Validation images.
-        normalizer: Of the images.
-
-    Signals of the steps cost a dot product per step. Those of the validation part cost one forward pass of it per
-    epoch; those of blocks also compute attention weights in full.
+        normalizer: Normalizer of the images.
     """
 
     def __init__(self, wanted: frozenset[Signal], row: Row, validation: ImageSplit, normalizer: Normalizer) -> None:
@@ -48,7 +48,7 @@ class SignalMeter:
         self._predicted: Tensor | None = None
 
     def begin(self) -> None:
-        """Note where training starts, or continues: at the weights that the row has now."""
+        """Record the present weights of the row as the start (or continuation) of training."""
         self._norms, self._squares, self._mean = (torch.zeros_like(self._row.values[0]) for _ in range(3))
         if Signal.GRADIENT_NOISE in self.wanted:
             self._mean = torch.zeros_like(self._row.values)
@@ -65,7 +65,7 @@ class SignalMeter:
 
     @torch.no_grad()
     def take(self, gradient: Tensor) -> None:
-        """Take in the gradient (P,) of a step, before clipping; without waiting for the device."""
+        """Record the gradient (P,) of a step before clipping, without waiting for the device."""
         square = torch.dot(gradient, gradient)
         assert self._norms is not None
         assert self._squares is not None
@@ -77,7 +77,7 @@ class SignalMeter:
         self._num_steps += 1
 
     def measure(self) -> dict[str, float]:
-        """The signals of the epoch that ends now, by name; one that is not defined yet is missing."""
+        """The signals of the current epoch by name, without those that are not yet defined."""
         found: dict[Signal, float] = {}
         if self._num_steps:
             found |= self._of_steps()
@@ -137,7 +137,7 @@ class SignalMeter:
 
 
 class _BlockWatch:
-    """What the blocks of a model do with the images that go through them."""
+    """Statistics of the blocks of a model during forward passes."""
 
     def __init__(self) -> None:
         self._entropies: list[Tensor] = []
@@ -145,7 +145,7 @@ class _BlockWatch:
         self._peaks: dict[int, Tensor] = {}
 
     def on_attention(self, attention: Any, tokens: Tensor) -> None:
-        """Before an attention module computes: `tokens` is its input."""
+        """Record the entropy of the attention weights for the input `tokens` of an attention module."""
         weights = attention.attention_weights(tokens)
         num_keys = weights.shape[-1]
         if num_keys > 1:
@@ -153,18 +153,18 @@ class _BlockWatch:
             self._entropies.append(entropy)
 
     def on_logits(self, attention: Any, tokens: Tensor) -> None:
-        """The same for the logits."""
+        """Record the largest attention logit for the input `tokens` of an attention module."""
         logits = attention.attention_logits(tokens)
         self._logits.append(torch.where(logits.isinf(), 0.0, logits).abs().max())
 
     def on_activation(self, key: int, activation: Tensor) -> None:
-        """After an MLP's activation (..., hidden)."""
+        """Record the peaks of the hidden units from the activations (..., hidden) of an MLP."""
         peak = activation.abs().flatten(0, -2).amax(0)
         known = self._peaks.get(key)
         self._peaks[key] = peak if known is None else torch.maximum(known, peak)
 
     def signals(self) -> dict[Signal, float]:
-        """Over all blocks and images."""
+        """The signals over all blocks and images."""
         found: dict[Signal, float] = {}
         if self._entropies:
             found[Signal.ATTENTION_ENTROPY] = float(torch.stack(self._entropies).mean())
@@ -177,7 +177,7 @@ class _BlockWatch:
 
 @contextmanager
 def _watched_blocks(model: nn.Module, wanted: frozenset[Signal]) -> Iterator[_BlockWatch]:
-    """While inside, forward passes of the model are watched."""
+    """Record statistics of the model's blocks during forward passes inside the context."""
     watch = _BlockWatch()
     handles = []
     for number, block in enumerate(module for module in model.modules() if isinstance(module, TransformerBlock)):

@@ -1,6 +1,6 @@
-"""The optimizer step, for one model alone and for several models of one topology at once.
+"""The optimizer step, for a single model and for several models of one topology together.
 
-Legend: `K` models of `P` numbers, `B` images of (C, S, S), `L` blocks.
+Legend: `K` models of `P` numbers, `B` images of shape (C, S, S), `L` blocks.
 """
 
 import math
@@ -37,24 +37,24 @@ from trainers.training.row import Row
 
 Item = TypeVar("Item")
 
-# torch's fused attention of a CPU then takes the models of a stack one by one, which costs what it costs unpacked.
+# On a CPU, torch's fused attention processes stacked models one by one, which is as fast as without stacking.
 warnings.filterwarnings("ignore", message=".*batching rule for aten::_scaled_dot_product_flash_attention_for_cpu")
 
 
 class Step(NamedTuple):
-    """Asks for one optimizer step; answered with its loss, a tensor without dimensions."""
+    """Requests one optimizer step. The answer is its loss, a scalar tensor."""
 
     indices: Tensor
-    """The images of the training part, shape (B,), int64, on the device."""
+    """Indices into the training images, shape (B,), int64, on the device."""
     weights: Tensor | None
-    """Weight of each image in the loss, shape (B,), on the device; `None` weighs all alike."""
+    """Weight of each image in the loss, shape (B,), on the device; `None` weights all equally."""
     settings: StepSettings
     now: Now
     augmentation_seed: int
     mixing: torch.Generator | None
-    """Source of what mixing draws, on the CPU; `None` if nothing may be mixed."""
+    """CPU generator for mixing; `None` disables mixing."""
     drop_path: torch.Generator
-    """Source of the drop-path masks, on the CPU; the steps of an epoch share it."""
+    """CPU generator for the drop-path masks, shared by all steps of an epoch."""
     dropout_seed: int
 
 
@@ -71,7 +71,7 @@ class TrainingImages(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one row learns from in one step."""
+    """The data that one row learns from in one step."""
 
     row: Row
     step: Step
@@ -80,16 +80,16 @@ class Batch:
     labels: Tensor
     """Shape (B,), int64."""
     targets: Tensor | None
-    """Soft targets before label smoothing, shape (B, classes); `None` if they are the labels."""
+    """Soft targets before label smoothing, shape (B, classes); `None` uses the labels."""
     weights: Tensor | None
     """Weight of each image, shape (B,)."""
     keep: Tensor | torch.Generator | None
-    """Drop-path factors, shape (L, 2, B), or where a model without blocks that we know draws them from; `None` drops
-    nothing."""
+    """Drop-path factors, shape (L, 2, B), or a generator if the model has no known blocks and draws them itself; `None`
+    drops nothing."""
 
 
 def step_key(row: Row, step: Step) -> Hashable:
-    """Steps with equal keys can be computed together, with stacked weights."""
+    """Key of a step. Steps with equal keys can be computed together, with stacked weights."""
     settings = step.settings
     return (
         frozenset(settings.model_options.items()),
@@ -103,7 +103,7 @@ def step_key(row: Row, step: Step) -> Hashable:
 
 
 def prepare(rows: Sequence[Row], steps: Sequence[Step], source: TrainingImages) -> list[Batch]:
-    """The batches of steps with one key. Their random numbers are drawn here, in one thread."""
+    """The batches of steps with the same key. Their random numbers are drawn here, in one thread."""
     sizes = [len(step.indices) for step in steps]
     indices = torch.cat([step.indices for step in steps])
     pixels = _at_size(source.normalizer.scale(source.images[indices]), steps[0].settings.image_size)
@@ -134,7 +134,7 @@ def _at_size(pixels: Tensor, size: int) -> Tensor:
 
 
 def _augment(batches: Sequence[Tensor], steps: Sequence[Step]) -> list[Tensor]:
-    """The batches after their augmentations; equal ones are applied to several batches together."""
+    """Augmented batches. Batches with the same augmentation are processed together."""
     changed = list(batches)
     members: dict[tuple[str, float], list[int]] = {}
     for number, step in enumerate(steps):
@@ -157,7 +157,7 @@ def _augment(batches: Sequence[Tensor], steps: Sequence[Step]) -> list[Tensor]:
 
 
 def _mix(images: Tensor, labels: Tensor, step: Step, num_classes: int) -> tuple[Tensor, Tensor | None]:
-    """Mixed images with their soft targets; `None` for targets that are plain labels."""
+    """Mixed images and their soft targets, which are `None` if the images were not mixed."""
     if step.mixing is None or float(torch.rand((), generator=step.mixing)) >= step.settings.mixing_strength:
         return images, None
     plugin: Mixing = _plugin("augmentations", step.settings.mixing)
@@ -174,7 +174,7 @@ def _image_weights(step: Step, labels: Tensor) -> Tensor | None:
 
 
 def drop_path_factors(row: Row, step: Step, images: Tensor) -> Tensor | torch.Generator | None:
-    """What the row's model would draw at this rate, on the device and in the dtype of the images."""
+    """Drop-path factors of a step, with the device and dtype of the images."""
     rate = step.settings.drop_path
     if rate == 0.0:
         return None
@@ -188,7 +188,7 @@ _plugins: dict[int, tuple[PluginChoice, Any]] = {}
 
 
 def _plugin(kind: str, choice: PluginChoice) -> Any:
-    """A plug-in by its choice, which is one object for all steps of a training; made once."""
+    """The plug-in of a choice, created once. All steps of a training share the choice object."""
     known = _plugins.get(id(choice))
     if known is None or known[0] is not choice:
         known = _plugins[id(choice)] = (choice, create(kind, choice.name, choice.settings))
@@ -199,19 +199,19 @@ def _plugin(kind: str, choice: PluginChoice) -> Any:
 
 
 class Learned(NamedTuple):
-    """What a step gave."""
+    """Result of a step."""
 
     loss: Tensor
-    """Without dimensions."""
+    """Scalar."""
     gradient_norm: Tensor
-    """Before clipping, without dimensions."""
+    """Norm before clipping, a scalar."""
 
 
 def learn(batches: Sequence[Batch], watch: Callable[[int, Tensor], None] | None = None) -> list[Learned]:
-    """One optimizer step of each row. The batches have equal keys.
+    """Take one optimizer step of each row. The batches must have equal keys.
 
     Args:
-        batches: One for each row.
+        batches: One batch per row.
         watch: Called with the number of each batch and its gradient (P,) before clipping.
     """
     rows = [batch.row for batch in batches]
@@ -238,7 +238,7 @@ def _probe(batch: Batch, gradient: Tensor) -> Tensor:
 
 
 def _gradients(batches: Sequence[Batch], values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Losses (K,) and gradients (K, P) of each row's model with the given values (P,)."""
+    """Losses (K,) and gradients (K, P) of the rows' models at the given values, one (P,) per row."""
     row = batches[0].row
     if not row.model.training:
         row.model.train()
@@ -275,7 +275,7 @@ def _forward_options(batch: Batch) -> dict[str, Any]:
 
 
 def _stacked_gradients(batches: Sequence[Batch], values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Losses (K,) and gradients (K, P). Smaller batches are filled up with images that count nothing."""
+    """Losses (K,) and gradients (K, P). Smaller batches are padded with images that do not count in the loss."""
     row = batches[0].row
     sizes = [len(batch.labels) for batch in batches]
     images = _fill([batch.images for batch in batches], 0)
@@ -316,7 +316,7 @@ def _keep_together(batches: Sequence[Batch], size: int, images: Tensor) -> Tenso
 
 
 def _fill(tensors: Sequence[Tensor], dim: int) -> Tensor:
-    """Stack tensors after each was lengthened to the longest along `dim`, by repeating its last slice."""
+    """Stack tensors after padding each to the longest along `dim` with copies of its last slice."""
     longest = max(tensor.shape[dim] for tensor in tensors)
     filled = []
     for tensor in tensors:
@@ -332,7 +332,7 @@ def _fill(tensors: Sequence[Tensor], dim: int) -> Tensor:
 
 
 def _mean_loss(batch: Batch, logits: Tensor) -> Tensor:
-    """The loss of a batch from its logits (B, classes), without dimensions."""
+    """The loss of a batch from its logits (B, classes), a scalar."""
     plugin: Loss = _plugin("losses", batch.row.recipe.loss)
     smoothing = batch.step.settings.label_smoothing
     if batch.targets is None and batch.weights is None and isinstance(plugin, LabelLoss):
@@ -353,7 +353,7 @@ def _soft_targets(batch: Batch, logits: Tensor, smoothing: float) -> Tensor:
 
 
 def _stacked_losses(batches: Sequence[Batch], logits: Tensor, sizes: Sequence[int]) -> Tensor:
-    """The loss of each row, shape (K,), from logits (K, B, classes) of which the first `sizes` rows count."""
+    """The loss of each row, shape (K,), from the first `sizes` images of each row's logits (K, B, classes)."""
     choices = {repr(batch.row.recipe.loss) for batch in batches}
     plugin: Loss = _plugin("losses", batches[0].row.recipe.loss)
     is_plain = all(batch.targets is None and batch.weights is None for batch in batches)
@@ -368,7 +368,7 @@ def _stacked_losses(batches: Sequence[Batch], logits: Tensor, sizes: Sequence[in
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
-    """Logits in the dtype that losses are computed in: their own, or float32 if it is coarser."""
+    """Logits in the dtype for losses: float64 stays, all others become float32."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
@@ -376,9 +376,9 @@ def at_least_float32(logits: Tensor) -> Tensor:
 
 
 def _norms(gradients: Tensor, layout: ParameterLayout) -> Tensor:
-    """Euclidean norm of each gradient, (K,), of gradients (K, P).
+    """Euclidean norms (K,) of gradients (K, P).
 
-    One alone is summed parameter by parameter, as in `torch.nn.utils.clip_grad_norm_`, to the last bit.
+    A single gradient is summed parameter by parameter, to equal `torch.nn.utils.clip_grad_norm_` to the last bit.
     """
     if len(gradients) > 1:
         each: Tensor = torch.linalg.vector_norm(gradients, dim=1)
@@ -389,7 +389,7 @@ def _norms(gradients: Tensor, layout: ParameterLayout) -> Tensor:
 
 
 def _clip(gradients: Tensor, norms: Tensor, limits: Sequence[float | None]) -> Tensor:
-    """Gradients (K, P), each scaled down to its largest norm as `torch.nn.utils.clip_grad_norm_` does."""
+    """Gradients (K, P), each clipped to its maximum norm as in `torch.nn.utils.clip_grad_norm_`."""
     if all(limit is None for limit in limits):
         return gradients
     bounds = torch.tensor([math.inf if limit is None else limit for limit in limits], dtype=gradients.dtype)
@@ -402,7 +402,7 @@ def _clip(gradients: Tensor, norms: Tensor, limits: Sequence[float | None]) -> T
 
 
 class StackedModel(nn.Module):
-    """Several models as one: images (B, C, S, S) to logits (B, K, classes), in evaluation mode."""
+    """Evaluates several models as one: from images (B, C, S, S) to logits (B, K, classes)."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         super().__init__()
@@ -418,7 +418,7 @@ class StackedModel(nn.Module):
 
 
 def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    """Pieces of up to `size` items, about equally long."""
+    """Split items into pieces of about equal length, at most `size`."""
     count = -(-len(items) // size)
     for index in range(count):
         yield items[index * len(items) // count : (index + 1) * len(items) // count]

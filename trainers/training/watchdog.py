@@ -1,4 +1,4 @@
-"""Detects that the training in this process makes no progress any more."""
+"""Detects when the training in this process stops making progress."""
 
 import threading
 import time
@@ -6,14 +6,14 @@ from collections.abc import Callable, Set
 
 
 class Watchdog:
-    """A thread that acts if the running training shows no progress (a batch, an epoch's report) for too long.
+    """A thread that acts if the running training makes no progress (a batch, an epoch's report) for too long.
 
-    The trainings of a pack share one timer, because they hang together. A training hangs in a device driver or a lost
-    file system, and blocks the thread that trains; only ending the process helps, which `on_timeout` must do.
+    The trainings of a pack share one timer, because they all hang when one does. A training that hangs in a device
+    driver or a lost file system blocks its thread. The only remedy is to end the process, which `on_timeout` must do.
 
     Args:
         timeout_s: Seconds without progress.
-        on_timeout: Called in the watchdog's thread with the numbers of the trials that are being trained.
+        on_timeout: Called in the watchdog's thread with the numbers of the trials in training.
     """
 
     def __init__(self, timeout_s: float, on_timeout: Callable[[Set[int]], None]) -> None:
@@ -35,7 +35,7 @@ class Watchdog:
             self._changed.notify_all()
 
     def reset(self) -> None:
-        """Note progress: the time starts anew."""
+        """Record progress and restart the timer."""
         self._deadline = time.monotonic() + self._timeout_s
 
     def suspend(self) -> None:
@@ -43,7 +43,7 @@ class Watchdog:
         self._deadline = None
 
     def stop(self, trial: int) -> None:
-        """Watch a training no longer: it has ended or does not run for now."""
+        """Stop watching a training, which has ended or is suspended."""
         with self._changed:
             self._trials -= {trial}
             self._deadline = None
