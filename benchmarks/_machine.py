@@ -1,4 +1,4 @@
-"""What the machine can do, measured in the same run, and what a computation asks of it."""
+"""Measures the rates of the machine, and the work of a computation."""
 
 import math
 import platform
@@ -16,39 +16,39 @@ from plugins.proxies.repeats import on_all_cores
 
 
 class Rates(NamedTuple):
-    """On a CPU of all threads together, each busy with memory of its own."""
+    """Measured rates; on a CPU the total of all threads, each with its own memory."""
 
     gemm_gflops: float
     """Products of 1024 x 1024 matrices, in the default dtype."""
     copy_gb_per_s: float
-    """Reading and writing 128 MiB, bytes of both."""
+    """Copying 128 MiB; bytes read plus bytes written."""
     cached_gb_per_s: float
-    """The same for 512 KiB, which stay in a core's cache; on a GPU that is the cost of starting a kernel."""
+    """Copying 512 KiB, which fit in a core's cache; on a GPU, this measures the cost of starting a kernel."""
 
 
 class Work(NamedTuple):
-    """What one call does."""
+    """Work of one call."""
 
     gflops: float
-    """Of matrix products and convolutions; a multiply-accumulate is two."""
+    """Operations of matrix products and convolutions; a multiply-accumulate counts as two."""
     gigabytes: float
-    """Read and written by all operations, as if nothing stayed in registers from one to the next."""
+    """Data read and written by all operations, as if no result stayed in registers."""
 
 
 def processor() -> str:
-    """Name of the CPU as the system tells it."""
+    """Name of the CPU as reported by the system."""
     found = Path("/proc/cpuinfo")
     lines = found.read_text().splitlines() if found.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def waiting_for(device: torch.device) -> Callable[[], None]:
-    """A call that returns when a device has done all that was begun on it."""
+    """A function that waits until a device has finished all its work."""
     return (lambda: None) if device.type == "cpu" else (lambda: torch.accelerator.synchronize(device))
 
 
 def measure_rates(device: torch.device) -> Rates:
-    """Best of three for each rate."""
+    """Measure each rate three times and return the best."""
     left, right = torch.randn(2, 1024, 1024, device=device)
     return Rates(
         _rate(lambda: lambda: torch.mm(left, right), device, count=20, size=2 * 1024**3),
@@ -63,7 +63,7 @@ def _copying(numbers: int, device: torch.device) -> Callable[[], Tensor]:
 
 
 def _rate(make: Callable[[], Callable[[], Tensor]], device: torch.device, *, count: int, size: int) -> float:
-    """Billions of `size` per second, of `count` calls in each thread; a GPU is fed by one."""
+    """Rate in billions per second, from `count` calls of `size` units in each thread (one thread for a GPU)."""
 
     def repeat(action: Callable[[], Tensor]) -> None:
         for _ in range(count):
@@ -81,7 +81,7 @@ def _rate(make: Callable[[], Callable[[], Tensor]], device: torch.device, *, cou
 
 
 def count_work(call: Callable[[], Any]) -> Work:
-    """Counts the work of one call, on one thread."""
+    """Count the work of one call, on one thread."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     in_place = dict.fromkeys((torch.ops.aten.addmm_, torch.ops.aten.baddbmm_), _product_flops)
@@ -94,12 +94,12 @@ def count_work(call: Callable[[], Any]) -> Work:
 
 
 def _product_flops(_: Sequence[int], left: Sequence[int], right: Sequence[int], **__: Any) -> int:
-    """Of the shapes that `addmm_` and `baddbmm_` are called with; torch's counter knows only their like."""
+    """FLOPs of `addmm_` and `baddbmm_` by operand shapes; torch's counter lacks these in-place variants."""
     return 2 * math.prod(left) * right[-1]
 
 
 class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the bytes of every operation's operands and results; views cost nothing."""
+    """Sums the bytes of the operands and results of all operations; views are free."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

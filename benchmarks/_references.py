@@ -1,4 +1,4 @@
-"""As-ViT's scores read literally, as the plain references of `benchmarks.scoring`: reverse mode, one pass at a time."""
+"""Literal implementations of As-ViT's scores, in reverse mode: the references of `benchmarks.scoring`."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from plugins.proxies.input_circle import circle_points
 
 
 def velocity_by_coordinate(model: nn.Module, angles: Tensor, basis: Tensor) -> Tensor:
-    """Derivative of the features by the angle, (n, D): one backward pass for each of the D features, of all points."""
+    """Derivatives (n, D) of the features by the angle: one backward pass over all points per feature."""
     at = angles.clone().requires_grad_()
     features: Tensor = model.forward_features(circle_points(at, basis))  # type: ignore[operator]
     columns = [torch.autograd.grad(column.sum(), at, retain_graph=True)[0] for column in features.unbind(1)]
@@ -15,13 +15,13 @@ def velocity_by_coordinate(model: nn.Module, angles: Tensor, basis: Tensor) -> T
 
 
 def kernel_by_sample(model: nn.Module, images: Tensor) -> Tensor:
-    """The tangent kernel as in the authors' code: a forward pass of the batch, then a backward pass for each image."""
+    """The tangent kernel as in the authors' code: one forward pass of the batch, then one backward pass per image."""
     features: Tensor = model.forward_features(images)  # type: ignore[operator]
     return _gram_matrix([_gradient(model, one, retain_graph=True) for one in features])
 
 
 def kernel_by_image(model: nn.Module, images: Tensor) -> Tensor:
-    """The tangent kernel with a forward and a backward pass for each image alone: less work than the authors'."""
+    """The tangent kernel with one forward and one backward pass per image: less work than the authors' code."""
     forward = model.forward_features
     return _gram_matrix([_gradient(model, forward(image[None])) for image in images])  # type: ignore[operator]
 

@@ -1,4 +1,4 @@
-"""Timing of calls, and tables of the figures, for all benchmarks."""
+"""Timing of calls and tables of results, for all benchmarks."""
 
 import statistics
 import time
@@ -7,17 +7,17 @@ from typing import Any, NamedTuple
 
 
 class Timing(NamedTuple):
-    """Several runs of one call."""
+    """Timing of several runs of a call."""
 
     seconds: list[float]
     cpu_s: float
-    """Of all threads, per run: a busy machine changes it less."""
+    """CPU time of all threads per run, which depends less on the load of the machine."""
     result: Any
-    """Of the last run."""
+    """Result of the last run."""
 
     @property
     def median(self) -> float:
-        """Of the wall-clock seconds."""
+        """Median wall-clock seconds."""
         return statistics.median(self.seconds)
 
     @property
@@ -32,10 +32,10 @@ def measure(
     """Run a call several times.
 
     Args:
-        call: What is timed.
-        runs: How many times.
-        warm: Run it once more before, untimed.
-        wait: Returns when a device has done what the call began there; its time counts.
+        call: The call to time.
+        runs: Number of runs.
+        warm: Whether to run the call once before, without timing.
+        wait: Waits until a device has finished the work of the call; included in the time.
     """
     if warm:
         call()
@@ -51,7 +51,7 @@ def measure(
 
 
 def print_table(title: str, rows: Sequence[dict[str, Any]], *, medians: bool = True) -> None:
-    """Rows below their column heads, and the medians of columns of numbers."""
+    """Print rows below their column headers, and the medians of numeric columns."""
     columns = list(rows[0])
     cells = [[_shown(row[column]) for column in columns] for row in rows]
     if medians:

@@ -116,7 +116,8 @@ def main() -> None:
     }
     print(f"{head['processor']}, {head['cores']} cores, Python {head['python']}, Optuna {head['optuna']}")
     print(
-        f"load before the start {head['load']:.1f}; medians of {options.runs} runs, in turn; spread: slowest - fastest"
+        f"load average before the start {head['load']:.1f}; medians of {options.runs} alternating runs; "
+        "spread: slowest - fastest"
     )
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     report: dict[str, Any] = dict(head)
@@ -146,7 +147,7 @@ def _options() -> argparse.Namespace:
 
 
 def inline(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Trials per second of our engine, of Optuna in memory, and of Optuna on its own SQLite storage."""
+    """Trials per second of our engine, of Optuna in memory and of Optuna with its SQLite storage."""
     rows = []
     for sampler in ("random", "tpe"):
         ways: dict[str, Callable[[], Spent]] = {
@@ -306,7 +307,7 @@ def many(options: argparse.Namespace) -> dict[str, Any]:
         listing_s = time.perf_counter() - started
         rebuild_s = _rebuild_s(trials)
     rows = [_asking(sampler, sizes) for sampler in ("random", "tpe", "nsga2", "evolution", "reinforce")]
-    print_table(f"time of one suggestion (median of {WINDOW} up to so many trials)", rows, medians=False)
+    print_table(f"time per suggestion (median of the last {WINDOW} before each number of trials)", rows, medians=False)
     facts = {
         "trials": len(trials),
         "trials/s": len(trials) / seconds,
@@ -360,7 +361,7 @@ def _resident_mib() -> float:
 def ray_tune(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Our engine `ray` compared with Ray Tune with OptunaSearch and ASHA, on the same Ray."""
     if not ray_is_installed():
-        print("\nRay is not installed: engine `ray` is left out")
+        print("\nRay is not installed: skipping engine `ray`")
         return []
     from benchmarks._engine_work import EPOCH_S, EPOCHS
     from orchestrator.engines.ray.cluster import RayCluster
@@ -389,7 +390,7 @@ def ray_tune(options: argparse.Namespace) -> list[dict[str, Any]]:
             row["reuse spread s"] = max(seconds["reuse"]) - min(seconds["reuse"])
             row["ours spread s"] = max(seconds["ours"]) - min(seconds["ours"])
             rows.append(row)
-            print_table("engine ray with ASHA, tracked in our database, against Ray Tune", [row], medians=False)
+            print_table("engine ray with ASHA, tracked in our database, compared with Ray Tune", [row], medians=False)
     finally:
         cluster.close()
     return rows
@@ -403,7 +404,7 @@ def _on_our_ray(cluster: Any, trials: int, epochs: int) -> float:
     work = "no_work" if epochs == 1 else "short_training"
     with _stage() as context:
         pool = RayPool(cluster, workers=WorkerSettings(run_task=f"benchmarks._engine_work:{work}"))
-        asha = Asha(grace_epochs=epochs)  # stops nothing: both ways do the same work
+        asha = Asha(grace_epochs=epochs)  # never stops a trial, so both ways do the same work
         engine = RayEngine(pool, scratch=context.folder / "ray", scheduler=asha)
         search = _rate_search(context.folder, trials, epochs)
         ledger = StageLedger(context, search, tracked=True)

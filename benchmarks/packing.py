@@ -1,7 +1,7 @@
-"""Trials per hour of small trainings: packed, one after the other, and several processes that share the device.
+"""Trials per hour of small trainings: packed, one after the other, and in several processes that share the device.
 
-`python -m benchmarks.packing` takes a few minutes on two CPU cores, and uses a CUDA GPU where there is one. The trials
-are the same in all three ways, down to their random numbers. Starting processes and loading libraries does not count.
+`python -m benchmarks.packing` takes a few minutes on two CPU cores, and uses a CUDA GPU if there is one. The trials are
+the same in all three ways, including their random numbers. The times exclude starting processes and loading libraries.
 """
 
 import argparse
@@ -32,8 +32,8 @@ from trainers.training.packed import train_packed
 from trainers.training.reporting import SilentReporter
 
 TOPOLOGIES = ("4,2,4,1|3,4,3,1|3,2,4,1|4,1,2,1|16,4", "4,2,4,1|3,4,3,1|3,2,4,1|4,1,2,1|16,16")
-"""As-ViT with 25 and 372 thousand parameters: the smallest models gain most."""
-PACKED, APART, PROCESSES = "packed", "one after the other", "at a time, as processes"
+"""As-ViT with 25 and 372 thousand parameters: the smallest models benefit most."""
+PACKED, APART, PROCESSES = "packed", "one after the other", "parallel processes"
 
 
 def main() -> None:
@@ -52,8 +52,9 @@ def main() -> None:
         f"{head['processor']}, {head['cores']} cores, {platform.system()}, torch {head['torch']}, on {head['device']}"
     )
     print(
-        f"load before the start {head['load']:.1f}; medians of {options.repeats} runs of {options.trials} trials, "
-        f"{options.epochs} epochs of {len(load_images(_data(options)).train)} digits, batch size {options.batch_size}"
+        f"load average before the start {head['load']:.1f}; medians of {options.repeats} runs of {options.trials} "
+        f"trials, {options.epochs} epochs of {len(load_images(_data(options)).train)} digits, "
+        f"batch size {options.batch_size}"
     )
     report: dict[str, Any] = head | {name: getattr(options, name) for name in ("trials", "epochs", "batch_size")}
     threads = max(1, torch.get_num_threads() // options.workers)
@@ -71,24 +72,24 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--topologies", nargs="+", default=list(TOPOLOGIES), metavar="TEXT", help="As-ViT, in text form"
     )
-    parser.add_argument("--trials", type=int, default=16, help="trainings, all in one pack (16)")
-    parser.add_argument("--workers", type=int, default=4, help="processes that share the device (4)")
-    parser.add_argument("--epochs", type=int, default=2, help="of each training (2)")
-    parser.add_argument("--images", type=int, default=600, help="digits to train and validate on (600)")
-    parser.add_argument("--batch-size", type=int, default=64, help="images of a step (64)")
-    parser.add_argument("--augmentation", default="shift", help="of the images (shift)")
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads in all (as many as there are cores)")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each way, in turn (3)")
-    parser.add_argument("--json", type=Path, help="write everything measured to this file")
+    parser.add_argument("--trials", type=int, default=16, help="number of trainings, all in one pack (16)")
+    parser.add_argument("--workers", type=int, default=4, help="number of processes that share the device (4)")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of each training (2)")
+    parser.add_argument("--images", type=int, default=600, help="number of training and validation images (600)")
+    parser.add_argument("--batch-size", type=int, default=64, help="images per step (64)")
+    parser.add_argument("--augmentation", default="shift", help="augmentation of the images (shift)")
+    parser.add_argument("--threads", type=int, default=None, help="total number of CPU threads (number of cores)")
+    parser.add_argument("--repeats", type=int, default=3, help="alternating runs of each way (3)")
+    parser.add_argument("--json", type=Path, help="write all measurements to this file")
     return parser.parse_args()
 
 
 class _Run(NamedTuple):
-    """All trials once."""
+    """One run of all trials."""
 
     wall_s: float
     cpu_s: float
-    """Of all threads and processes."""
+    """CPU time of all threads and processes."""
     outcomes: Sequence[TaskOutcome]
 
 
@@ -103,7 +104,7 @@ def _compare(topology: str, options: argparse.Namespace, device: torch.device, p
         for way, run in ways.items():
             with _tasks(topology, options) as tasks:
                 done = run(tasks[: options.workers] if repeat == 0 else tasks)
-            if repeat:  # the first time libraries are loaded
+            if repeat:  # the first run loads libraries
                 runs[way].append(done)
     expected = runs[APART][0].outcomes
     base = statistics.median(run.wall_s for run in runs[APART])
@@ -131,7 +132,7 @@ def _data(options: argparse.Namespace) -> DataConfig:
 
 @contextmanager
 def _tasks(topology: str, options: argparse.Namespace) -> Iterator[list[TrainTask]]:
-    """Trials that differ in their numbers, with folders that are gone afterwards."""
+    """Trials that differ in numbers only, with temporary folders."""
     folder = Path(tempfile.mkdtemp())
     recipe = {"batch_size": options.batch_size, "augmentation": options.augmentation}
     try:
@@ -184,7 +185,7 @@ def _timed(task: TrainTask) -> tuple[TaskOutcome, float]:
 
 @contextmanager
 def _workers(count: int, threads: int) -> Iterator[Pool]:
-    """Processes that wait for trials."""
+    """A pool of processes for trials."""
     pool = multiprocessing.get_context("spawn").Pool(count, initializer=torch.set_num_threads, initargs=(threads,))
     try:
         yield pool

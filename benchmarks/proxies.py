@@ -1,6 +1,6 @@
-"""Milliseconds per topology and proxy, alone and sharing passes with each other, on the spaces of published tables.
+"""Milliseconds per topology, for each proxy alone and for all with shared passes, on spaces of published tables.
 
-`python -m benchmarks.proxies` takes some minutes on two cores; `--quick` takes a minute, `--device cuda` uses a GPU.
+`python -m benchmarks.proxies` takes a few minutes on two cores. `--quick` takes a minute; `--device cuda` uses a GPU.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from trainers.tasks.scoring import make_candidate
 
 SPACES = ("autoformer", "pit")
 TABLE = 100
-"""Topologies of a published table."""
+"""Number of topologies in a published table."""
 
 
 def main() -> None:
@@ -36,7 +36,8 @@ def main() -> None:
     hardware = processor() if options.device.type == "cpu" else describe_device(options.device)
     print(f"{hardware}, {options.threads} threads, torch {torch.__version__}, {platform.system()}, float32")
     print(
-        f"load before the start {load:.1f}; {options.size} px, {options.batch_size} images, {options.repeats} repeat(s)"
+        f"load average before the start {load:.1f}; {options.size} px, {options.batch_size} images, "
+        f"{options.repeats} repeat(s)"
     )
     report: dict[str, Any] = {
         "processor": processor(),
@@ -48,7 +49,7 @@ def main() -> None:
         "batch_size": options.batch_size,
         "repeats": options.repeats,
     }
-    with full_precision():  # as `score_topology` does
+    with full_precision():  # like `score_topology`
         for space in options.spaces:
             report[space] = _measure(space, options)
     if options.json:
@@ -62,7 +63,7 @@ def _measure(space: str, options: argparse.Namespace) -> dict[str, Any]:
     together = _together(candidates, options)
     total = sum(row["ms"] for row in alone)
     print(
-        f"{space}: all {len(options.proxies)} together {together['ms']:.0f} ms per topology "
+        f"{space}: all {len(options.proxies)} together: {together['ms']:.0f} ms per topology "
         f"({together['fastest ms']:.0f} to {together['slowest ms']:.0f}), {total / together['ms']:.1f} times "
         f"faster than one by one; {TABLE} topologies in {TABLE * together['ms'] / 60_000:.1f} min"
     )
@@ -72,15 +73,15 @@ def _measure(space: str, options: argparse.Namespace) -> dict[str, Any]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--spaces", nargs="+", default=list(SPACES), metavar="NAME", help="search spaces")
-    parser.add_argument("--proxies", nargs="+", metavar="NAME", help="proxies (all that need no settings)")
-    parser.add_argument("--topologies", type=int, default=5, help="topologies of each space, drawn at random (5)")
-    parser.add_argument("--size", type=int, default=224, help="pixels of an image's side (224)")
-    parser.add_argument("--batch-size", type=int, default=16, help="images (16)")
-    parser.add_argument("--repeats", type=int, default=1, help="fresh networks per score (1)")
+    parser.add_argument("--proxies", nargs="+", metavar="NAME", help="proxies (all without required settings)")
+    parser.add_argument("--topologies", type=int, default=5, help="number of random topologies per space (5)")
+    parser.add_argument("--size", type=int, default=224, help="height and width of the images, in pixels (224)")
+    parser.add_argument("--batch-size", type=int, default=16, help="number of images (16)")
+    parser.add_argument("--repeats", type=int, default=1, help="number of new networks per score (1)")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda (cpu)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (2)")
+    parser.add_argument("--threads", type=int, default=2, help="number of CPU threads (2)")
     parser.add_argument("--quick", action="store_true", help="two topologies at 64 px")
-    parser.add_argument("--json", type=Path, help="write everything measured to this file")
+    parser.add_argument("--json", type=Path, help="write all measurements to this file")
     options = parser.parse_args()
     options.proxies = options.proxies or [name for name in available("proxies") if _is_scored_alone(name)]
     if options.quick:
@@ -107,7 +108,7 @@ def _proxy(name: str, options: argparse.Namespace) -> Any:
 
 def _alone(name: str, candidates: list[Candidate], options: argparse.Namespace) -> dict[str, Any]:
     proxy = _proxy(name, options)
-    proxy.score(dataclasses.replace(candidates[0], shared={}))  # whatever is set up on first use
+    proxy.score(dataclasses.replace(candidates[0], shared={}))  # warm-up: sets up what is needed on first use
     wait = waiting_for(options.device)
     times = [
         measure(partial(proxy.score, dataclasses.replace(one, shared={})), 1, wait=wait).median for one in candidates

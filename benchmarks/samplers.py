@@ -1,8 +1,8 @@
-"""Whether a bounded model costs TPE anything: the best value found by TPE with and without the bound, and at random.
+"""The cost of a bounded model in TPE: best values found with and without the bound, and by random search.
 
 `python -m benchmarks.samplers` takes about twenty minutes on one core; `--quick` takes two. Nothing is trained: the
-scores are formulas. Ours is the plug-in `tpe` as it comes; unbounded is the same with a model of all trials. Both do
-the same until there are as many trials as the bound.
+scores are formulas. "ours" is the plug-in `tpe` with its defaults; "unbounded" uses all trials in its model. Both are
+identical until the number of trials reaches the bound.
 """
 
 import argparse
@@ -38,7 +38,7 @@ SAMPLERS: dict[str, PluginChoice] = {
 
 
 class Problem(NamedTuple):
-    """What is minimised; the lowest value is 0, or near it."""
+    """A function to minimise, whose minimum is 0 or close to 0."""
 
     name: str
     dimensions: tuple[Dimension, ...]
@@ -46,7 +46,7 @@ class Problem(NamedTuple):
 
 
 def problems() -> list[Problem]:
-    """Standard test functions, one with choices and conditions, and a screen of our own search space."""
+    """Standard test functions, a recipe-like problem with choices and conditions, and a screen of As-ViT topologies."""
     reals = tuple(Real(name=f"x{index}", low=-5.0, high=5.0) for index in range(5))
     unit = tuple(Real(name=f"x{index}", low=0.0, high=1.0) for index in range(6))
     return [
@@ -93,7 +93,7 @@ def _hartmann(x: Sequence[float]) -> float:
 
 
 def _recipe() -> Problem:
-    """As a recipe: a rate on a log scale, choices that shift its best value, and a setting that one of them has."""
+    """A recipe-like problem: a rate on a log scale, choices that shift its optimum, and a conditional setting."""
     dimensions: tuple[Dimension, ...] = (
         Real(name="rate", low=1e-5, high=1e-1, log=True),
         Real(name="decay", low=1e-6, high=1e-1, log=True),
@@ -117,7 +117,7 @@ def _recipe() -> Problem:
 
 
 def _topologies() -> Problem:
-    """As-ViT topologies of few parameters and many MACs: how far they are from those wanted, by their closed forms."""
+    """As-ViT topologies: the distance of their closed-form costs from few parameters and many MACs."""
     space, task = AsViTSpace(), ImageTask(image_size=32, in_channels=3, num_classes=10)
 
     def score(point: Point) -> float:
@@ -138,7 +138,7 @@ def main() -> None:
         "seeds": options.seeds,
         "trials": options.trials,
     }
-    print(f"{head['processor']}, Python {head['python']}, Optuna {head['optuna']}, load {head['load']:.1f}")
+    print(f"{head['processor']}, Python {head['python']}, Optuna {head['optuna']}, load average {head['load']:.1f}")
     print(f"best of {options.trials} trials: median and worst of {options.seeds} seeds; lower is better")
     rows = [_compare(problem, options) for problem in problems()]
     print_table("TPE with and without a bound on its model", rows, medians=False)
@@ -151,7 +151,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--trials", type=int, default=3000)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="two seeds, 1,500 trials")
-    parser.add_argument("--json", type=Path, help="write everything measured to this file")
+    parser.add_argument("--json", type=Path, help="write all measurements to this file")
     options = parser.parse_args()
     if options.quick:
         options.trials, options.seeds = 1500, 2
@@ -183,7 +183,7 @@ def _best(problem: Problem, sampler: PluginChoice, num_trials: int, seed: int) -
 
 
 def ended_trial(number: int, point: Point, sampler_state: dict[str, Any], metrics: dict[str, float]) -> TrialRecord:
-    """A complete trial as a row would be."""
+    """A complete trial in the form of a database record."""
     return TrialRecord(
         id=number,
         stage_id=0,

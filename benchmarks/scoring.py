@@ -1,7 +1,7 @@
-"""How fast topologies are scored, against the formulas read literally: same weights, same inputs, same values.
+"""Speed of scoring, compared with literal implementations of the formulas with the same weights, inputs and values.
 
-`python -m benchmarks.scoring` takes about fifteen minutes on two cores, most of it in the literal references, which run
-once per topology; `--quick` takes a minute, `--device cuda` runs both on a GPU.
+`python -m benchmarks.scoring` takes about fifteen minutes on two cores, most of them for the literal references, which
+run once per topology. `--quick` takes a minute; `--device cuda` runs everything on a GPU.
 """
 
 import argparse
@@ -40,7 +40,7 @@ TOPOLOGIES = (
     "8,2,3|4,1,2|4,1,4|4,1,6|32",
     "4,8,3|2,1,5|2,2,2|4,1,6|16",
 )
-"""Of width 32 and depths 1, 1, 1, 1 unless the options say otherwise."""
+"""Topologies without width, with depths 1, 1, 1, 1. The default width is 32."""
 NUM_POINTS, BATCH, REPEATS, SCREEN = 10, 16, 5, 500
 PROXIES = ("length-distortion", "extrinsic-curvature", "gauss-length", "ntk-condition")
 
@@ -51,7 +51,7 @@ def main() -> None:
     if options.peak:
         _print_peak(options)
         return
-    with full_precision():  # as `score_topology` does
+    with full_precision():  # like `score_topology`
         _compare(options)
 
 
@@ -60,7 +60,7 @@ def _compare(options: argparse.Namespace) -> None:
     load = os.getloadavg()[0]
     hardware = processor() if options.device.type == "cpu" else describe_device(options.device)
     print(f"{hardware}, {options.threads} threads, torch {torch.__version__}, {platform.system()}, float32")
-    print(f"load before the start {load:.1f}; medians of {options.runs} runs, literal: {options.literal_runs}")
+    print(f"load average before the start {load:.1f}; medians of {options.runs} runs, literal: {options.literal_runs}")
     rates = measure_rates(options.device)
     print(
         f"matrix products {rates.gemm_gflops:.0f} GFLOP/s, copies {rates.copy_gb_per_s:.0f} GB/s from memory, "
@@ -100,15 +100,21 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--topologies", nargs="+", default=list(TOPOLOGIES), metavar="TEXT", help="in text form")
-    parser.add_argument("--size", type=int, default=224, help="pixels of an image's side (224)")
+    parser.add_argument(
+        "--topologies",
+        nargs="+",
+        default=list(TOPOLOGIES),
+        metavar="TEXT",
+        help="topologies in text form, without width",
+    )
+    parser.add_argument("--size", type=int, default=224, help="height and width of the images, in pixels (224)")
     parser.add_argument("--width", type=int, default=32, help="channels of the first stage (32)")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda (cpu)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (2)")
-    parser.add_argument("--runs", type=int, default=7, help="runs of what is fast (7)")
+    parser.add_argument("--threads", type=int, default=2, help="number of CPU threads (2)")
+    parser.add_argument("--runs", type=int, default=7, help="runs of the fast implementations (7)")
     parser.add_argument("--literal-runs", type=int, default=1, help="runs of the literal references (1)")
     parser.add_argument("--quick", action="store_true", help="two topologies at 64 px, width 16, three runs")
-    parser.add_argument("--json", type=Path, help="write everything measured to this file")
+    parser.add_argument("--json", type=Path, help="write all measurements to this file")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.quick:
@@ -123,7 +129,7 @@ def _candidate(text: str, size: int, width: int, device: torch.device) -> Candid
 
 
 def _warm_up(options: argparse.Namespace) -> None:
-    """Whatever is loaded or set up on first use, on small images."""
+    """Load and set up what is needed on first use, with small images."""
     small = argparse.Namespace(**{**vars(options), "size": 32, "width": 16, "runs": 1})
     rates = Rates(1, 1, 1)
     _length(options.topologies[0], small, rates)
@@ -216,21 +222,21 @@ def _screen(text: str, shape: tuple[int, int], options: argparse.Namespace) -> d
 
 
 def _against_literal(report: dict[str, Any], shape: tuple[int, int]) -> dict[str, float]:
-    """Topologies per second, ours and what the literal references would need for the same repeats."""
+    """Topologies per second, for our implementation and, extrapolated, for the literal references."""
     ours = [row["s"] for row in report["screen"] if (row["px"], row["width"]) == shape]
     pairs = zip(report["length-distortion"], report["ntk-condition"], strict=True)
     literal = [REPEATS * (length["literal s"] + kernel["literal s"]) for length, kernel in pairs]
     found = {"ours per s": 1 / statistics.fmean(ours), "literal per s": 1 / statistics.fmean(literal)}
     found["faster"] = found["ours per s"] / found["literal per s"]
     print(
-        f"{shape[0]} px, width {shape[1]}: literally {found['literal per s']:.3g} topologies per s, "
-        f"ours {found['faster']:.0f} times as many"
+        f"{shape[0]} px, width {shape[1]}: {found['literal per s']:.3g} topologies per s with the literal references, "
+        f"{found['faster']:.0f} times as many with ours"
     )
     return found
 
 
 def _peak(text: str, name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Peak memory of a process of its own that scores one topology with one proxy."""
+    """Peak memory of a separate process that scores one topology with one proxy."""
     command = [sys.executable, "-m", "benchmarks.scoring", "--peak", name, "--topologies", text]
     for key in ("size", "width", "device", "threads"):
         command += [f"--{key}", str(getattr(options, key))]
@@ -246,9 +252,9 @@ def _print_peak(options: argparse.Namespace) -> None:
 
 
 def _peak_gib(device: torch.device) -> float:
-    """Most memory that this process has had so far, on a GPU of the GPU's.
+    """Peak memory of this process in GiB, on the GPU if it uses one.
 
-    Linux passes on `ru_maxrss` from the process that started it.
+    On Linux, a child process inherits `ru_maxrss`, so `VmHWM` is read instead.
     """
     if device.type != "cpu":
         return torch.cuda.max_memory_allocated(device) / 2**30

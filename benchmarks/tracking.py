@@ -55,7 +55,7 @@ stages:
 
 
 class Run(NamedTuple):
-    """One study."""
+    """Times of one study."""
 
     stage_s: float
     study_s: float
@@ -66,14 +66,17 @@ class Run(NamedTuple):
 def main() -> None:
     options = _options()
     load = os.getloadavg()[0]
-    print(f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, load at the start {load:.1f}")
+    print(
+        f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, load average before the start "
+        f"{load:.1f}"
+    )
     studies = {
         f"{options.trials} trainings of {options.epochs} epochs": TRAIN,
         f"{options.topologies} topologies screened": SCREEN,
     }
     with tempfile.TemporaryDirectory() as folder:
         rows = [_compare(name, text, options, Path(folder)) for name, text in studies.items()]
-    print_table(f"studies with tracking and without, medians of {options.runs} runs in turn", rows, medians=False)
+    print_table(f"studies with and without tracking, medians of {options.runs} alternating runs", rows, medians=False)
     if options.json:
         head = {"processor": processor(), "load": load, "runs": options.runs}
         options.json.write_text(json.dumps({**head, "studies": rows}, indent=2) + "\n")
@@ -81,12 +84,12 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=4, help="trainings (4)")
-    parser.add_argument("--epochs", type=int, default=40, help="of each training (40)")
-    parser.add_argument("--topologies", type=int, default=1000, help="that are screened (1000)")
-    parser.add_argument("--runs", type=int, default=5, help="of each study, with tracking and without (5)")
+    parser.add_argument("--trials", type=int, default=4, help="number of trainings (4)")
+    parser.add_argument("--epochs", type=int, default=40, help="epochs of each training (40)")
+    parser.add_argument("--topologies", type=int, default=1000, help="number of screened topologies (1000)")
+    parser.add_argument("--runs", type=int, default=5, help="runs of each study, with and without tracking (5)")
     parser.add_argument("--quick", action="store_true", help="2 trainings, 50 topologies, three runs")
-    parser.add_argument("--json", type=Path, help="write everything measured to this file")
+    parser.add_argument("--json", type=Path, help="write all measurements to this file")
     options = parser.parse_args()
     if options.quick:
         options.trials, options.topologies, options.runs = 2, 50, 3
@@ -121,9 +124,9 @@ def _run(text: str, home: Path, *, tracking: bool) -> Run:
     assert study.state == "complete", study.reason
     store = Store.open(settings.database_url)
     (stage,) = store.stages(study.id)
-    owed = store.outbox(study.id).count_owed()
+    pending = store.outbox(study.id).count_owed()
     store.close()
-    assert not owed, f"{owed} records were not sent"
+    assert not pending, f"{pending} events were not sent"
     assert stage.started_at is not None
     assert stage.ended_at is not None
     return ended._replace(stage_s=stage.ended_at - stage.started_at)
