@@ -61,35 +61,33 @@ def load_spec(path: str | Path, *, overrides: Mapping[str, Any] | None = None) -
 
     Args:
         path: The YAML file. A relative `data.source` in it is relative to its folder.
-        overrides: Values from the command line by dotted key, such as `{"data.source": "photos"}`; a relative
+        overrides: Values that replace those of the file, by dotted key, such as `{"data.source": "photos"}`; a relative
             `data.source` among them is relative to the working directory.
 
     Raises:
         SpecError: The first mistake: file and line, what must hold, what was found, the nearest valid name.
     """
-    source, given = _with_overrides(read_yaml(path), overrides or {})
-    spec = _validate(StudySpec, source, given)
-    _raise_first(engine_problems(spec.engine, spec.pool, spec.resources), source, given)
-    _raise_first(study_problems(spec.data, spec.stages), source, given)
-    return spec
+    return _checked(read_yaml(path), overrides or {})
 
 
-def make_spec(data: Mapping[str, Any]) -> StudySpec:
-    """Check a study that was not read from a file; its paths are absolute.
+def make_spec(data: Mapping[str, Any], *, overrides: Mapping[str, Any] | None = None) -> StudySpec:
+    """Check a study that was not read from a file; nothing is written or started.
+
+    Args:
+        data: The content of a study file as plain data. Relative paths in it are relative to the working directory.
+        overrides: Other values by dotted key, as in `load_spec`.
 
     Raises:
         SpecError: The first mistake, without a line.
     """
+    return _checked(YamlSource(file="the study", data=dict(data), marks={}), overrides or {})
 
-    def error(problem: Problem) -> SpecError:
-        return SpecError("the study", problem.message, path=problem.path)
 
-    try:
-        spec = StudySpec.model_validate(data)
-    except ValidationError as invalid:
-        raise error(first_problem(invalid, StudySpec, stage_models())) from None
-    for problem in study_problems(spec.data, spec.stages):
-        raise error(problem)
+def _checked(yaml: YamlSource, overrides: Mapping[str, Any]) -> StudySpec:
+    source, given = _with_overrides(yaml, overrides)
+    spec = _validate(StudySpec, source, given)
+    _raise_first(engine_problems(spec.engine, spec.pool, spec.resources), source, given)
+    _raise_first(study_problems(spec.data, spec.stages), source, given)
     return spec
 
 
@@ -117,7 +115,7 @@ def differences(old: StudySpec, new: StudySpec) -> list[str]:
 
 
 def _with_overrides(source: YamlSource, overrides: Mapping[str, Any]) -> tuple[YamlSource, frozenset[KeyPath]]:
-    """The source with the command line's values in it and its paths absolute, and the keys that were given."""
+    """The source with the overrides in it and absolute paths, and the keys of the overrides."""
     data = dict(source.data)
     given: set[KeyPath] = set()
     for dotted, value in overrides.items():
@@ -164,7 +162,7 @@ def _raise_first(problems: Iterator[Problem], source: YamlSource, given: frozens
 def _error(source: YamlSource, given: frozenset[KeyPath], problem: Problem) -> SpecError:
     at = problem.path
     if any(at[: len(path)] == path[: len(at)] for path in given if at):
-        return SpecError(source.file, f"(from the command line) {problem.message}", path=problem.path)
+        return SpecError(source.file, f"(an override of the file) {problem.message}", path=problem.path)
     return source.error(problem.path, problem.message)
 
 

@@ -57,10 +57,12 @@ class YamlSource:
     data: dict[str, Any]
     """Dicts with text keys, lists, and None, bool, int, float or str."""
     marks: Mapping[KeyPath, Mark]
-    """Place of each key and list entry."""
+    """Place of each key and list entry; empty if the data come from no file."""
 
-    def line(self, path: KeyPath) -> int:
-        """Line of `path`, or of its innermost parent that is in the file."""
+    def line(self, path: KeyPath) -> int | None:
+        """Line of `path`, or of its innermost parent that is in the file; `None` if there is no file."""
+        if not self.marks:
+            return None
         while path and path not in self.marks:
             path = path[:-1]
         return self.marks[path].line

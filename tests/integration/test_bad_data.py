@@ -120,7 +120,7 @@ def test_images_of_different_sizes_are_named(command_line: CommandLine, tmp_path
 def test_data_from_the_command_line_are_checked_too(command_line: CommandLine, tmp_path: Path) -> None:
     done = command_line("run", study(tmp_path, "digits"), "--data", "nowhere")
     assert done.status == 2
-    assert "(from the command line)" in done.err
+    assert "(an override of the file)" in done.err
     assert not command_line.home.exists()
 
 

@@ -136,7 +136,7 @@ def test_the_command_line_replaces_the_engine_and_keeps_the_scheduler(tmp_path: 
     text = "engine: {name: auto, scheduler: asha}"
     assert load(tmp_path, text, engine__name="ray").engine.scheduler.name == "asha"
     assert load(tmp_path, engine__name="ray").engine.name == "ray"
-    with pytest.raises(SpecError, match="from the command line"):
+    with pytest.raises(SpecError, match="an override of the file"):
         load(tmp_path, engine__name="rya")
 
 

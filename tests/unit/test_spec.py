@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from orchestrator.spec.stage_registry import stage_models
-from orchestrator.spec.study_file import StudySpec, differences, load_configuration, load_spec
+from orchestrator.spec.study_file import StudySpec, differences, load_configuration, load_spec, make_spec
 from orchestrator.spec.yaml_source import SpecError
 from orchestrator.stages.averaging import AveragingStage
 from orchestrator.stages.screen import ScreenStage
@@ -112,7 +112,7 @@ def test_a_wrong_override_is_told_without_a_line(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         load(tmp_path, SMALLEST, data__source=str(tmp_path / "nowhere"))
     assert caught.value.line is None
-    assert "from the command line" in caught.value.message
+    assert "an override of the file" in caught.value.message
 
 
 def test_exponents_without_a_dot_are_numbers_in_recipes(tmp_path: Path) -> None:
@@ -190,3 +190,40 @@ def test_reading_a_study_imports_nothing_heavy_and_writes_nothing(tmp_path: Path
     assert done.stderr == ""
     assert done.stdout == "[]\n"
     assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]
+
+
+# --- a study that no file contains ---
+
+
+def in_memory(**data: object) -> dict[str, object]:
+    train = {"stage": "train", "num_trials": 6, "epochs": 1}
+    return {"study": "tiny", "data": data, "stages": [{"stage": "screen", "num_trials": 8}, train]}
+
+
+def test_a_study_without_a_file_is_the_same_as_with_one(tmp_path: Path) -> None:
+    assert make_spec(in_memory(source="digits")) == load(tmp_path, SMALLEST)
+
+
+def test_paths_of_a_study_without_a_file_are_relative_to_the_working_directory(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(image_folder.parent)
+    spec = make_spec(in_memory(source="digits", image_size=32), overrides={"data.source": "photos"})
+    assert spec.data.source == str(image_folder)
+    assert make_spec(in_memory(source="photos", image_size=32)) == spec
+
+
+def test_a_mistake_in_a_study_without_a_file_has_no_line() -> None:
+    with pytest.raises(SpecError, match=r"^the study: stages\[1\]\.epochs: must be") as caught:
+        make_spec(
+            {
+                **in_memory(source="digits"),
+                "stages": [{"stage": "screen", "num_trials": 8}, {"stage": "train", "num_trials": 1, "epochs": 0}],
+            }
+        )
+    assert caught.value.line is None
+
+
+def test_a_mistake_about_the_engine_is_found_without_a_file() -> None:
+    with pytest.raises(SpecError, match="a scheduler needs engine `ray`"):
+        make_spec({**in_memory(source="digits"), "engine": {"name": "optuna", "scheduler": "asha"}})
