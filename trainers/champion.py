@@ -1,6 +1,6 @@
 """Trained models as self-contained folders: training, saving, loading and prediction."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from plugins.protocols import Averager, StateDict
 from plugins.registry import create
 from search_spaces.base import ImageTask
 from trainers.config import Configuration, TaskOutcome, TrainTask
+from trainers.data.given_images import GivenImages, name_images
 from trainers.data.images import (
     ImageData,
     ImageSplit,
@@ -59,7 +60,8 @@ class ModelCard(BaseModel):
 class Prediction(NamedTuple):
     """Prediction of a model for one image."""
 
-    path: Path
+    path: Path | None
+    """The image's file; `None` if the image was not given as one."""
     label: str
     probability: float
     top: tuple[tuple[str, float], ...]
@@ -74,32 +76,39 @@ class Predictor:
         self.model = model
         self._normalizer = Normalizer(card.mean, card.std, device)
 
-    def predict(self, paths: Sequence[Path], *, top: int = 3) -> list[Prediction]:
-        """The most probable classes of image files, in the order of the files.
+    def predict(self, images: GivenImages, *, top: int = 3) -> list[Prediction]:
+        """The most probable classes of images, one prediction for each image, in their order.
 
-        Images are converted to the size and number of channels that the model was trained on. Images that are not
-        square are cropped, or stretched if the training images were stretched.
+        Every image is converted to the size and the number of channels that the model was trained on. If it is not
+        square, it is cropped, or stretched if the training data were.
+
+        Args:
+            images: One image, or several in a list or another iterable. An image is the path of a file, a Pillow
+                image, or an array of shape (H, W) or (H, W, C) and type uint8, whose 1, 3 or 4 channels are grey, RGB
+                or RGBA. An array of shape (N, H, W, C) contains several images.
+            top: How many classes each prediction lists.
 
         Raises:
-            DataError: A file is missing or is not an image.
+            DataError: A file is missing, or something is not an image; the message names it.
         """
-        if not paths:
+        named = name_images(images)
+        if not named:
             return []
-        images = torch.from_numpy(np.stack([self._pixels(path) for path in paths]))
-        probabilities = [row for logits in logits_of(self.model, images, self._normalizer) for row in logits.softmax(1)]
-        return [self._prediction(path, row, top) for path, row in zip(paths, probabilities, strict=True)]
+        pixels = torch.from_numpy(np.stack([self._pixels(one.item) for one in named]))
+        probabilities = [row for logits in logits_of(self.model, pixels, self._normalizer) for row in logits.softmax(1)]
+        return [self._prediction(one.path, row, top) for one, row in zip(named, probabilities, strict=True)]
 
     def evaluate(self, split: ImageSplit) -> Evaluation:
         """Loss and accuracy on labelled images."""
         return evaluate(self.model, split, self._normalizer)
 
-    def _pixels(self, path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        image: Image.Image = open_image(Item(str(path), path))
+    def _pixels(self, item: Item) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+        image: Image.Image = open_image(item)
         image = image.convert(image_mode(self.card.task))
         crop = self.card.configuration.data.resize != "stretch"
         return resize_image(image, self.card.task.image_size, crop=crop)
 
-    def _prediction(self, path: Path, probabilities: Tensor, top: int) -> Prediction:
+    def _prediction(self, path: Path | None, probabilities: Tensor, top: int) -> Prediction:
         best = probabilities.cpu().topk(min(top, len(self.card.class_names)))
         ranked = tuple(
             (self.card.class_names[index], probability)

@@ -1,7 +1,9 @@
 """A model as a folder: trained, saved, loaded and asked."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -103,6 +105,75 @@ def test_images_of_any_size_and_colour_are_taken(saved: Path, tmp_path: Path) ->
     predictions = load_model(saved, device=CPU).predict(sorted(tmp_path.iterdir()))
     assert len(predictions) == 3
     assert len(predictions[0].top) == 3
+
+
+# --- images that are not files ---
+
+
+def photo(mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> Image.Image:
+    """A picture with a different value in every pixel and channel, so that any turn or swap shows."""
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
+    return Image.fromarray(pixels, "RGBA").convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_an_image_is_predicted_alike_as_a_file_an_array_and_a_pillow_image(
+    saved: Path, tmp_path: Path, mode: str
+) -> None:
+    predictor, image, file = load_model(saved, device=CPU), photo(mode), tmp_path / "photo.png"
+    image.save(file)
+    given = [str(file), file, np.asarray(image), image]
+    predictions = predictor.predict(given, top=10)
+    assert [one.path for one in predictions] == [file, file, None, None]
+    assert [one.top for one in predictions] == [predictions[0].top] * 4
+    alone = [predictor.predict(one, top=10) for one in given]
+    assert [len(found) for found in alone] == [1, 1, 1, 1]
+    assert len({found[0].top for found in alone}) == 1
+
+
+def test_a_camera_that_was_turned_is_noticed_in_a_pillow_image(saved: Path, tmp_path: Path) -> None:
+    file, exif = tmp_path / "turned.png", Image.Exif()
+    exif[0x0112] = 6  # the orientation: turn it by 90 degrees
+    photo().save(file, exif=exif)
+    predictor = load_model(saved, device=CPU)
+    with Image.open(file) as opened:
+        turned = predictor.predict([opened, file, photo()], top=10)
+    assert turned[0].top == turned[1].top != turned[2].top
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_an_array_of_four_dimensions_is_several_images(saved: Path, channels: int) -> None:
+    batch = np.random.default_rng(1).integers(0, 256, (5, 12, 9, channels), dtype=np.uint8)
+    predictor = load_model(saved, device=CPU)
+    together = predictor.predict(batch, top=10)
+    assert together == predictor.predict(list(batch), top=10) == predictor.predict((one for one in batch), top=10)
+    assert len({one.top for one in together}) == 5
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.zeros((8, 8)), r"the image must be an array of uint8.*has the type float64.*\.astype"),
+        ([np.zeros((8, 8), np.uint8), np.zeros((8, 8), bool)], r"images\[1\] must be an array of uint8.*type bool"),
+        (np.zeros((2, 8, 8, 3), np.float32), r"images must be an array of uint8.*has the type float32"),
+        (
+            np.zeros((3, 8, 8), np.uint8),
+            r"must have the shape \(H, W\).*has \(3, 8, 8\)\. Move the channels to the end",
+        ),
+        (np.zeros((7, 8, 8), np.uint8), r"has \(7, 8, 8\)\. Give several grey images as \(N, H, W, 1\)"),
+        (np.zeros(8, np.uint8), r"has \(8,\)\. Give several images as a list"),
+        (np.zeros((2, 8, 8, 2), np.uint8), r"images\[0\] must have the shape .*has \(8, 8, 2\)"),
+        ([np.zeros((2, 8, 8, 3), np.uint8)], r"images\[0\] must have the shape .*has \(2, 8, 8, 3\)"),
+        (np.zeros((8, 0), np.uint8), "the image must have at least one pixel, but has 8 x 0"),
+        ([Image.new("L", (0, 4))], r"images\[0\] must have at least one pixel, but has 0 x 4"),
+        ([torch.zeros(8, 8)], r"images\[0\] must be the path of a file, .* but got Tensor"),
+        (7, "images must be the path of a file, .* but got int"),
+        (b"new.png", "images must be the path of a file, .* but got bytes"),
+    ],
+)
+def test_what_is_not_an_image_is_named(saved: Path, given: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_model(saved, device=CPU).predict(given)
 
 
 def test_no_images_give_no_predictions(saved: Path) -> None:

@@ -245,13 +245,19 @@ def open_image(item: Item) -> Image.Image:
     if isinstance(content, np.ndarray):
         return Image.fromarray(content)
     try:
+        if isinstance(content, Image.Image):
+            return _upright(content)
         with Image.open(BytesIO(content) if isinstance(content, bytes) else content) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I"):  # 16 bits per pixel, which Pillow would clip to 8
-                return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-            return image.convert("L" if image.mode in ("1", "L", "LA", "F") else "RGB")
+            return _upright(opened)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise unreadable(item.name, error) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits per pixel, which Pillow would clip to 8
+        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    return image.convert("L" if image.mode in ("1", "L", "LA", "F") else "RGB")
 
 
 def resize_image(image: Image.Image, size: int, *, crop: bool) -> NDArray[np.uint8]:

@@ -29,7 +29,7 @@ class Item(NamedTuple):
     name: str
     """File, or row of a file, for messages."""
     content: Any
-    """Path of a file, bytes of an encoded image, or pixels (H, W), uint8."""
+    """A file's path, an encoded file's bytes, grey pixels (H, W), uint8, or a Pillow image."""
 
 
 class Listing(Protocol):
