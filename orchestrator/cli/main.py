@@ -10,6 +10,7 @@ import typer
 
 from orchestrator.cli.console import fail, out
 from orchestrator.cli.exit_status import exit_on_error
+from orchestrator.cli.quiet import quiet_libraries
 
 app = typer.Typer(
     name="vitsearch",
@@ -46,7 +47,7 @@ def main() -> None:
 
     Exit status: 0 done, 1 the study or command could not reach its goal, 2 wrong input, 130 interrupted.
     """
-    _quiet_libraries()
+    quiet_libraries()
     try:
         with exit_on_error():
             app()
@@ -306,19 +307,6 @@ def _root(
     from plugins.registry import use_formulas
 
     use_formulas(load_settings().formula_folder)
-
-
-def _quiet_libraries() -> None:
-    """Libraries must not phone home, download, or chat on the terminal; must be set before they are imported."""
-    for name, value in {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "GIT_PYTHON_REFRESH": "quiet",
-    }.items():
-        os.environ.setdefault(name, value)
 
 
 if __name__ == "__main__":
