@@ -15,6 +15,7 @@ import torch
 import typer
 from PIL import Image
 
+import vitsearch
 from orchestrator.cli.main import app
 from orchestrator.settings import Settings
 from orchestrator.spec.stage_registry import STAGES
@@ -252,6 +253,11 @@ def test_the_example_of_the_docs_predicts_with_a_saved_model(
     exec(compile(code, "docs/own-images.md", "exec"), {"__name__": "example"})
     path, label, probability = capsys.readouterr().out.split()
     assert (path, label in data.class_names, 0 < float(probability) < 1) == ("new.jpg", True, True)
+
+
+def test_the_page_on_python_names_all_that_is_public() -> None:
+    names = re.findall(r"`(\w+)`", read("docs/python.md").partition("## All names")[2])
+    assert sorted(names) == vitsearch.__all__
 
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)

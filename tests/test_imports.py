@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("orchestrator", "plugins", "search_spaces", "trainers")
+PACKAGES = ("orchestrator", "plugins", "search_spaces", "trainers", "vitsearch")
 
 Graph = Mapping[str, frozenset[str]]
 

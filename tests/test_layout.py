@@ -3,20 +3,24 @@
 import ast
 import importlib
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from plugins import registry
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("orchestrator", "plugins", "search_spaces", "trainers")
+PACKAGES = ("orchestrator", "plugins", "search_spaces", "trainers", "vitsearch")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 ENTRY_POINTS = {
     group.removeprefix("vitsearch."): points for group, points in PROJECT["project"]["entry-points"].items()
@@ -35,6 +39,9 @@ SHARED_NAMES = frozenset(
         "upgrade",
     }
 )
+
+# Functions of the public API whose names are those of the functions that they call.
+PUBLIC = frozenset({"load_model", "run_study"})
 
 # A subprocess imports everything that a bare GPU machine needs, while the other packages are blocked.
 BARE_MACHINE = """
@@ -67,7 +74,7 @@ print(*sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "nump
 
 
 def modules_of(root: Path) -> set[str]:
-    """Paths in the wheel of all Python files of the four packages."""
+    """Paths in the wheel of all Python files of our packages."""
     return {path.relative_to(root).as_posix() for package in PACKAGES for path in (root / package).rglob("*.py")}
 
 
@@ -91,27 +98,75 @@ def test_the_list_of_packages_is_the_tree() -> None:
     assert missing == []
 
 
-def test_the_wheel_holds_every_module_and_nothing_else(tmp_path: Path) -> None:
-    source = tmp_path / "source"
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the parts of the tree that it needs and some that it must leave out."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
     for name in (*PACKAGES, "tests", "mlflow"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
     build = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
     done = subprocess.run(
-        [sys.executable, "-c", build, str(tmp_path)], cwd=source, capture_output=True, text=True, check=False
+        [sys.executable, "-c", build, str(folder)], cwd=source, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    with zipfile.ZipFile(next(tmp_path.glob("vitsearch-*.whl"))) as wheel:
-        names = set(wheel.namelist())
-        points = wheel.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
+    return next(folder.glob("vitsearch-*.whl"))
+
+
+def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as content:
+        names = set(content.namelist())
+        points = content.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
     metadata = {name for name in names if ".dist-info/" in name}
     assert {name for name in names - metadata if name.endswith(".py")} == modules_of(ROOT)
     assert "orchestrator/store/migrations/versions/0001_initial.py" in names
     assert any(name.endswith("licenses/LICENSE") for name in metadata)
     assert {name.partition("/")[0] for name in names - metadata} == set(PACKAGES)
-    assert "vitsearch = orchestrator.cli.main:main" in points
+    assert "vitsearch = vitsearch.__main__:main" in points
     assert "length-distortion = plugins.proxies.length_distortion:LengthDistortion" in points
+
+
+@pytest.fixture
+def empty_environment(wheel: Path, tmp_path: Path) -> Path:
+    """Python of a new environment with the wheel in it, and the packages that it needs, but not this tree."""
+    folder = tmp_path / "environment"
+    venv.create(folder, symlinks=True)
+    places = sysconfig.get_paths("venv", vars={"base": str(folder), "platbase": str(folder)})
+    with zipfile.ZipFile(wheel) as content:
+        content.extractall(places["purelib"])
+    # A folder named in a .pth file is on the path, but its own .pth files, one of which finds this tree, are not read.
+    needed = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    (Path(places["purelib"]) / "needed.pth").write_text("\n".join(needed), encoding="utf-8")
+    return Path(places["scripts"]) / "python"
+
+
+def test_the_page_on_python_works_with_the_wheel_in_an_empty_environment(
+    empty_environment: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (study,) = (block for language, block in blocks if language == "yaml")
+    (folder / "first.yaml").write_text(study, encoding="utf-8")
+    Image.new("L", (30, 40), 200).save(folder / "new.png")
+    examples = [block for language, block in blocks if language == "python"]
+    where = "import orchestrator, vitsearch; print(orchestrator.__file__, vitsearch.__file__)"
+    (folder / "page.py").write_text("\n\n".join([*examples, where]), encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(empty_environment), "page.py"],
+        cwd=folder,
+        env=environment | {"VITSEARCH_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(examples) > 5
+    assert all(tmp_path / "environment" in Path(file).parents for file in done.stdout.splitlines()[-1].split())
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in ENTRY_POINTS for name in ENTRY_POINTS[kind]])
@@ -144,6 +199,8 @@ def test_a_public_class_or_function_has_a_name_of_its_own() -> None:
         for node in ast.parse((ROOT / module).read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(module)
+    for name in PUBLIC:
+        places[name] = [module for module in places[name] if not module.startswith("vitsearch/")]
     twice = {name: found for name, found in places.items() if len(found) > 1 and name not in SHARED_NAMES}
     assert twice == {}, "rename all but one, so that a name means one thing"
     assert {name for name in SHARED_NAMES if len(places.get(name, [])) < 2} == set(), "remove these from SHARED_NAMES"

@@ -1,0 +1,231 @@
+"""The public Python API of vitsearch: run studies, read their results, load models, write plug-ins.
+
+Names are imported when they are first used, so that `import vitsearch` is quick and imports neither torch nor MLflow.
+See docs/python.md.
+"""
+
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from vitsearch._shadowing import check_packages
+
+if TYPE_CHECKING:
+    from orchestrator.engines.interfaces import EngineUnavailableError
+    from orchestrator.settings import SettingsError
+    from orchestrator.spec.study_file import StudySpec
+    from orchestrator.spec.truth_table import TruthError
+    from orchestrator.spec.yaml_source import SpecError
+    from orchestrator.stages.averaging import AveragingResult
+    from orchestrator.stages.correlate import CorrelateResult
+    from orchestrator.stages.grow import GrowResult
+    from orchestrator.stages.kind import StageResult
+    from orchestrator.stages.progress import Progress
+    from orchestrator.stages.promote import PromoteResult
+    from orchestrator.stages.screen import ScreenResult
+    from orchestrator.stages.stopping import StoppingResult
+    from orchestrator.stages.train import TrainResult
+    from orchestrator.store.errors import DatabaseUnavailableError
+    from orchestrator.study.access import NoChampionError, UnknownStudyError
+    from orchestrator.study.driver import DataChangedError, SpecChangedError
+    from orchestrator.study.lock import StudyBusyError
+    from plugins.protocols import (
+        Augmentation,
+        Averager,
+        Candidate,
+        CurveModel,
+        CurvePoint,
+        DeclaresPacking,
+        Enumeration,
+        Evaluated,
+        EvaluatedElsewhere,
+        EvaluatingAverager,
+        ExampleOrder,
+        FinalChoice,
+        JointAugmentation,
+        LabelLoss,
+        Loss,
+        LossContext,
+        Mixing,
+        NeedsSignals,
+        Now,
+        Optimizer,
+        OptimizerState,
+        OrderContext,
+        ParameterLayout,
+        PluginCard,
+        PoolProxy,
+        Proxy,
+        ProxyModel,
+        ProxyScore,
+        Sampler,
+        Schedule,
+        Selection,
+        Signal,
+        StackedLabelLoss,
+        StateDict,
+        StepMethod,
+        Stopper,
+        TransformerBlock,
+        TwoGradients,
+    )
+    from plugins.registry import DuplicatePluginError, UnknownPluginError
+    from search_spaces.base import Costs, Growable, ImageTask, SearchSpace, Topology
+    from search_spaces.dimensions import AtLeast, Choice, Condition, Dimension, Integer, Point, Real
+    from search_spaces.step_settings import StepSettings
+    from trainers.champion import ModelError, Prediction, Predictor
+    from trainers.config import Configuration
+    from trainers.data.sources import DataError
+    from vitsearch._models import load_model
+    from vitsearch._studies import Champion, StudyRun, Trial, load_run, run_study
+    from vitsearch._study_files import load_study
+
+    __version__: str
+
+__all__ = [
+    "AtLeast",
+    "Augmentation",
+    "Averager",
+    "AveragingResult",
+    "Candidate",
+    "Champion",
+    "Choice",
+    "Condition",
+    "Configuration",
+    "CorrelateResult",
+    "Costs",
+    "CurveModel",
+    "CurvePoint",
+    "DataChangedError",
+    "DataError",
+    "DatabaseUnavailableError",
+    "DeclaresPacking",
+    "Dimension",
+    "DuplicatePluginError",
+    "EngineUnavailableError",
+    "Enumeration",
+    "Evaluated",
+    "EvaluatedElsewhere",
+    "EvaluatingAverager",
+    "ExampleOrder",
+    "FinalChoice",
+    "GrowResult",
+    "Growable",
+    "ImageTask",
+    "Integer",
+    "JointAugmentation",
+    "LabelLoss",
+    "Loss",
+    "LossContext",
+    "Mixing",
+    "ModelError",
+    "NeedsSignals",
+    "NoChampionError",
+    "Now",
+    "Optimizer",
+    "OptimizerState",
+    "OrderContext",
+    "ParameterLayout",
+    "PluginCard",
+    "Point",
+    "PoolProxy",
+    "Prediction",
+    "Predictor",
+    "Progress",
+    "PromoteResult",
+    "Proxy",
+    "ProxyModel",
+    "ProxyScore",
+    "Real",
+    "Sampler",
+    "Schedule",
+    "ScreenResult",
+    "SearchSpace",
+    "Selection",
+    "SettingsError",
+    "Signal",
+    "SpecChangedError",
+    "SpecError",
+    "StackedLabelLoss",
+    "StageResult",
+    "StateDict",
+    "StepMethod",
+    "StepSettings",
+    "Stopper",
+    "StoppingResult",
+    "StudyBusyError",
+    "StudyRun",
+    "StudySpec",
+    "Topology",
+    "TrainResult",
+    "TransformerBlock",
+    "Trial",
+    "TruthError",
+    "TwoGradients",
+    "UnknownPluginError",
+    "UnknownStudyError",
+    "__version__",
+    "load_model",
+    "load_run",
+    "load_study",
+    "run_study",
+]
+
+_HOMES = {
+    "orchestrator.engines.interfaces": "EngineUnavailableError",
+    "orchestrator.settings": "SettingsError",
+    "orchestrator.spec.study_file": "StudySpec",
+    "orchestrator.spec.truth_table": "TruthError",
+    "orchestrator.spec.yaml_source": "SpecError",
+    "orchestrator.stages.averaging": "AveragingResult",
+    "orchestrator.stages.correlate": "CorrelateResult",
+    "orchestrator.stages.grow": "GrowResult",
+    "orchestrator.stages.kind": "StageResult",
+    "orchestrator.stages.progress": "Progress",
+    "orchestrator.stages.promote": "PromoteResult",
+    "orchestrator.stages.screen": "ScreenResult",
+    "orchestrator.stages.stopping": "StoppingResult",
+    "orchestrator.stages.train": "TrainResult",
+    "orchestrator.store.errors": "DatabaseUnavailableError",
+    "orchestrator.study.access": "NoChampionError UnknownStudyError",
+    "orchestrator.study.driver": "DataChangedError SpecChangedError",
+    "orchestrator.study.lock": "StudyBusyError",
+    "plugins.protocols": (
+        "Augmentation Averager Candidate CurveModel CurvePoint DeclaresPacking Enumeration Evaluated "
+        "EvaluatedElsewhere EvaluatingAverager ExampleOrder FinalChoice JointAugmentation LabelLoss Loss "
+        "LossContext Mixing NeedsSignals Now Optimizer OptimizerState OrderContext ParameterLayout PluginCard "
+        "PoolProxy Proxy ProxyModel ProxyScore Sampler Schedule Selection Signal StackedLabelLoss StateDict "
+        "StepMethod Stopper TransformerBlock TwoGradients"
+    ),
+    "plugins.registry": "DuplicatePluginError UnknownPluginError",
+    "search_spaces.base": "Costs Growable ImageTask SearchSpace Topology",
+    "search_spaces.dimensions": "AtLeast Choice Condition Dimension Integer Point Real",
+    "search_spaces.step_settings": "StepSettings",
+    "trainers.champion": "ModelError Prediction Predictor",
+    "trainers.config": "Configuration",
+    "trainers.data.sources": "DataError",
+    "vitsearch._models": "load_model",
+    "vitsearch._studies": "Champion StudyRun Trial load_run run_study",
+    "vitsearch._study_files": "load_study",
+}
+"""Where the names of `__all__` are defined. The imports above tell type checkers the same."""
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+check_packages()
+
+if not TYPE_CHECKING:  # for a type checker, a module with this function has every attribute
+
+    def __getattr__(name: str) -> object:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            value = version("vitsearch")
+        elif name in _HOME_OF:
+            value = getattr(import_module(_HOME_OF[name]), name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted(__all__)
