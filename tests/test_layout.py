@@ -122,6 +122,8 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
     metadata = {name for name in names if ".dist-info/" in name}
     assert {name for name in names - metadata if name.endswith(".py")} == modules_of(ROOT)
     assert "orchestrator/store/migrations/versions/0001_initial.py" in names
+    others = {name for name in names - metadata if not name.endswith(".py")}
+    assert others == {f"{package}/py.typed" for package in PACKAGES}
     assert any(name.endswith("licenses/LICENSE") for name in metadata)
     assert {name.partition("/")[0] for name in names - metadata} == set(PACKAGES)
     assert "vitsearch = vitsearch.__main__:main" in points
