@@ -269,7 +269,7 @@ def _result(stage: StageRecord, spec: StudySpec, trials: list[TrialRecord]) -> S
 
 
 def _trial(stage: str, record: TrialRecord, study: StudyRecord) -> Trial:
-    # Rows of a killed process keep saying "running" until the study is resumed.
+    # The rows of a killed process stay "running" until the study is resumed.
     is_left = record.state == "running" and study.state != "running"
     topology = record.point.get("topology") or record.details.get("topology")
     return Trial(

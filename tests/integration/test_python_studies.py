@@ -1,6 +1,8 @@
 """Studies and models through `import vitsearch`."""
 
 import shutil
+import sqlite3
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -174,6 +176,19 @@ def test_ctrl_c_leaves_a_study_that_the_same_call_resumes(small_home: Path, tmp_
     resumed = run_small(tmp_path)
     assert resumed.state == "complete"
     assert results(resumed) == results(vitsearch.load_run("small", home=small_home))
+
+
+def test_a_study_whose_process_was_killed_is_interrupted_and_its_trials_wait(small_home: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_home, tmp_path / "home")
+    with closing(sqlite3.connect(tmp_path / "home" / "vitsearch.db")) as database, database:
+        database.execute("UPDATE studies SET state = 'running'")
+        database.execute("UPDATE stages SET state = 'running' WHERE name = 'train'")
+        database.execute("UPDATE trials SET state = 'running' WHERE number = 1 AND stage_id = 2")
+    run = vitsearch.load_run("small", home=tmp_path / "home")
+    assert run.state == "interrupted"
+    assert "died" in str(run.reason)
+    assert list(run.stages) == ["screen"]
+    assert [trial.state for trial in run.trials("train")] == ["complete", "waiting"]
 
 
 def test_a_caller_can_stop_a_study(tmp_path: Path) -> None:
