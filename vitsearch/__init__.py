@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from orchestrator.spec.truth_table import TruthError
     from orchestrator.spec.yaml_source import SpecError
     from orchestrator.stages.averaging import AveragingResult
-    from orchestrator.stages.correlate import CorrelateResult
     from orchestrator.stages.grow import GrowResult
     from orchestrator.stages.kind import StageResult
     from orchestrator.stages.progress import Progress
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.stages.screen import ScreenResult
     from orchestrator.stages.stopping import StoppingResult
     from orchestrator.stages.train import TrainResult
+    from orchestrator.stages.verdict_results import CorrelateResult
     from orchestrator.store.errors import DatabaseUnavailableError
     from orchestrator.study.access import NoChampionError, UnknownStudyError
     from orchestrator.study.driver import DataChangedError, SpecChangedError
@@ -178,7 +178,6 @@ _HOMES = {
     "orchestrator.spec.truth_table": "TruthError",
     "orchestrator.spec.yaml_source": "SpecError",
     "orchestrator.stages.averaging": "AveragingResult",
-    "orchestrator.stages.correlate": "CorrelateResult",
     "orchestrator.stages.grow": "GrowResult",
     "orchestrator.stages.kind": "StageResult",
     "orchestrator.stages.progress": "Progress",
@@ -186,6 +185,7 @@ _HOMES = {
     "orchestrator.stages.screen": "ScreenResult",
     "orchestrator.stages.stopping": "StoppingResult",
     "orchestrator.stages.train": "TrainResult",
+    "orchestrator.stages.verdict_results": "CorrelateResult",
     "orchestrator.store.errors": "DatabaseUnavailableError",
     "orchestrator.study.access": "NoChampionError UnknownStudyError",
     "orchestrator.study.driver": "DataChangedError SpecChangedError",

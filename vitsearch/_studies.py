@@ -218,10 +218,10 @@ def _spec_and_text(study: StudySource, settings: Settings) -> tuple[StudySpec, s
 
 def _without_exit(spec: StudySpec) -> StudySpec:
     """The study without the limit on silent trainings in this process, unless it was set: it ends the process."""
-    from orchestrator.engines.choice import choose, look_around
+    from orchestrator.engines.choice import choose, detect_machine
 
     resources = spec.resources
-    if "silent_minutes" in resources.model_fields_set or choose(spec, look_around()).pool != "inline":
+    if "silent_minutes" in resources.model_fields_set or choose(spec, detect_machine()).pool != "inline":
         return spec
     return spec.model_copy(update={"resources": resources.model_copy(update={"silent_minutes": None})})
 
