@@ -1,4 +1,4 @@
-"""What a plug-in of each kind offers. A class that has the members is a plug-in; it need not inherit anything."""
+"""The interface of each kind of plug-in. Any class with the required members is a plug-in; no base class is needed."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,14 +19,14 @@ StateDict = Mapping[str, "Tensor"]
 
 @dataclass(frozen=True, kw_only=True)
 class PluginCard:
-    """What a user wants to know of a method before using it."""
+    """Information about a method that a user needs before choosing it."""
 
     source: str
-    """Author, year, arXiv id; and what our version does differently."""
+    """Author, year, arXiv id, and the differences between our version and the paper."""
     cost: str
-    """What one use costs, in words: `one forward pass of the training set per epoch`."""
+    """Cost of one use, in words: `one forward pass of the training set per epoch`."""
     needs: tuple[str, ...] = ()
-    """What must be there: `images`, `difficulty`, `validation loss`, ..."""
+    """Required inputs: `images`, `difficulty`, `validation loss`, ..."""
 
 
 # --- proxies ---
@@ -36,23 +36,24 @@ class ProxyModel(Protocol):
     """The part of a built model that proxies use. It is also a `torch.nn.Module`."""
 
     def forward_features(self, images: "Tensor") -> "Tensor":
-        """Pooled features before the final normalisation, shape (B, D), of images (B, C, H, W)."""
+        """Pooled features of images (B, C, H, W) before the final normalisation, shape (B, D)."""
         ...
 
 
 @runtime_checkable
 class CurveModel(ProxyModel, Protocol):
-    """A model that knows the derivatives of its features along a curve of images better than autograd does."""
+    """A model that computes the derivatives of its features along a curve of images faster than autograd does."""
 
     def features_along(self, directions: "Tensor", weights: "Tensor") -> "Tensor":
-        """Features and their derivatives, without any normalisation, of images that are combinations of a few.
+        """Features of linear combinations of a few images, and their derivatives, computed without normalisation.
 
         Args:
             directions: The `r` images that span the curve, shape (r, C, H, W).
-            weights: Of the `n` images and of their first K - 1 derivatives, shape (K, n, r); K is 1, 2 or 3.
+            weights: Coefficients of the `n` points of the curve and of their first K - 1 derivatives, shape (K, n, r);
+                K is 1, 2 or 3.
 
         Returns:
-            Shape (K, n, D), without a graph for autograd.
+            Shape (K, n, D), without an autograd graph.
         """
         ...
 
@@ -61,48 +62,48 @@ class CurveModel(ProxyModel, Protocol):
 class TransformerBlock(Protocol):
     """A pre-norm block: `stream = x + attn(norm1(x))`, then `stream + mlp(norm2(stream))`.
 
-    Proxies find the blocks of a model by these four names, which are the field's usual ones, and hook into the modules:
-    the input of `norm1`, that of `norm2` and the block's output are the residual stream.
+    Proxies find the blocks of a model by these four names, which are customary, and register hooks on the modules. The
+    inputs of `norm1` and `norm2` and the output of the block are the residual stream.
     """
 
     norm1: "torch.nn.Module"
     attn: "torch.nn.Module"
     """Has the linear layers `qkv` and `proj`, the number of `heads`, and `attention_weights(tokens)`: the attention
-    weights of each token of a window for each, shape (B, ..., heads, N, N), whose rows sum to 1. The signal
+    weights between the tokens of each window, shape (B, ..., heads, N, N), with rows that sum to 1. The signal
     `attention_logit` also needs `attention_logits(tokens)`, the scores before the softmax."""
     norm2: "torch.nn.Module"
     mlp: "torch.nn.Module"
-    """Has the linear layers `fc1` and `fc2`, and between them the module `act`."""
+    """Has the linear layers `fc1` and `fc2`, with the activation module `act` between them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One topology, as a proxy sees it."""
+    """A topology to be scored, with everything that a proxy may use."""
 
     topology: Topology
     task: ImageTask
     costs: Costs
     images: "Tensor"
-    """One batch of real, normalised training images, shape (B, C, H, W), on the scoring device, in its dtype."""
+    """One batch of normalised training images, shape (B, C, H, W), on the scoring device and in its dtype."""
     labels: "Tensor"
-    """Their classes, shape (B,), int64, on the same device."""
+    """Classes of the images, shape (B,), int64, on the same device."""
     build: Callable[..., "torch.nn.Module"]
-    """`build(seed=7, normalization=True)`: a freshly initialised model like `ProxyModel`, on the images'
-    device and in their dtype; with `normalization=False` every LayerNorm is replaced by the identity."""
+    """`build(seed=7, normalization=True)` returns a freshly initialised `ProxyModel` on the device and in the dtype of
+    the images. With `normalization=False`, the identity replaces every LayerNorm."""
     seed: int
-    """Where a proxy's random numbers start; the same seed gives the same score."""
+    """Seed of the proxy's random numbers. The same seed gives the same score."""
     companions: tuple["Proxy", ...] = field(default=(), compare=False, repr=False)
-    """All proxies that this candidate is scored with: one pass of a network can serve several of them."""
+    """All proxies that score this candidate. Several of them can use the same pass of a network."""
     shared: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
-    """What proxies computed for each other, such as built networks (`plugins.proxies.repeats`); read, not changed."""
+    """Results shared between proxies, such as built networks (`plugins.proxies.repeats`). Do not modify them."""
 
 
 class ProxyScore(NamedTuple):
-    """A score with its spread over repeats. A value that is not finite marks the topology as bad."""
+    """A score and its spread over repeats. A non-finite value marks the topology as bad."""
 
     value: float
     spread: float = 0.0
-    """Standard deviation (ddof 1) over the repeats; 0 for an exact or single value."""
+    """Standard deviation (ddof 1) over the repeats; 0 if the value is exact or measured once."""
 
 
 class Proxy(Protocol):
@@ -116,76 +117,77 @@ class Proxy(Protocol):
 
 @runtime_checkable
 class PoolProxy(Protocol):
-    """A score that is defined only within a pool of topologies, from the scores of other proxies."""
+    """A score that depends on the other topologies of a pool, computed from the scores of other proxies."""
 
     card: ClassVar[PluginCard]
     direction: ClassVar[Literal["maximize", "minimize"]]
     parts: ClassVar[tuple[str, ...]]
-    """Names of the proxies that it is made of."""
+    """Names of the proxies that are combined."""
 
     def combine(self, scores: Mapping[str, Sequence[float]]) -> list[float]:
-        """One value per topology of the pool.
+        """Compute one value per topology of the pool.
 
         Args:
-            scores: Per part, one score per topology, turned so that more is better; not finite where it failed.
+            scores: For each part, one score per topology, oriented so that higher is better. A failed score is not
+                finite.
 
         Returns:
-            Not finite where any part is not.
+            One value per topology, not finite if any of its parts is not.
         """
         ...
 
 
-# --- what training records ---
+# --- recorded during training ---
 
 
 class Signal(StrEnum):
-    """A number that training measures once per epoch if a plug-in needs it; stored with the curve."""
+    """A number that training measures once per epoch if a plug-in needs it. It is stored with the curve."""
 
     GRADIENT_NORM = "gradient_norm"
-    """Mean over the epoch's steps of the gradient's Euclidean norm before clipping."""
+    """Euclidean norm of the gradient before clipping, averaged over the steps of the epoch."""
     GRADIENT_NOISE = "gradient_noise"
-    """Noise of an epoch's gradients relative to their mean: `E|g|^2 / |E g|^2 - 1` over its steps."""
+    """Noise of the gradients relative to their mean: `E|g|^2 / |E g|^2 - 1` over the steps of the epoch."""
     CHANGED_PREDICTIONS = "changed_predictions"
-    """Fraction of the validation images whose predicted class is another one than an epoch ago."""
+    """Fraction of the validation images whose predicted class changed since the previous epoch."""
     WEIGHT_PERSISTENCE = "weight_persistence"
-    """Cosine between this epoch's change of the weights and the change of the epoch before."""
+    """Cosine between the weight changes of this epoch and of the previous one."""
     ATTENTION_ENTROPY = "attention_entropy"
-    """Mean entropy of the attention weights in validation, as a fraction of its maximum, the logarithm of the keys."""
+    """Mean entropy of the attention weights in validation, divided by its maximum, the log of the number of keys."""
     ATTENTION_LOGIT = "attention_logit"
     """Largest absolute attention logit, after scaling and before softmax, in validation."""
     DEAD_UNITS = "dead_units"
-    """Fraction of the MLPs' hidden units whose activation stays below 0.01 for every validation image and token."""
+    """Fraction of the MLPs' hidden units with an activation below 0.01 for every validation image and token."""
 
 
 CURVE_FIELDS = ("train_loss", "val_loss", "val_accuracy")
-"""Numbers of each epoch that are always there."""
+"""Numbers that every epoch records."""
 
 
 @runtime_checkable
 class NeedsSignals(Protocol):
-    """What a plug-in offers besides, if it reads signals."""
+    """An optional part of a plug-in, for plug-ins that read signals."""
 
     @property
     def signals(self) -> frozenset[Signal]:
-        """The signals that training must measure for it; they may depend on its settings."""
+        """The signals that training must measure. They may depend on the settings of the plug-in."""
         ...
 
 
 def needed_signals(plugin: object) -> frozenset[Signal]:
-    """The signals that a plug-in reads; none if it does not declare any."""
+    """The signals that a plug-in reads, empty if it declares none."""
     return plugin.signals if isinstance(plugin, NeedsSignals) else frozenset()
 
 
 @runtime_checkable
 class DeclaresPacking(Protocol):
-    """What a training plug-in offers besides, if trainings with it must not share a pack."""
+    """An optional part of a training plug-in, for plug-ins that cannot be packed."""
 
     packs: ClassVar[bool]
-    """Whether several trainings with it may be computed together, with stacked weights; True if it is not declared."""
+    """Whether trainings that use the plug-in may run together, with stacked weights. True if undeclared."""
 
 
 def can_pack(plugin: object) -> bool:
-    """Whether trainings with a plug-in may be computed together."""
+    """Whether trainings that use a plug-in may run together."""
     return plugin.packs if isinstance(plugin, DeclaresPacking) else True
 
 
@@ -193,7 +195,7 @@ def can_pack(plugin: object) -> bool:
 
 
 class CurvePoint(NamedTuple):
-    """What a stopping criterion sees of one finished epoch."""
+    """One finished epoch, as a stopping criterion sees it."""
 
     epoch: int
     """Starting at 1."""
@@ -202,7 +204,7 @@ class CurvePoint(NamedTuple):
     val_accuracy: float
     """Fraction between 0 and 1."""
     signals: Mapping[str, float] = {}
-    """The signals that were measured, by name."""
+    """The measured signals, by name."""
 
 
 class Stopper(Protocol):
@@ -211,91 +213,91 @@ class Stopper(Protocol):
     card: ClassVar[PluginCard]
 
     def reason_to_stop(self, curve: Sequence[CurvePoint]) -> str | None:
-        """Why training should stop after the last point of `curve`, in words a person can read; `None` to continue."""
+        """The reason to stop training after the last point of `curve`, as text for the user; `None` to continue."""
         ...
 
 
-# --- curricula: the order of examples, and methods that adjust steps ---
+# --- curricula: example orders and step methods ---
 
 
 @dataclass(frozen=True, kw_only=True)
 class Now:
-    """Where training is when a step's settings are made, or a pass of examples chosen."""
+    """The state of training when the settings of a step or the examples of a pass are chosen."""
 
     epoch: int
     """Starting at 1."""
     num_epochs: int
     progress: float
-    """Fraction of training done before, in [0, 1): of optimizer steps if their number is known in advance, of image
-    visits if the batch size changes."""
+    """Completed fraction of training, in [0, 1): of optimizer steps, or of image visits if the batch size changes."""
     signals: Mapping[str, float]
-    """Losses, accuracy and signals of the last finished epoch; empty in the first."""
+    """Losses, accuracy and signals of the last finished epoch; empty in the first epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OrderContext:
-    """What an example order may look at when it chooses a pass. `N` is the number of training images."""
+    """The information from which an example order chooses a pass. `N` is the number of training images."""
 
     now: Now
     labels: "Tensor"
     """Class of each image, shape (N,), int64, on the CPU."""
     difficulty: "Tensor | None"
-    """Loss of each image under the present model, shape (N,), higher is harder; `None` if `needs_difficulty` is False,
-    in the first epoch, and in an epoch of whole passes."""
+    """Loss of each image under the current model, shape (N,); higher is harder. `None` if `needs_difficulty` is False,
+    in the first epoch, and in epochs with whole passes only."""
     generator: "torch.Generator"
-    """Source of all randomness, on the CPU."""
+    """Generator of all random numbers, on the CPU."""
 
 
 class Selection(NamedTuple):
     """The examples of one pass."""
 
     indices: "Tensor"
-    """In the order of visiting, shape (size,), int64; an index may occur more than once."""
+    """Indices of the images in the order of the visits, shape (size,), int64. An index may occur more than once."""
     weights: "Tensor | None" = None
-    """Weight of each visit in the loss, shape (size,), float; `None` weighs all alike."""
+    """Weight of each visit in the loss, shape (size,), float; `None` for equal weights."""
 
 
 @runtime_checkable
 class ExampleOrder(Protocol):
-    """Which examples are visited when. All orders visit the same number of examples in all.
+    """The order in which training visits the examples. The total number of visits is the same for all orders.
 
-    Training is a sequence of passes. A pass of size `f` visits `f * N` of the `N` training examples. Of the methods of
-    a recipe, at most one besides `none` may control the order.
+    Training is a sequence of passes. A pass of size `f` visits `f * N` of the `N` training examples. At most one method
+    of a recipe, not counting `none`, may control the order.
     """
 
     card: ClassVar[PluginCard]
     needs_difficulty: ClassVar[bool]
-    """Whether `select` uses each example's present loss."""
+    """Whether `select` uses the current loss of each example."""
 
     def passes(self, num_epochs: float) -> tuple[float, ...]:
-        """Sizes of the passes, each in (0, 1], adding up to `num_epochs` (the last one is cut to fit)."""
+        """Sizes of the passes, each in (0, 1]. Their sum is `num_epochs`; the last pass is shortened to fit."""
         ...
 
     def select(self, size: int, context: OrderContext) -> Selection:
-        """The `size` visits of one pass."""
+        """Choose the `size` visits of one pass."""
         ...
 
 
 @runtime_checkable
 class StepMethod(Protocol):
-    """Adjusts the settings of each step. The methods of a recipe are applied in the order of its list.
+    """Adjusts the settings of each step. The methods of a recipe are applied in the order in which it lists them.
 
-    Validation, measuring difficulty and everything after training use none of it, so a method cannot change what is
-    evaluated. A method may declare `signals` (`NeedsSignals`) and `packs` (`DeclaresPacking`).
+    Validation, the measurement of difficulty and everything after training ignore the adjusted settings, so a method
+    cannot change the model that is evaluated. A method may declare `signals` (`NeedsSignals`) and `packs`
+    (`DeclaresPacking`).
     """
 
     card: ClassVar[PluginCard]
 
     @property
     def changes(self) -> frozenset[str]:
-        """The fields of `StepSettings` that `adjust` may set. Two methods of a recipe must not share one.
+        """The fields of `StepSettings` that `adjust` may set. Two methods of a recipe must not set the same field.
 
-        Options of the model's forward pass are named one by one, as `model_options.stride_factor`.
+        Options of the model's forward pass are listed individually, such as `model_options.stride_factor`.
         """
         ...
 
     def adjust(self, now: Now, settings: StepSettings) -> StepSettings:
-        """The settings of the step that begins now. It depends on nothing but the arguments."""
+        """The settings of the next step. The result depends on the arguments only."""
         ...
 
 
@@ -304,7 +306,7 @@ class StepMethod(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LossContext:
-    """What a loss may look at besides logits and targets. `B` is the number of images of the step."""
+    """Inputs of a loss in addition to logits and targets. `B` is the number of images of the step."""
 
     labels: "Tensor"
     """Classes of the images before mixing, shape (B,), int64."""
@@ -312,7 +314,7 @@ class LossContext:
 
 
 class Loss(Protocol):
-    """What is minimised. It may declare `packs` (`DeclaresPacking`)."""
+    """The quantity that training minimises. It may declare `packs` (`DeclaresPacking`)."""
 
     card: ClassVar[PluginCard]
 
@@ -321,31 +323,31 @@ class Loss(Protocol):
 
         Args:
             logits: Shape (B, classes), float32 or float64.
-            targets: Soft targets, shape (B, classes), in the dtype of the logits; each row adds up to 1. They contain
-                label smoothing and mixing.
-            context: Of the step.
+            targets: Soft targets, shape (B, classes), in the dtype of the logits; each row sums to 1. Label smoothing
+                and mixing are already applied.
+            context: Further inputs of this step.
         """
         ...
 
 
 @runtime_checkable
 class LabelLoss(Protocol):
-    """What a loss offers besides, if it is faster for plain labels, without soft targets in memory."""
+    """An optional part of a loss: a faster computation for plain labels, without soft targets in memory."""
 
     def mean_of_labels(self, logits: "Tensor", labels: "Tensor", *, label_smoothing: float) -> "Tensor":
-        """The mean of `loss` over the images, without dimensions.
+        """The mean of `loss` over the images, a scalar.
 
         Args:
             logits: Shape (B, classes).
             labels: Shape (B,), int64.
-            label_smoothing: Share of each target that is spread evenly over all classes.
+            label_smoothing: Fraction of each target that is spread evenly over all classes.
         """
         ...
 
 
 @runtime_checkable
 class StackedLabelLoss(Protocol):
-    """What a loss offers besides, if it computes the means of several models of a pack at once."""
+    """An optional part of a loss: the means of all models of a pack in one computation."""
 
     def means_of_labels(
         self, logits: "Tensor", labels: "Tensor", sizes: Sequence[int], *, label_smoothing: Sequence[float]
@@ -355,8 +357,8 @@ class StackedLabelLoss(Protocol):
         Args:
             logits: Shape (K, B, classes).
             labels: Shape (K, B), int64.
-            sizes: How many of the `B` images count, the first ones, for each model.
-            label_smoothing: Of each model.
+            sizes: For each model, the number of images, counted from the first, that enter the mean.
+            label_smoothing: Label smoothing of each model.
         """
         ...
 
@@ -365,47 +367,47 @@ class StackedLabelLoss(Protocol):
 
 
 class Augmentation(Protocol):
-    """Random changes of each image of a batch. It may declare `packs` (`DeclaresPacking`)."""
+    """Random changes to each image of a batch. It may declare `packs` (`DeclaresPacking`)."""
 
     card: ClassVar[PluginCard]
 
     def augment(self, images: "Tensor", *, strength: float, seed: int) -> "Tensor":
-        """A changed copy of a batch (or the batch itself if nothing changes), the same for the same seed.
+        """Return an augmented copy of a batch, or the batch itself if nothing changes.
 
-        Torch's global generators are left as they were.
+        The same seed gives the same result. Torch's global generators are restored.
 
         Args:
             images: Pixels on a scale of 0 to 1, shape (B, C, S, S), float32, on any device.
-            strength: Factor of the ranges; 1 is the plug-in's own. At 0 an image is itself or its mirror image.
-            seed: Start of the random numbers.
+            strength: Factor of the ranges; 1 is the plug-in's default. At 0, images are at most mirrored.
+            seed: Seed of the random numbers.
         """
         ...
 
 
 @runtime_checkable
 class JointAugmentation(Protocol):
-    """What an augmentation offers besides, if it changes several batches with few operations for all of them."""
+    """An optional part of an augmentation: several batches augmented together, with few operations."""
 
     def augment_together(
         self, batches: "Sequence[Tensor]", *, strength: float, seeds: Sequence[int]
     ) -> "Sequence[Tensor]":
-        """What `augment` makes of each batch with its seed, up to rounding."""
+        """The result of `augment` for each batch with its seed, up to rounding."""
         ...
 
 
 @runtime_checkable
 class Mixing(Protocol):
-    """Mixes the images of a batch, with their targets; a plug-in of the kind `augmentations` too."""
+    """Mixes the images of a batch and their targets. The kind of such a plug-in is `augmentations`, too."""
 
     card: ClassVar[PluginCard]
 
     def mix(self, images: "Tensor", targets: "Tensor", *, generator: "torch.Generator") -> "tuple[Tensor, Tensor]":
-        """Mixed images and targets.
+        """Return mixed images and targets.
 
         Args:
             images: Pixels on a scale of 0 to 1, shape (B, C, S, S), float32, on any device.
-            targets: Shape (B, classes), each row adds up to 1.
-            generator: Source of all randomness, on the CPU.
+            targets: Shape (B, classes); each row sums to 1.
+            generator: Generator of all random numbers, on the CPU.
         """
         ...
 
@@ -415,10 +417,10 @@ class Mixing(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterLayout:
-    """How the parameters of a model lie in one flat row of `P` numbers.
+    """The layout of a model's parameters in one flat row of `P` numbers.
 
-    Parameters with weight decay (weights of linear layers and convolutions) come first. Each begins at a multiple of 16
-    numbers; the numbers between are zero and stay zero if updates are elementwise.
+    Parameters with weight decay (weights of linear layers and convolutions) come first. Each parameter starts at a
+    multiple of 16 numbers. The padding between parameters is zero and stays zero under elementwise updates.
     """
 
     names: tuple[str, ...]
@@ -426,9 +428,9 @@ class ParameterLayout:
     starts: tuple[int, ...]
     """Index of each parameter's first number."""
     num_decayed: int
-    """How many of the parameters have weight decay, the first ones."""
+    """Number of parameters with weight decay. They are the first ones."""
     num_numbers: int
-    """`P`."""
+    """Length `P` of the row."""
 
     @property
     def decay_end(self) -> int:
@@ -437,10 +439,11 @@ class ParameterLayout:
 
     @cached_property
     def segments(self) -> tuple[tuple[slice, bool], ...]:
-        """The numbers of the parameters without those between them, each segment with whether it has weight decay.
+        """The parts of the row without the padding, each with a flag: whether it has weight decay.
 
-        Neighbours are one segment if nothing lies between them. Elementwise kernels compute the last few numbers of a
-        tensor with other instructions, so a step over segments rounds as one over the parameters does.
+        Adjacent parameters without padding between them form one segment. Elementwise kernels compute the last few
+        numbers of a tensor with other instructions. Without the padding, a step over segments therefore rounds exactly
+        as a step over the parameters does.
         """
         segments: list[tuple[slice, bool]] = []
         for index, (start, shape) in enumerate(zip(self.starts, self.shapes, strict=True)):
@@ -452,9 +455,9 @@ class ParameterLayout:
         return tuple(segments)
 
     def views(self, values: "Tensor") -> "list[Tensor]":
-        """Views (..., *shape) of each parameter in values (..., P)."""
+        """Views of the parameters, (..., *shape) each, into values (..., P)."""
         ends = (*self.starts[1:], self.num_numbers)
-        # One split: its backward pass is a single concatenation, where slices would each fill a row of zeros.
+        # The backward pass of a split is one concatenation. The one of each slice would fill a whole row with zeros.
         split: Callable[..., Sequence[Tensor]] = values.split
         pieces = split([end - start for start, end in zip(self.starts, ends, strict=True)], -1)
         return [
@@ -464,11 +467,11 @@ class ParameterLayout:
 
 
 OptimizerState = dict[str, "Tensor"]
-"""Named tensors: of shape (P,), laid out as the parameters, or without dimensions."""
+"""Named tensors: scalars, or of shape (P,) with the layout of the parameters."""
 
 
 class Optimizer(Protocol):
-    """How a gradient changes the weights: pure functions over one flat row of parameters.
+    """An update rule for the weights: pure functions over one flat row of parameters.
 
     It may declare `packs` (`DeclaresPacking`).
     """
@@ -476,7 +479,7 @@ class Optimizer(Protocol):
     card: ClassVar[PluginCard]
 
     def start(self, layout: ParameterLayout, values: "Tensor") -> OptimizerState:
-        """The state before the first step, for parameters with these values (P,)."""
+        """The state before the first step. `values` (P,) are the initial parameters."""
         ...
 
     def update(
@@ -487,13 +490,13 @@ class Optimizer(Protocol):
         state: OptimizerState,
         settings: StepSettings,
     ) -> None:
-        """One step, in place on `values` (P,) and the tensors of `state`; `gradient` (P,) may be overwritten."""
+        """Take one step, in place on `values` (P,) and the tensors of `state`; `gradient` (P,) may be overwritten."""
         ...
 
 
 @runtime_checkable
 class TwoGradients(Protocol):
-    """What an optimizer offers besides, if a step needs the gradient at a second point, on the same batch."""
+    """An optional part of an optimizer whose step needs the gradient at a second point, on the same batch."""
 
     def probe(
         self,
@@ -503,13 +506,13 @@ class TwoGradients(Protocol):
         state: OptimizerState,
         settings: StepSettings,
     ) -> "Tensor":
-        """The point (P,) at which `update` needs the gradient, given the gradient at `values`; changes neither."""
+        """The point (P,) at which `update` needs the gradient, given the gradient at `values`. Changes no argument."""
         ...
 
 
 @runtime_checkable
 class EvaluatedElsewhere(Protocol):
-    """What an optimizer offers besides, if the weights to evaluate and to save are not those it trains with."""
+    """An optional part of an optimizer whose weights for evaluation and saving differ from the trained ones."""
 
     def evaluated(self, layout: ParameterLayout, values: "Tensor", state: OptimizerState) -> "Tensor":
         """The weights (P,) to evaluate."""
@@ -520,7 +523,7 @@ class EvaluatedElsewhere(Protocol):
 
 
 class Evaluated(NamedTuple):
-    """What a model makes of the validation images."""
+    """Result of evaluating a model on the validation images."""
 
     loss: float
     accuracy: float
@@ -528,9 +531,9 @@ class Evaluated(NamedTuple):
 
 
 class Averager(Protocol):
-    """A way to make one model of several checkpoints, of one trial or of several trials of one topology.
+    """A method that merges several checkpoints, of one trial or of several trials of one topology, into one model.
 
-    It may have a class attribute `reads`, `"ema"` or `"swa"`: then it is given the averages that training maintained
+    With a class attribute `reads`, `"ema"` or `"swa"`, it receives the averages maintained during training
     (`recipe.ema`, `recipe.swa`) instead of the weights.
     """
 
@@ -538,33 +541,33 @@ class Averager(Protocol):
 
     @property
     def num_needed(self) -> int:
-        """How many of the newest checkpoints `average` reads; with fewer it raises ValueError, more change nothing."""
+        """Number of newest checkpoints that `average` reads. Fewer raise `ValueError`; older ones have no effect."""
         ...
 
     def average(self, checkpoints: Sequence[StateDict]) -> dict[str, "Tensor"]:
-        """A new state dict from checkpoints in training order, oldest first; the inputs are left unchanged.
+        """Return a new state dict from checkpoints in training order, oldest first. The inputs are not modified.
 
         Raises:
-            ValueError: There are fewer checkpoints than the settings need.
+            ValueError: There are fewer checkpoints than `num_needed`.
         """
         ...
 
 
 @runtime_checkable
 class EvaluatingAverager(Protocol):
-    """What an averager offers instead of `average`, if it evaluates candidates on the validation images."""
+    """An averager that evaluates candidates on the validation images. It has `average_by` instead of `average`."""
 
     card: ClassVar[PluginCard]
 
     @property
     def num_needed(self) -> int:
-        """As in `Averager`."""
+        """See `Averager.num_needed`."""
         ...
 
     def average_by(
         self, checkpoints: Sequence[StateDict], evaluate: Callable[[StateDict], Evaluated]
     ) -> dict[str, "Tensor"]:
-        """As `Averager.average`, with the validation images to judge state dicts by."""
+        """Like `Averager.average`. `evaluate` measures a state dict on the validation images."""
         ...
 
 
@@ -572,7 +575,7 @@ class EvaluatingAverager(Protocol):
 
 
 class Schedule(Protocol):
-    """A learning-rate schedule after warm-up, as a factor of the base rate."""
+    """A learning-rate schedule after warm-up, as a factor of the base learning rate."""
 
     card: ClassVar[PluginCard]
 
@@ -585,47 +588,47 @@ class Schedule(Protocol):
 
 
 class Sampler(Protocol):
-    """Builds an Optuna sampler, anew for every suggestion: a suggestion depends on the seed and the results only.
+    """Builds a new Optuna sampler for every suggestion, so that a suggestion depends on the seed and the results only.
 
-    A sampler must not look at trials of the Optuna study other than those of `plugins.samplers.history.finished_trials`
-    and, as Optuna's own do, complete ones: refused suggestions are missing from a study that was rebuilt.
+    A sampler may read only the trials of `plugins.samplers.history.finished_trials` and, like Optuna's own samplers,
+    complete trials. Other trials may be refused suggestions, which are lost when a study is rebuilt.
     """
 
     card: ClassVar[PluginCard]
 
     def problem(self, dimensions: Sequence[Dimension]) -> str | None:
-        """Why these dimensions cannot be sampled, and what to do about it; `None` if they can."""
+        """Why the sampler does not support these dimensions, and what to do about it; `None` if it does."""
         ...
 
     def build(self, seed: int, *, study_seed: int) -> Any:
-        """An `optuna.samplers.BaseSampler`.
+        """Build an `optuna.samplers.BaseSampler`.
 
         Args:
-            seed: Of this suggestion; another one each time.
-            study_seed: The same for all suggestions of a search.
+            seed: Seed of this suggestion, different for each suggestion.
+            study_seed: Seed of the search, the same for all its suggestions.
         """
         ...
 
 
 @runtime_checkable
 class FinalChoice(Protocol):
-    """What a sampler offers besides, if it has a last word of its own, such as the argmax of a policy."""
+    """An optional part of a sampler that recommends a final point, such as the argmax of a policy."""
 
     def final_choice(self, study: Any, *, study_seed: int, num_trials: int) -> Point | None:
-        """The point that the sampler believes in; `None` where no trial has finished.
+        """The recommended point; `None` if no trial has finished.
 
         Args:
             study: The `optuna.Study` with the finished trials.
-            study_seed: The same as in `Sampler.build`.
-            num_trials: Trials with this number or a higher one are left aside.
+            study_seed: Seed of the search, as in `Sampler.build`.
+            num_trials: Trials with this number or a higher one are ignored.
         """
         ...
 
 
 @runtime_checkable
 class Enumeration(Protocol):
-    """What a sampler offers instead of `build`, if it goes through the space in its own order, whatever the results."""
+    """A sampler that lists all points in a fixed order, regardless of results. It has `points` instead of `build`."""
 
     def points(self, dimensions: Sequence[Dimension]) -> Iterator[Point]:
-        """All points, in order; those that were tried before or must not be tried are skipped by who asks."""
+        """All points, in order. The caller skips points that were tried before or are not allowed."""
         ...

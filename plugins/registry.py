@@ -1,6 +1,6 @@
-"""Finds plug-ins by entry point, ours and other packages' alike. Listing imports none of them.
+"""Finds plug-ins by entry point, whether ours or another package's. Listing plug-ins imports none of them.
 
-Beside them, each formula in the folder of saved formulas is a proxy with the name of its file.
+In addition, each file in the folder of saved formulas is a proxy, named after the file.
 """
 
 import dataclasses
@@ -34,18 +34,18 @@ KINDS = (
 
 
 FORMULA_FOLDER_VARIABLE = "VITSEARCH_FORMULA_FOLDER"
-"""Environment variable with the folder of saved formulas. `use_formulas` sets it; worker processes inherit it."""
+"""Environment variable that holds the folder of saved formulas. `use_formulas` sets it; worker processes inherit it."""
 FORMULA_SUFFIX = ".txt"
 FORMULA_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-"""Files of other names are no formulas."""
+"""Pattern of the names of saved formulas. Other files in the folder are ignored."""
 
 
 class UnknownPluginError(ValueError):
-    """No plug-in of that kind and name is installed.
+    """No plug-in of this kind has this name.
 
     Attributes:
         kind: One of `KINDS`.
-        name: What was asked for.
+        name: The requested name.
         nearest: The most similar installed name, or `None`.
     """
 
@@ -58,11 +58,11 @@ class UnknownPluginError(ValueError):
 
 
 class DuplicatePluginError(RuntimeError):
-    """Two packages, or a package and a saved formula, have the same name; neither wins silently."""
+    """Two packages, or a package and a saved formula, declare the same plug-in name."""
 
 
 class SavedFormula(EntryPoint):
-    """The file of a saved formula, as an entry point of the proxy that evaluates formulas."""
+    """A saved formula, presented as an entry point of the proxy that evaluates formulas."""
 
     path: Path
 
@@ -71,20 +71,20 @@ class SavedFormula(EntryPoint):
         vars(self).update(path=path)
 
     def load(self) -> Any:
-        """Its proxy.
+        """Return the proxy class of the formula.
 
         Raises:
-            ImportError: The file has no formula.
+            ImportError: The file does not contain a formula.
         """
         load_formula = super().load()
         return load_formula(self.path)
 
 
 class PluginSettingsError(ValueError):
-    """The settings of a plug-in do not fit its class.
+    """The settings of a plug-in are invalid.
 
     Attributes:
-        setting: Name of the setting, or `None` where several together do not fit.
+        setting: Name of the invalid setting, or `None` if a combination of settings is invalid.
     """
 
     def __init__(self, message: str, *, setting: str | None = None) -> None:
@@ -94,10 +94,10 @@ class PluginSettingsError(ValueError):
 
 @cache
 def available(kind: str) -> dict[str, EntryPoint]:
-    """Entry points of one kind by name, sorted; saved formulas are among the proxies.
+    """Entry points of one kind by name, sorted. The proxies include saved formulas.
 
     Raises:
-        DuplicatePluginError: Two different objects carry the same name.
+        DuplicatePluginError: Two different objects have the same name.
     """
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group=f"vitsearch.{kind}"):
@@ -112,21 +112,22 @@ def available(kind: str) -> dict[str, EntryPoint]:
         if formula.name in found:
             raise DuplicatePluginError(
                 f"plug-in names must be unique, but proxies {formula.name!r} is declared by "
-                f"{_provider(found[formula.name])} and is {_provider(formula)}. Uninstall the one or rename the other."
+                f"{_provider(found[formula.name])} and by {_provider(formula)}. Uninstall the package or rename the "
+                "file."
             )
         found[formula.name] = formula
     return dict(sorted(found.items()))
 
 
 def use_formulas(folder: Path) -> None:
-    """Let the formulas of a folder be proxies, in this process and those that it starts."""
+    """Make the formulas in a folder available as proxies, in this process and its child processes."""
     if os.environ.get(FORMULA_FOLDER_VARIABLE) != str(folder):
         os.environ[FORMULA_FOLDER_VARIABLE] = str(folder)
-        look_again()
+        clear_caches()
 
 
-def look_again() -> None:
-    """Forget what was found, after a formula was saved."""
+def clear_caches() -> None:
+    """Forget the plug-ins found so far. Call it after saving a formula."""
     for cached in (available, load):
         cached.cache_clear()
 
@@ -138,20 +139,20 @@ def provider(kind: str, name: str) -> str:
 
 @cache
 def load(kind: str, name: str) -> Any:
-    """Import one plug-in: its class (or, for `models`, its build function).
+    """Import one plug-in: its class, or its build function if the kind is `models`.
 
     Raises:
-        UnknownPluginError: No plug-in has that name.
+        UnknownPluginError: No plug-in has this name.
     """
     return _entry_point(kind, name).load()
 
 
 def create(kind: str, name: str, settings: Mapping[str, Any] | None = None) -> Any:
-    """One plug-in with its settings.
+    """Create a plug-in with the given settings.
 
     Raises:
-        UnknownPluginError: No plug-in has that name.
-        PluginSettingsError: An unknown setting, a wrong type, or a value that the plug-in refuses.
+        UnknownPluginError: No plug-in has this name.
+        PluginSettingsError: A setting is unknown, has the wrong type, or is rejected by the plug-in.
     """
     cls = load(kind, name)
     given = dict(settings or {})
@@ -190,22 +191,22 @@ def setting_types(kind: str, name: str) -> dict[str, Any]:
 
 
 def nearest_name(name: str, names: Any) -> str | None:
-    """The most similar of `names`, if one is similar enough to be meant."""
+    """The most similar of `names`, or `None` if none is similar."""
     matches = difflib.get_close_matches(str(name), [str(candidate) for candidate in names], n=1, cutoff=0.6)
     return matches[0] if matches else None
 
 
 def create_space(name: str, settings: Mapping[str, Any] | None = None) -> SearchSpace:
-    """A search space with its settings."""
+    """Create a search space with the given settings."""
     space: SearchSpace = create("spaces", name, settings)
     return space
 
 
 def parse_topology(identifier: str) -> Topology:
-    """Read `space:text`, the form of `Topology.id`.
+    """Parse `space:text`, the format of `Topology.id`.
 
     Raises:
-        ValueError: There is no such space, or the text is not of its form.
+        ValueError: The space is unknown, or the text does not have its format.
     """
     name, separator, text = identifier.partition(":")
     if not separator:

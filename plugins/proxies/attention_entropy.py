@@ -1,4 +1,4 @@
-"""How widely the heads of an untrained network spread their attention."""
+"""Attention entropy: how evenly the heads of an untrained network distribute their attention."""
 
 import math
 import statistics
@@ -15,42 +15,42 @@ if TYPE_CHECKING:
     from plugins.proxies.passes import RecordedPass
 
 ENTRIES_AT_ONCE = 2**21
-"""Attention weights that are in memory together, but at least those of one image."""
+"""Maximum number of attention weights in memory at a time, unless one image has more."""
 
 
 @runtime_checkable
 class Attention(Protocol):
-    """An attention module that shows its weights."""
+    """An attention module that exposes its attention weights."""
 
     heads: int
 
     def attention_weights(self, attended: "Tensor") -> "Tensor":
-        """Each token's weights of the tokens in its window, (..., heads, N, N), of the module's input."""
+        """The attention weights between the tokens of each window, (..., heads, N, N), for an input of the module."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionEntropy:
-    """Mean over blocks of the mean entropy of the rows of attention, in units of `log N`: 1 where attention is uniform.
+    """Mean entropy of the attention rows in units of `log N`, averaged over blocks; 1 means uniform attention.
 
-    Less is better, since heads that are confident of where to look matter most in trained language models, which was
-    then made a score of untrained ones. There confidence is the largest weight of a row; the entropy takes all of it
-    into account. Windows of one token have nothing to choose and are left out.
+    Lower is better: the most confident heads matter most in trained language models (Voita et al.), and confidence was
+    then used to score untrained models. They define confidence as the largest weight of a row; the entropy takes all
+    weights of the row into account. Windows of one token leave no choice, so their blocks are skipped.
 
     Source: confidence of heads, Voita et al. 2019, arXiv:1905.09418; as a training-free score, Serianni & Kalita 2023,
     arXiv:2306.00288.
     """
 
     card: ClassVar[PluginCard] = PluginCard(
-        source="Serianni & Kalita 2023, arXiv:2306.00288; entropy of the rows of attention instead of their maximum",
-        cost="per repeat, one shared forward pass of the batch; attention weights of `images` images once more",
+        source="Serianni & Kalita 2023, arXiv:2306.00288; entropy of the attention rows instead of their maximum",
+        cost="per repeat, one shared forward pass of the batch; the attention weights of `images` images again",
         needs=("images",),
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "minimize"
     repeats: Annotated[int, Field(ge=1)] = 1
-    """Fresh initialisations that the score is averaged over."""
+    """Number of fresh initialisations to average over."""
     images: Annotated[int, Field(ge=1)] = 4
-    """Images of the batch whose attention is computed; all where there are fewer."""
+    """Number of images of the batch whose attention is computed; all images if the batch is smaller."""
 
     def score(self, candidate: Candidate) -> ProxyScore:
         from plugins.proxies.passes import score_passes
@@ -79,21 +79,21 @@ class AttentionEntropy:
 
 
 def mean_entropy(module: "nn.Module", attended: "Tensor") -> float | None:
-    """Mean entropy of an attention module's rows in units of `log N`; `None` where windows have one token.
+    """Mean entropy of an attention module's rows in units of `log N`; `None` if windows have one token.
 
     Args:
-        module: Has `attention_weights`.
-        attended: Its input, (B, ..., D).
+        module: The attention module, with `attention_weights`.
+        attended: Input of the module, (B, ..., D).
 
     Raises:
-        ValueError: The module does not show its weights.
+        ValueError: The module does not expose its attention weights.
     """
     import torch
 
     if not isinstance(module, Attention):
         raise ValueError(
-            f"attention-entropy reads attention weights, and {type(module).__name__} must have `heads` and "
-            "`attention_weights(attended)`, but it has not. Add the method, or leave the proxy out."
+            f"attention-entropy reads attention weights: {type(module).__name__} must have `heads` and "
+            "`attention_weights(attended)`, but it lacks them. Add them, or remove the proxy from the study."
         )
     num_tokens = attended[0, ..., 0].numel()
     total, num_rows, num_keys = 0.0, 0, 0

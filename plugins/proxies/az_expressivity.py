@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from plugins.proxies.passes import RecordedPass
 
 OFFSET = 1e-8
-"""Added to the shares within the logarithm, as the authors do."""
+"""Number added to the shares in the logarithm, as in the authors' code."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AzExpressivity:
-    """`sum_i H(p_i)`, `p_i` the eigenvalues of the covariance of `f_i` over the tokens of all images, as shares.
+    """`sum_i H(p_i)`, with `p_i` the normalised eigenvalues of the covariance of `f_i` over the tokens of all images.
 
-    `f_1, ..., f_2L` is the residual stream after each attention and after each MLP; `H(p) = -sum p log(p + 1e-8)`. It
-    is a sum and at most the logarithm of the width, so that depth and width are part of what is scored.
+    `f_1, ..., f_2L` is the residual stream after each attention and after each MLP; `H(p) = -sum p log(p + 1e-8)`. Each
+    term is at most the logarithm of the width, so the sum rewards depth and width.
 
     Source: Lee & Ham 2024 (AZ-NAS), arXiv:2403.19232, and the authors' code for AutoFormer.
     """
@@ -33,7 +33,7 @@ class AzExpressivity:
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
     repeats: Annotated[int, Field(ge=1)] = 1
-    """Fresh initialisations that the score is averaged over."""
+    """Number of fresh initialisations to average over."""
 
     def score(self, candidate: Candidate) -> ProxyScore:
         from plugins.proxies.passes import score_passes

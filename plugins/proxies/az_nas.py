@@ -1,4 +1,4 @@
-"""AZ-NAS: the ranks of three scores within a pool of topologies, added up so that one bad rank costs most."""
+"""AZ-NAS: a sum of log ranks of three scores within a pool of topologies, so that a single bad rank costs most."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,17 +10,17 @@ from plugins.protocols import PluginCard
 
 @dataclass(frozen=True, kw_only=True)
 class AzNas:
-    """`sum_m log(rank_m / l)` over expressivity, trainability and complexity; `l` topologies, rank 1 is the worst.
+    """`sum_m log(rank_m / l)` over expressivity, trainability and complexity, for `l` topologies; rank 1 is the worst.
 
-    Ties share their mean rank. Topologies for which a part failed are not ranked: their value is nan, and they do not
-    count in `l`. More multiply-accumulates count as better: the search of the paper limits the number of parameters
-    from above and below. Its fourth part, progressivity, is for convolutional networks only.
+    Ties share their mean rank. If a part failed for a topology, its value is nan and it does not count in `l`. More
+    multiply-accumulates count as better, since the search of the paper limits the number of parameters from above and
+    below. The fourth part of the paper, progressivity, applies to convolutional networks only.
 
     Source: Lee & Ham 2024 (AZ-NAS), arXiv:2403.19232, and the authors' code for AutoFormer.
     """
 
     card: ClassVar[PluginCard] = PluginCard(
-        source="Lee & Ham 2024 (AZ-NAS), arXiv:2403.19232; without progressivity, as the authors do for AutoFormer",
+        source="Lee & Ham 2024 (AZ-NAS), arXiv:2403.19232; without progressivity, as in their code for AutoFormer",
         cost="arithmetic on the scores az-expressivity, az-trainability and flops",
         needs=("az-expressivity", "az-trainability", "flops"),
     )

@@ -1,4 +1,4 @@
-"""AZ-NAS's trainability: whether gradients keep their size from one half of a block to the next."""
+"""AZ-NAS's trainability: whether gradients keep their magnitude from one half of a block to the next."""
 
 import statistics
 from collections.abc import Sequence
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class AzTrainability:
-    """The mean over the halves of blocks of `-s - 1 / (s + 1e-6) + 2`, which is at most 0, where `s` is 1.
+    """Mean of `-s - 1 / (s + 1e-6) + 2` over the halves of all blocks; its maximum is 0, at `s` = 1.
 
-    `s` is the largest singular value of `g_in^T g_out / (B N)`: `g_out` are random signs at the output of a block's
-    attention or MLP branch with its shortcut, shape (B N, D), and `g_in` is their gradient at its input.
+    `s` is the largest singular value of `g_in^T g_out / (B N)`. `g_out` are random signs at the output of a block's
+    attention or MLP branch with its shortcut, shape (B N, D), and `g_in` is their gradient at the input of the branch.
 
-    All halves are measured; the authors leave out the first attention. Nothing is measured between stages, where the
-    shape of the stream changes. A branch that adds nothing has `s` about `(1 + sqrt(D / (B N)))^2`, the largest
-    eigenvalue of the covariance of random signs: the score depends on the size of the batch, and wide networks with few
-    tokens lose by it.
+    All halves are measured, whereas the authors skip the first attention. Nothing is measured between stages, since the
+    shape of the stream changes there. For a branch that adds nothing, `s` is about `(1 + sqrt(D / (B N)))^2`, the
+    largest eigenvalue of the covariance of random signs. The score therefore depends on the batch size, and is lower
+    for wide networks with few tokens.
 
     Source: Lee & Ham 2024 (AZ-NAS), arXiv:2403.19232, and the authors' code for AutoFormer.
     """
 
     card: ClassVar[PluginCard] = PluginCard(
         source="Lee & Ham 2024 (AZ-NAS), arXiv:2403.19232; real images instead of Gaussian noise",
-        cost="per repeat, one shared forward pass of the batch, and one of its own back through the activations",
+        cost="per repeat, one shared forward pass of the batch, and a separate backward pass through the activations",
         needs=("images",),
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
     repeats: Annotated[int, Field(ge=1)] = 1
-    """Fresh initialisations that the score is averaged over."""
+    """Number of fresh initialisations to average over."""
 
     def score(self, candidate: Candidate) -> ProxyScore:
         from plugins.proxies.passes import score_passes
@@ -66,7 +66,7 @@ class AzTrainability:
 
 
 def gradient_products(part: "RecordedPart", generator: "torch.Generator") -> Sequence[tuple["Tensor", int]]:
-    """`g_in^T g_out`, (D, D), and the number of tokens in it, for both halves of every block; the graph is retained."""
+    """`g_in^T g_out`, (D, D), and its number of tokens, for both halves of every block. The graph is retained."""
     import torch
 
     found = []

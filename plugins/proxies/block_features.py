@@ -1,4 +1,4 @@
-"""What flows through a network's blocks, read from a recorded pass over its whole batch."""
+"""The features of a network's blocks, read from a recorded pass over the whole batch."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -15,12 +15,12 @@ Result = TypeVar("Result")
 def map_blocks(
     recorded: RecordedPass, read: Callable[[BlockRecord], Tensor], work: Callable[[Tensor], Result]
 ) -> list[Result]:
-    """`work` of every block's features, (B, N, D) without a graph, in the order of the forward pass, on all cores.
+    """Apply `work` to the features of every block, (B, N, D) without a graph, in forward order and on all cores.
 
     Args:
         recorded: The pass.
-        read: What to read of a block in a part of the batch, shape (B / P, ..., D).
-        work: Must not change what it is given.
+        read: Selects the features from the record of a block in a part of the batch, shape (B / P, ..., D).
+        work: Function of the features. It must not modify its argument.
 
     Raises:
         ValueError: The model has no blocks.
@@ -35,20 +35,21 @@ def map_blocks(
 
 
 def num_blocks(recorded: RecordedPass) -> int:
-    """Blocks of the model.
+    """Number of blocks of the model.
 
     Raises:
-        ValueError: There are none.
+        ValueError: The model has no blocks.
     """
     count = len(recorded.parts[0].blocks)
     if not count:
         raise ValueError(
-            f"the score reads the blocks of a transformer, and {type(recorded.model).__name__} must have modules with "
-            "`norm1`, `attn`, `norm2` and `mlp` like `plugins.protocols.TransformerBlock`, but none was called."
+            f"the score reads the blocks of a transformer: {type(recorded.model).__name__} must call modules with "
+            "`norm1`, `attn`, `norm2` and `mlp` (`plugins.protocols.TransformerBlock`), but it called none. Add such "
+            "modules, or remove the proxy from the study."
         )
     return count
 
 
 def is_finite(recorded: RecordedPass) -> bool:
-    """Whether the logits are finite. Scores that count signs would not notice otherwise."""
+    """Whether the logits are finite. Scores that count signs do not notice non-finite values."""
     return all(bool(torch.isfinite(part.logits).all()) for part in recorded.parts)

@@ -1,17 +1,17 @@
-"""Statistics of a network's transformer blocks: the numbers that `plugins.proxies.formulas` computes with.
+"""Statistics of a network's transformer blocks: the inputs of `plugins.proxies.formulas`.
 
-Legend: `B` images, `N` tokens, `D` width of the residual stream, `I` channels of all heads, `M` width within the MLP.
+Legend: `B` images, `N` tokens, `D` width of the residual stream, `I` channels of all heads, `M` hidden width of MLPs.
 
-| input | of the attention | of the MLP |
+| input | for the attention | for the MLP |
 |---|---|---|
-| `weight` | query, key, value and projection, one row per channel of a head: (4 I, D) | (2 M, D) |
-| `gradient` | of the mean cross-entropy over the batch by these weights | the same |
-| `saliency` | weight times gradient, element by element | the same |
-| `activation` | what is added to the residual stream: (B N, D) | the same |
-| `activation_gradient` | of the mean cross-entropy by it, and so by `stream` too: (B N, D) | the same |
-| `stream` | the residual stream after it was added: (B N, D) | the same |
+| `weight` | weights of query, key, value and projection, one row per channel of a head: (4 I, D) | (2 M, D) |
+| `gradient` | gradient of the mean cross-entropy over the batch with respect to `weight` | the same |
+| `saliency` | elementwise product of `weight` and `gradient` | the same |
+| `activation` | output that is added to the residual stream: (B N, D) | the same |
+| `activation_gradient` | gradient with respect to `activation`, and thus also to `stream`: (B N, D) | the same |
+| `stream` | residual stream after the addition: (B N, D) | the same |
 
-The weights of a part are side by side in one matrix: those that read the stream, and, transposed, those that write it.
+`weight` concatenates the weights that read from the stream and the transposed weights that write to it.
 """
 
 from collections import defaultdict
@@ -28,19 +28,19 @@ from plugins.proxies.repeats import on_all_cores
 from plugins.proxies.spectra import spectral_entropy, symmetric_eigenvalues
 
 LOG_FLOOR = 1e-12
-"""Added to absolute values before their logarithm."""
+"""Number added to absolute values before taking the logarithm."""
 
 
 def block_statistics(recorded: RecordedPass, wanted: Iterable[Statistic]) -> Tensor:
-    """Statistics of every block of a recorded pass, at the cost of those that are wanted.
+    """Compute the requested statistics of every block of a recorded pass.
 
     Args:
         recorded: The pass.
         wanted: Statistics of the grammar.
 
     Returns:
-        Shape (statistics, blocks), float64, on the CPU; rows in the order of `wanted`, blocks in that of the forward
-        pass. Not finite where a statistic is not defined, such as the spectrum's entropy of a tensor of zeros.
+        Shape (statistics, blocks), float64, on the CPU. Rows are in the order of `wanted`, blocks in the order of the
+        forward pass. An undefined statistic, such as the spectral entropy of a zero tensor, is not finite.
 
     Raises:
         ValueError: The network has no transformer block.
@@ -51,13 +51,13 @@ def block_statistics(recorded: RecordedPass, wanted: Iterable[Statistic]) -> Ten
     if not parts:
         raise ValueError(
             "a formula needs a network with blocks as in plugins.protocols.TransformerBlock, but "
-            f"{recorded.candidate.topology.id} has none. Leave such proxies out."
+            f"{recorded.candidate.topology.id} has none. Remove proxies with formulas from the study."
         )
     by_input: defaultdict[str, list[int]] = defaultdict(list)
     for index, statistic in enumerate(statistics):
         by_input[statistic.input].append(index)
     if any(name.endswith(("gradient", "saliency")) for name in by_input):
-        _ = recorded.mean_gradients  # on all cores, before the blocks share them
+        _ = recorded.mean_gradients  # computed on all cores before the blocks read them
 
     @torch.no_grad()
     def measure(records: tuple[BlockRecord, ...]) -> Tensor:
@@ -74,15 +74,15 @@ def block_statistics(recorded: RecordedPass, wanted: Iterable[Statistic]) -> Ten
 
 @dataclass(frozen=True)
 class _Block:
-    """The tensors of one block over the whole batch."""
+    """The tensors of one block for the whole batch."""
 
     recorded: RecordedPass
     records: Sequence[BlockRecord]
-    """One per part of the batch."""
+    """One record per part of the batch."""
     names: Mapping[torch.nn.Module, str]
 
     def tensor(self, name: str) -> Tensor:
-        """An input of a formula, as a matrix with D columns."""
+        """An input of formulas, by name, as a matrix with D columns."""
         part, _, quantity = name.partition(".")
         block = self.records[0].block
         if part == "attention":
@@ -111,7 +111,7 @@ class _Block:
 
 
 class _Matrix:
-    """A tensor of a block, with what several of its statistics need."""
+    """A tensor of a block, with cached intermediate results of its statistics."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
@@ -119,7 +119,7 @@ class _Matrix:
         self._spectra: dict[str | None, Tensor] = {}
 
     def reduced(self, statistic: Statistic) -> Tensor:
-        """A scalar."""
+        """The value of a statistic, a scalar."""
         if statistic.reduction in SPECTRAL:
             return _SPECTRAL[statistic.reduction](self._spectrum(statistic.transform))
         return _ELEMENTWISE[statistic.reduction](self._transform(statistic.transform))
@@ -134,11 +134,11 @@ class _Matrix:
 
     @cached_property
     def _buffer(self) -> Tensor:
-        """Of the newest transform: fresh memory for each would take longer than the arithmetic."""
+        """Memory of the newest transform. New memory for each transform would take longer than the arithmetic."""
         return torch.empty_like(self.tensor)
 
     def _spectrum(self, transform: str | None) -> Tensor:
-        """Squares of the singular values, in float64; nan where the tensor is not finite."""
+        """Squares of the singular values, in float64; nan if the tensor is not finite."""
         if transform not in self._spectra:
             gram = self._gram
             if transform == "center":
@@ -149,18 +149,18 @@ class _Matrix:
 
     @cached_property
     def _gram(self) -> Tensor:
-        """Inner products of the columns, (D, D), float64: float32 would lose the small singular values."""
+        """Inner products of the columns, (D, D), in float64, since float32 would lose the small singular values."""
         double = self.tensor.double()
         return double.mT @ double
 
 
 def _side_by_side(reads: Tensor, writes: Tensor) -> Tensor:
-    """(A, D) and (D, B) as (A + B, D)."""
+    """Concatenate (A, D) and the transpose of (D, B) to (A + B, D)."""
     return torch.cat([reads, writes.mT])
 
 
 def _rows(parts: Iterable[Tensor]) -> Tensor:
-    """Tensors (B, ..., D) as one matrix (B N, D)."""
+    """Concatenate tensors (B, ..., D) to one matrix (B N, D)."""
     return torch.cat([part.flatten(0, -2) for part in parts])
 
 
@@ -181,7 +181,7 @@ _TRANSFORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "standardize": lambda x, out: torch.sub(x, x.mean(), out=out).div_(x.std(correction=0)),
     "center": lambda x, out: torch.sub(x, x.mean(0), out=out),
 }
-"""Each writes into its second argument."""
+"""Each function writes its result to the second argument."""
 _ELEMENTWISE: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": torch.mean,
     "l1": lambda x: torch.linalg.vector_norm(x, 1) / x.numel(),

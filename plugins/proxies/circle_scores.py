@@ -1,4 +1,4 @@
-"""Scores of the curves that fresh networks make of circles, with as little computing as their values allow.
+"""Scores of the curves to which fresh networks map circles, computed from as few points as possible.
 
 Legend: `n` points on the circle, `D` features, `M` harmonics, images of (C, H, W).
 """
@@ -15,22 +15,22 @@ from plugins.proxies.input_circle import circle_angles, circle_basis, circle_wei
 from plugins.proxies.repeats import networks, on_all_cores, seed_groups, summarize
 
 FEW = tuple(fifth * 2 * math.pi / 5 for fifth in range(4))
-"""Angles whose velocities tell a trigonometric polynomial of degree 2."""
+"""Angles at which velocities determine a trigonometric polynomial of degree 2."""
 MORE = (math.pi / 5, math.pi)
-"""With these too, one of degree 3; no other two keep the condition number of the equations as low, at 2.9."""
+"""Further angles that determine degree 3. They minimise the condition number of the equations, 2.9."""
 
 
 def score_circles(
     candidate: Candidate, measure: Callable[..., Tensor], *, order: int, repeats: int, num_points: int
 ) -> ProxyScore:
-    """A measure of the curves of `repeats` fresh networks without normalisation, each on a circle of its own.
+    """Score the curves of `repeats` fresh networks without normalisation, each for a different circle.
 
     Args:
-        candidate: What to score.
-        measure: From the first `order` derivatives by the angle, each (n, D), to a scalar.
-        order: 1 or 2.
+        candidate: The topology to score.
+        measure: Maps the first `order` derivatives with respect to the angle, each (n, D), to a scalar.
+        order: Highest derivative, 1 or 2.
         repeats: Number of networks.
-        num_points: Angles per circle, `n`. The last is the first again, and computed once.
+        num_points: Number of angles per circle, `n`. The last angle equals the first and is not computed again.
     """
     angles = circle_angles(num_points, like=candidate.images)[:-1]
     values = []
@@ -43,7 +43,7 @@ def score_circles(
 
 
 def _curves_of_seeds(candidate: Candidate, seeds: Sequence[int], angles: Tensor, *, order: int) -> Iterator[Tensor]:
-    """Derivatives of each network's features on a circle of its own, each (order, n, D)."""
+    """Derivatives of the features of each network along its circle, each (order, n, D)."""
     images = candidate.images
 
     def basis_of(seed: int) -> Tensor:
@@ -64,7 +64,7 @@ def _curves_of_seeds(candidate: Candidate, seeds: Sequence[int], angles: Tensor,
 def curves_by_autograd(
     models: Iterator[Any], bases: Sequence[Tensor], angles: Tensor, *, order: int
 ) -> Iterator[Tensor]:
-    """Derivatives of any model's features on the circle of its basis (2, C, H, W), each (order, n, D)."""
+    """Derivatives of any model's features along the circle of its basis (2, C, H, W), each (order, n, D)."""
     for model, basis in zip(models, bases, strict=True):
         yield curve_derivatives(model.forward_features, angles, basis, order=order)[1:]
 
@@ -77,14 +77,14 @@ def curves_of_models(
     order: int,
     harmonics: Sequence[Tensor | None] | None = None,
 ) -> Iterator[Tensor]:
-    """`curves_by_autograd` for every `CurveModel`, from fewer points where they tell the rest.
+    """Like `curves_by_autograd` for models that are a `CurveModel`, from fewer points if these determine the others.
 
     Args:
-        models: Each a `CurveModel`.
+        models: Models that are a `CurveModel`.
         bases: The directions of each model's circle, (2, C, H, W).
         angles: Shape (n,).
-        order: 1 or 2.
-        harmonics: What `harmonics_of_models` says of them, where it is known.
+        order: Highest derivative, 1 or 2.
+        harmonics: Result of `harmonics_of_models`, if already computed.
     """
     if harmonics is None and len(angles) > len(FEW):
         harmonics = harmonics_of_models(models, bases, like=angles)
@@ -100,14 +100,16 @@ def curves_of_models(
 
 
 def harmonics_of_models(models: Sequence[Any], bases: Sequence[Tensor], *, like: Tensor) -> list[Tensor | None]:
-    """Each model's velocity on its circle as coefficients of cos, sin, cos 2, sin 2, ..., (2 M, D), or `None`.
+    """The velocity of each model on its circle as coefficients of cos, sin, cos 2, sin 2, ..., (2 M, D), or `None`.
 
-    A fresh network without normalisation bends its input so little that its features on the circle are nearly a
-    trigonometric polynomial of low degree. The velocity has no constant part, so that four of five evenly spaced points
-    give it everywhere where the degree is 2, with the acceleration; two more points where it is 3. The harmonics of a
-    smooth function fall off geometrically: relative to the first, the third is about the square of the second
-    (measured: 0.7 to 12 times that), the fourth about its cube (1 to 50 times). Where ten times the square or a hundred
-    times the cube are not below the dtype's rounding error, as in float64, there is no answer.
+    A fresh network without normalisation is so close to linear that its features on the circle are nearly a
+    trigonometric polynomial of low degree. The velocity has no constant part. If the degree is 2, four of five evenly
+    spaced points therefore determine the velocity and the acceleration everywhere; if it is 3, two more points do.
+
+    The harmonics of a smooth function decay geometrically. Relative to the first harmonic, the third is about the
+    square of the second (measured: 0.7 to 12 times the square), and the fourth about its cube (1 to 50 times). The
+    result is `None` unless ten times the square or a hundred times the cube is below the rounding error of the dtype,
+    which is never the case in float64.
     """
     precision = torch.finfo(like.dtype).eps
     if precision < 1e-10:
@@ -129,14 +131,14 @@ def harmonics_of_models(models: Sequence[Any], bases: Sequence[Tensor], *, like:
 
 
 def fit_harmonics(velocity: Tensor, angles: Tensor) -> Tensor:
-    """Coefficients of cos, sin, cos 2, sin 2, ... in float64, (2 M, D), of velocities (2 M, D) at as many angles."""
+    """Coefficients of cos, sin, cos 2, sin 2, ... in float64, (2 M, D), for velocities (2 M, D) at 2 M angles."""
     waves = _waves(angles, order=0, count=len(angles) // 2)
     coefficients: Tensor = torch.linalg.solve(waves, velocity.double())
     return coefficients
 
 
 def _waves(angles: Tensor, *, order: int, count: int) -> Tensor:
-    """The derivative of cos, sin, cos 2, sin 2, ... at angles (n,), float64, (n, 2 M), of `count` = M harmonics."""
+    """Derivatives of cos, sin, cos 2, sin 2, ... at angles (n,), float64, (n, 2 M), for `count` = M harmonics."""
     columns = []
     for harmonic in range(1, count + 1):
         turned = angles.double() * harmonic + order * math.pi / 2
@@ -147,7 +149,7 @@ def _waves(angles: Tensor, *, order: int, count: int) -> Tensor:
 def _along_circles(models: Sequence[Any], bases: Sequence[Tensor], angles: Tensor, *, order: int) -> Iterator[Tensor]:
     """Derivatives of each `CurveModel` at all angles, (order, n, D).
 
-    Each point is an image of its own: where cores outnumber the models, they share out the points.
+    Each point is a separate image, so if there are more cores than models, several cores share the points of a model.
     """
     weights = circle_weights(angles, order=order).chunk(math.ceil(torch.get_num_threads() / len(models)), 1)
     jobs = [(model, basis, some) for model, basis in zip(models, bases, strict=True) for some in weights]

@@ -1,4 +1,4 @@
-"""The number of blocks: a baseline that knows nothing of widths."""
+"""The number of blocks: a baseline that ignores widths."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -9,7 +9,7 @@ from search_spaces.base import Growable
 
 @dataclass(frozen=True, kw_only=True)
 class Depth:
-    """Transformer blocks of all stages; counted in a built network where the topology does not tell."""
+    """Number of transformer blocks in all stages, counted in a built network if the topology does not specify it."""
 
     card: ClassVar[PluginCard] = PluginCard(source="baseline; deeper models tend to be better", cost="arithmetic only")
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"

@@ -15,24 +15,25 @@ if TYPE_CHECKING:
 class Dss:
     """`log` of `||dR/dW||_nuc ||W||_nuc` over attention's linear layers plus `sum |W * dR/dW|` over the other layers.
 
-    As in `synflow`, parameters are absolute, the image is of ones and `R` is the sum of the logits; the logarithm does
-    not change the order. The other layers are those of the MLPs, patch embedding, merging and pooling, and the head.
+    As in `synflow`, parameters are replaced with their absolute values, the image consists of ones, and `R` is the sum
+    of the logits. The logarithm does not change the order. The other layers are those of the MLPs, of patch embedding,
+    merging and pooling, and the head.
 
-    The authors' code takes for attention's, beside queries, keys and values, every linear layer that has as many
-    outputs as inputs. In PiT some that pool the class token are among them; `square_layers` does the same.
+    In addition to queries, keys and values, the authors' code counts every linear layer with as many outputs as inputs
+    as part of attention. In PiT, these include some layers that pool the class token. `square_layers` does the same.
     """
 
     card: ClassVar[PluginCard] = PluginCard(
-        source="Zhou et al. 2022 (TF-TAS), arXiv:2203.12217; logarithm of the sum; the patch embedding counts, "
-        "which the authors' code leaves out",
+        source="Zhou et al. 2022 (TF-TAS), arXiv:2203.12217; logarithm of the sum; includes the patch embedding, "
+        "which the authors' code omits",
         cost="per repeat, one forward and backward pass of one image in float64, shared with `synflow`, and two "
         "eigenvalue problems per linear layer of attention",
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
     repeats: Annotated[int, Field(ge=1)] = 1
-    """Fresh initialisations that the score is averaged over."""
+    """Number of fresh initialisations to average over."""
     square_layers: bool = False
-    """Whether linear layers with as many outputs as inputs count as attention's, wherever they are."""
+    """Whether all linear layers with as many outputs as inputs count as attention layers."""
 
     def score(self, candidate: Candidate) -> ProxyScore:
         from plugins.proxies.positive_pass import score_positive

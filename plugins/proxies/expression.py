@@ -1,4 +1,4 @@
-"""A score that is written down as a formula over statistics of the blocks, such as those that a search discovers."""
+"""A score given by a formula over block statistics, such as the formulas that `vitsearch discover` finds."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Expression:
-    """A formula of `plugins.proxies.formulas` as a proxy; the arithmetic is its `evaluate`."""
+    """A formula of `plugins.proxies.formulas` as a proxy."""
 
     card: ClassVar[PluginCard] = PluginCard(
-        source="formulas in the manner of Wei et al. 2024 (Auto-Prox), arXiv:2312.09059; the typed grammar is ours",
-        cost="per repeat, one initialisation, and one forward and backward pass of the batch that other proxies share",
+        source="formulas as in Wei et al. 2024 (Auto-Prox), arXiv:2312.09059; the typed grammar is ours",
+        cost="per repeat, one initialisation, one forward and backward pass shared with other proxies",
         needs=("images", "labels"),
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
     formula: Annotated[str, AfterValidator(lambda text: str(parse(text)))]
-    """Such as `mean(frobenius(minmax(attention.weight)) + sqrt(sigmoid(mean(mlp.gradient))))`; the grammar is in
-    docs/discovery.md."""
+    """Formula, such as `mean(frobenius(minmax(attention.weight)) + sqrt(sigmoid(mean(mlp.gradient))))`; the grammar is
+    in docs/discovery.md."""
     repeats: Annotated[int, Field(ge=1)] = 1
-    """Fresh initialisations that the score is averaged over."""
+    """Number of fresh initialisations to average over."""
 
     def score(self, candidate: Candidate) -> ProxyScore:
         from plugins.proxies.passes import score_passes

@@ -1,4 +1,4 @@
-"""Fisher: how much the loss would change if a channel were removed."""
+"""Fisher: the estimated change of the loss if a channel is removed."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -15,19 +15,20 @@ if TYPE_CHECKING:
 class Fisher:
     """Sum over the channels of all layers of `0.5 mean_n (sum_t a_nt dL/da_nt)^2`.
 
-    `a_nt` is what a linear or convolution layer puts out in that channel for image `n` at token (or pixel) `t`, before
-    any activation, and `L` the mean cross-entropy of the batch. A CNN's sum over pixels is a sum over tokens here.
+    `a_nt` is the output of a linear or convolution layer in this channel, before any activation function, for image `n`
+    at token (or pixel) `t`. `L` is the mean cross-entropy of the batch. The sum over tokens replaces the sum over
+    pixels of CNNs.
     """
 
     card: ClassVar[PluginCard] = PluginCard(
         source="Theis et al. 2018, arXiv:1801.05787; Turner et al. 2020 (BlockSwap), arXiv:1906.04113; as a score: "
-        "Abdelfattah et al. 2021, arXiv:2101.08134; tokens take the place of pixels",
+        "Abdelfattah et al. 2021, arXiv:2101.08134; tokens replace pixels",
         cost="per repeat, one forward and backward pass of the batch, shared with other proxies",
         needs=("images", "labels"),
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
     repeats: Annotated[int, Field(ge=1)] = 1
-    """Fresh initialisations that the score is averaged over."""
+    """Number of fresh initialisations to average over."""
 
     def score(self, candidate: Candidate) -> ProxyScore:
         from plugins.proxies.passes import score_passes
@@ -45,7 +46,7 @@ class Fisher:
         gradients = dict(zip(map(id, recorded.parts), recorded.gradients, strict=True))
 
         def saliency(part: RecordedPart) -> Tensor:
-            """Sum over images and channels of the squares, with gradients of this part's own mean loss."""
+            """Sum of the squares over images and channels, with gradients of the mean loss of this part."""
             squares = []
             for name, output in part.outputs.items():
                 products = output.detach() * gradients[id(part)].outputs[name]

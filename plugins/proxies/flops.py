@@ -1,4 +1,4 @@
-"""Multiply-accumulates of one image: the second baseline."""
+"""The number of multiply-accumulates for one image: the second baseline."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -8,7 +8,10 @@ from plugins.protocols import Candidate, PluginCard, ProxyScore
 
 @dataclass(frozen=True, kw_only=True)
 class Flops:
-    """Multiply-accumulates in closed form, attention products counted, norms and activations not; nothing is built."""
+    """Multiply-accumulates in closed form, without building a network.
+
+    Attention products are counted; norms and activation functions are not.
+    """
 
     card: ClassVar[PluginCard] = PluginCard(
         source="baseline; counts multiply-accumulates, half of the floating-point operations",

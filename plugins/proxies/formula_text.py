@@ -1,11 +1,11 @@
-"""Reads the text form of `plugins.proxies.formulas`, with errors that say where, what must stand there, what was found.
+"""Parses the text form of `plugins.proxies.formulas`. Errors name the column, the expected token and the token found.
 
     formula = ["-"] aggregate "(" sum ")"
     sum     = product {("+" | "-") product}
     product = atom {("*" | "/") atom}
     atom    = input | operation "(" sum ")" | "(" sum ")"
 
-Operations with the same name for tensors and for blocks' numbers are told apart by what their brackets hold.
+Some operations have the same name for tensors and for numbers per block. The type of the operand decides.
 """
 
 import re
@@ -33,10 +33,10 @@ _TOKEN = re.compile(r"\s*([A-Za-z_][A-Za-z_0-9.]*|[-+*/()])")
 
 
 class FormulaError(ValueError):
-    """A text is no formula.
+    """A text is not a valid formula.
 
     Attributes:
-        column: Where, starting at 1.
+        column: Column of the error, starting at 1.
     """
 
     def __init__(self, message: str, *, column: int) -> None:
@@ -45,17 +45,18 @@ class FormulaError(ValueError):
 
 
 def parse(text: str) -> Formula:
-    """Read a formula; `str` of a formula is its inverse.
+    """Parse a formula; the inverse of `str(formula)`.
 
     Raises:
-        FormulaError: The text is not of the grammar; says where, what must stand there and what was found.
+        FormulaError: The text does not follow the grammar. The message names the column, the expected token and the
+            token found.
     """
     return _Parser(text).formula()
 
 
 @dataclass(frozen=True)
 class _Tensor:
-    """An input, or a transform of one."""
+    """An input, possibly transformed."""
 
     input: str
     transform: str | None = None
@@ -71,14 +72,14 @@ def _tokens(text: str) -> Iterator[tuple[str, int]]:
         match = _TOKEN.match(text, at)
         if match is None:
             column = at + len(text[at:]) - len(text[at:].lstrip()) + 1
-            message = f"a formula is made of names, + - * / and brackets, but got {text[column - 1]!r}."
+            message = f"a formula consists of names, + - * / and brackets, but got {text[column - 1]!r}."
             raise FormulaError(message, column=column)
         yield match[1], match.start(1) + 1
         at = match.end()
 
 
 class _Parser:
-    """Recursive descent, one method per rule of the grammar."""
+    """A recursive-descent parser with one method per rule of the grammar."""
 
     def __init__(self, text: str) -> None:
         self._end = len(text.rstrip()) + 1
@@ -90,10 +91,10 @@ class _Parser:
         negated = self._take("-")
         size = sum(part not in "()" for part, _ in self._tokens[self._next :])
         if size > MAX_SIZE:
-            self._fail(f"a formula has at most {MAX_SIZE} inputs and operations, but this one has {size}.", 1)
+            self._fail(f"a formula may have at most {MAX_SIZE} inputs and operations, but this one has {size}.", 1)
         aggregate, column = self._peek()
         if aggregate not in AGGREGATES:
-            must = f"a formula begins with one of {', '.join(AGGREGATES)}, such as mean(l1(mlp.gradient))"
+            must = f"a formula must start with one of {', '.join(AGGREGATES)}, such as mean(l1(mlp.gradient))"
             self._fail(f"{must}, but got {aggregate or 'the end'!r}.", column)
         self._next += 1
         self._expect("(", f"after {aggregate}")
@@ -102,7 +103,7 @@ class _Parser:
         self._expect(")", f"to close {aggregate}")
         found, column = self._peek()
         if found:
-            self._fail(f"the aggregate must be all there is, but {found!r} follows it.", column)
+            self._fail(f"nothing may follow the aggregate, but got {found!r}.", column)
         return Formula(tree, aggregate, negated)
 
     def _sum(self) -> Node | _Tensor:
@@ -147,7 +148,7 @@ class _Parser:
         return inner
 
     def _applied(self, name: str, inner: Node | _Tensor, column: int, start: int) -> Node | _Tensor:
-        """An operation on what its brackets hold; the types decide which of two of the same name is meant."""
+        """Apply an operation to its operand. The type of the operand decides between operations of the same name."""
         if isinstance(inner, _Tensor):
             if name in REDUCTIONS:
                 statistic = Statistic(name, inner.input, inner.transform)
@@ -156,7 +157,7 @@ class _Parser:
                     self._fail(why, column)
                 return statistic
             if inner.transform is not None:
-                message = f"a tensor takes one transform at most, but got {name}({inner}). Reduce it after the first"
+                message = f"a tensor allows one transform at most, but got {name}({inner}). Reduce it after the first"
                 self._fail(f"{message}, such as mean({inner}).", column)
             return _Tensor(inner.input, name)
         if name not in UNARY:
@@ -164,15 +165,15 @@ class _Parser:
             self._fail(message, start)
         return Unary(name, inner)
 
-    def _block_number(self, found: Node | _Tensor, who: str, column: int) -> Node:
+    def _block_number(self, found: Node | _Tensor, user: str, column: int) -> Node:
         if isinstance(found, _Tensor):
-            message = f"{who} needs a number per block, but {str(found)!r} is a tensor. Reduce it, such as l1({found})."
-            self._fail(message, column)
+            message = f"{user} needs a number per block, but {str(found)!r} is a tensor. Reduce it, for example by"
+            self._fail(f"{message} l1({found}).", column)
         return found
 
     def _unknown(self, token: str, column: int) -> NoReturn:
         if not token or not token[0].isalpha():
-            self._fail(f"an input or an operation must stand here, but got {token or 'the end'!r}.", column)
+            self._fail(f"expected an input or an operation, but got {token or 'the end'!r}.", column)
         if "." in token:
             kind, names = "an input", INPUTS
         else:
@@ -180,8 +181,8 @@ class _Parser:
         nearest = get_close_matches(token, names, n=1)
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
         if token in AGGREGATES:
-            hint = " It is an aggregate and stands at the beginning only."
-        self._fail(f"{kind} is one of {', '.join(names)}, but got {token!r}.{hint}", column)
+            hint = " It is an aggregate, which is only allowed at the start."
+        self._fail(f"{kind} must be one of {', '.join(names)}, but got {token!r}.{hint}", column)
 
     def _peek(self) -> tuple[str, int]:
         """The next token and its column; empty at the end."""
@@ -195,7 +196,7 @@ class _Parser:
     def _expect(self, token: str, where: str) -> None:
         found, column = self._peek()
         if not self._take(token):
-            self._fail(f"{token!r} must stand here {where}, but got {found or 'the end'!r}.", column)
+            self._fail(f"expected {token!r} {where}, but got {found or 'the end'!r}.", column)
 
     def _fail(self, message: str, column: int) -> NoReturn:
         raise FormulaError(message, column=column)

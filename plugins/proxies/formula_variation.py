@@ -1,4 +1,4 @@
-"""Random formulas, and variations of formulas, for an evolutionary search. All within the grammar and a size."""
+"""Random formulas and variations of formulas for an evolutionary search, within the grammar and a size limit."""
 
 import random
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from plugins.proxies.formulas import (
 )
 
 MIN_SIZE = 4
-"""Of a formula with any statistic: the aggregate, a reduction, a transform and an input."""
+"""Size that suffices for a formula with any statistic: an aggregate, a reduction, a transform and an input."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Variation:
     """Draws and varies formulas of at most `max_size` inputs and operations."""
 
     statistics: Sequence[Statistic]
-    """What formulas may be made of, at least one."""
+    """Statistics that formulas may contain, at least one."""
     max_size: int
     """At least `MIN_SIZE`."""
 
@@ -38,12 +38,15 @@ class Variation:
         return frozenset(self.statistics)
 
     def sample(self, rng: random.Random) -> Formula:
-        """A random formula."""
+        """Draw a random formula."""
         size = rng.randint(MIN_SIZE, self.max_size)
         return Formula(self._tree(rng, size - 1), rng.choice(AGGREGATES))
 
     def mutate(self, formula: Formula, rng: random.Random) -> Formula:
-        """A formula that differs in one place: a part, a subtree, an operation more or less, or the aggregate."""
+        """Change a formula in one place.
+
+        The change replaces a part, a subtree or the aggregate, or adds or removes an operation.
+        """
         while True:
             kind = rng.choice((self._change, self._change, self._regrow, self._insert, self._remove, self._aggregate))
             varied = kind(formula, rng)
@@ -51,14 +54,14 @@ class Variation:
                 return varied
 
     def crossover(self, first: Formula, second: Formula, rng: random.Random) -> Formula:
-        """The first formula with one of its subtrees replaced by one of the second's."""
+        """Replace a random subtree of the first formula with one of the second."""
         at = rng.choice(list(nodes(first.tree)))
         room = self.max_size - first.size + at.size
         fitting = [node for node in nodes(second.tree) if node.size <= room]
         return self._put(first, at, rng.choice(fitting)) if fitting else first
 
     def _tree(self, rng: random.Random, size: int) -> Node:
-        """A tree of at most `size` inputs and operations, at least 3."""
+        """Draw a tree with at most `size` inputs and operations; `size` is at least 3."""
         operations = ["statistic", "unary"] if size > 3 else ["statistic"]
         if size >= 7:
             operations += ["binary", "binary"]
@@ -72,7 +75,7 @@ class Variation:
                 return Binary(rng.choice(BINARY), self._tree(rng, left), self._tree(rng, size - 1 - left))
 
     def _change(self, formula: Formula, rng: random.Random) -> Formula:
-        """Another operation, input, transform or reduction."""
+        """Replace an operation, input, transform or reduction."""
         at = rng.choice(list(nodes(formula.tree)))
         if isinstance(at, Unary):
             return self._put(formula, at, replace(at, operation=rng.choice(UNARY)))
@@ -88,13 +91,13 @@ class Variation:
         return self._put(formula, at, changed) if changed in self._allowed else formula
 
     def _regrow(self, formula: Formula, rng: random.Random) -> Formula:
-        """A random subtree in the place of one."""
+        """Replace a subtree with a random one."""
         at = rng.choice(list(nodes(formula.tree)))
         room = self.max_size - formula.size + at.size
         return self._put(formula, at, self._tree(rng, rng.randint(3, room))) if room >= 3 else formula
 
     def _insert(self, formula: Formula, rng: random.Random) -> Formula:
-        """One more operation around a node."""
+        """Insert an operation above a node."""
         at = rng.choice(list(nodes(formula.tree)))
         if rng.random() < 0.5:
             return self._put(formula, at, Unary(rng.choice(UNARY), at))
@@ -103,7 +106,7 @@ class Variation:
         return self._put(formula, at, Binary(rng.choice(BINARY), pair[0], pair[1]))
 
     def _remove(self, formula: Formula, rng: random.Random) -> Formula:
-        """An operation replaced by one of its operands."""
+        """Replace an operation with one of its operands."""
         inner = [node for node in nodes(formula.tree) if not isinstance(node, Statistic)]
         if not inner:
             return formula
@@ -118,7 +121,7 @@ class Variation:
 
 
 def _replaced(tree: Node, at: Node, new: Node) -> Node:
-    """The tree with `new` in the place of `at`, which is found by identity; the first place where it is there twice."""
+    """Replace the node `at`, found by identity, with `new`. If the node occurs twice, the first one is replaced."""
     if tree is at:
         return new
     if isinstance(tree, Unary):

@@ -1,14 +1,14 @@
 """Formulas for training-free scores, as plain data: expression trees over statistics of a network's blocks.
 
-A formula has three levels. A *statistic* reduces one tensor of a block to a number: `frobenius(minmax(mlp.weight))` is
-a reduction of an input, changed by one transform or none, so that there are finitely many of them. Above it, unary and
-binary operations work on these numbers, block by block. At the root, an aggregate makes one score of all blocks::
+A formula has three levels. A *statistic* reduces a tensor of a block to a number: `frobenius(minmax(mlp.weight))` is a
+reduction of an input after at most one transform, so the number of statistics is finite. Unary and binary operations
+then combine these numbers, block by block. Finally, an aggregate combines all blocks into one score::
 
     mean(frobenius(minmax(attention.weight)) + sqrt(sigmoid(mean(mlp.gradient))))
 
-More is better; where less is better the formula begins with a minus sign.
+A higher score is better. A formula starts with a minus sign if lower values are better.
 
-The text form is read by `plugins.proxies.formula_text.parse`.
+`plugins.proxies.formula_text.parse` parses the text form.
 
 Source: Wei et al. 2024 (Auto-Prox), arXiv:2312.09059, whose score is the example; the types are ours.
 """
@@ -27,34 +27,37 @@ if TYPE_CHECKING:
 
 QUANTITIES = ("weight", "gradient", "saliency", "activation", "activation_gradient", "stream")
 INPUTS = tuple(f"{part}.{quantity}" for part in ("attention", "mlp") for quantity in QUANTITIES)
-"""Tensors of a block; `plugins.proxies.block_statistics` says what each is."""
+"""Tensors of a block; `plugins.proxies.block_statistics` defines them."""
 UNARY = ("abs", "log", "sqrt", "square", "sigmoid", "relu", "tanh")
-"""Of each element of a tensor, or of each block's number; `log` and `sqrt` are of the absolute value."""
+"""Functions of each element of a tensor, or of a number per block. `log` and `sqrt` use the absolute value."""
 TRANSFORMS = (*UNARY, "minmax", "standardize", "center")
-"""Of a tensor. `minmax` maps it to [0, 1], `standardize` to mean 0 and deviation 1, `center` each column to mean 0."""
+"""Transforms of a tensor.
+
+`minmax` maps it to [0, 1], `standardize` to mean 0 and standard deviation 1, and `center` each column to mean 0.
+"""
 ELEMENTWISE = ("mean", "l1", "frobenius", "std")
-"""Reductions of all elements: their mean, mean absolute value, root of the sum of squares, standard deviation."""
+"""Reductions of all elements: mean, mean absolute value, square root of the sum of squares, standard deviation."""
 SPECTRAL = ("nuclear", "spectral", "effective_rank", "entropy")
 """Reductions of the singular values s: their sum; the largest; exp of the entropy of s / sum(s); the entropy of
-s^2 / sum(s^2). They take an input as it is, or centered."""
+s^2 / sum(s^2). They allow an input without a transform or with `center`."""
 REDUCTIONS = (*ELEMENTWISE, *SPECTRAL)
 BINARY = ("+", "-", "*", "/")
 AGGREGATES = ("mean", "sum", "logsum")
-"""Over the blocks of a network; `logsum` adds up the logarithms of the absolute values."""
+"""Aggregates over the blocks of a network; `logsum` sums the logarithms of the absolute values."""
 MAX_SIZE = 63
-"""Formulas with more inputs and operations than this are refused."""
+"""Maximum number of inputs and operations of a formula."""
 
 _CONSTANT = frozenset({("mean", "standardize"), ("std", "standardize"), ("mean", "center")})
-_DOUBLE = frozenset(
+_REDUNDANT = frozenset(
     {("l1", name) for name in ("abs", "sqrt", "square", "sigmoid", "relu", "minmax")}
     | {("mean", "abs"), ("frobenius", "abs")}
 )
-"""What another statistic of the same input says as well: the l1 of what is never negative is its mean."""
+"""Reductions with transforms that equal another statistic: the l1 of a non-negative tensor is its mean."""
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """One number per block: a reduction of a tensor."""
+    """A number per block: a reduction of a tensor."""
 
     reduction: str
     input: str
@@ -62,7 +65,7 @@ class Statistic:
 
     @property
     def size(self) -> int:
-        """How many inputs and operations it has."""
+        """Number of inputs and operations."""
         return 2 if self.transform is None else 3
 
     def __str__(self) -> str:
@@ -72,14 +75,14 @@ class Statistic:
 
 @dataclass(frozen=True)
 class Unary:
-    """An operation on each block's number."""
+    """An operation on a number per block."""
 
     operation: str
     operand: "Node"
 
     @cached_property
     def size(self) -> int:
-        """How many inputs and operations it has."""
+        """Number of inputs and operations."""
         return 1 + self.operand.size
 
     def __str__(self) -> str:
@@ -88,7 +91,7 @@ class Unary:
 
 @dataclass(frozen=True)
 class Binary:
-    """An operation on two numbers of each block."""
+    """An operation on two numbers per block."""
 
     operation: str
     left: "Node"
@@ -96,13 +99,13 @@ class Binary:
 
     @cached_property
     def size(self) -> int:
-        """How many inputs and operations it has."""
+        """Number of inputs and operations."""
         return 1 + self.left.size + self.right.size
 
     def __str__(self) -> str:
-        binds = _binding(self)
-        left = f"({self.left})" if _binding(self.left) < binds else f"{self.left}"
-        right = f"({self.right})" if _binding(self.right) <= binds else f"{self.right}"
+        precedence = _precedence(self)
+        left = f"({self.left})" if _precedence(self.left) < precedence else f"{self.left}"
+        right = f"({self.right})" if _precedence(self.right) <= precedence else f"{self.right}"
         return f"{left} {self.operation} {right}"
 
 
@@ -111,7 +114,7 @@ Node = Statistic | Unary | Binary
 
 @dataclass(frozen=True)
 class Formula:
-    """A tree with its aggregate over the blocks, and its sign."""
+    """An expression tree with an aggregate over the blocks and a sign."""
 
     tree: Node
     aggregate: str = "mean"
@@ -119,12 +122,12 @@ class Formula:
 
     @property
     def size(self) -> int:
-        """How many inputs and operations it has, the aggregate counted and the sign not."""
+        """Number of inputs and operations, including the aggregate but not the sign."""
         return 1 + self.tree.size
 
     @property
     def statistics(self) -> tuple[Statistic, ...]:
-        """Its statistics, each once, from left to right."""
+        """The distinct statistics of the formula, from left to right."""
         return tuple(dict.fromkeys(node for node in nodes(self.tree) if isinstance(node, Statistic)))
 
     def __str__(self) -> str:
@@ -132,26 +135,27 @@ class Formula:
 
 
 def all_statistics() -> tuple[Statistic, ...]:
-    """Every statistic of the grammar that differs from the others, in a fixed order."""
+    """All distinct statistics of the grammar, in a fixed order."""
     return tuple(
         statistic
         for name, transform, reduction in itertools.product(INPUTS, (None, *TRANSFORMS), REDUCTIONS)
-        if (reduction, transform) not in _DOUBLE and problem(statistic := Statistic(reduction, name, transform)) is None
+        if (reduction, transform) not in _REDUNDANT
+        and problem(statistic := Statistic(reduction, name, transform)) is None
     )
 
 
 def problem(statistic: Statistic) -> str | None:
-    """Why a statistic of known parts is not in the grammar, or `None`."""
+    """Why the grammar excludes a statistic with known parts, or `None` if it does not."""
     reduction, transform = statistic.reduction, statistic.transform
     if reduction in SPECTRAL and transform not in (None, "center"):
-        return f"{reduction} takes an input as it is or centered, but got {transform}({statistic.input})."
+        return f"{reduction} needs an input without a transform or with center, but got {transform}({statistic.input})."
     if (reduction, transform) in _CONSTANT:
         return f"{reduction}({transform}(...)) is the same number for every tensor. Choose another reduction."
     return None
 
 
 def nodes(tree: Node) -> Iterator[Node]:
-    """The tree and everything below it, parents before children, from left to right."""
+    """All nodes of a tree, parents before children, from left to right."""
     yield tree
     if isinstance(tree, Unary):
         yield from nodes(tree.operand)
@@ -163,17 +167,17 @@ def nodes(tree: Node) -> Iterator[Node]:
 def evaluate(
     formula: Formula, values: Mapping[Statistic, "Vector"], starts: "NDArray[np.intp]", *, counts: "NDArray[np.intp]"
 ) -> "Vector":
-    """The score of every network, not finite where a step has no finite result.
+    """Compute the score of every network.
 
     Args:
-        formula: What is evaluated.
-        values: Per statistic of the formula its value in every block, the blocks of all networks one after the other;
-            shape (R,), float64.
-        starts: Where each network's blocks begin, shape (T,).
+        formula: The formula to evaluate.
+        values: For each statistic of the formula, its values in the blocks of all networks, one network after the
+            other; shape (R,), float64.
+        starts: Index of the first block of each network, shape (T,).
         counts: Number of blocks of each network, at least 1, shape (T,).
 
     Returns:
-        Shape (T,).
+        Scores, shape (T,). A score is not finite if an operation has no finite result.
     """
     import numpy as np
 
@@ -224,8 +228,8 @@ def _unary(operation: str, x: "Vector") -> "Vector":
             return np.tanh(x)
 
 
-def _binding(node: Node) -> int:
-    """How strongly the operator of a node binds."""
+def _precedence(node: Node) -> int:
+    """Precedence of the operator of a node."""
     if isinstance(node, Binary):
         return 1 if node.operation in "+-" else 2
     return 3

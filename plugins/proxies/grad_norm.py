@@ -1,4 +1,4 @@
-"""Gradient norm: how strongly the loss pulls at the weights of the untrained network."""
+"""Gradient norm: the size of the loss gradients of an untrained network."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class GradNorm:
-    """Sum of `||dL/dW||_2` over the linear and convolution layers that the forward pass calls.
+    """Sum of `||dL/dW||_2` over the linear and convolution layers used in the forward pass.
 
     `L` is the mean cross-entropy of the batch.
     """
 
     card: ClassVar[PluginCard] = PluginCard(
-        source="Abdelfattah et al. 2021, arXiv:2101.08134; linear layers count like convolutions",
+        source="Abdelfattah et al. 2021, arXiv:2101.08134; includes linear layers as well as convolutions",
         cost="per repeat, one forward and backward pass of the batch, shared with other proxies",
         needs=("images", "labels"),
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
     repeats: Annotated[int, Field(ge=1)] = 1
-    """Fresh initialisations that the score is averaged over."""
+    """Number of fresh initialisations to average over."""
 
     def score(self, candidate: Candidate) -> ProxyScore:
         from plugins.proxies.passes import score_passes

@@ -1,4 +1,4 @@
-"""GraSP: how removing each weight would change the flow of gradients."""
+"""GraSP: the estimated change of the gradient flow if a weight is removed."""
 
 import math
 from collections.abc import Iterator
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Grasp:
-    """`-sum w (H g)` over the weights of the linear and convolution layers that the forward pass calls.
+    """`-sum w (H g)` over the weights of the linear and convolution layers used in the forward pass.
 
-    `g` is the gradient of the mean cross-entropy of the batch, `H` the Hessian of that of a few of its images: all
-    images would cost as much as two recorded passes. Sign and direction are those of Abdelfattah et al.'s code, who
-    found accuracy to fall with `w (H g)`; GraSP itself removes the weights of largest `-w (H g)`.
+    `g` is the gradient of the mean cross-entropy of the batch. `H` is the Hessian of the mean cross-entropy of a few of
+    its images, since all images would cost as much as two recorded passes. Sign and direction follow the code of
+    Abdelfattah et al., who found that accuracy falls with `w (H g)`. GraSP itself removes the weights with the largest
+    `-w (H g)`.
     """
 
     card: ClassVar[PluginCard] = PluginCard(
         source="Wang et al. 2020 (GraSP), arXiv:2002.07376; as a score: Abdelfattah et al. 2021, arXiv:2101.08134; "
         "Hessian of a few images, gradient of the whole batch",
-        cost="per repeat, beside a pass that is shared with other proxies, one pass of `num_images` with second "
-        "derivatives",
+        cost="per repeat, one pass shared with other proxies, and one pass of `num_images` with second derivatives",
         needs=("images", "labels"),
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
     repeats: Annotated[int, Field(ge=1)] = 1
-    """Fresh initialisations that the score is averaged over."""
+    """Number of fresh initialisations to average over."""
     num_images: Annotated[int, Field(ge=1)] = 4
-    """Images for the Hessian, spread evenly over the parts of the batch; more than there are means all."""
+    """Number of images for the Hessian, spread evenly over the parts of the batch; all if the batch is smaller."""
 
     def score(self, candidate: Candidate) -> ProxyScore:
         from plugins.proxies.passes import score_passes
@@ -50,7 +50,7 @@ class Grasp:
         size = math.ceil(self.num_images / len(recorded.parts))
         counts = [min(size, len(part.images)) for part in recorded.parts]
         scale = recorded.candidate.images.new_zeros(()).requires_grad_()
-        _ = recorded.mean_gradients  # before the parts share them
+        _ = recorded.mean_gradients  # computed before the parts read them
         # torch's fused attention has no second derivative.
         with sdpa_kernel(SDPBackend.MATH), _weights_scaled(recorded.layers, scale):
             values = recorded.on_parts(lambda part: _curvature(recorded, part.images[:size], part.labels[:size], scale))
@@ -58,10 +58,11 @@ class Grasp:
 
 
 def _curvature(recorded: "RecordedPass", images: "Tensor", labels: "Tensor", scale: "Tensor") -> float:
-    """`w^T H g`, where `H` is the Hessian of the mean loss `L` of some images, and `g` the gradient of the whole batch.
+    """`w^T H g`, with `H` the Hessian of the mean loss `L` of some images and `g` the gradient of the whole batch.
 
-    Where all weights are multiplied by `1 + s`, `dL/ds` is `w^T dL/dw`, and the gradient of that by the weights is
-    `H w + dL/dw`. This saves a third of the matrix products of `H g`: the first derivative is by one number only.
+    If all weights are multiplied by `1 + s`, then `dL/ds = w^T dL/dw` at `s = 0`, and the gradient of this with respect
+    to the weights is `H w + dL/dw`. This needs a third fewer matrix products than `H g`, since the first derivative is
+    with respect to a single number.
     """
     import torch
     import torch.nn.functional as F
@@ -79,7 +80,7 @@ def _curvature(recorded: "RecordedPass", images: "Tensor", labels: "Tensor", sca
 
 @contextmanager
 def _weights_scaled(layers: "dict[str, nn.Module]", scale: "Tensor") -> Iterator[None]:
-    """Within it, the layers compute as if their weights were multiplied by `1 + scale`; `scale` is 0."""
+    """In this context, the layers compute as if their weights were multiplied by `1 + scale`; `scale` is 0."""
     import torch
 
     def hook(layer: Any, _: tuple[Any, ...], output: "Tensor") -> "Tensor":

@@ -1,9 +1,9 @@
-"""The curve that a network makes of a circle in its input space, and how long and bent it is.
+"""The curve to which a network maps a circle in its input space, with its length and curvature.
 
 Legend: `n` points on the circle, `D` features, images of (C, H, W).
 
 Source: Chen et al. 2022, As-ViT, arXiv:2202.11921; Poole et al. 2016, arXiv:1606.05340. The paper scales the circle by
-the square root of the number of inputs; like the authors' code we leave it at radius 1.
+the square root of the number of inputs. Our radius is 1, as in the authors' code.
 """
 
 import math
@@ -22,7 +22,7 @@ def circle_angles(num_points: int, *, like: Tensor) -> Tensor:
 
 
 def circle_basis(shape: Sequence[int], *, generator: torch.Generator) -> Tensor:
-    """Two random orthonormal directions in the space of images, shape (2, *shape), float64 on the CPU."""
+    """Draw two random orthonormal directions in the space of images, shape (2, *shape), float64 on the CPU."""
     columns = torch.randn(2, math.prod(shape), generator=generator).double()
     basis: Tensor = torch.linalg.qr(columns.T).Q.T.reshape(2, *shape)
     return basis
@@ -35,16 +35,16 @@ def circle_points(angles: Tensor, basis: Tensor) -> Tensor:
 
 
 def circle_weights(angles: Tensor, *, order: int) -> Tensor:
-    """Weights of the two directions in the points at angles (n,) and in their derivatives, shape (order + 1, n, 2)."""
+    """Coefficients of the two directions for points at angles (n,) and their derivatives, shape (order + 1, n, 2)."""
     turned = [angles + index * math.pi / 2 for index in range(order + 1)]
     return torch.stack([torch.stack([angle.cos(), angle.sin()], -1) for angle in turned])
 
 
 def curve_derivatives(features: Callable[[Tensor], Tensor], angles: Tensor, basis: Tensor, *, order: int) -> Tensor:
-    """The features on the circle and their derivatives by the angle, for any function: by nested forward-mode autograd.
+    """Features on the circle and their derivatives with respect to the angle, by nested forward-mode autograd.
 
     Args:
-        features: Images (n, C, H, W) to features (n, D), each image on its own.
+        features: Maps images (n, C, H, W) to features (n, D), independently of each other.
         angles: Shape (n,).
         basis: Shape (2, C, H, W).
         order: Highest derivative.
@@ -66,40 +66,41 @@ def curve_derivatives(features: Callable[[Tensor], Tensor], angles: Tensor, basi
     curve: Callable[[Tensor], Tensor] = values
     for _ in range(order):
         curve = raised(curve)
-    # The fused attention kernels have no forward-mode derivative.
+    # The fused attention kernels do not support forward-mode derivatives.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         return curve(angles)
 
 
 def length_distortion(velocity: Tensor) -> Tensor:
-    """Sum over the points of the curve's speed; velocities (n, D) to a scalar.
+    """Sum of the curve's speed over the points; maps velocities (n, D) to a scalar.
 
-    `L = sum_j ||v(theta_j)||`, without the factor of the angles' distance, as in the authors' code.
+    `L = sum_j ||v(theta_j)||`, without the distance of the angles as a factor, as in the authors' code.
     """
     return velocity.square().sum(-1).sqrt().sum(-1)
 
 
 def extrinsic_curvature(velocity: Tensor, acceleration: Tensor) -> Tensor:
-    """Sum over the points of the curve's curvature; derivatives (n, D) to a scalar; nan where the curve stands still.
+    """Sum of the curve's curvature over the points; maps derivatives (n, D) to a scalar; nan if a velocity is 0.
 
-    `kappa = sum_j (v.v)^(-3/2) sqrt((v.v)(a.a) - (v.a)^2)`: the acceleration across the velocity, by the squared speed.
+    `kappa = sum_j (v.v)^(-3/2) sqrt((v.v)(a.a) - (v.a)^2)`: the acceleration orthogonal to the velocity, divided by the
+    squared speed.
     """
     speed, across = _speed_and_turn(velocity, acceleration)
     return (across / speed.square()).sum(-1)
 
 
 def gauss_length(velocity: Tensor, acceleration: Tensor) -> Tensor:
-    """Length of the curve of unit tangents; derivatives (n, D) to a scalar; nan where the curve stands still.
+    """Length of the curve of unit tangents; maps derivatives (n, D) to a scalar; nan if a velocity is 0.
 
-    `L_G = sum_j || d/dtheta (v / ||v||) ||`: the acceleration across the velocity, by the speed. The authors' code has
-    a slip in its broadcasting there, so that its numbers differ.
+    `L_G = sum_j || d/dtheta (v / ||v||) ||`: the acceleration orthogonal to the velocity, divided by the speed. The
+    authors' code has a broadcasting bug here, so its numbers differ.
     """
     speed, across = _speed_and_turn(velocity, acceleration)
     return (across / speed).sum(-1)
 
 
 def _speed_and_turn(velocity: Tensor, acceleration: Tensor) -> tuple[Tensor, Tensor]:
-    """Norms of the velocity and of the part of the acceleration across it, each (n,)."""
+    """Norms of the velocity and of the component of the acceleration orthogonal to it, each (n,)."""
     speed = velocity.square().sum(-1, keepdim=True).sqrt()
     direction = velocity / speed
     across = acceleration - direction * (direction * acceleration).sum(-1, keepdim=True)

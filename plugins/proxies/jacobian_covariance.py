@@ -1,4 +1,4 @@
-"""Jacobian covariance: how differently the untrained network reacts to changes of different images."""
+"""Jacobian covariance: how differently an untrained network responds to changes in different images."""
 
 import math
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from plugins.proxies.passes import RecordedPass
 
 OFFSET = 1e-5
-"""Added to every eigenvalue, as in the authors' code."""
+"""Number added to every eigenvalue, as in the authors' code."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JacobianCovariance:
-    """The arithmetic is `eigenvalue_score`; a Jacobian is that of an image's summed logits by its pixels."""
+    """Computed by `eigenvalue_score` from the gradients of each image's summed logits with respect to its pixels."""
 
     card: ClassVar[PluginCard] = PluginCard(
         source="Mellor et al. 2020, arXiv:2006.04647v1 (jacob_cov); as in Abdelfattah et al. 2021, arXiv:2101.08134",
@@ -28,7 +28,7 @@ class JacobianCovariance:
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
     repeats: Annotated[int, Field(ge=1)] = 1
-    """Fresh initialisations that the score is averaged over."""
+    """Number of fresh initialisations to average over."""
 
     def score(self, candidate: Candidate) -> ProxyScore:
         from plugins.proxies.passes import score_passes
@@ -49,13 +49,13 @@ class JacobianCovariance:
 
 
 def eigenvalue_score(jacobians: "Tensor") -> float:
-    """`-sum_i [log(v_i + k) + 1 / (v_i + k)]` of the eigenvalues `v_i` of the images' correlation matrix.
+    """`-sum_i [log(v_i + k) + 1 / (v_i + k)]`, with `v_i` the eigenvalues of the images' correlation matrix.
 
     Args:
         jacobians: One row per image, shape (B, C H W).
 
     Returns:
-        Highest where no two images' rows correlate; nan where a row is constant or not finite.
+        The score, which is highest for uncorrelated rows; nan if a row is constant or not finite.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Measured time of a forward pass on the device that scores."""
+"""Measured time of a forward pass on the scoring device."""
 
 import math
 import statistics
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Milliseconds: the median of several timed passes, with the standard deviation between them as its spread.
+    """Median time of several passes in milliseconds; the spread is their standard deviation.
 
-    It is measured on the images' device, in their dtype, with as many threads as torch has, after a warm-up that is not
-    counted. It is the one score that no seed determines, and other work on the machine adds to it.
+    The passes run on the device and in the dtype of the images, with all threads of torch, after a warm-up that does
+    not count. Latency is the only score that the seed does not determine, and other load on the machine increases it.
     """
 
     card: ClassVar[PluginCard] = PluginCard(
-        source="a baseline that is measured; milliseconds of one forward pass without gradients",
+        source="a measured baseline; milliseconds of one forward pass without gradients",
         cost="one initialisation, `warm_up` and `repeats` forward passes of `batch_size` images",
         needs=("images", "a quiet machine"),
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "minimize"
     repeats: Annotated[int, Field(ge=1)] = 10
-    """Timed passes."""
+    """Number of timed passes."""
     warm_up: Annotated[int, Field(ge=0)] = 3
-    """Passes before them."""
+    """Number of passes before the timed ones."""
     batch_size: Annotated[int, Field(ge=1)] = 1
-    """Images of a pass; those of the batch are taken over again where it has fewer."""
+    """Images per pass. If the scoring batch has fewer images, they are repeated."""
 
     def score(self, candidate: Candidate) -> ProxyScore:
         import torch
@@ -52,7 +52,7 @@ class Latency:
 
 
 def timed(work: Callable[[], object], device: "torch.device") -> float:
-    """Milliseconds that `work` takes on a device, what it started there included."""
+    """Milliseconds that `work` takes on a device, including asynchronous work that it starts."""
     import torch
 
     def wait() -> None:

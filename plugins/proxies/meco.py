@@ -1,4 +1,4 @@
-"""MeCo: how far the channels of a layer are from being combinations of each other."""
+"""MeCo: how far the channels of a layer are from linear dependence."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Meco:
-    """`sum_l (D_l / n) lambda_min(P_l)`: `P_l` correlates `n` random channels of layer `l` over the tokens of an image.
+    """`sum_l (D_l / n) lambda_min(P_l)`, with the correlations `P_l` of `n` random channels of layer `l` over tokens.
 
-    This is MeCo_opt: the matrix of all `D` channels is singular where there are no more tokens than channels, as in
-    most vision transformers. Layers with no more tokens than `n` have a singular matrix in any case and add nothing;
-    constant channels have no correlation. The authors hook every module of a convolutional network and take one image
-    of noise. We take the layers with weights (embeddings, `qkv`, `proj`, `fc1`, `fc2`), whose outputs the others pass
-    on, and the mean over the images of the batch, which makes the score vary less.
+    This is MeCo_opt. The matrix of all `D` channels is singular if there are no more tokens than channels, as in most
+    vision transformers. Layers with at most `n` tokens have a singular matrix in any case and add nothing. Constant
+    channels count as uncorrelated. The authors hook every module of a convolutional network and use one image of noise.
+    We use the layers with weights (embeddings, `qkv`, `proj`, `fc1`, `fc2`), since the other modules only pass on their
+    outputs, and average over the images of the batch, which reduces the variance of the score.
 
     Source: Jiang et al. 2023, MeCo, NeurIPS; sum and weight as in the authors' code for NAS-Bench-201.
     """
@@ -33,9 +33,9 @@ class Meco:
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
     repeats: Annotated[int, Field(ge=1)] = 1
-    """Fresh initialisations, each with its own channels, that the score is averaged over."""
+    """Number of fresh initialisations to average over, each with different channels."""
     channels: Annotated[int, Field(ge=2)] = 8
-    """Channels drawn of each layer; all of a layer that has fewer."""
+    """Number of channels drawn from each layer; all channels if the layer has fewer."""
 
     def score(self, candidate: Candidate) -> ProxyScore:
         from plugins.proxies.passes import score_passes
@@ -66,6 +66,6 @@ class Meco:
 
 
 def channel_rows(output: "Tensor", channels: "Tensor", *, axis: int) -> "Tensor":
-    """Some channels of each image over its tokens, (B, n, N); `axis` is that of the channels."""
+    """The selected channels of each image over its tokens, (B, n, N); `axis` is the axis of the channels."""
     chosen = output.index_select(axis, channels).movedim(axis, 1)
     return chosen.reshape(len(output), len(channels), -1)

@@ -1,4 +1,4 @@
-"""Condition number of the neural tangent kernel: how evenly the untrained network could learn."""
+"""Condition number of the neural tangent kernel: how uneven the learning speeds of an untrained network are."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -10,16 +10,16 @@ from plugins.protocols import Candidate, PluginCard, ProxyScore
 
 @dataclass(frozen=True, kw_only=True)
 class NtkCondition:
-    """As-ViT's trainability; the arithmetic is `plugins.proxies.tangent_kernel`."""
+    """As-ViT's trainability, computed by `plugins.proxies.tangent_kernel`."""
 
     card: ClassVar[PluginCard] = PluginCard(
-        source="Chen et al. 2022 (As-ViT), arXiv:2202.11921; gradients of the summed features, not of logits",
+        source="Chen et al. 2022 (As-ViT), arXiv:2202.11921; gradients of the summed features, not of the logits",
         cost="per repeat, one initialisation, one forward and one backward pass of the batch",
         needs=("images",),
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "minimize"
     repeats: Annotated[int, Field(ge=1)] = 5
-    """Fresh initialisations that the score is averaged over."""
+    """Number of fresh initialisations to average over."""
 
     def score(self, candidate: Candidate) -> ProxyScore:
         from plugins.proxies.repeats import networks, seed_groups, summarize

@@ -1,4 +1,4 @@
-"""NASWOT in its form for GELU: how different the binary codes of the images are."""
+"""NASWOT for GELU: how different the binary activation codes of the images are."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Nwot:
-    """`log |K|`: `K_ab` counts the hidden units, of all MLPs and tokens, whose sign is the same for images `a` and `b`.
+    """`log |K|`: `K_ab` counts the hidden units, over all MLPs and tokens, with equal signs for images `a` and `b`.
 
-    A unit's sign is whether its activation's input is above 0. The paper takes it at every ReLU of a convolutional
-    network; Auto-Prox takes it at every GELU, with weights drawn anew from N(0, 1). Ours are the network's own, so that
-    the pass is shared: the norm before the MLP makes their scale nearly irrelevant for a sign.
+    The sign of a unit is the sign of the input of its activation function. The paper uses every ReLU of a convolutional
+    network. Auto-Prox uses every GELU and draws new weights from N(0, 1). We keep the initial weights of the network,
+    so that other proxies can share the pass. The norm before the MLP makes their scale nearly irrelevant for the signs.
 
     Source: Mellor et al. 2021, arXiv:2006.04647; Wei et al. 2024 (Auto-Prox), arXiv:2312.09059.
     """
@@ -31,7 +31,7 @@ class Nwot:
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
     repeats: Annotated[int, Field(ge=1)] = 1
-    """Fresh initialisations that the score is averaged over."""
+    """Number of fresh initialisations to average over."""
 
     def score(self, candidate: Candidate) -> ProxyScore:
         from plugins.proxies.passes import score_passes
@@ -51,9 +51,9 @@ class Nwot:
 
 
 def sign_agreements(signs: "Tensor") -> "Tensor":
-    """At how many units two images agree, Boolean (B, ...) to (B, B), float64.
+    """Number of units at which two images agree; maps Boolean (B, ...) to float64 (B, B).
 
-    With codes `x` of zeros and ones it is `x x^T + (1 - x)(1 - x)^T`. Float32 counts exactly up to 2^24.
+    For codes `x` of zeros and ones, this is `x x^T + (1 - x)(1 - x)^T`. Counts in float32 are exact up to 2^24.
     """
     codes = signs.flatten(1).float()
     both = (codes @ codes.T).double()

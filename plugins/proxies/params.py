@@ -8,7 +8,7 @@ from plugins.protocols import Candidate, PluginCard, ProxyScore
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """Parameters in closed form; nothing is built."""
+    """Number of parameters in closed form, without building a network."""
 
     card: ClassVar[PluginCard] = PluginCard(source="baseline; larger models tend to be better", cost="arithmetic only")
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"

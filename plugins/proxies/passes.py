@@ -1,4 +1,4 @@
-"""One forward and backward pass of a fresh network over the batch, which serves every score that can be read from it.
+"""One forward and backward pass of a fresh network over the batch, shared by all scores that can be read from it.
 
 Legend: `B` images, `N` tokens, `D` width, `P` parts of the batch.
 """
@@ -19,30 +19,30 @@ from plugins.protocols import Candidate, ProxyScore, TransformerBlock
 from plugins.proxies.repeats import networks, on_all_cores, repeat_seeds, summarize
 
 NUM_PARTS = 2
-"""Mini-batches that the batch is split into: ZiCo needs the variation between two at least."""
+"""Number of mini-batches into which the batch is split. ZiCo needs at least two, to measure their variation."""
 
 Recorded = TypeVar("Recorded")
 
 
 @runtime_checkable
 class PassProxy(Protocol):
-    """A proxy whose value for one network can be read from a recorded pass; frozen, so that equal ones are one."""
+    """A proxy that reads its value for one network from a recorded pass. It is frozen: equal proxies share values."""
 
     @property
     def repeats(self) -> int:
-        """Fresh networks that the score is averaged over."""
+        """Number of fresh networks to average over."""
         ...
 
     def measure(self, recorded: "RecordedPass") -> float:
-        """The score of one network; not finite marks the topology as bad."""
+        """The score of one network. A non-finite value marks the topology as bad."""
         ...
 
 
 def score_passes(proxy: PassProxy, candidate: Candidate) -> ProxyScore:
     """Mean and spread of `proxy.measure` over its repeats.
 
-    The pass of a repeat is measured for all companions of the candidate at once, then dropped: however many proxies and
-    repeats there are, each pass is made once, and one is in memory at a time.
+    Each pass is measured for all companions of the candidate and then discarded. Each pass is therefore made once, for
+    any number of proxies, and only one is in memory at a time.
     """
     return score_together(
         proxy, candidate, kind=PassProxy, record=record_pass, measure=lambda one, recorded: one.measure(recorded)
@@ -60,12 +60,12 @@ def score_together(
     """Mean and spread of a measure over the repeats of `proxy`, with one recording per repeat for all companions.
 
     Args:
-        proxy: Frozen, with a number of `repeats`.
-        candidate: Its companions of the same kind are measured too, and their values kept in `shared`. One that fails
-            is left out.
-        kind: A runtime-checkable protocol: which companions read the same recording.
-        record: What they read of the network of a seed; dropped before the next one is made.
-        measure: A proxy's value from it.
+        proxy: A frozen proxy with a number of `repeats`.
+        candidate: The topology to score. Companions of the same kind are measured too, and their values are stored in
+            `shared`; companions that fail are skipped.
+        kind: Runtime-checkable protocol of the companions that read the same recording.
+        record: Creates the recording for a seed. Each recording is discarded before the next one is created.
+        measure: Reads the value of a proxy from the recording.
     """
     measured: dict[tuple[Any, int], float] = candidate.shared.setdefault(("measured", kind), {})
     others = {one for one in candidate.companions if isinstance(one, kind)} - {proxy}
@@ -74,7 +74,7 @@ def score_together(
         recorded = record(candidate, seed)
         for other in others:
             if (other, seed) not in measured and seed in repeat_seeds(candidate.seed, other.repeats):
-                with suppress(Exception):  # it raises again where it is scored itself
+                with suppress(Exception):  # raised again when the companion is scored
                     measured[other, seed] = measure(other, recorded)
         measured[proxy, seed] = measure(proxy, recorded)
 
@@ -86,18 +86,21 @@ def score_together(
 
 
 def is_block(module: nn.Module) -> TypeGuard[TransformerBlock]:
-    """Whether a module has the parts of a transformer block. (`isinstance` does not see submodules on Python 3.12.)"""
+    """Whether a module has the parts of a transformer block.
+
+    On Python 3.12, `isinstance` with the protocol does not find submodules.
+    """
     return all(hasattr(module, name) for name in ("norm1", "attn", "norm2", "mlp"))
 
 
 def sum_of(values: Iterable[Tensor]) -> float:
-    """The sum of scalars on any device, in float64."""
+    """Sum of scalars on any device, in float64."""
     return float(torch.stack(list(values)).double().sum())
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockRecord:
-    """What went through one block. Tensors are part of the graph for autograd; token shapes are the model's own."""
+    """The tensors that passed through one block, with their autograd graph. Token dimensions depend on the model."""
 
     block: TransformerBlock
     stream: tuple[Tensor, Tensor, Tensor]
@@ -105,12 +108,12 @@ class BlockRecord:
     attended: Tensor
     """Input of the attention module, (B, ..., D)."""
     hidden: Tensor
-    """Input of the MLP's activation, (B, ..., hidden width)."""
+    """Input of the MLP's activation function, (B, ..., hidden width)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedPart:
-    """The forward pass of one mini-batch, with its graph."""
+    """The forward pass of one mini-batch, with its autograd graph."""
 
     images: Tensor
     """Shape (B / P, C, H, W); requires a gradient."""
@@ -118,42 +121,42 @@ class RecordedPart:
     logits: Tensor
     """Shape (B / P, classes)."""
     blocks: tuple[BlockRecord, ...]
-    """In the order of the forward pass."""
+    """Records of the blocks, in the order of the forward pass."""
     outputs: dict[str, Tensor]
-    """Outputs of the linear and convolution layers that were called, by the layer's name in the model."""
+    """Outputs of the linear and convolution layers that were called, by the name of the layer in the model."""
 
 
 @dataclass(frozen=True)
 class RecordedPass:
-    """A fresh network, and its forward passes over the parts of the batch."""
+    """A fresh network with its forward passes over the parts of the batch."""
 
     candidate: Candidate
     seed: int
-    """Of the network; other random numbers of a measure start from it too."""
+    """Seed of the network and of other random numbers of a measure."""
     model: nn.Module
     parts: tuple[RecordedPart, ...]
 
     def on_parts(self, work: Callable[[RecordedPart], Any]) -> list[Any]:
-        """`work` of every part, on all cores; graphs are retained, and stay so only if `work` retains them too."""
+        """Apply `work` to every part, on all cores. `work` must retain the graphs that later calls need."""
         return list(on_all_cores(work, self.parts, device=self.candidate.images.device.type))
 
     def generator(self) -> torch.Generator:
-        """A generator on the CPU of a measure's own random numbers, which are not those of the weights."""
+        """A CPU generator for the random numbers of a measure, independent of the initial weights."""
         return torch.Generator().manual_seed(repeat_seeds(self.seed, 1)[0])
 
     @cached_property
     def layers(self) -> dict[str, nn.Module]:
-        """The linear and convolution layers that the forward pass calls, by name."""
+        """The linear and convolution layers used in the forward pass, by name."""
         return {name: self.model.get_submodule(name) for name in self.parts[0].outputs}
 
     @cached_property
     def gradients(self) -> tuple["LossGradients", ...]:
-        """Of each part's mean cross-entropy."""
+        """Gradients of the mean cross-entropy of each part."""
         return tuple(self.on_parts(self._differentiate))
 
     @cached_property
     def mean_gradients(self) -> dict[str, Tensor]:
-        """Of the mean cross-entropy over the whole batch by every layer's weight, by the layer's name."""
+        """Gradients of the mean cross-entropy over the whole batch for the weight of each layer, by layer name."""
         shares = [len(part.images) / len(self.candidate.images) for part in self.parts]
         means = {name: shares[0] * gradient for name, gradient in self.gradients[0].weights.items()}
         for share, part in zip(shares[1:], self.gradients[1:], strict=True):
@@ -173,15 +176,15 @@ class RecordedPass:
 
 @dataclass(frozen=True, kw_only=True)
 class LossGradients:
-    """Gradients of a part's mean cross-entropy, by the layer's name."""
+    """Gradients of the mean cross-entropy of a part, by layer name."""
 
     weights: dict[str, Tensor]
     outputs: dict[str, Tensor]
-    """Of the layer's outputs, in their shape."""
+    """Gradients for the outputs of the layers, in the same shapes."""
 
 
 def record_pass(candidate: Candidate, seed: int) -> RecordedPass:
-    """The candidate's network of this seed, forward over the batch in `NUM_PARTS` parts."""
+    """Build the candidate's network for a seed and record its forward pass over the batch in `NUM_PARTS` parts."""
     (model,) = networks(candidate, [seed])
     size = math.ceil(len(candidate.images) / NUM_PARTS)
     batches = list(zip(torch.split(candidate.images, size), torch.split(candidate.labels, size), strict=True))
@@ -225,9 +228,9 @@ def _part(
 
 @contextmanager
 def _recording(model: nn.Module) -> Iterator[Callable[[], AbstractContextManager[dict[nn.Module, _Call]]]]:
-    """Within it, `calls_of()` collects this thread's calls of the model's modules, each once, in their order of ending.
+    """In this context, `calls_of()` collects this thread's calls of the model's modules, in the order of completion.
 
-    A block ends after everything in it; blocks end one after the other, so their order is that of the forward pass.
+    Each module is recorded once. Blocks complete one after the other, so their order is that of the forward pass.
     """
     threads: dict[int, dict[nn.Module, _Call]] = {}
 
@@ -236,7 +239,7 @@ def _recording(model: nn.Module) -> Iterator[Callable[[], AbstractContextManager
         if calls is None or not inputs:
             return
         if module in calls and isinstance(module, nn.Linear | nn.Conv2d):
-            raise ValueError(f"each layer must be called once in a forward pass, but one {module} was called twice.")
+            raise ValueError(f"a forward pass must call each layer once, but it called {module} twice.")
         calls[module] = _Call(inputs[0], output)
 
     @contextmanager

@@ -1,8 +1,8 @@
 """The data-free pass of SynFlow and DSS: absolute parameters, an image of ones, and the sum of the logits.
 
-The pass is made in float64 and the scores are logarithms: sums that grow by a factor per block overflow float32 at the
-depth of a vision transformer. Layer norms stay, with their absolute parameters. Their outputs have both signs, so that
-not everything in the pass is positive; a saliency is therefore an absolute value.
+The sums grow by a factor per block and would overflow float32 at the depth of a vision transformer, so the pass uses
+float64 and the scores are logarithms. Layer norms are kept, with absolute parameters. Since their outputs have both
+signs, saliencies are absolute values.
 """
 
 import copy
@@ -20,23 +20,23 @@ from plugins.proxies.repeats import networks, on_all_cores
 
 @runtime_checkable
 class PositiveProxy(Protocol):
-    """A proxy whose value for one network can be read from a positive pass; frozen, so that equal ones are one."""
+    """A proxy that reads its value for one network from a positive pass. It is frozen: equal proxies share values."""
 
     @property
     def repeats(self) -> int:
-        """Fresh networks that the score is averaged over."""
+        """Number of fresh networks to average over."""
         ...
 
     def measure_positive(self, positive: "PositivePass") -> float:
-        """The score of one network; not finite marks the topology as bad."""
+        """The score of one network. A non-finite value marks the topology as bad."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class PositivePass:
-    """Absolute weights and the gradients of `R = sum(logits)` by them, float64, by the layer's name.
+    """Absolute weights of the layers and the gradients of `R = sum(logits)` for them, float64, by layer name.
 
-    The layers are the linear and convolution layers that the forward pass calls.
+    The layers are the linear and convolution layers used in the forward pass.
     """
 
     weights: dict[str, Tensor]
@@ -46,7 +46,7 @@ class PositivePass:
 
 
 def score_positive(proxy: PositiveProxy, candidate: Candidate) -> ProxyScore:
-    """Mean and spread of `proxy.measure_positive` over its repeats; one pass per repeat serves all companions."""
+    """Mean and spread of `proxy.measure_positive` over its repeats, with one pass per repeat for all companions."""
     return score_together(
         proxy,
         candidate,
@@ -57,7 +57,7 @@ def score_positive(proxy: PositiveProxy, candidate: Candidate) -> ProxyScore:
 
 
 def record_positive(candidate: Candidate, seed: int) -> PositivePass:
-    """The positive pass of the candidate's network of this seed; the network itself is left unchanged."""
+    """Record the positive pass of the candidate's network for a seed. The network itself is not modified."""
     (fresh,) = networks(candidate, [seed])
     model = copy.deepcopy(fresh).double()
     with torch.no_grad():
@@ -87,9 +87,9 @@ def log_saliency(positive: PositivePass) -> float:
 
 
 def log_diversity_and_saliency(positive: PositivePass, *, square_layers: bool = False) -> float:
-    """`log` of `||dR/dW||_nuc ||W||_nuc` summed over attention's layers and `sum |W * dR/dW|` over the others.
+    """`log` of `||dR/dW||_nuc ||W||_nuc` summed over attention layers plus `sum |W * dR/dW|` over the other layers.
 
-    With `square_layers`, linear layers with as many outputs as inputs count as attention's, wherever they are.
+    With `square_layers`, all linear layers with as many outputs as inputs count as attention layers.
     """
     diverse = [
         name
@@ -105,9 +105,10 @@ def log_diversity_and_saliency(positive: PositivePass, *, square_layers: bool = 
 
 
 def nuclear_norm(matrix: Tensor) -> Tensor:
-    """Sum of the singular values, from the eigenvalues of the smaller Gram matrix.
+    """Sum of the singular values, computed from the eigenvalues of the smaller Gram matrix.
 
-    For float64 that is several times as fast as singular values, and right to about 1e-8 of the largest one for each.
+    In float64, this is several times faster than a singular value decomposition. The error of each singular value is
+    about 1e-8 of the largest one.
     """
     if matrix.shape[0] > matrix.shape[1]:
         matrix = matrix.T
@@ -123,5 +124,5 @@ def _saliency(positive: PositivePass, name: str) -> Tensor:
 
 
 def _log(value: float) -> float:
-    """The logarithm; not finite where `value` is not, or is 0 because nothing flows through the network."""
+    """The logarithm; nan if `value` is 0, which means that no signal passes through the network, or is nan."""
     return math.log(value) if value > 0 else math.nan

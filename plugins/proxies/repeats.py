@@ -1,4 +1,4 @@
-"""What repeated scores share: seeds and networks of the repeats, the work on several cores, mean and spread."""
+"""Shared parts of repeated scores: seeds and networks of the repeats, parallel work, mean and spread."""
 
 import math
 import random
@@ -12,33 +12,33 @@ if TYPE_CHECKING:
     from torch import nn
 
 SHARED_BYTES = 2**28
-"""Networks of several repeats are in memory together, and kept for the next proxy, up to this size."""
+"""Maximum size of the networks of several repeats that are in memory together and kept for the next proxy."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def repeat_seeds(seed: int, repeats: int) -> tuple[int, ...]:
-    """One seed per repeat, unrelated to each other and the same for the same `seed`; more repeats only add to them."""
+    """One independent seed per repeat, determined by `seed`. More repeats append seeds to the same sequence."""
     rng = random.Random(seed)
     return tuple(rng.getrandbits(62) for _ in range(repeats))
 
 
 def summarize(values: Sequence[float]) -> ProxyScore:
-    """Mean and standard deviation (ddof 1) over the repeats; the mean is nan if any of them is not finite."""
+    """Mean and standard deviation (ddof 1) over the repeats; the mean is nan if any value is not finite."""
     if not all(math.isfinite(value) for value in values):
         return ProxyScore(math.nan)
     return ProxyScore(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
 
 
 def seed_groups(candidate: Candidate, repeats: int) -> list[tuple[int, ...]]:
-    """The seeds of the repeats, all together where all their networks may be in memory at once, else one by one."""
+    """The seeds of the repeats: one group if all networks fit in memory together, otherwise one group per seed."""
     seeds = repeat_seeds(candidate.seed, repeats)
     return [seeds] if _fit_in_memory(candidate, repeats) else [(seed,) for seed in seeds]
 
 
 def networks(candidate: Candidate, seeds: Sequence[int]) -> "list[nn.Module]":
-    """The candidate's fresh networks with their normalisation. Proxies share them, and must leave them unchanged."""
+    """The candidate's fresh networks, with normalisation. Proxies share them and must not modify them."""
     kept = candidate.shared.setdefault("networks", {})
     missing = [seed for seed in seeds if seed not in kept]
     built = on_all_cores(lambda seed: candidate.build(seed=seed), missing, device="cpu")
@@ -53,10 +53,10 @@ def _fit_in_memory(candidate: Candidate, count: int) -> bool:
 
 
 def on_all_cores(work: Callable[[Item], Result], items: Sequence[Item], *, device: str) -> Iterator[Result]:
-    """`work` of every item, in order: on a CPU side by side, one core each, elsewhere one after the other.
+    """Apply `work` to every item, with results in order. On a CPU, items run in parallel, one core per item.
 
-    Two cores with an item each are faster than two cores that share every operation of a small network: several times
-    so on a machine that has other work, where one waits for the other at the end of each.
+    For small networks, one item per core is faster than sharing every operation between cores. On a machine with other
+    load it is several times faster, since the cores do not wait for each other after each operation.
     """
     import torch
 

@@ -1,6 +1,6 @@
-"""Formulas that are saved as text and loaded by name, like any other proxy.
+"""Formulas that are saved as text files and loaded by name, like any other proxy.
 
-A file `NAME.txt` holds a formula on one line; lines that begin with `#`, and empty ones, say something about it.
+A file `NAME.txt` holds a formula on one line. Empty lines and comments, which start with `#`, are ignored.
 """
 
 from dataclasses import field, make_dataclass
@@ -12,7 +12,7 @@ from plugins.protocols import PluginCard
 from plugins.proxies.expression import Expression
 from plugins.proxies.formula_text import FormulaError, parse
 from plugins.proxies.formulas import Formula
-from plugins.registry import FORMULA_NAME, FORMULA_SUFFIX, SavedFormula, available, look_again, provider
+from plugins.registry import FORMULA_NAME, FORMULA_SUFFIX, SavedFormula, available, clear_caches, provider
 
 
 class SavedFormulaError(ImportError):
@@ -20,33 +20,37 @@ class SavedFormulaError(ImportError):
 
 
 def load_formula(path: Path) -> type[Expression]:
-    """The formula of a file as a proxy: `Expression` with its formula given.
+    """Load a formula from a file as a proxy class: `Expression` with a fixed formula.
 
     Raises:
-        SavedFormulaError: It cannot be read, has not exactly one line that is no comment, or that is no formula.
+        SavedFormulaError: The file cannot be read, does not have exactly one line that is not a comment, or this line
+            is not a formula.
     """
     return _expression_class(path, str(_read(path)))
 
 
 def saving_problem(folder: Path, name: str) -> str | None:
-    """Why a formula cannot be saved under a name, or `None` if it can."""
+    """Why a formula cannot be saved under this name, or `None` if it can."""
     if not FORMULA_NAME.fullmatch(name):
-        return f"a name begins with a-z or 0-9 and goes on with a-z 0-9 . _ - (63 in all at most), but got {name!r}."
+        return (
+            "a name must start with a-z or 0-9 and continue with a-z 0-9 . _ - (at most 63 characters in total), but "
+            f"got {name!r}. Choose another name."
+        )
     installed = available("proxies").get(name)
     if installed is not None and not isinstance(installed, SavedFormula):
         package = provider("proxies", name)
-        return f"a formula needs a name of its own, but {name!r} is a proxy of {package}. Choose another."
+        return f"a formula needs a unique name, but {name!r} is a proxy of {package}. Choose another name."
     path = folder / f"{name}{FORMULA_SUFFIX}"
     if path.exists():
-        return f"a saved formula is not replaced, but {path} exists. Choose another name, or remove the file first."
+        return f"saved formulas are never overwritten, but {path} exists. Choose another name or remove the file."
     return None
 
 
 def save_formula(folder: Path, name: str, formula: Formula, *, comments: str) -> Path:
-    """Write a formula and lines about it into a new file of a folder.
+    """Write a formula with comments to a new file in a folder.
 
     Raises:
-        ValueError: It cannot be saved under that name.
+        ValueError: The formula cannot be saved under this name.
     """
     problem = saving_problem(folder, name)
     if problem is not None:
@@ -56,7 +60,7 @@ def save_formula(folder: Path, name: str, formula: Formula, *, comments: str) ->
     about = "\n".join(f"# {line}".rstrip() for line in comments.splitlines())
     with path.open("x", encoding="utf-8") as file:
         file.write(f"{about}\n{formula}\n")
-    look_again()
+    clear_caches()
     return path
 
 
@@ -67,7 +71,7 @@ def _read(path: Path) -> Formula:
         raise SavedFormulaError(f"{path} must be a text file with a formula, but it cannot be read ({error})") from None
     found = [(number, line) for number, line in enumerate(lines, start=1) if line.strip() and line.lstrip()[0] != "#"]
     if len(found) != 1:
-        raise SavedFormulaError(f"{path} must have one line with a formula, beside comments, but has {len(found)}")
+        raise SavedFormulaError(f"{path} must have one line with a formula, apart from comments, but has {len(found)}")
     ((number, line),) = found
     try:
         return parse(line)

@@ -1,4 +1,4 @@
-"""SNIP: how much the loss depends on each weight's being there."""
+"""SNIP: how sensitive the loss is to the removal of each weight."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Snip:
-    """Sum of `|w dL/dw|` over the weights of the linear and convolution layers that the forward pass calls.
+    """Sum of `|w dL/dw|` over the weights of the linear and convolution layers used in the forward pass.
 
-    `L` is the mean cross-entropy of the batch. Biases, norms and position embeddings are left out, as in CNNs.
+    `L` is the mean cross-entropy of the batch. Biases, norms and position embeddings are excluded, as for CNNs.
     """
 
     card: ClassVar[PluginCard] = PluginCard(
         source="Lee et al. 2019 (SNIP), arXiv:1810.02340; as a score: Abdelfattah et al. 2021, arXiv:2101.08134; "
-        "linear layers count like convolutions",
+        "includes linear layers as well as convolutions",
         cost="per repeat, one forward and backward pass of the batch, shared with other proxies",
         needs=("images", "labels"),
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
     repeats: Annotated[int, Field(ge=1)] = 1
-    """Fresh initialisations that the score is averaged over."""
+    """Number of fresh initialisations to average over."""
 
     def score(self, candidate: Candidate) -> ProxyScore:
         from plugins.proxies.passes import score_passes

@@ -1,4 +1,4 @@
-"""SWAP: how many different ways the hidden units have of telling the images of a batch apart."""
+"""SWAP: the number of different patterns in which hidden units separate the images of a batch."""
 
 import math
 from dataclasses import dataclass
@@ -14,20 +14,21 @@ if TYPE_CHECKING:
     from plugins.proxies.passes import BlockRecord, RecordedPass
 
 BITS = 52
-"""Signs that a float64 holds exactly."""
+"""Number of signs that a float64 represents exactly."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Swap:
-    """The number of different patterns of signs that hidden units, of all MLPs, have over the images.
+    """The number of distinct sign patterns of the hidden units of all MLPs over the images.
 
-    A unit's pattern is, for each image, whether its activation's input is above 0. What a unit is where an image has
-    many tokens is the setting `tokens`. The authors' own form for transformers is `each`: a hidden unit at each token
-    is one of its own. These are millions, and no more than `2^B` can differ: with 16 images an AutoFormer-T reaches 0.9
-    of that, whatever its shape. In our form, `mean`, a unit's input is averaged over the tokens of an image first; then
-    a fifth of the patterns differ, far from either bound. `each` needs 32 images or more.
+    The pattern of a unit consists of one sign per image, the sign of the input of its activation function. The setting
+    `tokens` defines the units for images with many tokens. The authors' form for transformers is `each`: a hidden unit
+    at each token counts separately. This makes millions of units, but at most `2^B` patterns can differ: with 16
+    images, an AutoFormer-T of any shape reaches 0.9 of this bound. Our form, `mean`, averages the input of a unit over
+    the tokens of an image. Then a fifth of the patterns differ, far from either bound. `each` needs 32 images or more.
 
-    With `mu` and `sigma` the number is multiplied by `exp(-(p - mu)^2 / sigma)`, `p` thousand parameters.
+    With `mu` and `sigma`, the number is multiplied by `exp(-(p - mu)^2 / sigma)`, where `p` is the number of parameters
+    in thousands.
 
     Source: Peng et al. 2024, arXiv:2403.04161; for transformers, Peng et al. 2026, arXiv:2605.07378.
     """
@@ -39,18 +40,19 @@ class Swap:
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
     repeats: Annotated[int, Field(ge=1)] = 1
-    """Fresh initialisations that the score is averaged over; the authors take 32."""
+    """Number of fresh initialisations to average over; the authors use 32."""
     tokens: Literal["mean", "each"] = "mean"
-    """Whether a unit has one sign for an image or one for each token of it."""
+    """Whether a unit has one sign per image (`mean`) or one sign per token (`each`)."""
     mu: Annotated[float, Field(gt=0)] | None = None
-    """Thousand parameters that are best; `None` for no regularisation."""
+    """Optimal number of parameters, in thousands; `None` for no regularisation."""
     sigma: Annotated[float, Field(gt=0)] | None = None
-    """How fast the number falls off from `mu`, thousand parameters squared."""
+    """Width of the regularisation around `mu`, in squared thousands of parameters."""
 
     def __post_init__(self) -> None:
         if (self.mu is None) != (self.sigma is None):
             raise ValueError(
-                f"`mu` and `sigma` must be given together or not at all, but got mu={self.mu}, sigma={self.sigma}."
+                f"`mu` and `sigma` must be set together or not at all, but got mu={self.mu}, sigma={self.sigma}. Set "
+                "both or remove both."
             )
 
     def score(self, candidate: Candidate) -> ProxyScore:
@@ -82,7 +84,7 @@ class Swap:
 
 
 def different_patterns(signs: "Tensor") -> "Tensor":
-    """The columns of a Boolean matrix (B, M) that differ, as whole numbers of 52 bits: (ceil(B / 52), at most M)."""
+    """The distinct columns of a Boolean matrix (B, M), encoded as 52-bit integers: (ceil(B / 52), at most M)."""
     import torch
 
     powers = 2.0 ** torch.arange(BITS, dtype=torch.float64, device=signs.device)
@@ -91,7 +93,7 @@ def different_patterns(signs: "Tensor") -> "Tensor":
 
 
 def unique_columns(words: "Tensor") -> "Tensor":
-    """The different columns of a matrix; of a single row, ten times as fast as `torch.unique` with a dimension."""
+    """The distinct columns of a matrix. For a single row, this is ten times as fast as `torch.unique(..., dim=1)`."""
     import torch
 
     found: Tensor = torch.unique(words[0])[None] if len(words) == 1 else torch.unique(words, dim=1)

@@ -1,4 +1,4 @@
-"""SynFlow: how much flows through the weights, whatever the data."""
+"""SynFlow: how much signal flows through the weights, independent of data."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SynFlow:
-    """`log sum |w dR/dw|` with absolute parameters, an image of ones and `R` the sum of the logits.
+    """`log sum |w dR/dw|` with absolute parameters, an image of ones, and the sum `R` of the logits.
 
-    The sum is over the weights of the linear and convolution layers that the forward pass calls. The logarithm and
-    float64 keep it finite at any depth. Layer norms stay in the pass (the paper's networks are freed of batch norms).
+    The sum is over the weights of the linear and convolution layers used in the forward pass. The logarithm and float64
+    keep it finite at any depth. Layer norms are kept, whereas the paper removes batch norms from its networks.
     """
 
     card: ClassVar[PluginCard] = PluginCard(
@@ -26,7 +26,7 @@ class SynFlow:
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
     repeats: Annotated[int, Field(ge=1)] = 1
-    """Fresh initialisations that the score is averaged over."""
+    """Number of fresh initialisations to average over."""
 
     def score(self, candidate: Candidate) -> ProxyScore:
         from plugins.proxies.positive_pass import score_positive

@@ -1,6 +1,6 @@
 """The neural tangent kernel of an untrained network: the Gram matrix of its per-image gradients.
 
-Legend: `B` images, `N` positions at which a layer is applied to one image, `I` and `O` inputs and outputs of a layer.
+Legend: `B` images, `N` positions of an image to which a layer is applied, `I` and `O` inputs and outputs of a layer.
 """
 
 import threading
@@ -19,30 +19,31 @@ from torch.utils.hooks import RemovableHandle
 from plugins.proxies.repeats import on_all_cores
 
 PIXELS_AT_ONCE = 2**17
-"""Pixels of the images that go through a network together on a CPU: more do not stay in its cache."""
+"""Maximum number of pixels per forward pass on a CPU; more do not fit in its cache."""
 GRADIENT_BYTES = 2**29
-"""Up to this size the gradients of all images are in memory together; larger ones are reduced layer by layer."""
+"""Maximum size of the gradients of all images in memory together. Larger gradients are reduced layer by layer."""
 
 
 class Contribution(NamedTuple):
-    """What a layer adds to the kernel: the Gram matrix of its weight's gradients, `gradient^T inputs` of each image."""
+    """A layer's contribution to the kernel: the factors of its weight gradients, `gradient^T inputs` per image."""
 
     gradient: Tensor
-    """Of the outputs, shape (B, N, O); without `inputs` of the weight itself, (B, I O)."""
+    """Gradient for the outputs, shape (B, N, O); if there are no `inputs`, gradient for the weight, shape (B, I O)."""
     inputs: Tensor | None = None
     """Shape (B, N, I)."""
 
 
 def tangent_kernel(model: nn.Module, images: Tensor) -> Tensor:
-    """Inner products of images' gradients: of the summed features, by every parameter whose name contains `weight`.
+    """Inner products of the images' gradients of the summed features, for all parameters with `weight` in their name.
 
-    Models whose weights are those of linear layers, layer norms and zero-padded convolutions (also grouped ones), each
-    called once and as a module, need one forward and one backward pass of the batch; others go the general way of one
-    gradient per image. Parameters with other names, such as a class token or positions, may be anywhere.
+    One forward and one backward pass of the batch suffice if all weights belong to linear layers, layer norms and
+    zero-padded convolutions (including grouped ones) that are called once, as modules. Other models need one gradient
+    per image. Parameters with other names, such as a class token or position embeddings, have no restrictions.
 
     Args:
-        model: Has `forward_features`, (B, C, H, W) to (B, D); parameters that it does not use (the head) count nothing.
-        images: Shape (B, C, H, W).
+        model: Model with `forward_features`, (B, C, H, W) to (B, D). Parameters that it does not use, such as the head,
+            do not contribute.
+        images: Images, shape (B, C, H, W).
 
     Returns:
         Shape (B, B), float64.
@@ -52,7 +53,7 @@ def tangent_kernel(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def tangent_kernels(models: Sequence[nn.Module], images: Tensor) -> Iterator[Tensor]:
-    """`tangent_kernel` of each model. On a CPU a few images go through a network together, on all cores."""
+    """`tangent_kernel` of each model. On a CPU, small groups of images are processed in parallel on all cores."""
     layers = [_plain_layers(model) for model in models]
     chunks = torch.split(images, _images_at_once(models, images))
 
@@ -83,7 +84,7 @@ def tangent_kernels(models: Sequence[nn.Module], images: Tensor) -> Iterator[Ten
 
 
 def per_image_kernel(model: nn.Module, images: Tensor) -> Tensor:
-    """`tangent_kernel` of any model, holding every image's gradient at once."""
+    """`tangent_kernel` of any model, with the gradients of all images in memory at once."""
     module = _FeatureModule(model)
     weights = {name: value.detach() for name, value in module.named_parameters() if "weight" in name}
 
@@ -97,7 +98,7 @@ def per_image_kernel(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def condition_number(kernel: Tensor) -> float:
-    """Largest over smallest eigenvalue of a symmetric matrix, in float64; nan for a matrix that is not finite."""
+    """Ratio of the largest to the smallest eigenvalue of a symmetric matrix, in float64; nan if it is not finite."""
     if not bool(torch.isfinite(kernel).all()):
         return float("nan")
     eigenvalues = torch.linalg.eigvalsh(kernel.double().cpu())
@@ -105,11 +106,11 @@ def condition_number(kernel: Tensor) -> float:
 
 
 class NotLayerwiseError(Exception):
-    """A weight acts beyond one call of the layer that owns it."""
+    """A weight is used outside a single call of its layer."""
 
 
 class _FeatureModule(nn.Module):
-    """A model whose forward pass gives the pooled features, so that `torch.func.functional_call` reaches them."""
+    """A model whose forward pass returns the pooled features, as `torch.func.functional_call` requires."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -121,7 +122,7 @@ class _FeatureModule(nn.Module):
 
 
 class _CallRecorder:
-    """Within its context, keeps every call of some layers, with inputs and outputs, for each thread on its own."""
+    """In its context, records inputs and outputs of all calls of some layers, separately for each thread."""
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         self.layers = layers
@@ -140,7 +141,7 @@ class _CallRecorder:
         self._calls[threading.get_ident()].append((module, args[0].detach(), output))
 
     def take(self) -> list[tuple[nn.Module, Tensor, Tensor]]:
-        """This thread's calls since the last time."""
+        """Return and forget the calls of this thread."""
         return self._calls.pop(threading.get_ident(), [])
 
 
@@ -152,7 +153,7 @@ def _images_at_once(models: Sequence[nn.Module], images: Tensor) -> int:
 
 
 def _plain_layers(model: nn.Module) -> list[nn.Module] | None:
-    """The modules that own the weights, or `None` if one of them is of a kind that the layer-wise way does not know."""
+    """The modules that own the weights, or `None` if the layer-wise computation does not support one of them."""
     owners = []
     for name, _ in model.named_parameters():
         if "weight" not in name:
@@ -169,10 +170,10 @@ def _plain_layers(model: nn.Module) -> list[nn.Module] | None:
 
 
 def _contributions(model: nn.Module, recorder: _CallRecorder, images: Tensor, *, batch: int) -> Iterator[Contribution]:
-    """Each layer's part of the kernel, from its inputs and the gradients of its outputs.
+    """The contribution of each layer to the kernel, from its inputs and the gradients for its outputs.
 
     Raises:
-        NotLayerwiseError: A weight acts beyond one call of its layer.
+        NotLayerwiseError: A weight is used outside a single call of its layer.
     """
     features: Tensor = model.forward_features(images)  # type: ignore[operator]
     calls = recorder.take()
@@ -190,7 +191,7 @@ def _contributions(model: nn.Module, recorder: _CallRecorder, images: Tensor, *,
 
 
 def _contribution(layer: nn.Module, inputs: Tensor, gradient: Tensor, batch: int) -> Contribution:
-    """One layer's part of the kernel of `batch` images, from the inputs and output gradients of some of them."""
+    """The contribution of a layer to the kernel of `batch` images, from inputs and output gradients of some of them."""
     if isinstance(layer, nn.LayerNorm):
         normalized = F.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
         return Contribution(normalized.mul_(gradient).reshape(len(inputs), -1, layer.weight.numel()).sum(1))
@@ -208,7 +209,7 @@ def _contribution(layer: nn.Module, inputs: Tensor, gradient: Tensor, batch: int
 
 
 def _grouped_gradient(layer: nn.Conv2d, images: Tensor, gradient: Tensor) -> Tensor:
-    """Each image's gradient of a grouped convolution's weight, (B, I O), of its inputs and output gradients."""
+    """The gradient of each image for the weight of a grouped convolution, (B, I O)."""
     batch, positions, groups = len(images), gradient[0, 0].numel(), layer.groups
     rows = _patches(layer, images).view(batch, positions, groups, -1).transpose(1, 2)
     errors = gradient.reshape(batch, groups, -1, positions)
@@ -216,7 +217,7 @@ def _grouped_gradient(layer: nn.Conv2d, images: Tensor, gradient: Tensor) -> Ten
 
 
 def _patches(layer: nn.Conv2d, images: Tensor) -> Tensor:
-    """What a convolution sees at each position, (B, N, I), of (B, C, H, W)."""
+    """The inputs of a convolution at each position, (B, N, I), from images (B, C, H, W)."""
     assert isinstance(layer.padding, tuple)
     if layer.dilation != (1, 1):
         patches = F.unfold(images, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
@@ -227,15 +228,16 @@ def _patches(layer: nn.Conv2d, images: Tensor) -> Tensor:
 
 
 def _joined(pieces: Sequence[Contribution]) -> Contribution:
-    """The contributions of several parts of the batch as one."""
+    """Concatenate the contributions of several parts of the batch."""
     inputs = [piece.inputs for piece in pieces if piece.inputs is not None]
     return Contribution(torch.cat([piece.gradient for piece in pieces]), torch.cat(inputs) if inputs else None)
 
 
 def _gram_matrix(contribution: Contribution) -> Tensor:
-    """Inner products of the images' weight gradients, (B, B).
+    """Inner products of the images' weight gradients `G`, (B, B).
 
-    `<G_b, G_c> = sum_nm (inputs_bn . inputs_cm) (gradient_bn . gradient_cm)` needs no `G`: cheaper for few positions.
+    `<G_b, G_c> = sum_nm (inputs_bn . inputs_cm) (gradient_bn . gradient_cm)` does not need `G`, which is cheaper for
+    few positions.
     """
     gradient, inputs = contribution
     if inputs is None:
@@ -247,5 +249,5 @@ def _gram_matrix(contribution: Contribution) -> Tensor:
 
 
 def _sum(kernels: Iterable[Tensor]) -> Tensor:
-    """The sum of (B, B) matrices, in float64."""
+    """Sum of (B, B) matrices, in float64."""
     return torch.stack([kernel.double() for kernel in kernels]).sum(0)

@@ -1,4 +1,4 @@
-"""Weight norm: the size of the fresh network's weights, a baseline close to counting them."""
+"""Weight norm: the norm of a fresh network's weights, a baseline close to the number of parameters."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -13,13 +13,13 @@ class WeightNorm:
     """Sum of `||W||_2` over the weights of all linear and convolution layers."""
 
     card: ClassVar[PluginCard] = PluginCard(
-        source="Abdelfattah et al. 2021, arXiv:2101.08134 (l2_norm); a baseline that knows sizes and initial "
+        source="Abdelfattah et al. 2021, arXiv:2101.08134 (l2_norm); a baseline that depends on sizes and initial "
         "scales only",
         cost="per repeat, one initialisation, shared with other proxies",
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
     repeats: Annotated[int, Field(ge=1)] = 1
-    """Fresh initialisations that the score is averaged over."""
+    """Number of fresh initialisations to average over."""
 
     def score(self, candidate: Candidate) -> ProxyScore:
         from torch import nn

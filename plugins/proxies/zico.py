@@ -1,4 +1,4 @@
-"""ZiCo: how large the gradients are beside their variation between mini-batches."""
+"""ZiCo: how large the gradients are relative to their variation between mini-batches."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Zico:
-    """Sum over layers of `log sum_w mean_i |g_wi| / std_i g_wi`, over the weights `w` whose gradient varies.
+    """Sum over layers of `log sum_w mean_i |g_wi| / std_i g_wi`, over the weights `w` with a varying gradient.
 
-    `g_wi` is the gradient of the mean cross-entropy of mini-batch `i`; the mini-batches are the parts of the recorded
-    pass (halves of the batch), the standard deviation is that of a population, and the layers are the linear and
-    convolution layers that the forward pass calls. A layer in which no gradient varies adds nothing.
+    `g_wi` is the gradient of the mean cross-entropy of mini-batch `i`. The mini-batches are the parts of the recorded
+    pass (halves of the batch). The standard deviation has ddof 0. The layers are the linear and convolution layers used
+    in the forward pass. Layers without a varying gradient add nothing.
 
     Raises:
         ValueError: There is only one image.
@@ -30,7 +30,7 @@ class Zico:
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
     repeats: Annotated[int, Field(ge=1)] = 1
-    """Fresh initialisations that the score is averaged over."""
+    """Number of fresh initialisations to average over."""
 
     def score(self, candidate: Candidate) -> ProxyScore:
         from plugins.proxies.passes import score_passes

@@ -34,7 +34,7 @@ def _other_homes_formulas() -> Iterator[None]:
     os.environ.pop(registry.FORMULA_FOLDER_VARIABLE, None)
     if before is not None:
         os.environ[registry.FORMULA_FOLDER_VARIABLE] = before
-    registry.look_again()
+    registry.clear_caches()
 
 
 @pytest.fixture
@@ -164,8 +164,8 @@ def test_an_interrupted_search_is_saved_only_if_asked(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--name", "params"), "--name: a formula needs a name of its own, but 'params' is a proxy of vitsearch"),
-        (("--name", "No Name"), "--name: a name begins with"),
+        (("--name", "params"), "--name: a formula needs a unique name, but 'params' is a proxy of vitsearch"),
+        (("--name", "No Name"), "--name: a name must start with"),
         (("--target", "other", "--target", "x"), "--target must be given once, or once per --table (1)"),
         (("--max-size", "2"), "--max-size must be greater than or equal to 4"),
         (("--data", "nowhere"), "--data: "),

@@ -219,7 +219,7 @@ def test_swap_is_regularised_by_the_thousands_of_parameters() -> None:
     near, far = Swap(mu=thousands, sigma=4.0), Swap(mu=thousands + 2, sigma=4.0)
     assert near.measure(recorded) == Swap().measure(recorded)
     assert far.measure(recorded) == rounded(math.exp(-1) * Swap().measure(recorded), 3, condition=thousands)
-    with pytest.raises(ValueError, match="given together"):
+    with pytest.raises(ValueError, match="set together"):
         Swap(mu=3.0)
 
 
@@ -322,7 +322,7 @@ def test_a_model_without_blocks_is_refused_with_what_it_needs(proxy: Any) -> Non
     def build(**_: Any) -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(32 * 32, 10)).double()
 
-    with pytest.raises(ValueError, match="Sequential must have modules with `norm1`, `attn`, `norm2` and `mlp`"):
+    with pytest.raises(ValueError, match="Sequential must call modules with `norm1`, `attn`, `norm2` and `mlp`"):
         proxy.score(replace(_candidate(), build=build))
 
 

@@ -86,20 +86,20 @@ def test_brackets_are_written_only_where_the_order_needs_them() -> None:
 @pytest.mark.parametrize(
     ("text", "column", "message"),
     [
-        ("", 1, "begins with one of mean, sum, logsum.*'the end'"),
-        ("l1(mlp.weight)", 1, "begins with one of mean, sum, logsum.*'l1'"),
-        ("mean(l1(mlp.weight)", 20, "'\\)' must stand here to close mean, but got 'the end'"),
+        ("", 1, "must start with one of mean, sum, logsum.*'the end'"),
+        ("l1(mlp.weight)", 1, "must start with one of mean, sum, logsum.*'l1'"),
+        ("mean(l1(mlp.weight)", 20, "'\\)' to close mean, but got 'the end'"),
         ("mean(l1(mlp.wieght))", 9, "Did you mean 'mlp.weight'"),
         ("mean(frobenus(mlp.weight))", 6, "Did you mean 'frobenius'"),
-        ("mean(mlp.weight)", 6, "needs a number per block.*such as l1\\(mlp.weight\\)"),
+        ("mean(mlp.weight)", 6, "needs a number per block.*for example by l1\\(mlp.weight\\)"),
         ("mean(l1(mlp.weight) * mlp.gradient)", 23, "'\\*' needs a number per block"),
         ("mean(minmax(l1(mlp.weight)))", 13, "minmax needs a tensor"),
         ("mean(l1(abs(log(mlp.weight))))", 9, "one transform at most"),
-        ("mean(nuclear(tanh(mlp.weight)))", 6, "as it is or centered"),
+        ("mean(nuclear(tanh(mlp.weight)))", 6, "without a transform or with center"),
         ("mean(std(standardize(mlp.weight)))", 6, "the same number for every tensor"),
-        ("mean(l1(mlp.weight)) + mean(l1(mlp.weight))", 22, "the aggregate must be all there is"),
-        ("mean(sum(l1(mlp.weight)))", 6, "stands at the beginning only"),
-        ("mean(2 * l1(mlp.weight))", 6, "made of names, .* but got '2'"),
+        ("mean(l1(mlp.weight)) + mean(l1(mlp.weight))", 22, "nothing may follow the aggregate"),
+        ("mean(sum(l1(mlp.weight)))", 6, "only allowed at the start"),
+        ("mean(2 * l1(mlp.weight))", 6, "consists of names, .* but got '2'"),
         ("mean(" + "(" * 500, 70, "brackets may be open at once"),
         ("mean(" + "l1(mlp.weight) + " * 5000 + "l1(mlp.weight))", 1, "at most 63 inputs and operations"),
     ],
@@ -305,7 +305,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         patched.setenv(registry.FORMULA_FOLDER_VARIABLE, "")
         registry.use_formulas(tmp_path / "proxies")
         yield tmp_path / "proxies"
-    registry.look_again()
+    registry.clear_caches()
 
 
 def test_a_saved_formula_is_a_proxy_by_its_name(folder: Path, recorded: RecordedPass) -> None:
@@ -330,12 +330,12 @@ def test_a_name_that_is_taken_is_refused(folder: Path) -> None:
     formula = parse("mean(l1(mlp.weight))")
     with pytest.raises(ValueError, match=r"'params' is a proxy of vitsearch"):
         save_formula(folder, "params", formula, comments="")
-    with pytest.raises(ValueError, match="a name begins with"):
+    with pytest.raises(ValueError, match="a name must start with"):
         save_formula(folder, "../mine", formula, comments="")
     assert not folder.exists()
     path = save_formula(folder, "mine", formula, comments="one")
     assert str(path) in str(saving_problem(folder, "mine"))
-    with pytest.raises(ValueError, match="is not replaced"):
+    with pytest.raises(ValueError, match="are never overwritten"):
         save_formula(folder, "mine", parse("sum(l1(mlp.weight))"), comments="two")
     assert path.read_text() == "# one\nmean(l1(mlp.weight))\n"
 
@@ -343,7 +343,7 @@ def test_a_name_that_is_taken_is_refused(folder: Path) -> None:
 def test_a_package_and_a_saved_formula_of_one_name_are_an_error(folder: Path) -> None:
     folder.mkdir()
     (folder / "params.txt").write_text("mean(l1(mlp.weight))\n")
-    registry.look_again()
+    registry.clear_caches()
     with pytest.raises(registry.DuplicatePluginError, match="'params' is declared by vitsearch"):
         registry.available("proxies")
 
@@ -351,7 +351,7 @@ def test_a_package_and_a_saved_formula_of_one_name_are_an_error(folder: Path) ->
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("# nothing\n", "must have one line with a formula, beside comments, but has 0"),
+        ("# nothing\n", "must have one line with a formula, apart from comments, but has 0"),
         ("# about\nmean(l1(mlp.wight))\n", "broken.txt, line 2, at column 9: .*Did you mean 'mlp.weight'"),
     ],
 )
@@ -359,7 +359,7 @@ def test_a_broken_file_is_told_with_its_name_and_line(folder: Path, text: str, m
     folder.mkdir()
     (folder / "broken.txt").write_text(text)
     (folder / "Notes of mine.txt").write_text("no formula")
-    registry.look_again()
+    registry.clear_caches()
     assert "Notes of mine" not in registry.available("proxies")
     with pytest.raises(ImportError, match=message):
         registry.load("proxies", "broken")

@@ -226,5 +226,5 @@ def test_layers_that_are_not_called_are_left_out() -> None:
 
 
 def test_a_layer_that_is_called_twice_is_refused() -> None:
-    with pytest.raises(ValueError, match="must be called once in a forward pass"):
+    with pytest.raises(ValueError, match="must call each layer once"):
         record_pass(_unusual(2), 7)
