@@ -1,1 +1,1 @@
-"""Samplers: which point a search tries next. Each builds an Optuna `BaseSampler`."""
+"""Samplers choose the next point of a search. Each builds an Optuna `BaseSampler`."""

@@ -1,4 +1,4 @@
-"""Regularised evolution as an Optuna sampler; the population follows from the finished trials."""
+"""Regularised evolution as an Optuna sampler. The finished trials determine the population."""
 
 import math
 import random
@@ -14,14 +14,14 @@ from optuna.trial import FrozenTrial
 from plugins.samplers.history import KnownPoints, history_of, options_of
 
 _REAL_STEP = 0.2
-"""Standard deviation of a real number's mutation, as a fraction of its range (its logarithm's, on a log scale)."""
+"""Standard deviation of the mutation of a real number, as a fraction of its range (on a log scale if it has one)."""
 _MAX_TRIES = 40
 _TRIES_PER_DISTANCE = 10
-"""Children with one mutation that are drawn before one with two is, and so on, as long as they are known points."""
+"""Number of children with one mutation to draw before children with two mutations, while all are known points."""
 
 
 class AgeingEvolution(BaseSampler):
-    """Mutates the winner of a tournament among the newest `population_size` trials; random before there are so many.
+    """Mutates the winner of a tournament among the newest `population_size` trials. The first trials are random.
 
     Source: Real et al. 2019, arXiv:1802.01548, algorithm 1.
     """
@@ -33,7 +33,7 @@ class AgeingEvolution(BaseSampler):
         self._tournament_size = tournament_size
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
-        """All dimensions that a trial had, those that depend on others too; nothing before the population is full."""
+        """All dimensions of past trials, including conditional ones; nothing before the population is full."""
         history = history_of(study)
         return dict(history.distributions) if len(history.complete) >= self._population_size else {}
 
@@ -43,7 +43,7 @@ class AgeingEvolution(BaseSampler):
         trial: FrozenTrial,  # noqa: ARG002 - Optuna's signature
         search_space: dict[str, BaseDistribution],
     ) -> dict[str, Any]:
-        """A child of the tournament's winner. What it does not have in common with its parent may be drawn after it."""
+        """A child of the tournament's winner. `sample_independent` draws dimensions that its parent does not have."""
         if not search_space:
             return {}
         history = history_of(study)
@@ -64,13 +64,13 @@ class AgeingEvolution(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Uniform: in the first population, and for dimensions that the parent does not have."""
+        """A uniform draw, in the first population and for dimensions that the parent does not have."""
         return self._uniform.sample_independent(study, trial, param_name, param_distribution)
 
     def _winner(self, alive: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> FrozenTrial:
         totals = _rank_sums([trial.values for trial in alive], directions)
         contestants = self._rng.sample(range(len(alive)), self._tournament_size)
-        return alive[min(contestants, key=lambda index: (totals[index], -index))]  # the younger one on a tie
+        return alive[min(contestants, key=lambda index: (totals[index], -index))]  # the newest one on a tie
 
     def _mutated(self, value: Any, distribution: BaseDistribution) -> Any:
         if isinstance(distribution, FloatDistribution):
@@ -79,7 +79,7 @@ class AgeingEvolution(BaseSampler):
 
 
 def _rank_sums(values: Sequence[Sequence[float]], directions: Sequence[StudyDirection]) -> list[int]:
-    """Sum over the objectives of each row's dense rank, 0 for the best."""
+    """Dense rank of each row, 0 for the best, summed over the objectives."""
     totals = [0] * len(values)
     for objective, direction in enumerate(directions):
         column = [row[objective] for row in values]

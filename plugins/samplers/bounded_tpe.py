@@ -1,4 +1,4 @@
-"""Optuna's TPE over a bounded number of trials, so that a suggestion costs no more after ten thousand of them."""
+"""Optuna's TPE with a bounded number of trials, so that the cost of a suggestion does not grow with their number."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -19,7 +19,7 @@ from optuna.search_space.group_decomposed import _SearchSpaceGroup
 from optuna.trial import FrozenTrial
 
 from plugins.samplers.choice_density import ChoiceDensity
-from plugins.samplers.generators import give_back, take_generator
+from plugins.samplers.generators import return_generator, take_generator
 from plugins.samplers.history import KnownPoints, history_of, number_of
 from plugins.samplers.trial_columns import Rows, TrialColumns, internal_rows
 from plugins.samplers.uniform import UniformSampler
@@ -29,16 +29,15 @@ Density = ChoiceDensity | _ParzenEstimator
 
 
 class BoundedTpe(BaseSampler):
-    """A multivariate TPE sampler for one suggestion, which knows of the trials that run.
+    """A multivariate TPE sampler for one suggestion that takes running trials into account.
 
-    Draws what Optuna's draws with `multivariate`, `group` and `constant_liar`, but:
+    It draws the same values as Optuna's sampler with `multivariate`, `group` and `constant_liar`, except that:
 
-    - Of more than `max_trials` ended trials the model is made of the `NUM_BEST` best and the newest others.
-    - Of the candidates it takes the best one that is not the point of a trial; Optuna's takes the best one.
-    - A trial that runs counts with the values that it has, and not with those that were drawn for it in vain because
-      they depend on others.
+    - If more than `max_trials` trials have ended, the model uses the `NUM_BEST` best and the newest of the others.
+    - It takes the best candidate that is not the point of a trial. Optuna's sampler takes the best candidate.
+    - A running trial counts with its actual values only, not with drawn values of inactive conditional parameters.
 
-    Constraints are not looked at.
+    Constraints are ignored.
     """
 
     def __init__(self, *, seed: int, num_startup_trials: int, max_trials: int) -> None:
@@ -48,17 +47,17 @@ class BoundedTpe(BaseSampler):
         self._uniform = UniformSampler(seed=seed)
 
     def __del__(self) -> None:
-        give_back(self._generator)
+        return_generator(self._generator)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """All parameters of the trials that the model is made of; none before there are enough of them."""
+        """All parameters of the trials in the model; none before there are enough trials."""
         model = self._model(study, trial)
         return {name: found for space in model.spaces for name, found in space.items()} if model.is_ready else {}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """The best new one of the candidates for all parameters; a known one where they all are."""
+        """The best candidate that is a new point; the best known point if all candidates are known."""
         model = self._model(study, trial)
         wanted = [{name: found for name, found in space.items() if name in search_space} for space in model.spaces]
         drawn = [self._draw(model, space) for space in wanted if space]
@@ -66,7 +65,7 @@ class BoundedTpe(BaseSampler):
         for candidates in drawn:
             best |= candidates.values(0)
         known = history_of(study).view(KnownPoints)
-        for group, place in _least_lost_first(drawn):
+        for group, place in _by_loss(drawn):
             values = best | drawn[group].values(place)
             if values not in known and not any(past.params.items() <= values.items() for past in model.running):
                 return values
@@ -75,7 +74,7 @@ class BoundedTpe(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """A parameter that no trial of the model had."""
+        """Draw a parameter that no trial in the model had."""
         model = self._model(study, trial)
         if not model.is_ready:
             return self._uniform.sample_independent(study, trial, param_name, param_distribution)
@@ -90,34 +89,37 @@ class BoundedTpe(BaseSampler):
 
     def _draw(self, model: "_Model", space: Space) -> "_Candidates":
         good, bad = model.densities(space)
-        samples = good.sample(self._generator, _optunas()._n_ei_candidates)
+        samples = good.sample(self._generator, _default_sampler()._n_ei_candidates)
         gains = good.log_pdf(samples) - bad.log_pdf(samples)
         return _Candidates(space, samples, gains, (-gains).argsort(kind="stable"))
 
 
 class _Candidates(NamedTuple):
-    """Values that were drawn for some parameters."""
+    """Values drawn for some parameters."""
 
     space: Space
     samples: dict[str, NDArray[np.float64]]
     gains: NDArray[np.float64]
-    """Logarithm of how much more likely among good trials than among the others, of each candidate."""
+    """Log ratio of the densities among good trials and among the others, for each candidate."""
     best_first: NDArray[np.intp]
 
     def values(self, place: int) -> dict[str, Any]:
-        """The best candidate for 0, then the second best, ..."""
+        """The values of the best candidate for `place` 0, of the second best for 1, ..."""
         index = self.best_first[place]
         return {name: found.to_external_repr(self.samples[name][index].item()) for name, found in self.space.items()}
 
     def losses(self) -> list[float]:
-        """By how much the gain of each candidate is below the best one's, by place."""
+        """Difference of the gain of each candidate to the best gain, by place."""
         gains = self.gains[self.best_first]
         losses: list[float] = (gains[0] - gains).tolist()
         return losses
 
 
-def _least_lost_first(drawn: Sequence[_Candidates]) -> list[tuple[int, int]]:
-    """Which group of parameters to take which of its candidates for, the best of all others."""
+def _by_loss(drawn: Sequence[_Candidates]) -> list[tuple[int, int]]:
+    """Pairs of a group of parameters and a place among its candidates, smallest loss first.
+
+    The other groups use their best candidate.
+    """
     losses = [
         (loss, group, place) for group, candidates in enumerate(drawn) for place, loss in enumerate(candidates.losses())
     ]
@@ -125,7 +127,7 @@ def _least_lost_first(drawn: Sequence[_Candidates]) -> list[tuple[int, int]]:
 
 
 class _Model:
-    """Densities of good and of other trials, made when they are asked for."""
+    """Densities of good and of other trials, created on demand."""
 
     def __init__(
         self, columns: TrialColumns, study: Study, running: list[FrozenTrial], *, is_ready: bool, max_trials: int
@@ -136,7 +138,7 @@ class _Model:
         self._columns = columns
         rows = columns.bounded(max_trials)
         self.spaces = _spaces(columns, rows)
-        """Sets of parameters that the trials had all of or none of."""
+        """Groups of parameters; each trial had all or none of the parameters of a group."""
         self._has_many_objectives = len(study.directions) > 1
         good = _good(columns, rows, study) if is_ready else rows[:0]
         is_good = np.isin(rows, good, assume_unique=True)
@@ -144,7 +146,7 @@ class _Model:
         self._densities: dict[tuple[str, ...], tuple[Density, Density]] = {}
 
     def densities(self, space: Space) -> tuple[Density, Density]:
-        """Of some parameters among good trials, and among the others and those that run."""
+        """Densities of some parameters among good trials, and among other and running trials."""
         names = tuple(space)
         if names not in self._densities:
             good = self._observations(self._good, [], names)
@@ -154,7 +156,7 @@ class _Model:
         return self._densities[names]
 
     def _observations(self, rows: Rows, running: list[FrozenTrial], names: Sequence[str]) -> NDArray[np.float64]:
-        """Of trials that have all of the parameters, by number; shape (trials, names)."""
+        """Values of the trials that have all of the parameters, by number; shape (trials, names)."""
         found = self._columns.parameters(rows, names)
         if running:
             numbers = np.append(self._columns.numbers(rows), [number_of(trial) for trial in running])
@@ -163,13 +165,13 @@ class _Model:
 
 
 @cache
-def _optunas() -> TPESampler:
-    """With the settings that Optuna has."""
+def _default_sampler() -> TPESampler:
+    """A sampler with Optuna's default settings."""
     return TPESampler()
 
 
 def _density(observations: NDArray[np.float64], space: Space, weights: NDArray[np.float64] | None = None) -> Density:
-    settings = _optunas()._parzen_estimator_parameters
+    settings = _default_sampler()._parzen_estimator_parameters
     choices = {name: found for name, found in space.items() if isinstance(found, CategoricalDistribution)}
     if len(choices) == len(space):
         return ChoiceDensity(observations, choices, settings, weights)
@@ -177,7 +179,7 @@ def _density(observations: NDArray[np.float64], space: Space, weights: NDArray[n
 
 
 def _good(columns: TrialColumns, rows: Rows, study: Study) -> Rows:
-    """The best trials: by values, and where complete ones are too few, pruned ones by how far they came."""
+    """The best complete trials by value and, if these are too few, the pruned trials with the most steps."""
     complete, pruned = columns.complete_and_pruned(rows)
     if len(study.directions) == 1:
         num_good = default_gamma(len(rows))
@@ -201,17 +203,17 @@ def _spaces(columns: TrialColumns, rows: Rows) -> list[Space]:
 
 
 class _Models(TrialColumns):
-    """A view that keeps the last model, which is good for all that is drawn for one suggestion."""
+    """A view that keeps the last model, which serves all draws of one suggestion."""
 
     _model: _Model | None = None
-    _made_of: tuple[int, ...] = ()
+    _model_key: tuple[int, ...] = ()
 
     def model(self, study: Study, running: list[FrozenTrial], *, num_startup_trials: int, max_trials: int) -> _Model:
-        """The model of all trials up to now, and of those that run but for the one that it is asked for."""
-        # The last model keeps its running trials, so that no other one has their ids.
-        made_of = (self.num_trials, num_startup_trials, max_trials, *map(id, running))
-        if self._model is None or made_of != self._made_of:
+        """The model of all ended trials and the given running trials."""
+        # The last model keeps references to its running trials, so their ids are unique.
+        key = (self.num_trials, num_startup_trials, max_trials, *map(id, running))
+        if self._model is None or key != self._model_key:
             is_ready = self.num_trials >= num_startup_trials
             self._model = _Model(self, study, running, is_ready=is_ready, max_trials=max_trials)
-            self._made_of = made_of
+            self._model_key = key
         return self._model

@@ -1,4 +1,4 @@
-"""Optuna's Parzen estimator of choices, number for number, in a third of the time."""
+"""Optuna's Parzen estimator for choices, with identical numbers in a third of the time."""
 
 from collections.abc import Mapping
 
@@ -9,15 +9,15 @@ from optuna.samplers._tpe.parzen_estimator import _ParzenEstimatorParameters
 
 
 class ChoiceDensity:
-    """A mixture of products of categoricals: one for each observation, and an even one.
+    """A mixture of products of categorical distributions: one component per observation, and a uniform one.
 
-    All observations of an option have the same probabilities, which Optuna computes for each of them.
+    All observations of an option have the same probabilities. Optuna computes them for each observation.
 
     Args:
         observations: Index of the option, shape (trials, names).
         space: The choices by name.
-        settings: Optuna's.
-        weights: Of the observations; by default those of `settings`.
+        settings: Optuna's settings of the estimator.
+        weights: Weights of the observations; by default those of `settings`.
     """
 
     def __init__(
@@ -37,14 +37,14 @@ class ChoiceDensity:
             self._weights = np.array([1.0])
         even = settings.prior_weight / (num_observed + 1)
         self._tables = [_probabilities(len(choice.choices), even) for choice in space.values()]
-        # The row of a table for each part of the mixture; the last one is even.
+        # The table row of each component of the mixture. The last row is uniform.
         self._rows = [
             np.append(column, [len(table) - 1])
             for column, table in zip(observations.T.astype(np.intp), self._tables, strict=True)
         ]
 
     def sample(self, rng: np.random.RandomState, size: int) -> dict[str, NDArray[np.float64]]:
-        """Random points, by name the indices of options."""
+        """Draw random points: for each name, the indices of options."""
         parts = rng.choice(len(self._weights), p=self._weights, size=size)
         found = {}
         for name, table, rows in zip(self._names, self._tables, self._rows, strict=True):
@@ -55,7 +55,7 @@ class ChoiceDensity:
         return found
 
     def log_pdf(self, samples: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
-        """The logarithm of the density at points."""
+        """The logarithm of the density at the given points."""
         size = len(next(iter(samples.values())))
         parts = np.zeros((size, len(self._weights)))
         for name, table, rows in zip(self._names, self._tables, self._rows, strict=True):
@@ -68,7 +68,7 @@ class ChoiceDensity:
 
 
 def _probabilities(num_options: int, even: float) -> NDArray[np.float64]:
-    """A row for each option that was observed, and one where none was; shape (options + 1, options)."""
+    """One row per observed option, then a uniform row; shape (options + 1, options)."""
     table = np.full((num_options + 1, num_options), even)
     table[np.arange(num_options), np.arange(num_options)] += 1
     table /= table.sum(axis=1, keepdims=True)

@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Evolution:
-    """Ageing evolution: the best of a random few is mutated in one dimension; the oldest of the population dies.
+    """Ageing evolution: the best of a few random members is mutated in one dimension, and the oldest member dies.
 
-    Several objectives are compared by the sum of their ranks in the population.
+    Multiple objectives are compared by the sum of their ranks in the population.
     """
 
     card: ClassVar[PluginCard] = PluginCard(
         source=(
             "Real et al. 2019, arXiv:1802.01548, algorithm 1, without crossover. Differences: a child that is a known "
-            "point is drawn again, with more mutations after ten tries; several objectives by rank sum; a real number "
-            "moves by a normal step of a fifth of its range"
+            "point is drawn again, with more mutations after ten tries; multiple objectives are compared by rank sum; "
+            "real numbers are mutated by a normal step with a standard deviation of a fifth of their range"
         ),
-        cost="under a millisecond a suggestion, at 10,000 trials too",
+        cost="under a millisecond per suggestion, even at 10,000 trials",
     )
     population_size: Annotated[int, Field(ge=2)] = 32
-    """Newest trials that may have children; as many random ones come first."""
+    """Number of newest trials that may have children, and of random trials at the start."""
     tournament_size: Annotated[int, Field(ge=1)] = 8
-    """Trials of the population that are compared for each child."""
+    """Number of trials that are compared to choose the parent of a child."""
 
     def __post_init__(self) -> None:
         if self.tournament_size > self.population_size:
@@ -41,7 +41,7 @@ class Evolution:
             )
 
     def problem(self, dimensions: Sequence[Dimension]) -> str | None:  # noqa: ARG002 - the protocol's signature
-        """All dimensions are taken."""
+        """`None`: all dimensions are supported."""
         return None
 
     def build(self, seed: int, *, study_seed: int) -> "BaseSampler":  # noqa: ARG002 - the protocol's signature

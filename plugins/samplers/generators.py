@@ -1,13 +1,13 @@
-"""Random generators for samplers that are made anew for every suggestion."""
+"""Random generators for samplers that are created for every suggestion."""
 
 import numpy as np
 
 _spare: list[np.random.RandomState] = []
-"""Of samplers that are gone. Numpy fills a new one from the system's entropy, at a cost, which a seed then replaces."""
+"""Generators of deleted samplers. NumPy initialises a new one from system entropy, which is slow and not needed."""
 
 
 def take_generator(seed: int) -> np.random.RandomState:
-    """A generator as `numpy.random.RandomState(seed)`, for the caller alone."""
+    """A generator equal to `numpy.random.RandomState(seed)`, for the exclusive use of the caller."""
     try:
         generator = _spare.pop()
     except IndexError:
@@ -16,6 +16,6 @@ def take_generator(seed: int) -> np.random.RandomState:
     return generator
 
 
-def give_back(generator: np.random.RandomState) -> None:
-    """It will not be used any more."""
+def return_generator(generator: np.random.RandomState) -> None:
+    """Make a generator that is no longer used available to other samplers."""
     _spare.append(generator)

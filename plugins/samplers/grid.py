@@ -1,4 +1,4 @@
-"""Every point, one after another."""
+"""All points of a space, one after another."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from search_spaces.dimensions import Choice, Dimension, Point, Real, Scalar, is_
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Full factorial: all points in a fixed order, the last dimension changing fastest. Results change nothing."""
+    """Full factorial: all points in a fixed order, independent of results. The last dimension changes fastest."""
 
     card: ClassVar[PluginCard] = PluginCard(
-        source="the plain full factorial; unlike Optuna's GridSampler, in order and without keeping all points",
-        cost="microseconds a suggestion",
+        source="full factorial design; unlike Optuna's GridSampler, ordered and without storing all points",
+        cost="microseconds per suggestion",
         needs=("choices and whole numbers",),
     )
 
     def problem(self, dimensions: Sequence[Dimension]) -> str | None:
-        """A range of real numbers has no end of points."""
+        """Ranges of real numbers are not supported."""
         for dimension in dimensions:
             if isinstance(dimension, Real):
                 return (
@@ -48,5 +48,5 @@ def _points(dimensions: tuple[Dimension, ...], point: Point) -> Iterator[Point]:
 def _values(dimension: Dimension) -> Sequence[Scalar]:
     if isinstance(dimension, Choice):
         return dimension.options
-    assert not isinstance(dimension, Real)  # `problem` refuses it
+    assert not isinstance(dimension, Real)  # `problem` rejects it
     return range(dimension.low, dimension.high + 1, dimension.step)

@@ -1,8 +1,7 @@
-"""What samplers look up in the trials before. Each is read once, when it has ended, and not for every suggestion.
+"""Past trials, as samplers need them. Each trial is read once, after it ended, instead of for every suggestion.
 
-A sampler is made for one suggestion and then gone. What it derives from the trials is kept with the study instead, as
-views that are handed each trial that ended. They follow from the trials alone, so that a study that was rebuilt from
-rows has the same.
+A sampler exists for one suggestion only. Data that it derives from trials is kept with the study instead, in views that
+receive each ended trial. Views depend on the trials only, so a study that is rebuilt from rows has the same views.
 """
 
 from bisect import insort
@@ -19,16 +18,16 @@ from optuna.trial import FrozenTrial, TrialState
 from search_spaces.dimensions import Scalar
 
 TRIAL_NUMBER = "number"
-"""User attribute of each Optuna trial that stands for one of ours. Suggestions that were refused have none."""
+"""User attribute of each Optuna trial that represents one of our trials. Refused suggestions do not have it."""
 
 
 class View(Protocol):
-    """What a sampler derives from the trials that ended."""
+    """Data that a sampler derives from ended trials."""
 
     def __init__(self, directions: Sequence[StudyDirection]) -> None: ...
 
     def take(self, trial: FrozenTrial) -> None:
-        """One more trial ended. Trials come in the order in which they were seen to end, not by their numbers."""
+        """Add an ended trial. Trials arrive in the order in which their end was noticed, not by number."""
         ...
 
 
@@ -36,33 +35,33 @@ AnyView = TypeVar("AnyView", bound=View)
 
 
 class History:
-    """The trials of a study but for refused suggestions. By number means: by that of ours where it stands for one."""
+    """The trials of a study without refused suggestions. "By number" means sorted by `number_of`."""
 
     def __init__(self, directions: Sequence[StudyDirection]) -> None:
         self._directions = tuple(directions)
         self._num_read = 0
-        self._open: list[int] = []  # places of trials that had not ended
+        self._open: list[int] = []  # indices of trials that have not ended
         self._views: dict[type[Any], View] = {}
         self._ended: list[FrozenTrial] = []
         self.complete: list[FrozenTrial] = []
         """Complete trials, by number."""
         self.distributions: dict[str, BaseDistribution] = {}
-        """Of every parameter that an ended trial had."""
+        """Distributions of all parameters of ended trials."""
         self.running: list[FrozenTrial] = []
-        """Trials that run, by number; also the one that a suggestion is made for."""
+        """Running trials, by number, including the one to suggest parameters for."""
 
     @property
     def num_ended(self) -> int:
-        """Complete, pruned and failed trials; as long as it is the same, so are all views."""
+        """Number of complete, pruned and failed trials. While it does not change, no view changes."""
         return len(self._ended)
 
     @property
     def ended(self) -> Sequence[FrozenTrial]:
-        """Complete, pruned and failed trials, in the order in which they were seen to have ended."""
+        """Complete, pruned and failed trials, in the order in which their end was noticed."""
         return self._ended
 
     def view(self, kind: type[AnyView]) -> AnyView:
-        """The view of that class; made of all ended trials when it is first asked for."""
+        """The view of a class, created from all ended trials at the first call."""
         if kind not in self._views:
             view = kind(self._directions)
             for trial in self._ended:
@@ -71,10 +70,10 @@ class History:
         return cast("AnyView", self._views[kind])
 
     def read(self, trials: Sequence[FrozenTrial]) -> None:
-        """Learn what happened since the last time.
+        """Read the changes since the last call.
 
         Args:
-            trials: All of the study in Optuna's order, where none goes away and ended ones do not change.
+            trials: All trials of the study in Optuna's order. Trials never disappear, and ended trials never change.
         """
         still_open = []
         self.running = []
@@ -103,7 +102,7 @@ _histories: WeakKeyDictionary[Study, History] = WeakKeyDictionary()
 
 
 def history_of(study: Study) -> History:
-    """The history of a study, up to now."""
+    """The up-to-date history of a study."""
     history = _histories.get(study)
     if history is None:
         history = _histories[study] = History(study.directions)
@@ -112,7 +111,7 @@ def history_of(study: Study) -> History:
 
 
 class FinishedTrials:
-    """A view: our trials that ended, failed ones too but not pruned ones, by number."""
+    """A view of our complete and failed trials, by number."""
 
     def __init__(self, directions: Sequence[StudyDirection]) -> None:  # noqa: ARG002 - a view's signature
         self.trials: list[FrozenTrial] = []
@@ -123,7 +122,7 @@ class FinishedTrials:
 
 
 class KnownPoints:
-    """A view: the points of all trials that ended, failed and pruned ones too."""
+    """A view of the points of all ended trials, including failed and pruned ones."""
 
     def __init__(self, directions: Sequence[StudyDirection]) -> None:  # noqa: ARG002 - a view's signature
         self._points: dict[tuple[str, ...], set[tuple[Any, ...]]] = {}
@@ -133,7 +132,7 @@ class KnownPoints:
         self._points.setdefault(names, set()).add(tuple([trial.params[name] for name in names]))
 
     def __contains__(self, values: Mapping[str, Any]) -> bool:
-        """Whether a trial had these values. Values of dimensions that it did not have do not count."""
+        """Whether a trial had these values. Values of dimensions that the trial did not have are ignored."""
         for names, points in self._points.items():
             if all(name in values for name in names) and tuple([values[name] for name in names]) in points:
                 return True
@@ -141,24 +140,24 @@ class KnownPoints:
 
 
 def finished_trials(study: Study, *, num_trials: int | None = None) -> list[FrozenTrial]:
-    """Our trials that ended, failed ones too, by their numbers: the same in a study rebuilt from rows.
+    """Our complete and failed trials, by number. A study rebuilt from rows has the same finished trials.
 
     Args:
         study: The study.
-        num_trials: Leave those with this number or a higher one aside.
+        num_trials: Trials with this number or a higher one are ignored.
     """
     ours = history_of(study).view(FinishedTrials).trials
     return list(ours) if num_trials is None else [trial for trial in ours if number_of(trial) < num_trials]
 
 
 def number_of(trial: FrozenTrial) -> int:
-    """The number of our trial that an Optuna trial stands for; Optuna's own where it stands for none."""
+    """The number of our trial that an Optuna trial represents; Optuna's number if it does not represent one."""
     number: int = trial.user_attrs.get(TRIAL_NUMBER, trial.number)
     return number
 
 
 def options_of(distribution: BaseDistribution) -> Sequence[Scalar]:
-    """The values of a choice or whole number, in order.
+    """The values of a choice or a range of whole numbers, in order.
 
     Raises:
         ValueError: The distribution is continuous.
@@ -167,4 +166,4 @@ def options_of(distribution: BaseDistribution) -> Sequence[Scalar]:
         return tuple(distribution.choices)
     if isinstance(distribution, IntDistribution):
         return range(distribution.low, distribution.high + 1, distribution.step)
-    raise ValueError(f"only choices and whole numbers can be listed, but got {distribution}.")
+    raise ValueError(f"a distribution with options must be a choice or whole numbers, but got {distribution}.")

@@ -13,24 +13,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Nsga2:
-    """Genetic search by non-dominated sorting; made for several objectives."""
+    """Genetic search with non-dominated sorting, designed for multiple objectives."""
 
     card: ClassVar[PluginCard] = PluginCard(
         source=(
             "Deb et al. 2002, IEEE TEVC 6(2); Optuna's NSGAIISampler. Difference: the parents of a generation are "
-            "chosen when its first trial is drawn, also where several trials run at once"
+            "chosen when its first trial is drawn, even if trials run concurrently"
         ),
-        cost="under a millisecond a suggestion, at 10,000 trials too",
+        cost="under a millisecond per suggestion, even at 10,000 trials",
     )
     population_size: int = 16
-    """Trials in a generation, at least 2."""
+    """Number of trials in a generation, at least 2."""
 
     def __post_init__(self) -> None:
         if self.population_size < 2:
-            raise ValueError(f"`population_size` must be at least 2, but got {self.population_size}.")
+            raise ValueError(f"`population_size` must be at least 2, but got {self.population_size}. Raise it.")
 
     def problem(self, dimensions: Sequence[Dimension]) -> str | None:  # noqa: ARG002 - the protocol's signature
-        """All dimensions are taken."""
+        """`None`: all dimensions are supported."""
         return None
 
     def build(self, seed: int, *, study_seed: int) -> "BaseSampler":  # noqa: ARG002 - the protocol's signature

@@ -1,4 +1,4 @@
-"""Optuna's NSGA-II for many trials, whose suggestions a study rebuilt from rows repeats."""
+"""Optuna's NSGA-II for many trials. A study rebuilt from rows repeats its suggestions."""
 
 from bisect import insort
 from collections.abc import Sequence
@@ -13,29 +13,29 @@ from optuna.trial import FrozenTrial, TrialState
 from plugins.samplers.history import History, history_of, number_of
 
 GENERATION = "OrderedNsga2:generation"
-"""System attribute of a trial: its generation, counted from 0."""
+"""System attribute of a trial: its generation, starting at 0."""
 PARENTS = "OrderedNsga2:parents"
 """System attribute of the first trial of a generation: the numbers of its parents."""
 
 
 class OrderedNsga2(NSGAIISampler):
-    """Optuna looks through all trials for each suggestion; here each is looked at once, when it has ended.
+    """NSGA-II that reads each trial once, after it ended. Optuna reads all trials for each suggestion.
 
-    The parents of a generation are chosen when its first trial is drawn, and noted with that trial; one of the
-    generation before that ends later is not among them. Optuna notes them with the study, which is gone with its
-    process, and returns them by rank at first and by number later on.
+    The parents of a generation are chosen when its first trial is drawn, and recorded with this trial. Trials of the
+    previous generation that end later are not among them. Optuna records the parents with the study, which ends with
+    its process, and returns them by rank at first and by number later.
     """
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
-        """The parameters that all complete trials had."""
+        """The parameters that all complete trials have in common."""
         shared = history_of(study).view(Generations).shared
         return {name: found for name, found in sorted(shared.items()) if not found.single()}
 
     def get_trial_generation(self, study: Study, trial: FrozenTrial) -> int:
         """The newest generation, or the next one if that is full."""
-        noted: int | None = trial.system_attrs.get(GENERATION)
-        if noted is not None:
-            return noted
+        recorded: int | None = trial.system_attrs.get(GENERATION)
+        if recorded is not None:
+            return recorded
         generations = history_of(study).view(Generations)
         generation = generations.newest
         if len(generations.population(generation)) >= (self.population_size or 0):
@@ -54,7 +54,7 @@ class OrderedNsga2(NSGAIISampler):
         known = generation
         while known > 0 and generations.parents(known, history) is None:
             known -= 1
-        for later in range(known + 1, generation):  # in rows of versions that did not note them
+        for later in range(known + 1, generation):  # rows of older versions do not record the parents
             generations.remember(later, self.select_parent(study, later))
         if known < generation:
             return sorted(self.select_parent(study, generation), key=number_of)
@@ -63,7 +63,7 @@ class OrderedNsga2(NSGAIISampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """A child of two parents; nothing in the first generation, which is random."""
+        """A child of two parents; no values in the first generation, which is random."""
         history = history_of(study)
         generation = self.get_trial_generation(study, trial)
         if generation > 0 and history.view(Generations).parents(generation, history) is None:
@@ -73,25 +73,25 @@ class OrderedNsga2(NSGAIISampler):
 
 
 class Generations:
-    """A view: the trials of each generation, and their parents."""
+    """A view of the trials of each generation and their parents."""
 
     def __init__(self, directions: Sequence[StudyDirection]) -> None:  # noqa: ARG002 - a view's signature
         self.newest = 0
         self._shared: dict[str, BaseDistribution] | None = None
         self._complete: dict[int, FrozenTrial] = {}
         self._populations: dict[int, list[FrozenTrial]] = {}
-        self._noting: dict[int, FrozenTrial] = {}
+        self._recording: dict[int, FrozenTrial] = {}
         self._remembered: dict[int, list[FrozenTrial]] = {}
 
     @property
     def shared(self) -> dict[str, BaseDistribution]:
-        """Parameters that all complete trials had, drawn from the same values."""
+        """Parameters that all complete trials have in common, with the same distribution."""
         return self._shared or {}
 
     def take(self, trial: FrozenTrial) -> None:
-        noted = _notes_parents_of(trial)
-        if noted is not None:
-            self._noting[noted] = min(self._noting.get(noted, trial), trial, key=number_of)
+        recorded = _records_parents_of(trial)
+        if recorded is not None:
+            self._recording[recorded] = min(self._recording.get(recorded, trial), trial, key=number_of)
         if trial.state != TrialState.COMPLETE:
             return
         self._complete[number_of(trial)] = trial
@@ -111,19 +111,19 @@ class Generations:
         return self._populations.get(generation, ())
 
     def parents(self, generation: int, history: History) -> list[FrozenTrial] | None:
-        """The parents that a trial noted, by number; `None` where none has."""
-        noting = [trial for trial in history.running if _notes_parents_of(trial) == generation]
-        if generation in self._noting:
-            noting.append(self._noting[generation])
-        if not noting:
+        """The parents that a trial of the generation recorded, by number; `None` if no trial did."""
+        recording = [trial for trial in history.running if _records_parents_of(trial) == generation]
+        if generation in self._recording:
+            recording.append(self._recording[generation])
+        if not recording:
             return self._remembered.get(generation)
-        numbers = min(noting, key=number_of).system_attrs[PARENTS]
+        numbers = min(recording, key=number_of).system_attrs[PARENTS]
         return [self._complete[number] for number in sorted(numbers)]
 
     def remember(self, generation: int, parents: Sequence[FrozenTrial]) -> None:
-        """Parents that no trial noted."""
+        """Store parents that no trial recorded."""
         self._remembered[generation] = sorted(parents, key=number_of)
 
 
-def _notes_parents_of(trial: FrozenTrial) -> int | None:
+def _records_parents_of(trial: FrozenTrial) -> int | None:
     return trial.system_attrs[GENERATION] if PARENTS in trial.system_attrs else None

@@ -1,4 +1,4 @@
-"""A policy of independent categoricals, trained by REINFORCE. The gradient is in closed form: numpy alone."""
+"""A policy of independent categorical distributions, trained by REINFORCE with a closed-form gradient in NumPy."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from search_spaces.dimensions import Scalar
 
 Drawn = tuple[int, ...]
-"""One option of each dimension, by its place."""
+"""The index of one option per dimension."""
 
 _INITIAL_SPREAD = 1e-3
 _BETAS = (0.9, 0.999)
@@ -18,16 +18,17 @@ _EPSILON = 1e-8
 
 
 class Rewards:
-    """As-ViT's reward: how much each score got better since the step before, in units of its recent range.
+    """As-ViT's reward: the improvement of each score since the previous step, in units of its recent range.
 
-    `r_t = sum over m of s_m (m_t - m_{t-1}) / (max - min of newest values of m + 1e-6)`, where `s_m` = 1 if higher
-    is better and -1 if lower is; 0 at the first step. A step without scores counts as the worst of all before it.
+    `r_t = sum over m of s_m (m_t - m_{t-1}) / (max - min of newest values of m + 1e-6)`, where `s_m` is 1 if higher
+    is better and -1 if lower is better. The reward of the first step is 0. A step without scores gets the worst value
+    so far of each score.
 
     Args:
         signs: `s_m` of each score.
-        window: Number of newest values that the range is taken over, this step's included.
+        window: Number of newest values that define the range, including the current step.
 
-    Source: Chen et al. 2022, arXiv:2202.11921 (its released code never replaces a bad score).
+    Source: Chen et al. 2022, arXiv:2202.11921 (the released code never replaces a bad score).
     """
 
     def __init__(self, signs: Sequence[float], *, window: int) -> None:
@@ -36,13 +37,13 @@ class Rewards:
         self._values: list[list[float]] = [[] for _ in signs]
 
     def copy(self) -> "Rewards":
-        """One that takes steps apart from this one."""
+        """An independent copy."""
         other = Rewards(self._signs, window=self._window)
         other._values = [list(values) for values in self._values]
         return other
 
     def take(self, scores: Sequence[float] | None) -> float | None:
-        """The reward of the next step; `None` where it has no scores and none were before."""
+        """The reward of the next step; `None` if neither this step nor a previous one has scores."""
         reward = 0.0
         for index, (sign, values) in enumerate(zip(self._signs, self._values, strict=True)):
             if scores is not None:
@@ -59,26 +60,26 @@ class Rewards:
 
 
 class PolicySettings(NamedTuple):
-    """How a policy learns."""
+    """Learning settings of a policy."""
 
     learning_rate: float
-    """Of Adam."""
+    """Learning rate of Adam."""
     momentum: float
-    """Of the baseline, an exponential moving average of the rewards."""
+    """Momentum of the baseline, an exponential moving average of the rewards."""
     window: int
-    """Number of newest values that the range of a score is taken over; see `Rewards`."""
+    """Number of newest values that define the range of a score; see `Rewards`."""
 
 
 class Policy:
-    """One categorical per dimension, with Adam and a moving baseline.
+    """One categorical distribution per dimension, trained with Adam and a moving baseline.
 
     Args:
         options: Values of each dimension.
-        seed: Of the initial logits, normal with standard deviation 1e-3.
-        learning_rate: Of Adam.
-        momentum: Of the baseline, an exponential moving average of the rewards with its bias corrected, the present
-            reward included.
-        rewards: Turns scores into rewards.
+        seed: Seed of the initial logits, which are normal with standard deviation 1e-3.
+        learning_rate: Learning rate of Adam.
+        momentum: Momentum of the baseline, a bias-corrected exponential moving average of the rewards that includes the
+            current one.
+        rewards: Converts scores to rewards.
 
     Source: Williams 1992; settings as in As-ViT (Chen et al. 2022, arXiv:2202.11921).
     """
@@ -107,20 +108,20 @@ class Policy:
         self._baseline = self._weight = 0.0
 
     def copy(self) -> "Policy":
-        """One that learns apart from this one."""
+        """An independent copy."""
         other = copy.copy(self)
         other._rewards = self._rewards.copy()
         other._logits, other._mean, other._square = self._logits.copy(), self._mean.copy(), self._square.copy()
         return other
 
     def probabilities(self, temperature: float = 1.0) -> NDArray[np.float64]:
-        """Of each option, shape (dimensions, options), zero where a dimension has fewer options."""
+        """Probability of each option, shape (dimensions, options), padded with zeros."""
         powers = np.exp((self._logits - self._logits.max(1, keepdims=True)) / temperature)
         found: NDArray[np.float64] = powers / powers.sum(1, keepdims=True)
         return found
 
     def draw(self, rng: np.random.Generator, *, temperature: float = 1.0) -> Drawn:
-        """A random point; the higher the temperature, the more even the options."""
+        """Draw a random point. A higher temperature makes the distributions more uniform."""
         cumulative = self.probabilities(temperature).cumsum(1)
         chosen = (cumulative < rng.random(len(cumulative))[:, None] * cumulative[:, -1:]).sum(1)
         return tuple(chosen.tolist())
@@ -130,7 +131,7 @@ class Policy:
         return tuple(self._logits.argmax(1).tolist())
 
     def learn(self, drawn: Drawn, scores: Sequence[float] | None) -> None:
-        """One step of Adam on `-log p(drawn) (reward - baseline)`; `scores` are `None` where the trial failed."""
+        """Take a step of Adam on `-log p(drawn) (reward - baseline)`. `scores` is `None` if the trial failed."""
         reward = self._rewards.take(scores)
         if reward is None:
             return
@@ -148,7 +149,7 @@ class Policy:
         self._logits -= rate * self._mean / (spread + _EPSILON)
 
     def values(self, drawn: Drawn) -> dict[str, Any]:
-        """What a drawn point stands for."""
+        """The values of a drawn point."""
         return {name: options[index] for (name, options), index in zip(self._options.items(), drawn, strict=True)}
 
     def place(self, values: Mapping[str, Any]) -> Drawn:
@@ -157,5 +158,5 @@ class Policy:
 
 
 def place_in(options: Mapping[str, Sequence[Scalar]], values: Mapping[str, Any]) -> Drawn:
-    """Where each of the values is among the options."""
+    """The index of each value among the options of its dimension."""
     return tuple([found.index(values[name]) for name, found in options.items()])

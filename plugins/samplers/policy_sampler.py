@@ -1,4 +1,4 @@
-"""REINFORCE as an Optuna sampler: the policy follows from the finished trials, in the order of their numbers."""
+"""REINFORCE as an Optuna sampler. The finished trials, in the order of their numbers, determine the policy."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,21 +15,24 @@ from plugins.samplers.policy import Drawn, Policy, PolicySettings, Rewards, plac
 from search_spaces.dimensions import Scalar
 
 REPEATS = "reinforce:repeats"
-"""System attribute of a trial: numbers of the trials that the policy drew again just before it drew this one. `None`
-where the policy had settled on known points and this one was drawn around them: the policy does not learn from it."""
+"""System attribute of a trial: numbers of the trials that the policy drew again just before it drew this one.
+
+`None` if the policy drew known points only. Then this trial was drawn at a higher temperature, and the policy does not
+learn from it.
+"""
 _MAX_REPEATS = 10
-"""Known points that are learned from again for one suggestion; a policy that has settled would do nothing else."""
+"""Maximum number of known points to learn from again per suggestion. A converged policy draws known points only."""
 _MAX_DRAWS = 50
-_WARMING = 1.1
-"""Factor between the temperatures of two draws, once `_MAX_DRAWS` of the policy gave known points only."""
+_TEMPERATURE_FACTOR = 1.1
+"""Factor between the temperatures of consecutive draws, after `_MAX_DRAWS` draws of known points."""
 _MAX_TEMPERATURE = 100.0
 _KEEP_EVERY = 32
-"""Trials between two policies that are kept, to go on from them when a trial before the newest ones ends late."""
+"""Number of trials between two stored policies. Training restarts from a stored policy if a trial ends late."""
 _MAX_KEPT = 8
 
 
 class PolicySampler(BaseSampler):
-    """Draws from the policy; the first trial is uniform, which the untrained policy is too."""
+    """Draws points from the policy. The first trial is uniform, like the untrained policy."""
 
     def __init__(self, settings: PolicySettings, *, seed: int, study_seed: int) -> None:
         self._settings = settings
@@ -38,11 +41,11 @@ class PolicySampler(BaseSampler):
         self._uniform = RandomSampler(seed=seed)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Marks the first trials, of which nothing is known, as the policy's own too."""
+        """Mark the trial as drawn by the policy, which includes the first trials."""
         _remember(study, trial, [])
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
-        """The dimensions of the trials before."""
+        """The dimensions of past trials."""
         finished = finished_trials(study)
         return dict(finished[0].distributions) if finished else {}
 
@@ -52,7 +55,7 @@ class PolicySampler(BaseSampler):
         trial: FrozenTrial,
         search_space: dict[str, BaseDistribution],  # noqa: ARG002
     ) -> dict[str, Any]:
-        """A point that was not scored yet: the policy's own, or one around it where it draws known ones only."""
+        """A new point, drawn from the policy, or at a higher temperature if the policy draws known points only."""
         finished = finished_trials(study)
         policy = trained_policy(self._settings, study, finished, study_seed=self._study_seed)
         if policy is None:
@@ -71,32 +74,33 @@ class PolicySampler(BaseSampler):
         _remember(study, trial, None)
         temperature = 1.0
         while drawn in known and temperature < _MAX_TEMPERATURE:
-            temperature *= _WARMING
+            temperature *= _TEMPERATURE_FACTOR
             drawn = policy.draw(rng, temperature=temperature)
         return policy.values(drawn)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Uniform, as long as nothing is known."""
+        """A uniform draw, before any trial has finished."""
         return self._uniform.sample_independent(study, trial, param_name, param_distribution)
 
 
 class Policies:
-    """A view: policies that were trained on the first few, the first few more, ... of the finished trials.
+    """A view with policies that were trained on increasing numbers of finished trials.
 
-    Trials seldom end in the order of their numbers when several run. One that ends late is learned from in its place.
+    Concurrent trials seldom end in the order of their numbers. If a trial ends late, the policy is trained again from
+    this trial on.
     """
 
     def __init__(self, directions: Sequence[StudyDirection]) -> None:
         self._signs = [1.0 if direction == StudyDirection.MAXIMIZE else -1.0 for direction in directions]
         self.known: dict[Drawn, FrozenTrial] = {}
-        """The trial of each point."""
+        """The trial of each known point."""
         self._options: dict[str, Sequence[Scalar]] = {}
         self._by_number: dict[int, FrozenTrial] = {}
         self._made_for: tuple[PolicySettings, int] | None = None
         self._trained: list[tuple[int, FrozenTrial, Policy]] = []
-        """How many trials a policy has learned from, the last of them, and the policy."""
+        """The number of trials that a policy has learned from, the last of these trials, and the policy."""
 
     def take(self, trial: FrozenTrial) -> None:
         if trial.state == TrialState.PRUNED:
@@ -107,11 +111,11 @@ class Policies:
         self.known[place_in(self._options, trial.params)] = trial
 
     def policy(self, settings: PolicySettings, finished: Sequence[FrozenTrial], *, study_seed: int) -> Policy:
-        """A copy of the policy after these trials, of which there is at least one."""
+        """A copy of the policy trained on these trials, at least one."""
         if self._made_for != (settings, study_seed):
             self._made_for = (settings, study_seed)
             self._trained = []
-        while self._trained and not _begins(finished, self._trained[-1]):
+        while self._trained and not _starts_with(finished, self._trained[-1]):
             self._trained.pop()
         if self._trained:
             num_learned, _, policy = self._trained[-1]
@@ -143,15 +147,18 @@ class Policies:
         policy.learn(policy.place(trial.params), trial.values)
 
     def _keep(self, num_learned: int, last: FrozenTrial, policy: Policy) -> None:
-        """In place of the newest one that is not one of every `_KEEP_EVERY`; the oldest ones are dropped."""
+        """Store a policy and discard the oldest ones.
+
+        It replaces the newest one, unless that has learned from a multiple of `_KEEP_EVERY` trials.
+        """
         if self._trained and self._trained[-1][0] % _KEEP_EVERY:
             self._trained.pop()
         self._trained.append((num_learned, last, policy))
         del self._trained[:-_MAX_KEPT]
 
 
-def _begins(finished: Sequence[FrozenTrial], trained: tuple[int, FrozenTrial, Policy]) -> bool:
-    """Whether the trials begin with those that a policy has learned from: trials are added to them only."""
+def _starts_with(finished: Sequence[FrozenTrial], trained: tuple[int, FrozenTrial, Policy]) -> bool:
+    """Whether the trials start with those that a policy has learned from. Trials are only ever added."""
     num_learned, last, _ = trained
     return num_learned <= len(finished) and finished[num_learned - 1] is last
 
@@ -159,7 +166,7 @@ def _begins(finished: Sequence[FrozenTrial], trained: tuple[int, FrozenTrial, Po
 def trained_policy(
     settings: PolicySettings, study: Study, finished: Sequence[FrozenTrial], *, study_seed: int
 ) -> Policy | None:
-    """The policy after those finished trials that it drew, in their order; `None` where none has finished."""
+    """The policy trained on the finished trials that it drew, in their order; `None` if no trial has finished."""
     if not finished:
         return None
     return history_of(study).view(Policies).policy(settings, finished, study_seed=study_seed)

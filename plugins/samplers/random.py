@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RandomSearch:
-    """Draws every dimension uniformly; the baseline that every other sampler has to beat."""
+    """Draws every dimension uniformly: the baseline that every other sampler must beat."""
 
     card: ClassVar[PluginCard] = PluginCard(
-        source="Bergstra and Bengio 2012, JMLR 13; Optuna's RandomSampler", cost="under a millisecond a suggestion"
+        source="Bergstra and Bengio 2012, JMLR 13; Optuna's RandomSampler", cost="under a millisecond per suggestion"
     )
 
     def problem(self, dimensions: Sequence[Dimension]) -> str | None:  # noqa: ARG002 - the protocol's signature
-        """All dimensions are taken."""
+        """`None`: all dimensions are supported."""
         return None
 
     def build(self, seed: int, *, study_seed: int) -> "BaseSampler":  # noqa: ARG002 - the protocol's signature

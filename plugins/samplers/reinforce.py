@@ -1,4 +1,4 @@
-"""REINFORCE, as As-ViT searches its seed topology."""
+"""REINFORCE, the search of As-ViT for its seed topology."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,43 +16,43 @@ if TYPE_CHECKING:
     from plugins.samplers.policy import PolicySettings
 
 MAX_OPTIONS = 1000
-"""A dimension with more values is refused: a policy would visit hardly any of them twice."""
+"""Maximum number of values per dimension. With more, a policy would hardly visit any value twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reinforce:
-    """Policy gradient: an independent categorical for each dimension, trained on how scores change from step to step.
+    """Policy gradient: an independent categorical distribution per dimension, trained on changes of the scores.
 
-    A point that the policy draws again is learned from again, by its known scores; it is no new trial. Once the policy
-    draws nothing new, trials are drawn around what it settled on, and teach it nothing. Its last word is the argmax of
-    each dimension, which a screen scores as its last trial.
+    If the policy draws a known point again, it learns from the known scores again, without a new trial. If it draws
+    known points only, new trials are drawn at a higher temperature, and the policy does not learn from them. A screen
+    scores the argmax of each dimension as its last trial.
     """
 
     card: ClassVar[PluginCard] = PluginCard(
         source=(
             "Williams 1992; reward, baseline and settings of Chen et al. 2022, As-ViT, arXiv:2202.11921. Differences: "
-            "a failed trial counts as the worst scores so far, as the paper says and its code never does; a point is "
-            "scored once only"
+            "a failed trial counts as the worst scores so far, as in the paper but not in its code; a point is scored "
+            "only once"
         ),
-        cost="about a millisecond a suggestion, at 10,000 trials too",
+        cost="about a millisecond per suggestion, even at 10,000 trials",
         needs=("choices and whole numbers without conditions",),
     )
     learning_rate: Annotated[float, Field(gt=0)] = 0.08
-    """Of Adam on the policy's logits."""
+    """Learning rate of Adam for the logits of the policy."""
     window: Annotated[int, Field(ge=2)] = 20
-    """Newest steps whose range of a score is the unit of its change."""
+    """Number of newest steps that define the range of a score, the unit of its changes."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of the moving average of the rewards that a reward is compared with."""
+    """Momentum of the reward baseline, a moving average of the rewards."""
 
     def problem(self, dimensions: Sequence[Dimension]) -> str | None:
-        """A policy needs a list of options for each dimension, always the same."""
+        """Each dimension must have a fixed list of options."""
         for dimension in dimensions:
             if isinstance(dimension, Real):
                 found = f"{dimension.name} is a range of real numbers"
             elif dimension.when is not None:
-                found = f"{dimension.name} is there only while {dimension.when}"
+                found = f"{dimension.name} exists only if {dimension.when}"
             elif num_values(dimension) > MAX_OPTIONS:
-                found = f"{dimension.name} has {num_values(dimension):,} values (at most {MAX_OPTIONS:,} are taken)"
+                found = f"{dimension.name} has {num_values(dimension):,} values (at most {MAX_OPTIONS:,} are supported)"
             else:
                 continue
             return f"reinforce needs choices and whole numbers without conditions, but {found}. Use another sampler."
@@ -64,7 +64,7 @@ class Reinforce:
         return PolicySampler(self._policy_settings(), seed=seed, study_seed=study_seed)
 
     def final_choice(self, study: "Study", *, study_seed: int, num_trials: int) -> Point | None:
-        """The most probable value of each dimension after the first `num_trials` trials; `None` where none finished."""
+        """The most probable value of each dimension after the first `num_trials` trials; `None` if none finished."""
         from plugins.samplers.history import finished_trials
         from plugins.samplers.policy_sampler import trained_policy
 

@@ -15,26 +15,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Tpe:
-    """Multivariate TPE, with conditional dimensions modelled by group; one or several objectives."""
+    """Multivariate TPE for one or more objectives, with conditional dimensions modelled in groups."""
 
     card: ClassVar[PluginCard] = PluginCard(
         source=(
-            "Bergstra et al. 2011; Watanabe 2023, arXiv:2304.11127; Optuna's TPESampler. Differences: of many trials "
-            "the model is made of some; a candidate that is a known point is passed over for the next best one"
+            "Bergstra et al. 2011; Watanabe 2023, arXiv:2304.11127; Optuna's TPESampler. Differences: the model uses "
+            "at most `max_trials` trials; candidates that are known points are skipped"
         ),
-        cost="about 2 ms a suggestion of twelve choices, 8 ms with reals; at 10,000 trials as at 1,000",
+        cost="about 2 ms per suggestion of twelve choices, 8 ms with real numbers; the same at 1,000 and 10,000 trials",
     )
     num_startup_trials: int = 10
-    """Random suggestions before the model is used, at least 1."""
+    """Number of random suggestions before the model is used, at least 1."""
     max_trials: Annotated[int, Field(ge=200)] = 1000
-    """Trials that the model is made of: of more than so many, the 100 best and the newest of the others."""
+    """Maximum number of trials in the model. If there are more, it uses the 100 best and the newest of the others."""
 
     def __post_init__(self) -> None:
         if self.num_startup_trials < 1:
-            raise ValueError(f"`num_startup_trials` must be at least 1, but got {self.num_startup_trials}.")
+            raise ValueError(f"`num_startup_trials` must be at least 1, but got {self.num_startup_trials}. Raise it.")
 
     def problem(self, dimensions: Sequence[Dimension]) -> str | None:  # noqa: ARG002 - the protocol's signature
-        """All dimensions are taken."""
+        """`None`: all dimensions are supported."""
         return None
 
     def build(self, seed: int, *, study_seed: int) -> "BaseSampler":  # noqa: ARG002 - the protocol's signature

@@ -1,4 +1,4 @@
-"""Trials with a value as columns of numbers, and which of them a model is made of."""
+"""Complete and pruned trials as columns of numbers, and the selection of trials for a model."""
 
 from bisect import insort
 from collections.abc import Mapping, Sequence
@@ -13,17 +13,17 @@ from optuna.trial import FrozenTrial, TrialState
 from plugins.samplers.history import number_of
 
 NUM_BEST = 100
-"""The best of all trials, shared out between the objectives; with one, a model of good points is made of 25 at most."""
+"""Number of best trials to keep, divided between the objectives. With one objective, TPE uses at most 25 of them."""
 
 Number = TypeVar("Number", bound=np.generic)
 Rows = NDArray[np.intp]
-"""Places of trials in the columns."""
+"""Row indices of trials in the columns."""
 
 
 class TrialColumns:
-    """A view of the complete and pruned trials: a row for each, in the order in which they ended.
+    """A view of the complete and pruned trials, one row per trial, in the order in which they ended.
 
-    Values are signed, so that lower is better in each objective.
+    Values are signed so that lower is better for each objective.
     """
 
     def __init__(self, directions: Sequence[StudyDirection]) -> None:
@@ -38,8 +38,8 @@ class TrialColumns:
         self._signature = np.empty(0, dtype=np.int64)
         self._is_complete = np.empty(0, dtype=np.bool_)
         self._values = np.empty((0, len(directions)))
-        self._progress = np.empty((0, 2))  # of pruned trials: minus the last step, and the value there
-        self._parameters = np.empty((0, 0))  # Optuna's internal representation; NaN where a trial has none
+        self._progress = np.empty((0, 2))  # for pruned trials: minus the last step, and its value
+        self._parameters = np.empty((0, 0))  # Optuna's internal representation; NaN if missing
 
     def take(self, trial: FrozenTrial) -> None:
         if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
@@ -71,10 +71,10 @@ class TrialColumns:
         return self._numbers[rows]
 
     def bounded(self, max_trials: int) -> Rows:
-        """By number: all, or where there are more than `max_trials`, the `NUM_BEST` best and the newest of the others.
+        """All rows, or if there are more than `max_trials`, the `NUM_BEST` best and the newest others; by number.
 
         Args:
-            max_trials: More than `NUM_BEST`.
+            max_trials: Maximum number of rows, more than `NUM_BEST`.
         """
         num_rows = len(self._trials)
         by_number = self._numbers[:num_rows].argsort(kind="stable")
@@ -89,24 +89,24 @@ class TrialColumns:
         return by_number[is_kept[by_number]]
 
     def complete_and_pruned(self, rows: Rows) -> tuple[Rows, Rows]:
-        """Rows of complete trials by number, and rows of pruned ones, those furthest on and then best first."""
+        """Complete trials by number, and pruned trials sorted by most steps, then by best value."""
         is_complete = self._is_complete[rows]
         pruned = rows[~is_complete]
         steps, values = self._progress[pruned].T
         return rows[is_complete], pruned[np.lexsort((values, steps))]
 
     def best_first(self, rows: Rows) -> Rows:
-        """Sorted by the first objective; of equal ones the one that comes first in `rows`."""
+        """Rows sorted by the first objective, best first. Ties keep the order of `rows`."""
         order: Rows = self._values[rows, 0].argsort(kind="stable")
         return rows[order]
 
     def spaces(self, rows: Rows) -> list[dict[str, BaseDistribution]]:
-        """The sets of parameters that the trials had, in the order in which they first come."""
+        """The distinct sets of parameters of the trials, in the order of their first occurrence."""
         signatures, places = np.unique(self._signature[rows], return_index=True)
         return [self._spaces[signature] for signature in signatures[places.argsort()].tolist()]
 
     def parameters(self, rows: Rows, names: Sequence[str]) -> NDArray[np.float64]:
-        """Optuna's internal representation of parameters, NaN where a trial has none; shape (rows, names)."""
+        """Optuna's internal representation of parameters, NaN if a trial lacks one; shape (rows, names)."""
         found = np.full((len(rows), len(names)), np.nan)
         for place, name in enumerate(names):
             if name in self._columns:
@@ -144,7 +144,7 @@ class TrialColumns:
 
 
 def internal_rows(trials: Sequence[FrozenTrial], names: Sequence[str]) -> NDArray[np.float64]:
-    """As `TrialColumns.parameters`, of trials that are in no columns."""
+    """Like `TrialColumns.parameters`, for trials that are not in the columns."""
     found = [_internal(trial.params, trial.distributions) for trial in trials]
     rows = [[values.get(name, np.nan) for name in names] for values in found]
     return np.array(rows, dtype=np.float64).reshape(len(trials), len(names))

@@ -1,4 +1,4 @@
-"""Optuna's random sampler, draw for draw, without what it spends on choices and on the system's entropy."""
+"""Optuna's random sampler with identical draws, but without its overhead for choices and system entropy."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial
 
-from plugins.samplers.generators import give_back, take_generator
+from plugins.samplers.generators import return_generator, take_generator
 
 
 class UniformSampler(RandomSampler):
-    """Made anew for every suggestion, so that making it must cost little.
+    """A random sampler that is cheap to create, since one is created for every suggestion.
 
-    Optuna turns each choice into a one-hot vector and back.
+    It avoids Optuna's conversion of each choice to a one-hot vector and back.
     """
 
     def __init__(self, *, seed: int) -> None:
@@ -21,7 +21,7 @@ class UniformSampler(RandomSampler):
         self._rng._rng = self._generator = take_generator(seed)
 
     def __del__(self) -> None:
-        give_back(self._generator)
+        return_generator(self._generator)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

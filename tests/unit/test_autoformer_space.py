@@ -110,7 +110,7 @@ def test_samplers_suggest_different_topologies_or_say_why_not(sampler: str) -> N
     space, objectives = AutoFormerSpace(size="small"), (Objective("score", "maximize"),)
     refused = create("samplers", sampler).problem(space.dimensions())
     if refused is not None:
-        assert "topology.block13.heads is there only while topology.depth is 13 or more" in refused
+        assert "topology.block13.heads exists only if topology.depth is 13 or more" in refused
         return
     suggester = OptunaSuggester(space.dimensions(), objectives=objectives, sampler=PluginChoice(name=sampler), seed=1)
     found = set()

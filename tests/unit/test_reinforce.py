@@ -191,6 +191,6 @@ def test_later_steps_cost_no_more_than_the_first() -> None:
 
 def test_a_dimension_with_too_many_values_is_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"reinforce needs .*, but seed has 1,000,000 values \(at most 1,000 are taken\)"
+        ValueError, match=r"reinforce needs .*, but seed has 1,000,000 values \(at most 1,000 are supported\)"
     ):
         suggest(5, dimensions=(Integer(name="seed", low=1, high=1_000_000),))
