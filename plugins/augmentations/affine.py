@@ -1,4 +1,4 @@
-"""Small rotations, translations and changes of scale, without mirror images: right for digits."""
+"""Small rotations, translations and changes of scale, without mirroring; suitable for digits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @lru_cache(maxsize=32)
-def _layers(size: int, strength: float) -> "nn.Sequential":  # noqa: ARG001 - the same layers for all sizes
+def _layers(size: int, strength: float) -> "nn.Sequential":  # noqa: ARG001 - the layers are the same for all sizes
     import kornia.augmentation as kornia
     from torch import nn
 
@@ -26,9 +26,9 @@ def _layers(size: int, strength: float) -> "nn.Sequential":  # noqa: ARG001 - th
 
 @dataclass(frozen=True, kw_only=True)
 class Affine:
-    """Random affine maps: up to 12 degrees, an eighth of the image, and 10 % of its scale.
+    """Random affine maps: rotations by up to 12 degrees, shifts by an eighth of the image, scaling by 10 %.
 
-    Strength scales all three; at 0 images stay as they are. What is shifted in from outside is black.
+    The strength scales all three; at 0, images do not change. Pixels from outside the image are black.
     """
 
     card: ClassVar[PluginCard] = PluginCard(
@@ -37,11 +37,11 @@ class Affine:
     )
 
     def augment(self, images: "Tensor", *, strength: float, seed: int) -> "Tensor":
-        """A changed copy of a batch."""
+        """Return an augmented copy of a batch."""
         return apply_layers(_layers, images, strength=strength, seed=seed)
 
     def augment_together(
         self, batches: "Sequence[Tensor]", *, strength: float, seeds: Sequence[int]
     ) -> "Sequence[Tensor]":
-        """What `augment` makes of each batch, up to rounding."""
+        """The result of `augment` for each batch, up to rounding."""
         return apply_layers_together(_layers, batches, strength=strength, seeds=seeds)

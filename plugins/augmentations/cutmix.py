@@ -1,4 +1,4 @@
-"""CutMix: a rectangle of each image is replaced by that of another image of its batch."""
+"""CutMix: a rectangle of each image is replaced with the same rectangle of another image of the batch."""
 
 import math
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def draw_box(height: int, width: int, share: float, generator: "Generator") -> tuple[slice, slice]:
-    """Rows and columns of a box with the image's aspect ratio and up to `1 - share` of its area.
+    """Rows and columns of a random box with the aspect ratio of the image and up to `1 - share` of its area.
 
-    Its centre is drawn evenly; what lies outside of the image is cut off.
+    Its centre is uniformly distributed. The part of the box outside the image is cut off.
     """
     import torch
 
@@ -30,17 +30,17 @@ def draw_box(height: int, width: int, share: float, generator: "Generator") -> t
 
 @dataclass(frozen=True, kw_only=True)
 class CutMix:
-    """Pastes the same box into all images of a batch and mixes the targets by its true area."""
+    """Pastes a box at the same position into all images of a batch, and mixes the targets by the area of the box."""
 
     card: ClassVar[PluginCard] = PluginCard(
-        source="Yun et al. 2019, arXiv:1905.04899; one box and one permutation per batch, as in its code",
+        source="Yun et al. 2019, arXiv:1905.04899; one box and one permutation per batch, as in the authors' code",
         cost="one copy of each image",
     )
     alpha: Annotated[float, Field(gt=0)] = 1.0
-    """Both parameters of the Beta distribution of the share of the image that is kept; 1 draws it evenly."""
+    """Both parameters of the Beta distribution of the kept fraction of the image; 1 is the uniform distribution."""
 
     def mix(self, images: "Tensor", targets: "Tensor", *, generator: "Generator") -> "tuple[Tensor, Tensor]":
-        """Images with a box of their partners, and targets mixed by the areas."""
+        """Paste a box of a partner into each image, and mix the targets by the areas."""
         height, width = images.shape[-2:]
         rows, columns = draw_box(height, width, draw_share(self.alpha, generator), generator)
         partners = draw_partners(images, generator)

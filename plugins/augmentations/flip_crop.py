@@ -1,4 +1,4 @@
-"""Mirror images, and translations by up to an eighth of the image."""
+"""Mirroring, and translations by up to an eighth of the image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,22 +24,22 @@ def _layers(size: int, strength: float) -> "nn.Sequential":
 
 @dataclass(frozen=True, kw_only=True)
 class FlipCrop:
-    """Mirrors half of the images and crops all of them from padded ones.
+    """Mirrors half of the images, then pads all images and crops them at random to their original size.
 
-    Strength scales the padding; at 0 only the mirror images are left. What is shifted in from outside is black.
+    The strength scales the padding; at 0, images are only mirrored. The padding is black.
     """
 
     card: ClassVar[PluginCard] = PluginCard(
-        source="He et al. 2016, arXiv:1512.03385, section 4.2, with padding in proportion to the image",
+        source="He et al. 2016, arXiv:1512.03385, section 4.2, with padding proportional to the image size",
         cost="one copy of each image",
     )
 
     def augment(self, images: "Tensor", *, strength: float, seed: int) -> "Tensor":
-        """A changed copy of a batch."""
+        """Return an augmented copy of a batch."""
         return apply_layers(_layers, images, strength=strength, seed=seed)
 
     def augment_together(
         self, batches: "Sequence[Tensor]", *, strength: float, seeds: Sequence[int]
     ) -> "Sequence[Tensor]":
-        """What `augment` makes of each batch, up to rounding."""
+        """The result of `augment` for each batch, up to rounding."""
         return apply_layers_together(_layers, batches, strength=strength, seeds=seeds)

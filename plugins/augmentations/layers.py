@@ -1,4 +1,4 @@
-"""Runs kornia's layers on whole batches, on their device. The same seed gives the same batch."""
+"""Applies kornia's layers to whole batches on their device. The same seed gives the same batch."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,17 +9,17 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 MAX_SHIFT = 0.125
-"""Largest translation at strength 1, as a fraction of the image's size: 4 of 32 pixels."""
+"""Largest translation at strength 1, as a fraction of the image size: 4 of 32 pixels."""
 
 MakeLayers = Callable[[int, float], "nn.Sequential"]
-"""Makes the layers for an image size and a strength; it should cache them, as making them is slow."""
+"""Function that creates the layers for an image size and a strength. It should cache them, since creation is slow."""
 
 _SHAPE = "forward_input_shape"
-"""The one of kornia's parameters of a layer that does not have a row for each image."""
+"""The only parameter of kornia's layers without a row per image."""
 
 
 def apply_layers(make: MakeLayers, images: "Tensor", *, strength: float, seed: int) -> "Tensor":
-    """A changed copy of a batch (B, C, S, S), or the batch itself if there is nothing to change."""
+    """Return an augmented copy of a batch (B, C, S, S), or the batch itself if there are no layers."""
     import torch
 
     layers = _layers(make, images, strength)
@@ -33,15 +33,15 @@ def apply_layers(make: MakeLayers, images: "Tensor", *, strength: float, seed: i
 def apply_layers_together(
     make: MakeLayers, batches: "Sequence[Tensor]", *, strength: float, seeds: Sequence[int]
 ) -> "Sequence[Tensor]":
-    """What `apply_layers` makes of each batch, up to rounding, with few operations for all of them.
+    """Apply layers to several batches together, with few operations; equal to `apply_layers` up to rounding.
 
-    Each batch has the random numbers that it would have alone. The layers must draw them before they are applied.
+    Each batch gets the same random numbers as alone. The layers must be able to draw them before they are applied.
 
     Args:
-        make: Makes the layers.
-        batches: Each of shape (B, C, S, S); `B` may differ.
-        strength: Of all batches.
-        seeds: A seed for each batch.
+        make: Creates the layers.
+        batches: Batches of shape (B, C, S, S) each; `B` may differ.
+        strength: Strength for all batches.
+        seeds: One seed per batch.
     """
     import torch
 
@@ -65,12 +65,12 @@ def apply_layers_together(
 
 
 def _layers(make: MakeLayers, images: "Tensor", strength: float) -> "nn.Sequential":
-    return make(images.shape[-1], round(strength, 2))  # rounded, so that few are made while a strength changes
+    return make(images.shape[-1], round(strength, 2))  # rounding limits their number while the strength changes
 
 
 @contextmanager
 def _seeded(seed: int, device: "torch.device") -> Iterator[None]:
-    """Seed torch's global generators, the only ones that kornia uses, and put them back afterwards."""
+    """Seed torch's global generators, the only ones that kornia uses, and restore them afterwards."""
     import torch
 
     devices = [device] if device.type == "cuda" else []

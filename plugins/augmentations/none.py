@@ -1,4 +1,4 @@
-"""Images as they are."""
+"""No augmentation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class NoAugmentation:
         strength: float,  # noqa: ARG002 - the protocol's signature
         seed: int,  # noqa: ARG002
     ) -> "Tensor":
-        """The batch itself."""
+        """Return the batch itself."""
         return images
 
     def augment_together(
@@ -33,7 +33,7 @@ class NoAugmentation:
         strength: float,  # noqa: ARG002 - the protocol's signature
         seeds: Sequence[int],  # noqa: ARG002
     ) -> "Sequence[Tensor]":
-        """The batches themselves."""
+        """Return the batches themselves."""
         return batches
 
     def mix(
@@ -43,5 +43,5 @@ class NoAugmentation:
         *,
         generator: "Generator",  # noqa: ARG002 - the protocol's signature
     ) -> "tuple[Tensor, Tensor]":
-        """The batch and its targets themselves."""
+        """Return the batch and its targets themselves."""
         return images, targets

@@ -1,4 +1,4 @@
-"""Mirror images, and two random operations of RandAugment for each batch."""
+"""Mirroring, and two random operations of RandAugment for each batch."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 NUM_OPERATIONS, MAGNITUDE = 2, 9
 """The `n` and `m` of RandAugment."""
 _NEUTRAL = {"posterize": 8.0, "solarize": 1.0, "color": 1.0, "contrast": 1.0, "brightness": 1.0, "sharpness": 1.0}
-"""Value of each operation that changes nothing, if it is not 0."""
+"""Value at which an operation has no effect, for operations where it is not 0."""
 _LIMITS = {"solarize": (0.0, 1.0), "solarize_add": (-0.5, 0.5), "posterize": (0.0, 8.0)}
-"""Values that kornia takes, if they are not all that are at least 0."""
+"""Range of values that kornia accepts, for operations where it is not `[0, inf)`."""
 _WITHOUT_STRENGTH = ("auto_contrast", "equalize", "invert")
 
 
 def scale_operation(name: str, low: float, high: float, strength: float) -> tuple[str, float, float]:
-    """An operation of kornia's policy with its distance from the value that changes nothing scaled by `strength`.
+    """Scale an operation of kornia's policy: its distance from the value without effect is multiplied by `strength`.
 
-    RandAugment's `m` cannot do this: in kornia's policy a smaller `m` makes images darker and greyer.
+    RandAugment's `m` cannot do this: in kornia's policy, a smaller `m` makes images darker and greyer.
 
     Args:
-        name: Of the operation.
+        name: Name of the operation.
         low: Start of its range.
         high: End of its range.
-        strength: Factor.
+        strength: Factor of the distance.
     """
     if name in _WITHOUT_STRENGTH:
         return name, low, high
@@ -61,9 +61,8 @@ def _layers(size: int, strength: float) -> "nn.Sequential":  # noqa: ARG001 - th
 class RandAugment:
     """Mirrors half of the images and applies two random operations.
 
-    Strength scales how far each operation goes from doing nothing, as far as the operation allows. Inverting,
-    equalising, automatic contrast and the threshold of adding and inverting have no strength. At 0 only the mirror
-    images are left.
+    The strength scales the effect of each operation, within the range that the operation supports. Inverting,
+    equalising, automatic contrast and the threshold of `solarize_add` have no strength. At 0, images are only mirrored.
     """
 
     card: ClassVar[PluginCard] = PluginCard(
@@ -71,12 +70,12 @@ class RandAugment:
             "Cubuk et al. 2020, arXiv:1909.13719, n = 2, m = 9; kornia's RandAugment, which draws the two operations "
             "once per batch"
         ),
-        cost="two operations on each image; packed trainings are augmented one after another",
+        cost="two operations on each image; the batches of packed trainings are augmented one after another",
     )
 
     def augment(self, images: "Tensor", *, strength: float, seed: int) -> "Tensor":
-        """A changed copy of a batch; a grey one is coloured for it and grey again afterwards."""
-        if images.shape[1] == 1:  # kornia's colour operations want three channels
+        """Return an augmented copy of a batch. A grey batch is converted to colour and back."""
+        if images.shape[1] == 1:  # kornia's colour operations need three channels
             coloured = images.expand(-1, 3, -1, -1)
             return apply_layers(_layers, coloured, strength=strength, seed=seed).mean(1, keepdim=True)
         return apply_layers(_layers, images, strength=strength, seed=seed)

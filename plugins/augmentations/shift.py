@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @lru_cache(maxsize=32)
-def _layers(size: int, strength: float) -> "nn.Sequential":  # noqa: ARG001 - the same layers for all sizes
+def _layers(size: int, strength: float) -> "nn.Sequential":  # noqa: ARG001 - the layers are the same for all sizes
     import kornia.augmentation as kornia
     from torch import nn
 
@@ -27,7 +27,7 @@ def _layers(size: int, strength: float) -> "nn.Sequential":  # noqa: ARG001 - th
 class Shift:
     """Random translations.
 
-    Strength scales how far; at 0 images stay as they are. What is shifted in from outside is black.
+    The strength scales the distance; at 0, images do not change. Pixels from outside the image are black.
     """
 
     card: ClassVar[PluginCard] = PluginCard(
@@ -36,11 +36,11 @@ class Shift:
     )
 
     def augment(self, images: "Tensor", *, strength: float, seed: int) -> "Tensor":
-        """A changed copy of a batch."""
+        """Return an augmented copy of a batch."""
         return apply_layers(_layers, images, strength=strength, seed=seed)
 
     def augment_together(
         self, batches: "Sequence[Tensor]", *, strength: float, seeds: Sequence[int]
     ) -> "Sequence[Tensor]":
-        """What `augment` makes of each batch, up to rounding."""
+        """The result of `augment` for each batch, up to rounding."""
         return apply_layers_together(_layers, batches, strength=strength, seeds=seeds)

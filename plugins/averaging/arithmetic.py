@@ -1,4 +1,4 @@
-"""What the averaging methods share: a weighted sum of state dicts."""
+"""A weighted sum of state dicts, shared by the averaging methods."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -10,18 +10,18 @@ if TYPE_CHECKING:
 
 
 def weighted_sum(checkpoints: Sequence[StateDict], weights: Sequence[float]) -> "dict[str, Tensor]":
-    """Add up checkpoints of one run, entry by entry.
+    """Compute a weighted sum of checkpoints of one training, entry by entry.
 
     Args:
         checkpoints: State dicts, oldest first, with equal keys and shapes.
         weights: One factor per checkpoint.
 
     Returns:
-        A new state dict. Floating-point entries are summed in float64 and cast back to their own dtype; other entries
-        (step counters) are the newest's.
+        A new state dict. Floating-point entries are summed in float64 and cast back to their dtype. Other entries
+        (step counters) are copied from the newest checkpoint.
 
     Raises:
-        ValueError: No checkpoints, or keys or shapes that differ.
+        ValueError: There are no checkpoints, or their keys or shapes differ.
     """
     import torch
 
@@ -42,14 +42,14 @@ def copy_newest(checkpoints: Sequence[StateDict]) -> "dict[str, Tensor]":
     """A copy of the newest checkpoint.
 
     Raises:
-        ValueError: No checkpoints.
+        ValueError: There are no checkpoints.
     """
     check_alike(checkpoints[-1:])
     return {name: value.clone() for name, value in checkpoints[-1].items()}
 
 
 def check_alike(checkpoints: Sequence[StateDict]) -> None:
-    """Raise ValueError unless there is a checkpoint and all have the same keys and shapes."""
+    """Raise ValueError unless there is at least one checkpoint and all have the same keys and shapes."""
     if not checkpoints:
         raise ValueError("averaging needs at least 1 checkpoint, but got none. Train first, or save more often.")
     newest = checkpoints[-1]
@@ -57,12 +57,12 @@ def check_alike(checkpoints: Sequence[StateDict]) -> None:
         if checkpoint.keys() != newest.keys():
             odd = sorted(checkpoint.keys() ^ newest.keys())[0]
             raise ValueError(
-                f"checkpoints to average must be of one model, but number {position + 1} of {len(checkpoints)} and "
-                f"the newest do not both have {odd!r}. Give checkpoints of one training."
+                f"checkpoints to average must be of one model, but only one of checkpoint {position + 1} of "
+                f"{len(checkpoints)} and the newest has {odd!r}. Pass checkpoints of one training."
             )
         for name, value in checkpoint.items():
             if value.shape != newest[name].shape:
                 raise ValueError(
                     f"checkpoints to average must be of one model, but {name!r} has the shapes {tuple(value.shape)} "
-                    f"and {tuple(newest[name].shape)}. Give checkpoints of one training."
+                    f"and {tuple(newest[name].shape)}. Pass checkpoints of one training."
                 )

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def ema_weights(count: int, *, decay: float) -> list[float]:
-    """Factors of `count` checkpoints, oldest first, in `a = decay * a + (1 - decay) * w` started at the oldest.
+    """Weights of `count` checkpoints, oldest first, in an average that starts at the oldest. They sum to 1.
 
-    They add up to 1.
+    The average follows `a = decay * a + (1 - decay) * w`.
     """
     weights = [(1 - decay) * decay ** (count - 1 - position) for position in range(count)]
     weights[0] = decay ** (count - 1)
@@ -24,16 +24,16 @@ def ema_weights(count: int, *, decay: float) -> list[float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Ema:
-    """EMA as a plug-in; the arithmetic is `ema_weights` and `weighted_sum`."""
+    """EMA as a plug-in; `ema_weights` and `weighted_sum` do the arithmetic."""
 
     card: ClassVar[PluginCard] = PluginCard(
-        source="Polyak and Juditsky 1992; over one checkpoint per epoch after training, not over every step during it",
+        source="Polyak and Juditsky 1992; over one checkpoint per epoch after training, not over the training steps",
         cost="one read of `window` checkpoints, no forward pass",
     )
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """How much of the average stays when a checkpoint is added."""
+    """Fraction of the average that remains when a checkpoint is added."""
     window: Annotated[int, Field(ge=1)] = 5
-    """How many of the newest checkpoints are averaged; fixed, so that how many were kept changes nothing."""
+    """Number of newest checkpoints in the average, regardless of how many were kept."""
 
     @property
     def num_needed(self) -> int:

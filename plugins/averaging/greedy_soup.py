@@ -1,4 +1,4 @@
-"""Greedy soup: the best checkpoint, and each further one that does not make the average worse."""
+"""Greedy soup: the average of the best checkpoint and of each further one that does not make the average worse."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def goodness(result: Evaluated) -> tuple[float, float]:
-    """A key that is larger for a better result: of the accuracy, then of the loss."""
+    """Sort key that is larger for a better result: by accuracy, then by loss."""
     return result.accuracy, -result.loss if math.isfinite(result.loss) else -math.inf
 
 
@@ -26,13 +26,13 @@ def greedy_soup(
 
     Args:
         checkpoints: State dicts of models of one topology, oldest first, with equal keys and shapes.
-        evaluate: Judges a state dict on the validation images. Accuracy decides, and between equal ones the loss.
+        evaluate: Evaluates a state dict on the validation images. Accuracy decides; the loss breaks ties.
 
     Returns:
-        The mean of the chosen checkpoints (see `weighted_sum`), and their positions, in order.
+        The mean of the chosen checkpoints (see `weighted_sum`) and their sorted positions.
 
     Raises:
-        ValueError: No checkpoints, or keys or shapes that differ.
+        ValueError: There are no checkpoints, or their keys or shapes differ.
 
     Source: Wortsman et al. 2022, arXiv:2203.05482, recipe 1.
     """
@@ -40,7 +40,7 @@ def greedy_soup(
     results = [evaluate(checkpoint) for checkpoint in checkpoints]
     first, *others = sorted(
         range(len(checkpoints)), key=lambda index: (goodness(results[index]), index), reverse=True
-    )  # the newer of two equally good ones first
+    )  # of equally good checkpoints, the newest comes first
     chosen, best = [first], goodness(results[first])
     soup = weighted_sum([checkpoints[first]], [1.0])
     for index in others:
@@ -54,18 +54,18 @@ def greedy_soup(
 
 @dataclass(frozen=True, kw_only=True)
 class GreedySoup:
-    """A greedy soup of the newest checkpoints as a plug-in; the arithmetic is `greedy_soup`."""
+    """A greedy soup of the newest checkpoints as a plug-in; `greedy_soup` does the arithmetic."""
 
     card: ClassVar[PluginCard] = PluginCard(
         source=(
-            "Wortsman et al. 2022, arXiv:2203.05482, recipe 1; of equal accuracies the lower loss is better, which "
-            "small validation parts need"
+            "Wortsman et al. 2022, arXiv:2203.05482, recipe 1; the loss decides between equal accuracies, which are "
+            "common on small validation sets"
         ),
-        cost="up to 2 `window` - 1 forward passes of the validation images, and `window` checkpoints in memory",
+        cost="up to 2 `window` - 1 forward passes of the validation images, with `window` checkpoints in memory",
         needs=("validation images",),
     )
     window: Annotated[int, Field(ge=1)] = 5
-    """How many of the newest checkpoints are considered."""
+    """Number of newest checkpoints to consider."""
 
     @property
     def num_needed(self) -> int:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Last:
-    """The newest checkpoint as it is; what every averaging method is compared with."""
+    """The unchanged newest checkpoint: the baseline of every averaging method."""
 
     card: ClassVar[PluginCard] = PluginCard(source="the plain baseline", cost="one read of 1 checkpoint")
 

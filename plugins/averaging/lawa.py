@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 
 def average_latest(checkpoints: Sequence[StateDict], *, window: int, spacing: int = 1) -> "dict[str, Tensor]":
-    """Average `window` of the newest checkpoints of one run, entry by entry.
+    """Average `window` of the newest checkpoints of one training, entry by entry.
 
     Args:
         checkpoints: State dicts, oldest first, with equal keys and shapes.
         window: Number of checkpoints to average, at least 1.
-        spacing: Each `spacing`-th checkpoint is taken, counted back from the newest.
+        spacing: Distance between the averaged checkpoints: every `spacing`-th one, counted back from the newest.
 
     Returns:
-        A new state dict. Floating-point entries are summed in float64 and cast back to their own dtype; other entries
-        (step counters) are the newest's.
+        A new state dict. Floating-point entries are summed in float64 and cast back to their dtype. Other entries
+        (step counters) are copied from the newest checkpoint.
 
     Raises:
         ValueError: There are fewer than `(window - 1) * spacing + 1` checkpoints, or they differ in keys or shapes.
@@ -34,9 +34,9 @@ def average_latest(checkpoints: Sequence[StateDict], *, window: int, spacing: in
     needed = (window - 1) * spacing + 1
     if window < 1 or spacing < 1 or needed > len(checkpoints):
         raise ValueError(
-            f"`window` and `spacing` must be at least 1 and reach back over no more than the {len(checkpoints)} "
-            f"checkpoints saved, but got {window=}, {spacing=}, which reach back over {needed}. Keep more checkpoints "
-            "or lower them."
+            f"`window` and `spacing` must be at least 1 and span no more than the {len(checkpoints)} checkpoints "
+            f"saved, but got {window=}, {spacing=}, which span {needed}. Keep more checkpoints or lower `window` or "
+            "`spacing`."
         )
     newest = len(checkpoints) - 1
     chosen = [checkpoints[newest - back * spacing] for back in reversed(range(window))]
@@ -45,7 +45,7 @@ def average_latest(checkpoints: Sequence[StateDict], *, window: int, spacing: in
 
 @dataclass(frozen=True, kw_only=True)
 class Lawa:
-    """LAWA as a plug-in; the arithmetic is `average_latest`."""
+    """LAWA as a plug-in; `average_latest` does the arithmetic."""
 
     card: ClassVar[PluginCard] = PluginCard(
         source="Kaddour 2022, arXiv:2209.14981; spacing as in Sanyal et al. 2023, arXiv:2306.03241",
@@ -54,7 +54,7 @@ class Lawa:
     window: Annotated[int, Field(ge=1)] = 5
     """Number of checkpoints in the mean."""
     spacing: Annotated[int, Field(ge=1)] = 1
-    """Each `spacing`-th checkpoint is taken, counted back from the newest."""
+    """Distance between the averaged checkpoints: every `spacing`-th one, counted back from the newest."""
 
     @property
     def num_needed(self) -> int:

@@ -1,4 +1,4 @@
-"""The exponential moving average over all steps, which training maintained."""
+"""The exponential moving average over all steps, maintained during training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedEma:
-    """The moving average saved with the newest checkpoint; the recipe's `ema` is its decay."""
+    """The moving average saved with the newest checkpoint. The field `ema` of the recipe sets its decay."""
 
     card: ClassVar[PluginCard] = PluginCard(
-        source="Polyak and Juditsky 1992; over every step of training",
-        cost="one read of 1 checkpoint; one more copy of the weights in training, updated at every step",
+        source="Polyak and Juditsky 1992; over all training steps",
+        cost="one read of 1 checkpoint; a second copy of the weights during training, updated at every step",
         needs=("a recipe with `ema`",),
     )
     reads: ClassVar[str] = "ema"

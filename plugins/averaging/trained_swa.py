@@ -1,4 +1,4 @@
-"""SWA: the mean of the weights of the last epochs, which training maintained."""
+"""SWA: the mean weights of the last epochs, maintained during training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedSwa:
-    """The mean saved with the newest checkpoint; the recipe's `swa` is the progress at which it begins."""
+    """The mean saved with the newest checkpoint. The field `swa` of the recipe sets the progress at which it starts."""
 
     card: ClassVar[PluginCard] = PluginCard(
         source="Izmailov et al. 2018, arXiv:1803.05407; with the recipe's schedule instead of a cyclical one",
-        cost="one read of 1 checkpoint; one more copy of the weights in training, updated once per epoch",
+        cost="one read of 1 checkpoint; a second copy of the weights during training, updated once per epoch",
         needs=("a recipe with `swa`",),
     )
     reads: ClassVar[str] = "swa"

@@ -1,4 +1,4 @@
-"""Cyclical Curriculum Learning: the training set shrinks and grows again, easy examples first in line."""
+"""Cyclical Curriculum Learning: passes over the training set shrink and grow, and prefer easy examples."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -12,7 +12,7 @@ def cycle_sizes(num_epochs: float, *, start: float, end: float, alpha: float) ->
     """Sizes of the passes: from `start` up to `end` by the factor `1 / alpha`, down again by `alpha`, and so on.
 
     Args:
-        num_epochs: What the sizes add up to, in visits of the whole training set; the last pass is cut to fit.
+        num_epochs: Sum of the sizes, in visits of the whole training set. The last pass is shortened to fit.
         start: Smallest size, in (0, 1].
         end: Largest size, in [start, 1].
         alpha: Factor between two passes, in (0, 1).
@@ -34,15 +34,15 @@ def cycle_sizes(num_epochs: float, *, start: float, end: float, alpha: float) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Cyclical:
-    """CCL as a plug-in: sizes by `cycle_sizes`, examples drawn with a probability proportional to 1 / loss."""
+    """CCL as a plug-in: sizes from `cycle_sizes`, examples drawn with a probability proportional to 1 / loss."""
 
     card: ClassVar[PluginCard] = PluginCard(
         source=(
-            "Kesgin and Amasyali 2022, arXiv:2202.05531. Difference: an example's difficulty is its loss under the "
-            "model being trained, measured again at the start of an epoch (in the first epoch all count as equal); "
-            "the paper trains a second, plain model first to measure it"
+            "Kesgin and Amasyali 2022, arXiv:2202.05531. Difference: the difficulty of an example is its loss under "
+            "the model being trained, measured at the start of each epoch (equal for all examples in the first epoch); "
+            "the paper measures it with a separate model, trained beforehand"
         ),
-        cost="one forward pass of the training set per epoch that has a partial pass",
+        cost="one forward pass of the training set per epoch with a partial pass",
         needs=("difficulty",),
     )
     needs_difficulty: ClassVar[bool] = True
@@ -51,7 +51,7 @@ class Cyclical:
     end: Annotated[float, Field(ge=0.01, le=1)] = 1.0
     """Largest pass."""
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Factor between the sizes of two passes."""
+    """Factor between the sizes of consecutive passes."""
 
     def __post_init__(self) -> None:
         if self.start > self.end:
@@ -60,18 +60,18 @@ class Cyclical:
             )
 
     def passes(self, num_epochs: float) -> tuple[float, ...]:
-        """Sizes that go up and down between `start` and `end`."""
+        """Sizes that rise and fall between `start` and `end`."""
         return cycle_sizes(num_epochs, start=self.start, end=self.end, alpha=self.alpha)
 
     def select(self, size: int, context: OrderContext) -> Selection:
-        """`size` examples drawn without replacement, uniformly if there is no difficulty."""
+        """Draw `size` examples without replacement, uniformly if the difficulty is unknown."""
         import torch
 
         num_images, generator = len(context.labels), context.generator
         if context.difficulty is None:
             return Selection(torch.randperm(num_images, generator=generator)[:size])
-        # Drawing with weights w without replacement: take the smallest of Exp(1) / w (Efraimidis and Spirakis 2006).
-        # With w = 1 / loss there is nothing to divide by, and a loss of zero needs no special care.
+        # To draw with weights w without replacement, take the smallest of Exp(1) / w (Efraimidis and Spirakis 2006).
+        # For w = 1 / loss, the quotient is a product, so a loss of zero needs no special case.
         waits = torch.empty(num_images, dtype=torch.float64).exponential_(generator=generator)
         chosen = torch.argsort(waits * context.difficulty.detach().cpu().double(), stable=True)[:size]
         return Selection(chosen[torch.randperm(size, generator=generator)])

@@ -15,13 +15,13 @@ class NoCurriculum:
     needs_difficulty: ClassVar[bool] = False
 
     def passes(self, num_epochs: float) -> tuple[float, ...]:
-        """Whole passes, and what is left over as a last smaller one."""
+        """Whole passes, then a smaller one for the remaining fraction of an epoch."""
         whole = math.floor(num_epochs)
         rest = num_epochs - whole
         return (1.0,) * whole + ((rest,) if rest else ())
 
     def select(self, size: int, context: OrderContext) -> Selection:
-        """`size` examples drawn uniformly without replacement."""
+        """Draw `size` examples uniformly without replacement."""
         import torch
 
         return Selection(torch.randperm(len(context.labels), generator=context.generator)[:size])

@@ -1,4 +1,4 @@
-"""Easy to hard: the easiest part of the training set first, growing until it is all in use."""
+"""Easy to hard: training starts with the easiest examples and grows to the whole training set."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 def paced_sizes(num_epochs: float, *, start: float, increase: float, step: float) -> tuple[float, ...]:
-    """Sizes of the passes: `min(start * increase ** floor(t / step), 1)` where `t` is what was visited before the pass.
+    """Sizes of the passes: `min(start * increase ** floor(t / step), 1)`, with `t` the sum of the previous sizes.
 
     Args:
-        num_epochs: What the sizes add up to, in visits of the whole training set; the last pass is cut to fit.
+        num_epochs: Sum of the sizes, in visits of the whole training set. The last pass is shortened to fit.
         start: First size, in (0, 1].
-        increase: Growth per `step`, above 1.
-        step: Visits of the whole training set between two growths.
+        increase: Growth factor per `step`, above 1.
+        step: Visits of the whole training set between two increases.
 
     Source: Hacohen and Weinshall 2019, arXiv:1904.03626, fixed exponential pacing.
     """
@@ -37,13 +37,13 @@ def paced_sizes(num_epochs: float, *, start: float, increase: float, step: float
 
 
 def easiest_per_class(size: int, *, difficulty: "Tensor", labels: "Tensor") -> "Tensor":
-    """Indices of the `size` easiest examples, each class in its share of the whole.
+    """Indices of the `size` easiest examples, with the class proportions of the whole training set.
 
-    Examples are ranked within their class; the ranks are interleaved in proportion to the class sizes. Ties go to the
-    earlier example.
+    Examples are ranked within their class, and the classes are interleaved in proportion to their sizes. Of equally
+    difficult examples, the earlier one comes first.
 
     Args:
-        size: How many to take.
+        size: Number of examples.
         difficulty: Higher is harder, shape (N,).
         labels: Class of each example, shape (N,), int64.
 
@@ -64,16 +64,16 @@ def easiest_per_class(size: int, *, difficulty: "Tensor", labels: "Tensor") -> "
 
 @dataclass(frozen=True, kw_only=True)
 class Paced:
-    """Self-paced easy-to-hard training as a plug-in; the arithmetic is `paced_sizes` and `easiest_per_class`."""
+    """Self-paced easy-to-hard training as a plug-in; `paced_sizes` and `easiest_per_class` do the arithmetic."""
 
     card: ClassVar[PluginCard] = PluginCard(
         source=(
             "Hacohen and Weinshall 2019, arXiv:1904.03626, fixed exponential pacing. Differences: difficulty is the "
-            "loss under the model being trained (in the first epoch all count as equal) instead of a teacher's "
-            "confidence; growth is counted in visits of the training set, not in batches; defaults 0.25 and 1 epoch "
-            "instead of 0.04 and 100 batches; classes keep their share of the data"
+            "loss under the model being trained (equal for all examples in the first epoch) instead of a teacher's "
+            "confidence; growth is counted in visits of the training set, not in batches; defaults are 0.25 and 1 "
+            "epoch instead of 0.04 and 100 batches; class proportions are kept"
         ),
-        cost="one forward pass of the training set per epoch that has a partial pass",
+        cost="one forward pass of the training set per epoch with a partial pass",
         needs=("difficulty",),
     )
     needs_difficulty: ClassVar[bool] = True
@@ -82,18 +82,18 @@ class Paced:
     increase: Annotated[float, Field(gt=1)] = 1.9
     """Factor by which the fraction grows."""
     step: Annotated[float, Field(gt=0)] = 1.0
-    """Visits of the whole training set between two growths."""
+    """Visits of the whole training set between two increases."""
 
     def passes(self, num_epochs: float) -> tuple[float, ...]:
         """Sizes that grow from `start` to 1."""
         return paced_sizes(num_epochs, start=self.start, increase=self.increase, step=self.step)
 
     def select(self, size: int, context: OrderContext) -> Selection:
-        """The `size` easiest examples in random order; random ones of each class if there is no difficulty."""
+        """The `size` easiest examples in random order; random ones of each class if the difficulty is unknown."""
         import torch
 
         labels, difficulty, generator = context.labels.cpu(), context.difficulty, context.generator
-        shuffle = torch.randperm(len(labels), generator=generator)  # so that ties are broken at random
+        shuffle = torch.randperm(len(labels), generator=generator)  # breaks ties at random
         hardness = torch.zeros(len(labels)) if difficulty is None else difficulty.detach().cpu()[shuffle]
         chosen = shuffle[easiest_per_class(size, difficulty=hardness, labels=labels[shuffle])]
         return Selection(chosen[torch.randperm(size, generator=generator)])

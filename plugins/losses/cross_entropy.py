@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropy:
-    """The usual loss of classification, `-sum_c target_c log softmax(logits)_c`."""
+    """The usual classification loss, `-sum_c target_c log softmax(logits)_c`."""
 
     card: ClassVar[PluginCard] = PluginCard(source="the plain baseline; as `torch.nn.CrossEntropyLoss`", cost="nothing")
 
@@ -28,7 +28,7 @@ class CrossEntropy:
         return F.cross_entropy(logits, targets, reduction="none")
 
     def mean_of_labels(self, logits: "Tensor", labels: "Tensor", *, label_smoothing: float) -> "Tensor":
-        """The mean of `loss` for labels with smoothing, without dimensions."""
+        """The mean of `loss` for labels with smoothing, a scalar."""
         from torch.nn import functional as F
 
         return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
@@ -36,7 +36,7 @@ class CrossEntropy:
     def means_of_labels(
         self, logits: "Tensor", labels: "Tensor", sizes: Sequence[int], *, label_smoothing: Sequence[float]
     ) -> "Tensor":
-        """The mean of each of `K` models, shape (K,), over the first `sizes` of its images."""
+        """The mean loss of each of `K` models over its first `sizes` images, shape (K,)."""
         import torch
 
         device, dtype = logits.device, logits.dtype

@@ -1,4 +1,4 @@
-"""AdamW: adaptive rates with decoupled weight decay."""
+"""AdamW: adaptive learning rates with decoupled weight decay."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 EPS = 1e-8
-"""Added to the denominator, as in `torch.optim.AdamW`."""
+"""Number added to the denominator, as in `torch.optim.AdamW`."""
 
 
 def start_adamw(values: "Tensor") -> OptimizerState:
@@ -38,17 +38,17 @@ def update_adamw(
     beta2: float,
     eps: float = EPS,
 ) -> None:
-    """One step of torch's fused AdamW on parts of a row, in place.
+    """Take one step of torch's fused AdamW on parts of a row, in place.
 
     Args:
-        parts: Slices of the row, each with its weight decay. Numbers outside of them stay as they are.
+        parts: Slices of the row, each with its weight decay. Numbers outside the slices do not change.
         values: Parameters, shape (P,).
-        gradient: Shape (P,).
-        state: That of `start_adamw`.
-        learning_rate: Of this step.
-        beta1: Decay of the mean of gradients.
-        beta2: Decay of the mean of squared gradients.
-        eps: Added to the denominator.
+        gradient: Gradient, shape (P,).
+        state: State created by `start_adamw`.
+        learning_rate: Learning rate of this step.
+        beta1: Decay rate of the running mean of gradients.
+        beta2: Decay rate of the running mean of squared gradients.
+        eps: Number added to the denominator.
     """
     from torch.optim.adamw import adamw
 
@@ -62,7 +62,7 @@ def update_adamw(
             [state["exp_avg"][part] for part in slices],
             [state["exp_avg_sq"][part] for part in slices],
             [],
-            [state["step"].clone() for _ in slices],  # torch counts the steps of each
+            [state["step"].clone() for _ in slices],  # torch increments the step counter of each slice
             fused=True,
             amsgrad=False,
             beta1=beta1,
@@ -76,27 +76,27 @@ def update_adamw(
 
 
 def decayed_parts(layout: ParameterLayout, weight_decay: float) -> list[tuple[slice, float]]:
-    """The segments of a row with their weight decay."""
+    """The segments of a row, each with its weight decay."""
     return [(part, weight_decay if decays else 0.0) for part, decays in layout.segments]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW:
-    """AdamW as a plug-in; the arithmetic is torch's own fused kernel."""
+    """AdamW as a plug-in; torch's fused kernel does the arithmetic."""
 
     card: ClassVar[PluginCard] = PluginCard(
         source="Loshchilov and Hutter 2019, arXiv:1711.05101; as `torch.optim.AdamW`",
         cost="two numbers of state per parameter",
     )
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Decay of the mean of gradients."""
+    """Decay rate of the running mean of gradients."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """Decay of the mean of squared gradients."""
+    """Decay rate of the running mean of squared gradients."""
     eps: Annotated[float, Field(gt=0)] = EPS
-    """Added to the denominator."""
+    """Number added to the denominator."""
 
     def start(self, layout: ParameterLayout, values: "Tensor") -> OptimizerState:  # noqa: ARG002 - the protocol's
-        """Zeros."""
+        """The initial state: zeros."""
         return start_adamw(values)
 
     def update(
@@ -107,7 +107,7 @@ class AdamW:
         state: OptimizerState,
         settings: StepSettings,
     ) -> None:
-        """One step, in place; see `update_adamw`."""
+        """Take one step, in place; see `update_adamw`."""
         update_adamw(
             decayed_parts(layout, settings.weight_decay),
             values,

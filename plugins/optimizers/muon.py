@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 _FUSED = ".attn.qkv.weight"
 _MATRICES = (_FUSED, ".attn.proj.weight", ".mlp.fc1.weight", ".mlp.fc2.weight")
-"""Ends of the names of the weight matrices of a block (`plugins.protocols.TransformerBlock`)."""
+"""Suffixes of the names of a block's weight matrices (`plugins.protocols.TransformerBlock`)."""
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the Newton-Schulz polynomial, as in `torch.optim.Muon`."""
+"""Coefficients of the Newton-Schulz polynomial, as in `torch.optim.Muon`."""
 
 
 class Matrix(NamedTuple):
@@ -33,7 +33,7 @@ class Matrix(NamedTuple):
         return self.start + self.rows * self.columns
 
     def view(self, values: "Tensor") -> "Tensor":
-        """Its view (rows, columns) of values (P,)."""
+        """The matrix as a view (rows, columns) into values (P,)."""
         return values[self.start : self.stop].view(self.rows, self.columns)
 
 
@@ -47,9 +47,9 @@ def block_matrices(layout: ParameterLayout, *, split_qkv: bool) -> tuple[Matrix,
     """The weight matrices of the blocks.
 
     Args:
-        layout: Of the row.
-        split_qkv: Whether the parts of a fused weight for queries, keys and values are matrices of their own. A weight
-            whose number of rows is no multiple of 3 stays whole.
+        layout: Layout of the row.
+        split_qkv: Whether to split the fused weight of queries, keys and values into three matrices. A weight is not
+            split if its number of rows is not a multiple of 3.
     """
     matrices: list[Matrix] = []
     for name, shape, start in zip(layout.names, layout.shapes, layout.starts, strict=True):
@@ -64,7 +64,7 @@ def block_matrices(layout: ParameterLayout, *, split_qkv: bool) -> tuple[Matrix,
 
 @lru_cache(maxsize=64)
 def other_parts(layout: ParameterLayout) -> tuple[tuple[slice, bool], ...]:
-    """The parts of a row with all other parameters, as few as possible, each with whether it has weight decay."""
+    """The parts of a row that hold all other parameters, as few as possible, each with a flag for weight decay."""
     parts: list[tuple[slice, bool]] = []
     last = -2
     for index, (name, shape, start) in enumerate(zip(layout.names, layout.shapes, layout.starts, strict=True)):
@@ -82,41 +82,43 @@ def other_parts(layout: ParameterLayout) -> tuple[tuple[slice, bool], ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Muon:
-    """Muon as a plug-in; the arithmetic is torch's.
+    """Muon as a plug-in; `torch.optim` does the arithmetic.
 
-    Muon serves the matrices of attention and MLP. The embedding, norms, biases, convolutions, layers between stages and
-    the head keep AdamW. The length of Muon's update is matched to AdamW's, so that the same learning rate and weight
-    decay suit both.
+    Muon updates the matrices of attention and MLP. AdamW updates the embedding, norms, biases, convolutions, layers
+    between stages and the head. Muon's updates are scaled to the length of AdamW's, so that the same learning rate and
+    weight decay suit both.
     """
 
     card: ClassVar[PluginCard] = PluginCard(
         source=(
             "Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; learning rate matched to AdamW's as in Liu "
-            "et al. 2025, arXiv:2502.16982; as `torch.optim.Muon`, with queries, keys and values apart"
+            "et al. 2025, arXiv:2502.16982; as `torch.optim.Muon`, with separate queries, keys and values"
         ),
         cost=(
-            "two numbers of state per parameter, and 15 small matrix products per matrix and step, in bfloat16, which "
-            "are slow on a CPU"
+            "two numbers of state per parameter, and 15 small matrix products per matrix and step in bfloat16, which "
+            "is slow on a CPU"
         ),
         needs=("a model with transformer blocks",),
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    """Decay of the mean of gradients, for the matrices."""
+    """Decay rate of the running mean of the matrices' gradients."""
     nesterov: bool = True
     """Whether to look ahead along the momentum (Nesterov)."""
     num_iterations: Annotated[int, Field(ge=1, le=20)] = 5
     """Newton-Schulz iterations that make an update orthogonal."""
     split_qkv: bool = True
-    """Whether the weights of queries, keys and values, stored as one matrix, are updated as three."""
+    """Whether the weights of queries, keys and values, stored as one matrix, are updated as three matrices."""
     learning_rate_factor: Annotated[float, Field(gt=0)] = 1.0
-    """Learning rate of the matrices, as a factor of the recipe's."""
+    """Learning rate of the matrices, as a factor of the recipe's learning rate."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """AdamW's decay of the mean of gradients."""
+    """AdamW's decay rate of the running mean of gradients."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """AdamW's decay of the mean of squared gradients."""
+    """AdamW's decay rate of the running mean of squared gradients."""
 
     def start(self, layout: ParameterLayout, values: "Tensor") -> OptimizerState:
-        """Zeros; `exp_avg` holds the momentum of the matrices, for which `exp_avg_sq` stays 0.
+        """The initial state: zeros.
+
+        For the matrices, `exp_avg` holds the momentum and `exp_avg_sq` stays 0.
 
         Raises:
             ValueError: The model has no blocks.
@@ -136,7 +138,7 @@ class Muon:
         state: OptimizerState,
         settings: StepSettings,
     ) -> None:
-        """One step of Muon on the matrices and one of AdamW on everything else, in place."""
+        """Take one step of Muon on the matrices and one of AdamW on all other parameters, in place."""
         from torch.optim._muon import muon
 
         matrices = block_matrices(layout, split_qkv=self.split_qkv)

@@ -1,4 +1,4 @@
-"""SAM: sharpness-aware minimisation, which steps by the gradient at the worst nearby point."""
+"""SAM: sharpness-aware minimisation, with the gradient at the worst nearby point."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -17,11 +17,11 @@ _BASES: dict[str, AdamW | Sgd] = {"adamw": AdamW(), "sgd": Sgd()}
 
 
 def worst_nearby(values: "Tensor", gradient: "Tensor", *, rho: float) -> "Tensor":
-    """The point at the distance `rho` where the loss is highest to first order: `values + rho * g / |g|`.
+    """The point at the distance `rho` with the highest loss to first order: `values + rho * g / |g|`.
 
     Args:
-        values: Shape (P,).
-        gradient: Shape (P,). With a gradient of zero the point is `values`.
+        values: Parameters, shape (P,).
+        gradient: Gradient `g`, shape (P,). If it is zero, the point is `values`.
         rho: Euclidean distance.
 
     Source: Foret et al. 2021, arXiv:2010.01412, eq. 2 with p = 2.
@@ -35,19 +35,19 @@ def worst_nearby(values: "Tensor", gradient: "Tensor", *, rho: float) -> "Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Sam:
-    """SAM as a plug-in; the arithmetic is `worst_nearby` and a step of another optimizer."""
+    """SAM as a plug-in: `worst_nearby`, then a step of another optimizer, the base."""
 
     card: ClassVar[PluginCard] = PluginCard(
         source="Foret et al. 2021, arXiv:2010.01412; Chen et al. 2022, arXiv:2106.01548, for vision transformers",
-        cost="two forward and backward passes per step instead of one; the state of its base",
+        cost="two forward and backward passes per step instead of one; the state of the base",
     )
     rho: Annotated[float, Field(gt=0)] = 0.05
-    """Euclidean distance, over all parameters, to the point whose gradient is used; 0.1 to 0.2 is usual for ViTs."""
+    """Euclidean distance, over all parameters, to the point of the gradient; 0.1 to 0.2 is usual for ViTs."""
     base: Literal["adamw", "sgd"] = "adamw"
     """The optimizer that takes the step, with its default settings."""
 
     def start(self, layout: ParameterLayout, values: "Tensor") -> OptimizerState:
-        """The state of the base."""
+        """The initial state of the base."""
         return _BASES[self.base].start(layout, values)
 
     def probe(
@@ -58,7 +58,7 @@ class Sam:
         state: OptimizerState,  # noqa: ARG002
         settings: StepSettings,  # noqa: ARG002
     ) -> "Tensor":
-        """The point at which the gradient is needed; see `worst_nearby`."""
+        """The point at which to compute the gradient; see `worst_nearby`."""
         return worst_nearby(values, gradient, rho=self.rho)
 
     def update(
@@ -69,5 +69,5 @@ class Sam:
         state: OptimizerState,
         settings: StepSettings,
     ) -> None:
-        """A step of the base with the gradient at the probe, in place."""
+        """Take a step of the base with the gradient at the probed point, in place."""
         _BASES[self.base].update(layout, values, gradient, state, settings)

@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Sgd:
-    """SGD as a plug-in. Weight decay is part of the gradient, so its effect grows with the learning rate."""
+    """SGD as a plug-in. Weight decay is added to the gradient, so its effect grows with the learning rate."""
 
     card: ClassVar[PluginCard] = PluginCard(
         source="Sutskever et al. 2013 (momentum, Nesterov); as `torch.optim.SGD`",
         cost="one number of state per parameter, none if `momentum` is 0",
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Share of the last update that is kept; 0 for plain gradient descent."""
+    """Fraction of the last update that is kept; 0 for plain gradient descent."""
     nesterov: bool = False
     """Whether to look ahead along the momentum (Nesterov)."""
 
     def __post_init__(self) -> None:
         if self.nesterov and self.momentum == 0:
             raise ValueError(
-                "`nesterov` needs a `momentum` above 0, but got momentum=0. Raise `momentum` or leave out `nesterov`."
+                "`nesterov` needs a `momentum` above 0, but got momentum=0. Raise `momentum` or remove `nesterov`."
             )
 
     def start(
@@ -37,7 +37,7 @@ class Sgd:
         layout: ParameterLayout,  # noqa: ARG002 - the protocol's signature
         values: "Tensor",
     ) -> OptimizerState:
-        """Zeros."""
+        """The initial state: zeros, or no state if the momentum is 0."""
         import torch
 
         return {"momentum_buffer": torch.zeros_like(values)} if self.momentum else {}
@@ -50,7 +50,7 @@ class Sgd:
         state: OptimizerState,
         settings: StepSettings,
     ) -> None:
-        """One step, in place, as `torch.optim.SGD` takes it."""
+        """Take one step of `torch.optim.SGD`, in place."""
         from torch.optim.sgd import sgd
 
         for part, decay in decayed_parts(layout, settings.weight_decay):

@@ -1,4 +1,4 @@
-"""The learning rate stays where warm-up left it."""
+"""A constant learning rate after warm-up."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,7 +8,7 @@ from plugins.protocols import PluginCard
 
 @dataclass(frozen=True, kw_only=True)
 class Constant:
-    """No decay: averaging checkpoints (LAWA, EMA) can take the place of one."""
+    """No decay. Averaging checkpoints (LAWA, EMA) can replace it."""
 
     card: ClassVar[PluginCard] = PluginCard(source="the plain baseline", cost="nothing")
 

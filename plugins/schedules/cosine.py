@@ -1,4 +1,4 @@
-"""Half a cosine from the full learning rate down to a floor."""
+"""Cosine decay of the learning rate to a floor."""
 
 import math
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Cosine:
         source="Loshchilov and Hutter 2017, arXiv:1608.03983; one period, no restarts", cost="nothing"
     )
     floor: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Factor at the end."""
+    """Factor of the learning rate at the end."""
 
     def factor(self, progress: float) -> float:
         """`floor + (1 - floor) (1 + cos(pi * progress)) / 2`."""

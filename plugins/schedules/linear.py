@@ -1,4 +1,4 @@
-"""A straight line from the full learning rate down to a floor."""
+"""Linear decay of the learning rate to a floor."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -12,14 +12,14 @@ from plugins.protocols import PluginCard
 class Linear:
     """Linear decay.
 
-    Source: Defazio et al. 2023, arXiv:2310.07831 (the optimal schedule where gradient norms are constant).
+    Source: Defazio et al. 2023, arXiv:2310.07831 (the optimal schedule for constant gradient norms).
     """
 
     card: ClassVar[PluginCard] = PluginCard(
         source="Defazio et al. 2023, arXiv:2310.07831; no refinement", cost="nothing"
     )
     floor: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Factor at the end."""
+    """Factor of the learning rate at the end."""
 
     def factor(self, progress: float) -> float:
         """`floor + (1 - floor) (1 - progress)`."""

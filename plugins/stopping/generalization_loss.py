@@ -1,4 +1,4 @@
-"""Prechelt's GL: stop when the validation loss has risen too far above its minimum."""
+"""Prechelt's GL: stop if the validation loss has risen too far above its minimum."""
 
 import math
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from plugins.protocols import CurvePoint, PluginCard
 
 
 def generalization_loss(losses: Sequence[float]) -> float:
-    """How far the last validation loss lies above the lowest so far, in percent: `100 (E_va / E_opt - 1)`.
+    """Increase of the last validation loss over the minimum so far, in percent: `100 (E_va / E_opt - 1)`.
 
-    A lowest loss of zero gives 0 if the last loss is zero too, and infinity otherwise.
+    If the minimum is zero, the result is 0 if the last loss is zero too, and infinity otherwise.
 
     Args:
-        losses: Validation losses, not negative, oldest first, at least one.
+        losses: Validation losses, oldest first, at least one; none is negative.
 
     Source: Prechelt 1998, "Early stopping - but when?", GL(t).
     """
@@ -28,16 +28,16 @@ def generalization_loss(losses: Sequence[float]) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneralizationLoss:
-    """GL_alpha as a plug-in; the arithmetic is `generalization_loss`."""
+    """GL_alpha as a plug-in; `generalization_loss` does the arithmetic."""
 
     card: ClassVar[PluginCard] = PluginCard(
         source='Prechelt 1998, "Early stopping - but when?", class GL', cost="nothing", needs=("validation loss",)
     )
     threshold: Annotated[float, Field(gt=0)] = 2.0
-    """The alpha of GL_alpha, percent above the lowest validation loss."""
+    """The alpha of GL_alpha, in percent above the lowest validation loss."""
 
     def reason_to_stop(self, curve: Sequence[CurvePoint]) -> str | None:
-        """Why to stop after the last point, or `None`."""
+        """The reason to stop after the last point, or `None`."""
         if not curve:
             return None
         losses = [point.val_loss for point in curve]
@@ -45,6 +45,6 @@ class GeneralizationLoss:
         if loss <= self.threshold:
             return None
         return (
-            f"the validation loss {losses[-1]:.4g} of epoch {curve[-1].epoch} lies {loss:.3g} % above its minimum "
+            f"the validation loss {losses[-1]:.4g} of epoch {curve[-1].epoch} is {loss:.3g} % above its minimum "
             f"{min(losses):.4g}; the threshold is {self.threshold:g} %"
         )

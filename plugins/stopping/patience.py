@@ -1,4 +1,4 @@
-"""Stop when the validation loss has not improved for some epochs."""
+"""Stop if the validation loss has not improved for some epochs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from plugins.protocols import CurvePoint, PluginCard
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """Stops after `epochs` epochs in a row without a validation loss below the best by more than `min_delta`."""
+    """Stops after `epochs` consecutive epochs that do not improve the best validation loss by more than `min_delta`."""
 
     card: ClassVar[PluginCard] = PluginCard(
         source="common practice; as in Keras' EarlyStopping, on the validation loss",
@@ -19,12 +19,12 @@ class Patience:
         needs=("validation loss",),
     )
     epochs: Annotated[int, Field(ge=1)] = 5
-    """Epochs without an improvement before the stop."""
+    """Epochs without improvement before training stops."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
-    """How much lower than the best so far a loss must be to count; an equal loss never counts."""
+    """Minimum decrease below the best loss so far that counts as an improvement. An equal loss never counts."""
 
     def reason_to_stop(self, curve: Sequence[CurvePoint]) -> str | None:
-        """Why to stop after the last point, or `None`."""
+        """The reason to stop after the last point, or `None`."""
         if not curve:
             return None
         best, waited = curve[0], 0
@@ -35,7 +35,7 @@ class Patience:
                 waited += 1
         if waited < self.epochs:
             return None
-        least = f" by more than {self.min_delta:g}" if self.min_delta else ""
+        least = f" more than {self.min_delta:g}" if self.min_delta else ""
         return (
             f"the validation loss has not fallen{least} below {best.val_loss:.4g} (epoch {best.epoch}) for {waited} "
             f"epochs; patience is {self.epochs}"

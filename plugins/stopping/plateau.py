@@ -1,4 +1,4 @@
-"""Stop when a loss, the accuracy or a signal has not improved for some epochs."""
+"""Stop if a loss, the accuracy or a signal has not improved for some epochs."""
 
 import math
 from collections.abc import Sequence
@@ -13,50 +13,50 @@ from plugins.registry import nearest_name
 _SIGNALS = tuple(signal.value for signal in Signal)
 _WORDS = {"train_loss": "training loss", "val_loss": "validation loss", "val_accuracy": "validation accuracy"}
 _FIRST_EPOCHS = 2
-"""Epochs in which a signal may be missing, as it compares an epoch with the one before."""
+"""Number of initial epochs in which a signal may be missing, since some signals compare consecutive epochs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plateau:
-    """Stops after `patience` epochs in a row in which a number has not improved by more than `min_delta`.
+    """Stops after `patience` consecutive epochs in which a number has not improved by more than `min_delta`.
 
-    With `signal: val_loss` and the defaults it is the criterion `patience`.
+    With `signal: val_loss` and the defaults, it is equivalent to the criterion `patience`.
     """
 
     card: ClassVar[PluginCard] = PluginCard(
-        source="common practice; as Keras' EarlyStopping and torch's ReduceLROnPlateau, for any recorded number",
-        cost="nothing beyond measuring the signal",
+        source="common practice; like Keras' EarlyStopping and torch's ReduceLROnPlateau, for any recorded number",
+        cost="the measurement of the signal",
     )
     signal: str = "val_loss"
     """`val_loss`, `val_accuracy`, `train_loss`, or a signal such as `gradient_noise`."""
     mode: Literal["auto", "min", "max"] = "auto"
     """Whether lower (`min`) or higher (`max`) is better; `auto` is `max` for `val_accuracy` and `min` otherwise."""
     patience: Annotated[int, Field(ge=1)] = 5
-    """Epochs without an improvement before the stop."""
+    """Epochs without improvement before training stops."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
-    """How much better than the best so far a value must be to count; an equal value never counts."""
+    """Minimum change from the best value so far that counts as an improvement. An equal value never counts."""
     relative: bool = False
     """Whether `min_delta` is a fraction of the best value so far."""
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
-    """Epochs at the start that are not looked at."""
+    """Number of initial epochs to ignore."""
 
     def __post_init__(self) -> None:
         names = (*CURVE_FIELDS, *_SIGNALS)
         if self.signal not in names:
             nearest = nearest_name(self.signal, names)
-            hint = f"Did you mean {nearest!r}?" if nearest else "Choose one of them."
+            hint = f"Did you mean {nearest!r}?" if nearest else "Choose one of these."
             raise ValueError(f"`signal` must be one of {', '.join(names)}, but got {self.signal!r}. {hint}")
 
     @property
     def signals(self) -> frozenset[Signal]:
-        """The signal, unless every curve has it."""
+        """The signal to measure; empty if every curve contains it."""
         return frozenset() if self.signal in CURVE_FIELDS else frozenset({Signal(self.signal)})
 
     def reason_to_stop(self, curve: Sequence[CurvePoint]) -> str | None:
-        """Why to stop after the last point, or `None`.
+        """The reason to stop after the last point, or `None`.
 
         Raises:
-            ValueError: A point lacks the signal.
+            ValueError: A point does not contain the signal.
         """
         seen = [(point.epoch, value) for point in curve if (value := self._value(point)) is not None]
         seen = [(epoch, value) for epoch, value in seen if epoch > self.warmup_epochs]
@@ -73,7 +73,8 @@ class Plateau:
         words = _WORDS.get(self.signal, self.signal.replace("_", " "))
         moved = "risen" if self._is_higher_better else "fallen"
         side = "above" if self._is_higher_better else "below"
-        least = f" by more than {self.min_delta:g}{' of it' if self.relative else ''}" if self.min_delta else ""
+        delta = f"{100 * self.min_delta:g} %" if self.relative else f"{self.min_delta:g}"
+        least = f" more than {delta}" if self.min_delta else ""
         return (
             f"the {words} has not {moved}{least} {side} {best:.4g} (epoch {best_epoch}) for {waited} epochs; "
             f"patience is {self.patience}"
@@ -95,8 +96,8 @@ class Plateau:
             return value
         if self.signal not in point.signals and point.epoch > _FIRST_EPOCHS:
             raise ValueError(
-                f"stopping plateau: each epoch of the curve must have the signal {self.signal}, but epoch "
-                f"{point.epoch} has {', '.join(point.signals) or 'no signals'}. Train with this criterion, so that "
-                "the signal is measured."
+                f"stopping plateau: each epoch of the curve must contain the signal {self.signal}, but epoch "
+                f"{point.epoch} contains {', '.join(point.signals) or 'no signals'}. Train with this criterion, so "
+                "that the signal is measured."
             )
         return point.signals.get(self.signal)

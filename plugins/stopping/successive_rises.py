@@ -1,4 +1,4 @@
-"""Prechelt's UP: stop when the validation loss rose in several successive strips."""
+"""Prechelt's UP: stop if the validation loss has risen in several successive strips of epochs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from plugins.protocols import CurvePoint, PluginCard
 
 
 def count_rises(losses: Sequence[float], *, strip: int) -> int:
-    """In how many successive strips up to the last one the loss rose, compared from strip end to strip end.
+    """Number of most recent successive strips in which the loss rose, comparing the ends of strips.
 
     Args:
-        losses: Validation loss of every epoch, oldest first. Epochs after the last whole strip are left aside.
-        strip: Epochs in a strip.
+        losses: Validation loss of every epoch, oldest first. Epochs after the last whole strip are ignored.
+        strip: Number of epochs in a strip.
 
     Source: Prechelt 1998, "Early stopping - but when?", UP_s.
     """
@@ -29,20 +29,20 @@ def count_rises(losses: Sequence[float], *, strip: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class SuccessiveRises:
-    """UP_s as a plug-in; the arithmetic is `count_rises`."""
+    """UP_s as a plug-in; `count_rises` does the arithmetic."""
 
     card: ClassVar[PluginCard] = PluginCard(
-        source='Prechelt 1998, "Early stopping - but when?", class UP; he uses strips of 5 epochs',
+        source='Prechelt 1998, "Early stopping - but when?", class UP, with strips of 5 epochs',
         cost="nothing",
         needs=("validation loss",),
     )
     strip: Annotated[int, Field(ge=1)] = 1
-    """Epochs in a strip; the criterion is looked at where a strip ends."""
+    """Number of epochs in a strip. The criterion is checked at the end of each strip."""
     rises: Annotated[int, Field(ge=1)] = 3
     """The s of UP_s."""
 
     def reason_to_stop(self, curve: Sequence[CurvePoint]) -> str | None:
-        """Why to stop after the last point, or `None`."""
+        """The reason to stop after the last point, or `None`."""
         if not curve or len(curve) % self.strip:
             return None
         rises = count_rises([point.val_loss for point in curve], strip=self.strip)
@@ -50,6 +50,6 @@ class SuccessiveRises:
             return None
         length = "1 epoch" if self.strip == 1 else f"{self.strip} epochs"
         return (
-            f"the validation loss rose in {rises} successive strips of {length}, up to {curve[-1].val_loss:.4g}; "
+            f"the validation loss rose in {rises} successive strips of {length}, to {curve[-1].val_loss:.4g}; "
             f"the limit is {self.rises}"
         )

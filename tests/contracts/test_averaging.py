@@ -107,7 +107,7 @@ def test_lawa_counts_its_spacing_back_from_the_newest() -> None:
 
 
 def test_lawa_refuses_to_reach_back_beyond_the_first_checkpoint() -> None:
-    with pytest.raises(ValueError, match=r"4 checkpoints saved, but got window=3, spacing=2, which reach back over 5"):
+    with pytest.raises(ValueError, match=r"4 checkpoints saved, but got window=3, spacing=2, which span 5"):
         average_latest(checkpoints_of([1.0] * 4), window=3, spacing=2)
 
 

@@ -146,7 +146,7 @@ def test_a_relative_delta_is_a_fraction_of_the_best() -> None:
     stopper = plateau(signal="gradient_noise", patience=2, min_delta=0.1, relative=True)
     assert stop_of(stopper, curve) == 5
     assert stopper.reason_to_stop(curve[:5]) == (
-        "the gradient noise has not fallen by more than 0.1 of it below 85 (epoch 3) for 2 epochs; patience is 2"
+        "the gradient noise has not fallen more than 10 % below 85 (epoch 3) for 2 epochs; patience is 2"
     )
     assert stop_of(plateau(signal="gradient_noise", patience=2, min_delta=0.1), curve) is None
 
@@ -165,7 +165,7 @@ def test_a_plateau_needs_the_signal_it_looks_at() -> None:
 def test_a_signal_may_be_missing_in_the_first_epochs_alone() -> None:
     stopper = plateau(signal="gradient_noise", patience=2)
     assert stop_of(stopper, signal_curve([None, None, 1.0, 1.0, 1.0])) == 5
-    with pytest.raises(ValueError, match="must have the signal gradient_noise, but epoch 3 has no signals"):
+    with pytest.raises(ValueError, match="must contain the signal gradient_noise, but epoch 3 contains no signals"):
         stopper.reason_to_stop(signal_curve([1.0, 1.0, None]))
 
 
