@@ -1,1 +1,1 @@
-"""Statistics that judge scores: ranks, verdicts, combinations, ground truths."""
+"""Statistics for judging scores: ranks, verdicts, combinations, ground truths."""

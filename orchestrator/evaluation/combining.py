@@ -1,4 +1,4 @@
-"""Several scores made into one: by their ranks alone, or by weights learned from accuracies and judged out of fold."""
+"""Combinations of several scores: by rank, or with weights learned from accuracies and judged out of fold."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,22 +9,22 @@ from pydantic import BaseModel, ConfigDict
 
 Array = NDArray[np.float64]
 Scores = Mapping[str, Sequence[float]]
-"""Per proxy, one score per topology, turned so that more is better; not finite where it failed."""
+"""For each proxy, one score per topology, oriented so that higher is better. A failed score is not finite."""
 
 MIN_TO_LEARN = 10
-"""Fewer topologies than this are not enough to learn from."""
+"""Minimum number of topologies to learn from."""
 
 PENALTIES = tuple(float(penalty) for penalty in np.logspace(-2, 3, 16))
-"""What the inner folds choose from. With the largest, a proxy's weight is little more than its own correlation."""
+"""Candidates for the inner folds. With the largest, a proxy's weight is nearly proportional to its correlation."""
 
 
 def rank_aggregates(oriented: Scores) -> dict[str, list[float]]:
     """Combinations without learning, higher is better: `mean-rank` and `log-rank`.
 
-    Of every proxy's scores the ascending rank is divided by their number, so that the best has 1; equal scores share
-    the mean of their ranks. `mean-rank` is its mean over the proxies. `log-rank` is the mean of its logarithm, which
-    punishes a topology that one proxy finds bad more than it rewards one that another finds good. A proxy that failed
-    on a topology does not take part in that topology's mean; where all failed it is nan.
+    The ascending ranks of each proxy's scores are divided by their number, so that the best score has rank 1; equal
+    scores share their mean rank. `mean-rank` is the mean of these ranks over the proxies. `log-rank` is the mean of
+    their logarithms, which penalises a bad rank more than it rewards a good one. A proxy that failed on a topology is
+    excluded from the mean of this topology. If all proxies failed, the result is nan.
 
     Source: log-rank: Lee and Ham 2024, arXiv:2403.19232 (AZ-NAS).
     """
@@ -38,11 +38,11 @@ class LearnedCombination(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     weights: dict[str, float]
-    """Per proxy: how far the predicted rank rises while the proxy's rank goes from the worst to the best."""
+    """For each proxy, the increase of the predicted rank from the proxy's worst to its best rank."""
     penalty: float
-    """Of the squared weights; chosen by inner cross-validation."""
+    """Penalty on the squared weights, chosen by inner cross-validation."""
     reference: dict[str, tuple[float, ...]]
-    """Per proxy: the scores that a new score is ranked among."""
+    """For each proxy, the scores among which a new score is ranked."""
 
     @classmethod
     def fit(
@@ -51,9 +51,9 @@ class LearnedCombination(BaseModel):
         """Fit the weights, with the penalty that predicts best in `inner_folds` folds.
 
         Args:
-            oriented: Scores; a failed one counts as the middle rank.
-            accuracy: One per topology, in any unit: only its order is used.
-            seed: Decides which topologies share a fold.
+            oriented: Scores. A failed score gets the middle rank.
+            accuracy: Accuracy of each topology, in any unit, since only the order matters.
+            seed: Seed of the assignment of topologies to folds.
             inner_folds: Number of folds.
 
         Raises:
@@ -63,8 +63,8 @@ class LearnedCombination(BaseModel):
         known = np.isfinite(truth)
         if known.sum() < MIN_TO_LEARN:
             raise ValueError(
-                f"a combination is learned from at least {MIN_TO_LEARN} topologies, but {int(known.sum())} have an "
-                f"accuracy. Train more, or combine by rank."
+                f"learning a combination needs at least {MIN_TO_LEARN} topologies with an accuracy, but got "
+                f"{int(known.sum())}. Train more topologies, or combine by rank."
             )
         weights, penalty = _fit(table[known], truth[known], inner_folds, np.random.default_rng(seed))
         return cls(
@@ -74,10 +74,10 @@ class LearnedCombination(BaseModel):
         )
 
     def predict(self, oriented: Scores) -> list[float]:
-        """Predicted rank, 0 for the worst to 1 for the best, of each topology; nan where every proxy failed.
+        """Predict the rank of each topology, from 0 (worst) to 1 (best); nan if every proxy failed.
 
         Args:
-            oriented: Scores of at least the proxies that have a weight.
+            oriented: Scores, at least of the proxies with a weight.
         """
         columns = {name: np.asarray(oriented[name], dtype=float) for name in self.weights}
         terms = [
@@ -87,7 +87,7 @@ class LearnedCombination(BaseModel):
         return [float(value) for value in np.where(anything, 0.5 + np.sum(terms, axis=0), np.nan)]
 
     def ranking_among(self, oriented: Scores) -> "LearnedCombination":
-        """The same weights for another pool: its scores are ranked among each other. No accuracy is needed for it."""
+        """The same weights for another pool, ranking its scores among each other. This needs no accuracies."""
         known = np.ones(len(next(iter(oriented.values()))), dtype=bool)
         pool = {name: oriented[name] for name in self.weights}
         return self.model_copy(update={"reference": _reference(pool, known)})
@@ -102,24 +102,24 @@ def nested_predictions(
     inner_folds: int = 5,
     repeats: int = 10,
 ) -> list[float]:
-    """What a learned combination says of each topology when it has never seen that topology's accuracy.
+    """Predict each topology with a learned combination that has not seen its accuracy.
 
-    Topologies are cut into `outer_folds` parts. Each part is predicted by a combination fitted on the others: ranks of
-    scores and accuracies among those others only, the penalty chosen by `inner_folds` folds of those others only. Every
-    model predicts the rank among its own training topologies, whose mean is one half in each: predictions of different
-    models are comparable, and a model without any knowledge does not give away its fold by the mean of what it saw.
+    Topologies are split into `outer_folds` parts. Each part is predicted by a combination fitted on the other parts:
+    scores and accuracies are ranked among these only, and `inner_folds` folds of these choose the penalty. Every model
+    predicts the rank among its training topologies, which has the mean one half for every model. Predictions of
+    different models are therefore comparable, and the mean prediction of a model reveals nothing about its fold.
 
     Args:
-        oriented: Scores; a failed one counts as the middle rank.
-        accuracy: One per topology.
-        seed: Decides which topologies share a fold.
-        outer_folds: Parts that are held out in turn.
-        inner_folds: Folds that choose the penalty.
-        repeats: Cuts into parts; a topology's predictions are averaged over them.
+        oriented: Scores. A failed score gets the middle rank.
+        accuracy: Accuracy of each topology.
+        seed: Seed of the assignment of topologies to folds.
+        outer_folds: Number of parts, each held out once.
+        inner_folds: Number of folds that choose the penalty.
+        repeats: Number of splits into parts. Predictions are averaged over them.
 
     Returns:
-        One prediction per topology, 0 for the worst to 1 for the best. Nan where every proxy failed or there is no
-        accuracy, and everywhere if fewer than `MIN_TO_LEARN` have one.
+        One prediction per topology, from 0 (worst) to 1 (best). A prediction is nan if every proxy failed or the
+        topology has no accuracy. All are nan if fewer than `MIN_TO_LEARN` topologies have an accuracy.
 
     Source: Stone 1974 (cross-validatory choice and assessment).
     """
@@ -142,13 +142,13 @@ def nested_predictions(
 def transfer(
     oriented_fit: Scores, accuracy_fit: Sequence[float], oriented_other: Scores, *, seed: int = 0
 ) -> list[float]:
-    """What a combination fitted on one table says of another space or target.
+    """Predict another space or target with a combination fitted on one table.
 
-    The other table's scores are ranked among each other, because spaces differ in the scale of every score. Only
-    proxies of both tables take part.
+    The scores of the other table are ranked among each other, since the scale of every score depends on the space. Only
+    proxies in both tables are used.
 
     Raises:
-        ValueError: The tables share no proxy, or the first has fewer than `MIN_TO_LEARN` accuracies.
+        ValueError: The tables have no proxy in common, or the first has fewer than `MIN_TO_LEARN` accuracies.
     """
     shared = [name for name in oriented_fit if name in oriented_other]
     if not shared:
@@ -187,20 +187,20 @@ def _all_features(reference: Array, scores: Array) -> Array:
 
 
 def _features(reference: Array, scores: Array) -> Array:
-    """Where each score stands among the reference, from -0.5 to 0.5; 0 for a failed score."""
+    """The relative rank of each score in the reference, from -0.5 to 0.5; 0 for a failed score."""
     places = _relative_ranks(reference, scores, centred=True)
     return np.where(np.isfinite(places), places - 0.5, 0.0)
 
 
 def _relative_ranks(reference: Array, scores: Array, *, centred: bool = False) -> Array:
-    """Ascending midrank among the finite reference, as a fraction of their number; nan for a score that is not finite.
+    """Ascending midranks in the finite reference scores, divided by their number; nan for a non-finite score.
 
-    Between two reference scores it rises linearly, so that new scores between them keep their order.
+    Between two reference scores, the rank is interpolated linearly, so that new scores keep their order.
 
     Args:
         reference: Shape (n,).
         scores: Shape (m,).
-        centred: Take half a place off, so that the mean over the reference is one half.
+        centred: Whether to subtract half a rank, so that the mean over the reference is one half.
     """
     values, counts = np.unique(reference[np.isfinite(reference)], return_counts=True)
     finite = np.isfinite(scores)
@@ -212,7 +212,7 @@ def _relative_ranks(reference: Array, scores: Array, *, centred: bool = False) -
 
 
 def _folds(num_points: int, num_folds: int, rng: np.random.Generator) -> Iterator[NDArray[np.bool_]]:
-    """Masks of parts of nearly equal size, drawn by chance."""
+    """Masks of random parts of nearly equal size."""
     part = rng.permutation(num_points) % min(num_folds, num_points)
     for number in range(min(num_folds, num_points)):
         yield part == number
@@ -221,7 +221,9 @@ def _folds(num_points: int, num_folds: int, rng: np.random.Generator) -> Iterato
 def _table(oriented: Scores) -> Array:
     """Shape (n, P)."""
     if not oriented:
-        raise ValueError("a combination needs the scores of at least one proxy, but got none")
+        raise ValueError(
+            "a combination needs the scores of at least one proxy, but got none. Score with a proxy first."
+        )
     return np.column_stack([np.asarray(scores, dtype=float) for scores in oriented.values()])
 
 
@@ -231,6 +233,6 @@ def _reference(oriented: Scores, known: NDArray[np.bool_]) -> dict[str, tuple[fl
 
 
 def _mean_of_known(values: Array) -> list[float]:
-    """Mean of each row over its finite entries; nan where it has none."""
+    """Mean of the finite entries of each row; nan if there are none."""
     known = np.isfinite(values)
     return [float(row[mask].mean()) if mask.any() else math.nan for row, mask in zip(values, known, strict=True)]

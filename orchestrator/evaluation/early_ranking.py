@@ -1,4 +1,4 @@
-"""How early a trial can be judged: tau between the ranking at each epoch and the final one, from recorded curves."""
+"""How early trials can be compared: tau between the ranking at each epoch and the final one, from recorded curves."""
 
 import math
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from orchestrator.evaluation.rank_statistics import kendall_tau, resample_weight
 from orchestrator.evaluation.verdict import EarlyJudgement, EpochAgreement
 
 REDUCTION = 3
-"""From rung to rung the number of epochs grows, and the number of trials shrinks, by this factor."""
+"""Factor between rungs by which the number of epochs grows and the number of trials shrinks."""
 
 FEW_TRIALS = 10
-"""With fewer trials the advice asks for more."""
+"""With fewer trials, the advice recommends more trials."""
 
 
 def judge_early(
@@ -23,23 +23,23 @@ def judge_early(
     """Compare the ranking of trials at each epoch with their ranking after the last.
 
     Args:
-        curves: Validation accuracy after each epoch, one curve of the same length per trial that ran to its end.
-            A curve with a value that is not finite is left out.
+        curves: Validation accuracies after each epoch, one curve per completed trial. All curves have the same length.
+            Curves with a non-finite value are ignored.
         resamples: Number of bootstrap resamples of the trials.
-        confidence: Mass of the intervals.
+        confidence: Confidence level of the intervals.
         seed: Seed of the resampling.
-        threshold: Tau from which on a ranking counts as reliable.
+        threshold: Minimum tau of a reliable ranking.
 
     Returns:
-        `None` where there is nothing to compare: fewer than `MIN_POINTS` curves, a single epoch, or the same final
-        accuracy in all of them.
+        The judgement, or `None` if there is nothing to compare: fewer than `MIN_POINTS` curves, a single epoch, or
+        equal final accuracies.
 
     Raises:
         ValueError: The curves differ in length.
     """
     if len(lengths := {len(curve) for curve in curves}) > 1:
         raise ValueError(
-            f"the curves must be equally long, but have {sorted(lengths)} epochs. Compare trials of one budget."
+            f"the curves must have equal lengths, but have {sorted(lengths)} epochs. Compare trials of equal budget."
         )
     table = np.array([list(curve) for curve in curves if np.isfinite(curve).all()], dtype=float)
     if len(table) < MIN_POINTS or table.shape[1] < 2 or len(np.unique(table[:, -1])) == 1:
@@ -76,27 +76,27 @@ def _rungs(first: int | None, num_epochs: int) -> list[int]:
 def _advice(
     epochs: Sequence[EpochAgreement], rungs: Sequence[int], table: NDArray[np.float64], threshold: float
 ) -> str:
-    """One sentence that a person can act on."""
+    """One sentence with actionable advice."""
     budget, count = len(epochs), len(table)
-    more = f"; {count} trials say little, so look again with {FEW_TRIALS} or more" if count < FEW_TRIALS else ""
+    more = f"; {count} trials are few, so check again with {FEW_TRIALS} or more" if count < FEW_TRIALS else ""
     if not rungs:
         return (
-            f"Give every trial its {budget} epochs: before the last one the ranking does not stay as close to the "
-            f"final one as a tau of {threshold:g}{more}."
+            f"Train every trial for all {budget} epochs: before the last epoch, the tau between the ranking and the "
+            f"final ranking does not stay at {threshold:g} or above{more}."
         )
     tau = epochs[rungs[0] - 1].tau
     interval = "" if tau.low is None or tau.high is None else f" [{tau.low:.2f}, {tau.high:.2f}]"
     saved, lost = _replay(table, rungs)
-    fate = "kept the best one" if lost is None else f"lost the best one after {lost}"
+    fate = "kept the best trial" if lost is None else f"lost the best trial at epoch {lost}"
     return (
         f"Stop the worse two thirds of the trials after {_listed(rungs)} of {budget} epochs, which would have saved "
-        f"{saved:.0%} of these trials' epochs and {fate}: from epoch {rungs[0]} on their ranking agrees with the final "
-        f"one (tau {tau.value:.2f}{interval} there){more}."
+        f"{saved:.0%} of the epochs of these trials and {fate}: from epoch {rungs[0]} on, the ranking agrees with the "
+        f"final ranking (tau {tau.value:.2f}{interval} at epoch {rungs[0]}){more}."
     )
 
 
 def _replay(table: NDArray[np.float64], rungs: Sequence[int]) -> tuple[float, int | None]:
-    """Share of all epochs saved by stopping at the rungs, and the first rung at which no best trial is kept."""
+    """Fraction of all epochs saved by stopping at the rungs, and the first rung after which no best trial is left."""
     left, saved, lost = np.arange(len(table)), 0, None
     for epoch in rungs:
         order = np.argsort(-table[left, epoch - 1], kind="stable")

@@ -1,4 +1,4 @@
-"""Accuracies that scores are compared with, from trained trials or from a table, through one interface."""
+"""Accuracies to compare scores with, from trained trials or from a table."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,48 +12,48 @@ from trainers.config import DataConfig
 
 @dataclass(frozen=True, kw_only=True)
 class GroundTruth:
-    """What some topologies reached, and the images that their scores are to be computed on."""
+    """The accuracies of some topologies, and the images for computing their scores."""
 
     kind: Literal["trials", "table"]
     name: str
-    """Of the study or of the table's file."""
+    """Name of the study or of the table's file."""
     source: str
-    """The study's name, or the table's path."""
+    """Name of the study, or path of the table."""
     target: str
-    """Such as `val_accuracy` or `c100_kd_acc`."""
+    """Name of the accuracy, such as `val_accuracy` or `c100_kd_acc`."""
     unit: Literal["fraction", "table"]
-    """Of the accuracies: `fraction` between 0 and 1, or the table's own."""
+    """Unit of the accuracies: `fraction` means between 0 and 1, `table` the unit of the table."""
     topologies: tuple[str, ...]
-    """`space:text`, all different."""
+    """Distinct topologies, as `space:text`."""
     accuracies: tuple[float, ...]
-    """One per topology."""
+    """Accuracy of each topology."""
     data: DataConfig
     task: ImageTask
-    """What the networks are built for; it may have more classes than the data."""
+    """The task for which networks are built. It may have more classes than the data."""
     digest: str
-    """Of what it was read from, in hex."""
+    """Hex digest of the source."""
     curves: tuple[tuple[float, ...], ...] = ()
-    """Validation accuracy after each epoch, of every trial that ran to its end; empty for a table."""
+    """Validation accuracies after each epoch, for every completed trial; empty for a table."""
 
     @property
     def title(self) -> str:
-        """For people: `c100_kd_acc of pit-cifar100`."""
+        """Title for display: `c100_kd_acc of pit-cifar100`."""
         return f"{self.target} of {self.name}"
 
 
 def load_table_truth(source: TruthSource, *, data: DataConfig) -> GroundTruth:
-    """The accuracies of a table.
+    """Load the accuracies of a table.
 
     Args:
         source: The table.
-        data: The images that its topologies are scored on.
+        data: The images for scoring its topologies.
 
     Raises:
-        TruthError: It cannot be read, or does not fit the images.
+        TruthError: The table cannot be read, or does not fit the images.
         trainers.data.sources.DataError: The images cannot be read.
     """
     if source.table is None or source.space is None or source.target is None:
-        raise TruthError("must have a `table` with `space` and `target`, but lacks one of them. Add it.")
+        raise TruthError("must have a `table` with `space` and `target`, but lacks at least one of them. Add it.")
     from trainers.data.images import load_images  # imports torch
 
     path, images = Path(source.table), load_images(data)

@@ -1,4 +1,4 @@
-"""Judges training-free scores: how well each ranks topologies, with intervals and against baselines."""
+"""Judges training-free scores: how well each ranks topologies, with intervals and compared with baselines."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from orchestrator.evaluation.rank_statistics import (
 from orchestrator.evaluation.verdict import UNDEFINED, Interval, Verdict
 
 MIN_POINTS = 4
-"""Fewer topologies than this give no statistics worth printing."""
+"""Minimum number of topologies for meaningful statistics."""
 
 CONTROL = "params"
 """The score that partial tau holds fixed."""
@@ -41,31 +41,31 @@ def judge_proxies(
     confidence: float,
     seed: int,
 ) -> list[Verdict]:
-    """Judge every proxy over the same topologies, best tau first; those without a tau come last.
+    """Judge every proxy on the same topologies. Proxies are sorted by tau, best first, undefined last.
 
-    Topologies are resampled with replacement, the same ones for every proxy, so that differences are paired. A topology
-    without a finite score from every seed of a proxy is left out of that proxy's statistics, and a difference is taken
-    over the topologies that both proxies scored.
+    Topologies are resampled with replacement, identically for every proxy, so that differences are paired. A topology
+    is excluded from the statistics of a proxy if the score of any seed is not finite. A difference uses the topologies
+    that both proxies scored.
 
     Args:
-        scores: Per proxy, per seed, one score per topology; not finite where it failed.
-        accuracy: One accuracy per topology, in any unit; a topology whose accuracy is not finite is left out.
-        directions: Which way each proxy is better; a minimised score is negated before ranking.
-        baselines: Proxies that the others are compared with; keys of `scores`.
+        scores: For each proxy and seed, one score per topology. A failed score is not finite.
+        accuracy: Accuracy of each topology, in any unit. Topologies with a non-finite accuracy are excluded.
+        directions: The better direction of each proxy. A minimised score is negated before ranking.
+        baselines: Proxies to compare the others with; keys of `scores`.
         resamples: Number of bootstrap resamples.
-        confidence: Mass of the intervals, such as 0.95.
+        confidence: Confidence level of the intervals, such as 0.95.
         seed: Seed of the resampling.
 
     Raises:
-        ValueError: A baseline or a direction is missing, or a seed has not one score per topology.
+        ValueError: A baseline or a direction is missing, or a seed does not have one score per topology.
 
     Source: Kendall 1945 (tau-b); Efron 1979 (bootstrap, percentile interval).
     """
     truth = np.asarray(accuracy, dtype=float)
     if missing := [name for name in baselines if name not in scores]:
-        raise ValueError(f"every baseline must have scores, but {missing} have none; scored are {list(scores)}")
+        raise ValueError(f"every baseline must have scores, but {missing} have none. Choose from {list(scores)}.")
     if missing := [name for name in scores if name not in directions]:
-        raise ValueError(f"every proxy must have a direction, but {missing} have none")
+        raise ValueError(f"every proxy must have a direction, but {missing} have none. Add them to `directions`.")
     known = np.isfinite(truth)
     comparison = _Comparison(
         scored={name: _scored(name, seeds, known, directions[name]) for name, seeds in scores.items()},
@@ -80,11 +80,11 @@ def judge_proxies(
 
 
 def interval_of(replicates: Vector, confidence: float) -> Interval:
-    """The first value with the percentile interval of the others; no interval where half of them are undefined.
+    """The first value with the percentile interval of the others; no interval if most of them are undefined.
 
     Args:
         replicates: The statistic of the sample and of its resamples, shape (1 + resamples,).
-        confidence: Mass of the interval.
+        confidence: Confidence level of the interval.
     """
     value, resampled = float(replicates[0]), replicates[1:]
     if math.isnan(value):
@@ -97,25 +97,28 @@ def interval_of(replicates: Vector, confidence: float) -> Interval:
     return Interval(value=value, low=float(low), high=float(high))
 
 
-# --- one proxy after the other ---
+# --- verdicts on single proxies ---
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Scored:
-    """One proxy's scores of the topologies that have an accuracy, turned so that more is better."""
+    """The scores of a proxy for the topologies with an accuracy, oriented so that higher is better."""
 
     seeds: NDArray[np.float64]
     """Shape (S, n); a single row if all seeds agree."""
     finite: Mask
-    """Topologies with a score from every seed, shape (n,)."""
+    """Mask of the topologies with a finite score for every seed, shape (n,)."""
     num_seeds: int
     num_dropped_seeds: int
-    """Those that scored fewer than `MIN_POINTS` topologies, though others did."""
+    """Number of seeds that scored fewer than `MIN_POINTS` topologies, while others scored enough."""
 
 
 def _scored(name: str, seeds: Sequence[Sequence[float]], known: Mask, direction: Direction) -> _Scored:
     if wrong := [len(row) for row in seeds if len(row) != len(known)]:
-        raise ValueError(f"{name} must have one score per topology, {len(known)}, from every seed, but got {wrong[0]}")
+        raise ValueError(
+            f"{name} must have one score per topology, {len(known)}, for every seed, but got {wrong[0]}. Score all "
+            "topologies."
+        )
     table = np.array([list(row) for row in seeds], dtype=float).reshape(len(seeds), len(known))[:, known]
     table = table if direction == "maximize" else -table
     worked = np.isfinite(table).sum(1) >= MIN_POINTS
@@ -137,13 +140,13 @@ class _Comparison:
     scored: Mapping[str, _Scored]
     truth: Vector
     num_unknown: int
-    """Topologies that were left out because they have no accuracy."""
+    """Number of topologies without an accuracy, which are excluded."""
     weights: Weights
     """Shape (1 + resamples, n); the first row is the sample itself."""
     confidence: float
     baselines: tuple[str, ...]
     kept: dict[str, dict[bytes, NDArray[np.float64]]] = field(default_factory=dict)
-    """Taus by proxy and topologies; those of a baseline stay, others go with their verdict."""
+    """Cached taus by proxy and topologies. Only those of baselines are kept after the verdict."""
 
     def verdict(self, name: str) -> Verdict:
         mine = self.scored[name]
@@ -165,13 +168,13 @@ class _Comparison:
         once, tau = taus[:, 0], self._interval(taus)
         partial = self._partial(name) if controlled else None
         if partial is not None and partial.value is None and tau.value is not None:
-            notes.append(f"no tau given {CONTROL}: {self._why_not_partial(name)}")
+            notes.append(f"no tau given {CONTROL}: {self._partial_tau_problem(name)}")
         if (abs(once) > _PERFECT).all():
-            notes.append("a ranking without exceptions: resampling cannot show doubt")
+            notes.append("a perfect ranking: resampling cannot show its uncertainty")
         minus = {baseline: self._difference(name, baseline) for baseline in others}
         beaten = [baseline for baseline, difference in minus.items() if (difference.low or 0) > 0]
         if beaten and tau.low is not None and tau.low <= 0:
-            notes.append(f"its own tau may be 0 or less: what it beats ({', '.join(beaten)}) ranks worse still")
+            notes.append(f"its tau may be 0 or less: the baselines that it beats ({', '.join(beaten)}) rank even worse")
         verdict = Verdict(
             **facts,
             tau=tau,
@@ -188,11 +191,11 @@ class _Comparison:
         return verdict
 
     def _interval(self, replicates: Sequence[Vector] | NDArray[np.float64]) -> Interval:
-        """Of the mean over the seeds, from shape (S, 1 + resamples)."""
+        """Interval of the mean over the seeds, from shape (S, 1 + resamples)."""
         return interval_of(np.mean(replicates, axis=0), self.confidence)
 
     def _taus(self, name: str, mask: Mask) -> NDArray[np.float64]:
-        """Tau per seed and resample over the topologies of a mask, shape (S, 1 + resamples)."""
+        """Taus for each seed and resample on the topologies of a mask, shape (S, 1 + resamples)."""
         kept, key = self.kept.setdefault(name, {}), mask.tobytes()
         if key not in kept:
             weights, truth = self.weights[:, mask], self.truth[mask]
@@ -210,7 +213,7 @@ class _Comparison:
         return interval_of(mine - theirs, self.confidence)
 
     def _partial(self, name: str) -> Interval:
-        """Tau given the control's first seed."""
+        """Partial tau given the scores of the control's first seed."""
         both = self._both(name, CONTROL)
         if both.sum() < MIN_POINTS:
             return UNDEFINED
@@ -221,15 +224,15 @@ class _Comparison:
             [partial_tau(taus, kendall_tau(weights, row, control), truth_and_control) for taus, row in rows]
         )
 
-    def _why_not_partial(self, name: str) -> str:
+    def _partial_tau_problem(self, name: str) -> str:
         both = self._both(name, CONTROL)
         if both.sum() < MIN_POINTS:
             return f"only {int(both.sum())} topologies have both scores"
         if _constant(self.scored[CONTROL].seeds[0, both]):
             return f"{CONTROL} is the same for every topology"
         if abs(self._taus(CONTROL, both)[0, 0]) > _PERFECT:
-            return f"{CONTROL} alone ranks exactly as accuracy does"
-        return f"it ranks exactly as {CONTROL} does"
+            return f"{CONTROL} alone ranks exactly like the accuracy"
+        return f"it ranks exactly like {CONTROL}"
 
 
 _PERFECT = 1 - 1e-9
@@ -240,7 +243,7 @@ def _constant(values: Vector) -> bool:
 
 
 def _notes(scored: _Scored, known_truth: Vector, num_unknown: int) -> list[str]:
-    """What a reader must know of one proxy's numbers, most important first."""
+    """Notes on the numbers of a proxy, most important first."""
     truth, rows = known_truth[scored.finite], scored.seeds[:, scored.finite]
     count, failed = len(truth), len(known_truth) - len(truth)
     notes = []
@@ -249,13 +252,13 @@ def _notes(scored: _Scored, known_truth: Vector, num_unknown: int) -> list[str]:
     elif _constant(truth):
         notes.append("every topology reached the same accuracy")
     elif any(_constant(row) for row in rows):
-        notes.append("the score is the same for every topology" + (" under some seed" if len(rows) > 1 else ""))
+        notes.append("the score is the same for every topology" + (" with some seed" if len(rows) > 1 else ""))
     for number, what in ((failed, "finite score"), (num_unknown, "accuracy")):
         if number:
             verb = "topology has no {} and is" if number == 1 else "topologies have no {} and are"
-            notes.append(f"{number} {verb.format(what)} left out")
+            notes.append(f"{number} {verb.format(what)} excluded")
     if scored.num_dropped_seeds:
-        notes.append(f"{scored.num_dropped_seeds} of its seeds scored too few topologies: left out")
+        notes.append(f"{scored.num_dropped_seeds} of its seeds scored too few topologies to count")
     if MIN_POINTS <= count < 1 / TOP_FRACTION:
-        notes.append(f"the top decile of {count} topologies is a single one")
+        notes.append(f"the top decile of {count} topologies is a single topology")
     return notes

@@ -1,10 +1,10 @@
-"""Rank statistics of many bootstrap resamples at once.
+"""Rank statistics for many bootstrap resamples at once.
 
-A resample is a row of weights: how often it drew each point. Every statistic here is exactly what it would be of the
-points written out that often, without writing them out. Legend: `R` resamples, `n` points.
+A resample is a row of weights: the number of times that each point was drawn. Every statistic equals the statistic of
+the sample with repeated points, without repeating them. Legend: `R` resamples, `n` points.
 
-A point that was drawn twice is tied with itself in both orders. Tau-b leaves pairs that are tied in both out of its
-numerator and its denominator, so such pairs do not move it; Spearman's rho gives the copies one midrank.
+A point that was drawn twice is tied with itself in both rankings. Tau-b excludes pairs tied in both rankings from its
+numerator and denominator, so they do not affect it. Spearman's rho assigns one midrank to the copies.
 """
 
 from collections.abc import Iterator
@@ -17,20 +17,22 @@ Vector = NDArray[np.float64]
 Weights = NDArray[np.uint16]
 
 TOP_FRACTION = 0.1
-"""Which part of the points counts as the top."""
+"""Fraction of the points that counts as the top."""
 
 _BLOCK_ELEMENTS = 2**21
-"""Resamples are worked on in blocks of about this many weights, so that a million of them fit in memory."""
+"""Approximate number of weights per block. Resamples are processed in blocks, so that a million fit in memory."""
 
 
 def resample_weights(num_points: int, *, resamples: int, seed: int) -> Weights:
-    """How often each point is drawn, shape (1 + resamples, num_points): first all ones, the sample itself.
+    """Number of draws of each point, shape (1 + resamples, num_points). The first row is the sample itself, all ones.
 
     Raises:
-        ValueError: There are more points than a weight can count.
+        ValueError: There are too many points for the type of the weights.
     """
     if num_points > np.iinfo(np.uint16).max:
-        raise ValueError(f"at most {np.iinfo(np.uint16).max} points can be resampled, but there are {num_points}")
+        raise ValueError(
+            f"at most {np.iinfo(np.uint16).max} points can be resampled, but got {num_points}. Use fewer topologies."
+        )
     weights = np.ones((1 + resamples, num_points), dtype=np.uint16)
     rng = np.random.default_rng(seed)
     for block in _blocks(weights[1:]):
@@ -41,15 +43,16 @@ def resample_weights(num_points: int, *, resamples: int, seed: int) -> Weights:
 
 
 def kendall_tau(weights: Weights, x: Vector, y: Vector) -> Vector:
-    """Kendall's tau-b of `x` and `y`, shape (n,) each, in every resample, shape (R,); nan where one is constant.
+    """Kendall's tau-b of `x` and `y`, shape (n,) each, in every resample, shape (R,); nan if one is constant.
 
-    With `w` the weights, concordant minus discordant pairs are `sum_ij w_i w_j sign(x_i - x_j) sign(y_i - y_j) / 2`,
-    and the pairs that are not tied in `x` are `(N^2 - sum_g w_g^2) / 2` with `w_g` the weight of a group of equal `x`.
+    With weights `w`, the number of concordant minus discordant pairs is
+    `sum_ij w_i w_j sign(x_i - x_j) sign(y_i - y_j) / 2`. The number of pairs without a tie in `x` is
+    `(N^2 - sum_g w_g^2) / 2`, where `w_g` is the weight of a group of equal `x`.
 
     Source: Kendall 1945.
     """
     of_x, of_y = _group(x), _group(y)
-    # The codes keep the order, and their differences cannot overflow. Whole numbers below 2^24 are exact in float32.
+    # Codes preserve the order, and their differences cannot overflow. Integers below 2^24 are exact in float32.
     signs = np.sign(of_x.code[:, None] - of_x.code) * np.sign(of_y.code[:, None] - of_y.code)
     signs = signs.astype(np.float32)
     found = []
@@ -62,7 +65,9 @@ def kendall_tau(weights: Weights, x: Vector, y: Vector) -> Vector:
 
 
 def spearman_rho(weights: Weights, x: Vector, y: Vector) -> Vector:
-    """Spearman's rho with midranks of `x` and `y`, shape (n,) each, in every resample, shape (R,); nan if constant.
+    """Spearman's rho with midranks of `x` and `y`, shape (n,) each, in every resample, shape (R,).
+
+    It is nan if `x` or `y` is constant.
 
     Source: Spearman 1904.
     """
@@ -78,7 +83,7 @@ def spearman_rho(weights: Weights, x: Vector, y: Vector) -> Vector:
 
 
 def partial_tau(xy: Vector, xz: Vector, yz: Vector) -> Vector:
-    """Tau of `x` and `y` given `z`, from their three taus, elementwise; nan where `z` ranks exactly like `x` or `y`.
+    """Partial tau of `x` and `y` given `z`, from the three taus, elementwise; nan if `z` ranks exactly like `x` or `y`.
 
     Source: Kendall 1942.
     """
@@ -88,10 +93,10 @@ def partial_tau(xy: Vector, xz: Vector, yz: Vector) -> Vector:
 
 
 def top_recall(weights: Weights, scores: Vector, truth: Vector, *, fraction: float = TOP_FRACTION) -> Vector:
-    """Share of the places in the score's top that go to the truly best, shape (R,).
+    """Fraction of the places in the score's top that the truly best points take, shape (R,).
 
-    The top has `fraction` of a resample's points, rounded, and at least one. What ties with the last of the truly best
-    is one of them. Equal scores share the places that are left for them.
+    The top has `fraction` of the points of a resample, rounded, and at least one. Points tied with the last of the
+    truly best points count as truly best, too. Equal scores share the places that remain for them.
     """
     of_scores, of_truth = _group(scores), _group(truth)
     found = []
@@ -108,9 +113,9 @@ def top_recall(weights: Weights, scores: Vector, truth: Vector, *, fraction: flo
 
 
 def regret(weights: Weights, scores: Vector, truth: Vector) -> Vector:
-    """How much worse than the truly best point the score's first choice is, shape (R,), in the unit of `truth`.
+    """Difference between the truly best point and the score's first choice, shape (R,), in the unit of `truth`.
 
-    Among equal scores the choice falls by chance, and the mean over them counts.
+    Among equal highest scores, the choice is random, and the result is the mean over the choices.
     """
     of_scores, of_truth = _group(scores), _group(truth)
     found = []
@@ -128,14 +133,14 @@ def regret(weights: Weights, scores: Vector, truth: Vector) -> Vector:
 
 
 class _Groups(NamedTuple):
-    """Points by their value; `G` groups of equal values in rising order."""
+    """Points grouped by value: `G` groups of equal values in ascending order."""
 
     order: NDArray[np.intp]
-    """Sorts the points, shape (n,)."""
+    """Indices that sort the points, shape (n,)."""
     starts: NDArray[np.intp]
-    """Where each group begins among the sorted points, shape (G,)."""
+    """Index of the first point of each group in sorted order, shape (G,)."""
     code: NDArray[np.intp]
-    """The group of each point, shape (n,)."""
+    """Group of each point, shape (n,)."""
 
 
 def _group(values: Vector) -> _Groups:
@@ -145,7 +150,7 @@ def _group(values: Vector) -> _Groups:
 
 
 def _sums(values: NDArray[np.generic], groups: _Groups) -> Vector:
-    """Sums over each group, shape (R, G), of values of shape (R, n)."""
+    """Sum of values (R, n) over each group, shape (R, G)."""
     ordered = values[:, groups.order].astype(np.float64)
     if len(groups.starts) == ordered.shape[1]:
         return ordered
@@ -161,14 +166,14 @@ def _untied(weights: Weights, groups: _Groups) -> Vector:
 
 
 def _centred_midranks(weights: Weights, groups: _Groups) -> Vector:
-    """Each point's midrank minus the mean rank, shape (R, n)."""
+    """Midrank of each point minus the mean rank, shape (R, n)."""
     held = _sums(weights, groups)
     middle: Vector = np.cumsum(held, axis=1) - held / 2 - held.sum(1, keepdims=True) / 2
     return middle[:, groups.code]
 
 
 def _weight_above(weights: Weights, groups: _Groups) -> Vector:
-    """Weight of the points with a higher value than each group's, shape (R, G)."""
+    """Weight of the points with a higher value than each group, shape (R, G)."""
     held = _sums(weights, groups)
     above: Vector = held.sum(1, keepdims=True) - np.cumsum(held, axis=1)
     return above
@@ -180,7 +185,7 @@ def _last_nonzero(held: Vector) -> NDArray[np.intp]:
 
 
 def _blocks(weights: Weights) -> Iterator[Weights]:
-    """Views of some rows each; at least one, even of no rows."""
+    """Views of consecutive rows; at least one view, even if there are no rows."""
     rows = max(1, _BLOCK_ELEMENTS // max(1, weights.shape[1]))
     for first in range(0, max(1, len(weights)), rows):
         yield weights[first : first + rows]

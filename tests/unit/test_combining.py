@@ -140,7 +140,7 @@ def test_topologies_without_an_accuracy_are_neither_fitted_nor_predicted() -> No
 def test_too_few_topologies_give_no_predictions_and_no_model() -> None:
     scores, accuracy = noise(0, proxies=2, count=9)
     assert all(math.isnan(value) for value in nested_predictions(scores, accuracy, seed=0))
-    with pytest.raises(ValueError, match="at least 10 topologies, but 9"):
+    with pytest.raises(ValueError, match="at least 10 topologies with an accuracy, but got 9"):
         LearnedCombination.fit(scores, accuracy, seed=0)
 
 

@@ -43,7 +43,7 @@ def test_without_a_reliable_epoch_the_advice_is_to_train_to_the_end() -> None:
     judgement = judge_early(curves(settled=27), **OPTIONS)
     assert judgement.first_reliable_epoch is None
     assert judgement.rungs == []
-    assert judgement.advice.startswith("Give every trial its 27 epochs")
+    assert judgement.advice.startswith("Train every trial for all 27 epochs")
 
 
 def test_the_advice_names_the_rungs_what_they_save_and_that_the_best_trial_is_kept() -> None:
@@ -51,8 +51,8 @@ def test_the_advice_names_the_rungs_what_they_save_and_that_the_best_trial_is_ke
     saved = (8 * (27 - 3) + 2 * (27 - 9)) / (12 * 27)
     assert "after 3 and 9 of 27 epochs" in advice
     assert f"saved {saved:.0%}" in advice
-    assert "kept the best one" in advice
-    assert "trials say little" not in advice
+    assert "kept the best trial" in advice
+    assert "trials are few" not in advice
 
 
 def test_the_advice_says_where_the_best_trial_would_have_been_lost() -> None:
@@ -61,11 +61,11 @@ def test_the_advice_says_where_the_best_trial_would_have_been_lost() -> None:
     late[:20] = [0.0] * 20  # the best in the end, the worst until then: tau stays above a low threshold
     judgement = judge_early(table, **OPTIONS, threshold=0.6)
     assert judgement.rungs[0] == 3
-    assert "lost the best one after 3" in judgement.advice
+    assert "lost the best trial at epoch 3" in judgement.advice
 
 
 def test_few_trials_are_said() -> None:
-    assert "6 trials say little" in judge_early(curves(trials=6), **OPTIONS).advice
+    assert "6 trials are few" in judge_early(curves(trials=6), **OPTIONS).advice
 
 
 def test_a_lower_threshold_is_reached_earlier() -> None:
@@ -99,5 +99,5 @@ def test_a_curve_with_a_gap_is_left_out() -> None:
 
 
 def test_curves_of_different_lengths_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"equally long, but have \[2, 27\]"):
+    with pytest.raises(ValueError, match=r"equal lengths, but have \[2, 27\]"):
         judge_early([*curves(), [0.1, 0.2]], **OPTIONS)
