@@ -1,1 +1,1 @@
-"""Search for new score formulas by evolution."""
+"""Evolutionary search for new score formulas."""

@@ -1,4 +1,4 @@
-"""The statistics of the blocks of many topologies, each computed once and kept in files."""
+"""Block statistics of many topologies, each computed once and stored in files."""
 
 import contextlib
 import hashlib
@@ -29,20 +29,23 @@ _ROOTS = ("plugins.proxies.block_statistics", "trainers.tasks.scoring")
 
 
 class StatisticsFiles:
-    """Statistics of the blocks of networks in a folder, one file each, by everything that they depend on."""
+    """A folder with the block statistics of networks, one file per network.
+
+    The name of a file is a digest of everything that determines its statistics.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def find(self, key: str) -> NDArray[np.float64] | None:
-        """Shape (statistics, blocks); `None` if it is not there or damaged."""
+        """Read statistics, shape (statistics, blocks); `None` if the file is missing or damaged."""
         try:
             return np.asarray(load((self._folder / key).read_bytes())[_VALUES], dtype=np.float64)
         except (FileNotFoundError, SafetensorError, KeyError):
             return None
 
     def keep(self, key: str, values: NDArray[np.float64]) -> None:
-        """Write a file, at once or not at all."""
+        """Write a file atomically."""
         self._folder.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=self._folder, prefix=".part-")
         try:
@@ -64,20 +67,20 @@ def measure_topologies(
     on_progress: Callable[[int, int], None],
     should_stop: Callable[[], bool],
 ) -> dict[tuple[str, int], NDArray[np.float64]] | None:
-    """All statistics of every topology of a truth, from a fresh network per seed; the files hold what is known.
+    """Compute all statistics of every topology of a truth, for one fresh network per seed.
 
-    The networks are those that a saved formula with the same seed is scored on.
+    Known statistics are read from the files. Scoring a saved formula with the same seed uses the same networks.
 
     Args:
-        truth: The topologies, the images and what the networks are built for.
-        files: Where the statistics are kept.
-        batch_size: Training images that go through each network.
-        num_seeds: Networks per topology; their seeds are 0, 1, ...
-        on_progress: Told how many of how many networks are done, those that were known left out.
-        should_stop: Asked before each network.
+        truth: The topologies, the images and the task.
+        files: Files of the statistics.
+        batch_size: Number of training images for each network.
+        num_seeds: Number of networks per topology; their seeds are 0, 1, ...
+        on_progress: Called with the number of measured networks and the number of networks to measure.
+        should_stop: Called before each network. If it returns True, measuring stops.
 
     Returns:
-        By topology and seed, shape (statistics, blocks). `None` if it was stopped before the end.
+        Statistics by topology and seed, shape (statistics, blocks). `None` if measuring was stopped.
     """
     from trainers.data.images import load_images  # imports torch
     from trainers.hardware.devices import describe_device, pick_device
@@ -118,7 +121,7 @@ def measure_topologies(
 def join_tables(
     measured: dict[tuple[str, int], NDArray[np.float64]], topologies: Sequence[str], *, num_seeds: int
 ) -> BlockTable:
-    """The statistics of some topologies as one table, in their order."""
+    """Join the statistics of topologies, in the given order, to one table."""
     networks = [measured[topology, seed] for seed in range(num_seeds) for topology in topologies]
     return BlockTable(
         statistics=all_statistics(),

@@ -1,8 +1,8 @@
-"""Searches formulas (`plugins.proxies.formulas`) that rank topologies as their accuracies do, by evolution.
+"""Evolutionary search for formulas (`plugins.proxies.formulas`) that rank topologies like their accuracies.
 
-Source: Wei et al. 2024 (Auto-Prox, algorithm 1), arXiv:2312.09059. Ours has the sign as part of the formula, crossover
-beside mutation, starts from the best single statistics too, and prefers a shorter formula to one that is better by no
-more than the margin.
+Source: Wei et al. 2024 (Auto-Prox, algorithm 1), arXiv:2312.09059. Differences: the sign is part of the formula,
+crossover is used in addition to mutation, the initial population includes the best single statistics, and a shorter
+formula is preferred unless a longer one is better by more than the margin.
 """
 
 import heapq
@@ -21,65 +21,65 @@ from plugins.proxies.formula_variation import MIN_SIZE, Variation
 from plugins.proxies.formulas import MAX_SIZE, Formula
 
 MIN_TOPOLOGIES = 8
-"""Fewer topologies than this are not enough to search on one half and judge on the other."""
-_TOLD_EVERY = 250
-"""Iterations between two messages of progress."""
+"""Minimum number of topologies to search on one half and judge on the other."""
+_PROGRESS_EVERY = 250
+"""Number of iterations between two progress reports."""
 
 
 class SearchSettings(BaseModel):
-    """How formulas are searched."""
+    """Settings of the search for formulas."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    iterations: int = Field(default=20_000, ge=1, description="formulas that are tried")
-    population_size: int = Field(default=100, ge=2, description="formulas that are kept")
-    tournament: float = Field(default=0.2, gt=0, le=1, description="part of the population that a parent is drawn from")
-    top: int = Field(default=5, ge=1, description="the parent is one of so many best of the tournament")
-    crossover: float = Field(default=0.3, ge=0, le=1, description="how often a child has two parents")
-    attempts: int = Field(default=10, ge=1, description="children of a parent that are tried until one is better")
+    iterations: int = Field(default=20_000, ge=1, description="number of formulas to try")
+    population_size: int = Field(default=100, ge=2, description="number of formulas in the population")
+    tournament: float = Field(default=0.2, gt=0, le=1, description="fraction of the population in a tournament")
+    top: int = Field(default=5, ge=1, description="number of best formulas of a tournament that may be parents")
+    crossover: float = Field(default=0.3, ge=0, le=1, description="fraction of children with two parents")
+    attempts: int = Field(default=10, ge=1, description="maximum number of children per parent until one is better")
     margin: float = Field(default=0.02, ge=0, description="tau by which a child must be better than its parent")
-    max_size: int = Field(default=15, ge=MIN_SIZE, le=MAX_SIZE, description="most inputs and operations of a formula")
+    max_size: int = Field(default=15, ge=MIN_SIZE, le=MAX_SIZE, description="maximum size of a formula")
 
 
 class Judged(NamedTuple):
-    """A formula with the sign that is better."""
+    """A formula with its better sign."""
 
     tau: float
-    """Its objective; -inf where it is not defined."""
+    """Objective of the formula; -inf if it is undefined."""
     formula: Formula
 
 
 @dataclass(frozen=True, kw_only=True)
 class Discovery:
-    """What a search found."""
+    """The result of a search."""
 
     formula: Formula
-    """The shortest whose objective is at most the margin below the best."""
+    """The shortest formula with an objective within the margin of the best."""
     objective: float
-    """Of the formula, on the half that was searched on: it was chosen to be high there."""
+    """Objective of the formula on the half used for the search. It is optimistic, since the search maximised it."""
     front: tuple[Judged, ...]
     """Formulas that are better than every shorter one, shortest first."""
     iterations: int
     num_formulas: int
-    """Different formulas that were evaluated."""
+    """Number of distinct formulas that were evaluated."""
     interrupted: bool
 
 
 class _Archive:
-    """Everything that was tried."""
+    """All formulas that were tried."""
 
     def __init__(self, objective: FormulaObjective) -> None:
         self._objective = objective
         self.tried: dict[Formula, Judged] = {}
-        """By the formula without its sign."""
+        """Results by formula without sign."""
         self._best_by_size: dict[int, Judged] = {}
 
     @property
     def best(self) -> float:
-        """The highest tau, -inf before any."""
+        """The highest tau so far, -inf at the start."""
         return max((one.tau for one in self._best_by_size.values()), default=-np.inf)
 
     def judge(self, formula: Formula) -> Judged:
-        """The formula with the sign that is better."""
+        """Evaluate a formula and choose its better sign."""
         formula = replace(formula, negated=False)
         if formula not in self.tried:
             tau = self._objective(formula)
@@ -93,7 +93,7 @@ class _Archive:
         return self.tried[formula]
 
     def front(self) -> list[Judged]:
-        """Those that are better than every shorter one, shortest first."""
+        """Formulas that are better than every shorter one, shortest first."""
         kept: list[Judged] = []
         for _, one in sorted(self._best_by_size.items()):
             if not kept or one.tau > kept[-1].tau:
@@ -110,22 +110,22 @@ def search(
     should_stop: Callable[[], bool] | None = None,
     on_progress: Callable[[int, float], None] | None = None,
 ) -> Discovery | None:
-    """Evolve formulas whose scores rank the topologies of every truth as its accuracies do.
+    """Evolve formulas whose scores rank the topologies of every truth like its accuracies.
 
-    The means of single statistics are tried first; the best of them and random formulas are the population. A child
-    takes the place of the worst if it is better than its parent by the margin; otherwise the parent has another child,
+    First, the means of single statistics are tried. The best of these and random formulas form the population. A child
+    replaces the worst formula if it is better than its parent by the margin. Otherwise, the parent has another child,
     up to a number of attempts.
 
     Args:
         table: Statistics of the topologies to search on.
-        truths: Accuracies of topologies of the table, at least one.
-        settings: Of the search.
-        seed: The same seed, table and truths find the same formula.
-        should_stop: Asked before each iteration; the best so far is returned.
-        on_progress: Told the iterations done and the best objective, now and then.
+        truths: At least one truth about topologies of the table.
+        settings: Settings of the search.
+        seed: Seed of the search. The same seed, table and truths give the same formula.
+        should_stop: Called before each iteration. If it returns True, the search ends with the best formula so far.
+        on_progress: Called from time to time with the number of finished iterations and the best objective.
 
     Returns:
-        `None` if no formula could be evaluated before it was stopped.
+        The result, or `None` if no formula was evaluated before the search was stopped.
     """
     rng = random.Random(f"formulas {seed}")
     archive = _Archive(FormulaObjective(table, truths))
@@ -133,28 +133,28 @@ def search(
     variation = Variation(statistics=statistics, max_size=settings.max_size)
     done = 0
 
-    def another() -> bool:
+    def start_iteration() -> bool:
         nonlocal done
         if done >= settings.iterations or (should_stop is not None and should_stop()):
             return False
         done += 1
-        if on_progress is not None and (done % _TOLD_EVERY == 0 or done == settings.iterations):
+        if on_progress is not None and (done % _PROGRESS_EVERY == 0 or done == settings.iterations):
             on_progress(done, archive.best)
         return True
 
-    singles = [archive.judge(Formula(one)) for one in statistics if another()]
+    singles = [archive.judge(Formula(one)) for one in statistics if start_iteration()]
     population = heapq.nlargest(settings.population_size // 2, singles, key=lambda one: one.tau)
     population = [one for one in population if one.tau > -np.inf]
-    while statistics and len(population) < settings.population_size and another():
+    while statistics and len(population) < settings.population_size and start_iteration():
         judged = archive.judge(variation.sample(rng))
         if judged.tau > -np.inf and judged not in population:
             population.append(judged)
-    goes_on = bool(population)
-    while goes_on:
+    running = bool(population)
+    while running:
         parent, other = _parents(population, settings, rng)
         for _ in range(settings.attempts):
-            goes_on = another()
-            if not goes_on:
+            running = start_iteration()
+            if not running:
                 break
             mixed = rng.random() < settings.crossover
             child = archive.judge(
@@ -190,16 +190,16 @@ def judge_formulas(
     confidence: float,
     seed: int,
 ) -> list[Verdict]:
-    """The verdict on formulas and on the baselines beside them, over the topologies of one truth.
+    """Judge formulas and baselines on the topologies of one truth.
 
     Args:
-        formulas: By name.
+        formulas: Formulas by name.
         table: The statistics.
-        truth: Which topologies, and their accuracies.
-        baselines: By name, a score of each topology of the table where more is better.
-        resamples: Of the intervals.
-        confidence: Of the intervals.
-        seed: Of the resampling.
+        truth: The topologies and their accuracies.
+        baselines: By name, the score of each topology of the table; higher is better.
+        resamples: Number of bootstrap resamples.
+        confidence: Confidence level of the intervals.
+        seed: Seed of the resampling.
     """
     scores = {name: [[values[place] for place in truth.places]] for name, values in baselines.items()}
     for name, formula in formulas.items():
@@ -217,7 +217,7 @@ def judge_formulas(
 
 
 def _parents(population: Sequence[Judged], settings: SearchSettings, rng: random.Random) -> tuple[Judged, Judged]:
-    """Two random ones of the best of a tournament, which may be the same."""
+    """Draw two of the best formulas of a tournament, possibly the same one twice."""
     size = max(1, round(settings.tournament * len(population)))
     best = sorted(rng.sample(population, size), key=lambda one: one.tau, reverse=True)[: settings.top]
     return rng.choice(best), rng.choice(best)

@@ -1,4 +1,4 @@
-"""What formulas are judged by while they are searched: the statistics of topologies, and their accuracies.
+"""The objective of the search for formulas, computed from the statistics of topologies and their accuracies.
 
 Legend: `S` statistics, `R` blocks of all networks, `T` topologies, `K` seeds of networks, `n` topologies of a truth.
 """
@@ -17,7 +17,7 @@ Indices = NDArray[np.intp]
 Vector = NDArray[np.float64]
 
 TIE = 1e-6
-"""Scores that differ by less than this part of the largest are equal: statistics are measured in float32."""
+"""Scores that differ by less than this fraction of the largest are tied, since statistics are measured in float32."""
 _SMALLEST = float(np.finfo(np.float64).tiny)
 
 
@@ -27,12 +27,12 @@ class Truth:
 
     name: str
     places: Indices
-    """Which of the topologies of the `BlockTable` they are, shape (n,)."""
+    """Indices of the topologies in the `BlockTable`, shape (n,)."""
     accuracy: Vector
-    """In any unit, shape (n,)."""
+    """Accuracy of each topology in any unit, shape (n,)."""
 
     def within(self, mask: NDArray[np.bool_]) -> "Truth":
-        """Its topologies that are in a half, given as a mask of shape (T,)."""
+        """The truth restricted to the topologies of a mask of shape (T,)."""
         kept = mask[self.places]
         return replace(self, places=self.places[kept], accuracy=self.accuracy[kept])
 
@@ -43,9 +43,9 @@ class BlockTable:
 
     statistics: tuple[Statistic, ...]
     values: NDArray[np.float64]
-    """Shape (S, R): the blocks of one network after the other, all topologies of the first seed first."""
+    """Shape (S, R): the blocks of one network after the other, with all topologies of the first seed first."""
     counts: Indices
-    """Blocks of each network, shape (K T,)."""
+    """Number of blocks of each network, shape (K T,)."""
     num_seeds: int
 
     @cached_property
@@ -66,26 +66,26 @@ class BlockTable:
         return [float(count) for count in self.counts[: self.num_topologies]]
 
     def scores(self, formula: Formula) -> NDArray[np.float64]:
-        """Of every topology and seed, shape (K, T)."""
+        """Scores of every seed and topology, shape (K, T)."""
         found = evaluate(formula, self._rows, self._starts, counts=self.counts)
         return found.reshape(self.num_seeds, self.num_topologies)
 
     def only(self, mask: NDArray[np.bool_]) -> "BlockTable":
-        """The table of some topologies, given as a mask of shape (T,)."""
+        """The table restricted to the topologies of a mask of shape (T,)."""
         networks = np.tile(mask, self.num_seeds)
         return replace(self, values=self.values[:, np.repeat(networks, self.counts)], counts=self.counts[networks])
 
     def useful_statistics(self) -> tuple[Statistic, ...]:
-        """Those that are finite in every block and not the same number in all."""
+        """The statistics that are finite in every block and not constant."""
         finite = np.isfinite(self.values).all(1)
         useful = finite & (self.values.max(1) > self.values.min(1))
         return tuple(one for one, keep in zip(self.statistics, useful, strict=True) if keep)
 
 
 def split_topologies(truths: Sequence[Truth], num_topologies: int, *, seed: int) -> NDArray[np.bool_]:
-    """A random half of each truth's topologies to search on, as a mask of shape (T,); the others are held out.
+    """Draw half of each truth's topologies for the search, as a mask of shape (T,). The others are held out.
 
-    A topology of several truths is on the same side for all.
+    A topology of several truths is in the same half for all of them.
     """
     rng = random.Random(f"halves {seed}")
     searched, assigned = np.zeros(num_topologies, dtype=bool), np.zeros(num_topologies, dtype=bool)
@@ -97,12 +97,12 @@ def split_topologies(truths: Sequence[Truth], num_topologies: int, *, seed: int)
 
 
 class FormulaObjective:
-    """The joint correlation of a formula: the mean of Kendall's tau-b over the truths and seeds."""
+    """The objective of a formula: Kendall's tau-b, averaged over truths and seeds."""
 
     def __init__(self, table: BlockTable, truths: Sequence[Truth]) -> None:
         self._table = table
         self._groups: list[tuple[Indices, NDArray[np.float32], NDArray[np.float32]]] = []
-        """Per set of topologies, their places, and of each of its truths the signs of all pairs and their number."""
+        """For each set of topologies: their indices, and for each truth the signs of all pairs and their number."""
         self._num_truths = len(truths)
         by_places: dict[bytes, list[Truth]] = {}
         for truth in truths:
@@ -110,12 +110,15 @@ class FormulaObjective:
         for group in by_places.values():
             if any(np.ptp(one.accuracy) == 0 for one in group):
                 names = ", ".join(one.name for one in group)
-                raise ValueError(f"accuracies must differ, but all topologies to search on reached the same ({names})")
+                raise ValueError(
+                    f"accuracies must differ, but all topologies to search on have the same accuracy ({names}). Add "
+                    "topologies with other accuracies."
+                )
             signs = np.stack([np.sign(one.accuracy[:, None] - one.accuracy).ravel() for one in group])
             self._groups.append((group[0].places, signs.astype(np.float32), np.abs(signs).sum(1).astype(np.float32)))
 
     def __call__(self, formula: Formula) -> float:
-        """Between -1 and 1; nan where a score is not finite, or is the same for all topologies of a truth."""
+        """The objective, from -1 to 1; nan if a score is not finite or is the same for all topologies of a truth."""
         scores, total = self._table.scores(formula), 0.0
         if not np.isfinite(scores).all():
             return float("nan")

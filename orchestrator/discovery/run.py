@@ -1,4 +1,4 @@
-"""A whole discovery over ground truths: statistics of their topologies, halves, the search, the verdict."""
+"""A complete discovery: measure statistics, split the topologies in halves, search, and judge the result."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,34 +19,34 @@ BASELINES = ("params", "flops", "depth")
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 _MIN_FINITE = 0.5
-"""A topology is left out if less of its statistics than this part is finite: its signal does not get through."""
+"""Topologies are excluded if a smaller fraction of their statistics is finite, since no signal passes through them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredPool:
-    """The topologies of all truths with their statistics; a topology of several truths is there once."""
+    """The topologies of all truths with their statistics. A topology of several truths occurs once."""
 
     table: BlockTable
     truths: tuple[Truth, ...]
     baselines: dict[str, list[float]]
-    """By name, a score of each topology where more is better."""
+    """By name, the score of each topology; higher is better."""
     left_out: tuple[str, ...]
-    """Topologies most of whose statistics are not finite."""
+    """Topologies that are excluded because most of their statistics are not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TruthVerdicts:
-    """The verdicts on the formula and the baselines, over the two halves of one truth."""
+    """The verdicts on the formula and the baselines, for both halves of one truth."""
 
     title: str
     held_out: tuple[Verdict, ...]
     searched: tuple[Verdict, ...]
-    """On the half that the formula was chosen on: what overfitting looks like beside `held_out`."""
+    """Verdicts on the half used for the search. Their difference to `held_out` shows the overfitting."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What is told and saved of a discovery."""
+    """The results of a discovery, for display and saving."""
 
     name: str
     seed: int
@@ -54,7 +54,7 @@ class Findings:
     verdicts: tuple[TruthVerdicts, ...]
 
     def about(self) -> list[str]:
-        """Lines for the head of the saved formula."""
+        """Comment lines for the file of the saved formula."""
         now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         ended = ", interrupted" if self.discovery.interrupted else ""
         lines = [
@@ -63,16 +63,17 @@ class Findings:
             f"iterations{ended}",
         ]
         for truth in self.verdicts:
-            held_out, searched = (_of(self.name, rows) for rows in (truth.held_out, truth.searched))
+            held_out, searched = (_verdict_on(self.name, rows) for rows in (truth.held_out, truth.searched))
             minus = ", ".join(f"minus {name} {interval_text(one)}" for name, one in held_out.minus.items())
             lines += [
                 f"{truth.title}, {held_out.num_topologies} held out: tau {interval_text(held_out.tau)}, {minus}",
-                f"{truth.title}, {searched.num_topologies} searched on: tau {interval_text(searched.tau)}, chosen high",
+                f"{truth.title}, {searched.num_topologies} used for the search: tau {interval_text(searched.tau)} "
+                "(optimistic)",
             ]
         return lines
 
     def as_json(self) -> dict[str, Any]:
-        """Everything as JSON data."""
+        """All results as JSON data."""
         found = self.discovery
         return {
             "name": self.name,
@@ -107,18 +108,18 @@ def measure_pool(
     on_progress: Callable[[int, int], None],
     should_stop: Callable[[], bool],
 ) -> MeasuredPool | None:
-    """The statistics of all topologies of the truths, which share images and classes.
+    """Measure the statistics of all topologies of the truths, which must have the same images and classes.
 
     Args:
-        truths: At least one.
-        files: Where statistics are kept.
-        batch_size: Images that go through each network.
-        num_networks: Fresh networks per topology.
-        on_progress: Told how many networks of one truth are done, of how many that were not known.
-        should_stop: Asked before each network.
+        truths: At least one truth.
+        files: Files of the statistics.
+        batch_size: Number of images for each network.
+        num_networks: Number of fresh networks per topology.
+        on_progress: Called with the number of measured networks of a truth and the number of networks to measure.
+        should_stop: Called before each network. If it returns True, measuring stops.
 
     Returns:
-        `None` if it was stopped before the end.
+        The topologies with their statistics, or `None` if measuring was stopped.
     """
     measured: dict[tuple[str, int], NDArray[np.float64]] = {}
     for truth in truths:
@@ -162,21 +163,21 @@ def discover(
     should_stop: Callable[[], bool],
     on_progress: Callable[[int, float], None],
 ) -> Findings | None:
-    """Search on one half of every truth, and judge what was found on the other.
+    """Search on one half of every truth, and judge the result on the other half.
 
     Args:
         pool: Topologies with their statistics and accuracies.
-        settings: Of the search.
-        name: What the formula is called in the verdicts.
-        seed: Of the halves, the search and the resampling.
-        should_stop: Asked before each iteration; the best so far is judged then.
-        on_progress: Told the iterations done and the best objective.
+        settings: Settings of the search.
+        name: Name of the formula in the verdicts.
+        seed: Seed of the halves, the search and the resampling.
+        should_stop: Called before each iteration. If it returns True, the best formula so far is judged.
+        on_progress: Called with the number of finished iterations and the best objective.
 
     Returns:
-        `None` if no formula could be evaluated.
+        The results, or `None` if no formula could be evaluated.
 
     Raises:
-        ValueError: The accuracies to search on do not differ.
+        ValueError: All accuracies of the half used for the search are equal.
     """
     searched = split_topologies(pool.truths, pool.table.num_topologies, seed=seed)
     place = np.cumsum(searched) - 1
@@ -217,7 +218,7 @@ def discover(
 
 
 def interval_text(interval: Interval, *, digits: int = 3) -> str:
-    """A value with its interval: `0.820 [0.76, 0.86]`."""
+    """Format a value with its interval: `0.820 [0.76, 0.86]`."""
     if interval.value is None:
         return "undefined"
     bounds = "" if interval.low is None or interval.high is None else f" [{interval.low:.2f}, {interval.high:.2f}]"
@@ -237,7 +238,7 @@ def _truth(truth: GroundTruth, places: dict[str, int]) -> Truth:
     )
 
 
-def _of(name: str, rows: Sequence[Verdict]) -> Verdict:
+def _verdict_on(name: str, rows: Sequence[Verdict]) -> Verdict:
     return next(row for row in rows if row.proxy == name)
 
 
