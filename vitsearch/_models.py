@@ -21,7 +21,7 @@ def load_model(
 
     Args:
         model: A model's folder (`champion.folder`, or what `vitsearch train` wrote), or the name of a study, whose
-            champion is loaded. A folder of that name goes first; a path with a separator is always a folder.
+            champion is loaded. A folder of that name takes precedence; a path with a separator is always a folder.
         home: Where studies are kept, by default `VITSEARCH_HOME`.
         device: Where it computes, such as `"cpu"`; by default a GPU if there is one.
 

@@ -35,7 +35,7 @@ StudySource = StudySpec | Mapping[str, Any] | str | os.PathLike[str]
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One sampled point of a stage, and what came of it."""
+    """One sampled point of a stage, with its result."""
 
     stage: str
     """Name of its stage."""
@@ -78,7 +78,7 @@ class Champion:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRun:
-    """A study as it was when this object was made: how far it is, and what it found."""
+    """The state and the results of a study at the time when this object was made."""
 
     name: str
     state: RunState
@@ -155,15 +155,15 @@ def run_study(
     finished trial runs again, and a training continues from its last checkpoint.
 
     Args:
-        study: What `load_study` returned or takes.
+        study: What `load_study` returns, a mapping, or the path of a study file.
         home: Where studies are kept, by default `VITSEARCH_HOME`.
         tracking: Whether MLflow is told, by default `VITSEARCH_TRACKING`.
         progress: `True` shows it on stderr; an object with the methods of `Progress` is called. Nothing is printed by
             default.
-        should_stop: Asked often, also in the middle of a training; the study is interrupted once it returns `True`.
+        should_stop: Called often, also during a training; the study is interrupted once it returns `True`.
 
     Returns:
-        The study. See its `state`: it is also returned if a stage could not reach its goal, or if it was interrupted.
+        The study. Check its `state`: a study that failed or was interrupted by `should_stop` is returned, too.
 
     Raises:
         SpecError: The study has a mistake.

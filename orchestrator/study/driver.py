@@ -299,7 +299,7 @@ class _Driver:
             raise
         except BaseException as error:
             # No row may stay "running", whatever the error is.
-            self._end(execution, "interrupted", f"{type(error).__name__}: {error}")
+            self._end(execution, "interrupted", ": ".join(filter(None, (type(error).__name__, str(error)))))
             raise
         else:
             self._end(execution, "complete", None)

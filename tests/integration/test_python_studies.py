@@ -169,7 +169,7 @@ def test_ctrl_c_leaves_a_study_that_the_same_call_resumes(small_home: Path, tmp_
     with pytest.raises(KeyboardInterrupt):
         run_small(tmp_path, progress=RecordingProgress(press))
     left = vitsearch.load_run("small", home=tmp_path)
-    assert left.state == "interrupted"
+    assert (left.state, left.reason) == ("interrupted", "KeyboardInterrupt")
     assert list(left.stages) == ["screen"]
     assert [trial.state for trial in left.trials("train")] == ["complete", "waiting"]
     assert list((left.folder / "train" / "trial-0001").glob("epoch-*")), "it must have a checkpoint"
