@@ -139,7 +139,7 @@ def test_a_start_is_named_in_one_way(tmp_path: Path) -> None:
         (
             "reinforce",
             "curriculum: [none, {name: paced, start: [0.2, 0.4]}]",
-            "only while recipe.curriculum is 'paced'",
+            "exists only if recipe.curriculum is 'paced'",
         ),
     ],
 )
