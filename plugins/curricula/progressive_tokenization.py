@@ -53,8 +53,8 @@ class ProgressiveTokenization:
 
     @property
     def changes(self) -> frozenset[str]:
-        """The stride factor of the model's forward pass."""
-        return frozenset({"model_options.stride_factor"})
+        """The stride factor of the model's forward pass; nothing if there is no coarse phase."""
+        return frozenset({"model_options.stride_factor"} if self.coarse or self.middle else ())
 
     def adjust(self, now: Now, settings: StepSettings) -> StepSettings:
         """Set the stride factor if it is not 1."""

@@ -15,6 +15,7 @@ from orchestrator.spec.study_file import load_spec
 from tests.tiny import TINY, CommandLine, read_rows
 from trainers.data.images import load_images, split_indices
 from trainers.data.sources import list_source
+from trainers.training import loop
 
 SCREEN = TINY.partition("  - stage: train")[0].partition("  - stage: grow")[0]
 TRAIN = """\
@@ -175,11 +176,11 @@ def test_status_of_a_killed_study_does_not_say_running(command_line: CommandLine
         assert command_line("status", "tiny", "--format", "json").json()["state"] == "running"
 
 
-class FailingClip:
-    """Stands for torch's gradient clipping, and raises at its `fail_at`-th call."""
+class FailingStep:
+    """Stands in for the optimizer step, and raises at its `fail_at`-th call."""
 
     def __init__(self, error: Exception, *, fail_at: Iterator[int]) -> None:
-        self._clip = torch.nn.utils.clip_grad_norm_
+        self._learn = loop.learn
         self._error = error
         self._fail_at = set(fail_at)
         self._calls = 0
@@ -188,7 +189,7 @@ class FailingClip:
         self._calls += 1
         if self._calls in self._fail_at:
             raise self._error
-        return self._clip(*arguments, **options)
+        return self._learn(*arguments, **options)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +209,7 @@ def test_a_trial_that_raises_fails_with_its_reason_and_the_study_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # 90 images in batches of 32: the third step of trial 0.
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", FailingClip(error, fail_at=iter([3])))
+    monkeypatch.setattr(loop, "learn", FailingStep(error, fail_at=iter([3])))
     stages = TRAIN.replace("{batch_size: 32}", "{batch_size: 32, learning_rate: [0.001, 0.002, 0.003]}")
     done = command_line("run", study(tmp_path, "digits", stages=stages))
     assert done.status == 0, done.err

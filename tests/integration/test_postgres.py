@@ -104,5 +104,5 @@ def test_a_missing_driver_names_the_extra() -> None:
 
 
 def test_another_kind_of_database_is_refused() -> None:
-    with pytest.raises(SettingsError, match="must name an SQLite or a PostgreSQL database"):
+    with pytest.raises(SettingsError, match="must name an SQLite or PostgreSQL database"):
         open_database("mysql://me@here/db")
