@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from orchestrator.engines.pools.pack_queue import PackQueue
 from tests.unit.training import DIGITS, TOPOLOGY, configuration
 from trainers.config import ScoreTask, TrainTask
@@ -80,3 +82,17 @@ def test_what_is_put_back_comes_first_in_its_order_and_alone() -> None:
     queue.put_back([(7, training(7)), (8, training(8))])
     queue.add(9, training(9), largest=2)
     assert emptied(queue) == [(7,), (8,), (0, 1), (9,)]
+
+
+def test_a_training_with_a_plugin_that_cannot_be_packed_is_alone_and_the_reason_is_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from plugins.losses.cross_entropy import CrossEntropy
+
+    monkeypatch.setattr(CrossEntropy, "packs", False, raising=False)
+    queue = filled(TOPOLOGY, TOPOLOGY, TOPOLOGY, largest=3)
+    assert emptied(queue) == [(0,), (1,), (2,)]
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "Trials with the loss 'cross-entropy' train alone: it cannot be computed with stacked weights."
+    )

@@ -89,6 +89,21 @@ def test_a_curve_has_the_same_few_metrics_in_each_epoch() -> None:
     assert {(point.step, point.time_ms) for point in told.points} == {(2, 7000)}
 
 
+def test_signals_of_an_epoch_are_metrics_of_the_trial() -> None:
+    report = EpochReport(
+        epoch=2,
+        train_loss=1.5,
+        val_loss=1.25,
+        val_accuracy=0.5,
+        learning_rate=0.1,
+        num_images=9,
+        wall_time_s=1.0,
+        signals={"gradient_norm": 0.75},
+    )
+    (logged,) = events(TREE.epoch(make_stage(), make_trial(3, state="running"), report, 7.0), LogMetrics)
+    assert {point.name: point.value for point in logged.points}["gradient_norm"] == 0.75
+
+
 def test_a_trial_without_a_configuration_has_no_file_of_it() -> None:
     rows = TREE.trial_ended(make_stage(), make_trial(3), extra={}, configuration_yaml="", checkpoint=None)
     assert events(rows, LogText) == []
