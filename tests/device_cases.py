@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from plugins.protocols import Signal
 from plugins.registry import available, create, parse_topology
 from search_spaces.base import ImageTask
 from search_spaces.recipes import PluginChoice
@@ -39,7 +40,17 @@ RECIPES: dict[str, dict[str, Any]] = {
     "cyclical": {"curriculum": "cyclical"},
     "paced": {"curriculum": "paced"},
     "progressive": {"curriculum": "progressive-tokenization"},
+    "sgd": {"optimizer": "sgd", "learning_rate": 0.02},
+    "muon": {"optimizer": "muon"},
+    "sam": {"optimizer": "sam"},
+    "mixup": {"mixing": "mixup"},
+    "cutmix": {"mixing": "cutmix"},
+    "dropout": {"dropout": 0.2, "class_weights": "balanced", "ema": 0.9, "swa": 0.2},
+    "growing": {"batch_size": {"from": 16, "to": 32}},
 }
+
+
+_PACKED = ("regularised", "progressive", "muon", "sam", "mixup", "dropout")
 
 
 def _score(space: str, name: str, device: torch.device) -> dict[str, float]:
@@ -56,6 +67,14 @@ def _train(space: str, recipe: str, device: torch.device) -> dict[str, float]:
     config = _configuration(space, RECIPES[recipe], epochs=2)
     with tempfile.TemporaryDirectory() as folder:
         return _checked(train(TrainTask(configuration=config, folder=Path(folder)), digits(), Recorder(), device))
+
+
+def _signals(space: str, device: torch.device) -> dict[str, float]:
+    recorder = Recorder()
+    with tempfile.TemporaryDirectory() as folder:
+        task = TrainTask(configuration=_configuration(space, {}, epochs=2), folder=Path(folder), signals=tuple(Signal))
+        _checked(train(task, digits(), recorder, device))
+    return recorder.reports[-1].signals
 
 
 def _drop_and_resize(space: str, device: torch.device) -> dict[str, float]:
@@ -136,7 +155,8 @@ def _cases() -> dict[str, Callable[[torch.device], dict[str, float]]]:
         **{f"score {name} on {space}": partial(_score, space, name) for space in SPACES for name in scores},
         **{f"train {space} {recipe}": partial(_train, space, recipe) for space in SPACES for recipe in _of(space)},
         **{f"pack {space} plain": partial(_pack, space, "plain") for space in SPACES},
-        **{f"pack as-vit {recipe}": partial(_pack, "as-vit", recipe) for recipe in ("regularised", "progressive")},
+        **{f"pack as-vit {recipe}": partial(_pack, "as-vit", recipe) for recipe in _PACKED},
+        **{f"signals {space}": partial(_signals, space) for space in SPACES},
         **{f"drop and resize {space}": partial(_drop_and_resize, space) for space in SPACES},
         "go on, average and predict": _go_on_average_and_predict,
     }
