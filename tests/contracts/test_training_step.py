@@ -17,7 +17,7 @@ from trainers.training.packed import train_packed
 from trainers.training.packing import can_be_packed
 
 AS_VIT = "as-vit:4,4,2,1|2,4,2,1|2,2,2,1|2,1,2,1|16,4"
-AUTOFORMER = "autoformer:2,2|16,2"
+AUTOFORMER = "autoformer:2,2|2,2|16,8"
 PIT = "pit:1,1|1,2|1,2|2,4,8"
 
 CAPABILITIES: dict[str, dict[str, Any]] = {
@@ -72,7 +72,14 @@ def three_at_a_time() -> list[tuple[str, ...]]:
 
 
 SINGLE = [(name,) for name in CAPABILITIES]
-CASES = [*SINGLE, *three_at_a_time()]
+NUM_FAST = 4
+CASES = [
+    *SINGLE,
+    *(
+        pytest.param(names, marks=() if number < NUM_FAST else pytest.mark.slow)
+        for number, names in enumerate(three_at_a_time())
+    ),
+]
 
 
 def ids(names: tuple[str, ...]) -> str:

@@ -162,8 +162,9 @@ class Row:
                 self._extra[name] = torch.zeros_like(self.values)
                 self._fill(self._extra[name], parts)
         for average, target in (("ema", self._ema), ("swa", self._swa)):
-            if target is not None and average in checkpoint.averages:
-                self._fill(target, [checkpoint.averages[average][name] for name in self.names])
+            if target is not None:
+                state = checkpoint.averages.get(average, checkpoint.weights)
+                self._fill(target, [state[name] for name in self.names])
         self._ema_updates = int(checkpoint.optimizer.get(_EMA_UPDATES, torch.tensor(0)))
         self._swa_epochs = int(checkpoint.optimizer.get(_SWA_EPOCHS, torch.tensor(0)))
 

@@ -262,7 +262,7 @@ def _plain_gradient(batch: Batch) -> tuple[Tensor, Tensor]:
     with autocast(batch.images.device):
         logits = row.model(batch.images, **_forward_options(batch))
     loss = _mean_loss(batch, at_least_float32(logits))
-    gradients = torch.autograd.grad(loss, row.parameters())
+    gradients = torch.autograd.grad(loss, row.parameters(), materialize_grads=True)
     return loss[None], row.gather(gradients)[None]
 
 
