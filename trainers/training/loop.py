@@ -1,9 +1,9 @@
 """The training loop. All randomness depends on seed and epoch, so a resumed training gives the same result."""
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,9 +17,9 @@ from trainers.data.images import ImageData
 from trainers.hardware.devices import cpu_threads
 from trainers.models.building import build_model, topology_costs
 from trainers.training import checkpoints, fencing
-from trainers.training.checkpoints import Checkpoint
 from trainers.training.course import Course
 from trainers.training.evaluation import Evaluation, Normalizer, evaluate, example_losses
+from trainers.training.learner import Learner, RowLearner
 from trainers.training.losses import (
     STEPS_PER_FINITE_CHECK,
     NotFiniteError,
@@ -55,34 +55,6 @@ class Save(NamedTuple):
 
 
 Request = Step | MeasureDifficulty | Validate | MeasureSignals | Save
-
-
-class Learner(Protocol):
-    """Weights and optimizer state of one training."""
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Restore both from a checkpoint."""
-        ...
-
-    def begin(self) -> None:
-        """Start or continue training with the present weights."""
-        ...
-
-    def finish_epoch(self, progress: float) -> None:
-        """Handle the end of an epoch's steps. `progress` in (0, 1] is the completed fraction of the epochs."""
-        ...
-
-    def weights(self) -> Mapping[str, Tensor]:
-        """The state dict to evaluate, valid until the next step."""
-        ...
-
-    def averages(self) -> Mapping[str, Mapping[str, Tensor]]:
-        """State dicts of the averages that training maintains, by name, valid until the next step."""
-        ...
-
-    def optimizer_tensors(self) -> Mapping[str, Tensor]:
-        """The optimizer state by parameter index, such as `3.exp_avg`, valid until the next step."""
-        ...
 
 
 class _InterruptedError(Exception):
@@ -141,7 +113,9 @@ def _train(task: TrainTask, data: ImageData, reporter: Reporter, device: torch.d
     configuration = task.configuration
     row = make_row(configuration, data.task, device)
     course = Course.lay_out(configuration, data, row.model, device)
-    learner = _SingleLearner(row, data, device, wanted_signals(task))
+    source = training_images(data, device)
+    learner = RowLearner(row, SignalMeter(wanted_signals(task), row, data.validation, source.normalizer))
+    training = _SingleTraining(learner, data, source)
     requests = follow(task, data.task, course, learner, reporter)
     answer: object = None
     while True:
@@ -150,7 +124,7 @@ def _train(task: TrainTask, data: ImageData, reporter: Reporter, device: torch.d
         except StopIteration as ended:
             outcome: TaskOutcome = ended.value
             return outcome
-        answer = learner.answer(request)
+        answer = training.answer(request)
 
 
 def follow(
@@ -292,20 +266,14 @@ def cut_short(
     )
 
 
-class _SingleLearner:
-    """Answers the requests of a single training."""
+class _SingleTraining:
+    """Answers the requests of a training that is computed alone."""
 
-    def __init__(self, row: Row, data: ImageData, device: torch.device, signals: frozenset[Signal]) -> None:
-        self._row = row
+    def __init__(self, learner: RowLearner, data: ImageData, source: TrainingImages) -> None:
+        self._row = learner.row
+        self._meter = learner.meter
         self._data = data
-        self._source = training_images(data, device)
-        self._meter = SignalMeter(signals, row, data.validation, self._source.normalizer)
-        self.restore = row.restore
-        self.finish_epoch = row.finish_epoch
-        self.weights = row.weights
-        self.averages = row.averages
-        self.optimizer_tensors = row.optimizer_tensors
-        self.begin = self._meter.begin
+        self._source = source
 
     def answer(self, request: Request) -> object:
         """The answer to a request."""

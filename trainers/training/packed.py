@@ -13,10 +13,10 @@ from search_spaces.ramps import largest
 from trainers.config import TaskOutcome, TrainTask
 from trainers.data.images import ImageData, ImageSplit
 from trainers.hardware.devices import useful_threads
-from trainers.training.checkpoints import Checkpoint
 from trainers.training.course import Course
 from trainers.training.evaluation import Normalizer, evaluate, example_losses, judge, logits_of, losses_of
 from trainers.training.failures import describe_failure, failed_outcome, free_memory, is_out_of_memory
+from trainers.training.learner import RowLearner
 from trainers.training.loop import (
     MeasureDifficulty,
     MeasureSignals,
@@ -126,32 +126,18 @@ def _run(trainings: "Sequence[_Training]", pack: "_Pack") -> Iterator[tuple[int,
                 break
 
 
-class _Learner:
-    """The row of a training and its signal meter."""
-
-    def __init__(self, row: Row, meter: SignalMeter) -> None:
-        self.row = row
-        self.meter = meter
-        self.restore: Callable[[Checkpoint], None] = row.restore
-        self.finish_epoch = row.finish_epoch
-        self.weights = row.weights
-        self.averages = row.averages
-        self.optimizer_tensors = row.optimizer_tensors
-        self.begin = meter.begin
-
-
 class _Training:
     """One task of a pack, between a request and its answer."""
 
     def __init__(self, position: int, task: TrainTask, reporter: Reporter, pack: "_Pack") -> None:
         self.position = position
         self.outcome: TaskOutcome | None = None
-        self._learner: _Learner | None = None
+        self._learner: RowLearner | None = None
         self._request: Request | None = None
         self._requests = self._begin(task, reporter, pack)
 
     @property
-    def question(self) -> tuple[_Learner, Request]:
+    def question(self) -> tuple[RowLearner, Request]:
         """The current request and its learner."""
         assert self._learner is not None
         assert self._request is not None
@@ -165,7 +151,7 @@ class _Training:
             raise ValueError(problem)
         course = Course.lay_out(configuration, data, row.model, pack.device)
         meter = SignalMeter(wanted_signals(task), row, data.validation, pack.normalizer)
-        self._learner = _Learner(row, meter)
+        self._learner = RowLearner(row, meter)
         return (yield from follow(task, data.task, course, self._learner, reporter))
 
     def advance(self, answer: object) -> None:
@@ -205,7 +191,7 @@ class _Pack:
         else:
             self._stack_size = self._num_prepared = len(tasks)
 
-    def answer(self, questions: Sequence[tuple[_Learner, Request]]) -> Sequence[object]:
+    def answer(self, questions: Sequence[tuple[RowLearner, Request]]) -> Sequence[object]:
         """Answers to requests of one kind, or the exceptions that they raised."""
         learners = [learner for learner, _ in questions]
         requests = [request for _, request in questions]
@@ -220,7 +206,7 @@ class _Pack:
             return self._evaluate(rows, self.data.validation, evaluate, judge)
         return self._evaluate(rows, self.data.train, example_losses, losses_of)
 
-    def _steps(self, learners: Sequence[_Learner], steps: Sequence[Step]) -> list[object]:
+    def _steps(self, learners: Sequence[RowLearner], steps: Sequence[Step]) -> list[object]:
         answers: dict[int, object] = {}
         meters = {id(learner.row): learner.meter for learner in learners if learner.meter.watches_steps}
         by_key: dict[Hashable, list[int]] = {}

@@ -3,6 +3,7 @@
 Legend: `P` numbers of a row, `N` validation images.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -85,7 +86,8 @@ class SignalMeter:
             found |= self._persistence()
         if self.wanted & _OF_VALIDATION:
             found |= self._of_validation()
-        return {signal.value: found[signal] for signal in Signal if signal in found and signal in self.wanted}
+        measured = {signal: found[signal] for signal in Signal if signal in found and signal in self.wanted}
+        return {signal.value: value for signal, value in measured.items() if math.isfinite(value)}
 
     def _of_steps(self) -> dict[Signal, float]:
         assert self._norms is not None
