@@ -1,4 +1,4 @@
-"""Places and switches of an installation, read from the environment. Reading creates nothing."""
+"""Settings of an installation, read from environment variables. Reading them creates no files."""
 
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class SettingsError(ValueError):
-    """An environment variable has a value that cannot be used."""
+    """An environment variable has an invalid value."""
 
 
 class Settings(BaseSettings):
-    """Places and switches of one installation; each has a default where its variable is unset or empty."""
+    """Settings of one installation; a setting has its default if its variable is unset or empty."""
 
     model_config = SettingsConfigDict(
         env_prefix="VITSEARCH_", env_ignore_empty=True, frozen=True, extra="forbid", populate_by_name=True
@@ -21,11 +21,11 @@ class Settings(BaseSettings):
     home: Path = Field(
         default=Path("~/.local/share/vitsearch"),
         validate_default=True,
-        description="VITSEARCH_HOME: folder of everything that has no other place below",
+        description="VITSEARCH_HOME: folder of everything that has no separate setting below",
     )
     database_url: str = Field(
         default_factory=lambda data: _sqlite_url(data, "vitsearch.db"),
-        description="VITSEARCH_DATABASE_URL: SQLAlchemy URL of studies and trials, SQLite or PostgreSQL",
+        description="VITSEARCH_DATABASE_URL: SQLAlchemy URL of the database of studies, SQLite or PostgreSQL",
     )
     database_wait_s: float = Field(
         default=120.0,
@@ -40,14 +40,14 @@ class Settings(BaseSettings):
     )
     artifact_root: Path = Field(
         default_factory=lambda data: _below_home(data, "artifacts"),
-        description="VITSEARCH_ARTIFACT_ROOT: folder of checkpoints and artifacts; on a cluster, one that all nodes "
-        "share",
+        description="VITSEARCH_ARTIFACT_ROOT: folder of checkpoints and artifacts, on a cluster "
+        "one that all nodes share",
     )
     tracking: bool = Field(default=True, description="VITSEARCH_TRACKING: `off` sends nothing to MLflow")
 
     @property
     def formula_folder(self) -> Path:
-        """Folder of the formulas that are saved as proxies."""
+        """Folder of formulas saved as proxies."""
         return self.home / "proxies"
 
     @field_validator("home", "artifact_root", mode="before")
@@ -64,10 +64,10 @@ class Settings(BaseSettings):
 
 
 def load_settings(**given: Any) -> Settings:
-    """The settings of the environment; `given` (such as `home`) goes first.
+    """Load the settings from the environment; keyword arguments (such as `home`) take precedence.
 
     Raises:
-        SettingsError: A value does not fit; the message names the variable.
+        SettingsError: A value is invalid; the message names the variable.
     """
     try:
         return Settings(**given)
@@ -75,7 +75,7 @@ def load_settings(**given: Any) -> Settings:
         first = error.errors()[0]
         name = str(first["loc"][0])
         variable = name if name.isupper() else f"VITSEARCH_{name.upper()}"
-        must = "must be on or off" if name == "tracking" else f"does not fit ({first['msg']})"
+        must = "must be on or off" if name == "tracking" else f"is invalid ({first['msg']})"
         if first["type"] == "value_error":
             must = str(first["ctx"]["error"])
         raise SettingsError(f"{variable}: {must}, but got {first['input']!r}. Correct or unset it.") from None

@@ -1,1 +1,1 @@
-"""The study file: what it may contain, how it is read, and what it must satisfy."""
+"""The study file: its fields, how it is read, and the checks that it must pass."""

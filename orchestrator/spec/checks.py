@@ -1,4 +1,4 @@
-"""What a study must hold beyond its fields' types: installed plug-ins, data, stages that fit together."""
+"""Checks of a study beyond the types of its fields: installed plug-ins, data, stages that fit together."""
 
 from collections.abc import Iterator, Sequence
 
@@ -14,7 +14,7 @@ from trainers.data.sources import check_source
 
 
 def study_problems(data: DataConfig, stages: Sequence[StageModel]) -> Iterator[Problem]:
-    """Every mistake of a study whose fields have the right types; the cheap checks first."""
+    """Yield every mistake in a study whose fields have the right types; cheap checks run first."""
     yield from _name_problems(stages)
     for index, stage in enumerate(stages):
         at = ("stages", index)
@@ -29,7 +29,7 @@ def study_problems(data: DataConfig, stages: Sequence[StageModel]) -> Iterator[P
 
 
 def configuration_problems(configuration: Configuration) -> Iterator[Problem]:
-    """Every mistake of one configuration whose fields have the right types."""
+    """Yield every mistake in one configuration whose fields have the right types."""
     recipe = configuration.recipe
     wrong = list(_recipe_plugin_problems(recipe))
     yield from wrong
@@ -62,7 +62,7 @@ def _name_problems(stages: Sequence[StageModel]) -> Iterator[Problem]:
     for index, stage in enumerate(stages):
         if stage.name in first_with:
             message = (
-                f"names of stages must differ, but {stage.name!r} is also stages[{first_with[stage.name]}]. "
+                f"stage names must differ, but {stage.name!r} is also the name of stages[{first_with[stage.name]}]. "
                 "Give this one another `name`."
             )
             yield Problem(("stages", index, "name"), message)
@@ -70,7 +70,7 @@ def _name_problems(stages: Sequence[StageModel]) -> Iterator[Problem]:
 
 
 def _missing_stages(stage: StageModel, before: Sequence[StageModel], at: KeyPath) -> Iterator[Problem]:
-    """Kinds of stages that a stage requires and that do not come before it."""
+    """Yield the kinds of stages that a stage requires but that do not come before it."""
     for kind in stage.requires:
         if kind not in [other.stage for other in before]:
             yield Problem(

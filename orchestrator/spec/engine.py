@@ -1,4 +1,4 @@
-"""How a study file says that trials are run: engine, scheduler, pool and resources.
+"""Execution settings in a study file: engine, scheduler, pool and resources.
 
 All of it affects execution only: it may change between executions of a study.
 """
@@ -24,7 +24,7 @@ class _Plain(BaseModel):
 
 
 class EngineSpec(_Plain):
-    """An engine by name, with a scheduler or without: `ray`, or `{name: ray, scheduler: asha}`."""
+    """The name of an engine with an optional scheduler: `ray`, or `{name: ray, scheduler: asha}`."""
 
     name: EngineName = Field(
         default="auto",
@@ -53,14 +53,14 @@ class EngineSpec(_Plain):
 
 
 class ResourceSpec(Resources):
-    """Limits on the resources of trials, and on the time that a training may report nothing."""
+    """Limits on the resources of trials, and on the time that a training may be silent."""
 
     silent_minutes: float | None = Field(
         default=30,
         gt=0,
         allow_inf_nan=False,
-        description="a training that finishes no batch for this time is marked as failed, and its process is ended (on "
-        "pool `inline` this is the process of the study, which must be started again); null sets no limit",
+        description="a training that finishes no batch for this time is marked as failed and its process ends (with "
+        "pool `inline` this is the process of the study, which must be started again); null means no limit",
     )
 
 
@@ -75,11 +75,13 @@ class Asha(_Plain):
 
     grace_epochs: int = Field(default=1, ge=1, strict=True, description="epochs of the first rung")
     reduction_factor: float = Field(default=3, gt=1, description="one in this many trials continues to the next rung")
-    brackets: int = Field(default=1, ge=1, strict=True, description="brackets; each further one begins a rung later")
+    brackets: int = Field(
+        default=1, ge=1, strict=True, description="number of brackets; each additional one starts one rung later"
+    )
 
 
 class HyperBand(_Plain):
-    """HyperBand: brackets of trials that wait for each other at every rung.
+    """HyperBand: the trials of a bracket wait for each other at every rung.
 
     Source: Li et al. 2017, JMLR 18; Ray Tune's HyperBandScheduler.
     """
@@ -88,17 +90,17 @@ class HyperBand(_Plain):
 
 
 class MedianStopping(_Plain):
-    """Stops a trial whose best value so far is worse than the median of the others' means up to the same epoch.
+    """Stops a trial if its best value is worse than the median of the other trials' means up to the same epoch.
 
     Source: Golovin et al. 2017 (Vizier); Ray Tune's MedianStoppingRule.
     """
 
     grace_epochs: int = Field(default=1, ge=1, strict=True, description="epochs that every trial may train")
-    min_trials: int = Field(default=3, ge=1, strict=True, description="other trials that the median needs")
+    min_trials: int = Field(default=3, ge=1, strict=True, description="minimum number of other trials for a median")
 
 
 class Pasha(_Plain):
-    """ASHA whose highest rung is raised only while the ranking of the trials still changes.
+    """ASHA that raises its highest rung only while the ranking of the trials still changes.
 
     Source: Bohdal et al. 2023, arXiv:2207.06940.
     """
@@ -108,18 +110,18 @@ class Pasha(_Plain):
 
 
 class PopulationBased(_Plain):
-    """Population-based training: weak trials copy strong ones, with changed settings.
+    """Population-based training: weak trials copy strong ones and change their settings.
 
     Source: Jaderberg et al. 2017, arXiv:1711.09846; Ray Tune's PopulationBasedTraining.
     """
 
     every_epochs: int = Field(default=2, ge=1, strict=True, description="epochs between two checks of a trial")
     quantile: float = Field(default=0.25, gt=0, le=0.5, description="share of the trials that copy, and are copied")
-    resample: float = Field(default=0.25, ge=0, le=1, description="probability that a changed setting is drawn anew")
+    resample: float = Field(default=0.25, ge=0, le=1, description="probability that a changed setting is sampled again")
 
 
 class PopulationBandits(_Plain):
-    """Population-based bandits: as `pbt`, with new settings from a Gaussian process.
+    """Population-based bandits: like `pbt`, but a Gaussian process proposes the new settings.
 
     Source: Parker-Holder et al. 2020, arXiv:2002.02518; Ray Tune's PB2.
     """
@@ -137,15 +139,15 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
     "pbt": PopulationBased,
     "pb2": PopulationBandits,
 }
-"""Settings of each scheduler, by its name in a study file."""
+"""Settings class of each scheduler, by its name in a study file."""
 
 
 def parse_scheduler(choice: PluginChoice) -> Scheduler:
-    """The settings of a scheduler.
+    """Validate the settings of a scheduler.
 
     Raises:
-        KeyError: There is none of that name.
-        pydantic.ValidationError: It does not take the settings.
+        KeyError: There is no scheduler of that name.
+        pydantic.ValidationError: The scheduler does not accept the settings.
     """
     return SCHEDULERS[choice.name].model_validate(choice.settings)
 
@@ -156,7 +158,7 @@ def scheduler_name(settings: Scheduler) -> str:
 
 
 def engine_problems(engine: EngineSpec, pool: PoolName, resources: Resources) -> Iterator[Problem]:
-    """Unknown schedulers, parts that do not fit together, and Ray if it is needed but not installed."""
+    """Yield unknown schedulers, incompatible settings, and Ray if it is needed but not installed."""
     choice = engine.scheduler
     if choice is not None and choice.name not in SCHEDULERS:
         nearest = nearest_name(choice.name, list(SCHEDULERS))
@@ -178,7 +180,7 @@ def engine_problems(engine: EngineSpec, pool: PoolName, resources: Resources) ->
         why = "engine `ray`" if engine.name == "ray" else "a scheduler, which needs engine `ray`"
         yield Problem(
             ("resources", "trials_per_pack"),
-            f"must be 1 with {why}: Ray Tune runs each trial in a process of its own, but got "
+            f"must be 1 with {why}, because Ray Tune runs each trial in a separate process, but got "
             f"{resources.trials_per_pack}. Choose engine `optuna` (without a scheduler), or remove the line.",
         )
     if engine.name == "ray" and pool == "inline":
@@ -189,7 +191,7 @@ def engine_problems(engine: EngineSpec, pool: PoolName, resources: Resources) ->
 
 
 def ray_is_installed() -> bool:
-    """Whether Ray with Ray Tune can be imported; nothing is imported."""
+    """Whether Ray and Ray Tune are installed; nothing is imported."""
     found_spec = find_spec("ray")
     return found_spec is not None and found_spec.origin is not None
 

@@ -1,4 +1,4 @@
-"""What a recipe must hold beyond its fields' types: methods that agree, and models that can follow them."""
+"""Checks of a recipe beyond the types of its fields: compatible methods, and models that support them."""
 
 import inspect
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -20,9 +20,9 @@ _ROLES = {"augmentation": ("augment", "changes single images"), "mixing": ("mix"
 
 
 def method_lists(raw: Any) -> list[tuple[tuple[int, ...], tuple[PluginChoice, ...]]]:
-    """The alternatives of a `curriculum` entry of a study file, each with its place in the entry.
+    """The alternatives in a `curriculum` entry of a study file, each with its position in the entry.
 
-    A list holds alternatives, and an alternative may be a list of methods that are applied in order.
+    A list holds alternatives. An alternative may itself be a list of methods, which are applied in order.
     """
     if not isinstance(raw, list):
         return [((), (PluginChoice.model_validate(raw),))]
@@ -33,9 +33,10 @@ def method_lists(raw: Any) -> list[tuple[tuple[int, ...], tuple[PluginChoice, ..
 
 
 def method_problem(methods: Sequence[PluginChoice], spaces: Collection[str]) -> str | None:
-    """Why a recipe cannot have these methods, whose settings may be ranges, or models of these spaces not follow them.
+    """Why a recipe cannot combine these methods, or why models of these spaces do not support them; `None` if all fit.
 
-    An option that changes what the forward pass costs is a keyword of the space's `costs` too, which needs no model.
+    The settings of the methods may be ranges. A model option that changes the cost of the forward pass is also a
+    keyword of the space's `costs`, so the check builds no model.
     """
     corners = [plugin_corners("recipe.curriculum", method) for method in methods]
     for position in range(max(map(len, corners))):
@@ -50,14 +51,14 @@ def method_problem(methods: Sequence[PluginChoice], spaces: Collection[str]) -> 
                 option = field.removeprefix(_OPTIONS)
                 if field.startswith(_OPTIONS) and option not in known:
                     return (
-                        f"{made.owner(field)} needs models whose forward pass has the option {option}, but those of "
-                        f"the space {space} have not. Choose another curriculum or other topologies."
+                        f"{made.owner(field)} needs models whose forward pass has the option {option}, but models of "
+                        f"the space {space} do not have it. Choose another curriculum or other topologies."
                     )
     return None
 
 
 def role_problem(field: str, choice: PluginChoice) -> str | None:
-    """Why a plug-in cannot be in a field of a recipe, or `None` if it can; it is installed, and of the field's kind."""
+    """Why an installed plug-in of the right kind does not suit a recipe field, or `None` if it does."""
     if field not in _ROLES:
         return None
     method, does = _ROLES[field]
@@ -65,11 +66,11 @@ def role_problem(field: str, choice: PluginChoice) -> str | None:
     if hasattr(plugin, method):
         return None
     other = "mixing" if field == "augmentation" else "augmentation"
-    return f"must be a plug-in that {does}, but {choice.name!r} does not. Name it in `{other}`."
+    return f"must be a plug-in that {does}, but {choice.name!r} does not. Move it to `{other}`."
 
 
 def image_size_problems(raw: Any, data: DataConfig, topologies: Sequence[Topology], at: KeyPath) -> Iterator[Problem]:
-    """Sizes of `image_size` that exceed the data's or do not fit topologies."""
+    """Yield values of `image_size` that exceed the image size of the data or do not fit the topologies."""
     sizes: set[int] = set()
     values: list[Any] = raw if isinstance(raw, list) else [raw]
     for value in values:

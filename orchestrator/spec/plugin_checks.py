@@ -1,4 +1,4 @@
-"""Whether the plug-ins that a study names are installed and take their settings."""
+"""Checks that the plug-ins named in a study are installed and accept their settings."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ _MAX_CORNERS = 256
 
 
 def choice_problems(kind: str, choice: PluginChoice, at: KeyPath) -> Iterator[Problem]:
-    """A plug-in that is not installed, cannot be imported or does not take its settings."""
+    """Yield a problem if a plug-in is not installed, cannot be imported or rejects its settings."""
     try:
         registry.create(kind, choice.name, choice.settings)
     except registry.UnknownPluginError as error:
@@ -30,7 +30,7 @@ def choice_problems(kind: str, choice: PluginChoice, at: KeyPath) -> Iterator[Pr
 
 
 def sampler_problems(sampler: PluginChoice, dimensions: Sequence[Dimension] | None, at: KeyPath) -> Iterator[Problem]:
-    """A sampler that is wrong or cannot search the dimensions, which are `None` if they could not be read."""
+    """Yield a problem if a sampler is invalid or cannot search `dimensions` (`None` if they could not be read)."""
     problems = list(choice_problems("samplers", sampler, at))
     yield from problems
     if problems or dimensions is None:
@@ -41,7 +41,7 @@ def sampler_problems(sampler: PluginChoice, dimensions: Sequence[Dimension] | No
 
 
 def proxy_problems(proxies: Sequence[PluginChoice], at: KeyPath) -> Iterator[Problem]:
-    """Proxies that are wrong or named twice; the parts of a pool proxy are checked too."""
+    """Yield proxies that are invalid or named twice; the parts of a pool proxy are checked as well."""
     for index, proxy in enumerate(proxies):
         problems = list(choice_problems("proxies", proxy, (*at, index)))
         yield from problems
@@ -54,7 +54,7 @@ def proxy_problems(proxies: Sequence[PluginChoice], at: KeyPath) -> Iterator[Pro
 def search_problems(
     kind: str, key: str, choices: Sequence[PluginChoice], at: KeyPath, *, listed: bool = True
 ) -> Iterator[Problem]:
-    """Plug-ins whose settings may be searched: each must take all options and both ends of each range."""
+    """Check plug-ins with searchable settings: each must accept every option and both ends of every range."""
     for index, choice in enumerate(choices):
         path = (*at, index) if listed else at
         if choice.name not in registry.available(kind):
@@ -88,7 +88,7 @@ def _range_problems(choice: PluginChoice, at: KeyPath) -> Iterator[Problem]:
 
 
 def plugin_corners(key: str, choice: PluginChoice) -> list[PluginChoice]:
-    """The plug-in at the extremes of its ranges, in all combinations (up to a limit)."""
+    """The plug-in with every combination of the extremes of its ranges (up to a limit)."""
     base, dimensions = parse_plugin_dimensions(key, choice)
     if not dimensions:
         return [base]
@@ -100,7 +100,7 @@ def plugin_corners(key: str, choice: PluginChoice) -> list[PluginChoice]:
 
 
 def one_of(what: str, name: str, names: Sequence[str]) -> str:
-    """The message for a name that is none of `names`, with the nearest of them."""
+    """The message for a name that is not in `names`, with the most similar of them."""
     nearest = registry.nearest_name(name, names)
     hint = f" Did you mean {nearest!r}?" if nearest else ""
     return f"must be one of {what} ({', '.join(names)}), but got {found(name)}.{hint}"

@@ -1,4 +1,4 @@
-"""Says in vitsearch's words what is wrong with a value that a pydantic model refused."""
+"""Translates pydantic's validation errors into vitsearch's messages."""
 
 from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
@@ -16,7 +16,7 @@ from search_spaces.ramps import NUMBER_TAG, RAMP_TAG, Bounds
 from search_spaces.recipes import PluginChoice
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
-"""Of studies and stages."""
+"""Names of studies and stages."""
 _NAME_WORDS = "1 to 63 lower-case letters, digits, dots, dashes or underscores, the first a letter or digit"
 
 
@@ -24,16 +24,16 @@ class Problem(NamedTuple):
     """One mistake in a study file."""
 
     path: KeyPath
-    """The value, or the key that is missing or unknown."""
+    """Path of the value, or of the missing or unknown key."""
     message: str
 
 
 def first_problem(error: ValidationError, model: type[BaseModel], tags: Mapping[str, type[BaseModel]]) -> Problem:
-    """The mistake to tell of: a key that is unknown goes first, since it often explains one that is missing.
+    """The mistake to report first: an unknown key comes before a missing one, because it often explains it.
 
     Args:
-        error: What pydantic found.
-        model: The model that was validated.
+        error: The error that pydantic raised.
+        model: The validated model.
         tags: Members of the tagged union in the model's lists, by tag.
     """
     errors = error.errors(include_url=False)
@@ -42,13 +42,13 @@ def first_problem(error: ValidationError, model: type[BaseModel], tags: Mapping[
 
 
 def range_problem(error: ValidationError) -> Problem:
-    """The mistake in a range or list of options, with its path from there."""
+    """The mistake in a range or list of options, with its path relative to that range or list."""
     first = error.errors(include_url=False)[0]
     ranges: dict[str, type[BaseModel]] = {"Integer": Integer, "Real": Real}
     if error.title in ranges:
         return first_problem(error, ranges[error.title], {})
     if first["loc"] == ("options",):
-        return Problem((), "a list of options must not be empty. Name at least one.")
+        return Problem((), "a list of options must not be empty, but got an empty list. Name at least one option.")
     if first["loc"][:1] == ("options",):
         value = found(first["input"])
         return Problem(first["loc"][1:2], f"an option must be a number, text, true, false or null, but got {value}.")
@@ -56,7 +56,7 @@ def range_problem(error: ValidationError) -> Problem:
 
 
 def found(value: Any) -> str:
-    """A value as a message shows it."""
+    """A value as shown in a message."""
     if isinstance(value, Mapping):
         return f"a mapping ({', '.join(map(str, value)) or 'empty'})"[:80]
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -68,7 +68,7 @@ def found(value: Any) -> str:
 
 
 def plain(error: ValueError) -> str:
-    """The message of an error without pydantic's frame."""
+    """The message of an error without pydantic's additions."""
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -78,7 +78,7 @@ def plain(error: ValueError) -> str:
 
 
 def unknown_key(key: str, known: Sequence[str]) -> str:
-    """The message for a key that is none of `known`."""
+    """The message for a key that is not in `known`."""
     return f"must be one of the keys {', '.join(known)}, but got {key!r}.{_hint(key, known)}"
 
 
@@ -96,9 +96,7 @@ def _problem(error: ErrorDetails, model: type[BaseModel], tags: Mapping[str, typ
             f"must be one of {', '.join(tags)}, but got {_tag(error)!r}.{_hint(_tag(error), list(tags))}",
         )
     if kind in ("union_tag_not_found", "model_attributes_type"):
-        return Problem(
-            path, f"must say which stage it is (`stage: ...`, one of {', '.join(tags)}), but got {found(value)}."
-        )
+        return Problem(path, f"must name its stage (`stage: ...`, one of {', '.join(tags)}), but got {found(value)}.")
     owner = _owner(model, loc[:-1], tags)
     if kind == "extra_forbidden" and owner is not None:
         known = [field.alias or name for name, field in owner.model_fields.items()]
@@ -116,7 +114,7 @@ def _problem(error: ErrorDetails, model: type[BaseModel], tags: Mapping[str, typ
 
 
 def _without_tag(loc: tuple[int | str, ...], tags: Mapping[str, Any]) -> KeyPath:
-    """Pydantic puts a union's tag after the index of the list entry."""
+    """Remove the union tag, which pydantic inserts after the index of the list entry."""
     return tuple(part for at, part in enumerate(loc) if not (at and isinstance(loc[at - 1], int) and part in tags))
 
 
@@ -139,7 +137,7 @@ def _from_pydantic(error: ErrorDetails) -> str:
 def _owner(
     model: type[BaseModel], loc: tuple[int | str, ...], tags: Mapping[str, type[BaseModel]]
 ) -> type[BaseModel] | None:
-    """The model that the value at `loc` was validated by; `None` where that is no model."""
+    """The model that validated the value at `loc`; `None` if no model did."""
     current: type[BaseModel] | None = model
     for at, part in enumerate(loc):
         if at and isinstance(loc[at - 1], int) and part in tags:
@@ -175,7 +173,7 @@ def _expected_at(model: type[BaseModel], loc: tuple[int | str, ...], tags: Mappi
 
 
 def _expected(annotation: Any, metadata: Sequence[Any]) -> str | None:
-    """What a field takes, in words, such as `an integer of at least 1`."""
+    """The values that a field accepts, in words, such as `an integer of at least 1`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         inner = [part for item in arguments[1:] for part in (item.metadata if isinstance(item, FieldInfo) else [item])]

@@ -1,7 +1,7 @@
-"""The proxies that a stage names: which are scored, in which direction each is better, and scores within a pool.
+"""The proxies of a stage: which of them are scored, the direction of each, and the values of pool proxies.
 
-A pool proxy (`plugins.protocols.PoolProxy`) is never scored itself: its parts are, and its values follow from the
-scores of the parts over all topologies together.
+A pool proxy (`plugins.protocols.PoolProxy`) is never scored directly. Its parts are scored, and its values are
+computed from the scores of the parts over all topologies.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,13 +13,13 @@ from search_spaces.recipes import PluginChoice
 
 Direction = Literal["maximize", "minimize"]
 ALL = "all"
-"""Stands in a list of proxies for every installed one that needs no settings."""
+"""In a list of proxies, stands for every installed proxy that needs no settings."""
 
 
 def expand_all(choices: Iterable[PluginChoice]) -> tuple[PluginChoice, ...]:
-    """The choices with `all` replaced by the installed proxies that are not named beside it.
+    """Replace `all` by the installed proxies that the list does not name explicitly.
 
-    Saved formulas are not among them: on the table that one was searched on, its verdict would be too good.
+    Saved formulas are excluded: their verdict would be too good on the table on which they were searched.
     """
     given = list(choices)
     named = {choice.name for choice in given}
@@ -39,22 +39,25 @@ def expand_all(choices: Iterable[PluginChoice]) -> tuple[PluginChoice, ...]:
 
 
 def proxy_directions(proxies: Iterable[str]) -> dict[str, Direction]:
-    """The direction in which each proxy is better."""
+    """For each proxy, whether higher or lower scores are better."""
     return {name: registry.load("proxies", name).direction for name in proxies}
 
 
 def is_pool_proxy(name: str) -> bool:
-    """Whether the installed proxy of that name is defined only within a pool of topologies."""
-    return isinstance(registry.load("proxies", name), PoolProxy)  # the class has the members too
+    """Whether the installed proxy of that name is only defined for a pool of topologies."""
+    return isinstance(registry.load("proxies", name), PoolProxy)  # the class also has these members
 
 
 def is_random(name: str) -> bool:
-    """Whether another seed gives another score: a proxy without `repeats` is exact."""
+    """Whether the score depends on the seed; a proxy without the setting `repeats` is exact."""
     return "repeats" in registry.setting_types("proxies", name)
 
 
 def scored_choices(choices: Sequence[PluginChoice]) -> tuple[PluginChoice, ...]:
-    """What is scored topology by topology: the parts stand for a pool proxy, with their own settings where named."""
+    """The proxies to score for each topology: pool proxies are replaced by their parts.
+
+    A part that the stage also names keeps its settings.
+    """
     scored = {choice.name: choice for choice in choices if not is_pool_proxy(choice.name)}
     for choice in choices:
         for part in parts_of(choice.name):
@@ -63,12 +66,12 @@ def scored_choices(choices: Sequence[PluginChoice]) -> tuple[PluginChoice, ...]:
 
 
 def parts_of(name: str) -> tuple[str, ...]:
-    """The proxies that a pool proxy is made of; none for any other."""
+    """The parts of a pool proxy; empty for any other proxy."""
     return tuple(registry.load("proxies", name).parts) if is_pool_proxy(name) else ()
 
 
 def with_repeats(choices: Iterable[PluginChoice], repeats: int | None) -> tuple[PluginChoice, ...]:
-    """The choices with another number of repeats, if they have this setting."""
+    """Set `repeats` in every choice that has this setting."""
     if repeats is None:
         return tuple(choices)
     return tuple(
@@ -80,7 +83,7 @@ def with_repeats(choices: Iterable[PluginChoice], repeats: int | None) -> tuple[
 
 
 def orient(name: str, scores: Iterable[float]) -> list[float]:
-    """Scores of a proxy, turned so that more is better."""
+    """Scores of a proxy with the sign changed if necessary, so that higher is better."""
     sign = 1.0 if registry.load("proxies", name).direction == "maximize" else -1.0
     return [sign * score for score in scores]
 
@@ -90,17 +93,17 @@ def pool_scores(choice: PluginChoice, scores: Mapping[str, Sequence[float]]) -> 
 
     Args:
         choice: The pool proxy.
-        scores: Per part, one score per topology, as the part gave it; not finite if it failed.
+        scores: For each part, its raw score for each topology; not finite if scoring failed.
     """
     proxy: PoolProxy = registry.create("proxies", choice.name, choice.settings)
     return proxy.combine({part: orient(part, scores[part]) for part in proxy.parts})
 
 
 def resolved_settings(choice: PluginChoice) -> Any:
-    """All settings of a proxy as JSON data, its defaults too: what two ways of writing the same have in common.
+    """All settings of a proxy as JSON data, including defaults, so that equivalent choices compare equal.
 
     Raises:
-        ValueError: No such proxy is installed, or it does not take the settings.
+        ValueError: No such proxy is installed, or it rejects the settings.
     """
     from pydantic import TypeAdapter
 

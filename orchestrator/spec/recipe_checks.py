@@ -1,4 +1,4 @@
-"""Whether a train stage's recipe can be read, and its plug-ins take their settings."""
+"""Checks that a train stage's recipe is readable and that its plug-ins accept their settings."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What all stages of a study file share: field types, and hooks by which a stage is checked among the others."""
+"""Field types and check hooks that all stages of a study file share."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,16 +18,16 @@ StageName = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
 class SpecModel(BaseModel):
-    """A frozen part of a study file that knows all its keys."""
+    """A frozen part of a study file that forbids unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class StageModel(SpecModel):
-    """A stage as a study file describes it. Each file in `orchestrator/stages/` has one."""
+    """A stage in a study file. Each stage in `orchestrator/stages/` defines a subclass."""
 
     reads_test_part: ClassVar[bool] = False
-    """Whether the stage reads the test images: they are then checked before the study begins."""
+    """Whether the stage reads the test images. If so, they are checked before the study begins."""
 
     stage: str
     name: StageName
@@ -38,11 +38,11 @@ class StageModel(SpecModel):
         return ()
 
     def own_problems(self, at: KeyPath) -> Iterator[Problem]:  # noqa: ARG002 - for subclasses
-        """Mistakes within the stage, such as a plug-in that is not installed."""
+        """Yield mistakes within the stage, such as a plug-in that is not installed."""
         yield from ()
 
     def order_problems(self, before: Sequence["StageModel"], at: KeyPath) -> Iterator[Problem]:  # noqa: ARG002
-        """What does not fit the stages before, apart from `requires`."""
+        """Yield conflicts with preceding stages, except for missing stages of `requires`."""
         yield from ()
 
     def data_problems(
@@ -51,22 +51,22 @@ class StageModel(SpecModel):
         data: DataConfig,  # noqa: ARG002
         at: KeyPath,  # noqa: ARG002
     ) -> Iterator[Problem]:
-        """What does not fit the images; called last, because it costs most."""
+        """Yield conflicts with the images; called last, because these checks are the slowest."""
         yield from ()
 
     @property
     def truths(self) -> tuple[TruthSource, ...]:
-        """Accuracies from elsewhere that the stage reads."""
+        """External accuracies that the stage reads."""
         return ()
 
     @property
     def signals_read(self) -> frozenset[Signal]:
-        """Signals of the trainings before that the stage reads, so that these record them."""
+        """Signals of preceding trainings that the stage reads, and that these trainings must record."""
         return frozenset()
 
     @classmethod
     def with_absolute_paths(cls, raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:  # noqa: ARG003
-        """The stage's block of a study file, unchecked, with paths relative to `folder` made absolute."""
+        """Resolve paths in the stage's unchecked block of a study file relative to `folder`."""
         return dict(raw)
 
 
@@ -74,5 +74,5 @@ M = TypeVar("M", bound=StageModel)
 
 
 def latest(stages: Sequence[StageModel], model: type[M]) -> M | None:
-    """The last stage of a kind, or `None`."""
+    """The last stage of a kind, or `None` if there is none."""
     return next((stage for stage in reversed(stages) if isinstance(stage, model)), None)

@@ -1,7 +1,8 @@
-"""The stages by the word that a study file uses. A new stage is a file in `orchestrator/stages/` and a line here.
+"""Registry of stages by their name in a study file. A new stage is a file in `orchestrator/stages/` and a line here.
 
-The table holds names, and no entry points: a stage uses the store, the engines and the lineage from inside, so it is
-no plug-in, and a line here works without installing the project again. Names keep this folder below the stages.
+Stages are not plug-ins and have no entry points, because they use the store, the engines and the run tree directly. A
+new line here takes effect without reinstalling the project. The table refers to modules by name, so that this folder
+does not import the stages.
 """
 
 from functools import cache
@@ -24,11 +25,11 @@ STAGES = {
 
 @cache
 def load_stage(kind: str) -> Any:
-    """The `StageKind` of a name in `STAGES`; `orchestrator.stages.kind.stage_kind` is the same with its type."""
+    """The `StageKind` of a name in `STAGES`; `orchestrator.stages.kind.stage_kind` is the typed equivalent."""
     module, _, attribute = STAGES[kind].partition(":")
     return getattr(import_module(module), attribute)
 
 
 def stage_models() -> dict[str, type[StageModel]]:
-    """The model of each stage's block in a study file, by name."""
+    """The model for each stage's block in a study file, by stage name."""
     return {kind: load_stage(kind).model for kind in STAGES}

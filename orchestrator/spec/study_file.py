@@ -1,4 +1,4 @@
-"""The study file: its fields, how it is read, and how two of them differ."""
+"""The study file: its fields, reading it, and comparing two of them."""
 
 import hashlib
 import json
@@ -42,15 +42,15 @@ class StudySpec(BaseModel):
         default=EngineSpec(),
         description="engine of the searches: `auto`, `optuna` or `ray`, or a block with a scheduler",
     )
-    pool: PoolName = Field(default="auto", description="where trials run; `inline` is this process")
+    pool: PoolName = Field(default="auto", description="where trials run; `inline` means in this process")
     resources: ResourceSpec = Field(
-        default=ResourceSpec(), description="limits of what trials may use; unset values are detected"
+        default=ResourceSpec(), description="resource limits of trials; unset values are detected"
     )
     stages: tuple[AnyStage, ...] = Field(min_length=1, description="the stages, in the order in which they run")
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all fields as canonical JSON, in hex, without those that affect execution only."""
+        """SHA-256 in hex of all fields as canonical JSON, except those that affect execution only."""
         what = self.model_dump(mode="json", exclude=set(HOW))
         text = json.dumps(what, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -61,11 +61,11 @@ def load_spec(path: str | Path, *, overrides: Mapping[str, Any] | None = None) -
 
     Args:
         path: The YAML file. A relative `data.source` in it is relative to its folder.
-        overrides: Values that replace those of the file, by dotted key, such as `{"data.source": "photos"}`; a relative
-            `data.source` among them is relative to the working directory.
+        overrides: Values that replace those in the file, by dotted key, such as `{"data.source": "photos"}`. A relative
+            `data.source` in the overrides is relative to the working directory.
 
     Raises:
-        SpecError: The first mistake: file and line, what must hold, what was found, the nearest valid name.
+        SpecError: The first mistake, with file and line, the rule, the value found and the nearest valid name.
     """
     return _checked(read_yaml(path), overrides or {})
 
@@ -75,7 +75,7 @@ def make_spec(data: Mapping[str, Any], *, overrides: Mapping[str, Any] | None = 
 
     Args:
         data: The content of a study file as plain data. Relative paths in it are relative to the working directory.
-        overrides: Other values by dotted key, as in `load_spec`.
+        overrides: Values that replace those of `data`, by dotted key, as in `load_spec`.
 
     Raises:
         SpecError: The first mistake, without a line.
@@ -92,7 +92,7 @@ def _checked(yaml: YamlSource, overrides: Mapping[str, Any]) -> StudySpec:
 
 
 def load_configuration(path: str | Path, *, overrides: Mapping[str, Any] | None = None) -> Configuration:
-    """Read and check one configuration, as `vitsearch best` prints it. See `load_spec`.
+    """Read and check one configuration, as printed by `vitsearch best`. See `load_spec`.
 
     Raises:
         SpecError: The first mistake.
@@ -104,7 +104,7 @@ def load_configuration(path: str | Path, *, overrides: Mapping[str, Any] | None 
 
 
 def differences(old: StudySpec, new: StudySpec) -> list[str]:
-    """Differences between two studies, apart from their execution: lines such as `stages[1].epochs: 20 -> 30`."""
+    """Differences between two studies, except in execution: lines such as `stages[1].epochs: 20 -> 30`."""
     before, after = (dict(_leaves(spec.model_dump(mode="json", exclude=set(HOW)), ())) for spec in (old, new))
     paths = [*before, *(path for path in after if path not in before)]
     return [
@@ -115,7 +115,7 @@ def differences(old: StudySpec, new: StudySpec) -> list[str]:
 
 
 def _with_overrides(source: YamlSource, overrides: Mapping[str, Any]) -> tuple[YamlSource, frozenset[KeyPath]]:
-    """The source with the overrides in it and absolute paths, and the keys of the overrides."""
+    """Apply overrides and make paths absolute; returns the source and the keys of the overrides."""
     data = dict(source.data)
     given: set[KeyPath] = set()
     for dotted, value in overrides.items():
@@ -138,7 +138,7 @@ def _with_overrides(source: YamlSource, overrides: Mapping[str, Any]) -> tuple[Y
 
 
 def _with_absolute_paths(stage: Any, folder: Path) -> Any:
-    """A stage with absolute paths; what is no stage is kept, to be reported when it is validated."""
+    """A stage with absolute paths. A value that is not a stage is kept; validation reports it later."""
     model = stage_models().get(str(stage.get("stage"))) if isinstance(stage, dict) else None
     return stage if model is None else model.with_absolute_paths(stage, folder)
 

@@ -1,4 +1,4 @@
-"""Whether topologies fit the images, and the extremes of a space."""
+"""Checks that topologies fit the images, and the extremes of a space."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ def dimension_ends(dimension: Dimension) -> tuple[Any, ...]:
 
 
 def topology_text_problems(text: str, data: DataConfig, at: KeyPath) -> Iterator[Problem]:
-    """A topology that cannot be read or does not fit the images."""
+    """Yield a problem if a topology cannot be read or does not fit the images."""
     try:
         topology = registry.parse_topology(text)
     except ValueError as error:
@@ -33,7 +33,7 @@ def topology_text_problems(text: str, data: DataConfig, at: KeyPath) -> Iterator
 
 
 def search_space_of(topology: Topology) -> type[SearchSpace]:
-    """The search space of a topology, without settings."""
+    """The class of the search space that a topology belongs to."""
     space: type[SearchSpace] = registry.load("spaces", topology.id.partition(":")[0])
     return space
 
@@ -41,10 +41,11 @@ def search_space_of(topology: Topology) -> type[SearchSpace]:
 def extreme_cost(
     space: SearchSpace, cost: Literal["parameters", "macs"], task: ImageTask, *, sign: Literal[1, -1], enough: int
 ) -> tuple[int, Topology]:
-    """The smallest (`sign=1`) or largest (`sign=-1`) cost that coordinate descent finds, and where.
+    """The smallest (`sign=1`) or largest (`sign=-1`) cost that coordinate descent finds, with its topology.
 
-    Ends at the first topology on the right side of `enough`. In a space whose dimensions each raise or lower the cost
-    whatever the others are, such as As-ViT's, one descent finds the extreme; further starts serve other spaces.
+    The descent ends at the first topology that satisfies `enough`. If each dimension changes the cost monotonically and
+    independently of the others, as in As-ViT's space, one descent finds the extreme; the additional starts are for
+    other spaces.
     """
     rng = random.Random(0)
     starts = [first_topology(space), *(space.sample(rng) for _ in range(_DESCENT_STARTS - 1))]
@@ -84,7 +85,10 @@ def first_topology(space: SearchSpace) -> Topology:
 
 
 def smallest_task(data: DataConfig) -> ImageTask:
-    """The task of a built-in source, else that with the fewest costs: only images show their classes and channels."""
+    """The task of a built-in source; for other sources the cheapest possible task.
+
+    Their real numbers of classes and channels are known only after reading the images.
+    """
     if data.source == DIGITS:
         return ImageTask(image_size=data.image_size, in_channels=1, num_classes=10)
     if data.source == NOISE:

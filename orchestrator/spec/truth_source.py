@@ -1,4 +1,4 @@
-"""Where accuracies come from that scores are compared with: a table of published ones, or another study."""
+"""The source of accuracies to compare scores with: a table of published ones, or another study."""
 
 from typing import Annotated
 
@@ -6,34 +6,37 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class TruthSource(BaseModel):
-    """Accuracies that scores are compared with, from elsewhere: a table of published ones, or another study."""
+    """External accuracies to compare scores with: a table of published ones, or another study."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     table: str | None = Field(
         default=None,
         min_length=1,
-        description="a JSON file: a list of rows, each with `arch` and its targets; a relative path is relative to the "
-        "study file's folder",
+        description="a JSON file with a list of rows, each with `arch` and its targets; a relative path is relative to "
+        "the folder of the study file",
     )
     space: str | None = Field(default=None, description="search space of the table's topologies")
-    target: str | None = Field(default=None, description="which of the table's targets")
+    target: str | None = Field(default=None, description="name of the target in the table")
     num_classes: Annotated[int, Field(ge=2, strict=True)] | None = Field(
-        default=None, description="classes of the table's networks; by default those of the data"
+        default=None, description="number of classes of the table's networks; by default that of the data"
     )
     study: str | None = Field(
-        default=None, description="instead of a table: a study whose trained topologies are compared, on its own images"
+        default=None,
+        description="instead of a table: a study whose trained topologies are compared, on the images of that study",
     )
 
     @model_validator(mode="after")
     def _is_one_of_both(self) -> "TruthSource":
         if (self.table is None) == (self.study is None):
             given = "neither" if self.table is None else "both"
-            raise ValueError(f"must have a `table` or a `study`, but has {given}. Give one.")
+            raise ValueError(f"must have a `table` or a `study`, but has {given}. Give exactly one.")
         if self.table is not None and (self.space is None or self.target is None):
             missing = "space" if self.space is None else "target"
-            raise ValueError(f"a table needs the `space` of its topologies and a `target`, but `{missing}` is missing.")
+            raise ValueError(
+                f"a table needs the `space` of its topologies and a `target`, but `{missing}` is missing. Add it."
+            )
         if self.study is not None:
             extra = next((key for key in ("space", "target", "num_classes") if getattr(self, key) is not None), None)
             if extra is not None:
-                raise ValueError(f"`{extra}` goes with a `table`; a `study` says it itself. Remove it.")
+                raise ValueError(f"`{extra}` is only for a `table`, but got a `study`, which defines it. Remove it.")
         return self

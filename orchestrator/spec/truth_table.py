@@ -1,4 +1,4 @@
-"""Tables of published accuracies: a JSON file of rows, each an `arch` of one search space with its targets."""
+"""Tables of published accuracies: a JSON file of rows, each with an `arch` of one search space and its targets."""
 
 import hashlib
 import json
@@ -15,14 +15,14 @@ from search_spaces.base import ImageTask, SearchSpace, Topology
 
 ARCHITECTURE = "arch"
 _COSTS = {"params": "parameters", "macs": "macs"}
-"""Keys of a row that are compared with our closed form, and the attribute of `search_spaces.base.Costs`."""
+"""Keys of a row that are compared with our closed-form costs, and the matching attribute of `Costs`."""
 
 
 class TruthError(ValueError):
-    """A ground truth cannot be used; the message says where, what must hold and what was found.
+    """A ground truth cannot be used; the message states where, what must hold and what was found.
 
     Attributes:
-        key: Which key of the study file's `truth` it is about.
+        key: The key of the study file's `truth` that caused the error.
     """
 
     def __init__(self, message: str, *, key: str = "table") -> None:
@@ -34,16 +34,16 @@ class TableRow(NamedTuple):
     """One topology of a table."""
 
     number: int
-    """Counted from 1."""
+    """Row number, starting at 1."""
     topology: Topology
     value: float
-    """Of the target, in the table's own unit."""
+    """Value of the target, in the unit of the table."""
     costs: Mapping[str, int]
-    """What the table says of `parameters` and `macs`, where it does."""
+    """`parameters` and `macs` from the table, if the row has them."""
 
 
 class TruthTable(NamedTuple):
-    """What was read from a file."""
+    """The content of a table file."""
 
     path: Path
     space: str
@@ -51,10 +51,10 @@ class TruthTable(NamedTuple):
     rows: tuple[TableRow, ...]
 
     def check(self, task: ImageTask) -> None:
-        """Compare the table with what our networks are for a task.
+        """Compare the costs in the table with those of our networks for a task.
 
         Raises:
-            TruthError: A topology cannot be built, or has other costs than its row says.
+            TruthError: A topology cannot be built, or its costs differ from those in its row.
         """
         space = registry.load("spaces", self.space)
         for row in self.rows:
@@ -73,11 +73,11 @@ class TruthTable(NamedTuple):
 
 
 def read_truth_table(path: Path, *, space: str, target: str) -> TruthTable:
-    """Read a table without judging its costs.
+    """Read a table without checking its costs.
 
     Args:
         path: A JSON file: a list of mappings, each with `arch` (the fields of a topology of the space, or its text)
-            and a number under `target`; `params` and `macs` are read where they are given.
+            and a number under `target`; `params` and `macs` are optional.
         space: Name of the search space.
         target: Key of the accuracies.
 
@@ -96,7 +96,7 @@ def read_truth_table(path: Path, *, space: str, target: str) -> TruthTable:
         topology = _topology(row[ARCHITECTURE], search_space, space, where)
         if topology.id in read:
             raise TruthError(
-                f"every topology must have one row, but {where} is row {read[topology.id].number} again "
+                f"each topology must have only one row, but {where} repeats row {read[topology.id].number} "
                 f"({topology.id}). Remove one of them."
             )
         costs = {attribute: row[key] for key, attribute in _COSTS.items() if isinstance(row.get(key), int | float)}
@@ -108,7 +108,7 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file, in hex.
 
     Raises:
-        TruthError: It cannot be read.
+        TruthError: The file cannot be read.
     """
     return hashlib.sha256(_read(path)).hexdigest()
 
@@ -118,8 +118,8 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise TruthError(
-            f"{path} must be a JSON file of rows, but it cannot be read ({error.strerror}; looked from {Path.cwd()}). "
-            "Correct the path."
+            f"{path} must be a JSON file of rows, but it cannot be read ({error.strerror}; working directory "
+            f"{Path.cwd()}). Correct the path."
         ) from None
 
 
@@ -127,7 +127,9 @@ def _load(path: Path) -> Sequence[Any]:
     try:
         rows = json.loads(_read(path))
     except (UnicodeDecodeError, RecursionError) as error:
-        raise TruthError(f"{path} must be JSON, but it is not text of that form ({type(error).__name__}).") from None
+        raise TruthError(
+            f"{path} must be JSON text, but it cannot be parsed ({type(error).__name__}). Correct the file."
+        ) from None
     except json.JSONDecodeError as error:
         raise TruthError(f"{path} must be JSON, but line {error.lineno}, column {error.colno}: {error.msg}.") from None
     if not isinstance(rows, list) or not rows:
@@ -153,7 +155,8 @@ def _value(row: Mapping[str, Any], target: str, where: str) -> float:
         nearest = registry.nearest_name(target, numbers)
         hint = f" Did you mean {nearest!r}?" if nearest else ""
         raise TruthError(
-            f"the target must be one of {', '.join(numbers) or '(none)'}, what {where} has, but got {target!r}.{hint}",
+            f"the target must be one of {', '.join(numbers) or '(none)'}, the numbers in {where}, but got "
+            f"{target!r}.{hint}",
             key="target",
         )
     value = row[target]

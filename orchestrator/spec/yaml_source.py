@@ -1,4 +1,4 @@
-"""Reads a YAML file into plain data and remembers where each value stands, so that an error can name the line."""
+"""Reads a YAML file into plain data and records the line of each value for error messages."""
 
 import math
 import re
@@ -14,11 +14,11 @@ MAX_DEPTH = 40
 MAX_VALUES = 20_000
 
 KeyPath = tuple[str | int, ...]
-"""Place of a value: keys of mappings and indices of lists, from the top."""
+"""Path to a value: keys of mappings and indices of lists, from the top."""
 
 _Loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 
-# Scalars are read by YAML 1.2's rules. PyYAML follows 1.1, where 1e-3 is text, 010 is 8, 1:30 is 90 and `no` is false.
+# Scalars follow YAML 1.2. PyYAML implements 1.1, where 1e-3 is text, 010 is 8, 1:30 is 90 and `no` is false.
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _INTEGER = re.compile(r"[-+]?[0-9][0-9_]{0,17}")
@@ -27,12 +27,12 @@ _NOT_FINITE = re.compile(r"([-+]?)\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
 class SpecError(ValueError):
-    """A file that a user wrote does not hold what it must.
+    """A user's file has a mistake.
 
     Attributes:
-        file: The file, as the user named it.
-        line: Line of the mistake, starting at 1; `None` if the file has none (a missing file, a command-line value).
-        path: Where in the file, such as `stages[1].epochs`; empty for the whole file.
+        file: The path of the file as given.
+        line: Line of the mistake, starting at 1; `None` if there is no line (a missing file, a command-line value).
+        path: Place in the file, such as `stages[1].epochs`; empty for the whole file.
         message: What must hold, what was found, and what to do.
     """
 
@@ -43,7 +43,7 @@ class SpecError(ValueError):
 
 
 class Mark(NamedTuple):
-    """A place in a file; both count from 1."""
+    """A position in a file; line and column start at 1."""
 
     line: int
     column: int
@@ -57,10 +57,10 @@ class YamlSource:
     data: dict[str, Any]
     """Dicts with text keys, lists, and None, bool, int, float or str."""
     marks: Mapping[KeyPath, Mark]
-    """Place of each key and list entry; empty if the data come from no file."""
+    """Position of each key and list entry; empty if the data do not come from a file."""
 
     def line(self, path: KeyPath) -> int | None:
-        """Line of `path`, or of its innermost parent that is in the file; `None` if there is no file."""
+        """Line of `path`, or of its innermost parent in the file; `None` if there is no file."""
         if not self.marks:
             return None
         while path and path not in self.marks:
@@ -73,12 +73,12 @@ class YamlSource:
 
 
 def read_yaml(file: str | Path) -> YamlSource:
-    """Read one mapping from a YAML file; nothing in it is executed.
+    """Read one mapping from a YAML file without executing anything in it.
 
     Raises:
         SpecError: The file cannot be read, is larger than `MAX_BYTES`, is not YAML or not a mapping, nests deeper than
-            `MAX_DEPTH`, holds more than `MAX_VALUES` values after its aliases are filled in, gives a key twice,
-            has keys that are no text, or uses tags.
+            `MAX_DEPTH`, holds more than `MAX_VALUES` values after aliases are expanded, repeats a key, has keys that
+            are not text, or uses tags.
     """
     raw = _read_bytes(file)
     try:
@@ -110,7 +110,7 @@ def _read_bytes(file: str | Path) -> bytes:
         if path.is_dir():
             raise SpecError(file, "must be a YAML file, but is a folder. Name a file in it.")
         if not path.exists():
-            raise SpecError(file, "must be a YAML file, but there is none. Check the path.")
+            raise SpecError(file, "must be a YAML file, but does not exist. Check the path.")
         if not path.is_file():
             raise SpecError(
                 file, "must be a regular file, but is a device or a pipe. Save its content to a file first."
@@ -118,12 +118,12 @@ def _read_bytes(file: str | Path) -> bytes:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise SpecError(
-                file, f"must be at most {MAX_BYTES:,} bytes, but has {size:,}. A study file has a few hundred lines."
+                file, f"must be at most {MAX_BYTES:,} bytes, but has {size:,}. Check that it is a study file."
             )
         raw = path.read_bytes()
         raw.decode("utf-8")
     except OSError as error:
-        raise SpecError(file, f"must be a file that can be read, but got: {error.strerror}.") from None
+        raise SpecError(file, f"must be readable, but got: {error.strerror}. Check its permissions.") from None
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise SpecError(
@@ -133,7 +133,7 @@ def _read_bytes(file: str | Path) -> bytes:
 
 
 def _check_events(file: str | Path, raw: bytes) -> None:
-    """Refuse what must not reach the composer, which recurses and would overflow its stack."""
+    """Reject input that would overflow the stack of the composer, which is recursive."""
     depth = num_values = num_documents = 0
     for event in yaml.parse(raw, Loader=_Loader):
         line = event.start_mark.line + 1 if event.start_mark else 1
@@ -159,7 +159,7 @@ def _check_events(file: str | Path, raw: bytes) -> None:
 
 
 class _Builder:
-    """Turns composed nodes into plain data; aliases are copied, within the limits."""
+    """Turns composed nodes into plain data; aliases are expanded, within the limits."""
 
     def __init__(self, file: str | Path) -> None:
         self.file = file
@@ -208,16 +208,21 @@ class _Builder:
                 found = "a list or mapping" if key is None else repr(_plain_scalar(key))
                 raise SpecError(
                     self.file,
-                    f"keys must be text, but got {found}. Put it in quotes if it is meant.",
+                    f"keys must be text, but got {found}. Put it in quotes if it is intended.",
                     line=line,
                     path=path,
                 )
             if key == "<<":
-                raise SpecError(self.file, "merge keys (`<<`) are not read. Write the keys out.", line=line, path=path)
+                raise SpecError(
+                    self.file,
+                    "keys must be plain, but got a merge key (`<<`), which is not supported. Write the keys out.",
+                    line=line,
+                    path=path,
+                )
             if key in first_lines:
                 raise SpecError(
                     self.file,
-                    f"a key must be given once, but {key!r} is here and in line {first_lines[key]}. Remove one.",
+                    f"a key must appear once, but {key!r} is here and in line {first_lines[key]}. Remove one.",
                     line=line,
                     path=(*path, key),
                 )
@@ -247,7 +252,7 @@ def _line(node: yaml.Node) -> int:
 def _too_many(file: str | Path, line: int) -> SpecError:
     return SpecError(
         file,
-        f"must hold at most {MAX_VALUES:,} values, aliases filled in, but there are more. Remove what is not needed.",
+        f"must hold at most {MAX_VALUES:,} values after aliases are expanded, but there are more. Make it smaller.",
         line=line,
     )
 
@@ -273,6 +278,6 @@ def _syntax_error(file: str | Path, raw: bytes, error: yaml.YAMLError) -> SpecEr
 
 
 def absolute_path(text: str, folder: Path) -> str:
-    """A path that a user wrote, relative to a folder, with `~` filled in."""
+    """Resolve a user's path relative to a folder, and expand `~`."""
     path = Path(text)
     return str((folder / (path.expanduser() if text.startswith("~") else path)).resolve())

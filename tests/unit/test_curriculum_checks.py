@@ -56,7 +56,7 @@ def test_progressive_tokenization_needs_models_that_have_it(
         assert found is None
         return
     assert found is not None
-    assert "needs models whose forward pass has the option stride_factor, but those of the space" in found
+    assert "needs models whose forward pass has the option stride_factor, but models of the space" in found
     assert found.split(": ")[1].startswith(f"stages[1].recipe.{place}".replace("\\", ""))
 
 

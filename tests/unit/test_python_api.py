@@ -178,5 +178,5 @@ def test_a_mistake_in_a_study_is_a_spec_error(tmp_path: Path) -> None:
     given = {"study": "a", "data": {"source": tmp_path / "photos"}, "stages": [{"stage": "screen", "num_trials": 2}]}
     with pytest.raises(vitsearch.SpecError, match=r"the study: data\.source: must be .*photos"):
         vitsearch.load_study(given, home=tmp_path)
-    with pytest.raises(vitsearch.SpecError, match=r"nowhere\.yaml: must be a YAML file, but there is none"):
+    with pytest.raises(vitsearch.SpecError, match=r"nowhere\.yaml: must be a YAML file, but does not exist"):
         vitsearch.load_study(tmp_path / "nowhere.yaml", home=tmp_path)

@@ -97,7 +97,7 @@ BAD: dict[str, Bad] = {
         "seed: 1", "engine: optunna", 2, "engine", ("must be 'auto', 'optuna' or 'ray'", "Did you mean 'optuna'?")
     ),
     "an unknown stage": Bad("stage: train", "stage: trian", 8, "stages[1].stage", ("Did you mean 'train'?",)),
-    "a stage without its kind": Bad("stage: train", "name: train", 8, "stages[1]", ("must say which stage",)),
+    "a stage without its kind": Bad("stage: train", "name: train", 8, "stages[1]", ("must name its stage",)),
     "splits that leave nothing to train on": Bad(
         "{source: digits}", "{source: digits, validation: 0.6, test: 0.5}", 3, "data", ("below 0.95",)
     ),
@@ -221,7 +221,7 @@ BAD: dict[str, Bad] = {
         "truth: {study: b, space: as-vit}",
         24,
         "stages[4].truth",
-        ("`space` goes with a `table`",),
+        ("`space` is only for a `table`",),
     ),
     "a transfer without a combination": Bad(
         "baselines: [params]",

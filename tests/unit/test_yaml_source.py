@@ -34,7 +34,7 @@ BAD = {
     "a number as key": ("a: 1\n2: b\n", 2, "keys must be text, but got 2"),
     "null as key": ("~: 1\n", 1, "keys must be text"),
     "a list as key": ("[a, b]: 1\n", 1, "keys must be text"),
-    "a merge key": ("a: &a {x: 1}\nb: {<<: *a}\n", 2, "merge keys"),
+    "a merge key": ("a: &a {x: 1}\nb: {<<: *a}\n", 2, "merge key"),
     "a Python object": ("a: !!python/object/apply:os.system [echo]\n", 1, "tag"),
     "a local tag": ("a: !include other.yaml\n", 1, "tag"),
     "an unknown alias": ("a: *nowhere\n", 1, "undefined alias"),
@@ -63,7 +63,7 @@ def test_a_bad_file_is_refused_with_its_line(tmp_path: Path, name: str) -> None:
 
 def test_a_missing_file_a_folder_and_a_device_are_refused_without_a_line(tmp_path: Path) -> None:
     for file, fragment in (
-        (tmp_path / "none.yaml", "there is none"),
+        (tmp_path / "none.yaml", "does not exist"),
         (tmp_path, "is a folder"),
         (Path("/dev/zero"), "device"),
     ):
