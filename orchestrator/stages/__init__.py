@@ -1,1 +1,1 @@
-"""The stages of a study, one file each. A stage is a function of its context and its part of the study file."""
+"""The stages of a study, one file each. A stage is a function of its context and its block in the study file."""

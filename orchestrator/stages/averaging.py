@@ -1,4 +1,4 @@
-"""Stage `averaging`: averages the best trial's checkpoints in several ways; the validation part decides."""
+"""Stage `averaging`: averages the best trial's checkpoints in several ways and selects one on validation data."""
 
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
@@ -23,13 +23,13 @@ from trainers.config import AverageTask
 
 
 class AveragingStage(PluginSearchModel):
-    """Averages the best trial's checkpoints in several ways and keeps the best on the validation part."""
+    """Averages the best trial's checkpoints in several ways and keeps the best average on validation data."""
 
     plugin_key: ClassVar[str] = "averaging.method"
     plugin_field: ClassVar[str] = "methods"
     stage: Literal["averaging"]
     name: StageName = Field(default="averaging", description="name of the stage in reports; unique in the study")
-    num_trials: Count = Field(description="averages to evaluate")
+    num_trials: Count = Field(description="number of averages to evaluate")
     sampler: PluginChoice = Field(default=PluginChoice(name="tpe"), description="chooses the next average")
     methods: tuple[PluginChoice, ...] = Field(
         min_length=1, description="averaging methods; a setting that is a list or {low, high} is searched"
@@ -51,7 +51,7 @@ class AveragingStage(PluginSearchModel):
 
 
 def _average_problems(stage: AveragingStage, train: TrainStage, at: KeyPath) -> Iterator[Problem]:
-    """Methods that read an average which training does not maintain."""
+    """Yield methods that read an average of the weights that training does not maintain."""
     for index, method in enumerate(stage.methods):
         if method.name not in registry.available("averaging"):
             continue  # reported already
@@ -65,22 +65,22 @@ def _average_problems(stage: AveragingStage, train: TrainStage, at: KeyPath) -> 
 
 
 class AveragingResult(StageResult):
-    """The best average of checkpoints, and how it compares with the checkpoint that was averaged last."""
+    """The best average of checkpoints, compared with the trial's newest checkpoint."""
 
     averaging: PluginChoice
     averaged_from: int
-    """Trial of the train stage."""
+    """Number of the trial in the train stage."""
     num_checkpoints: int
     val_accuracy: float
     val_loss: float
     gain: float
-    """Validation accuracy above that of the trial."""
+    """Validation accuracy minus the trial's."""
     gain_val_loss: float
-    """Validation loss below that of the trial."""
+    """The trial's validation loss minus the average's."""
 
 
 def run_averaging(context: StageContext, spec: AveragingStage) -> StageOutcome:
-    """Search the averaging method and its settings over the checkpoints of the best trained trial."""
+    """Search over averaging methods and their settings, applied to the checkpoints of the best trial."""
     from orchestrator.engines.suggester import OptunaSuggester
     from orchestrator.stages.searching import run_search
 
@@ -136,7 +136,8 @@ def _checkpoint_problems(stage: AveragingStage, train: TrainStage, at: KeyPath) 
                     (*at, "methods", index),
                     f"must need at most the {kept} checkpoints that stage {train.name!r} keeps (keep_checkpoints: "
                     f"{train.keep_checkpoints}, epochs: {train.epochs}), but {corner.name}"
-                    f"{f' with {settings}' if settings else ''} needs {needed}. Lower these or raise keep_checkpoints.",
+                    f"{f' with {settings}' if settings else ''} needs {needed}. Lower its settings or raise "
+                    "keep_checkpoints.",
                 )
 
 

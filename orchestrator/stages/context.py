@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 
 class StageFailedError(RuntimeError):
-    """A stage cannot reach its goal; the message says why and what to do."""
+    """A stage cannot reach its goal; the message states the reason and what to do."""
 
 
 class StageInterruptedError(RuntimeError):
-    """The stage ended before it was done, to be resumed: a stop was requested, or nothing more can be written."""
+    """The stage ended early and can be resumed, because a stop was requested or writing became impossible."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyContext:
-    """What all stages of a study share: its records, and what they are about."""
+    """Records and objects that all stages of a study share."""
 
     study: StudyRecord
     spec: "StudySpec"
@@ -40,7 +40,7 @@ class StudyContext:
 
 @dataclass(frozen=True, kw_only=True)
 class Machinery:
-    """What runs trials, and what shows them."""
+    """The engine and pool that run trials, and the display that shows them."""
 
     engine: Engine
     pool: Pool
@@ -49,7 +49,7 @@ class Machinery:
 
 @dataclass(frozen=True, kw_only=True)
 class StageContext:
-    """Everything around a stage."""
+    """Everything that a stage needs besides its block in the study file."""
 
     shared: StudyContext
     machinery: Machinery
@@ -57,9 +57,9 @@ class StageContext:
     stage: StageRecord
     execution: ExecutionRecord
     folder: Path
-    """Where this stage keeps its files."""
+    """Folder of this stage's files."""
     abandon: Callable[[str], NoReturn]
-    """Mark the study as interrupted, with a reason, and end the process; for use if the stage's thread hangs."""
+    """Mark the study as interrupted for a reason and end the process. Used if the stage's thread hangs."""
 
     @property
     def study(self) -> StudyRecord:
@@ -101,7 +101,7 @@ class StageContext:
         )
 
     def required(self, kind: StageKind[S, R]) -> FinishedStage[S, R]:
-        """The same of a kind in the stage's `requires`."""
+        """Like `earlier`, for a kind that the stage's `requires` lists."""
         found = self.earlier(kind)
         assert found is not None, f"stage {self.stage.name!r} must require the stage that it reads"
         return found

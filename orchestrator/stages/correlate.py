@@ -1,4 +1,4 @@
-"""Stage `correlate`: how well training-free scores predict accuracy, and whether any beats counting parameters."""
+"""Stage `correlate`: measures how well training-free scores predict accuracy, compared with parameter counts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,35 +33,37 @@ class CorrelateStage(StageModel):
     stage: Literal["correlate"]
     name: StageName = Field(default="correlate", description="name of the stage in reports; unique in the study")
     truth: TruthSource | None = Field(
-        default=None, description="the accuracies; by default those of this study's train stage with the base recipe"
+        default=None,
+        description="the accuracies to predict; by default those that this study's train stage reached with the base "
+        "recipe",
     )
     proxies: tuple[PluginChoice, ...] | None = Field(
         default=None,
         min_length=1,
-        description="scores to compare; `all` means all installed ones that need no settings; by default those of the "
+        description="proxies to compare; `all` means all installed ones that need no settings; by default those of the "
         "preceding screen",
     )
     baselines: tuple[str, ...] = Field(
         default=("params", "flops", "depth"),
         min_length=1,
-        description="proxies that a good one must beat; they are scored too",
+        description="proxies that a useful proxy must beat; they are scored as well",
     )
-    seeds: Count = Field(default=1, description="number of times that scores depending on chance are computed")
+    seeds: Count = Field(default=1, description="number of seeds for scores that depend on random numbers")
     repeats: Count | None = Field(
-        default=None, description="fresh initialisations per score; by default each proxy's own number"
+        default=None, description="fresh initialisations per score; by default the proxy's own setting"
     )
     batch_size: Count | None = Field(
-        default=None, description="images that a proxy sees; by default as in the preceding screen, else 16"
+        default=None, description="number of images per proxy; by default that of the preceding screen, otherwise 16"
     )
     resamples: Annotated[int, Field(ge=100, le=1_000_000, strict=True)] = Field(
-        default=1000, description="bootstrap resamples of the intervals"
+        default=1000, description="number of bootstrap resamples for the intervals"
     )
     confidence: Fraction = Field(default=0.95, description="confidence level of the intervals")
     combine: Annotated[bool, Field(strict=True)] = Field(
-        default=True, description="also judge combinations of the scores: by ranks alone, and learned (out of fold)"
+        default=True, description="also judge combinations of the scores: by rank, and learned (judged out of fold)"
     )
     transfer: tuple[TruthSource, ...] = Field(
-        default=(), description="further accuracies, to which the combination learned on `truth` is carried over"
+        default=(), description="further accuracies, on which the combination learned on `truth` is tested"
     )
 
     @field_validator("proxies", mode="before")
@@ -80,7 +82,7 @@ class CorrelateStage(StageModel):
 
     @property
     def truths(self) -> tuple[TruthSource, ...]:
-        """What it compares with first, then what it carries its combination to."""
+        """The accuracies to compare with, then those on which the learned combination is tested."""
         return (*(() if self.truth is None else (self.truth,)), *self.transfer)
 
     @classmethod
@@ -103,12 +105,12 @@ class CorrelateStage(StageModel):
         if self.transfer and not self.combine:
             yield Problem(
                 (*at, "transfer"),
-                "what is carried over is the learned combination, but `combine` is false. Remove one.",
+                "must be empty without a learned combination, but `combine` is false. Remove one of the two.",
             )
 
 
 def run_correlate(context: StageContext, spec: CorrelateStage) -> StageOutcome:
-    """Score the topologies of the ground truth with every proxy, and judge each, and combinations of all of them.
+    """Score the topologies of the ground truth with every proxy, then judge the proxies and their combinations.
 
     Raises:
         StageFailedError: A ground truth cannot be used, or nothing could be scored.
@@ -138,7 +140,7 @@ def run_correlate(context: StageContext, spec: CorrelateStage) -> StageOutcome:
 
 
 def chosen_proxies(spec: CorrelateStage, screen: ScreenStage | None) -> tuple[PluginChoice, ...]:
-    """The proxies of a stage with its number of repeats, the baselines among them."""
+    """The proxies of a stage, including the baselines, with the stage's number of repeats."""
     named = {choice.name: choice for choice in (spec.proxies or (screen.proxies if screen else ()))}
     for baseline in spec.baselines:
         named.setdefault(baseline, PluginChoice(name=baseline))
@@ -146,7 +148,7 @@ def chosen_proxies(spec: CorrelateStage, screen: ScreenStage | None) -> tuple[Pl
 
 
 def _load_truths(context: StageContext, spec: CorrelateStage) -> "list[GroundTruth]":
-    """What is compared with first, then what the combination is carried to."""
+    """Load the accuracies to compare with, then those on which the learned combination is tested."""
     from orchestrator.stages.truths import load_truth, trained_truth
 
     others = [load_truth(source, data=context.spec.data, store=context.store) for source in spec.transfer]
@@ -159,7 +161,7 @@ def _load_truths(context: StageContext, spec: CorrelateStage) -> "list[GroundTru
 
 
 def _screen(context: StageContext, spec: CorrelateStage) -> tuple[ScreenStage | None, int]:
-    """The screen whose proxies and batch are the defaults, and the seed that makes its scores known already."""
+    """The screen that provides default proxies and batch size, and a seed with which its stored scores are reused."""
     from orchestrator.stages.truths import find_truth_study, last_screen, read_spec
 
     screen = last_screen(context.spec, context.stage.position)
@@ -188,7 +190,7 @@ def _baseline_problems(baselines: Sequence[str], at: KeyPath) -> Iterator[Proble
 
 
 def _table_problems(stage: CorrelateStage, at: KeyPath) -> Iterator[Problem]:
-    """What is wrong with the tables whatever the images are; a study is looked up only when the stage runs."""
+    """Yield mistakes in tables that do not depend on the images; a study is looked up only when the stage runs."""
     for path, truth in _places(stage, at):
         if truth.table is None or truth.space is None or truth.target is None:
             continue
@@ -199,7 +201,7 @@ def _table_problems(stage: CorrelateStage, at: KeyPath) -> Iterator[Problem]:
 
 
 def _places(stage: CorrelateStage, at: KeyPath) -> Iterator[tuple[KeyPath, TruthSource]]:
-    """The stage's truths with their places in the study file."""
+    """The stage's truths with their paths in the study file."""
     if stage.truth is not None:
         yield (*at, "truth"), stage.truth
     for index, truth in enumerate(stage.transfer):
@@ -207,7 +209,7 @@ def _places(stage: CorrelateStage, at: KeyPath) -> Iterator[tuple[KeyPath, Truth
 
 
 def _absolute_tables(value: Any, folder: Path) -> Any:
-    """A truth or a list of them, unchecked, with absolute paths."""
+    """Make the paths of an unchecked truth or list of truths absolute."""
     if isinstance(value, list):
         return [_absolute_tables(inner, folder) for inner in value]
     if isinstance(value, dict) and isinstance(value.get("table"), str) and value["table"]:

@@ -11,7 +11,7 @@ def csv_text(header: Sequence[str], rows: Iterable[Iterable[Any]], *, digits: in
 
     Args:
         header: Names of the columns.
-        rows: Cells; `None` becomes an empty one.
+        rows: Cells of each row; `None` becomes an empty cell.
         digits: Significant digits of floats; `None` writes them exactly.
     """
     buffer = io.StringIO()

@@ -1,4 +1,4 @@
-"""Stage `grow`: As-ViT's scaling rule, from a seed topology to a size, scored without training."""
+"""Stage `grow`: grows a topology to a target size by As-ViT's scaling rule, guided by training-free scores."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,12 +27,12 @@ from search_spaces.recipes import PluginChoice
 from trainers.config import DataConfig, ScoreTask
 
 CEILING = 1.375
-"""Networks above this multiple of a target are not considered: 110 M for a target of 80 M in As-ViT's code."""
+"""Networks above this multiple of a target are excluded. As-ViT's code allows 110 M for a target of 80 M."""
 _UNITS = {"parameters": "parameters", "macs": "multiply-accumulates"}
 
 
 class GrowStage(StageModel):
-    """Grows one topology to a size, by As-ViT's scaling rule."""
+    """Grows one topology to a target size by As-ViT's scaling rule."""
 
     stage: Literal["grow"]
     name: StageName = Field(default="grow", description="name of the stage in reports; unique in the study")
@@ -41,35 +41,35 @@ class GrowStage(StageModel):
     )
     start: Literal["best", "final-choice"] = Field(
         default="best",
-        description="topology of the preceding screen: the best rank, or the final choice of the sampler (reinforce)",
+        description="topology of the preceding screen: the best ranked, or the sampler's final choice (reinforce)",
     )
     target_params: Count | None = Field(
         default=None,
-        description="stop at the first topology with at least this many parameters; this or `target_macs` is needed",
+        description="stop at the first topology with at least this many parameters; this or `target_macs` is required",
     )
     target_macs: Count | None = Field(
         default=None,
-        description="stop at the first topology with at least this many multiply-accumulates of one forward pass of "
-        "one image; with both targets, at the one that is reached first",
+        description="stop at the first topology with at least this many multiply-accumulates per image and forward "
+        "pass; with two targets, growth stops at the first one reached",
     )
-    max_steps: Count = Field(default=20, description="stop after this many steps")
+    max_steps: Count = Field(default=20, description="maximum number of steps")
     width_ratios: tuple[Fraction, ...] = Field(
-        default=(0.05, 0.10, 0.15, 0.20), min_length=1, description="relative increases of the width that a step tries"
+        default=(0.05, 0.10, 0.15, 0.20), min_length=1, description="relative increases in width to try in each step"
     )
-    repeats: Count = Field(default=2, description="fresh initialisations that a score is averaged over")
+    repeats: Count = Field(default=2, description="number of fresh initialisations over which a score is averaged")
     reduction: Count = Field(
         default=4,
-        description="score networks of 1/reduction of the width; the width then grows in steps of `reduction`",
+        description="score networks with 1/reduction of the width; the width then grows in multiples of `reduction`",
     )
     proxies: tuple[PluginChoice, ...] = Field(
         default=(PluginChoice(name="ntk-condition"), PluginChoice(name="length-distortion")),
         min_length=1,
-        description="training-free scores whose ranks are added up to choose a step",
+        description="training-free scores; the sum of their ranks chooses a step",
     )
-    batch_size: Count = Field(default=16, description="real images that a proxy sees")
+    batch_size: Count = Field(default=16, description="number of real images per proxy")
 
     def targets(self) -> dict[Literal["parameters", "macs"], int]:
-        """What is given of both targets, by the attribute of `search_spaces.base.Costs`."""
+        """The given targets, by attribute of `search_spaces.base.Costs`."""
         given: dict[Literal["parameters", "macs"], int | None] = {
             "parameters": self.target_params,
             "macs": self.target_macs,
@@ -78,7 +78,8 @@ class GrowStage(StageModel):
 
     def own_problems(self, at: KeyPath) -> Iterator[Problem]:
         if not self.targets():
-            yield Problem((*at, "target_params"), "growth needs `target_params` or `target_macs`, but has neither.")
+            message = "growth needs `target_params` or `target_macs`, but has neither. Add one."
+            yield Problem((*at, "target_params"), message)
         yield from proxy_problems(self.proxies, (*at, "proxies"))
         for index, proxy in enumerate(self.proxies):
             if "repeats" not in registry.setting_types("proxies", proxy.name):
@@ -91,13 +92,14 @@ class GrowStage(StageModel):
         screen = latest(before, ScreenStage)
         if screen is None and self.topology is None:
             yield Problem(
-                at, "a grow stage needs a screen stage before it or a `topology` to start from, but has neither."
+                at,
+                "a grow stage needs a screen stage before it or a `topology` to start from, but has neither. Add one.",
             )
         if self.start == "final-choice":
             yield from _final_choice_problems(self, screen, (*at, "start"))
 
     def data_problems(self, before: Sequence[StageModel], data: DataConfig, at: KeyPath) -> Iterator[Problem]:
-        """Starts that cannot be scored at the reduced width, or are as large as the target already."""
+        """Yield starts that cannot be scored at the reduced width or already have the target size."""
         if self.topology is not None:
             yield from topology_text_problems(self.topology, data, (*at, "topology"))
         task = smallest_task(data)
@@ -107,7 +109,7 @@ class GrowStage(StageModel):
                 if self.topology is not None and value >= target:
                     yield Problem(
                         (*at, "target_params" if cost == "parameters" else "target_macs"),
-                        f"must be above {value:,}, the {cost} of `topology`, but got {target:,}.",
+                        f"must be above {value:,}, the {cost} of `topology`, but got {target:,}. Raise it.",
                     )
             problem = growth_start_problem(start, self.reduction, task)
             if problem:
@@ -115,17 +117,17 @@ class GrowStage(StageModel):
 
 
 class GrowthStep(StageResult):
-    """The network that one step of growth chose."""
+    """The network chosen by one growth step."""
 
     step: int
-    """From 1."""
+    """Number of the step, starting at 1."""
     topology: str
     parameters: int
     macs: int
     width: int
     depths: tuple[int, ...]
     scores: dict[str, float]
-    """Of the network at the reduced width."""
+    """Scores of the network at the reduced width, by proxy."""
     trial: int
 
 
@@ -134,27 +136,27 @@ class GrowResult(StageResult):
 
     start: str
     family: tuple[GrowthStep, ...]
-    """Without the start."""
+    """The network of each step, without the start."""
     selected: tuple[str, ...]
-    """Topologies that a later train stage trains."""
+    """Topologies for a later train stage."""
     final: GrowthStep
 
 
 def run_grow(context: StageContext, spec: GrowStage) -> StageOutcome:
-    """Grow a topology of any space with `Growable` ones to `target_params` or `target_macs`; the whole family is kept.
+    """Grow a `Growable` topology to `target_params` or `target_macs`, and return the whole family of networks.
 
-    Each step adds one block to one stage and widens the network by one ratio; every combination is scored at the
-    reduced width, and the lowest sum of ranks is taken. Rule, ratios, scores and reduction are the paper's for
-    As-ViT; it did not test other spaces. Widths are whole multiples of `reduction * width_unit`, so that both the
-    network and its reduced form can be built.
+    Each step adds one block to one stage and widens the network by one ratio. Every combination is scored at the
+    reduced width, and the one with the lowest sum of ranks is chosen. The rule, ratios, scores and reduction are those
+    of the As-ViT paper, which did not test other spaces. Widths are whole multiples of `reduction * width_unit`, so
+    that both the network and its reduced form can be built.
 
     Raises:
         StageFailedError: The target cannot be reached within `max_steps` or below the ceiling.
-        StageInterruptedError: A stop was requested, or the deadline came before the target was reached.
+        StageInterruptedError: A stop was requested, or the deadline passed before the target was reached.
 
-    Source: Chen et al. 2022, arXiv:2202.11921, section 3.3. A tie goes to the better value of the proxy that differs
-    most among the tied, in that proxy's own direction, over all tied candidates (the released code compares two of
-    them, and always takes the smaller value).
+    Source: Chen et al. 2022, arXiv:2202.11921, section 3.3. Ties are broken by the proxy with the largest relative
+    range over all tied candidates, in that proxy's direction (the released code compares only two candidates and
+    always takes the smaller value).
     """
     from orchestrator.reports.plots import growth
     from orchestrator.stages.searching import run_search
@@ -185,7 +187,7 @@ def run_grow(context: StageContext, spec: GrowStage) -> StageOutcome:
     run_search(context, search)
     family = suggester.family
     if not suggester.has_arrived and context.control.deadline_reached():
-        raise StageInterruptedError("its deadline came before the target was reached")
+        raise StageInterruptedError("its deadline passed before the target was reached")
     if not suggester.has_arrived:
         last: GrowthStep | Costs = family[-1] if family else costs
         name = family[-1].topology if family else start.id
@@ -208,7 +210,7 @@ def run_grow(context: StageContext, spec: GrowStage) -> StageOutcome:
 
 
 class GrowthSuggester:
-    """Suggests the candidates of one growth step after another; the state follows from the finished trials."""
+    """Suggests the candidates of each growth step in turn; its state is derived from the finished trials."""
 
     def __init__(self, start: Topology, spec: GrowStage, task: ImageTask) -> None:
         self._space = search_space_of(start)
@@ -224,7 +226,7 @@ class GrowthSuggester:
         self.has_arrived = _reaches(self._space.costs(start, task), spec)
         self._prepare()
 
-    def ask(self, number: int) -> Suggestion | None:  # noqa: ARG002 - the order of the queue is the order of numbers
+    def ask(self, number: int) -> Suggestion | None:  # noqa: ARG002 - the queue is in the order of trial numbers
         return Suggestion(self._queue.pop(0), {}) if self._queue else None
 
     def expect(self, trial: TrialRecord) -> None:
@@ -257,7 +259,7 @@ class GrowthSuggester:
         ]
         self._expected = {str(point["topology"]) for point in self._queue}
         if not self._queue:
-            self.ending = f"every further step passes {CEILING} times the target or cannot be built"
+            self.ending = f"every further step exceeds {CEILING} times the target or cannot be built"
 
     def _step(self) -> None:
         if not self._scored:
@@ -284,7 +286,7 @@ class GrowthSuggester:
 
 
 def growth_candidates(topology: Topology, spec: GrowStage) -> list[Topology]:
-    """Real networks one step on: one more block in one stage, and each different width that a ratio gives."""
+    """Full-size candidates of the next step: one more block in one stage, with each distinct width of the ratios."""
     assert isinstance(topology, Growable)
     step = spec.reduction * topology.width_unit
     width = topology.width // step
@@ -344,7 +346,7 @@ def _screened_start(context: StageContext, spec: GrowStage) -> str:
     screen = context.required(SCREEN).result
     if spec.start == "best":
         return screen.best.topology
-    assert screen.final_choice is not None  # the checks demand a sampler with one
+    assert screen.final_choice is not None  # the checks require such a sampler
     return screen.final_choice.topology
 
 
@@ -370,7 +372,7 @@ def _final_choice_problems(stage: GrowStage, screen: ScreenStage | None, at: Key
         yield Problem(at, "give `topology` or `start`, but got both. Remove one of them.")
     elif screen is not None and screen.sampler.name in registry.available("samplers"):
         sampler = registry.load("samplers", screen.sampler.name)
-        if not isinstance(sampler, FinalChoice):  # the class has the method too
+        if not isinstance(sampler, FinalChoice):  # the class also has the method
             yield Problem(
                 at,
                 "final-choice needs a sampler that makes a final choice, such as reinforce, but stage "
@@ -379,7 +381,7 @@ def _final_choice_problems(stage: GrowStage, screen: ScreenStage | None, at: Key
 
 
 def growth_start_problem(topology: Topology, reduction: int, task: ImageTask) -> str | None:
-    """Why growth cannot start from a topology and score networks of 1/`reduction` of its width, or `None`."""
+    """Why growth cannot start from a topology and score networks with 1/`reduction` of its width, or `None`."""
     if not isinstance(topology, Growable):
         return f"must start from a topology that can be made deeper and wider, but {topology.id} cannot."
     reduced = at_reduced_width(topology, reduction)
@@ -391,24 +393,24 @@ def growth_start_problem(topology: Topology, reduction: int, task: ImageTask) ->
     if problem is None:
         return None
     return (
-        f"must leave every start buildable at 1/{reduction} of its width, since that is what is scored, but "
-        f"{topology.id} is not: {problem} Lower `reduction` or start wider."
+        f"must allow scoring every start at 1/{reduction} of its width, but {topology.id} cannot be built at that "
+        f"width: {problem} Lower `reduction` or start wider."
     )
 
 
 def at_reduced_width(topology: Topology, reduction: int) -> Topology | None:
-    """The topology with 1/`reduction` of its width, in whole units; `None` if no unit would be left."""
+    """The topology with 1/`reduction` of its width in whole units, or `None` if that is less than one unit."""
     assert isinstance(topology, Growable)
     units = topology.width // (reduction * topology.width_unit)
     return topology.with_size(width=units * topology.width_unit) if units else None
 
 
 def _growth_starts(stage: GrowStage, before: Sequence[StageModel]) -> tuple[Topology, ...]:
-    """The topology that growth starts from; of a screen's, one for each value of each dimension."""
+    """The topology that growth starts from; for a screen, topologies that cover each value of each dimension."""
     if stage.topology is not None:
         return (registry.parse_topology(stage.topology),)
     screen = latest(before, ScreenStage)
-    assert screen is not None  # `order_problems` comes first
+    assert screen is not None  # `order_problems` runs first
     space = screen.search_space
     first = first_topology(space)
     return (first, *space.neighbours(first))

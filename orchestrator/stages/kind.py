@@ -1,4 +1,4 @@
-"""What a file in `orchestrator/stages/` declares: a stage's model, its result, how it runs, and its line for people."""
+"""Types that a stage declares: its model, its result, its run function and its summary line."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,9 +13,9 @@ from orchestrator.store.records import StageRecord, TrialRecord
 
 
 class StageResult(BaseModel):
-    """What a finished stage leaves for later stages and for people; stored as JSON in the stage's row.
+    """The result of a finished stage, for later stages and for people; stored as JSON in the stage's row.
 
-    Rows of older versions must be readable: a field added later needs a default, and unknown keys are ignored.
+    Rows of older versions must remain readable: new fields need a default, and unknown keys are ignored.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -23,14 +23,14 @@ class StageResult(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class StageOutcome:
-    """What a finished stage leaves: `result` for later stages and people, the rest for MLflow."""
+    """The output of a finished stage: `result` for later stages and people, the rest for MLflow."""
 
     result: StageResult
     summary: str
-    """One line for people."""
+    """A one-line summary for people."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
-    """File name and content, such as `screening.csv`."""
+    """Content of text files by file name, such as `screening.csv`."""
     plots: tuple[Path, ...] = ()
     events: tuple[str, ...] = ()
     """Further tracking events, sent before the stage's run ends."""
@@ -46,26 +46,26 @@ def _as_stored(raw: Mapping[str, Any], _spec: Any, _trials: Callable[[], list[Tr
 
 @dataclass(frozen=True, kw_only=True)
 class StageKind(Generic[S, R]):
-    """A stage. `orchestrator.spec.stage_registry.STAGES` has its name."""
+    """A kind of stage. `orchestrator.spec.stage_registry.STAGES` defines its name."""
 
     model: type[S]
-    """Its block in a study file."""
+    """Model of its block in a study file."""
     result: type[R]
     run: Callable[[Any, S], StageOutcome]
-    """Runs the stage in a `StageContext`, with its block of the study file."""
+    """Runs the stage, given its `StageContext` and its block of the study file."""
     line: Callable[[R], str]
-    """What it found, in a few words, for `vitsearch status`."""
+    """Summarises the result in a few words for `vitsearch status`."""
     complete: Callable[[Mapping[str, Any], S, Callable[[], list[TrialRecord]]], Mapping[str, Any]] = _as_stored
-    """Adds to a stored result of an older version what later stages need, from the stage's trials."""
+    """Completes a stored result of an older version from the stage's trials, for later stages."""
 
     def read(self, stage: StageRecord, spec: S, trials: Callable[[], list[TrialRecord]]) -> R:
-        """The result of a finished stage, of this version or an older one."""
+        """The result of a finished stage, written by this version or an older one."""
         return self.result.model_validate(self.complete(stage.result, spec, trials))
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedStage(Generic[S, R]):
-    """An earlier stage as a later one sees it."""
+    """An earlier stage, as later stages read it."""
 
     record: StageRecord
     spec: S
@@ -73,6 +73,6 @@ class FinishedStage(Generic[S, R]):
 
 
 def stage_kind(name: str) -> StageKind[Any, Any]:
-    """The stage of a name in `STAGES`; its module is imported."""
+    """The kind of stage with a name in `STAGES`; imports its module."""
     kind: StageKind[Any, Any] = load_stage(name)
     return kind

@@ -1,4 +1,4 @@
-"""What the blocks of stages share that search plug-ins of one kind and their settings."""
+"""The common base of stages that search plug-ins of one kind and their settings."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -13,7 +13,7 @@ class PluginSearchModel(StageModel):
     """A search over plug-ins of one kind and their settings."""
 
     plugin_key: ClassVar[str]
-    """Name of the dimension that chooses the plug-in."""
+    """Name of the dimension that selects the plug-in."""
     plugin_field: ClassVar[str]
 
     @cached_property
@@ -22,7 +22,7 @@ class PluginSearchModel(StageModel):
 
     @property
     def dimensions(self) -> tuple[Dimension, ...]:
-        """What a sampler draws; empty if the file fixes everything."""
+        """The dimensions to search; empty if the file fixes everything."""
         return self._parsed[1]
 
     def decode(self, point: Mapping[str, Scalar]) -> PluginChoice:
@@ -31,7 +31,7 @@ class PluginSearchModel(StageModel):
 
     @property
     def known_dimensions(self) -> tuple[Dimension, ...] | None:
-        """The same, or `None` if a plug-in is wrong, which is reported at the plug-in."""
+        """Like `dimensions`, or `None` if a plug-in is invalid, which is reported separately."""
         try:
             return self.dimensions
         except ValueError:

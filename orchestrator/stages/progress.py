@@ -7,7 +7,7 @@ from trainers.config import EpochReport
 
 
 class Progress(Protocol):
-    """A display of a running study; the command line has one for people, one for logs and a silent one."""
+    """A display of a running study. The command line has one for terminals, one for logs and a silent one."""
 
     def stage_began(self, stage: StageRecord, *, total: int, done: int) -> None:
         """A stage begins or resumes, with `done` of at most `total` trials finished."""
@@ -27,7 +27,7 @@ class Progress(Protocol):
 
 
 class SilentProgress:
-    """Shows nothing."""
+    """A display that shows nothing."""
 
     def stage_began(self, stage: StageRecord, *, total: int, done: int) -> None: ...
 
@@ -41,5 +41,5 @@ class SilentProgress:
 
 
 def as_percent(value: Any) -> str:
-    """A fraction as people read it: 0.9778 is `97.8 %`."""
+    """A fraction as a percentage: 0.9778 becomes `97.8 %`."""
     return f"{100 * float(value):.1f} %"

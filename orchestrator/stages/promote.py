@@ -38,16 +38,16 @@ class PromoteResult(StageResult):
     parameters: float
     macs: float
     trial: int
-    """Of the train stage."""
+    """Number of the trial in the train stage."""
     folder: Path
-    """The model, relative to the study's folder."""
+    """Folder of the model, relative to the study's folder."""
     configuration: Configuration
     averaged: AveragingResult | None
     recommended_stopping: StoppingResult | None
 
 
-def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:  # noqa: ARG001 - it has no settings yet
-    """Build the champion from the best trial's checkpoints, test it, and keep it with its whole configuration."""
+def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:  # noqa: ARG001 - the stage has no settings
+    """Build the champion from the best trial's checkpoints, test it, and save it with its full configuration."""
     from orchestrator.reports.summary import configuration_yaml
     from trainers.champion import finish_model
     from trainers.data.images import load_images

@@ -1,4 +1,4 @@
-"""Judges scored proxies against a ground truth: the work of stage `correlate`, with its table, metrics and figures."""
+"""Judges scored proxies against a ground truth for stage `correlate`, and makes its table, metrics and figures."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from orchestrator.stages.verdict_results import CorrelateResult, Transfer, Truth
 from search_spaces.recipes import PluginChoice
 
 COMBINED = "combined."
-"""Prefix of the names of combinations, which no plug-in has."""
+"""Prefix of the names of combinations; no plug-in uses it."""
 LEARNED = f"{COMBINED}learned"
 _UNITS = {"fraction": "fraction", "table": "as in the table"}
 
@@ -83,7 +83,7 @@ class ProxyVerdicts:
         )
 
     def _combinations(self) -> dict[str, Seeds]:
-        """By ranks alone, and learned: each topology is predicted by a combination that never saw its accuracy."""
+        """Scores of rank aggregates and of the learned combination, which predicts each topology out of fold."""
         found: dict[str, Seeds] = {}
         for index in range(self._scored.num_seeds):
             oriented = self._scored.oriented(index)
@@ -95,7 +95,7 @@ class ProxyVerdicts:
         return found
 
     def _carry_over(self, other: ScoredTruth) -> Transfer:
-        """The combination learned on the first truth, judged on another that it never saw."""
+        """Judge the combination that was learned on the first truth on another, unseen truth."""
         predictions = []
         for index in range(self._scored.num_seeds if len(self._truth.topologies) >= MIN_TO_LEARN else 0):
             fitted = self._scored.oriented(index), self._truth.accuracies
@@ -115,7 +115,7 @@ class ProxyVerdicts:
         )
 
     def _with_failures(self, verdict: Verdict) -> Verdict:
-        """The verdict with the reasons of missing scores in its note."""
+        """Add the reasons for missing scores to the verdict's note."""
         reasons = self._scored.reasons.get(verdict.proxy, {})
         shown = [f"{count} failed: {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1])]
         more = [f"and {len(shown) - 2} other reasons"] if len(shown) > 2 else []
@@ -133,7 +133,7 @@ class ProxyVerdicts:
         return found | {f"wall_time_s.{name}": seconds for name, seconds in self._scored.wall_time_s.items()}
 
     def _score_table(self) -> str:
-        """One row per topology: its accuracy, and every score from the first seed."""
+        """One row per topology: its accuracy and its scores with the first seed."""
         names = list(self._scores)
         rows = zip(
             self._truth.topologies, self._truth.accuracies, *(self._scores[name][0] for name in names), strict=True
@@ -164,7 +164,7 @@ class ProxyVerdicts:
 
 
 def _tracked_truth(context: StageContext, truth: GroundTruth) -> list[str]:
-    """Events that tell MLflow what scores were compared with."""
+    """Events that record in MLflow the ground truth of the scores."""
     tree, stage = context.run_tree, context.stage
     if truth.kind == "trials":
         return tree.compared_with_study(stage, title=truth.title, digest=truth.digest, study=truth.source)
@@ -191,7 +191,7 @@ def _described(truth: GroundTruth) -> TruthSummary:
 
 
 def _verdict_row(verdict: Verdict) -> VerdictRow:
-    """A verdict with the baselines that it beats."""
+    """A verdict with the list of baselines that the proxy beats."""
     return VerdictRow.model_validate(
         {
             **verdict.model_dump(),
@@ -211,7 +211,7 @@ def _tau_text(verdict: Verdict) -> str:
 
 
 def _table(verdicts: Sequence[Verdict]) -> str:
-    """Everything that is known of each proxy, a line each."""
+    """All statistics of the proxies, one row per proxy."""
     statistics = ("tau", "spearman", "top_recall", "regret", "partial_tau")
     baselines = list(dict.fromkeys(name for row in verdicts for name in row.minus))
     names = [*statistics, *(f"minus_{name}" for name in baselines)]

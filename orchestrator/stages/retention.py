@@ -1,4 +1,4 @@
-"""Folders of checkpoints, and which checkpoints stay after a training has ended."""
+"""Folders of checkpoints, and the cleanup after training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ def checkpoint_folders(context: StageContext, trial: TrialRecord) -> tuple[Path,
     """Folders of a trial's checkpoints, oldest first.
 
     Raises:
-        StageFailedError: None is left on disk.
+        StageFailedError: No checkpoint is left on disk.
     """
     folders = tuple(record.path for record in context.store.checkpoints(trial.id) if record.path.is_dir())
     if not folders:
@@ -28,10 +28,11 @@ def checkpoint_folders(context: StageContext, trial: TrialRecord) -> tuple[Path,
 
 
 def drop_checkpoints(context: StageContext, trials: Sequence[TrialRecord], *, best: TrialRecord) -> None:
-    """Keep the best trial's weights, which later stages average, and of the others the newest, as MLflow shows them.
+    """Delete checkpoints that are no longer needed.
 
-    Optimizer states are removed, because no training resumes after its end. The study continues if a file cannot be
-    removed.
+    All weights of the best trial are kept, because later stages average them, and the newest weights of each other
+    trial, because MLflow links to them. Optimizer states are deleted, because a finished training never resumes. If a
+    file cannot be deleted, the study continues.
     """
     from trainers.training.checkpoints import CheckpointWriteError, retire  # imports torch
 
@@ -43,7 +44,7 @@ def drop_checkpoints(context: StageContext, trials: Sequence[TrialRecord], *, be
             for folder in folders:
                 retire(folder, keep={record.path for record in kept})
         except CheckpointWriteError as error:
-            context.progress.note(f"old checkpoints of trial {trial.number} stay on disk: {error.__cause__}")
+            context.progress.note(f"old checkpoints of trial {trial.number} could not be deleted: {error.__cause__}")
             continue
         if len(kept) < len(records):
             context.store.forget_checkpoints(trial.id, but={record.epoch for record in kept})

@@ -25,23 +25,23 @@ from search_spaces.recipes import PluginChoice
 from trainers.config import DataConfig, ScoreTask
 
 _COST_PROXIES = frozenset({"params", "flops", "depth", "latency"})
-"""Proxies that measure size only: they are compared with, not ranked by."""
+"""Proxies that measure only size; by default they do not count for the ranking."""
 
 
 class Limits(SpecModel):
-    """Bounds of a topology's closed-form costs; what is left out is not bounded."""
+    """Bounds on a topology's closed-form costs; an omitted bound does not limit the search."""
 
-    min_params: Count | None = Field(default=None, description="fewest parameters")
-    max_params: Count | None = Field(default=None, description="most parameters")
+    min_params: Count | None = Field(default=None, description="minimum number of parameters")
+    max_params: Count | None = Field(default=None, description="maximum number of parameters")
     min_macs: Count | None = Field(
-        default=None, description="fewest multiply-accumulates of one forward pass of one image"
+        default=None, description="minimum number of multiply-accumulates per image and forward pass"
     )
     max_macs: Count | None = Field(
-        default=None, description="most multiply-accumulates of one forward pass of one image"
+        default=None, description="maximum number of multiply-accumulates per image and forward pass"
     )
 
     def bounds(self) -> tuple[tuple[Literal["parameters", "macs"], int | None, int | None], ...]:
-        """The attribute of `search_spaces.base.Costs` with its lower and upper bound."""
+        """Attributes of `search_spaces.base.Costs` with their lower and upper bounds."""
         return ("parameters", self.min_params, self.max_params), ("macs", self.min_macs, self.max_macs)
 
 
@@ -52,8 +52,8 @@ class ScreenStage(StageModel):
     name: StageName = Field(default="screen", description="name of the stage in reports; unique in the study")
     space: PluginChoice = Field(default=PluginChoice(name="as-vit"), description="search space of the topologies")
     sampler: PluginChoice = Field(default=PluginChoice(name="random"), description="chooses the next topology")
-    num_trials: Count = Field(description="topologies to score")
-    batch_size: Count = Field(default=16, description="real images that a proxy sees")
+    num_trials: Count = Field(description="number of topologies to score")
+    batch_size: Count = Field(default=16, description="number of real images per proxy")
     proxies: tuple[PluginChoice, ...] = Field(
         default=tuple(PluginChoice(name=name) for name in ("length-distortion", "ntk-condition", "params", "flops")),
         min_length=1,
@@ -62,10 +62,10 @@ class ScreenStage(StageModel):
     rank_by: tuple[str, ...] | None = Field(
         default=None,
         min_length=1,
-        description="proxies whose ranks are added up to order the topologies; "
-        "by default the first two that measure more than size",
+        description="proxies that rank the topologies, by the sum of their ranks; by default the first two that "
+        "measure more than size",
     )
-    limits: Limits = Field(default=Limits(), description="bounds of parameters and multiply-accumulates")
+    limits: Limits = Field(default=Limits(), description="bounds on parameters and multiply-accumulates")
 
     @property
     def proxy_names(self) -> tuple[str, ...]:
@@ -74,7 +74,7 @@ class ScreenStage(StageModel):
 
     @property
     def ranking(self) -> tuple[str, ...]:
-        """Names of the proxies whose ranks are added up."""
+        """Names of the proxies whose rank sum orders the topologies."""
         if self.rank_by is not None:
             return self.rank_by
         return tuple(name for name in self.proxy_names if name not in _COST_PROXIES)[:2] or self.proxy_names[:1]
@@ -84,7 +84,7 @@ class ScreenStage(StageModel):
         """The space of topologies.
 
         Raises:
-            ValueError: No such space is installed, or it does not take the settings.
+            ValueError: No such space is installed, or it rejects the settings.
         """
         return registry.create_space(self.space.name, self.space.settings)
 
@@ -97,7 +97,7 @@ class ScreenStage(StageModel):
                 yield Problem((*at, "rank_by", index), one_of("the stage's proxies", name, self.proxy_names))
 
     def data_problems(self, before: Sequence[StageModel], data: DataConfig, at: KeyPath) -> Iterator[Problem]:  # noqa: ARG002
-        """A space that does not fit the images, and limits that no topology meets."""
+        """Yield a space that does not fit the images, and limits that no topology satisfies."""
         space = self.search_space
         problem = space.problem(first_topology(space), smallest_task(data))
         if problem:
@@ -107,7 +107,7 @@ class ScreenStage(StageModel):
             yield from _limit_problems(self, space, data, (*at, "limits"))
 
     def _dimensions(self) -> tuple[Dimension, ...] | None:
-        """What the sampler draws; `None` if the space is wrong, which is reported at the space."""
+        """The dimensions to search; `None` if the space is invalid, which is reported separately."""
         try:
             return tuple(self.search_space.dimensions())
         except ValueError:
@@ -115,28 +115,28 @@ class ScreenStage(StageModel):
 
 
 class RankedTopology(StageResult):
-    """A scored topology with its place."""
+    """A scored topology with its rank sum."""
 
     topology: str
     trial: int
     rank_sum: int
-    """Sum over the proxies of `rank_by` of the topology's dense rank; lower is better."""
+    """Sum of the topology's dense ranks under the proxies of `rank_by`; lower is better."""
     scores: dict[str, float]
 
 
 class ScreenedTopology(RankedTopology):
-    """The same with its size."""
+    """A scored topology with its rank sum and size."""
 
     parameters: int
     macs: int
 
 
 class SamplersChoice(StageResult):
-    """The topology that the sampler itself chose in the end."""
+    """The sampler's final choice of topology."""
 
     topology: str
     place: int | None
-    """In the ranking, from 1; `None` if it could not be scored, and then all below is `None`."""
+    """Place in the ranking, starting at 1. If the topology was not scored, this and all later fields are `None`."""
     trial: int | None = None
     rank_sum: int | None = None
     scores: dict[str, float] | None = None
@@ -152,19 +152,19 @@ class ScreenResult(StageResult):
     rank_by: dict[str, Direction]
     best: ScreenedTopology
     top: tuple[ScreenedTopology, ...]
-    """The best ten."""
+    """The ten best topologies."""
     ranking: tuple[RankedTopology, ...] = ()
-    """All of them. Empty in rows of 0.1.0, to which `StageContext.earlier` adds it."""
+    """All topologies. Version 0.1.0 stored none; `StageContext.earlier` adds them to its rows."""
     final_choice: SamplersChoice | None = None
-    """Of samplers that have one."""
+    """Set only if the sampler makes a final choice."""
 
 
 def run_screen(context: StageContext, spec: ScreenStage) -> StageOutcome:
-    """Score `num_trials` different topologies; the result ranks them by the sum of their ranks.
+    """Score `num_trials` different topologies and order them by the sum of their ranks.
 
-    The sampler sees the parts of a pool proxy, whose own values are known only once all topologies are.
+    The value of a pool proxy is known only after all topologies are scored, so the sampler optimises its parts.
 
-    If the sampler has a final choice, such as the argmax of a policy, the last trial scores it.
+    If the sampler makes a final choice, such as the argmax of a policy, the last trial scores it.
     """
     from orchestrator.engines.suggester import OptunaSuggester
     from orchestrator.stages.searching import run_search
@@ -189,7 +189,7 @@ def run_screen(context: StageContext, spec: ScreenStage) -> StageOutcome:
             topology=space.decode(trial.point).id,
             proxies=proxies,
             batch_size=spec.batch_size,
-            seed=context.seed,  # the same images, initial weights and circles for every topology: a paired comparison
+            seed=context.seed,  # paired comparison: all topologies share images, weight seeds and circles
         ),
     )
     ranked = _rank(run_search(context, search), spec)
@@ -221,7 +221,7 @@ def _rank(usable: Sequence[TrialRecord], spec: ScreenStage) -> list[Ranked]:
 def _with_ranking(
     raw: Mapping[str, Any], spec: ScreenStage, trials: Callable[[], list[TrialRecord]]
 ) -> Mapping[str, Any]:
-    """A stored result with its ranking, which version 0.1.0 did not store."""
+    """Add the ranking to a result stored by version 0.1.0, which did not store it."""
     if "ranking" in raw:
         return raw
     ranked = _rank([trial for trial in trials() if trial.is_usable], spec)
@@ -229,7 +229,7 @@ def _with_ranking(
 
 
 def _limit_problems(stage: ScreenStage, space: SearchSpace, data: DataConfig, at: KeyPath) -> Iterator[Problem]:
-    """Bounds that contradict each other or that no topology of the space meets."""
+    """Yield bounds that contradict each other or that no topology of the space satisfies."""
     for cost, low, high in stage.limits.bounds():
         suffix = "params" if cost == "parameters" else "macs"
         if low is not None and high is not None and low > high:

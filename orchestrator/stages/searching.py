@@ -1,4 +1,4 @@
-"""Runs a stage's search, and writes each change of a trial: rows, events for MLflow, the progress display."""
+"""Runs a stage's search and records each change of a trial: rows, MLflow events and the progress display."""
 
 import time
 from collections.abc import Iterator, Set
@@ -19,12 +19,12 @@ from trainers.training.watchdog import Watchdog
 
 
 def run_search(context: StageContext, search: Search, *, tracked: bool = False) -> list[TrialRecord]:
-    """Run a stage's search and return its trials with a result, by number; fewer if its deadline comes.
+    """Run a stage's search and return its trials with a result, by number. A deadline leaves fewer trials.
 
     Args:
-        context: The stage.
+        context: The context of the stage.
         search: The search.
-        tracked: Whether each trial gets its own run in MLflow, with its curve.
+        tracked: Whether each trial gets a separate run in MLflow, with its learning curve.
 
     Raises:
         StageInterruptedError: A stop was requested, or the deadline passed before any trial had a result.
@@ -43,11 +43,11 @@ def run_search(context: StageContext, search: Search, *, tracked: bool = False) 
     ended = sum(trial.state in FINISHED for trial in trials)
     is_late = ended < search.num_trials and context.control.deadline_reached()
     if is_late and not usable:
-        raise StageInterruptedError("its deadline came before any trial had a result")
+        raise StageInterruptedError("its deadline passed before any trial had a result")
     if is_late:
         context.progress.note(
-            f"the deadline of stage {context.stage.name!r} came: it is complete with {ended} of {search.num_trials} "
-            "trials"
+            f"the deadline of stage {context.stage.name!r} has passed; the stage is complete with {ended} of "
+            f"{search.num_trials} trials"
         )
     if not usable:
         reason = trials[-1].reason if trials else "no valid point was found"
@@ -58,7 +58,7 @@ def run_search(context: StageContext, search: Search, *, tracked: bool = False) 
 
 
 class StageLedger:
-    """The ledger of one stage; `tracked` trials get their own run in MLflow."""
+    """The ledger of one stage; with `tracked`, each trial gets a separate run in MLflow."""
 
     def __init__(self, context: StageContext, search: Search, *, tracked: bool) -> None:
         self._context = context
@@ -66,7 +66,7 @@ class StageLedger:
         self._tracked = tracked
         self._seed = context.seed
         self._attempts: dict[int, AttemptRecord] = {}
-        self._trials: dict[int, TrialRecord] = {}  # running trials that the watchdog watches
+        self._trials: dict[int, TrialRecord] = {}  # running trials under the watchdog
         self._watchdog = self._make_watchdog()
         self._best: TrialRecord | None = None
         self._ended: EndedTrial | None = None  # written when the next trial begins
@@ -124,7 +124,7 @@ class StageLedger:
         record = self._ended.trial
         if outcome.state == "interrupted":
             self.settle()
-            if outcome.error is not None:  # every other trial would fail too
+            if outcome.error is not None:  # all other trials would also fail
                 raise StageInterruptedError(outcome.reason)
         return record
 
@@ -134,7 +134,7 @@ class StageLedger:
             self._note_written()
 
     def _note_written(self) -> None:
-        """Show the trial that was just written as ended."""
+        """Show that the trial whose end was just written has ended."""
         if self._ended is None:
             return
         record, self._ended = self._ended.trial, None
@@ -150,11 +150,11 @@ class StageLedger:
 
     def lose(self, trial: TrialRecord, reason: str) -> TrialRecord:
         self.settle()
-        self._context.progress.note(f"trial {trial.number} lost its worker and starts again: {reason}")
+        self._context.progress.note(f"trial {trial.number} lost its worker and will be restarted: {reason}")
         return self._context.store.lose_attempt(trial, self._attempts.pop(trial.number))
 
     def _make_watchdog(self) -> Watchdog | None:
-        """The watchdog of trainings in this process; other pools watch their workers themselves."""
+        """The watchdog of trainings in this process. Other pools monitor their workers themselves."""
         minutes = self._context.spec.resources.silent_minutes
         pool = (self._context.execution.setup or {}).get("pool")
         if minutes is None or self._search.epochs is None or pool != "inline":
@@ -162,16 +162,16 @@ class StageLedger:
         return Watchdog(60 * minutes, partial(self._on_timeout, minutes))
 
     def _on_timeout(self, minutes: float, numbers: Set[int]) -> None:
-        """Fail a training that hangs. If a pack hangs, lose its trials, so that each trains alone next."""
+        """Fail a training that hangs. If a pack hangs, give up its attempts, so that each trial then trains alone."""
         if not numbers <= self._attempts.keys():
-            return  # one of them has just ended
+            return  # one of the trials has just ended
         trials = [self._trials[number] for number in sorted(numbers)]
         reason = f"it gave no sign of life for {minutes:g} minutes (`resources.silent_minutes`)"
         message = f"trial {trials[0].number} of stage {self._context.stage.name!r} hangs: {reason}"
         if len(trials) > 1:
             named = f"{', '.join(str(trial.number) for trial in trials[:-1])} or {trials[-1].number}"
             message = f"trial {named} of stage {self._context.stage.name!r}, trained as a pack, hangs: {reason}. "
-            message += "Each of them trains alone next"
+            message += "Each of these trials will train alone"
         try:
             if len(trials) == 1:
                 self.finish(trials[0], TaskOutcome(state="failed", error="silent", reason=reason))
@@ -227,7 +227,7 @@ class StageLedger:
 
 
 class StoringReporter(Reporter):
-    """Writes a running trial's reports, in the study's process."""
+    """Stores a running trial's reports; lives in the study's process."""
 
     def __init__(
         self,

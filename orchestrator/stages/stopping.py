@@ -1,4 +1,4 @@
-"""Stage `stopping`: replays recorded learning curves under stopping criteria, without training."""
+"""Stage `stopping`: applies stopping criteria to recorded learning curves, without training."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,13 +26,13 @@ OBJECTIVES = (Objective("epochs_saved", "maximize"), Objective("accuracy_lost", 
 
 
 class StoppingStage(PluginSearchModel):
-    """Replays the recorded learning curves under early-stopping criteria."""
+    """Applies early-stopping criteria to the recorded learning curves."""
 
     plugin_key: ClassVar[str] = "stopping.criterion"
     plugin_field: ClassVar[str] = "criteria"
     stage: Literal["stopping"]
     name: StageName = Field(default="stopping", description="name of the stage in reports; unique in the study")
-    num_trials: Count = Field(description="criteria to replay")
+    num_trials: Count = Field(description="number of criteria to replay")
     sampler: PluginChoice = Field(default=PluginChoice(name="tpe"), description="chooses the next criterion")
     criteria: tuple[PluginChoice, ...] = Field(
         min_length=1, description="early-stopping criteria; a setting that is a list or {low, high} is searched"
@@ -59,7 +59,7 @@ class StoppingStage(PluginSearchModel):
 
 
 class ReplayedCriterion(StageResult):
-    """A criterion that no other beats in epochs saved without losing more accuracy."""
+    """A Pareto-optimal criterion: no other saves more epochs without losing more accuracy."""
 
     trial: int
     criterion: str
@@ -69,7 +69,7 @@ class ReplayedCriterion(StageResult):
 
 
 class StoppingResult(StageResult):
-    """The chosen criterion, and what it saves and costs on the recorded curves. Shares are fractions."""
+    """The chosen criterion, with its savings and losses on the recorded curves as fractions."""
 
     criterion: PluginChoice
     epochs_saved: float
@@ -81,7 +81,7 @@ class StoppingResult(StageResult):
 
 
 def run_stopping(context: StageContext, spec: StoppingStage) -> StageOutcome:
-    """Search the setting that saves most epochs while it loses at most `max_accuracy_lost` of accuracy."""
+    """Search for the criterion that saves the most epochs and loses at most `max_accuracy_lost` of accuracy."""
     from orchestrator.engines.suggester import OptunaSuggester
     from orchestrator.stages.searching import run_search
 
@@ -89,7 +89,7 @@ def run_stopping(context: StageContext, spec: StoppingStage) -> StageOutcome:
     whole = {trial.trial for trial in train.result.trials if trial.state == "complete"}
     if not whole:
         raise StageFailedError(
-            "the stopping stage replays curves of trials that were trained to their end, but every trial was stopped "
+            "the stopping stage needs curves of trials that trained for all their epochs, but every trial was stopped "
             "early. Set `stopping: null` in the train stage."
         )
     trials = [trial for trial in context.store.trials(train.record.id) if trial.number in whole]
@@ -128,7 +128,7 @@ def run_stopping(context: StageContext, spec: StoppingStage) -> StageOutcome:
 
 
 def choose_criterion(trials: list[TrialRecord], *, max_accuracy_lost: float) -> TrialRecord:
-    """Most epochs saved within the limit on accuracy; the least accuracy lost if none is within it."""
+    """The trial that saves the most epochs within the limit; if none is within it, the one that loses the least."""
     allowed = [trial for trial in trials if trial.metrics["accuracy_lost"] <= max_accuracy_lost]
     if allowed:
         return min(
@@ -139,7 +139,7 @@ def choose_criterion(trials: list[TrialRecord], *, max_accuracy_lost: float) -> 
 
 
 def pareto_front(trials: list[TrialRecord]) -> list[TrialRecord]:
-    """Trials that no other beats in epochs saved without losing more accuracy, by epochs saved."""
+    """Pareto-optimal trials, ordered by epochs saved: no other saves more epochs without losing more accuracy."""
     ordered = sorted(trials, key=lambda trial: (-trial.metrics["epochs_saved"], trial.metrics["accuracy_lost"]))
     front: list[TrialRecord] = []
     for trial in ordered:

@@ -9,20 +9,20 @@ from search_spaces.recipes import PluginChoice
 
 
 class Ranked(NamedTuple):
-    """A screened topology with its place."""
+    """A screened topology with its rank sum."""
 
     topology: str
     rank_sum: int
-    """Sum over the proxies of the topology's dense rank, 0 for the best; lower is better."""
+    """Sum of the topology's dense ranks over the proxies; the best rank is 0, lower is better."""
     trial: TrialRecord
 
 
 def rank_topologies(
     trials: Sequence[TrialRecord], directions: Mapping[str, Literal["maximize", "minimize"]]
 ) -> list[Ranked]:
-    """Screened topologies, best first; equal sums keep the order of the trials.
+    """Screened topologies, best first; ties keep the order of the trials.
 
-    Source: the rank sum of As-ViT's auto-scaling (Chen et al. 2022, arXiv:2202.11921), here over any proxies.
+    Source: the rank sum of As-ViT's auto-scaling (Chen et al. 2022, arXiv:2202.11921), generalised to any proxies.
     """
     sums = rank_sums([trial.metrics for trial in trials], directions)
     ranked = [Ranked(trial.details["topology"], total, trial) for trial, total in zip(trials, sums, strict=True)]
@@ -30,7 +30,7 @@ def rank_topologies(
 
 
 def add_pool_scores(trials: Sequence[TrialRecord], proxies: Sequence[PluginChoice]) -> list[TrialRecord]:
-    """The trials with the values of the pool proxies over all of them among their metrics."""
+    """Add the values of the pool proxies, computed over all trials, to the metrics of the trials."""
     added: list[dict[str, float]] = [{} for _ in trials]
     for choice in proxies:
         if is_pool_proxy(choice.name):
@@ -46,7 +46,7 @@ def add_pool_scores(trials: Sequence[TrialRecord], proxies: Sequence[PluginChoic
 def rank_sums(
     scores: Sequence[Mapping[str, float]], directions: Mapping[str, Literal["maximize", "minimize"]]
 ) -> list[int]:
-    """Sum over the proxies of each row's dense rank; rows with equal scores share a rank."""
+    """Sum of each row's dense ranks over the proxies; rows with equal scores share a rank."""
     totals = [0] * len(scores)
     for proxy, direction in directions.items():
         values = sorted({row[proxy] for row in scores}, reverse=direction == "maximize")
@@ -57,7 +57,7 @@ def rank_sums(
 
 
 def choose_candidates(ranked: Sequence[str], *, best: int, spread: int) -> list[str]:
-    """The `best` first topologies, and `spread` more evenly over the rest of the ranking, its end included."""
+    """The first `best` topologies, and `spread` more, spaced evenly over the rest of the ranking including its end."""
     chosen = list(ranked[:best])
     rest = ranked[best:]
     count = min(spread, len(rest))

@@ -32,13 +32,13 @@ ACCURACY = Objective("val_accuracy", "maximize")
 CHANGEABLE = frozenset(
     ("learning_rate", "weight_decay", "label_smoothing", "drop_path", "augmentation", "curriculum", "gradient_clip")
 )
-"""Recipe fields that population-based training may change in the middle of a training."""
+"""Recipe fields that population-based training may change during a training."""
 _ALWAYS_SHOWN = CHANGEABLE | {"batch_size", "schedule", "warmup"}
-"""Recipe fields that MLflow shows for every trial."""
+"""Recipe fields that MLflow always shows."""
 
 
 class Candidates(SpecModel):
-    """Which screened topologies are trained."""
+    """Selects the screened topologies to train."""
 
     best: Count = Field(default=3, description="number of topologies with the best ranks")
     spread: Annotated[int, Field(ge=0, strict=True)] = Field(
@@ -48,29 +48,29 @@ class Candidates(SpecModel):
 
     @property
     def total(self) -> int:
-        """How many topologies that is."""
+        """Total number of topologies."""
         return self.best + self.spread
 
 
 class TrainStage(StageModel):
-    """Trains candidate topologies, each trial with a sampled recipe."""
+    """Trains candidate topologies; each trial has a sampled recipe."""
 
     stage: Literal["train"]
     name: StageName = Field(default="train", description="name of the stage in reports; unique in the study")
     candidates: Candidates | None = Field(
         default=None,
-        description="topologies of the preceding screen to train; a topology grown since then is added",
+        description="topologies of the preceding screen to train; a topology grown in between is added",
     )
     topologies: tuple[str, ...] = Field(
-        default=(), description="train these instead of `candidates`, each written as space:text"
+        default=(), description="topologies to train instead of `candidates`, each written as space:text"
     )
     sampler: PluginChoice = Field(default=PluginChoice(name="tpe"), description="chooses candidate and recipe")
     num_trials: Count = Field(
-        description="models to train: first each candidate once with the base recipe, then sampled ones"
+        description="number of models to train: first each candidate once with the base recipe, then sampled recipes"
     )
-    epochs: Count = Field(description="budget of one trial in visits of the whole training set")
+    epochs: Count = Field(description="budget of one trial in passes over the training set")
     keep_checkpoints: Count = Field(
-        default=8, description="number of newest epochs whose weights are kept, for averaging"
+        default=8, description="number of newest epochs whose weights are kept for averaging"
     )
     stopping: PluginChoice | None = Field(default=None, description="early-stopping criterion; null trains to the end")
     recipe: dict[str, Any] = Field(
@@ -78,12 +78,12 @@ class TrainStage(StageModel):
     )
     signals: tuple[Signal, ...] = Field(
         default=(),
-        description="signals to record every epoch, besides those that its plug-ins and the stopping stages below read",
+        description="signals to record every epoch, in addition to those that plug-ins and later stopping stages read",
     )
 
     @property
     def chosen_candidates(self) -> Candidates | None:
-        """Which screened topologies are trained; `None` if the file names `topologies`."""
+        """The selection of screened topologies; `None` if the file names `topologies`."""
         return None if self.topologies else self.candidates or Candidates()
 
     @cached_property
@@ -102,14 +102,14 @@ class TrainStage(StageModel):
         yield from _candidate_problems(self, latest(before, ScreenStage), has_grown, at)
 
     def data_problems(self, before: Sequence[StageModel], data: DataConfig, at: KeyPath) -> Iterator[Problem]:
-        """Topologies that do not fit the images, and curricula that the models cannot follow."""
+        """Yield topologies and image sizes that do not fit the images, and curricula that the models do not support."""
         for index, text in enumerate(self.topologies):
             yield from topology_text_problems(text, data, (*at, "topologies", index))
         yield from _curriculum_problems(self, before, at)
         yield from _image_size_problems(self, before, data, at)
 
     def _dimensions(self) -> tuple[Dimension, ...] | None:
-        """What the sampler draws of the recipe; `None` if the recipe is wrong, which is reported at the recipe."""
+        """The recipe dimensions to search; `None` if the recipe is invalid, which is reported separately."""
         try:
             return self.recipe_space.dimensions
         except ValueError:
@@ -124,11 +124,11 @@ class TrainedTrial(StageResult):
     topology: str
     val_accuracy: float
     has_base_recipe: bool
-    """Whether it is its candidate's trial with the base recipe and was not cut by a scheduler: these compare."""
+    """Whether the trial used the base recipe and no scheduler ended it; accuracies of such trials are comparable."""
 
 
 class LeaderboardRow(StageResult):
-    """A trial with its point: a key for each dimension, such as `recipe.learning_rate`."""
+    """A trial with its sampled point: one key per dimension, such as `recipe.learning_rate`."""
 
     model_config = ConfigDict(extra="allow")
     trial: int
@@ -142,18 +142,18 @@ class TrainResult(StageResult):
     """The trained trials."""
 
     candidates: tuple[str, ...]
-    """Topologies; the first trials train them with the base recipe, in this order."""
+    """Candidate topologies. The first trials train them in this order with the base recipe."""
     num_candidates: int
     best: LeaderboardRow
     leaderboard: tuple[LeaderboardRow, ...]
-    """The best ten."""
+    """The ten best trials."""
     trials: tuple[TrainedTrial, ...] = ()
-    """All with a result, by number. Empty in rows of 0.1.0, to which `StageContext.earlier` adds them."""
+    """All trials with a result, by number. Version 0.1.0 stored none; `StageContext.earlier` adds them to its rows."""
     num_failed: int
 
 
 def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
-    """One trial per candidate with the base recipe, so that their accuracies compare, then sampled recipes."""
+    """Train each candidate with the base recipe, so that accuracies are comparable, then sampled recipes."""
     from orchestrator.engines.suggester import OptunaSuggester
     from orchestrator.stages.searching import run_search
 
@@ -207,7 +207,7 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
 
 
 def _largest(context: StageContext, spec: TrainStage, candidates: list[str]) -> list[Configuration]:
-    """Each candidate with the base recipe at the largest batch size that is searched."""
+    """Each candidate with the base recipe and the largest batch size in the search."""
     space = spec.recipe_space
     recipe = space.base.model_copy(update={"batch_size": space.largest_batch_size})
     return [
@@ -229,7 +229,7 @@ def configuration_of(context: StageContext, spec: TrainStage, trial: TrialRecord
 
 
 def best_trial(trials: list[TrialRecord]) -> TrialRecord:
-    """The trial with the highest validation accuracy; the lower validation loss decides a tie."""
+    """The trial with the highest validation accuracy; ties go to the lower validation loss."""
     return sort_trials(trials)[0]
 
 
@@ -273,7 +273,7 @@ def _with_trials(
     spec: TrainStage,  # noqa: ARG001 - other stages need it
     trials: Callable[[], list[TrialRecord]],
 ) -> Mapping[str, Any]:
-    """A stored result with its trials, which version 0.1.0 did not store."""
+    """Add the trials to a result stored by version 0.1.0, which did not store them."""
     if "trials" in raw:
         return raw
     usable = [trial for trial in trials() if trial.is_usable]
@@ -281,7 +281,7 @@ def _with_trials(
 
 
 def _candidates(context: StageContext, spec: TrainStage) -> tuple[list[str], dict[str, str]]:
-    """Topologies to train, and for the grown ones what they were grown from."""
+    """Topologies to train, and the start of each grown topology."""
     if spec.topologies:
         return list(spec.topologies), {}
     grow, screen = context.earlier(GROW), context.earlier(SCREEN)
@@ -324,7 +324,7 @@ def _parameters(context: StageContext, spec: TrainStage, point: Point) -> Mappin
 
 
 def _flat_recipe(recipe: Recipe, space: RecipeSpace) -> dict[str, Any]:
-    """A recipe as flat readable parameters, with the same keys for all trials of a study.
+    """Flatten a recipe to readable parameters, with the same keys for all trials of a study.
 
     Fields that most recipes leave at their default are included only if the study sets or searches them.
     """
@@ -367,7 +367,7 @@ def _candidate_problems(
     if stage.topologies and stage.candidates is not None:
         yield Problem((*at, "topologies"), "give `candidates` or `topologies`, but got both. Remove one of them.")
     if len(set(stage.topologies)) < len(stage.topologies):
-        yield Problem((*at, "topologies"), "topologies must differ, but one is there twice. Remove it.")
+        yield Problem((*at, "topologies"), "topologies must differ, but one is repeated. Remove the duplicate.")
     candidates = stage.chosen_candidates
     if candidates is not None and screen is None and not has_grown:
         yield Problem(
@@ -390,7 +390,7 @@ def _candidate_problems(
 
 
 def _curriculum_problems(stage: TrainStage, before: Sequence[StageModel], at: KeyPath) -> Iterator[Problem]:
-    """Curricula that the models of the stage cannot follow."""
+    """Yield curricula that the models of the stage do not support."""
     if "curriculum" not in stage.recipe:
         return
     path, spaces = (*at, "recipe", "curriculum"), _trained_spaces(stage, before)
@@ -403,7 +403,7 @@ def _curriculum_problems(stage: TrainStage, before: Sequence[StageModel], at: Ke
 def _image_size_problems(
     stage: TrainStage, before: Sequence[StageModel], data: DataConfig, at: KeyPath
 ) -> Iterator[Problem]:
-    """Sizes of growing images that exceed the data's or do not fit the topologies."""
+    """Yield image sizes that exceed the image size of the data or do not fit the topologies."""
     raw = stage.recipe.get("image_size")
     if raw is None:
         return
@@ -417,14 +417,14 @@ def _image_size_problems(
 
 
 def _signals(context: StageContext, spec: TrainStage) -> tuple[Signal, ...]:
-    """Signals that the trials record: those asked for, and those that later stages read."""
+    """Signals that the trials record: those of the stage, and those that later stages read."""
     after = context.spec.stages[context.stage.position + 1 :]
     wanted = frozenset(spec.signals).union(*(stage.signals_read for stage in after))
     return tuple(signal for signal in Signal if signal in wanted)
 
 
 def _trained_spaces(stage: TrainStage, before: Sequence[StageModel]) -> list[str]:
-    """Names of the spaces whose topologies the stage trains."""
+    """Names of the search spaces of the stage's topologies."""
     texts = list(stage.topologies)
     if not texts:
         screen, grown = latest(before, ScreenStage), latest(before, GrowStage)

@@ -1,4 +1,4 @@
-"""Scores of the topologies of ground truths, a trial per topology and seed; what is known is taken from the store."""
+"""Scores the topologies of ground truths, one trial per topology and seed; stored scores are reused."""
 
 import math
 from collections import Counter, deque
@@ -18,7 +18,7 @@ from search_spaces.recipes import PluginChoice
 from trainers.config import ScoreTask
 
 Seeds = list[list[float]]
-"""Per seed, one score per topology; nan if there is none."""
+"""For each seed, one score per topology; nan if there is no score."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,28 +27,28 @@ class ScoredTruth:
 
     truth: GroundTruth
     choices: tuple[PluginChoice, ...]
-    """Of the proxies that were scored topology by topology."""
+    """The proxies that were scored for each topology."""
     scores: Mapping[str, Seeds]
-    """By proxy; an exact one has one seed."""
+    """Scores by proxy; an exact proxy has one seed."""
     reasons: Mapping[str, Mapping[str, int]]
-    """By proxy: why scores are missing, with how many."""
+    """Reasons for missing scores by proxy, each with its count."""
     wall_time_s: Mapping[str, float]
-    """By proxy: mean seconds per topology and seed; a pass that serves several counts for the first of them."""
+    """Mean seconds per topology and seed, by proxy; the first proxy of a shared pass bears its time."""
 
     @property
     def num_seeds(self) -> int:
         return max(len(seeds) for seeds in self.scores.values())
 
     def of_seed(self, index: int) -> dict[str, list[float]]:
-        """Every proxy's scores from one seed; those of an exact proxy are the same for all."""
+        """Every proxy's scores with one seed; those of an exact proxy are the same for all seeds."""
         return {name: seeds[min(index, len(seeds) - 1)] for name, seeds in self.scores.items()}
 
     def oriented(self, index: int) -> dict[str, list[float]]:
-        """The same, turned so that more is better."""
+        """Like `of_seed`, with signs changed if necessary so that higher is better."""
         return {name: orient(name, scores) for name, scores in self.of_seed(index).items()}
 
     def of_pool(self, choice: PluginChoice) -> Seeds:
-        """A pool proxy's values over all topologies, per seed of its parts."""
+        """A pool proxy's values over all topologies, for each seed."""
         return [pool_scores(choice, self.of_seed(index)) for index in range(self.num_seeds)]
 
 
@@ -61,20 +61,20 @@ def score_truths(
     num_seeds: int,
     batch_size: int,
 ) -> list[ScoredTruth]:
-    """Score every topology of the truths with every proxy; a pool proxy's parts stand for it.
+    """Score every topology of the truths with every proxy; a pool proxy is replaced by its parts.
 
-    Trials go by topology and seed. Truths that want the same networks on the same images share them.
+    There is one trial per topology and seed. Truths with the same networks and images share trials.
 
     Args:
-        context: The stage.
-        truths: At least one.
+        context: The context of the stage.
+        truths: The ground truths, at least one.
         choices: The proxies.
-        base_seed: The first seed; further ones follow from it, and exact proxies are scored with the first alone.
-        num_seeds: How many there are.
-        batch_size: Images that a proxy sees.
+        base_seed: The first seed. Further seeds are derived from it; exact proxies are scored with the first seed only.
+        num_seeds: Number of seeds.
+        batch_size: Number of images per proxy.
 
     Raises:
-        StageInterruptedError: A stop was requested, or the deadline came before any trial had a result.
+        StageInterruptedError: A stop was requested, or the deadline passed before any trial had a result.
         StageFailedError: No topology could be scored with any proxy.
     """
     scored = scored_choices(choices)
@@ -115,22 +115,22 @@ def score_truths(
 
 
 class _Key(NamedTuple):
-    """What a trial scores."""
+    """Identifies the scores of a trial."""
 
     scene: int
-    """The first truth with its networks and images."""
+    """Index of the first truth with the same networks and images."""
     topology: str
     seed: int
-    """Counted from 0."""
+    """Index of the seed, starting at 0."""
 
 
 class _OneByOne:
-    """Suggests given points in their order; nothing is learned from how they ended."""
+    """Suggests the given points in order and ignores results."""
 
     def __init__(self, points: Sequence[Point]) -> None:
         self._points = deque(points)
 
-    def ask(self, number: int) -> Suggestion | None:  # noqa: ARG002 - the order of the points is that of the numbers
+    def ask(self, number: int) -> Suggestion | None:  # noqa: ARG002 - the points are in the order of trial numbers
         return Suggestion(self._points.popleft(), {}) if self._points else None
 
     def expect(self, trial: TrialRecord) -> None: ...
@@ -139,7 +139,7 @@ class _OneByOne:
 
 
 def _scene(truths: Sequence[GroundTruth], index: int) -> int:
-    """The first truth whose networks and images are those of the truth at `index`."""
+    """Index of the first truth with the same networks and images as the truth at `index`."""
     mine = truths[index]
     return next(at for at, truth in enumerate(truths) if (truth.data, truth.task) == (mine.data, mine.task))
 
@@ -151,7 +151,7 @@ def _key(point: Point) -> _Key:
 def _collect(
     truth: GroundTruth, trials: Sequence[Sequence[TrialRecord | None]], choices: tuple[PluginChoice, ...]
 ) -> ScoredTruth:
-    """The trials' scores, from trials by seed and topology."""
+    """Collect the scores of trials, which are given by seed and topology."""
     scores: dict[str, Seeds] = {}
     reasons: dict[str, Counter[str]] = {}
     wall_time_s: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""The accuracies that a study's stages read from elsewhere, from tables or from trained studies."""
+"""External accuracies that a study's stages read, from tables or from trained studies."""
 
 import hashlib
 import json
@@ -27,15 +27,15 @@ TRAINED_TARGET = "val_accuracy"
 
 
 def load_truth(source: TruthSource, *, data: DataConfig, store: Store | None) -> GroundTruth:
-    """The accuracies that a study file names.
+    """Load the accuracies that a study file names.
 
     Args:
         source: A table or a study.
-        data: The images that a table's topologies are scored on; a study brings its own.
-        store: Where studies are looked up; `None` if there are none yet.
+        data: The images on which a table's topologies are scored; a study has its own images.
+        store: The store with the studies; `None` if there is none yet.
 
     Raises:
-        TruthError: It cannot be read, or does not fit the images.
+        TruthError: The source cannot be read, or does not fit the images.
         trainers.data.sources.DataError: The images cannot be read.
     """
     return load_table_truth(source, data=data) if source.study is None else _study_truth(source.study, store)
@@ -46,16 +46,17 @@ def trained_truth(
 ) -> GroundTruth:
     """The accuracies of a finished train stage: one trial per candidate, all with the base recipe.
 
-    Sampled recipes are left out, since they would blur which topology is better; the curves are those of all trials.
+    Trials with sampled recipes are excluded, because their accuracies also depend on the recipe. The curves are those
+    of all trials.
 
     Raises:
-        TruthError: No candidate was trained to its end.
+        TruthError: No candidate was trained for all its epochs.
     """
     base = [trial for trial in train.result.trials if trial.has_base_recipe]
     if not base:
         raise TruthError(
-            f"stage {train.record.name!r} of study {study.name!r} must have trained a topology with the base recipe to "
-            "its end, but it has none.",
+            f"stage {train.record.name!r} of study {study.name!r} must have trained a topology with the base recipe "
+            f"for all its epochs, but it has none. See: vitsearch status {study.name}",
             key="study",
         )
     accuracies = tuple(trial.val_accuracy for trial in base)
@@ -80,10 +81,10 @@ def trained_truth(
 
 
 def data_fingerprint(spec: StudySpec, images: "ImageData", store: Store | None) -> str:
-    """Digest of everything that a study reads: its images, and the tables and studies that it compares with.
+    """Digest of everything that a study reads: its images, and the tables and studies to compare with.
 
     Raises:
-        TruthError: One of them is missing.
+        TruthError: A table or study is missing.
     """
     truths = [truth for stage in spec.stages for truth in stage.truths]
     if not truths:
@@ -92,10 +93,10 @@ def data_fingerprint(spec: StudySpec, images: "ImageData", store: Store | None) 
 
 
 def truth_fingerprint(source: TruthSource, store: Store | None) -> str:
-    """Changes when a table's content does, or when a study is another one of the same name.
+    """Fingerprint of a table's content, or of a study; a new study with the same name has a new fingerprint.
 
     Raises:
-        TruthError: It is missing.
+        TruthError: The table or study is missing.
     """
     if source.study is not None:
         return find_truth_study(source.study, store)[1].uid
@@ -103,10 +104,10 @@ def truth_fingerprint(source: TruthSource, store: Store | None) -> str:
 
 
 def find_truth_study(name: str, store: Store | None) -> tuple[Store, StudyRecord]:
-    """The study of that name.
+    """Find a study by name, and return it with its store.
 
     Raises:
-        TruthError: There is none.
+        TruthError: There is no study of that name.
     """
     study = store.find_study(name) if store else None
     if store is None or study is None:
@@ -118,21 +119,21 @@ def find_truth_study(name: str, store: Store | None) -> tuple[Store, StudyRecord
 
 
 def last_screen(spec: StudySpec, before: int | None = None) -> ScreenStage | None:
-    """The last screen of a study, or the last one before a position."""
+    """The last screen of a study, or the last screen before a position; `None` if there is none."""
     return latest(spec.stages[:before], ScreenStage)
 
 
 def read_spec(study: StudyRecord) -> StudySpec:
-    """The spec that a study was made from.
+    """The spec from which a study was created.
 
     Raises:
-        TruthError: It was made by a version whose study files were different.
+        TruthError: The study is from a version with incompatible study files.
     """
     try:
         return StudySpec.model_validate(study.spec)
     except ValidationError:
         raise TruthError(
-            f"study {study.name!r} must be one of this version, but its file has keys of another version. "
+            f"study {study.name!r} must be readable by this version, but its file is from another version. "
             "Run it again under another name.",
             key="study",
         ) from None
@@ -152,8 +153,8 @@ def _study_truth(name: str, store: Store | None) -> GroundTruth:
     images = load_images(spec.data)
     if data_fingerprint(spec, images, store) != study.data_digest:
         raise TruthError(
-            f"the images of study {name!r} must be the ones that it was trained on, but those of {spec.data.source} "
-            "have changed since. Restore them.",
+            f"the images of study {name!r} must be the same as when it was trained, but those of {spec.data.source} "
+            "have changed since then. Restore them.",
             key="study",
         )
     record = finished[-1]

@@ -1,4 +1,4 @@
-"""What the stage `correlate` judges by, and what it finds: its typed result."""
+"""Settings and typed result of the stage `correlate`."""
 
 from typing import Literal, NamedTuple
 
@@ -7,17 +7,17 @@ from orchestrator.stages.kind import StageResult
 
 
 class VerdictSettings(NamedTuple):
-    """How proxies are judged."""
+    """Settings for judging proxies."""
 
     baselines: tuple[str, ...]
     resamples: int
     confidence: float
     combine: bool
-    """Whether combinations of the scores are judged too."""
+    """Whether to judge combinations of the scores as well."""
 
 
 class TruthSummary(StageResult):
-    """What scores were compared with."""
+    """The ground truth that scores were compared with."""
 
     kind: Literal["trials", "table"]
     name: str
@@ -55,7 +55,7 @@ class Transfer(StageResult):
 
 
 class CorrelateResult(StageResult):
-    """The verdict on every proxy, the best tau first."""
+    """The verdicts on all proxies, best tau first."""
 
     truth: TruthSummary
     num_topologies: int

@@ -60,7 +60,7 @@ def test_a_deadline_completes_a_stage_with_the_trials_it_has(tmp_path: Path) -> 
 def test_a_deadline_before_any_result_interrupts_the_study(tmp_path: Path) -> None:
     study = run_here(study_file(tmp_path), tmp_path / "home", deadline=lambda stage: stage == "train")
     assert study.state == "interrupted"
-    assert study.reason == "its deadline came before any trial had a result"
+    assert study.reason == "its deadline passed before any trial had a result"
     assert run_here(study_file(tmp_path), tmp_path / "home").state == "complete"
 
 

@@ -104,7 +104,7 @@ def test_widths_are_multiples_that_the_reduced_heads_can_share() -> None:
 )
 def test_a_start_that_is_too_narrow_for_the_reduction_is_refused(tmp_path: Path, topology: str, expected: str) -> None:
     found = problem_of(tmp_path, "random", f"target_params: 90_000_000, reduction: 32, topology: '{topology}'")
-    assert re.search(rf"stages\[1\]\.reduction: must leave every start buildable.*{expected}", found)
+    assert re.search(rf"stages\[1\]\.reduction: must allow scoring every start.*{expected}", found)
 
 
 def test_growth_without_a_target_is_refused(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_start_is_named_in_one_way(tmp_path: Path) -> None:
         (
             "reinforce",
             "curriculum: [none, {name: paced, start: [0.2, 0.4]}]",
-            "exists only if recipe.curriculum is 'paced'",
+            "only if recipe.curriculum is 'paced'",
         ),
     ],
 )
