@@ -1,1 +1,1 @@
-"""The command line: thin commands, tables for people, JSON for programs. Heavy imports happen inside commands."""
+"""The command line: thin commands, tables for people, JSON for programs. Commands import heavy modules lazily."""

@@ -20,12 +20,12 @@ def out(value: Any) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print a result for programs: one JSON document; numbers that are not finite become null."""
+    """Print a result for programs as one JSON document; non-finite numbers become null."""
     sys.stdout.write(json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def note(message: str) -> None:
-    """Print a message that is not a result."""
+    """Print a message, such as progress, on stderr."""
     stderr.print(message, markup=False, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""`vitsearch correlate`: a study of one correlate stage, made from options instead of a file."""
+"""`vitsearch correlate`: runs a study with one correlate stage, built from options instead of a file."""
 
 import hashlib
 import re
@@ -22,7 +22,7 @@ from trainers.config import NOISE
 from trainers.data.sources import BUILT_IN
 
 IMAGE_SIZE, NUM_CLASSES = 224, 100
-"""Of the published tables."""
+"""Defaults for the published tables."""
 _IMAGES_PER_CLASS = 20
 _OPTIONS = {
     "transfer": "--transfer",
@@ -41,12 +41,12 @@ _OPTIONS = {
     "study": "STUDY",
     "seed": "--seed",
 }
-"""Keys of a study file, and the options that they come from."""
+"""The option that sets each key of the study file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorrelateOptions:
-    """The options as given; `None` if omitted."""
+    """The command-line options; `None` if omitted."""
 
     study: str | None
     table: Path | None
@@ -64,7 +64,7 @@ class CorrelateOptions:
 
 
 def correlate_command(options: CorrelateOptions, *, quiet: bool, as_json: bool) -> None:
-    """Run or resume the study that the options describe; show it if it is finished."""
+    """Run or resume the study that the options describe, and show its results."""
     settings = load_settings()
     try:
         given = _of_study(options, settings) if options.study is not None else _of_table(options)
@@ -82,7 +82,7 @@ def correlate_command(options: CorrelateOptions, *, quiet: bool, as_json: bool) 
 
 
 def proxy_names(given: Sequence[str]) -> list[str]:
-    """Names from repeated options and comma lists, each once."""
+    """Unique names from repeated options and comma-separated lists."""
     names = [name.strip() for text in given for name in text.split(",")]
     return list(dict.fromkeys(name for name in names if name))
 
@@ -102,10 +102,13 @@ def _of_table(options: CorrelateOptions) -> dict[str, Any]:
 
 
 def _of_study(options: CorrelateOptions, settings: Settings) -> dict[str, Any]:
-    """The images, the seed and, by default, the proxies are those of the study."""
+    """Use the study's images and seed, and by default its proxies."""
     for key in ("table", "space", "target", "num_classes", "data", "image_size"):
         if getattr(options, key) is not None:
-            fail(f"{_OPTIONS.get(key, '--data')} goes with a table, but got the study {options.study!r}.", status=2)
+            fail(
+                f"{_OPTIONS.get(key, '--data')} is only for a table, but got the study {options.study!r}. Remove one.",
+                status=2,
+            )
     from orchestrator.stages.truths import find_truth_study, last_screen, read_spec
     from orchestrator.study.access import open_existing
 
@@ -139,7 +142,7 @@ def _transfer(text: str, num_classes: int) -> dict[str, Any]:
 
 
 def _images(options: CorrelateOptions) -> dict[str, Any]:
-    """Noise if no images are named; a subset of other images, since scores read only one batch."""
+    """Noise by default, otherwise a subset of the images, because scores read only one batch."""
     size, num_classes = options.image_size or IMAGE_SIZE, options.num_classes or NUM_CLASSES
     wanted = 2 * (options.batch_size or 0)
     if options.data is None or options.data == NOISE:
@@ -159,7 +162,7 @@ def _path(file: Path) -> str:
 
 
 def _name(spec: StudySpec, settings: Settings) -> str:
-    """Of what is compared with, and a suffix that is another one for every other study, table or number."""
+    """The study's name: the ground truth, and a digest of all settings and of the ground truth's content."""
     from orchestrator.stages.truths import TRAINED_TARGET, truth_fingerprint
     from orchestrator.study.access import open_existing
 

@@ -1,4 +1,4 @@
-"""`vitsearch discover`: searches a formula that ranks the topologies of tables, reports and saves it."""
+"""`vitsearch discover`: searches for a formula that ranks the topologies of tables, reports it and saves it."""
 
 import time
 from collections.abc import Sequence
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from orchestrator.evaluation.ground_truth import GroundTruth
 
 _PAUSE_S = 5.0
-"""Lines of progress are at least this far apart."""
+"""Minimum time between two lines of progress."""
 _IMAGES_PER_CLASS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiscoverOptions:
-    """What was typed."""
+    """The command-line options."""
 
     tables: Sequence[Path]
     spaces: Sequence[str]
     targets: Sequence[str]
-    """Spaces and targets: one for every table, or a single one for all."""
+    """`spaces` and `targets` have one entry per table, or a single entry for all tables."""
     name: str
     num_classes: int
     image_size: int
@@ -43,7 +43,7 @@ class DiscoverOptions:
 
 
 def discover_command(options: DiscoverOptions, *, quiet: bool, as_json: bool) -> None:
-    """Search, judge what was found on the half that was held out, print it and save it."""
+    """Search for a formula, judge it on the held-out half, print it and save it."""
     from plugins.proxies.saved_formulas import saving_problem
 
     settings = load_settings()
@@ -67,7 +67,7 @@ def discover_command(options: DiscoverOptions, *, quiet: bool, as_json: bool) ->
         out(discovery_report(findings, saved=path))
     if findings.discovery.interrupted:
         kept = f"saved as {path}" if path else "not saved (--save-interrupted saves such a formula)"
-        fail(f"interrupted; the best formula until then is {kept}. The networks' statistics are kept.", status=130)
+        fail(f"interrupted; the best formula so far is {kept}. The networks' statistics are kept.", status=130)
 
 
 def _search_settings(options: DiscoverOptions) -> "SearchSettings":
@@ -82,7 +82,7 @@ def _search_settings(options: DiscoverOptions) -> "SearchSettings":
 
 
 def _truths(options: DiscoverOptions) -> list["GroundTruth"]:
-    """The tables' accuracies, or the end of the command."""
+    """Load the accuracies of the tables; exits if they are invalid."""
     from orchestrator.discovery.evolution import MIN_TOPOLOGIES
     from orchestrator.evaluation.ground_truth import load_table_truth
     from orchestrator.spec.truth_source import TruthSource
@@ -152,11 +152,11 @@ def _measured(
     )
     if pool is None:
         fail(
-            "interrupted; the statistics measured until then are kept. The same command continues from them.",
+            "interrupted; the statistics measured so far are kept. Run the same command again to continue.",
             status=130,
         )
     for topology in pool.left_out:
-        note(f"left out: the statistics of {topology} are not finite")
+        note(f"excluding {topology}: its statistics are not finite")
     return pool
 
 
@@ -181,7 +181,7 @@ def _found(
     except ValueError as error:
         fail(str(error), status=1)
     if findings is None:
-        fail("no formula could be evaluated before the end of the search. Raise --iterations.", status=1)
+        fail("the search ended before any formula could be evaluated. Raise --iterations.", status=1)
     return findings
 
 
@@ -198,33 +198,33 @@ def _save(options: DiscoverOptions, findings: "Findings", settings: Settings) ->
 
 
 class _Lines:
-    """A line of progress now and then."""
+    """Prints occasional lines of progress."""
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
-        self._began = self._told = time.monotonic()
+        self._began = self._last_printed = time.monotonic()
 
     def networks(self, done: int, total: int) -> None:
         if done == 0:
             self._began = time.monotonic()
-            self._tell(f"measuring {total} networks whose statistics are not known yet")
+            self._print(f"measuring {total} networks without stored statistics")
         elif done == total:
-            self._tell(f"measured {total} networks in {time.monotonic() - self._began:.0f} s")
+            self._print(f"measured {total} networks in {time.monotonic() - self._began:.0f} s")
         elif self._is_due():
             left = (time.monotonic() - self._began) / done * (total - done)
-            self._tell(f"measured {done} of {total} networks, about {left:.0f} s left")
+            self._print(f"measured {done} of {total} networks, about {left:.0f} s left")
 
     def formulas(self, iterations: int) -> Any:
-        def tell(done: int, best: float) -> None:
+        def show(done: int, best: float) -> None:
             if done == iterations or self._is_due():
-                self._tell(f"tried {done:,} of {iterations:,} formulas; best tau on the half searched on {best:.3f}")
+                self._print(f"tried {done:,} of {iterations:,} formulas; best tau on the searched half: {best:.3f}")
 
-        return tell
+        return show
 
     def _is_due(self) -> bool:
-        return time.monotonic() - self._told >= _PAUSE_S
+        return time.monotonic() - self._last_printed >= _PAUSE_S
 
-    def _tell(self, line: str) -> None:
-        self._told = time.monotonic()
+    def _print(self, line: str) -> None:
+        self._last_printed = time.monotonic()
         if not self._quiet:
             note(line)

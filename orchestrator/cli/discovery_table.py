@@ -1,4 +1,4 @@
-"""What was discovered, as people read it."""
+"""The report on a discovered formula, for people."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +12,13 @@ from orchestrator.evaluation.verdict import Interval, Verdict
 
 
 def discovery_report(findings: Findings, *, saved: Path | None) -> RenderableType:
-    """The formula, its verdict on the half that was held out beside the baselines', and where it is saved."""
+    """The formula, its verdict on the held-out half, the baselines' verdicts, and the saved file."""
     found = findings.discovery
     parts: list[RenderableType] = [
         Text(f"{findings.name} = {found.formula}", style="bold", overflow="fold"),
         Text(
-            f"  {found.formula.size} inputs and operations; of {found.num_formulas:,} formulas the best on the half "
-            f"searched on has {found.front[-1].formula.size}, and is better there by no more than the margin"
+            f"  {found.formula.size} inputs and operations; the best of {found.num_formulas:,} formulas on the "
+            f"searched half has {found.front[-1].formula.size}, and is better there by no more than the margin"
         ),
     ]
     for truth in findings.verdicts:
@@ -28,12 +28,12 @@ def discovery_report(findings: Findings, *, saved: Path | None) -> RenderableTyp
             Text(f"\n{truth.title}: {count} topologies held out", style="bold"),
             _table(truth.held_out),
             Text(
-                f"  on the {searched.num_topologies} searched on, {findings.name} has {_text(searched.tau)}: "
-                "it was chosen to be high there"
+                f"  on the {searched.num_topologies} searched topologies, {findings.name} has {_text(searched.tau)}; "
+                "the search selected it for a high value there"
             ),
         ]
     if saved is not None:
-        parts.append(Text(f"\nsaved as {saved}; used by its name: --proxies {findings.name}", overflow="ignore"))
+        parts.append(Text(f"\nsaved as {saved}; use it by name: --proxies {findings.name}", overflow="ignore"))
     return Group(*parts)
 
 

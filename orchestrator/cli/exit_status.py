@@ -1,6 +1,6 @@
-"""Exit statuses of failures: the one place that maps exceptions to them.
+"""Exit statuses of failures: the only place that maps exceptions to statuses.
 
-Classes are named as text, because importing some of them would import torch.
+The table names classes as text, because importing some of them would import torch.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ STATUS = {
     "orchestrator.study.lock:StudyBusyError": FAILED,
     "trainers.training.checkpoints:CheckpointWriteError": FAILED,
 }
-"""Exit status by module and class."""
+"""Exit status by module and class of the exception."""
 
 _ABOUT_A_FILE = frozenset(
     {
@@ -42,11 +42,11 @@ _ABOUT_A_FILE = frozenset(
         "trainers.training.checkpoints:CheckpointWriteError",
     }
 )
-"""Their messages do not name the file of a command."""
+"""Exceptions whose messages do not name the command's file."""
 
 
 def status_of(error: BaseException) -> int | None:
-    """The exit status of an exception that a user can do something about; `None` for any other."""
+    """The exit status of an exception that a user can fix; `None` for other exceptions."""
     return next((STATUS[name] for name in _names(error) if name in STATUS), None)
 
 
@@ -55,7 +55,7 @@ def exit_on_error(file: object = None) -> Iterator[None]:
     """Turn an exception of `STATUS` into one line on stderr and its exit status.
 
     Args:
-        file: The file that the command was given, to be named before messages that do not name it.
+        file: The command's file; it prefixes messages that do not name it.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""`vitsearch`: the commands, and how their errors are shown."""
+"""`vitsearch`: defines the commands and shows their errors."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ from orchestrator.cli.quiet import quiet_libraries
 
 app = typer.Typer(
     name="vitsearch",
-    help="Finds a vision transformer, and the way to train it, for your own images.",
+    help="Find a vision transformer, and a way to train it, for your own images.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -23,7 +23,7 @@ app = typer.Typer(
 
 
 class Format(StrEnum):
-    """How results are printed."""
+    """Output format of results."""
 
     text = "text"
     json = "json"
@@ -45,7 +45,7 @@ StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="Name of a s
 def main() -> None:
     """Entry point of the console script: runs a command and turns our errors into one message and an exit status.
 
-    Exit status: 0 done, 1 the study or command could not reach its goal, 2 wrong input, 130 interrupted.
+    Exit status: 0 success, 1 the study or command could not reach its goal, 2 invalid input, 130 interrupted.
     """
     quiet_libraries()
     try:
@@ -79,53 +79,56 @@ def _correlate(
         str | None, typer.Argument(metavar="[STUDY]", help="A study whose trained topologies are compared.")
     ] = None,
     table: Annotated[
-        Path | None, typer.Option("--table", metavar="FILE", help="Instead, a JSON table of `arch` and targets.")
+        Path | None,
+        typer.Option("--table", metavar="FILE", help="Instead of a study, a JSON table of `arch` and targets."),
     ] = None,
     space: Annotated[
         str | None, typer.Option("--space", metavar="SPACE", help="Search space of the table, such as pit.")
     ] = None,
     target: Annotated[
-        str | None, typer.Option("--target", metavar="TARGET", help="Which of the table's targets.")
+        str | None, typer.Option("--target", metavar="TARGET", help="Name of the target in the table.")
     ] = None,
     proxies: Annotated[
         list[str] | None,
         typer.Option(
             "--proxies",
             metavar="NAMES",
-            help="Names with commas between, or `all`; by default those of the study's screen, for a table all.",
+            help="Comma-separated names, or `all`. The default is the study's screened proxies, or all for a table.",
         ),
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option("--seeds", min=1, help="How often scores that depend on chance are computed anew.")
+        int | None, typer.Option("--seeds", min=1, help="Number of seeds for scores that depend on random numbers.")
     ] = None,
     repeats: Annotated[
         int | None,
-        typer.Option("--repeats", min=1, help="Fresh initialisations per score; by default each proxy's own."),
+        typer.Option("--repeats", min=1, help="Fresh initialisations per score; by default each proxy's setting."),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Images that a proxy sees; by default 16.")
+        int | None, typer.Option("--batch-size", min=1, help="Number of images per proxy; by default 16.")
     ] = None,
     data: Annotated[
         str | None, typer.Option("--data", metavar="PATH", help="Images to score on; by default noise.")
     ] = None,
-    image_size: Annotated[int | None, typer.Option("--image-size", help="Pixels, for a table; by default 224.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", help="Image size in pixels, for a table; by default 224.")
+    ] = None,
     num_classes: Annotated[
-        int | None, typer.Option("--num-classes", help="Classes of the table's networks; by default 100.")
+        int | None, typer.Option("--num-classes", help="Number of classes of the table's networks; by default 100.")
     ] = None,
     transfer: Annotated[
         list[str] | None,
         typer.Option(
             "--transfer",
             metavar="FILE:SPACE:TARGET",
-            help="A further table that the learned combination is carried to; may be given more than once.",
+            help="An additional table on which to test the learned combination; may be repeated.",
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Where all random numbers start.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of all random numbers.")] = None,
     quiet: QuietOption = False,
     output: FormatOption = Format.text,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
-    """Say how well training-free scores predict accuracy, and whether any beats counting parameters."""
+    """Measure how well training-free scores predict accuracy, and whether any beats counting parameters."""
     from orchestrator.cli.correlating import CorrelateOptions, correlate_command
 
     options = CorrelateOptions(
@@ -150,33 +153,31 @@ def _correlate(
 def _discover(
     table: Annotated[
         list[Path],
-        typer.Option(
-            "--table", metavar="FILE", help="A JSON table of `arch` and targets; may be given more than once."
-        ),
+        typer.Option("--table", metavar="FILE", help="A JSON table of `arch` and targets; may be repeated."),
     ],
     space: Annotated[
-        list[str], typer.Option("--space", metavar="SPACE", help="Search space of the tables, once for all or each.")
+        list[str], typer.Option("--space", metavar="SPACE", help="Search space of all tables, or one per table.")
     ],
     target: Annotated[
-        list[str], typer.Option("--target", metavar="TARGET", help="Target of the tables, once for all or each.")
+        list[str], typer.Option("--target", metavar="TARGET", help="Target in all tables, or one per table.")
     ],
-    name: Annotated[str, typer.Option("--name", metavar="NAME", help="What the found proxy is called.")],
-    iterations: Annotated[int, typer.Option(min=1, help="Formulas that are tried.")] = 20_000,
-    max_size: Annotated[int, typer.Option(help="Most inputs and operations of a formula.")] = 15,
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="Name for the discovered proxy.")],
+    iterations: Annotated[int, typer.Option(min=1, help="Number of formulas to try.")] = 20_000,
+    max_size: Annotated[int, typer.Option(help="Maximum number of inputs and operations in a formula.")] = 15,
     num_networks: Annotated[int, typer.Option(min=1, help="Fresh networks per topology.")] = 1,
-    batch_size: Annotated[int, typer.Option(min=2, help="Images that go through each network.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=2, help="Number of images per network.")] = 16,
     data: Annotated[str, typer.Option(metavar="PATH", help="Images to measure on.")] = "noise",
-    image_size: Annotated[int, typer.Option(min=8, max=1024, help="Pixels.")] = 224,
-    num_classes: Annotated[int, typer.Option(min=2, help="Classes of the tables' networks.")] = 100,
-    seed: Annotated[int, typer.Option(min=0, help="Of the halves and the search.")] = 0,
+    image_size: Annotated[int, typer.Option(min=8, max=1024, help="Image size in pixels.")] = 224,
+    num_classes: Annotated[int, typer.Option(min=2, help="Number of classes of the tables' networks.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the split into halves and of the search.")] = 0,
     save_interrupted: Annotated[
-        bool, typer.Option("--save-interrupted", help="Also save what a search ended by Ctrl-C has found.")
+        bool, typer.Option("--save-interrupted", help="Also save the best formula if Ctrl-C interrupts the search.")
     ] = False,
     quiet: QuietOption = False,
     output: FormatOption = Format.text,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
-    """Search a formula that ranks topologies by their accuracy, and save it as a proxy."""
+    """Search for a formula that ranks topologies by their accuracy, and save it as a proxy."""
     from orchestrator.cli.discovering import DiscoverOptions, discover_command
 
     options = DiscoverOptions(
@@ -210,7 +211,7 @@ def _validate(
 
 @app.command("list")
 def _list(output: FormatOption = Format.text) -> None:
-    """All studies, newest first."""
+    """List all studies, newest first."""
     from orchestrator.cli.showing import list_command
 
     list_command(as_json=output is Format.json)
@@ -218,7 +219,7 @@ def _list(output: FormatOption = Format.text) -> None:
 
 @app.command("status")
 def _status(study: StudyArgument, output: FormatOption = Format.text) -> None:
-    """State and figures of a study's stages, and its champion."""
+    """Show the state and results of a study's stages, and its champion."""
     from orchestrator.cli.showing import status_command
 
     status_command(study, as_json=output is Format.json)
@@ -234,15 +235,15 @@ def _best(study: StudyArgument) -> None:
 
 @app.command("train")
 def _train(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A configuration, as `vitsearch best` prints it.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A configuration, as printed by `vitsearch best`.")],
     data: DataOption = None,
     folder: Annotated[
-        Path | None, typer.Option("--out", metavar="FOLDER", help="Where the model goes; by default beside FILE.")
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Folder for the model; by default next to FILE.")
     ] = None,
     quiet: QuietOption = False,
     output: FormatOption = Format.text,
 ) -> None:
-    """Train one configuration again, on the same data or on other data."""
+    """Train one configuration again, on the same or other data."""
     from orchestrator.cli.modelling import train_command
 
     overrides = {"data.source": data} if data else {}
@@ -263,11 +264,13 @@ def _predict(
 
 @app.command("plugins")
 def _plugins(
-    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="Such as proxies or stopping.")] = None,
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this one's card.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[KIND]", help="A kind of plug-in, such as proxies or stopping.")
+    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show the card of this plug-in.")] = None,
     output: FormatOption = Format.text,
 ) -> None:
-    """The installed plug-ins, or the card of one."""
+    """List the installed plug-ins, or show the card of one."""
     from orchestrator.cli.showing import plugins_command
 
     plugins_command(kind, name, as_json=output is Format.json)
@@ -277,7 +280,7 @@ def _plugins(
 def _ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000,
 ) -> None:
-    """Serve MLflow's pages on the store of the studies."""
+    """Start MLflow's web interface for the studies."""
     from orchestrator.cli.showing import ui_command
 
     ui_command(port)
@@ -286,7 +289,7 @@ def _ui(
 @app.command("delete")
 def _delete(
     study: StudyArgument,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
     """Delete a study: its trials, checkpoints and plots. Its MLflow experiment goes to MLflow's trash."""
     from orchestrator.cli.showing import delete_command

@@ -1,4 +1,4 @@
-"""Commands that train or use one model: train, predict."""
+"""The commands train and predict, which train or use a single model."""
 
 import shutil
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from trainers.training.reporting import Reporter
 
 
 class EpochLines(Reporter):
-    """Prints a line per epoch, and tells the training when the user wants to stop."""
+    """Prints a line per epoch, and passes the user's stop request to the training."""
 
     def __init__(self, control: StopRequest, *, epochs: int, quiet: bool) -> None:
         self._control = control
@@ -35,7 +35,7 @@ class EpochLines(Reporter):
 
 
 def train_command(file: Path, *, overrides: Mapping[str, Any], folder: Path | None, quiet: bool, as_json: bool) -> None:
-    """Train a configuration, test it once, and keep the model in a folder."""
+    """Train a configuration, test it once, and save the model in a folder."""
     configuration = load_configuration(file, overrides=overrides)
     target = (folder or file.absolute().with_suffix("")).absolute()
     if target == file.absolute():
@@ -61,9 +61,9 @@ def train_command(file: Path, *, overrides: Mapping[str, Any], folder: Path | No
             metrics = finish_model(target, weights, configuration, data)
     except OSError as error:
         fail(f"{file}: {error}", status=1)
-    except ValueError as error:  # it stopped early, with fewer checkpoints than its averaging method needs
+    except ValueError as error:  # training stopped early, with fewer checkpoints than the averaging method needs
         fail(f"{file}: {error}", status=1)
-    shutil.rmtree(checkpoints, ignore_errors=True)  # the model has what is needed of them
+    shutil.rmtree(checkpoints, ignore_errors=True)  # the model no longer needs them
     if as_json:
         print_json({"folder": str(target), "state": outcome.state, "reason": outcome.reason, **metrics})
         return

@@ -1,4 +1,4 @@
-"""Displays of a running study: a live line per stage in a terminal, plain lines elsewhere."""
+"""Displays of a running study: one live line per stage in a terminal, plain lines elsewhere."""
 
 import time
 from types import TracebackType
@@ -13,11 +13,11 @@ from orchestrator.store.records import StageRecord, TrialRecord
 from trainers.config import EpochReport
 
 _PLAIN_PAUSE_S = 5.0
-"""Plain lines of quick trials are at least this far apart."""
+"""Minimum time between plain lines about quick trials."""
 
 
 class LiveProgress:
-    """One live line per stage: a bar, trials done, the best so far, time spent and left."""
+    """One live line per stage: a bar, finished trials, the best trial so far, elapsed and remaining time."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -73,7 +73,7 @@ class LiveProgress:
 
 
 class PlainProgress:
-    """A line per trained trial, and now and then one for quick trials; for logs and pipes."""
+    """One line per trained trial and occasional lines for quick trials, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -81,7 +81,7 @@ class PlainProgress:
         self._done = 0
         self._stage = ""
         self._began = time.monotonic()
-        self._told = 0.0
+        self._last_printed = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -92,8 +92,8 @@ class PlainProgress:
 
     def stage_began(self, stage: StageRecord, *, total: int, done: int) -> None:
         self._stage, self._total, self._done = stage.name, total, done
-        self._began = self._told = time.monotonic()
-        self._say(f"{stage.name}: begins" if not done else f"{stage.name}: continues at {done} of {total}")
+        self._began = self._last_printed = time.monotonic()
+        self._print(f"{stage.name}: started" if not done else f"{stage.name}: resumed at {done} of {total}")
 
     def epoch(self, trial: TrialRecord, report: EpochReport) -> None: ...
 
@@ -102,27 +102,27 @@ class PlainProgress:
         now = time.monotonic()
         trained = "val_accuracy" in trial.metrics and "epochs" in trial.metrics
         if trial.state == "failed":
-            self._say(f"{self._stage}: trial {trial.number} failed: {trial.reason}")
-        if not trained and now - self._told < _PLAIN_PAUSE_S:
+            self._print(f"{self._stage}: trial {trial.number} failed: {trial.reason}")
+        if not trained and now - self._last_printed < _PLAIN_PAUSE_S:
             return
-        self._told = now
+        self._last_printed = now
         spent = f" in {trial.ended_at - trial.started_at:.1f} s" if trial.ended_at else ""
         result = f", {as_percent(trial.metrics['val_accuracy'])}" if trained else ""
-        self._say(
+        self._print(
             f"{self._stage}: {self._done} of {self._total}, trial {trial.number} {trial.state}{spent}{result}"
             + (f"; best {best}" if best else "")
             + f"; {self._left(now)} left"
         )
 
     def stage_ended(self, stage: StageRecord, summary: str) -> None:
-        self._say(f"{stage.name}: {stage.state}: {summary}")
+        self._print(f"{stage.name}: {stage.state}: {summary}")
 
     def note(self, message: str) -> None:
-        self._say(message)
+        self._print(message)
 
     def _left(self, now: float) -> str:
         seconds = (now - self._began) / max(self._done, 1) * max(self._total - self._done, 0)
         return f"about {seconds:.0f} s" if seconds < 120 else f"about {seconds / 60:.0f} min"
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         self._console.print(line, markup=False, soft_wrap=True)

@@ -1,4 +1,7 @@
-"""Switches off what libraries do unasked. Light, since it must be imported before any of them."""
+"""Turns off unwanted network access and output of libraries.
+
+This module imports only `os`, because it must run before those libraries are imported.
+"""
 
 import os
 
@@ -13,9 +16,9 @@ _QUIET = {
 
 
 def quiet_libraries() -> None:
-    """Keep libraries from phoning home, downloading, and chatting on the terminal; call it before they are imported.
+    """Disable telemetry, downloads and terminal output of libraries; call this before importing them.
 
-    Variables that the user has set stay as they are.
+    Variables that the user has set are not changed.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)

@@ -1,4 +1,4 @@
-"""`vitsearch run`: runs a study, watches for Ctrl-C, and shows what was found."""
+"""`vitsearch run`: runs a study, handles Ctrl-C, and shows the results."""
 
 import shlex
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from orchestrator.stages.progress import SilentProgress
 
 
 def run_command(file: Path, *, overrides: Mapping[str, Any], quiet: bool, as_json: bool) -> None:
-    """Run, then print the leaderboard, the tau table, where the champion is, and what to type next."""
+    """Run a study, then print the leaderboard, the tau table, the champion's folder and the next commands."""
     spec = load_spec(file, overrides=overrides)
     options = {"--data": overrides.get("data.source"), "--engine": overrides.get("engine.name")}
     given = [part for name, value in options.items() if value for part in (name, str(value))]
@@ -33,12 +33,12 @@ def run_and_show(
 
     Args:
         spec: The study.
-        text: Its file.
-        settings: Of this installation.
-        where: The study file, for messages about mistakes in it.
+        text: Content of the study file.
+        settings: Settings of this installation.
+        where: Name of the study file, for messages about mistakes in it.
         again: The command that resumes the study.
-        quiet: No progress.
-        as_json: Print for programs.
+        quiet: Whether to suppress progress.
+        as_json: Whether to print JSON for programs.
     """
     from orchestrator.study.access import find_summary
     from orchestrator.study.driver import existing_study, run_study

@@ -1,4 +1,4 @@
-"""Commands that show or remove what is there: list, status, best, plugins, ui, delete."""
+"""Commands that show or delete existing studies and plug-ins: list, status, best, plugins, ui, delete."""
 
 import os
 from datetime import UTC, datetime
@@ -48,11 +48,11 @@ def best_command(name: str) -> None:
 
 
 def plugins_command(kind: str | None, name: str | None, *, as_json: bool) -> None:
-    """Print the plug-ins of one kind or all, or one plug-in's card."""
+    """Print all plug-ins, the plug-ins of one kind, or the card of one plug-in."""
     if kind is not None and kind not in registry.KINDS:
         nearest = registry.nearest_name(kind, registry.KINDS)
         hint = f" Did you mean {nearest!r}?" if nearest else ""
-        fail(f"a kind of plug-in is one of {', '.join(registry.KINDS)}, but got {kind!r}.{hint}", status=2)
+        fail(f"the kind of plug-in must be one of {', '.join(registry.KINDS)}, but got {kind!r}.{hint}", status=2)
     if kind is not None and name is not None:
         _show_card(kind, name, as_json=as_json)
         return
@@ -68,28 +68,28 @@ def plugins_command(kind: str | None, name: str | None, *, as_json: bool) -> Non
 
 
 def ui_command(port: int) -> None:
-    """Become MLflow's server on the studies' store."""
+    """Replace this process with an MLflow server for the studies."""
     import socket
 
     from orchestrator.tracking.mlflow_client import server_command
 
     settings = load_settings()
     if settings.tracking_uri.startswith(("http://", "https://")):
-        out(f"MLflow runs at {settings.tracking_uri}")
+        out(f"MLflow is running at {settings.tracking_uri}")
         return
     if not settings.home.exists():
-        fail(f"nothing was tracked yet in {settings.home}. Run a study first.", status=1)
+        fail(f"{settings.home} must contain a study, but does not exist yet. Run a study first.", status=1)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
             fail(
-                f"port {port} must be free, but something listens there. Give another: vitsearch ui --port {port + 1}",
+                f"port {port} must be free, but it is in use. Use another port: vitsearch ui --port {port + 1}",
                 status=1,
             )
     command = server_command(settings.tracking_uri, settings.artifact_root / "mlflow", port=port)
-    note(f"MLflow at {command.url} (Ctrl-C ends it); trained trials, and all runs as they are nested, of")
+    note(f"MLflow is running at {command.url} (press Ctrl-C to stop it). Pages of trained trials and of all runs:")
     for name, pages in _pages(settings, command.url):
         note(f"  {name}:")
         for page in pages:
@@ -98,7 +98,7 @@ def ui_command(port: int) -> None:
 
 
 def _pages(settings: Settings, server_url: str) -> list[tuple[str, list[str]]]:
-    """The newest studies with the pages of their trained trials and of all their runs."""
+    """The newest studies, each with its MLflow pages of trained trials and of all runs."""
     from orchestrator.study.access import open_existing
     from orchestrator.tracking.mlflow_client import Tracker
     from orchestrator.tracking.run_tree import ALL_VIEW, TRIALS_VIEW
@@ -114,7 +114,7 @@ def _pages(settings: Settings, server_url: str) -> list[tuple[str, list[str]]]:
 
 
 def delete_command(name: str, *, yes: bool) -> None:
-    """Delete a study after asking."""
+    """Delete a study after confirmation."""
     from orchestrator.study.access import delete_study, find_study, study_folder
 
     settings = load_settings()

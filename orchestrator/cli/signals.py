@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first stops cleanly, the second at once."""
+"""Ctrl-C and SIGTERM: the first one stops cleanly, the second one stops at once."""
 
 import signal
 import threading
@@ -10,7 +10,7 @@ from orchestrator.cli.console import note
 
 
 class StopRequest:
-    """A control that a signal handler sets."""
+    """A stop request that a signal handler can set."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -24,13 +24,13 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal(control: StopRequest) -> Iterator[None]:
-    """While inside, the first Ctrl-C or SIGTERM sets `control`; a second one raises KeyboardInterrupt."""
+    """Within the context, the first Ctrl-C or SIGTERM sets `control`; the second one raises KeyboardInterrupt."""
 
     def handle(_number: int, _frame: FrameType | None) -> None:
         if control.should_stop():
             raise KeyboardInterrupt
         control.request()
-        note("\nending after this step (once more to end at once) ...")
+        note("\nstopping after this step (press Ctrl-C again to stop at once) ...")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -1,4 +1,4 @@
-"""Tables that people read: studies, stages, the leaderboard, the correlation of proxies, plug-ins."""
+"""Tables for people: studies, stages, the leaderboard, the correlation of proxies, plug-ins."""
 
 import textwrap
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from orchestrator.stages.kind import stage_kind
 
 
 def study_report(summary: dict[str, Any]) -> RenderableType:
-    """The end of a study: leaderboard, tau table, champion, and the next commands to try."""
+    """The report of a finished study: leaderboard, tau table, champion and next commands."""
     parts: list[RenderableType] = []
     if summary["leaderboard"]:
         parts += [_title("Leaderboard"), leaderboard(summary["leaderboard"])]
@@ -25,10 +25,10 @@ def study_report(summary: dict[str, Any]) -> RenderableType:
     name = summary["study"]
     steps = {"vitsearch ui": "compare the trials in MLflow"}
     if champion:
-        steps[f"vitsearch best {name} > best.yaml"] = "for: vitsearch train best.yaml"
+        steps[f"vitsearch best {name} > best.yaml"] = "save its configuration for: vitsearch train best.yaml"
         steps[f"vitsearch predict {name} IMAGE..."] = "classify your own images"
     else:
-        steps[f"vitsearch status {name}"] = "what each stage found"
+        steps[f"vitsearch status {name}"] = "show the result of each stage"
     width = max(len(command) for command in steps)
     next_steps = Text(
         "\n".join(f"  {command:<{width}}  {what}" for command, what in steps.items()), no_wrap=True, overflow="ignore"
@@ -39,11 +39,11 @@ def study_report(summary: dict[str, Any]) -> RenderableType:
 def status_report(summary: dict[str, Any]) -> RenderableType:
     """A study's state, its stages, and its champion if there is one."""
     state = f"{summary['study']}: {summary['state']}" + (f" ({summary['reason']})" if summary["reason"] else "")
-    table = _table("stage", "state", "trials", "time (s)", "found")
+    table = _table("stage", "state", "trials", "time (s)", "result")
     for stage in summary["stages"]:
         trials = ", ".join(f"{count} {name}" for name, count in stage["trials"].items()) or "-"
         seconds = f"{stage['wall_time_s']:.1f}" if stage["wall_time_s"] is not None else "-"
-        table.add_row(stage["name"], stage["state"], trials, seconds, stage["reason"] or _found(stage))
+        table.add_row(stage["name"], stage["state"], trials, seconds, stage["reason"] or _result(stage))
     parts: list[RenderableType] = [Text(state, style="bold"), table]
     if summary["champion"]:
         parts += [_title("Champion"), champion_lines(summary["champion"])]
@@ -56,7 +56,7 @@ def status_report(summary: dict[str, Any]) -> RenderableType:
 
 
 def leaderboard(rows: Sequence[dict[str, Any]]) -> Text:
-    """The best trained trials: how good and how large each is, then its topology and its recipe."""
+    """The best trials, each with its accuracy, size, topology and recipe."""
     lines = ["trial  val. accuracy (%)  val. loss  parameters  time (s)"]
     for row in rows[:5]:
         lines.append(
@@ -82,16 +82,16 @@ def champion_lines(champion: dict[str, Any]) -> Text:
         f"  from           trial {champion['trial']}, averaging {_plugin(configuration['averaging'])}\n"
         f"  folder         {champion['folder']}",
         no_wrap=True,
-        overflow="ignore",  # a path cut in two cannot be copied
+        overflow="ignore",  # a wrapped path cannot be copied
     )
 
 
 def study_table(rows: Sequence[dict[str, Any]]) -> RenderableType:
-    """All studies, a line each."""
+    """All studies, one row each."""
     if not rows:
-        return Text("No studies yet. Begin with: vitsearch run studies/quickstart.yaml")
+        return Text("No studies yet. Start with: vitsearch run studies/quickstart.yaml")
     table = _table("study", "state", "stages done", "test accuracy (%)", "updated")
-    table.columns[0].overflow = "fold"  # other commands need the whole name
+    table.columns[0].overflow = "fold"  # other commands need the full name
     for row in rows:
         accuracy = row["test_accuracy"]
         shown = "-" if accuracy is None else f"{100 * accuracy:.2f}"
@@ -100,14 +100,14 @@ def study_table(rows: Sequence[dict[str, Any]]) -> RenderableType:
 
 
 def plugin_table(rows: Sequence[dict[str, str]]) -> Table:
-    """Plug-ins, a line each."""
+    """Plug-ins, one row each."""
     table = _table("kind", "name", "package", "class")
     for row in rows:
         table.add_row(row["kind"], row["name"], row["package"], row["target"])
     return table
 
 
-def _found(stage: dict[str, Any]) -> str:
+def _result(stage: dict[str, Any]) -> str:
     kind = stage_kind(stage["kind"])
     return kind.line(kind.result.model_validate(stage["result"])) if stage["result"] else ""
 

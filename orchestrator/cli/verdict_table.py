@@ -1,4 +1,4 @@
-"""The verdict on training-free scores, as people read it."""
+"""The verdict on training-free scores, as a table and sentences for people."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ Row = Mapping[str, Any]
 
 
 def correlation(result: Mapping[str, Any]) -> RenderableType:
-    """Every proxy's tau, best first, then in words: what beats the baselines, combinations, transfers and rungs."""
+    """A table of the proxies' tau, best first, then remarks on winners, combinations, transfers and rungs."""
     rows, baselines = result["proxies"], result["baselines"]
     truth, seeds = result["truth"], result["num_seeds"]
     parts: list[RenderableType] = [
@@ -31,14 +31,16 @@ def correlation(result: Mapping[str, Any]) -> RenderableType:
         *(_remark(_transfer(other)) for other in result["transfers"]),
     ]
     if result["num_topologies"] < _FEW_TOPOLOGIES:
-        parts.append(_remark("So few topologies leave wide intervals; train more candidates for a verdict."))
+        parts.append(
+            _remark("The intervals are wide because there are few topologies; train more candidates for a verdict.")
+        )
     if result["early"]:
         parts.append(_remark(result["early"]["advice"]))
     return Group(*parts)
 
 
 def tau_text(interval: Mapping[str, Any]) -> str:
-    """A value with its interval: `0.82 [0.76, 0.86]`."""
+    """A value with its interval: `0.820 [0.76, 0.86]`."""
     if interval["value"] is None:
         return "-"
     bounds = "" if interval["low"] is None else f" [{interval['low']:.2f}, {interval['high']:.2f}]"
@@ -46,7 +48,7 @@ def tau_text(interval: Mapping[str, Any]) -> str:
 
 
 class _Verdicts:
-    """A table that drops its least important columns if the terminal is too narrow."""
+    """A table that omits its least important columns if the terminal is too narrow."""
 
     def __init__(self, rows: Sequence[Row], baselines: Sequence[str], *, in_points: bool) -> None:
         factor = 100 if in_points else 1
@@ -73,7 +75,7 @@ class _Verdicts:
             count -= 1
         yield self._table(names[:count])
         if count < len(names):
-            yield _remark(f"(a wider terminal, and --format json, show more: {', '.join(names[count:])})")
+            yield _remark(f"(widen the terminal or use --format json to see: {', '.join(names[count:])})")
 
     def _table(self, names: Sequence[str]) -> Table:
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -89,15 +91,15 @@ def _remark(text: str) -> Padding:
 
 
 def _who_wins(rows: Sequence[Row], baseline: str, confidence: float) -> str:
-    """Which scores beat the baseline, and how many would by luck: each of many has its chance."""
+    """Names the scores that beat the baseline, and states how many scores would be expected to by luck."""
     compared = [row for row in rows if baseline in row["minus"] and not row["is_combination"]]
     winners = [row["proxy"] for row in compared if baseline in row["beats"]]
     if not winners:
-        return f"No single score is shown to predict better than {baseline}."
+        return f"No single score was shown to predict better than {baseline}."
     by_luck = (1 - confidence) / 2 * len(compared)
     return (
-        f"Shown to predict better than {baseline}: {', '.join(winners)}. Of {len(compared)} scores without any merit "
-        f"beyond it, about {by_luck:.1f} would look so by luck."
+        f"Shown to predict better than {baseline}: {', '.join(winners)}. If none of the {len(compared)} scores were "
+        f"truly better, about {by_luck:.1f} would still appear better by luck."
     )
 
 
@@ -110,13 +112,13 @@ def _combination(row: Row) -> str:
 def _transfer(other: Mapping[str, Any]) -> str:
     where = f"{other['truth']['target']} of {other['truth']['name']}"
     row = next((row for row in other["proxies"] if row["is_combination"]), None)
-    return f"Carried to {where}, the learned combination " + (
-        "could not be learned from so few topologies." if row is None else f"has {_beats(row)}."
+    return f"Learned combination on {where}: " + (
+        "not available, because there are too few topologies to learn from." if row is None else f"{_beats(row)}."
     )
 
 
 def _beats(row: Row) -> str:
-    """The verdict in words: what is not shown to be better is said not to beat."""
+    """The verdict in words; a score that was not shown to be better "does not beat" the baseline."""
     if row["tau"]["value"] is None:
         return f"no tau ({row['note']})"
     lost = [name for name in row["minus"] if name not in row["beats"] and row["minus"][name]["value"] is not None]

@@ -256,7 +256,7 @@ def test_plugins_are_listed_and_shown_with_their_card(command_line: CommandLine)
 
 def test_ui_says_where_a_server_is_and_when_the_port_is_taken(command_line: CommandLine, tiny: FinishedStudy) -> None:
     remote = command_line("ui", MLFLOW_TRACKING_URI="http://mlflow.example:5000")
-    assert (remote.status, remote.out.strip()) == (0, "MLflow runs at http://mlflow.example:5000")
+    assert (remote.status, remote.out.strip()) == (0, "MLflow is running at http://mlflow.example:5000")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

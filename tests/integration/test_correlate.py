@@ -105,7 +105,7 @@ def test_the_table_fits_the_terminal(command_line: CommandLine, table: Path, wid
     assert max(len(line.rstrip()) for line in lines) <= width
     head = next(line for line in lines if line.startswith("proxy"))
     assert ("regret" in head) == (width == 200)
-    assert ("a wider terminal" in done.out) == (width < 200)
+    assert ("widen the terminal" in done.out) == (width < 200)
     words = " ".join(done.out.split())
     assert "Learned combination (judged out of fold): tau" in words
     assert "beat params" in words
@@ -190,7 +190,7 @@ def test_the_learned_combination_is_carried_to_another_target(command_line: Comm
     assert other["truth"]["target"] == "noise"
     assert [row["proxy"] for row in other["proxies"] if row["is_combination"]] == ["combined.learned"]
     text = " ".join(command_line(*options(table, "--transfer", f"{table}:as-vit:noise")).out.split())
-    assert "Carried to noise of small, the learned combination has tau" in text
+    assert "Learned combination on noise of small: tau" in text
     assert "does not beat params" in text
 
 
@@ -227,7 +227,7 @@ BAD: dict[str, tuple[Callable[[list[str]], list[str]], tuple[str, ...]]] = {
         lambda given: [*given, "--transfer", "a:as-vit:b"],
         ("--transfer:", "cannot be read"),
     ),
-    "a study and a table": (lambda given: [*given, "tiny"], ("goes with a table", "'tiny'")),
+    "a study and a table": (lambda given: [*given, "tiny"], ("is only for a table", "'tiny'")),
     "a study that is not there": (lambda _: ["correlate", "tiny"], ("STUDY", "no study 'tiny'")),
     "nothing": (lambda _: ["correlate"], ("name a study, or a table",)),
     "a table without a target": (lambda given: given[:5], ("--target must be given",)),

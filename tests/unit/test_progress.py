@@ -77,7 +77,7 @@ def test_plain_lines_say_where_a_stage_goes_on_and_how_long_it_takes() -> None:
         progress.trial_ended(trained(2, 0.5), best=None)
 
     lines = shown(PlainProgress, terminal=False, tell=tell).splitlines()
-    assert lines[0] == "train: continues at 2 of 4"
+    assert lines[0] == "train: resumed at 2 of 4"
     assert lines[1].startswith("train: 3 of 4, trial 2 complete in 1.0 s, 50.0 %")
     assert lines[1].endswith("left")
 
