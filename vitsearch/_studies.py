@@ -246,7 +246,9 @@ def _read(name: str, settings: Settings) -> StudyRun:
     spec, folder = read_spec(study), study_folder(settings, study)
     with open_existing(settings) as store:
         if store is None:
-            raise DatabaseUnavailableError(f"the database {settings.database_url} was there a moment ago, but is gone.")
+            raise DatabaseUnavailableError(
+                f"the database {settings.database_url} must exist, but it has disappeared. Restore it."
+            )
         rows = store.stages(study.id)
         records = {stage.name: store.trials(stage.id) for stage in rows}
         results = {stage.name: _result(stage, spec, records[stage.name]) for stage in rows if stage.state == "complete"}

@@ -1,1 +1,1 @@
-"""What people read of a study: summaries and plots."""
+"""Reports on a study: summaries and plots."""

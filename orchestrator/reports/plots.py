@@ -1,6 +1,6 @@
-"""The figures of a study, as PNG files. Matplotlib's object interface only: no window, no global state.
+"""The figures of a study as PNG files. Only Matplotlib's object interface is used: no window, no global state.
 
-matplotlib is imported inside the functions, because it costs half a second and most commands draw nothing.
+Functions import matplotlib lazily, because the import takes half a second and most commands draw nothing.
 """
 
 import math
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _BLUE, _ORANGE, _GREEN, _GREY, _INK, _SOFT_INK = "#0072b2", "#d55e00", "#009e73", "#9aa3ad", "#22272e", "#5b6470"
 _CYCLE = (_BLUE, "#e69f00", _GREEN, "#cc79a7", "#56b4e9", _ORANGE, "#7a68a6", _SOFT_INK)
-"""Okabe and Ito's colours, which colour-blind readers can tell apart, and two greys."""
+"""Okabe and Ito's colours, which colour-blind readers can distinguish, and two other colours."""
 _DPI = 160
 
 
@@ -43,16 +43,16 @@ def scatter_score_against_accuracy(
     target: str = "validation accuracy after training",
     unit: str = "fraction",
 ) -> None:
-    """Draw accuracy over one proxy's score, one point per topology; scores that are not finite are counted.
+    """Draw accuracy against one proxy's score, one point per topology; the title counts scores that are not finite.
 
     Args:
         proxy: The proxy's name.
         scores: One score per topology.
-        accuracy: What the same topologies reached.
-        tau: Tau of the two, oriented so that 1 is a perfect ranking.
+        accuracy: Accuracies of the same topologies.
+        tau: Tau between scores and accuracies, oriented so that 1 is a perfect ranking.
         path: The PNG file to write.
-        target: What `accuracy` is, such as `c100_kd_acc (published)`.
-        unit: Of `accuracy`: `fraction` is drawn in percent, any other is named as it is, such as `%`.
+        target: Description of `accuracy`, such as `c100_kd_acc (published)`.
+        unit: Unit of `accuracy`; `fraction` is drawn in percent, other units are labelled as given, such as `%`.
     """
     factor, unit = (100, "%") if unit == "fraction" else (1, unit)
     pairs = [(score, factor * truth) for score, truth in zip(scores, accuracy, strict=True) if math.isfinite(score)]
@@ -72,16 +72,16 @@ def scatter_score_against_accuracy(
 def correlation_summary(
     verdicts: "Sequence[Verdict]", path: Path, *, baseline: str = "params", subject: str = "accuracy"
 ) -> None:
-    """Draw every proxy's tau with its interval, best first, beside the band of the baseline's.
+    """Draw every proxy's tau with its interval, best first, and the baseline's interval as a band.
 
-    A proxy that beats the baseline is green, with a star. Whether it does is a matter of the paired difference: two
-    intervals that overlap do not decide it. An open diamond is the tau given the parameter count.
+    A green star marks a proxy that beats the baseline. The paired difference decides this, not whether the intervals
+    overlap. An open diamond is the tau given the parameter count.
 
     Args:
-        verdicts: One per proxy, in the order in which they are drawn.
+        verdicts: One per proxy, in drawing order.
         path: The PNG file to write.
-        baseline: The proxy whose interval becomes the band.
-        subject: What was predicted, for the title, such as `c100_kd_acc of pit`.
+        baseline: The proxy whose interval is drawn as a band.
+        subject: The predicted quantity for the title, such as `c100_kd_acc of pit`.
     """
     against = next((row.tau for row in verdicts if row.proxy == baseline), None)
     with _figure(path, width=7.6, height=1.9 + 0.25 * max(len(verdicts), 2)) as axes:
@@ -104,7 +104,7 @@ def correlation_summary(
 
 
 def _interval_line(axes: Any, place: int, row: "Verdict", baseline: str) -> None:
-    """One proxy of the summary: interval, value and, open, the value given the parameter count."""
+    """Draw one proxy of the summary: its interval, its tau, and its tau given the parameter count."""
     if row.tau.value is None:
         style = {"textcoords": "offset points", "va": "center", "fontsize": 8, "color": _SOFT_INK}
         axes.annotate("no tau", (0, place), xytext=(6, 0), **style)
@@ -129,7 +129,7 @@ def _interval_line(axes: Any, place: int, row: "Verdict", baseline: str) -> None
 
 
 def _summary_legend(axes: Any, verdicts: "Sequence[Verdict]", baseline: str) -> None:
-    """Only what is drawn, below the axes."""
+    """Add a legend of the marks that are drawn, below the axes."""
     from matplotlib.lines import Line2D
 
     def mark(label: str, marker: str, size: float, colour: str, **style: Any) -> Line2D:
@@ -156,12 +156,12 @@ def _summary_legend(axes: Any, verdicts: "Sequence[Verdict]", baseline: str) -> 
 
 
 def agreement_over_epochs(judgement: "EarlyJudgement", path: Path, *, threshold: float = 0.8) -> None:
-    """Draw how the ranking of trials at each epoch agrees with the final one, with the advised rungs.
+    """Draw how well the ranking of trials at each epoch agrees with the final ranking, with the recommended rungs.
 
     Args:
         judgement: Tau by epoch.
         path: The PNG file to write.
-        threshold: The tau from which on a ranking counts as reliable, as a line.
+        threshold: The smallest tau of a reliable ranking, drawn as a line.
     """
     points = [(row.epoch, row.tau) for row in judgement.epochs]
     known = [(epoch, tau.value) for epoch, tau in points if tau.value is not None]
@@ -180,7 +180,7 @@ def agreement_over_epochs(judgement: "EarlyJudgement", path: Path, *, threshold:
         axes.set_ylim(min([0.0, *(low for _, low, _ in band), *(value for _, value in known)]) - 0.03, 1.03)
         rungs = ", ".join(map(str, judgement.rungs))
         advice = (
-            f"compare trials after {rungs} of {len(points)} epochs" if rungs else "no epoch before the last will do"
+            f"compare trials after {rungs} of {len(points)} epochs" if rungs else "no epoch before the last is reliable"
         )
         _title(axes, "How early can a trial be judged?", advice)
         axes.figure.legend(loc="outside lower center", ncols=4, frameon=False)
@@ -190,7 +190,7 @@ def learning_curves(curves: Mapping[str, Sequence[CurvePoint]], path: Path) -> N
     """Draw validation accuracy and both losses over epochs, one colour per trial.
 
     Args:
-        curves: Learning curves by name, best first; at most eight are told apart by colour.
+        curves: Learning curves by name, best first; there are eight distinct colours.
         path: The PNG file to write.
     """
     with _figure(path, columns=2, width=10.0) as (left, right):
@@ -201,7 +201,7 @@ def learning_curves(curves: Mapping[str, Sequence[CurvePoint]], path: Path) -> N
             right.plot(epochs, [point.val_loss for point in curve], **style)
             right.plot(epochs, [point.train_loss for point in curve], **{**style, "linewidth": 1.0}, linestyle=":")
         best = max((point.val_accuracy for curve in curves.values() for point in curve), default=math.nan)
-        reached = f"best epoch of all: {100 * best:.1f} %" if math.isfinite(best) else "no epoch was finished"
+        reached = f"best epoch: {100 * best:.1f} %" if math.isfinite(best) else "no epoch was finished"
         _title(left, "Validation accuracy", reached)
         _title(right, "Loss", "solid: validation, dotted: training")
         left.set_ylabel("validation accuracy (%)")
@@ -217,7 +217,7 @@ def learning_curves(curves: Mapping[str, Sequence[CurvePoint]], path: Path) -> N
 
 
 def growth(family: Sequence[Mapping[str, Any]], proxies: Sequence[str], path: Path) -> None:
-    """Draw how size, depth and width rise step by step, and what each proxy says of each step.
+    """Draw size, depth and width over the growth steps, and each proxy's score of each step.
 
     Args:
         family: One mapping per step: `step`, `parameters`, `width`, `depths` and `scores` by proxy.
@@ -256,11 +256,11 @@ def growth(family: Sequence[Mapping[str, Any]], proxies: Sequence[str], path: Pa
 
 
 def stopping_front(points: Sequence[tuple[float, float]], chosen: int, path: Path) -> None:
-    """Draw every stopping setting by what it saves and what it costs, with the Pareto front and the chosen one.
+    """Draw epochs saved and accuracy lost by each stopping criterion, with the Pareto front and the chosen one.
 
     Args:
-        points: Per setting: epochs saved and accuracy lost, both as fractions.
-        chosen: Index of the chosen one.
+        points: For each criterion, epochs saved and accuracy lost as fractions.
+        chosen: Index of the chosen criterion.
         path: The PNG file to write.
     """
     percent = [(100 * saved, 100 * lost) for saved, lost in points]
@@ -269,8 +269,8 @@ def stopping_front(points: Sequence[tuple[float, float]], chosen: int, path: Pat
         if not front or lost < front[-1][1]:
             front.append((saved, lost))
     with _figure(path) as axes:
-        axes.scatter(*_columns(percent), s=30, color=_GREY, alpha=0.7, linewidth=0, label="a setting", zorder=2)
-        axes.plot(*_columns(front), color=_BLUE, marker="o", markersize=5, label="none saves more for less", zorder=3)
+        axes.scatter(*_columns(percent), s=30, color=_GREY, alpha=0.7, linewidth=0, label="other criteria", zorder=2)
+        axes.plot(*_columns(front), color=_BLUE, marker="o", markersize=5, label="Pareto front", zorder=3)
         saved, lost = percent[chosen]
         axes.scatter([saved], [lost], s=190, marker="*", color=_ORANGE, edgecolor="white", label="chosen", zorder=4)
         axes.set_xlabel("epochs saved (% of the budget, mean over the recorded curves)")
@@ -280,12 +280,12 @@ def stopping_front(points: Sequence[tuple[float, float]], chosen: int, path: Pat
         axes.legend(loc="upper left", frameon=False)
 
 
-# --- what the figures share ---
+# --- shared by the figures ---
 
 
 @contextmanager
 def _figure(path: Path, *, columns: int = 1, width: float = 6.4, height: float = 4.4) -> Iterator[Any]:
-    """The axes of a figure that is saved to `path` at the end; its folder is made."""
+    """Yield the axes of a new figure, then save it to `path` and create the folder if necessary."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -297,7 +297,7 @@ def _figure(path: Path, *, columns: int = 1, width: float = 6.4, height: float =
         axes = figure.subplots(1, columns)
         yield axes
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=_DPI, metadata={"Software": None})  # the same data give the same bytes
+        figure.savefig(path, dpi=_DPI, metadata={"Software": None})  # equal data produce identical files
 
 
 _STYLE = {
@@ -340,7 +340,7 @@ def _whole_numbers(axes: Any) -> None:
 
 
 def _plain_log(axis: Any) -> None:
-    """Ticks of a logarithmic axis as 0.5 and 2, not as powers of ten."""
+    """Label a logarithmic axis with plain numbers such as 0.5 and 2, not with powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))

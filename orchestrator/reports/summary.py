@@ -1,4 +1,4 @@
-"""A study as plain data for people and programs: `vitsearch status --format json` prints it as it is."""
+"""A study as plain data, which `vitsearch status --format json` prints."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from trainers.config import Configuration
 
 
 def study_summary(store: Store, study: StudyRecord) -> dict[str, Any]:
-    """State and figures of every stage, the leaderboard, and the verdict on the proxies and the champion or `None`."""
+    """The state and results of all stages, the leaderboard, the correlation and the champion (`None` if missing)."""
     stages = [_with_absolute_folder(stage, store.study_folder(study)) for stage in store.stages(study.id)]
     owed = store.outbox(study.id)
     return {
@@ -34,7 +34,7 @@ def study_summary(store: Store, study: StudyRecord) -> dict[str, Any]:
 
 
 def study_line(store: Store, study: StudyRecord) -> dict[str, Any]:
-    """One study as `vitsearch list` shows it."""
+    """The data of one study for `vitsearch list`."""
     stages = store.stages(study.id)
     champion = _last_result(stages, "promote")
     return {
@@ -48,7 +48,7 @@ def study_line(store: Store, study: StudyRecord) -> dict[str, Any]:
 
 
 def configuration_yaml(configuration: Configuration, recommended_stopping: dict[str, Any] | None) -> str:
-    """A configuration as a file that `vitsearch train` reads, with the stopping stage's advice as a comment."""
+    """A configuration as text that `vitsearch train` reads, with the stopping stage's recommendation as a comment."""
     text = yaml.safe_dump(configuration.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     if recommended_stopping is None:
         return text
@@ -58,14 +58,14 @@ def configuration_yaml(configuration: Configuration, recommended_stopping: dict[
     ).strip()
     return (
         f"{text}# The stopping stage found a criterion that saves {100 * saved:.0f} % of the epochs for "
-        f"{100 * lost:.2f} points of accuracy;\n# to use it, replace the line `stopping:` by: {advice[1:-1]}\n"
+        f"{100 * lost:.2f} points of accuracy.\n# To use it, replace the line `stopping:` with: {advice[1:-1]}\n"
     )
 
 
 def _stage(store: Store, stage: StageRecord, *, is_alive: bool) -> dict[str, Any]:
     states = [trial.state for trial in store.trials(stage.id)]
     state = stage.state
-    if not is_alive:  # rows of a killed process stay "running" until the study is resumed
+    if not is_alive:  # after a process was killed, its rows stay "running" until the study is resumed
         states = ["waiting" if one == "running" else one for one in states]
         state = "interrupted" if state == "running" else state
     ended = stage.ended_at if stage.started_at is not None else None
@@ -81,13 +81,13 @@ def _stage(store: Store, stage: StageRecord, *, is_alive: bool) -> dict[str, Any
 
 
 def _with_absolute_folder(stage: StageRecord, study_folder: Path) -> StageRecord:
-    """The stage with its champion's folder, if it has one, as people need it."""
+    """The stage with an absolute path to its champion's folder, if it has one."""
     if "folder" not in stage.result:
         return stage
     return stage.model_copy(update={"result": {**stage.result, "folder": str(study_folder / stage.result["folder"])}})
 
 
 def _last_result(stages: list[StageRecord], kind: str) -> dict[str, Any] | None:
-    """What the last finished stage of a kind found."""
+    """The result of the last finished stage of a kind, or `None`."""
     found = [stage.result for stage in stages if stage.kind == kind and stage.state == "complete"]
     return found[-1] if found else None

@@ -21,7 +21,7 @@ class UnknownStudyError(LookupError):
 
     Attributes:
         name: The name.
-        nearest: The name of a study that is spelled almost the same, or `None`.
+        nearest: The name of a study with similar spelling, or `None`.
     """
 
     def __init__(self, name: str, home: Path, nearest: str | None) -> None:
@@ -34,8 +34,8 @@ class NoChampionError(LookupError):
     """A study has no champion yet.
 
     Attributes:
-        name: Of the study.
-        state: Of the study.
+        name: Name of the study.
+        state: State of the study.
     """
 
     def __init__(self, name: str, state: str) -> None:
@@ -44,12 +44,12 @@ class NoChampionError(LookupError):
 
 
 class StudyNotDeletedError(RuntimeError):
-    """MLflow does not answer, so that its part of a study cannot be deleted; nothing was deleted."""
+    """Nothing was deleted, because MLflow does not answer and its part of the study cannot be deleted."""
 
 
 @contextmanager
 def open_existing(settings: Settings) -> Iterator[Store | None]:
-    """The store, or `None` if nothing was ever written; nothing is created."""
+    """Open the store if it exists, otherwise yield `None`; nothing is created."""
     store = Store.find(settings.database_url, artifact_root=settings.artifact_root)
     try:
         yield store
@@ -59,31 +59,33 @@ def open_existing(settings: Settings) -> Iterator[Store | None]:
 
 
 def find_study(name: str, settings: Settings) -> StudyRecord:
-    """The record of a study, with its true state.
+    """The record of a study, with its actual state.
 
     Raises:
-        UnknownStudyError: There is none of that name.
+        UnknownStudyError: There is no study of that name.
     """
     with open_existing(settings) as store:
         study = store.find_study(name) if store else None
         names = [one.name for one in store.list_studies()] if store else []
     if study is None:
         raise UnknownStudyError(name, settings.home, nearest_name(name, names))
-    return as_it_stands(study, settings)
+    return with_actual_state(study, settings)
 
 
 def find_summary(name: str, settings: Settings) -> dict[str, Any]:
-    """A study as `vitsearch status --format json` prints it.
+    """The summary of a study, as printed by `vitsearch status --format json`.
 
     Raises:
-        UnknownStudyError: There is none of that name.
+        UnknownStudyError: There is no study of that name.
     """
     from orchestrator.reports.summary import study_summary
 
     study = find_study(name, settings)
     with open_existing(settings) as store:
         if store is None:
-            raise DatabaseUnavailableError(f"the database {settings.database_url} was there a moment ago, but is gone.")
+            raise DatabaseUnavailableError(
+                f"the database {settings.database_url} must exist, but it has disappeared. Restore it."
+            )
         return study_summary(store, study)
 
 
@@ -92,7 +94,7 @@ def find_champion(name: str, settings: Settings) -> dict[str, Any]:
 
     Raises:
         UnknownStudyError: There is no study of that name.
-        NoChampionError: It has none yet.
+        NoChampionError: The study has no champion yet.
     """
     summary = find_summary(name, settings)
     champion: dict[str, Any] | None = summary["champion"]
@@ -102,20 +104,20 @@ def find_champion(name: str, settings: Settings) -> dict[str, Any]:
 
 
 def list_studies(settings: Settings) -> list[dict[str, Any]]:
-    """All studies as `vitsearch list --format json` prints them, newest first."""
+    """All studies, newest first, as printed by `vitsearch list --format json`."""
     from orchestrator.reports.summary import study_line
 
     with open_existing(settings) as store:
         if store is None:
             return []
-        return [study_line(store, as_it_stands(study, settings)) for study in store.list_studies()]
+        return [study_line(store, with_actual_state(study, settings)) for study in store.list_studies()]
 
 
 def delete_study(study: StudyRecord, settings: Settings) -> None:
     """Delete a study: rows, checkpoints and plots. Its MLflow experiment is moved to MLflow's trash.
 
     Raises:
-        orchestrator.study.lock.StudyBusyError: It is running.
+        orchestrator.study.lock.StudyBusyError: The study is running.
         StudyNotDeletedError: MLflow does not answer.
     """
     from orchestrator.tracking.events import DeleteExperiment
@@ -132,8 +134,8 @@ def delete_study(study: StudyRecord, settings: Settings) -> None:
         store.delete_study(study.id)
 
 
-def as_it_stands(study: StudyRecord, settings: Settings) -> StudyRecord:
-    """The record with its true state: the row of a study whose process was killed still says `running`."""
+def with_actual_state(study: StudyRecord, settings: Settings) -> StudyRecord:
+    """The record with its actual state: if the process of a study was killed, its row still contains `running`."""
     if study.state != "running" or is_held(study.name, settings):
         return study
     return study.model_copy(update={"state": "interrupted", "reason": "its process died; run the file again to resume"})
@@ -145,5 +147,5 @@ def study_folder(settings: Settings, study: StudyRecord) -> Path:
 
 
 def tracker_of(study: StudyRecord, settings: Settings, store: Store) -> Tracker:
-    """What delivers a study's events to MLflow."""
+    """The tracker that delivers a study's events to MLflow."""
     return Tracker(settings.tracking_uri, settings.artifact_root / "mlflow", store.outbox(study.id))

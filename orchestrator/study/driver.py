@@ -1,4 +1,4 @@
-"""Runs a study: its stages in order, starting at the first that its rows do not show as complete."""
+"""Runs a study: its stages in order, starting with the first one that is not complete."""
 
 import json
 import logging
@@ -42,13 +42,13 @@ if TYPE_CHECKING:
     from trainers.data.images import ImageData
 
 FLUSH_S = 60.0
-"""Time that the end of a study waits for MLflow. Events that are not sent by then are sent by the next run."""
+"""Time to wait for MLflow at the end of a study. The next run sends any remaining events."""
 
 _logger = logging.getLogger(__name__)
 
 
 class SpecChangedError(ValueError):
-    """A study of that name exists with another file.
+    """A study of that name exists, but its file was different.
 
     Attributes:
         changes: One line per difference.
@@ -58,7 +58,8 @@ class SpecChangedError(ValueError):
         self.changes = list(changes)
         shown = "; ".join(self.changes[:5]) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
         super().__init__(
-            f"study {name!r} exists with other settings ({shown}). Give the file another `study:` name, "
+            f"study {name!r} must keep its settings, but the file changes them ({shown}). Give the file another "
+            "`study:` name, "
             f"or delete the old study with: vitsearch delete {name}"
         )
 
@@ -70,7 +71,7 @@ class DataChangedError(ValueError):
         truths = [truth.table or f"study {truth.study}" for stage in spec.stages for truth in stage.truths]
         what = f"those of {spec.data.source}" + (f", or {' or '.join(truths)}," if truths else "")
         super().__init__(
-            f"study {spec.study!r} must be resumed with the images that it began with, but {what} have changed since. "
+            f"study {spec.study!r} must be resumed with its original images, but {what} have changed since it began. "
             "Restore them, or give the file another `study:` name."
         )
 
@@ -86,25 +87,25 @@ def run_study(
 ) -> StudyRecord:
     """Run a study to its end, or resume it.
 
-    All data are read before anything is written. Finished trials are kept; interrupted trainings continue from their
+    All data are read before anything is written. Finished trials are kept; interrupted trainings resume from their
     newest checkpoint.
 
     Args:
         spec: The study.
-        spec_text: Its file, for MLflow.
-        settings: Of this installation.
-        progress: Shows what happens.
+        spec_text: Content of the study file, for MLflow.
+        settings: Settings of this installation.
+        progress: Displays the progress.
         control: Interrupts the study.
-        deadline: Completes a search with the trials that have a result by then.
+        deadline: Completes a search with the trials that have a result when it passes.
 
     Returns:
-        The study: complete, failed (a stage could not reach its goal), or interrupted (a stop was requested, or a
-        deadline came before a stage had any result).
+        The record of the study: complete, failed (a stage could not reach its goal), or interrupted (a stop was
+        requested, or a deadline passed before a stage had any result).
 
     Raises:
-        SpecChangedError: The name is taken by a study with other settings.
-        DataChangedError: The images changed since the study began.
-        StudyBusyError: Another process runs it, or took it over while the database was unreachable for this one.
+        SpecChangedError: A study of that name exists with different settings.
+        DataChangedError: The images have changed since the study began.
+        StudyBusyError: Another process is running the study, or took it over while this one had no database.
         orchestrator.store.errors.DatabaseUnavailableError: The database is unreachable, or cannot be written to.
         trainers.data.sources.DataError: The data cannot be used.
         orchestrator.spec.truth_table.TruthError: A ground truth cannot be used.
@@ -123,12 +124,12 @@ def run_study(
 
     data = load_images(spec.data)
     if study is None and any(stage.reads_test_part for stage in spec.stages):
-        load_test_images(spec.data)  # only to check them: a damaged image must show before the training, not after it
+        load_test_images(spec.data)  # only a check, so that a damaged image is reported before the training
     fingerprint = _check_truths(spec, data, settings)
     setup = choose(spec, detect_machine())
     _make_home(settings)
     with hold_study(spec.study, settings) as hold_again:
-        existing_study(spec, settings)  # again: another process may have created it in the meantime
+        existing_study(spec, settings)  # check again: another process may have created the study in the meantime
         store = Store.open(
             settings.database_url,
             artifact_root=settings.artifact_root,
@@ -159,7 +160,7 @@ def run_study(
 
 
 def _find_or_create(store: Store, spec: StudySpec, fingerprint: str) -> StudyRecord:
-    """The study of the spec's name; `fingerprint` is the digest of all its data.
+    """Find or create the study with the spec's name; `fingerprint` is the digest of all its data.
 
     Raises:
         DataChangedError: The study began with other data.
@@ -177,10 +178,10 @@ def _find_or_create(store: Store, spec: StudySpec, fingerprint: str) -> StudyRec
 
 
 def existing_study(spec: StudySpec, settings: Settings) -> StudyRecord | None:
-    """The study of the spec's name, or `None`; nothing is created.
+    """The study with the spec's name, or `None`; nothing is created.
 
     Raises:
-        SpecChangedError: It was made from a different file.
+        SpecChangedError: The study was created from a different file.
     """
     with open_existing(settings) as store:
         study = store.find_study(spec.study) if store else None
@@ -192,11 +193,11 @@ def existing_study(spec: StudySpec, settings: Settings) -> StudyRecord | None:
 
 
 def _changes(study: StudyRecord, spec: StudySpec) -> list[str]:
-    """Differences between the stored study and the file; keys that an older version did not have count as not given."""
+    """Differences between the stored study and the file; keys missing in an older version have their defaults."""
     try:
         return differences(StudySpec.model_validate(study.spec), spec)
     except ValidationError:
-        return ["it was made from the file of another version of vitsearch"]
+        return ["it was created by another version of vitsearch"]
 
 
 def _check_truths(spec: StudySpec, data: "ImageData", settings: Settings) -> str:
@@ -208,7 +209,7 @@ def _check_truths(spec: StudySpec, data: "ImageData", settings: Settings) -> str
 
 
 def deliver_events(study: StudyRecord, settings: Settings, *, timeout_s: float) -> int:
-    """Send MLflow the events that an earlier process could not send; returns the number that still wait."""
+    """Send MLflow the events that earlier processes could not send; returns the number of remaining events."""
     with open_existing(settings) as store:
         if store is None or not settings.tracking:
             return 0
@@ -240,7 +241,7 @@ class _Driver:
         """Run the stages that are not complete.
 
         Args:
-            setup: Engine, pool and scheduler, for the record.
+            setup: Engine, pool and scheduler, to be stored with the execution.
             inputs: The data as MLflow's dataset inputs.
         """
         study = self._shared.study
@@ -273,7 +274,7 @@ class _Driver:
                     f"study sends them ({outbox.last_error or 'MLflow is slow'})"
                 )
             outbox.close()
-        except DatabaseUnavailableError:  # the error that ended the study is the same
+        except DatabaseUnavailableError:  # the same error has already ended the study
             _logger.debug("the database is unreachable while events are sent to MLflow", exc_info=True)
 
     def _run_stages(self, execution: ExecutionRecord) -> None:
@@ -292,13 +293,13 @@ class _Driver:
             _logger.debug("a file operation failed", exc_info=True)
             place = f" ({error.filename})" if error.filename else ""
             self._end(
-                execution, "interrupted", f"a file could not be written or read: {error.strerror or error}{place}"
+                execution, "interrupted", f"a file could not be read or written: {error.strerror or error}{place}"
             )
         except EngineUnavailableError as error:
             self._end(execution, "interrupted", str(error))
             raise
         except BaseException as error:
-            # No row may stay "running", whatever the error is.
+            # No row may stay "running" after an error of any kind.
             self._end(execution, "interrupted", ": ".join(filter(None, (type(error).__name__, str(error)))))
             raise
         else:
@@ -337,12 +338,12 @@ class _Driver:
         )
 
     def _abandon(self, stage: StageRecord, execution: ExecutionRecord, reason: str) -> NoReturn:
-        """End the process from another thread than the one that runs the study."""
+        """End the process; called from a thread other than the one that runs the study."""
         try:
             self._end_stage(stage, execution, "interrupted", reason=reason)
             self._end(execution, "interrupted", reason)
         finally:
-            _logger.critical("%s. The process ends; run the same command again to resume.", reason)
+            _logger.critical("%s. Ending the process; run the same command again to resume.", reason)
             os._exit(1)
 
     def _end_stage(
@@ -374,7 +375,7 @@ class _Driver:
 
 
 def data_inputs(spec: StudySpec, data: "ImageData") -> list[Mapping[str, Any]]:
-    """The data as MLflow's dataset inputs; the test part is not read for it."""
+    """The data as MLflow's dataset inputs; the test part is not read."""
     shape = (data.task.in_channels, data.task.image_size, data.task.image_size)
     common: dict[str, Any] = {
         "name": data.name,

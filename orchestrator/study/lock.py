@@ -1,4 +1,4 @@
-"""Lets one process at a time run a study, on this machine and on all that share its database."""
+"""Ensures that only one process at a time runs a study, on all machines that share its database."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,17 +14,17 @@ class StudyBusyError(RuntimeError):
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            f"study {name!r} must not be run twice at once, but another process is running it. "
+            f"study {name!r} must run in one process at a time, but another process is running it. "
             f"Watch it with: vitsearch status {name}"
         )
 
 
 @contextmanager
 def hold_study(name: str, settings: Settings) -> Iterator[Callable[[], None]]:
-    """Hold the lock of a study; yields a function that takes it again after the database was unreachable.
+    """Hold the lock of a study; yields a function that renews it after the database was unreachable.
 
     Raises:
-        StudyBusyError: Another process holds it.
+        StudyBusyError: Another process holds the lock.
         orchestrator.store.errors.DatabaseUnavailableError: The database that holds the lock does not answer.
     """
     folder = settings.home / "locks"
@@ -37,7 +37,7 @@ def hold_study(name: str, settings: Settings) -> Iterator[Callable[[], None]]:
 
 
 def is_held(name: str, settings: Settings) -> bool:
-    """Whether a process runs the study."""
+    """Whether a process is running the study."""
     file = settings.home / "locks" / f"{name}.lock"
     try:
         with FileLock(file, timeout=0) if file.exists() else nullcontext():

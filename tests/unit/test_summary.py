@@ -29,6 +29,6 @@ def test_the_file_is_read_back_as_the_same_configuration(tmp_path: Path) -> None
 def test_the_advice_on_stopping_can_be_pasted(criterion: object, tmp_path: Path) -> None:
     text = configuration_yaml(configuration(), {**ADVICE, "criterion": criterion})
     assert "saves 45 % of the epochs for 0.12 points of accuracy" in text
-    advice = text.rstrip().rpartition("by: ")[2]
+    advice = text.rstrip().rpartition("with: ")[2]
     lines = [advice if line.startswith("stopping:") else line for line in text.splitlines()]
     assert read_back("\n".join(lines), tmp_path).stopping == PluginChoice.model_validate(criterion)
