@@ -26,7 +26,7 @@ _LARGE_GPU_GIB = 8
 
 
 class Machine(NamedTuple):
-    """What the choice depends on."""
+    """The properties of the machine that determine the choice."""
 
     num_gpus: int
     gpu_gib: float
@@ -42,14 +42,14 @@ class Machine(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionSetup:
-    """How one execution of a study runs its trials."""
+    """The engine and pool of one execution of a study."""
 
     engine: Literal["optuna", "ray"]
     pool: Literal["inline", "ray"]
     scheduler: Scheduler | None
     ray_address: str | None
     reason: str
-    """For people: how trials run, and why."""
+    """Describes for people how trials run, and why."""
 
     def record(self) -> dict[str, Any]:
         """The setup as plain data, stored with the execution."""
@@ -136,7 +136,7 @@ def _choose_pool(spec: StudySpec, machine: Machine, engine: str) -> tuple[Litera
 
 
 def _describe(machine: Machine) -> str:
-    """The machine in words."""
+    """Describe the machine in words."""
     if machine.num_gpus:
         return "1 GPU" if machine.num_gpus == 1 else f"{machine.num_gpus} GPUs"
     cores = "1 CPU core" if machine.num_cpus == 1 else f"{machine.num_cpus} CPU cores"

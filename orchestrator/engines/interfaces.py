@@ -14,7 +14,7 @@ ATTEMPT_FILE = "attempt"
 
 
 class EngineUnavailableError(RuntimeError):
-    """An engine or pool cannot run here; the message says why and what to do."""
+    """An engine or pool cannot run here; the message states the reason and what to do."""
 
 
 class Objective(NamedTuple):
@@ -65,11 +65,11 @@ class Search:
     make_task: Callable[[TrialRecord], Task]
     """The task that evaluates a trial, as plain data."""
     objectives: tuple[Objective, ...]
-    """Empty if trials are not compared."""
+    """The metrics to optimise; empty if trials are not compared."""
     parameters: Callable[[Point], Mapping[str, Any]] = field(default=dict)
     """A point as flat, readable parameters."""
     links: Callable[[Point], Mapping[str, str]] = field(default=lambda _: {})
-    """Where a point comes from (`grown_from`, `averaged_from`), shown in MLflow."""
+    """The origin of a point (`grown_from`, `averaged_from`), shown in MLflow."""
     known_metrics: Callable[[Point], Mapping[str, float]] = field(default=lambda _: {})
     """Metrics of a point from earlier stages (`proxy.length-distortion`), shown with the trial's own."""
     epochs: int | None = None
@@ -98,7 +98,7 @@ class Control(Protocol):
 
 
 class Ledger(Protocol):
-    """Where an engine writes each change of a trial: the store, MLflow's outbox and the progress display of a stage."""
+    """Records each change of a trial for an engine: in the store, MLflow's outbox and the progress display."""
 
     def trials(self) -> list[TrialRecord]: ...
 
@@ -158,7 +158,7 @@ class Pool(Protocol):
 
 
 class Engine(Protocol):
-    """Runs a search to its end, or until it is told to stop."""
+    """Runs a search to its end, or until a stop is requested."""
 
     def run(self, search: Search, pool: Pool, ledger: Ledger, control: Control) -> list[TrialRecord]:
         """All trials of the search by number; after a stop request, those that have begun."""

@@ -9,7 +9,7 @@ class OptunaEngine:
     """Evaluates one trial after another, or several at a time if the pool has room for them."""
 
     def run(self, search: Search, pool: Pool, ledger: Ledger, control: Control) -> list[TrialRecord]:
-        """Run a search from where its rows stand."""
+        """Run a search; finished trials in its rows are kept."""
         queue = TrialQueue(search, ledger, control)
         if search.epochs is not None and not control.should_stop():
             pool.prepare(search.sizes())

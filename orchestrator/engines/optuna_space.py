@@ -58,7 +58,7 @@ class OptunaSpace:
 
 
 def only_value(dimension: Dimension) -> Scalar:
-    """The value of a dimension that has only one."""
+    """The only value of a dimension with a single value."""
     return dimension.options[0] if isinstance(dimension, Choice) else dimension.low
 
 

@@ -33,7 +33,7 @@ class _Running(NamedTuple):
     """A trial that has not ended."""
 
     trial_id: int
-    """Its id in the storage."""
+    """Id of the trial in the storage."""
     point: Point
 
 
@@ -100,7 +100,7 @@ class OptunaSuggester:
             return None
         if number == self._final_number:
             if self._running:
-                return None  # the engine asks again after they have ended
+                return None  # the engine asks again after the running trials have ended
             choice = self.final_choice()
             if choice is not None and self._is_new(choice):
                 return self._suggestion(number, choice)
@@ -225,5 +225,5 @@ class OptunaSuggester:
 
 
 def _key(point: Point) -> str:
-    """A key of a point that tells 1, 1.0 and true apart."""
+    """A key of a point that distinguishes 1, 1.0 and true."""
     return repr(sorted(point.items()))

@@ -16,7 +16,7 @@ from trainers.training.reporting import Reporter
 
 
 class StartedTrial(NamedTuple):
-    """A trial that runs from now on."""
+    """A trial that has just started."""
 
     record: TrialRecord
     task: Task
@@ -26,11 +26,11 @@ class StartedTrial(NamedTuple):
 class TrialQueue:
     """Decides which trial runs next, and writes every change to the ledger.
 
-    The suggester is asked with the results known at the time: it knows which trials run, but does not wait for them.
+    A suggestion uses the results known at the time: the suggester knows the running trials, but does not wait for them.
 
     Args:
         search: The search; its suggester learns all finished trials and expects the unfinished ones.
-        ledger: Where trials are written. Its rows say where the search stands.
+        ledger: Records the trials. Its rows determine the state of the search.
         control: After a stop request, no further trial starts.
     """
 
@@ -65,7 +65,7 @@ class TrialQueue:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether the search was asked to stop: running trials should end, and no other one starts."""
+        """Whether a stop was requested: running trials should end, and no new trial starts."""
         return self._control.should_stop()
 
     @property
@@ -77,7 +77,7 @@ class TrialQueue:
         return all_asked and not self._waiting
 
     def start(self) -> StartedTrial | None:
-        """The next trial, written as running: a waiting one, else a new one.
+        """Start the next trial, a waiting one if there is one, otherwise a new one, and write it as running.
 
         Returns:
             `None` if no trial can start now. Unless `is_finished`, one may start after a running trial has ended.
@@ -108,12 +108,12 @@ class TrialQueue:
             self._search.suggester.tell(record)
 
     def lose(self, number: int, reason: str) -> None:
-        """Note that the worker of a running trial died. The trial waits, and starts again after those before it."""
+        """Note that the worker of a running trial died. The trial joins the end of the queue of waiting trials."""
         record = self._ledger.lose(self._trials[number], reason)
         self._running.discard(number)
         self._trials[number] = record
         self._waiting.append(record)
 
     def settle(self) -> None:
-        """Write outcomes that the ledger has put off; called before waiting for running trials."""
+        """Write outcomes that the ledger has deferred; called before waiting for running trials."""
         self._ledger.settle()

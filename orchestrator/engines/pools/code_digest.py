@@ -13,7 +13,7 @@ from importlib.metadata import Distribution, PackageNotFoundError, version
 from pathlib import Path
 
 OWN_PACKAGES = frozenset({"plugins", "search_spaces", "trainers"})
-"""Packages whose source always counts. The packages of the roots count too."""
+"""Packages whose source always counts, in addition to the packages of the roots."""
 
 
 def code_digest(roots: Iterable[str], *, packages: Iterable[str] = (), distributions: Iterable[str] = ()) -> str:

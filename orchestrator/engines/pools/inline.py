@@ -27,7 +27,7 @@ class InlinePool:
         self._outcomes: Generator[tuple[int, TaskOutcome], None, None] | None = None
 
     def prepare(self, configurations: Sequence[Configuration]) -> None:
-        """Do nothing: a training or a pack has the whole machine."""
+        """Do nothing, because a training or a pack uses the whole machine."""
 
     def has_room(self) -> bool:
         return not self._running and self._queue.wants_more

@@ -1,4 +1,4 @@
-"""Takes known scores from the store: those of the same topology, batch, seed, settings and code."""
+"""Reuses stored scores with the same topology, batch, seed, settings and code."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from trainers.training.reporting import Reporter
 
 _SCORER = "trainers.tasks.scoring"
 _DTYPE = "float32"
-"""The dtype that workers score in."""
+"""The dtype in which workers compute scores."""
 
 
 class ScoreCache:
@@ -83,7 +83,7 @@ class ScoreCache:
 
 
 class ScoreCachingPool:
-    """A pool that does not compute known scores: of a score task, it runs only the missing proxies."""
+    """A pool that does not recompute known scores: it runs only the missing proxies of a score task."""
 
     def __init__(self, pool: Pool, cache: ScoreCache) -> None:
         self._pool = pool

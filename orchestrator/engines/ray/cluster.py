@@ -23,14 +23,14 @@ from plugins.registry import FORMULA_FOLDER_VARIABLE, FORMULA_SUFFIX
 from trainers.hardware.host import available_cores
 
 _OBJECT_STORE_BYTES = 100 * 2**20
-"""Enough, because tasks and reports are small, and each worker reads the images itself."""
+"""This is enough, because tasks and reports are small and each worker reads the images itself."""
 _MAX_TEMPORARY_LENGTH = 40
-"""Characters. Ray appends about 65 to it for Unix sockets, whose paths must be shorter than 108."""
+"""In characters. Ray appends about 65 for Unix sockets, whose paths must be shorter than 108."""
 _START_TRIES = 3
 _PREFIX = "vitsearch-ray-"
 _REFRESH_S = 5.0
 _NO_ROOM_S = 120.0
-"""How long a trial that no node is large enough for waits for a larger node."""
+"""Time that a trial waits for a larger node if no node is large enough."""
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker without a GPU share sees no GPU
@@ -109,7 +109,7 @@ class RayCluster:
     def close(self) -> None:
         """Leave the cluster. Local Ray stops, and its files are removed, with those of killed processes."""
         if self.is_local:
-            _remove_folders_of_the_dead()
+            _remove_stale_folders()
         if self._health is None:
             return
         import ray
@@ -171,7 +171,7 @@ class RayCluster:
         return any(node.num_gpus for node in self.nodes())
 
     def room_for(self, num_cpus: float, num_gpus: float) -> int:
-        """How many workers of that size fit on all nodes together; 0 while a cluster may still get a larger node.
+        """Number of workers of that size that fit on all nodes; 0 while a cluster may still get a larger node.
 
         Raises:
             EngineUnavailableError: No worker fits on this machine, or none has fit on the cluster for a while.
@@ -202,7 +202,7 @@ class RayCluster:
         return can_hold(self.nodes(), shares)
 
     def _start_local(self) -> None:
-        _remove_folders_of_the_dead()
+        _remove_stale_folders()
         with _environment({**_LOOPBACK_ONLY, "RAY_AUTH_TOKEN": _token()}):
             for attempt in range(1, _START_TRIES + 1):
                 self._folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_short_temporary()))
@@ -281,7 +281,7 @@ def _short_temporary() -> str:
     return found if len(found) <= _MAX_TEMPORARY_LENGTH else "/tmp"  # noqa: S108 - mkdtemp makes a private folder in it
 
 
-def _remove_folders_of_the_dead() -> None:
+def _remove_stale_folders() -> None:
     """Remove files of local Ray whose process was killed."""
     for path in Path(_short_temporary()).glob(f"{_PREFIX}*"):
         process = path.name.removeprefix(_PREFIX).partition("-")[0]
@@ -290,7 +290,7 @@ def _remove_folders_of_the_dead() -> None:
 
 
 def _end_processes_of(folder: Path) -> None:
-    """End remaining processes of local Ray. Without a head, some of them would wait for it another minute."""
+    """End remaining processes of local Ray. Without the head, some of them would keep waiting for another minute."""
     import psutil  # comes with Ray
 
     for child in psutil.Process().children():

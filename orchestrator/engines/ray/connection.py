@@ -1,4 +1,4 @@
-"""Checks the address of a Ray cluster, and says what is wrong if attaching to it fails."""
+"""Checks the address of a Ray cluster, and explains errors in attaching to it."""
 
 import socket
 import time
@@ -10,7 +10,7 @@ _NODE_S = 3.0
 
 
 def check_address(address: str) -> None:
-    """Check that something listens there. Ray itself would try for minutes, and then end the process.
+    """Check that the address accepts connections. Ray itself would try for minutes and then end the process.
 
     Raises:
         EngineUnavailableError: Nothing listens there, or it is not the address of a cluster.
@@ -49,7 +49,7 @@ def check_node(address: str) -> None:
 
 
 def refusal(address: str, error: BaseException) -> EngineUnavailableError:
-    """Turn Ray's error on attaching into one that says what to do."""
+    """Translate Ray's error on attaching into one that states what to do."""
     import ray
 
     cause: BaseException | None = error

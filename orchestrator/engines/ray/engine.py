@@ -39,7 +39,7 @@ class RayEngine:
         self._scheduler = scheduler
 
     def run(self, search: Search, pool: Pool, ledger: Ledger, control: Control) -> list[TrialRecord]:
-        """Run a search from where its rows stand."""
+        """Run a search; finished trials in its rows are kept."""
         if search.epochs is None:
             return OptunaEngine().run(search, pool, ledger, control)
         if control.should_stop():
@@ -87,7 +87,7 @@ class RayEngine:
         from orchestrator.engines.ray.trainable import TrialTrainable
         from orchestrator.engines.ray.trial_book import SearchStopper, TrialRecorder, TrialSource
 
-        scheduler = make_scheduler(self._scheduler, search, partial(_retask, search, book.queue))
+        scheduler = make_scheduler(self._scheduler, search, partial(_copy_task, search, book.queue))
         ended = [trial for trial in book.queue.trials() if trial.is_usable]
         teach(scheduler, ((trial.number, ledger.curve(trial)) for trial in ended))
         tuner = tune.Tuner(
@@ -128,7 +128,7 @@ class RayEngine:
         return config
 
 
-def _retask(search: Search, queue: TrialQueue, config: dict[str, Any], point: Point, step: int) -> str:
+def _copy_task(search: Search, queue: TrialQueue, config: dict[str, Any], point: Point, step: int) -> str:
     from orchestrator.engines.ray.trial_book import task_at
 
     fence = TrainTask.model_validate_json(config["task"]).fence

@@ -1,10 +1,10 @@
 """The files of population-based training: a trial's checkpoints since it last copied another trial.
 
     trial-0003/generation-02/epoch-0006/...     the copied checkpoints, and those of later epochs
-    trial-0003/generation-02/lineage.json       which trial it copied, when, and the point that it continues with
+    trial-0003/generation-02/lineage.json       the trials copied, the epochs of the copies, and the current point
 
-A generation gets its name when it is complete, and then replaces everything before it. So the weights of a trial always
-match the settings that it continues with, whichever process is killed.
+A generation gets its name when it is complete, and then replaces all earlier generations. The weights of a trial
+therefore always match its current settings, even if a process is killed.
 """
 
 import os

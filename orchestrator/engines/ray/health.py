@@ -1,4 +1,4 @@
-"""Watches the essential processes of Ray, and makes calls that do not wait for dead ones."""
+"""Watches the essential processes of Ray, and makes calls that do not wait for dead processes."""
 
 import socket
 import threading
@@ -14,7 +14,7 @@ from orchestrator.engines.interfaces import EngineUnavailableError
 CHECK_S = 1.0
 """Time between two checks."""
 AWAY_S = 20.0
-"""How long another machine or a cluster's head may be unreachable; Ray itself ends the driver after 60 s."""
+"""Time that another machine or a cluster's head may be unreachable; Ray itself ends the driver after 60 s."""
 _ANSWER_S = 5.0
 
 Result = TypeVar("Result")
@@ -30,13 +30,13 @@ class Part:
     may_return: bool
     """Whether Ray continues if it is started again."""
     advice: str
-    """What to do after it has died."""
+    """Advice to the user after the process has died."""
 
 
 class RayHealth:
     """Checks every second, in a thread, that the essential processes of Ray are alive.
 
-    After one has died, some calls of Ray wait forever; others wait 60 s, and then Ray ends our process without notice.
+    After a process has died, some calls of Ray wait forever; others wait 60 s, and then Ray ends our process silently.
 
     Args:
         parts: The processes.
@@ -117,7 +117,7 @@ def parts_of_ray(address: str | None) -> list[Part]:
     context = ray.get_runtime_context()
     node = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
     host, _, port = context.gcs_address.rpartition(":")
-    again = "Run the same command again; it starts Ray anew."
+    again = "Run the same command again; it restarts Ray."
     return [
         Part(
             what="the head of Ray (GCS)" if address is None else f"the head (GCS) of the Ray cluster {address}",

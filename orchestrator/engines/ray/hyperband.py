@@ -8,7 +8,7 @@ from ray.tune.schedulers.hyperband import _Bracket
 
 
 class _WholeBracket(_Bracket):
-    """A bracket that counts all trials that it got, not only unfinished ones."""
+    """A bracket that counts all its trials, not only unfinished ones."""
 
     def filled(self) -> bool:
         return bool(len(self._all_trials) >= self._n0)
@@ -22,7 +22,7 @@ class WholeBrackets(HyperBandScheduler):
     """
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """As Ray's, but a bracket that can no longer be filled is halved as it is."""
+        """Like Ray's method, but a bracket that can no longer be filled is halved with the trials that it has."""
         chosen = super().choose_trial_to_run(tune_controller)
         if chosen is None and tune_controller.search_alg.is_finished():
             for bracket in [bracket for band in self._hyperbands for bracket in band if bracket is not None]:

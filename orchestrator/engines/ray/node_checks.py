@@ -13,9 +13,9 @@ from orchestrator.engines.pools.code_digest import code_digest
 from plugins.registry import KINDS
 
 _ANSWER_S = 90.0
-"""A living node that does not answer for so long cannot be used. Ray notices a vanished node after a minute."""
+"""A living node that does not answer within this time is unusable. Ray notices a lost node after a minute."""
 _APPEAR_S = 10.0
-"""How long a new file may take to appear on another node, because network file systems cache folders."""
+"""Time that a new file may take to appear on another node, because network file systems cache folders."""
 _WORKER_CODE = ("orchestrator.engines.ray.worker", "orchestrator.engines.ray.trainable", "trainers.worker")
 _TEXT = "vitsearch checks that every node of the cluster can see this folder\n"
 
@@ -59,12 +59,12 @@ def _marker(folder: Path | None) -> Iterator[Path | None]:
         yield path
     finally:
         path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # it holds something else
+        with contextlib.suppress(OSError):  # the folder is not empty
             folder.rmdir()
 
 
 def _ask(nodes: Sequence[Mapping[str, Any]], places: tuple[Any, ...]) -> list[list[str]]:
-    """Ask each node what keeps it from running trials. Nodes that left meanwhile are skipped."""
+    """Ask each node for problems with running trials. Nodes that left meanwhile are skipped."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

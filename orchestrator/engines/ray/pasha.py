@@ -1,4 +1,4 @@
-"""PASHA as a Ray Tune scheduler: ASHA whose highest rung rises only while the ranking still changes."""
+"""PASHA as a Ray Tune scheduler: ASHA that raises its highest rung only while the ranking still changes."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -51,7 +51,7 @@ def ranking_changed(below: Mapping[str, float], top: Mapping[str, float], noise:
     Args:
         below: Values at the second highest rung.
         top: Values at the highest rung; its trials are among those of `below`.
-        noise: Trials that differ by no more count as equal.
+        noise: Trials whose values differ by at most this much count as equal.
 
     Source: Bohdal et al. 2023, arXiv:2207.06940, soft ranking.
     """
@@ -67,8 +67,8 @@ class PashaScheduler(NotPickled, FIFOScheduler):
 
     A trial that reaches a rung below the highest one continues if it is among the best `1 / reduction_factor` of the
     trials that reached it before; otherwise it is stopped. At the highest rung, trials wait. When the ranking there
-    differs from that of the rung below, the next rung opens, and the best waiting trials continue. When nothing else is
-    left to run, trials that still wait are stopped.
+    differs from that of the rung below, the next rung opens and the best waiting trials continue. When no other trial
+    is left to run, trials that are still waiting are stopped.
 
     Args:
         metric: The metric to compare.
@@ -107,7 +107,7 @@ class PashaScheduler(NotPickled, FIFOScheduler):
         if index >= self._top:
             self._open_next()
         if index == len(self._rungs) - 1:
-            return str(TrialScheduler.CONTINUE)  # it has trained to its end
+            return str(TrialScheduler.CONTINUE)  # the trial has used its whole budget
         if index >= self._top:
             self._waiting[trial.trial_id] = trial
             return str(TrialScheduler.PAUSE)
@@ -115,7 +115,7 @@ class PashaScheduler(NotPickled, FIFOScheduler):
         return str(TrialScheduler.CONTINUE if continues else TrialScheduler.STOP)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """A new trial, else a waiting trial that may continue. If nothing else is left, the other ones are stopped."""
+        """A new trial, or a waiting one that may continue. If there is neither, all waiting trials are stopped."""
         chosen = super().choose_trial_to_run(_WithoutPaused(tune_controller))
         if chosen is not None:
             return chosen

@@ -4,7 +4,7 @@ from typing import Any
 
 
 class NotPickled:
-    """An object that pickles to nothing: Tune pickles what it is given into a snapshot that we never read."""
+    """An object that pickles to nothing, because Tune pickles its arguments into a snapshot that we never read."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

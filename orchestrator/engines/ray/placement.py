@@ -1,4 +1,4 @@
-"""How many workers fit on the nodes of a Ray cluster."""
+"""Computes the number of workers that fit on the nodes of a Ray cluster."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -36,7 +36,7 @@ def can_hold(nodes: Sequence[Node], shares: Iterable[tuple[float, float]]) -> bo
 
 
 def fits(node: Node, num_cpus: float, num_gpus: float) -> int:
-    """How many workers with that share fit on a node."""
+    """Number of workers with that share that fit on a node."""
     limits = [node.num_cpus // num_cpus] if num_cpus else []
     if num_gpus > 1:
         limits.append(node.num_gpus // num_gpus)

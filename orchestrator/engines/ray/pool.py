@@ -1,4 +1,4 @@
-"""Pool `ray`: long-lived Ray actors. Each runs one task or pack at a time, and gets short tasks ahead of time."""
+"""Pool `ray`: long-lived Ray actors. Each runs one task or pack at a time and receives short tasks in advance."""
 
 import math
 import time
@@ -20,9 +20,9 @@ from trainers.training.reporting import Reporter
 
 _TAKE_S = 20.0
 _POLL_S = 0.2
-"""Time between two checks whether running tasks should stop."""
+"""Time between two checks for a stop request."""
 _AHEAD_S = 0.25
-"""Amount of work that a worker gets ahead of time, so that it never waits for the driver."""
+"""Amount of work that a worker receives in advance, so that it never waits for the driver."""
 _MAX_AHEAD = 32
 _SMOOTHING = 0.2
 _GET_S = 30.0
@@ -40,7 +40,7 @@ class _Worker:
     stopped: set[int] = field(default_factory=set)
     has_answered: bool = False
     asked_at: float = field(default_factory=time.monotonic)
-    """When it was last asked for messages."""
+    """Time of the last request for messages."""
 
 
 class RayPool:
@@ -89,7 +89,7 @@ class RayPool:
         return len(self._tasks) < max(self.room_for(share), 1) * self._depth()
 
     def room_for(self, share: Share) -> int:
-        """How many workers with that share may run at a time."""
+        """Maximum number of concurrent workers with that share."""
         room = self.cluster.room_for(*share)
         most = self.settings.max_concurrent
         return room if most is None else min(room, most)
@@ -176,7 +176,7 @@ class RayPool:
         return least if takes_more else None
 
     def _depth(self) -> int:
-        """How many short tasks a worker gets at a time."""
+        """Number of short tasks that a worker receives at a time."""
         if self._task_s is None:
             return 2
         return 1 + min(max(1, math.ceil(_AHEAD_S / max(self._task_s, 1e-6))), _MAX_AHEAD)
@@ -185,7 +185,7 @@ class RayPool:
         return any(worker.share == share and not worker.keys for worker in self._workers)
 
     def _may_start(self, share: Share) -> bool:
-        """Whether one more worker with that share fits beside the busy ones."""
+        """Whether another worker with that share fits next to the busy ones."""
         if not self.cluster.room_for(*share):
             return False
         busy = [worker.share for worker in self._workers if worker.keys]
@@ -203,7 +203,7 @@ class RayPool:
 
     @property
     def _take_s(self) -> float:
-        """How long a worker waits for a message before it answers without any."""
+        """Time that a worker waits for a message before it returns an empty answer."""
         minutes = self.settings.silent_minutes
         return _TAKE_S if minutes is None else min(_TAKE_S, 15 * minutes)
 
@@ -225,7 +225,7 @@ class RayPool:
         ray.kill(worker.handle, no_restart=True)
 
     def _fit_nodes(self) -> None:
-        """After a node has left, end idle workers if others wait for their place."""
+        """After a node has left, end idle workers if other workers are waiting for room."""
         nodes = self.cluster.nodes() if self._workers else self._nodes
         if nodes == self._nodes:
             return

@@ -17,25 +17,25 @@ from orchestrator.engines.seeds import seed_for
 from search_spaces.dimensions import Choice, Dimension, Integer, Point, Real, Scalar, is_active
 
 FACTORS = (0.8, 1.25)
-"""Factors by which a number is changed if it is not drawn anew."""
+"""Factors by which a number is multiplied if it is not resampled."""
 
-Retask = Callable[[dict[str, Any], Point, int], str]
+MakeCopyTask = Callable[[dict[str, Any], Point, int], str]
 """Makes the task of a trial from its configuration, a new point and its number of copies, as JSON."""
 
 
 class Population:
-    """Decides, for both schedulers, which trial may copy which, and how a copy continues.
+    """Decides for both schedulers which trial may copy which other trial, and how the copy continues.
 
     Args:
         search: The search.
-        retask: Makes a trial's new task.
+        make_copy_task: Makes the trial's new task.
         quantile: Share of the trials that copy others, and share that is copied.
         resample: Probability that a changed value is drawn anew.
     """
 
-    def __init__(self, search: Search, retask: Retask, *, quantile: float, resample: float) -> None:
+    def __init__(self, search: Search, make_copy_task: MakeCopyTask, *, quantile: float, resample: float) -> None:
         self._search = search
-        self._retask = retask
+        self._make_copy_task = make_copy_task
         self._quantile = quantile
         self._resample = resample
 
@@ -72,7 +72,7 @@ class Population:
             changed=changed,
         )
         after = Generation(point=point, steps=(*before.steps, step))
-        task = self._retask(trial.config, point, len(after.steps))
+        task = self._make_copy_task(trial.config, point, len(after.steps))
         return {**trial.config, "task": task, "generation": after.model_dump(mode="json")}
 
     def mixed(self, trial: Trial, parent: Trial) -> Point:
@@ -84,7 +84,7 @@ class Population:
         return kept | {name: value for name, value in theirs.items() if name in names}
 
     def explored(self, point: Point, rng: random.Random) -> Point:
-        """The point with each changeable value moved or drawn anew, so that its conditions hold."""
+        """The point with each changeable value perturbed or resampled; conditions of dimensions still hold."""
         changed = dict(point)
         for dimension in self._search.changeable:
             if not is_active(dimension, changed):

@@ -1,4 +1,4 @@
-"""Makes Ray Tune's schedulers, and teaches them the trials of earlier executions."""
+"""Creates Ray Tune's schedulers, and replays trials of earlier executions into them."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from ray.tune.schedulers import (
 from orchestrator.engines.interfaces import EngineUnavailableError, Search
 from orchestrator.engines.ray.hyperband import WholeBrackets
 from orchestrator.engines.ray.pasha import PashaScheduler
-from orchestrator.engines.ray.population import PointBandits, PointPopulation, Population, Retask, bandit_numbers
+from orchestrator.engines.ray.population import MakeCopyTask, PointBandits, PointPopulation, Population, bandit_numbers
 from orchestrator.spec.engine import (
     Asha,
     HyperBand,
@@ -29,13 +29,13 @@ TIME = "epoch"
 _NEVER = 10**9
 
 
-def make_scheduler(settings: Scheduler | None, search: Search, retask: Retask) -> TrialScheduler:
+def make_scheduler(settings: Scheduler | None, search: Search, make_copy_task: MakeCopyTask) -> TrialScheduler:
     """Make the scheduler of a search.
 
     Args:
         settings: Settings of the scheduler; `None` for one that only starts trials.
         search: A search of training trials.
-        retask: Makes a trial's task with another point.
+        make_copy_task: Makes the task of a trial that continues with another point.
 
     Raises:
         EngineUnavailableError: The search has no dimension that the scheduler can change.
@@ -70,19 +70,19 @@ def make_scheduler(settings: Scheduler | None, search: Search, retask: Retask) -
             time_attr=TIME,
             grace_period=settings.grace_epochs,
             min_samples_required=settings.min_trials,
-            min_time_slice=_NEVER,  # else it pauses trials in turn until there are enough
+            min_time_slice=_NEVER,  # otherwise it pauses trials in turn until there are enough
             **common,
         )
     if isinstance(settings, PopulationBased | PopulationBandits):
-        return _population(settings, search, retask, common)
+        return _population(settings, search, make_copy_task, common)
     return FIFOScheduler()
 
 
 def _population(
-    settings: PopulationBased | PopulationBandits, search: Search, retask: Retask, common: dict[str, Any]
+    settings: PopulationBased | PopulationBandits, search: Search, make_copy_task: MakeCopyTask, common: dict[str, Any]
 ) -> TrialScheduler:
     resample = settings.resample if isinstance(settings, PopulationBased) else 0.0
-    population = Population(search, retask, quantile=settings.quantile, resample=resample)
+    population = Population(search, make_copy_task, quantile=settings.quantile, resample=resample)
     options = {
         "time_attr": TIME,
         "perturbation_interval": settings.every_epochs,
@@ -102,8 +102,8 @@ def _population(
 
 def _nothing_to_change(name: str, what: str) -> EngineUnavailableError:
     return EngineUnavailableError(
-        f"scheduler `{name}` changes settings during training, so the train stage's `recipe` must search one that it "
-        f"can change ({what}), but it searches none. Add one, or choose another scheduler."
+        f"scheduler `{name}` changes settings during training, so the train stage's `recipe` must search a changeable "
+        f"one ({what}), but it searches none. Add one, or choose another scheduler."
     )
 
 
@@ -124,7 +124,7 @@ class _NoController:
 
 
 def teach(scheduler: TrialScheduler, curves: Iterable[tuple[int, Sequence[EpochReport]]]) -> None:
-    """Teach a scheduler that compares trials at rungs the curves of earlier executions, by trial number.
+    """Replay the curves of earlier executions, in order of trial numbers, into a scheduler that compares at rungs.
 
     HyperBand and the population-based schedulers compare only trials that run together, and start anew.
     """

@@ -26,14 +26,15 @@ REPORT, OUTCOME = "report", "outcome"
 _STOP_FILE_CHECK_S = 0.5
 """Time between two checks for the stop file."""
 _RENEW_S, _GRACE_S = 1.0, 5.0
-"""Time between two renewals of the process's alarm, and how much later than the limit it goes off."""
+"""Time between two renewals of the process's alarm, and its delay beyond the limit."""
 
 
 class StopFile:
-    """Whether the driver wants the trials of this process to end.
+    """Detects whether the driver has asked the trials of this process to end.
 
     Args:
-        path: Exists once trials should end. Its folder goes with the driver, and then they should end too.
+        path: A file that exists once trials should end. They should also end if its folder is gone, because the driver
+            removes the folder when it ends.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,7 +44,7 @@ class StopFile:
         self._is_set = False
 
     def is_set(self, now: float) -> bool:
-        """Check the file, unless it was checked a moment ago."""
+        """Check the file, unless it was checked very recently."""
         if not self._is_set and now - self._checked_at > _STOP_FILE_CHECK_S:
             self._checked_at = now
             has_folder = self._path.parent.exists()  # may appear late on a network file system
@@ -56,7 +57,7 @@ class ProgressLimit:
     """The time that a training may take without progress.
 
     Args:
-        minutes: The limit; `None` for none.
+        minutes: The limit; `None` means no limit.
     """
 
     def __init__(self, minutes: float | None) -> None:
@@ -65,7 +66,7 @@ class ProgressLimit:
         self._renewed_at = 0.0
 
     def note_progress(self) -> float:
-        """Start the time anew, and return it. The process ends if nothing in it runs until long after the limit."""
+        """Reset the limit, and return the current time. If the process stays blocked long past the limit, it ends."""
         self._last_progress = now = time.monotonic()
         if self.minutes is not None and now - self._renewed_at > _RENEW_S:
             self._renewed_at = now
@@ -74,27 +75,27 @@ class ProgressLimit:
         return now
 
     def left_s(self) -> float:
-        """Time that is left, in seconds."""
+        """Remaining time in seconds."""
         if self.minutes is None:
             return math.inf
         return 60 * self.minutes - (time.monotonic() - self._last_progress)
 
     def cancel(self) -> None:
-        """Let the process live on while no training runs."""
+        """Disable the limit while no training runs."""
         faulthandler.cancel_dump_traceback_later()
         self._renewed_at = 0.0
 
 
 class SteppedTask(Reporter):
-    """Runs a task in a thread that waits after each report until the next one is asked for.
+    """Runs a task in a thread that waits after each report until the next one is requested.
 
     Args:
         run_task: The trial worker.
         task: The task.
-        skip: Reports up to this epoch are known and left out.
+        skip: Reports up to this epoch are known and skipped.
         stop_file: Path of the file that asks the task to end.
-        silent_minutes: Without progress for so long, the task fails. Its thread remains, so the process must end; if
-            the task blocks all threads, the process ends by itself.
+        silent_minutes: Time without progress after which the task fails. Its thread remains, so the process must end;
+            if the task blocks all threads, the process ends by itself.
     """
 
     def __init__(
@@ -137,7 +138,7 @@ class SteppedTask(Reporter):
         return TaskOutcome(state="failed", error="silent", reason=UNRESPONSIVE.format(minutes=self._limit.minutes))
 
     def end(self) -> None:
-        """Ask the task to end, and wait until it has, between two batches, or hangs."""
+        """Ask the task to end, and wait until it ends between two batches or is found to hang."""
         self._is_ending = True
         if self._thread.is_alive():
             self._limit.note_progress()
@@ -156,7 +157,7 @@ class SteppedTask(Reporter):
         self._may_continue.acquire()
 
     def should_stop(self) -> bool:
-        """Called by the task: whether to end now."""
+        """Called by the task: whether it should end now."""
         now = self._limit.note_progress()
         self._is_ending = self._is_ending or self._stop_file.is_set(now)
         return self._is_ending
@@ -208,7 +209,7 @@ class TrialTrainable(tune.Trainable):
         return {**missing, **self._last, **result, OUTCOME: found.model_dump_json(), "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:  # noqa: ARG002 - Tune's signature
-        """Where the trial's checkpoints are; they were written before the report."""
+        """The location of the trial's checkpoints, which were written before the report."""
         return {"number": self._number, EPOCH: self._epoch, "folder": str(self._task.folder)}
 
     def load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ _ACTIVE = (Trial.RUNNING, Trial.PENDING)
 
 @dataclass(kw_only=True)
 class LiveTrial:
-    """A trial in Tune's hands."""
+    """A trial that Tune is running or has scheduled."""
 
     number: int
     tune_trial: Trial
@@ -39,16 +39,16 @@ class LiveTrial:
 
 
 class BookClosedError(BaseException):
-    """Raised in Tune's thread after the search has ended without it.
+    """Raised in Tune's thread if the search has ended without waiting for it.
 
-    It is no `Exception`: Tune would catch that, clean up, and wait for Ray.
+    It is not an `Exception`, because Tune would catch that, clean up, and wait for Ray.
     """
 
 
 class TrialBook(NotPickled):
-    """The trials that Ray Tune holds, by Tune's ids, with their way back into the queue.
+    """The trials that Ray Tune holds, by Tune's id; returns their results to the queue.
 
-    Tune runs in its own thread. If Ray dies, that thread is left behind, and `close` stops it from writing.
+    Tune runs in a separate thread. If Ray dies, that thread is left behind, and `close` stops it from writing.
 
     Args:
         search: The search.
@@ -72,7 +72,7 @@ class TrialBook(NotPickled):
         self._lock = threading.RLock()
         self._is_closed = False
         self.live: dict[str, LiveTrial] = {}
-        """Trials in Tune's hands, by Tune's id."""
+        """Trials that Tune holds, by Tune's id."""
         self.error: Exception | None = None
         """The first error in a callback. Tune would only log it; the engine raises it after Tune has ended."""
 
@@ -95,7 +95,7 @@ class TrialBook(NotPickled):
 
     @property
     def num_active(self) -> int:
-        """Number of trials that run or are about to."""
+        """Number of trials that are running or about to run."""
         return sum(live.tune_trial.status in _ACTIVE for live in self.live.values())
 
     @property
@@ -115,7 +115,7 @@ class TrialBook(NotPickled):
         live.reporter.report(report)
 
     def finish(self, live: LiveTrial, outcome: TaskOutcome) -> None:
-        """Take the outcome of a trial, with the copies that it made of others on its way."""
+        """Take the outcome of a trial, with the copies of other trials that it made."""
         steps = Generation.model_validate(live.tune_trial.config["generation"]).model_dump(mode="json")["steps"]
         if steps:
             outcome = outcome.model_copy(update={"details": {**outcome.details, COPY_STEPS: steps}})
@@ -123,7 +123,7 @@ class TrialBook(NotPickled):
         self.queue.settle()
 
     def cut_short(self, live: LiveTrial) -> None:
-        """Take a trial that Tune ended by itself: for its scheduler, or because the study is being stopped."""
+        """Take a trial that Tune ended, either on its scheduler's decision or because of a stop request."""
         curve = [live.curve[epoch] for epoch in sorted(live.curve)]
         if self.queue.is_stopped or not curve:
             self.finish(live, TaskOutcome(state="interrupted"))
@@ -149,7 +149,7 @@ class TrialBook(NotPickled):
         self.queue.lose(live.number, reason)
 
     def drop_live(self) -> None:
-        """Take back the trials that Tune left: they wait if the study stops, else they start again."""
+        """Take back the trials that Tune did not finish: they wait if the study stops, otherwise they start again."""
         for live in self.live.values():
             if self.queue.is_stopped:
                 self.finish(live, TaskOutcome(state="interrupted"))
@@ -185,7 +185,7 @@ class TrialSource(NotPickled, SearchAlgorithm):
         return self._finished or self._book.is_finished
 
     def next_trial(self) -> Trial | None:
-        # One more than fits: it takes over the process of a trial that ends, which Tune would end too.
+        # One more than fits: it takes over the process of a finished trial, which Tune would otherwise end.
         if self.is_finished():
             return None
         try:
@@ -257,14 +257,14 @@ class TrialRecorder(NotPickled, tune.Callback):
 
 
 def _error_of(trial: Trial) -> str:
-    """The last line of what Tune wrote about a trial's failure."""
+    """The last line of Tune's report on a trial's failure."""
     file = Path(trial.error_file) if trial.error_file else None
     lines = file.read_text(encoding="utf-8").strip().splitlines() if file and file.exists() else []
     return lines[-1][:300] if lines else "its worker died"
 
 
 class SearchStopper(NotPickled, tune.Stopper):
-    """Ends Tune's run: at once after an error; after a stop request, as soon as no trial runs any more.
+    """Ends Tune's run: at once after an error, or when no trial is running after a stop request.
 
     Args:
         book: The trials.

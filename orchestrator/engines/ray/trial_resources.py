@@ -52,7 +52,7 @@ class SharePlanner:
         self._image_task: ImageTask | None = None
 
     def prepare(self, configurations: Sequence[Configuration]) -> None:
-        """Measure the memory of trainings like these, if it decides how many of them run at a time."""
+        """Measure the memory of trainings like these, if memory limits the number of concurrent trainings."""
         if not configurations or not self.must_measure():
             return
         import ray
@@ -77,10 +77,10 @@ class SharePlanner:
             return Share(cpus, min(_SMALL_GPU_SHARE, share or _SMALL_GPU_SHARE) if self._uses_gpus() else 0)
         memory = self._memory(task)
         if self._uses_gpus() and self._limits.gpus_per_trial is None and memory is None:
-            return Share(cpus, 1)  # it could not be measured, and gets a GPU for itself
+            return Share(cpus, 1)  # the training could not be measured, so it gets a whole GPU
         try:
             plan = plan_resources(self._devices(), memory, self._limits, pack_size=self.pack_size(task))
-        except ValueError:  # it does not fit, and will fail with a message
+        except ValueError:  # the training does not fit, and will fail with a message
             return Share(cpus, 1 if self._uses_gpus() else 0)
         return Share(plan.cpus, plan.gpu_fraction)
 
@@ -107,7 +107,7 @@ class SharePlanner:
         return self._limits.gpus_per_trial != 0 and self._cluster.has_gpus()
 
     def must_measure(self) -> bool:
-        """Whether `prepare` would measure. Idle workers should be ended before, because that takes room."""
+        """Whether `prepare` would measure. Idle workers should end first, because measuring needs their memory."""
         if self._uses_gpus():
             return self._limits.gpus_per_trial is None
         if self._limits.max_concurrent is not None or not self._cluster.is_local:

@@ -22,12 +22,12 @@ RUN_PACKED = "trainers.worker:run_packed"
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
-    """How workers on Ray run tasks."""
+    """Settings of Ray workers."""
 
     max_concurrent: int | None = None
-    """Most workers at a time; `None` for as many as the cluster has room for."""
+    """Maximum number of concurrent workers; `None` means as many as fit on the cluster."""
     silent_minutes: float | None = None
-    """A training without progress for so long fails, and its process is ended; `None` waits forever."""
+    """Time without progress after which a training fails and its process is ended; `None` means no limit."""
     run_task: str = RUN_TASK
     run_packed: str = RUN_PACKED
 
@@ -80,7 +80,7 @@ class TaskWorker:
         threading.Thread(target=self._work, name="tasks", daemon=True).start()
 
     def push(self, works: Iterable[Work]) -> None:
-        """Add work after the work that is here already."""
+        """Append work to the queue."""
         for work in works:
             self._inbox.put(work)
 
