@@ -2,4 +2,4 @@
 
 
 class DatabaseUnavailableError(RuntimeError):
-    """The database is unreachable for too long, or rejects writes; the message says what to do."""
+    """The database has been unreachable for too long, or rejects writes; the message states what to do."""

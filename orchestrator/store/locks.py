@@ -16,7 +16,7 @@ class StudyLockedError(RuntimeError):
 
 
 class StudyLock:
-    """A lock held on its own connection, from `__enter__` until `__exit__` or the end of the process.
+    """A lock held on a separate connection, from `__enter__` until `__exit__` or the end of the process.
 
     A machine that vanishes loses it after a minute, when the server notices that the connection is dead. SQLite needs
     no such lock, because its users share lock files next to the database.

@@ -11,7 +11,7 @@ from trainers.config import CheckpointRecord, TaskOutcome
 RunState = Literal["waiting", "running", "interrupted", "complete", "failed"]
 """State of a study or a stage."""
 TrialState = Literal["waiting", "running", "complete", "stopped", "failed"]
-"""`waiting` means begun, interrupted or lost, and to be resumed."""
+"""`waiting` means that the trial began, was interrupted or lost, and will be resumed."""
 FINISHED: frozenset[str] = frozenset({"complete", "stopped", "failed"})
 USABLE: frozenset[str] = frozenset({"complete", "stopped"})
 
@@ -99,7 +99,7 @@ class TrialRecord(_Record):
 
 
 class AttemptRecord(_Record):
-    """One try at a trial. Its id is the fencing token: a result counts only while its attempt is running."""
+    """One attempt at a trial. Its id is the fencing token: a result counts only while its attempt is running."""
 
     id: int
     trial_id: int
@@ -109,7 +109,7 @@ class AttemptRecord(_Record):
 
 
 class EndedTrial(NamedTuple):
-    """The end of an attempt that is not written yet."""
+    """The end of an attempt, not yet written."""
 
     trial: TrialRecord
     """The trial afterwards; it waits if the attempt was interrupted."""
@@ -139,7 +139,7 @@ class EndedTrial(NamedTuple):
 
 
 class ScoreKey(NamedTuple):
-    """What a score depends on, besides the topology, the batch and the seed."""
+    """The inputs of a score other than the topology, the batch and the seed."""
 
     proxy: str
     settings: str

@@ -92,7 +92,7 @@ class Store:
 
     @classmethod
     def find(cls, url: str, *, artifact_root: Path | None = None) -> "Store | None":
-        """Connect to `url` if vitsearch has written there; nothing is created."""
+        """Connect to `url` if it contains a vitsearch database; nothing is created."""
         engine = find_database(url)
         return None if engine is None else cls(engine, artifact_root=artifact_root)
 
@@ -179,7 +179,7 @@ class Store:
         setup: Mapping[str, Any] | None = None,
         events: Callable[[ExecutionRecord, Sequence[ExecutionRecord]], Events] = lambda *_: (),
     ) -> ExecutionRecord:
-        """Begin an execution by this process. What an earlier one left running is marked as lost.
+        """Begin an execution by this process. Rows that an earlier execution left running are marked as lost.
 
         Args:
             study_id: The study.
@@ -491,7 +491,7 @@ class Store:
             _OWE.each(connection, [{"study_id": study_id, "event": event, "created_at": now} for event in events])
 
     def _has_events(self, connection: Connection, study_id: int) -> bool:
-        """Whether the study has events: then MLflow gets the later ones too, once tracking is on again."""
+        """Whether the study has events. If so, later events are kept as well, for when tracking is on again."""
         if study_id not in self._known_events:
             found = select(outbox.c.id).where(outbox.c.study_id == study_id).limit(1)
             self._known_events[study_id] = connection.execute(found).first() is not None

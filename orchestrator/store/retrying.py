@@ -15,7 +15,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, NotSupportedEr
 from orchestrator.store.errors import DatabaseUnavailableError
 
 WAIT_S = 120.0
-"""How long calls are retried by default."""
+"""Default time for which calls are retried."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 _OPTION = "vitsearch_retries"
 _TEMPORARY_STATES = frozenset({"25006", "40001", "40P01", "53300", "57P01", "57P02", "57P03", "57P05"})
@@ -105,12 +105,12 @@ def retry_on_outage(cls: Class) -> Class:
 
 
 def is_repeated() -> bool:
-    """Whether this call is a retry, so that its work may have been done already."""
+    """Whether this call is a retry, whose work may already be done."""
     return _is_repeated.get()
 
 
 def is_temporary(error: DBAPIError) -> bool:
-    """Whether a retry can help: the connection died, none can be made, or rows are locked."""
+    """Whether a retry can help: the connection died, no connection can be made, or rows are locked."""
     if isinstance(error.orig, sqlite3.Error):
         return "database is locked" in str(error.orig)
     state = getattr(error.orig, "sqlstate", None)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def folder_name(name: str, uid: str) -> str:
-    """Name of a study's folder: different for two studies of one name."""
+    """Name of a study's folder; it differs between studies that have had the same name."""
     return f"{name}-{uid}"
 
 

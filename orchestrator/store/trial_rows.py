@@ -86,7 +86,7 @@ def begun_trial(
 
 
 def count_lost_since_report(connection: Connection, trial_id: int, rows: Sequence[Any]) -> int:
-    """How many attempts of a trial were lost since it last finished an epoch."""
+    """Number of attempts of a trial that were lost since it last finished an epoch."""
     newest = select(func.max(reports.c.reported_at)).where(reports.c.trial_id == trial_id)
     last_report = connection.execute(newest).scalar()
     return sum(row.state == "lost" and (last_report is None or row.started_at > last_report) for row in rows)

@@ -1,1 +1,1 @@
-"""MLflow: the events that it is sent, and their delivery."""
+"""MLflow: the events for it, and their delivery."""

@@ -26,7 +26,7 @@ class MetricPoint(NamedTuple):
     value: float
     step: int
     time_ms: int
-    """When it was measured, in milliseconds since 1970. It must not change, or MLflow keeps both values."""
+    """Time of measurement in milliseconds since 1970. It must not change, or MLflow keeps both values."""
 
 
 class EnsureExperiment(_Event):
@@ -39,7 +39,7 @@ class EnsureExperiment(_Event):
 
 
 class DeleteExperiment(_Event):
-    """Delete an experiment, so that its name is free again."""
+    """Delete an experiment, which makes its name available again."""
 
     kind: Literal["delete-experiment"] = "delete-experiment"
     name: str = Field(min_length=1, max_length=500)

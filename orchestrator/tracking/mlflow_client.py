@@ -120,7 +120,7 @@ class Tracker:
 
     Args:
         tracking_uri: `sqlite:////absolute/path/mlflow.db`, another database, or `http(s)://...` of a tracking server.
-        artifact_root: Folder of the runs' files. Not used with a tracking server, which has its own.
+        artifact_root: Folder of the runs' files. A tracking server uses its configured folder instead.
         run_ids: Where run ids are remembered; by default in memory.
     """
 

@@ -18,16 +18,16 @@ from orchestrator.tracking.mlflow_client import TrackingRejected, TrackingUnavai
 
 _BATCH_SIZE = 200
 _POLL_S = 2.0
-"""Time between two rounds. MLflow takes all events of a round for little more than the price of one."""
+"""Time between two rounds. All events of a round cost MLflow little more than one event."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 60.0
 _MAX_INTERNAL_ERRORS = 4
-"""How often MLflow may answer the first event with an internal error before that event is rejected."""
+"""Number of internal errors of MLflow on the first event before that event is rejected."""
 
 _logger = logging.getLogger(__name__)
 
 
 class OutboxStore(Protocol):
-    """Where events wait. Called from the outbox's thread; each call is one transaction.
+    """A queue of waiting events. Called from the outbox's thread; each call is one transaction.
 
     Only one outbox at a time may deliver the events of a store, because two could start the same run twice.
     """
