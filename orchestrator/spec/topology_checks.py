@@ -43,9 +43,8 @@ def extreme_cost(
 ) -> tuple[int, Topology]:
     """The smallest (`sign=1`) or largest (`sign=-1`) cost that coordinate descent finds, with its topology.
 
-    The descent ends at the first topology that satisfies `enough`. If each dimension changes the cost monotonically and
-    independently of the others, as in As-ViT's space, one descent finds the extreme; the additional starts are for
-    other spaces.
+    The descent ends at the first topology that satisfies `enough`. If each dimension always moves the cost in the same
+    direction, as in As-ViT's space, one descent finds the extreme; the additional starts are for other spaces.
     """
     rng = random.Random(0)
     starts = [first_topology(space), *(space.sample(rng) for _ in range(_DESCENT_STARTS - 1))]

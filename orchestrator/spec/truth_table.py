@@ -63,12 +63,13 @@ class TruthTable(NamedTuple):
             if problem:
                 raise TruthError(f"{where} must fit images of {task.image_size} pixels, but {problem}")
             costs = space.costs(row.topology, task)._asdict()
-            for name, said in row.costs.items():
-                if said != costs[name]:
+            for name, stated in row.costs.items():
+                if stated != costs[name]:
                     raise TruthError(
-                        f"{where} says {said:,} {name}, but {row.topology.id} has {costs[name]:,} with "
-                        f"{task.num_classes} classes and {task.in_channels} x {task.image_size} x {task.image_size} "
-                        "pixels. Correct the table, the number of classes or the image size."
+                        f"{where} must match our networks, but states {stated:,} {name}, while {row.topology.id} has "
+                        f"{costs[name]:,} with {task.num_classes} classes and "
+                        f"{task.in_channels} x {task.image_size} x {task.image_size} pixels. Correct the table, the "
+                        "number of classes or the image size."
                     )
 
 

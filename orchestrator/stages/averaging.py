@@ -65,7 +65,7 @@ def _average_problems(stage: AveragingStage, train: TrainStage, at: KeyPath) -> 
 
 
 class AveragingResult(StageResult):
-    """The best average of checkpoints, compared with the trial's newest checkpoint."""
+    """The best average of checkpoints, and its gain over the trial itself."""
 
     averaging: PluginChoice
     averaged_from: int

@@ -31,7 +31,7 @@ def drop_checkpoints(context: StageContext, trials: Sequence[TrialRecord], *, be
     """Delete checkpoints that are no longer needed.
 
     All weights of the best trial are kept, because later stages average them, and the newest weights of each other
-    trial, because MLflow links to them. Optimizer states are deleted, because a finished training never resumes. If a
+    trial, because MLflow shows them. Optimizer states are deleted, because a finished training never resumes. If a
     file cannot be deleted, the study continues.
     """
     from trainers.training.checkpoints import CheckpointWriteError, retire  # imports torch

@@ -33,7 +33,7 @@ class ScoredTruth:
     reasons: Mapping[str, Mapping[str, int]]
     """Reasons for missing scores by proxy, each with its count."""
     wall_time_s: Mapping[str, float]
-    """Mean seconds per topology and seed, by proxy; the first proxy of a shared pass bears its time."""
+    """Mean seconds per topology and seed, by proxy; a pass that several proxies share counts for the first of them."""
 
     @property
     def num_seeds(self) -> int:

@@ -95,7 +95,7 @@ BAD: dict[str, tuple[Callable[[list[dict[str, Any]]], Any], tuple[str, ...]]] = 
     "a target that is not finite": (lambda given: [*given[:1], {**given[1], "acc": float("nan")}], ("row 2", "nan")),
     "an arch of another space": (lambda _: [{"arch": {"base_dim": 16}, "acc": 1.0}], ("row 1", "'as-vit'")),
     "a text of another form": (lambda given: [*given, {"arch": "1,2|3", "acc": 1.0}], ("row 4", "arch")),
-    "a topology twice": (lambda given: [*given, {"arch": TEXTS[0], "acc": 1.0}], ("row 4", "row 1 again", TEXTS[0])),
+    "a topology twice": (lambda given: [*given, {"arch": TEXTS[0], "acc": 1.0}], ("row 4", "repeats row 1", TEXTS[0])),
 }
 
 
