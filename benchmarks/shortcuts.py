@@ -1,4 +1,4 @@
-"""What our shortcuts around libraries save: each against the library's own way, in turn, as CPU time.
+"""CPU time of our shortcuts around libraries, each compared with the library calls that it replaces.
 
 `python -m benchmarks.shortcuts` takes half a minute. "suggest" compares `orchestrator.engines.suggester` on
 `TrialStorage` with Optuna's own `ask`, `suggest_categorical` and `tell`; "rows" compares
@@ -6,11 +6,13 @@
 """
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -33,8 +35,9 @@ _ENDED = {"state": "complete", "metrics": {"score": 1.0}, "details": {}, "reason
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=300, help="trials of each run (300)")
-    parser.add_argument("--runs", type=int, default=5, help="runs of each way (5)")
+    parser.add_argument("--trials", type=int, default=300, help="trials per run (300)")
+    parser.add_argument("--runs", type=int, default=5, help="paired runs per shortcut (5)")
+    parser.add_argument("--json", type=Path, help="write all measurements to this file")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     ways: dict[str, tuple[Callable[[int], float], Callable[[int], float]]] = {
@@ -57,6 +60,8 @@ def main() -> None:
             }
         )
     print_table(f"CPU time per trial, of {options.trials} trials", rows, medians=False)
+    if options.json:
+        options.json.write_text(json.dumps({"trials": options.trials, "shortcuts": rows}, indent=2) + "\n")
 
 
 def _our_suggestions(sampler: str, num_trials: int) -> float:
