@@ -64,7 +64,7 @@ def leaderboard(rows: Sequence[dict[str, Any]]) -> Text:
             f"{int(row['parameters']):>10,}  {row['wall_time_s']:>8.1f}"
         )
         recipe = [
-            f"{key.removeprefix('recipe.').replace('_', ' ')} {_number(value)}"
+            f"{key.removeprefix('recipe.').replace('_', ' ').replace('.', ' ')} {_number(value)}"
             for key, value in row.items()
             if key.startswith("recipe.")
         ]
