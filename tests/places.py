@@ -22,25 +22,30 @@ TABLES = ("studies", "executions", "stages", "trials", "attempts", "reports", "c
 
 @dataclass(frozen=True)
 class Place:
-    """A home folder and a database, SQLite or PostgreSQL."""
+    """A home folder and a database, SQLite or PostgreSQL; the folder of artifacts may lie elsewhere."""
 
     home: Path
     database_url: str
+    artifact_root: Path | None = None
 
     @property
     def environment(self) -> dict[str, str]:
         """Environment variables for a separate process."""
-        return {"VITSEARCH_HOME": str(self.home), "VITSEARCH_DATABASE_URL": self.database_url}
+        places = {"VITSEARCH_HOME": str(self.home), "VITSEARCH_DATABASE_URL": self.database_url}
+        elsewhere = {} if self.artifact_root is None else {"VITSEARCH_ARTIFACT_ROOT": str(self.artifact_root)}
+        return places | elsewhere
 
     @property
     def is_postgres(self) -> bool:
         return self.database_url.startswith("postgresql")
 
     def settings(self, **given: Any) -> Settings:
-        return load_settings(**{"home": self.home, "database_url": self.database_url, "tracking": False, **given})
+        places = {"home": self.home, "database_url": self.database_url}
+        elsewhere = {} if self.artifact_root is None else {"artifact_root": self.artifact_root}
+        return load_settings(**{**places, **elsewhere, "tracking": False, **given})
 
     def rows(self, name: str = "tiny") -> Rows:
-        return read_rows(self.home, name, database_url=self.database_url)
+        return read_rows(self.home, name, settings=self.settings())
 
     def query(self, statement: str) -> list[tuple[Any, ...]]:
         """Rows of the database, which a study may be using; an empty list if there are no tables yet."""

@@ -142,10 +142,10 @@ class Rows:
         return dict(_leaves(facts, "")) | {"spec": self.study.spec_digest}
 
 
-def read_rows(home: Path, name: str = "tiny", *, database_url: str | None = None) -> Rows:
+def read_rows(home: Path, name: str = "tiny", *, settings: Settings | None = None) -> Rows:
     """Read the rows of a study through the store, by default from the database in the home."""
-    settings = load_settings(home=home)
-    store = Store.open(database_url or settings.database_url, artifact_root=settings.artifact_root)
+    settings = settings or load_settings(home=home)
+    store = Store.open(settings.database_url, artifact_root=settings.artifact_root)
     try:
         study = store.find_study(name)
         assert study is not None

@@ -3,6 +3,7 @@
 import os
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,10 +54,10 @@ def assert_it_stopped(driver: Driver, place: Place, reason: str) -> None:
     assert rows.executions == ["interrupted"]
 
 
-def assert_it_goes_on(tiny: FinishedStudy, place: Place, **environment: str) -> None:
+def assert_it_goes_on(tiny: FinishedStudy, place: Place) -> None:
     before = finished_epochs(place)
     assert before
-    driver = run(place, "run", write_study(place), "--quiet", **environment)
+    driver = run(place, "run", write_study(place), "--quiet")
     assert driver.process.exitcode == 0, driver.err
     assert_epochs_are_kept(place, before)
     assert_rows_are_true(place)
@@ -78,12 +79,12 @@ def test_a_checkpoint_that_the_system_refuses_stops_the_study_and_leaves_the_one
 def test_a_study_whose_checkpoints_fill_the_disk_goes_on_when_there_is_room(
     tiny: FinishedStudy, place: Place, disk: SmallDisk
 ) -> None:
-    root = {"VITSEARCH_ARTIFACT_ROOT": str(disk.folder)}
-    driver = run(place, "run", write_study(place), "--quiet", **root)
+    place = replace(place, artifact_root=disk.folder)
+    driver = run(place, "run", write_study(place), "--quiet")
     assert_it_stopped(driver, place, "No space left on device")
     assert not list(disk.folder.rglob(".part-*"))
     disk.resize("100m")
-    assert_it_goes_on(tiny, place, **root)
+    assert_it_goes_on(tiny, place)
 
 
 @pytest.mark.slow

@@ -117,15 +117,15 @@ def test_a_trial_without_memory_on_ray_is_failed_with_advice_and_the_next_one_is
 def test_the_late_result_of_a_worker_whose_driver_was_superseded_is_refused(
     way: str, cluster: "Cluster", short: FinishedStudy, place: Place, tmp_path: Path
 ) -> None:
-    here, there = (Place(tmp_path / name / "home", place.database_url) for name in ("here", "there"))
-    shared = {"VITSEARCH_ARTIFACT_ROOT": str(tmp_path / "artifacts")}
-    first = start_on_ray(here, write_study(here, on_ray(SHORT, way)), "use_late", **shared, **attached_to(cluster))
+    shared = tmp_path / "artifacts"
+    here, there = (Place(tmp_path / name / "home", place.database_url, shared) for name in ("here", "there"))
+    first = start_on_ray(here, write_study(here, on_ray(SHORT, way)), "use_late", **attached_to(cluster))
     while not list(tmp_path.glob("artifacts/studies/*/train/trained")):
         assert first.is_alive(), first.err
         time.sleep(0.01)
     cut = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
     assert here.query(cut) == [(True,)]
-    second = run(there, "run", write_study(there, SHORT), "--quiet", **shared)
+    second = run(there, "run", write_study(there, SHORT), "--quiet")
     assert second.process.exitcode == 0, second.err
     next(tmp_path.glob("artifacts/studies/*/train/trained")).with_name("go-on").touch()
     assert first.wait() == 1

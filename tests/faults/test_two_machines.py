@@ -1,6 +1,7 @@
 """Two homes, as on two machines, share a PostgreSQL database: a study is run by one of them at a time."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,14 +39,14 @@ def test_a_study_that_runs_elsewhere_is_shown_as_running_and_not_run_twice(here:
 def test_a_driver_that_lost_its_lock_cannot_write_into_the_study_of_the_next(
     tiny: FinishedStudy, here: Place, there: Place, tmp_path: Path
 ) -> None:
-    shared = {"VITSEARCH_ARTIFACT_ROOT": str(tmp_path / "artifacts")}
-    first = start(here, "run", write_study(here), "--quiet", prepare="tests.faults.troubles:result_is_late", **shared)
+    here, there = (replace(place, artifact_root=tmp_path / "artifacts") for place in (here, there))
+    first = start(here, "run", write_study(here), "--quiet", prepare="tests.faults.troubles:result_is_late")
     while not (here.home.parent / "trained").exists():
         assert first.is_alive(), first.err
         time.sleep(0.01)
     cut = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
     assert here.query(cut) == [(True,)]
-    second = run(there, "run", write_study(there), "--quiet", **shared)
+    second = run(there, "run", write_study(there), "--quiet")
     assert second.process.exitcode == 0, second.err
     (tmp_path / "here" / "go-on").touch()
     assert first.wait() == 1
