@@ -456,14 +456,24 @@ class ParameterLayout:
 
     def views(self, values: "Tensor") -> "list[Tensor]":
         """Views of the parameters, (..., *shape) each, into values (..., P)."""
-        ends = (*self.starts[1:], self.num_numbers)
         # The backward pass of a split is one concatenation. The one of each slice would fill a whole row with zeros.
         split: Callable[..., Sequence[Tensor]] = values.split
-        pieces = split([end - start for start, end in zip(self.starts, ends, strict=True)], -1)
+        pieces = split(self._lengths, -1)
+        outer = values.shape[:-1]
         return [
-            piece[..., : shape.numel()].view(*values.shape[:-1], *shape)
-            for piece, shape in zip(pieces, self.shapes, strict=True)
+            (piece if piece.shape[-1] == size else piece[..., :size]).view(outer + shape)
+            for piece, size, shape in zip(pieces, self._sizes, self.shapes, strict=True)
         ]
+
+    @cached_property
+    def _sizes(self) -> tuple[int, ...]:
+        return tuple(shape.numel() for shape in self.shapes)
+
+    @cached_property
+    def _lengths(self) -> list[int]:
+        """Numbers from the start of each parameter to that of the next."""
+        ends = (*self.starts[1:], self.num_numbers)
+        return [end - start for start, end in zip(self.starts, ends, strict=True)]
 
 
 OptimizerState = dict[str, "Tensor"]

@@ -5,6 +5,7 @@ Legend: `P` numbers in a row.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -41,11 +42,10 @@ class Row:
         self.model = model
         self.recipe = recipe
         self.num_blocks = sum(isinstance(module, TransformerBlock) for module in model.modules())
-        self.layout, self.values = _lay_out(model)
+        self.layout, self.values, self._parameters = _lay_out(model)
         self.optimizer: Optimizer = create("optimizers", recipe.optimizer.name, recipe.optimizer.settings)
         self.state: OptimizerState = self.optimizer.start(self.layout, self.values)
         self._extra: OptimizerState = {}
-        self._gradient: Tensor | None = None
         self._ema = None if recipe.ema is None else self.values.clone()
         self._swa = None if recipe.swa is None else torch.zeros_like(self.values)
         self._ema_updates = self._swa_epochs = 0
@@ -57,7 +57,7 @@ class Row:
 
     def parameters(self) -> list[nn.Parameter]:
         """The parameters, in the order of `names`."""
-        return [self.model.get_parameter(name) for name in self.names]
+        return self._parameters
 
     def remember(self, name: str, values: Tensor) -> None:
         """Store a vector (P,) with the optimizer state in checkpoints."""
@@ -71,10 +71,17 @@ class Row:
 
     def gather(self, gradients: Sequence[Tensor]) -> Tensor:
         """The gradients of the parameters as one row (P,), valid until the next call."""
-        if self._gradient is None:
-            self._gradient = torch.zeros_like(self.values)
-        torch._foreach_copy_(self.layout.views(self._gradient), list(gradients))
+        torch._foreach_copy_(self.gradient_views, list(gradients))
         return self._gradient
+
+    @cached_property
+    def gradient_views(self) -> list[Tensor]:
+        """Views of each parameter's gradient into the row that `gather` returns."""
+        return self.layout.views(self._gradient)
+
+    @cached_property
+    def _gradient(self) -> Tensor:
+        return torch.zeros_like(self.values)
 
     @torch.no_grad()
     def update(self, gradient: Tensor, settings: StepSettings) -> None:
@@ -182,7 +189,7 @@ class Row:
         return {name: ours.get(name, value) for name, value in self.model.state_dict().items()}
 
 
-def _lay_out(model: nn.Module) -> tuple[ParameterLayout, Tensor]:
+def _lay_out(model: nn.Module) -> tuple[ParameterLayout, Tensor, list[nn.Parameter]]:
     """Put the parameters of a model into one row; those with weight decay come first.
 
     Weights of linear layers and convolutions are decayed. Biases, norms, class tokens and positions are not, as in
@@ -213,7 +220,7 @@ def _lay_out(model: nn.Module) -> tuple[ParameterLayout, Tensor]:
         for name, old in module._parameters.items():
             if old is not None and id(old) in replaced:
                 module._parameters[name] = replaced[id(old)]
-    return layout, values
+    return layout, values, [replaced[id(parameter)] for _, parameter in ordered]
 
 
 def pack_problem(row: Row) -> str | None:

@@ -22,7 +22,6 @@ from plugins.protocols import (
     LossContext,
     Mixing,
     Now,
-    ParameterLayout,
     StackedLabelLoss,
     TwoGradients,
 )
@@ -220,7 +219,7 @@ def learn(batches: Sequence[Batch], watch: Callable[[int, Tensor], None] | None 
     if isinstance(rows[0].optimizer, TwoGradients):
         points = [_probe(batch, gradient) for batch, gradient in zip(batches, gradients.unbind(0), strict=True)]
         _, gradients = _gradients(batches, points)
-    norms = _norms(gradients, rows[0].layout)
+    norms = _norms(gradients, rows)
     if watch is not None:
         for number, gradient in enumerate(gradients.unbind(0)):
             watch(number, gradient)
@@ -375,7 +374,7 @@ def at_least_float32(logits: Tensor) -> Tensor:
 # --- clipping ---
 
 
-def _norms(gradients: Tensor, layout: ParameterLayout) -> Tensor:
+def _norms(gradients: Tensor, rows: Sequence[Row]) -> Tensor:
     """Euclidean norms (K,) of gradients (K, P).
 
     A single gradient is summed parameter by parameter, to equal `torch.nn.utils.clip_grad_norm_` to the last bit.
@@ -383,7 +382,7 @@ def _norms(gradients: Tensor, layout: ParameterLayout) -> Tensor:
     if len(gradients) > 1:
         each: Tensor = torch.linalg.vector_norm(gradients, dim=1)
         return each
-    norms = torch._foreach_norm(layout.views(gradients[0]))
+    norms = torch._foreach_norm(rows[0].gradient_views)
     total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     return total[None]
 
