@@ -8,7 +8,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -165,7 +165,7 @@ def create(kind: str, name: str, settings: Mapping[str, Any] | None = None) -> A
                 f"{name!r} has the settings {', '.join(known) or '(none)'}, but got {key!r}.{hint}", setting=key
             )
     try:
-        return TypeAdapter(cls).validate_python(given)
+        return _adapter(cls).validate_python(given)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -213,6 +213,12 @@ def parse_topology(identifier: str) -> Topology:
         raise ValueError(f"a topology is written as space:text, such as as-vit:8,2,3|..., but got {identifier!r}.")
     topology: Topology = load("spaces", name).parse(text)
     return topology
+
+
+@lru_cache(maxsize=1024)
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    """The validator of a class. Building one takes longer than validating with it."""
+    return TypeAdapter(cls)
 
 
 def _entry_point(kind: str, name: str) -> EntryPoint:

@@ -62,7 +62,7 @@ def update_adamw(
             [state["exp_avg"][part] for part in slices],
             [state["exp_avg_sq"][part] for part in slices],
             [],
-            [state["step"].clone() for _ in slices],  # torch increments the step counter of each slice
+            list(state["step"].repeat(len(slices)).unbind()),  # torch increments the step counter of each slice
             fused=True,
             amsgrad=False,
             beta1=beta1,

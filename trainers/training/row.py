@@ -16,6 +16,7 @@ from plugins.protocols import (
     OptimizerState,
     ParameterLayout,
     TransformerBlock,
+    TwoGradients,
 )
 from plugins.registry import create
 from search_spaces.recipes import Recipe
@@ -44,6 +45,8 @@ class Row:
         self.num_blocks = sum(isinstance(module, TransformerBlock) for module in model.modules())
         self.layout, self.values, self._parameters = _lay_out(model)
         self.optimizer: Optimizer = create("optimizers", recipe.optimizer.name, recipe.optimizer.settings)
+        self.two_gradients = self.optimizer if isinstance(self.optimizer, TwoGradients) else None
+        self._elsewhere = self.optimizer if isinstance(self.optimizer, EvaluatedElsewhere) else None
         self.state: OptimizerState = self.optimizer.start(self.layout, self.values)
         self._extra: OptimizerState = {}
         self._ema = None if recipe.ema is None else self.values.clone()
@@ -103,7 +106,7 @@ class Row:
     @contextmanager
     def evaluated(self) -> Iterator[nn.Module]:
         """A context with the weights to evaluate in the model. No step may be taken inside."""
-        if not isinstance(self.optimizer, EvaluatedElsewhere):
+        if self._elsewhere is None:
             yield self.model
             return
         trained = self.values.clone()
@@ -117,8 +120,8 @@ class Row:
 
     def values_to_evaluate(self) -> Tensor:
         """The weights to evaluate and to save, (P,)."""
-        if isinstance(self.optimizer, EvaluatedElsewhere):
-            return self.optimizer.evaluated(self.layout, self.values, self.state)
+        if self._elsewhere is not None:
+            return self._elsewhere.evaluated(self.layout, self.values, self.state)
         return self.values
 
     # --- checkpoints ---
@@ -181,7 +184,7 @@ class Row:
 
     def _values_besides(self) -> OptimizerState:
         """The weights in training, if the optimizer evaluates and saves other weights."""
-        return {_TRAINED: self.values} if isinstance(self.optimizer, EvaluatedElsewhere) else {}
+        return {} if self._elsewhere is None else {_TRAINED: self.values}
 
     def _state_dict(self, values: Tensor) -> dict[str, Tensor]:
         """The model's state dict with parameters from a row, which is copied to the CPU at once."""

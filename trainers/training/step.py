@@ -23,7 +23,6 @@ from plugins.protocols import (
     Mixing,
     Now,
     StackedLabelLoss,
-    TwoGradients,
 )
 from plugins.registry import create
 from search_spaces.recipes import PluginChoice
@@ -94,7 +93,7 @@ def step_key(row: Row, step: Step) -> Hashable:
         frozenset(settings.model_options.items()),
         settings.image_size,
         settings.dropout > 0,
-        isinstance(row.optimizer, TwoGradients),
+        row.two_gradients is not None,
     )
 
 
@@ -138,10 +137,11 @@ def _augment(batches: Sequence[Tensor], steps: Sequence[Step]) -> list[Tensor]:
     members: dict[tuple[str, float], list[int]] = {}
     for number, step in enumerate(steps):
         settings = step.settings
-        members.setdefault((repr(settings.augmentation), settings.augmentation_strength), []).append(number)
+        key = _plugin("augmentations", settings.augmentation).key
+        members.setdefault((key, settings.augmentation_strength), []).append(number)
     for (_, strength), numbers in members.items():
         choice = steps[numbers[0]].settings.augmentation
-        plugin: Augmentation = _plugin("augmentations", choice)
+        plugin: Augmentation = _plugin("augmentations", choice).plugin
         seeds = [steps[number].augmentation_seed for number in numbers]
         if len(numbers) > 1 and isinstance(plugin, JointAugmentation):
             results = plugin.augment_together([batches[number] for number in numbers], strength=strength, seeds=seeds)
@@ -159,7 +159,7 @@ def _mix(images: Tensor, labels: Tensor, step: Step, num_classes: int) -> tuple[
     """Mixed images and their soft targets, which are `None` if the images were not mixed."""
     if step.mixing is None or float(torch.rand((), generator=step.mixing)) >= step.settings.mixing_strength:
         return images, None
-    plugin: Mixing = _plugin("augmentations", step.settings.mixing)
+    plugin: Mixing = _plugin("augmentations", step.settings.mixing).plugin
     targets = F.one_hot(labels, num_classes).to(images.dtype)
     return plugin.mix(images, targets, generator=step.mixing)
 
@@ -183,15 +183,24 @@ def drop_path_factors(row: Row, step: Step, images: Tensor) -> Tensor | torch.Ge
     return factors.to(images.device, images.dtype, non_blocking=True)
 
 
-_plugins: dict[int, tuple[PluginChoice, Any]] = {}
+class _Created(NamedTuple):
+    choice: PluginChoice
+    key: str
+    """Equal for equal choices."""
+    plugin: Any
 
 
-def _plugin(kind: str, choice: PluginChoice) -> Any:
+_plugins: dict[int, _Created] = {}
+
+
+def _plugin(kind: str, choice: PluginChoice) -> _Created:
     """The plug-in of a choice, created once. All steps of a training share the choice object."""
     known = _plugins.get(id(choice))
-    if known is None or known[0] is not choice:
-        known = _plugins[id(choice)] = (choice, create(kind, choice.name, choice.settings))
-    return known[1]
+    if known is None or known.choice is not choice:
+        if len(_plugins) >= 1024:
+            _plugins.clear()
+        known = _plugins[id(choice)] = _Created(choice, repr(choice), create(kind, choice.name, choice.settings))
+    return known
 
 
 # --- gradients and updates ---
@@ -216,7 +225,7 @@ def learn(batches: Sequence[Batch], watch: Callable[[int, Tensor], None] | None 
     rows = [batch.row for batch in batches]
     values = [row.values for row in rows]
     losses, gradients = _gradients(batches, values)
-    if isinstance(rows[0].optimizer, TwoGradients):
+    if rows[0].two_gradients is not None:
         points = [_probe(batch, gradient) for batch, gradient in zip(batches, gradients.unbind(0), strict=True)]
         _, gradients = _gradients(batches, points)
     norms = _norms(gradients, rows)
@@ -232,8 +241,8 @@ def learn(batches: Sequence[Batch], watch: Callable[[int, Tensor], None] | None 
 @torch.no_grad()
 def _probe(batch: Batch, gradient: Tensor) -> Tensor:
     row = batch.row
-    assert isinstance(row.optimizer, TwoGradients)
-    return row.optimizer.probe(row.layout, row.values, gradient, row.state, batch.step.settings)
+    assert row.two_gradients is not None
+    return row.two_gradients.probe(row.layout, row.values, gradient, row.state, batch.step.settings)
 
 
 def _gradients(batches: Sequence[Batch], values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -332,7 +341,7 @@ def _fill(tensors: Sequence[Tensor], dim: int) -> Tensor:
 
 def _mean_loss(batch: Batch, logits: Tensor) -> Tensor:
     """The loss of a batch from its logits (B, classes), a scalar."""
-    plugin: Loss = _plugin("losses", batch.row.recipe.loss)
+    plugin: Loss = _plugin("losses", batch.row.recipe.loss).plugin
     smoothing = batch.step.settings.label_smoothing
     if batch.targets is None and batch.weights is None and isinstance(plugin, LabelLoss):
         of_labels: Tensor = plugin.mean_of_labels(logits, batch.labels, label_smoothing=smoothing)
@@ -353,10 +362,10 @@ def _soft_targets(batch: Batch, logits: Tensor, smoothing: float) -> Tensor:
 
 def _stacked_losses(batches: Sequence[Batch], logits: Tensor, sizes: Sequence[int]) -> Tensor:
     """The loss of each row, shape (K,), from the first `sizes` images of each row's logits (K, B, classes)."""
-    choices = {repr(batch.row.recipe.loss) for batch in batches}
-    plugin: Loss = _plugin("losses", batches[0].row.recipe.loss)
+    losses = [_plugin("losses", batch.row.recipe.loss) for batch in batches]
+    plugin: Loss = losses[0].plugin
     is_plain = all(batch.targets is None and batch.weights is None for batch in batches)
-    if len(choices) == 1 and is_plain and isinstance(plugin, StackedLabelLoss):
+    if is_plain and len({loss.key for loss in losses}) == 1 and isinstance(plugin, StackedLabelLoss):
         labels = _fill([batch.labels for batch in batches], 0)
         smoothing = [batch.step.settings.label_smoothing for batch in batches]
         means: Tensor = plugin.means_of_labels(logits, labels, sizes, label_smoothing=smoothing)
