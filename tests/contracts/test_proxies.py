@@ -24,7 +24,7 @@ EVERY_TOPOLOGY = [text for texts in TOPOLOGIES.values() for text in texts]
 FIRST, SECOND = TOPOLOGIES["as-vit"]
 
 SETTINGS = {"expression": {"formula": "mean(frobenius(minmax(attention.weight)) + sqrt(sigmoid(mean(mlp.gradient))))"}}
-"""Of proxies that have no default."""
+"""Settings of the proxies without defaults."""
 MEASURED = ("latency",)
 """Proxies whose value no seed determines: a time."""
 

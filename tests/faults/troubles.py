@@ -17,9 +17,9 @@ import trainers.training.packed
 import trainers.worker
 
 LAST_TRIAL = "trial-0008"
-"""Of the tiny study: no later suggestion depends on how it ends."""
+"""The last trial of the tiny study. No later suggestion depends on how it ends."""
 HANGING_TRIAL = "trial-0002"
-"""Of the study of `tests.packs`."""
+"""A trial of the study in `tests.packs`."""
 _KIB, _MIB = 1 << 10, 1 << 20
 
 

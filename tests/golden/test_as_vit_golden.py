@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 NUM_TOKENS = 64
-"""Of the largest window of attention."""
+"""Tokens of the largest attention window."""
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 

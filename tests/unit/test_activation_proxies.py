@@ -77,7 +77,7 @@ def _blocks(recorded: RecordedPass) -> list[_Block]:
 
 
 def _num_terms(recorded: RecordedPass) -> int:
-    """Of a pass forward and back over at most 226 tokens, and of a sum over the tokens of five images."""
+    """Number of rounded terms in two passes over at most 226 tokens and a sum over the tokens of five images."""
     return 2 * path_length(recorded.model, num_tokens=226) + 5 * 226
 
 
@@ -248,7 +248,7 @@ def test_meco_is_the_weighted_sum_of_smallest_eigenvalues_of_correlations(record
 
 
 def _literal_entropy(block: _Block, image: int) -> list[float]:
-    """Of a block that attends to all tokens: each row's entropy over log N."""
+    """Entropy of each attention row, divided by log N, in a block that attends to all tokens."""
     attention = block.module.attn
     tokens = block.attended[image].reshape(-1, block.attended.shape[-1]).numpy()
     qkv = tokens @ attention.qkv.weight.detach().numpy().T + attention.qkv.bias.detach().numpy()

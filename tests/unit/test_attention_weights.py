@@ -9,7 +9,7 @@ from trainers.models.as_vit_layers import WindowAttention
 from trainers.models.blocks import SelfAttention
 
 NUM_TERMS = 6 + 2 + 16
-"""Of a query or key, of a score, and of the scores' exponentials over at most 16 tokens."""
+"""Rounded terms in a query or key, in a score, and in a sum of exponentials over at most 16 tokens."""
 
 
 def attention(split: int) -> WindowAttention:

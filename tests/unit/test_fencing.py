@@ -1,4 +1,4 @@
-"""Of several attempts at one training, the newest alone writes."""
+"""If a training has several attempts, only the newest one writes."""
 
 from pathlib import Path
 

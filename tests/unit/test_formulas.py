@@ -193,7 +193,7 @@ def recorded() -> RecordedPass:
 
 
 def _num_terms(recorded: RecordedPass) -> int:
-    """Of a pass forward and back, and of a sum over the weights of a layer."""
+    """Number of rounded terms in a forward and a backward pass and a sum over the weights of a layer."""
     largest = max(parameter.numel() for parameter in recorded.model.parameters())
     return 2 * path_length(recorded.model, num_tokens=226) + largest
 

@@ -48,7 +48,7 @@ def _layers(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
 
 
 def _num_terms(model: nn.Module) -> int:
-    """Of a sum over all weights of what comes from a pass forward and one back, over five images."""
+    """Number of rounded terms in a forward and a backward pass of five images and a sum over all weights."""
     num_weights = sum(parameter.numel() for parameter in model.parameters())
     return 2 * path_length(model, num_tokens=226) + len(IMAGES) + num_weights
 

@@ -14,7 +14,7 @@ from trainers.training.packed import train_packed
 
 
 def losses(config: Configuration, folder: Path) -> list[float]:
-    """Of the training alone, and of it in a pack with another."""
+    """Losses of a training that runs alone, and of the same training in a pack of two."""
     pack = [config, config.model_copy(update={"recipe": config.recipe.model_copy(update={"learning_rate": 3e-3})})]
     tasks = [TrainTask(configuration=one, folder=folder / str(place)) for place, one in enumerate(pack)]
     alone = train(tasks[0].model_copy(update={"folder": folder / "alone"}), digits(), Recorder(), CPU)

@@ -19,7 +19,7 @@ from orchestrator.store.repository import Store
 from tests.fakes import make_stage
 
 HOME = Path(__file__).parents[1] / "golden" / "homes" / "0.1.0" / "home"
-"""Of 0.1.0, whose results have neither a ranking nor trained trials."""
+"""A home of version 0.1.0, whose results have neither a ranking nor trained trials."""
 
 
 @pytest.mark.parametrize("name", STAGES)

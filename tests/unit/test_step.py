@@ -131,7 +131,7 @@ class Reference:
 
 
 def num_terms(model: nn.Module, num_steps: int) -> int:
-    """Of training steps, each a pass forward and one back over a batch."""
+    """Number of rounded terms in training steps, each a forward and a backward pass over a batch."""
     return num_steps * (2 * path_length(model, num_tokens=257) + max(SIZES))
 
 
