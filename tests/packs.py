@@ -1,4 +1,4 @@
-"""A study whose trainings can be packed, and several ways to run it."""
+"""A study with trainings that can be packed, and several ways to run it."""
 
 from pathlib import Path
 

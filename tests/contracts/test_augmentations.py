@@ -1,4 +1,4 @@
-"""What every augmentation and every way of mixing keeps, and what each of ours does."""
+"""Rules for every augmentation and mixing method, and the behaviour of ours."""
 
 from collections.abc import Sequence
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""What every averaging method keeps, and what each of ours does."""
+"""Rules for every averaging method, and the behaviour of ours."""
 
 import pytest
 import torch

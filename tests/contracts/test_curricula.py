@@ -1,4 +1,4 @@
-"""What every curriculum keeps, and what each of ours does."""
+"""Rules for every curriculum, and the behaviour of ours."""
 
 import dataclasses
 

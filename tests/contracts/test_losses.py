@@ -1,4 +1,4 @@
-"""What every loss keeps, and what ours does."""
+"""Rules for every loss, and the behaviour of ours."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What every optimizer keeps, and what each of ours does."""
+"""Rules for every optimizer, and the behaviour of ours."""
 
 from collections.abc import Iterator, Mapping
 

@@ -1,4 +1,4 @@
-"""Scores, trainings and predictions elsewhere than on the CPU: no tensor is left behind, the results are the same."""
+"""Scores, trainings and predictions on another device: all tensors are moved, and results are equal."""
 
 import json
 import subprocess

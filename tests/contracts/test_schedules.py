@@ -1,4 +1,4 @@
-"""What every learning-rate schedule keeps, and what each of ours does."""
+"""Rules for every learning-rate schedule, and the behaviour of ours."""
 
 import math
 

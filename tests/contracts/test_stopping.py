@@ -1,4 +1,4 @@
-"""What every stopping criterion keeps, and what each of ours does."""
+"""Rules for every stopping criterion, and the behaviour of ours."""
 
 import math
 from collections.abc import Sequence

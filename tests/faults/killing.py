@@ -1,4 +1,4 @@
-"""Kills a study's driver at given moments, until it has been killed at each, and lets it end."""
+"""Kills the driver of a study at given moments, once at each, and then lets the study end."""
 
 import random
 import signal

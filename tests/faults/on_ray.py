@@ -1,4 +1,4 @@
-"""Small studies on Ray: how a file says so, and the driver as a process of its own."""
+"""Small studies on Ray: their settings, and the driver as a separate process."""
 
 import functools
 from pathlib import Path

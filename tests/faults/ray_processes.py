@@ -1,4 +1,4 @@
-"""Processes of Ray, found by who started them."""
+"""Processes of Ray, found by their ancestors."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""The newest checkpoint of a killed training is damaged: the one before it is used, and everyone is told."""
+"""If the newest checkpoint of a killed training is damaged, the one before is used and this is reported."""
 
 import signal
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One trial hangs, kills its process, or wants too much memory: it is failed with its reason, and the study goes on."""
+"""A trial that hangs, kills its process or exhausts memory fails with its reason, and the study continues."""
 
 import signal
 from typing import Any

@@ -1,4 +1,4 @@
-"""The driver of a study on Ray of its own is killed: its Ray ends with it, and the same command ends the same study."""
+"""If the driver that started Ray is killed, Ray ends too, and the same command completes the same study."""
 
 import pytest
 

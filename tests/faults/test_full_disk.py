@@ -1,4 +1,4 @@
-"""The disk is full: the study stops and says what could not be written; once there is room, it goes on."""
+"""On a full disk, the study stops and names what could not be written; with space again, it continues."""
 
 import os
 import subprocess

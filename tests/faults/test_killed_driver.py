@@ -1,4 +1,4 @@
-"""The driver is killed with SIGKILL, in every stage and at any moment; the same command ends the same study."""
+"""If the driver is killed with SIGKILL at any moment, the same command completes the same study."""
 
 import pytest
 

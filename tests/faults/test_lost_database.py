@@ -1,4 +1,4 @@
-"""PostgreSQL is stopped, or dies, while a study runs: the driver waits for it, for a bounded time."""
+"""If PostgreSQL stops or crashes during a study, the driver waits for it for a limited time."""
 
 import signal
 import time

@@ -1,4 +1,4 @@
-"""A process dies or hangs with a pack: its trials are trained alone next, and only the one to blame can fail."""
+"""If a process with a pack dies or hangs, its trials run alone next, and only the faulty one can fail."""
 
 import signal
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Ray itself dies under a study, or ends its trials: it says which process died, and the same command goes on."""
+"""If Ray dies during a study, the message names the process that died, and the same command continues."""
 
 import pytest
 

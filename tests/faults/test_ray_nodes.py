@@ -1,4 +1,4 @@
-"""A study on a cluster: nodes die and come while it runs, its head dies, and its driver dies."""
+"""A study on a cluster whose nodes die and join, whose head dies, and whose driver dies."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""A process that does trials on Ray dies, hangs, or wants too much memory: no other trial is the worse for it."""
+"""A Ray worker that dies, hangs or exhausts memory does not affect other trials."""
 
 import time
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Tracking is switched off and on again between the executions of a study: MLflow is told nothing that it refuses."""
+"""Tracking switched off and on between executions of a study: MLflow gets only events that it accepts."""
 
 import signal
 from typing import Any

@@ -1,4 +1,4 @@
-"""Homes of released versions: today's code migrates them, answers from them, and continues what was interrupted."""
+"""Homes of released versions: today's code migrates and reads them, and continues interrupted studies."""
 
 import json
 import math

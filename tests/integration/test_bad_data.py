@@ -1,4 +1,4 @@
-"""Data that cannot be used is refused before anything is written; a trial that goes wrong fails alone."""
+"""Unusable data is refused before anything is written; a failing trial does not affect others."""
 
 import shutil
 import sqlite3

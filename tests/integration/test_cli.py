@@ -1,4 +1,4 @@
-"""Every command as a user types it: what it prints, its exit status, and what it imports."""
+"""Every command as a user types it: output, exit status and imported modules."""
 
 import shutil
 import socket

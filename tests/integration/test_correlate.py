@@ -1,4 +1,4 @@
-"""`vitsearch correlate`: a table or a study is judged by one command, goes on where it stopped, and reuses scores."""
+"""`vitsearch correlate` on tables and studies: one command, resumed after interruption, with reused scores."""
 
 import json
 import random

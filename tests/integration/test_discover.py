@@ -1,4 +1,4 @@
-"""`vitsearch discover` from a table to a proxy that is used by its name."""
+"""`vitsearch discover`, from a table to a proxy that is used by name."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A study on each space beside As-ViT, which the tiny study is about: every stage that sees topologies."""
+"""Studies on the spaces other than As-ViT: every stage that depends on topologies."""
 
 from pathlib import Path
 

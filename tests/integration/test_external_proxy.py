@@ -1,4 +1,4 @@
-"""A proxy in a small package of its own is found by its entry point and judged by one command, which adds its cost."""
+"""A proxy in its own package is found by its entry point, and one command judges it and states its cost."""
 
 import json
 import os

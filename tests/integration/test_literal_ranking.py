@@ -1,4 +1,4 @@
-"""A screen ranked by our scores, and by the formulas read literally."""
+"""A screen ranked by our scores, compared with literal implementations of the formulas."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""A real MLflow server that is away, comes, and goes; and several processes on a new database."""
+"""A real MLflow server that is unreachable, starts and stops; several processes on a new database."""
 
 import os
 import signal

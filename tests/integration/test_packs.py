@@ -1,4 +1,4 @@
-"""Studies whose trainings are packed: the same trials as without packs, each with its own curve and end."""
+"""Studies with packed trainings: the same trials as without packs, each with its own curve and end."""
 
 from pathlib import Path
 

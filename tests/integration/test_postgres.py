@@ -1,4 +1,4 @@
-"""PostgreSQL as the store's database: the same studies, every command, and clear words when it cannot be used."""
+"""PostgreSQL as the database of the store: the same studies, every command, and clear connection errors."""
 
 import subprocess
 import sys

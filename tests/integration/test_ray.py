@@ -1,4 +1,4 @@
-"""Pool and engine `ray` over trials that need no torch: what is streamed, stopped, lost, resumed and cleaned up."""
+"""Pool and engine `ray` with trials that need no torch: reports, stops, losses, resumption and cleanup."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""A Ray cluster that vitsearch attaches to: addresses that lead nowhere, and nodes that cannot run trials."""
+"""Attaching to a Ray cluster: wrong addresses, and nodes that cannot run trials."""
 
 import os
 import signal

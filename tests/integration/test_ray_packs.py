@@ -1,4 +1,4 @@
-"""Packs on the Ray pool, of trainings that need no torch: how they are filled, streamed, stopped and tried apart."""
+"""Packs on the Ray pool, with trials that need no torch: filling, reports, stops and repeated trials."""
 
 from pathlib import Path
 

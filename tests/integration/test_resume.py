@@ -1,4 +1,4 @@
-"""The same file and seed give the same study, whatever happens to its processes on the way."""
+"""The same file and seed give the same study, however often its processes are interrupted."""
 
 import signal
 import socket

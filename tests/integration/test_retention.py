@@ -1,4 +1,4 @@
-"""What a finished study leaves on disk, and in MLflow."""
+"""Files and MLflow runs that a finished study leaves."""
 
 from pathlib import Path
 

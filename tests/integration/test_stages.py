@@ -1,4 +1,4 @@
-"""Each stage of one finished study, through its rows: what it tried, what it chose, and whether that is so."""
+"""Each stage of a finished study: its trials, its choice, and whether the choice follows from the trials."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Scores that are read from activations, each against its formula written out slowly in NumPy."""
+"""Scores computed from activations, each compared with its formula in plain NumPy."""
 
 import math
 import statistics

@@ -1,4 +1,4 @@
-"""Averaging a training's checkpoints: the right ones are read, and the result is judged on the validation part."""
+"""Averages of a training's checkpoints: which checkpoints are read, and the evaluation on the validation part."""
 
 from pathlib import Path
 

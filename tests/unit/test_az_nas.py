@@ -1,4 +1,4 @@
-"""Adding up ranks within a pool."""
+"""Sums of ranks within a pool."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""A model as a folder: trained, saved, loaded and asked."""
+"""Champions as folders: training, saving, loading and prediction."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, verified, and no more of them than asked for."""
+"""Checkpoints: atomic writes, verification, and the number that is kept."""
 
 import json
 import logging

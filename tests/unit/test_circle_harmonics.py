@@ -1,4 +1,4 @@
-"""How few points of a circle tell the whole curve, and what scores of curves share."""
+"""Curves sampled at few points of a circle, and points shared between the scores of curves."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Combining scores: ranks, a small regression, and that nothing of a held-out topology is seen."""
+"""Combined scores: ranks, a small regression, and no leak from held-out topologies."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The verdict: known values, intervals that hold what they promise, and awkward inputs."""
+"""The verdict: known values, coverage of its intervals, and unusual input."""
 
 import math
 

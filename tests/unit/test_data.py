@@ -1,4 +1,4 @@
-"""Loading images: every source, the split, and what is said of data that cannot be used."""
+"""Image loading: every source, the split, and messages about unusable data."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""What a machine offers, what a training takes, and how many share it. No GPU is needed."""
+"""Resources of a machine, memory of a training, and how many trainings share a GPU. No GPU is needed."""
 
 import os
 from pathlib import Path

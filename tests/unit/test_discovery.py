@@ -1,4 +1,4 @@
-"""The evolutionary search of formulas, on tables of made-up statistics with a planted truth."""
+"""Evolutionary search of formulas on made-up statistics with a known best formula."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Dropout by hashed masks: how many values it drops, and that masks are independent of each other."""
+"""Dropout with hashed masks: the share of dropped values, and the independence of masks."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The engine over a scripted suggester, pool and ledger: what it begins, resumes, tells, and when it ends."""
+"""The engine with a scripted suggester, pool and ledger: started, resumed and told trials, and its end."""
 
 from collections import deque
 

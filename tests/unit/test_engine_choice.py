@@ -1,4 +1,4 @@
-"""Which engine and pool a study gets, and why; what a study file may say of them."""
+"""The choice of engine and pool, its reasons, and what a study file may request."""
 
 from pathlib import Path
 

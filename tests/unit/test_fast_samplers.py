@@ -1,4 +1,4 @@
-"""Our samplers draw what Optuna's draw, from trials that they look at once; TPE's model is of a bounded number."""
+"""Our samplers draw the same values as Optuna's, from a cached history; the model of TPE has a bounded size."""
 
 import random
 from collections.abc import Callable

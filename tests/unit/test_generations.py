@@ -1,4 +1,4 @@
-"""The files of population-based training: copies that a training continues from, complete or absent."""
+"""Files of population-based training: snapshots from which a training continues are complete or absent."""
 
 from pathlib import Path
 

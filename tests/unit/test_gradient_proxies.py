@@ -1,4 +1,4 @@
-"""Scores from weights and loss gradients, against their formulas written out for a tiny network in float64."""
+"""Scores from weights and loss gradients, compared with their formulas for a tiny network in float64."""
 
 import copy
 import math

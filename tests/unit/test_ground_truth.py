@@ -1,4 +1,4 @@
-"""Tables of published accuracies: what is read from them, and what is said of a table that cannot be used."""
+"""Tables of published accuracies: what is read, and messages about unusable tables."""
 
 import json
 from collections.abc import Callable

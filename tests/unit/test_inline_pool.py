@@ -1,4 +1,4 @@
-"""The pool in this process: packs, running reporters, trainings that run again alone, and the end."""
+"""The pool in this process: packs, reporters, trainings that are repeated alone, and shutdown."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How early trials can be judged, on curves whose order is known."""
+"""Ranking trials early, on curves with a known order."""
 
 import math
 

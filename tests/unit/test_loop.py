@@ -1,4 +1,4 @@
-"""The training loop: what it reports, how it ends, and that a resumed training is the same training."""
+"""The training loop: reports, ends, and resumed trainings that equal uninterrupted ones."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Trainings in bf16, as on a GPU that has it; torch's CPU has it too."""
+"""Training in bf16, which torch also supports on the CPU."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The data source `noise`: standard-normal images with uniform labels, from a seed and nothing else."""
+"""The data source `noise`: standard-normal images with uniform labels, determined by the seed."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Calls on the store while the database is unreachable: nothing is written twice, and no call waits forever."""
+"""Calls to the store during a database outage: nothing is written twice, and no call waits forever."""
 
 import logging
 import sqlite3

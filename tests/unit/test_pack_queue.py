@@ -1,4 +1,4 @@
-"""Which trainings come out of the queue together, and when it asks for more."""
+"""Which trainings the queue packs together, and when it asks for more."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Packed trainings: each is the training that it would be alone, and none notices how the others end."""
+"""Packed trainings: each equals the training alone, and none depends on how the others end."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path

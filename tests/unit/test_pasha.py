@@ -1,4 +1,4 @@
-"""PASHA's rungs, noise and ranking; and that the highest rung rises when the ranking there changes."""
+"""PASHA: rungs, noise, ranking, and a top rung that rises when the ranking there changes."""
 
 from typing import Any
 

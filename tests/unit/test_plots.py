@@ -1,4 +1,4 @@
-"""The figures: written whole for usual and for odd data, without matplotlib's global state."""
+"""Figures: complete for usual and unusual data, without matplotlib's global state."""
 
 import math
 import subprocess

@@ -1,4 +1,4 @@
-"""Statements that are compiled once do what SQLAlchemy's own execution does."""
+"""Precompiled statements give the same results as SQLAlchemy's own execution."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""What people see while a study runs: plain lines in a log, live bars in a terminal, the same facts in both."""
+"""Progress of a study: plain lines in a log, live bars in a terminal, with the same content."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Token grids that change while training: the model, its costs, the loop and the curriculum."""
+"""Token grids that change during training: model, costs, loop and curriculum."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Curves and kernels of functions whose answer is known."""
+"""Curves and kernels of functions with known results."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The names of `import vitsearch`, what importing it costs, and what happens if a folder hides one of our packages."""
+"""Names of `import vitsearch`, the time and modules of the import, and folders that hide one of our packages."""
 
 import ast
 import importlib.metadata

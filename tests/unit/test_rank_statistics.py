@@ -1,4 +1,4 @@
-"""Statistics of weighted resamples, against scipy and plain loops on the same points written out."""
+"""Statistics of weighted resamples, compared with scipy and plain loops on the repeated points."""
 
 import math
 

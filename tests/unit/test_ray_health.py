@@ -1,4 +1,4 @@
-"""Whether Ray's processes live, as seen at their ports: what counts as dead, and that no call outlives them."""
+"""Health checks of Ray's processes at their ports: which are dead, and the time limit of each call."""
 
 import socket
 import threading

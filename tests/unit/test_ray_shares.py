@@ -1,4 +1,4 @@
-"""How many trainings a Ray worker gets together, and what share of a GPU they have, from what was measured."""
+"""The number of trainings per Ray worker and their share of a GPU, from measured memory."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""REINFORCE: its arithmetic against torch, what it learns from, its last word."""
+"""REINFORCE: its arithmetic compared with torch, its learning, and its final choice."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Replaying learning curves: the two figures that stopping is searched on."""
+"""Replayed learning curves: the two figures that the search of stopping criteria optimises."""
 
 import pytest
 

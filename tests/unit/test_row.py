@@ -1,4 +1,4 @@
-"""A model in training as one row of numbers: its layout, its averages, and weights that are evaluated elsewhere."""
+"""The row of parameters of a model in training: layout, averages, and weights evaluated elsewhere."""
 
 from dataclasses import dataclass
 from pathlib import Path

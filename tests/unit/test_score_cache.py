@@ -1,4 +1,4 @@
-"""Scores are computed once for the same topology, batch, seed, settings and code, and anew when one of them changes."""
+"""The score cache: a score is computed again only if topology, batch, seed, settings or code changes."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Study files: what is accepted, what two of them differ in, and that nothing is written by reading one."""
+"""Study files: valid files, differences between two files, and no writes while reading."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Every mistake in a study file is answered with its line, what must hold, what was found and the nearest name."""
+"""Errors in study files: line, requirement, value found and the most similar name."""
 
 import shutil
 from collections.abc import Callable

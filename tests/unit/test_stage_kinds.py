@@ -1,4 +1,4 @@
-"""What every stage declares, and results of older versions, which later stages must be able to read."""
+"""Declarations of all stages, and stage results of older versions."""
 
 import json
 import math

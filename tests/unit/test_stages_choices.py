@@ -1,4 +1,4 @@
-"""What stages choose from their trials: the better trial, a stopping criterion, a growth step."""
+"""Choices that stages make from their trials: a trial, a stopping criterion, a growth step."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A task that runs step by step, and how its process ends if it hangs."""
+"""A task that runs step by step, and the end of its process if it hangs."""
 
 import subprocess
 import sys

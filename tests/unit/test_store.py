@@ -1,4 +1,4 @@
-"""The store: rows survive, late results are refused, the schema equals its migrations."""
+"""The store: persistence, refusal of late results, and a schema that equals its migrations."""
 
 import json
 import math

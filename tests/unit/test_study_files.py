@@ -1,4 +1,4 @@
-"""The study files of As-ViT: they are valid, and hold what the paper did."""
+"""The As-ViT study files: they are valid and follow the paper."""
 
 from pathlib import Path
 

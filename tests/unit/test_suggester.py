@@ -1,4 +1,4 @@
-"""The suggester: what it refuses, and what it leaves behind."""
+"""The suggester: refused calls and stored state."""
 
 import pytest
 

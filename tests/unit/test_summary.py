@@ -1,4 +1,4 @@
-"""The champion's configuration as a file: `vitsearch train` reads it, and its advice can be followed as written."""
+"""The champion's configuration file: `vitsearch train` reads it, and its instructions work as written."""
 
 from pathlib import Path
 

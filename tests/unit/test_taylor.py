@@ -1,4 +1,4 @@
-"""Derivatives along a curve, carried by hand, against nested forward-mode autograd."""
+"""Derivatives along a curve, compared with nested forward-mode autograd."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The smallest and largest costs that a study's limits are held against."""
+"""Smallest and largest costs of a space, compared with the limits of a study."""
 
 import random
 from typing import Literal

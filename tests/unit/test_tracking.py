@@ -1,4 +1,4 @@
-"""Delivery to a real MLflow store on SQLite. One migrated database is made per session and copied for each test."""
+"""Delivery to a real MLflow store on SQLite. A migrated database is created once and copied for each test."""
 
 import math
 import sqlite3

@@ -1,4 +1,4 @@
-"""The trial worker: every kind of task, and what becomes of a task that goes wrong."""
+"""The trial worker: every kind of task, and failing tasks."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A training small enough for tests: a few digits, a tiny As-ViT, a few epochs."""
+"""A training small enough for tests: a few digits, a tiny As-ViT and a few epochs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
