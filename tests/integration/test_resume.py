@@ -177,7 +177,7 @@ def test_the_first_signal_asks_and_the_second_raises(capsys: pytest.CaptureFixtu
     with stop_on_signal(control):
         signal.raise_signal(signal.SIGTERM)
         assert control.should_stop()
-        assert "once more" in capsys.readouterr().err
+        assert "press Ctrl-C again to stop at once" in capsys.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is handler
