@@ -204,7 +204,7 @@ class AutoFormerSpace(BaseModel):
         return _from_values(point, self.patch_size, self._fixed_head_width)
 
     def encode(self, topology: Topology) -> Point:
-        """The point of a topology of this space, with the dimensions of its own blocks only.
+        """The point of a topology of this space. It has no dimensions for blocks that the topology lacks.
 
         Raises:
             ValueError: The topology is not in this space.

@@ -1,15 +1,14 @@
 """Small rotations, translations and changes of scale, without mirroring; suitable for digits."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
-from plugins.augmentations.layers import MAX_SHIFT, apply_layers, apply_layers_together
+from plugins.augmentations.layers import MAX_SHIFT, LayeredAugmentation
 from plugins.protocols import PluginCard
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 
 @lru_cache(maxsize=32)
@@ -25,7 +24,7 @@ def _layers(size: int, strength: float) -> "nn.Sequential":  # noqa: ARG001 - th
 
 
 @dataclass(frozen=True, kw_only=True)
-class Affine:
+class Affine(LayeredAugmentation):
     """Random affine maps: rotations by up to 12 degrees, shifts by an eighth of the image, scaling by 10 %.
 
     The strength scales all three; at 0, images do not change. Pixels from outside the image are black.
@@ -35,13 +34,4 @@ class Affine:
         source="common practice; kornia's RandomAffine",
         cost="one resampling of each image",
     )
-
-    def augment(self, images: "Tensor", *, strength: float, seed: int) -> "Tensor":
-        """Return an augmented copy of a batch."""
-        return apply_layers(_layers, images, strength=strength, seed=seed)
-
-    def augment_together(
-        self, batches: "Sequence[Tensor]", *, strength: float, seeds: Sequence[int]
-    ) -> "Sequence[Tensor]":
-        """The result of `augment` for each batch, up to rounding."""
-        return apply_layers_together(_layers, batches, strength=strength, seeds=seeds)
+    layers = staticmethod(_layers)

@@ -1,15 +1,14 @@
 """Mirroring, and translations by up to an eighth of the image."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
-from plugins.augmentations.layers import MAX_SHIFT, apply_layers, apply_layers_together
+from plugins.augmentations.layers import MAX_SHIFT, LayeredAugmentation
 from plugins.protocols import PluginCard
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 
 @lru_cache(maxsize=32)
@@ -23,7 +22,7 @@ def _layers(size: int, strength: float) -> "nn.Sequential":
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlipCrop:
+class FlipCrop(LayeredAugmentation):
     """Mirrors half of the images, then pads all images and crops them at random to their original size.
 
     The strength scales the padding; at 0, images are only mirrored. The padding is black.
@@ -33,13 +32,4 @@ class FlipCrop:
         source="He et al. 2016, arXiv:1512.03385, section 4.2, with padding proportional to the image size",
         cost="one copy of each image",
     )
-
-    def augment(self, images: "Tensor", *, strength: float, seed: int) -> "Tensor":
-        """Return an augmented copy of a batch."""
-        return apply_layers(_layers, images, strength=strength, seed=seed)
-
-    def augment_together(
-        self, batches: "Sequence[Tensor]", *, strength: float, seeds: Sequence[int]
-    ) -> "Sequence[Tensor]":
-        """The result of `augment` for each batch, up to rounding."""
-        return apply_layers_together(_layers, batches, strength=strength, seeds=seeds)
+    layers = staticmethod(_layers)

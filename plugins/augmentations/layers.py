@@ -1,5 +1,6 @@
 """Applies kornia's layers to whole batches on their device. The same seed gives the same batch."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,25 @@ def apply_layers_together(
             shape[0] = len(images)
             images = layer(images, params={**joined, _SHAPE: shape})
     return torch.split(images, [len(batch) for batch in batches])
+
+
+class LayeredAugmentation(ABC):
+    """Base of augmentations that apply the same layers to all batches, alone or together."""
+
+    @staticmethod
+    @abstractmethod
+    def layers(size: int, strength: float) -> "nn.Sequential":
+        """The layers for an image size and a strength; see `MakeLayers`."""
+
+    def augment(self, images: "Tensor", *, strength: float, seed: int) -> "Tensor":
+        """Return an augmented copy of a batch."""
+        return apply_layers(self.layers, images, strength=strength, seed=seed)
+
+    def augment_together(
+        self, batches: "Sequence[Tensor]", *, strength: float, seeds: Sequence[int]
+    ) -> "Sequence[Tensor]":
+        """The result of `augment` for each batch, up to rounding."""
+        return apply_layers_together(self.layers, batches, strength=strength, seeds=seeds)
 
 
 def _layers(make: MakeLayers, images: "Tensor", strength: float) -> "nn.Sequential":

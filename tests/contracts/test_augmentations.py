@@ -259,7 +259,8 @@ def test_cutmix_takes_each_pixel_from_one_of_two_images() -> None:
     images, targets = mix(create("augmentations", "cutmix"), plain, seed=3)
     own = images.eq(plain)
     assert 0 < own.float().mean() < 1
-    torch.testing.assert_close(own.float().mean((1, 2, 3)), targets.diagonal())  # the share that is left of its own
+    # An image's own class weighs as much as the share of pixels that it keeps.
+    torch.testing.assert_close(own.float().mean((1, 2, 3)), targets.diagonal())
     for image, target in zip(images, targets, strict=True):
         first, second = plain[target.topk(2).indices]
         assert torch.all(image.eq(first) | image.eq(second))

@@ -50,7 +50,7 @@ def rows_of(topology: str, recipes: Sequence[Recipe] = RECIPES) -> list[Row]:
 
 
 def step_of(row: Row, number: int, **changed: Any) -> Step:
-    """The step that a training with the row's recipe would take, at a rate of its own."""
+    """A step with the row's recipe. The learning rate grows with `number`."""
     recipe = row.recipe
     numbers = ("weight_decay", "gradient_clip", "label_smoothing", "dropout", "drop_path", "mixing_strength")
     given = {name: getattr(recipe, name) for name in numbers}
