@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 from search_spaces.base import Costs, ImageTask, Topology
 from search_spaces.dimensions import Dimension, Point
@@ -58,7 +58,6 @@ class CurveModel(ProxyModel, Protocol):
         ...
 
 
-@runtime_checkable
 class TransformerBlock(Protocol):
     """A pre-norm block: `stream = x + attn(norm1(x))`, then `stream + mlp(norm2(stream))`.
 
@@ -74,6 +73,14 @@ class TransformerBlock(Protocol):
     norm2: "torch.nn.Module"
     mlp: "torch.nn.Module"
     """Has the linear layers `fc1` and `fc2`, with the activation module `act` between them."""
+
+
+def is_block(module: "torch.nn.Module") -> TypeGuard[TransformerBlock]:
+    """Whether a module has the parts of a transformer block.
+
+    `isinstance` cannot tell: since Python 3.12, it does not find submodules.
+    """
+    return all(hasattr(module, name) for name in ("norm1", "attn", "norm2", "mlp"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from plugins.protocols import Candidate, PluginCard, ProxyScore
+from plugins.protocols import Candidate, PluginCard, ProxyScore, is_block
 from search_spaces.base import Growable
 
 
@@ -18,7 +18,6 @@ class Depth:
         topology = candidate.topology
         if isinstance(topology, Growable):
             return ProxyScore(float(sum(topology.depths)))
-        from plugins.proxies.passes import is_block
         from plugins.proxies.repeats import networks, repeat_seeds
 
         (model,) = networks(candidate, repeat_seeds(candidate.seed, 1))

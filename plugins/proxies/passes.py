@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plugins.protocols import Candidate, ProxyScore, TransformerBlock
+from plugins.protocols import Candidate, ProxyScore, TransformerBlock, is_block
 from plugins.proxies.repeats import networks, on_all_cores, repeat_seeds, summarize
 
 NUM_PARTS = 2
@@ -83,14 +83,6 @@ def score_together(
         if (proxy, seed) not in measured:
             measure_all(seed)
     return summarize([measured[proxy, seed] for seed in seeds])
-
-
-def is_block(module: nn.Module) -> TypeGuard[TransformerBlock]:
-    """Whether a module has the parts of a transformer block.
-
-    On Python 3.12, `isinstance` with the protocol does not find submodules.
-    """
-    return all(hasattr(module, name) for name in ("norm1", "attn", "norm2", "mlp"))
 
 
 def sum_of(values: Iterable[Tensor]) -> float:

@@ -13,8 +13,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from plugins.protocols import Candidate, ProxyScore
-from plugins.proxies.passes import is_block, score_together, sum_of
+from plugins.protocols import Candidate, ProxyScore, is_block
+from plugins.proxies.passes import score_together, sum_of
 from plugins.proxies.repeats import networks, on_all_cores
 
 

@@ -11,7 +11,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from plugins.protocols import CurveModel, TransformerBlock
+from plugins.protocols import CurveModel, is_block
 from plugins.proxies.circle_scores import curves_by_autograd
 from plugins.proxies.input_circle import circle_angles, circle_basis, circle_weights
 from plugins.proxies.passes import record_pass
@@ -158,7 +158,7 @@ def test_proxies_find_the_blocks_in_their_order(space: str) -> None:
     parts = record_pass(candidate, seed=0).parts
     blocks = [record.block for record in parts[0].blocks]
     assert len(blocks) == sum(topology.depths)
-    named = [module for _, module in candidate.build(seed=0).named_modules() if isinstance(module, TransformerBlock)]
+    named = [module for _, module in candidate.build(seed=0).named_modules() if is_block(module)]
     assert len(named) == len(blocks)
     for record in parts[0].blocks:
         for stream in record.stream:
@@ -206,7 +206,7 @@ def test_drop_path_draws_from_the_given_generator_only_in_training(space: str) -
 def test_given_keep_factors_take_effect_whatever_the_models_own_drop_path_is(space: str) -> None:
     topology = small(space, 2)
     plain, dropping = build(topology), build(topology, drop_path=0.5)
-    num_blocks = sum(isinstance(module, TransformerBlock) for module in plain.modules())
+    num_blocks = sum(is_block(module) for module in plain.modules())
     factors = draw_keep_factors(num_blocks, 4, rate=0.5, generator=torch.Generator().manual_seed(1))
     logits = plain(IMAGES, generator=factors)
     assert torch.equal(logits, dropping(IMAGES, generator=factors))
@@ -229,7 +229,7 @@ def test_dropout_depends_on_its_seed_and_acts_only_in_training(space: str) -> No
 
 def test_dropout_has_a_mask_of_each_image_and_of_each_vit_site(space: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(small(space, 2))
-    num_blocks = sum(isinstance(module, TransformerBlock) for module in model.modules())
+    num_blocks = sum(is_block(module) for module in model.modules())
     masks: list[Tensor] = []
 
     def note(site: DropoutSite, values: Tensor) -> Tensor:

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from plugins.protocols import Candidate, Proxy
+from plugins.protocols import Candidate, Proxy, is_block
 from plugins.proxies.jacobian_covariance import eigenvalue_score
-from plugins.proxies.passes import is_block
 from plugins.proxies.positive_pass import nuclear_norm
 from plugins.proxies.repeats import repeat_seeds
 from plugins.registry import create, parse_topology

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plugins.protocols import Candidate, ProxyScore
+from plugins.protocols import Candidate, ProxyScore, is_block
 from plugins.proxies import passes
-from plugins.proxies.passes import RecordedPass, is_block, record_pass, score_passes
+from plugins.proxies.passes import RecordedPass, record_pass, score_passes
 from plugins.proxies.repeats import networks, repeat_seeds
 from plugins.registry import parse_topology
 from search_spaces.base import ImageTask

@@ -15,8 +15,8 @@ from plugins.protocols import (
     Optimizer,
     OptimizerState,
     ParameterLayout,
-    TransformerBlock,
     TwoGradients,
+    is_block,
 )
 from plugins.registry import create
 from search_spaces.recipes import Recipe
@@ -42,7 +42,7 @@ class Row:
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         self.model = model
         self.recipe = recipe
-        self.num_blocks = sum(isinstance(module, TransformerBlock) for module in model.modules())
+        self.num_blocks = sum(is_block(module) for module in model.modules())
         self.layout, self.values, self._parameters = _lay_out(model)
         self.optimizer: Optimizer = create("optimizers", recipe.optimizer.name, recipe.optimizer.settings)
         self.two_gradients = self.optimizer if isinstance(self.optimizer, TwoGradients) else None

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plugins.protocols import Signal, TransformerBlock
+from plugins.protocols import Signal, is_block
 from trainers.data.images import ImageSplit
 from trainers.training.evaluation import Normalizer, logits_of
 from trainers.training.row import Row
@@ -182,7 +182,7 @@ def _watched_blocks(model: nn.Module, wanted: frozenset[Signal]) -> Iterator[_Bl
     """Record statistics of the model's blocks during forward passes inside the context."""
     watch = _BlockWatch()
     handles = []
-    for number, block in enumerate(module for module in model.modules() if isinstance(module, TransformerBlock)):
+    for number, block in enumerate(module for module in model.modules() if is_block(module)):
         if Signal.ATTENTION_ENTROPY in wanted:
             handles.append(block.attn.register_forward_pre_hook(_first_input(watch.on_attention)))
         if Signal.ATTENTION_LOGIT in wanted:
