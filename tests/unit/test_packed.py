@@ -19,7 +19,6 @@ from trainers.training import loop, packed
 from trainers.training.checkpoints import OPTIMIZER, WEIGHTS, load_weights, read_manifest, read_tensors
 from trainers.training.packed import train_packed
 from trainers.training.packing import can_be_packed, is_tried_alone
-from trainers.training.step import Learned
 
 RECIPES: tuple[dict[str, Any], ...] = (
     {},
@@ -327,7 +326,7 @@ def limit_stacks(monkeypatch: pytest.MonkeyPatch, fits: Callable[[Sequence[Any]]
     """Steps of stacks that do not fit run out of memory; the sizes of those that did."""
     learn, sizes = packed.learn, []
 
-    def limited(batches: Sequence[Any], watch: Any) -> Sequence[Learned]:
+    def limited(batches: Sequence[Any], watch: Any) -> list[Tensor | Exception]:
         if not fits(batches):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
         sizes.append(len(batches))
@@ -353,6 +352,27 @@ def test_a_training_that_has_no_memory_even_alone_fails_alone(tmp_path: Path, mo
     outcomes = pack(configurations({}, {"learning_rate": 2.0}, {}), tmp_path)
     assert [outcome.error for outcome in outcomes] == [None, "out-of-memory", None]
     assert [outcome.state for outcome in outcomes] == ["complete", "failed", "complete"]
+
+
+def test_models_that_cannot_be_stacked_take_turns_and_the_log_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: Alone, caplog: pytest.LogCaptureFixture
+) -> None:
+    learn, sizes = packed.learn, []
+
+    def limited(batches: Sequence[Any], watch: Any) -> list[Tensor | Exception]:
+        sizes.append(len(batches))
+        if len(batches) > 1:
+            raise RuntimeError("no batching rule")
+        return learn(batches, watch)
+
+    monkeypatch.setattr(packed, "learn", limited)
+    configs = configurations({}, {}, {})
+    outcomes = pack(configs, tmp_path)
+    assert sizes == [3] + [1] * (len(sizes) - 1)
+    for config, outcome in zip(configs, outcomes, strict=True):
+        assert_same(outcome, alone(config)[0], rel=IN_FLOAT32)
+    (record,) = caplog.records
+    assert "cannot be computed together, so they take turns: RuntimeError: no batching rule" in record.getMessage()
 
 
 # --- what can be packed ---

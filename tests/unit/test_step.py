@@ -130,6 +130,14 @@ class Reference:
         return loss.detach()
 
 
+def learned(batches: list[Batch]) -> list[Tensor]:
+    """Losses of a step that every row takes."""
+    answers = learn(batches)
+    losses = [answer for answer in answers if isinstance(answer, Tensor)]
+    assert len(losses) == len(answers), answers
+    return losses
+
+
 def num_terms(model: nn.Module, num_steps: int) -> int:
     """Number of rounded terms in training steps, each a forward and a backward pass over a batch."""
     return num_steps * (2 * path_length(model, num_tokens=257) + max(SIZES))
@@ -156,7 +164,7 @@ def test_every_model_learns_what_it_learns_alone(topology: str, size: int) -> No
     references = [Reference(row) for row in rows]
     for step in range(3):
         batches = batches_of(rows, step)
-        losses = [learned.loss for members in chunks(batches, size) for learned in learn(members)]
+        losses = [loss for members in chunks(batches, size) for loss in learned(members)]
         expected = [one.learn(batch, step) for one, batch in zip(references, batches, strict=True)]
         assert_rounded(torch.stack(losses), torch.stack(expected), num_terms(rows[0].model, step + 1))
     for row, reference in zip(rows, references, strict=True):
@@ -201,12 +209,28 @@ def test_a_model_whose_loss_is_not_finite_leaves_the_others_alone() -> None:
     rows, healthy = rows_of(TOPOLOGIES[1]), rows_of(TOPOLOGIES[1])
     batches = batches_of(rows, 0)
     batches[1].images.fill_(math.nan)
-    losses = [learned.loss for learned in learn(batches)]
+    losses = learned(batches)
     learn(batches_of(healthy, 0))
     assert [bool(loss.isfinite()) for loss in losses] == [True, False, True]
     for number in (0, 2):
         mine, theirs = rows[number].weights(), healthy[number].weights()
         assert_same_weights(mine, theirs, num_terms=num_terms(rows[number].model, 1), rate=RATE)
+
+
+def test_an_optimizer_that_raises_stops_its_own_row_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, healthy = rows_of(TOPOLOGIES[1]), rows_of(TOPOLOGIES[1])
+    before = rows[1].values.clone()
+
+    def update(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(rows[1], "update", update)
+    answers = learn(batches_of(rows, 0))
+    learned(batches_of(healthy, 0))
+    assert [type(answer) for answer in answers] == [Tensor, torch.OutOfMemoryError, Tensor]
+    assert torch.equal(rows[1].values, before)
+    for number in (0, 2):
+        assert torch.equal(rows[number].values, healthy[number].values)
 
 
 def test_stacked_models_are_judged_as_each_alone() -> None:

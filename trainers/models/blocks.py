@@ -3,7 +3,9 @@
 Tokens are a sequence, (B, N, D), or, if attention has windows, a grid, (B, H, W, D).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from trainers.models.dropout import BlockDropout, DropoutSite
 
 FEW_TOKENS = 64
 """Largest number of tokens for which attention on a CPU is computed as two matrix products."""
+_FUSED: ContextVar[bool] = ContextVar("fused", default=True)
 
 
 class Linear(nn.Linear):
@@ -64,6 +67,20 @@ class SelfAttention(nn.Module):
         return query, key, value
 
 
+@contextmanager
+def unfused_attention() -> Iterator[None]:
+    """Inside, `attend` always computes two matrix products, which `torch.func.vmap` can batch.
+
+    The backward pass of torch's fused attention fails on a GPU under `vmap`: in one kernel, autocast changes the dtype
+    of the softmax, in another, batched tensors are not aligned (torch 2.11).
+    """
+    token = _FUSED.set(False)
+    try:
+        yield
+    finally:
+        _FUSED.reset(token)
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, is_real: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention, shapes (..., N, d).
 
@@ -75,7 +92,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, is_real: Tensor | None = N
         value: Values of each head.
         is_real: True for the keys to attend to, broadcast to (..., N, N); `None` for all.
     """
-    if query.device.type == "cpu" and query.shape[-2] <= FEW_TOKENS:
+    if not _FUSED.get() or (query.device.type == "cpu" and query.shape[-2] <= FEW_TOKENS):
         mixed: Tensor = attention_weights(query, key, is_real) @ value
         return mixed
     return F.scaled_dot_product_attention(query, key, value, attn_mask=is_real)

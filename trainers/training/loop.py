@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from plugins.protocols import Signal, Stopper, TransformerBlock, needed_signals
+from plugins.protocols import Signal, Stopper, needed_signals
 from plugins.registry import create
 from search_spaces.base import ImageTask
 from search_spaces.ramps import Ramp, largest
@@ -104,7 +104,7 @@ def make_row(configuration: Configuration, task: ImageTask, device: torch.device
     if row.num_blocks == 0 and isinstance(recipe.drop_path, Ramp):
         raise ValueError(
             f"recipe.drop_path may change during training only if the model has blocks (`plugins.protocols."
-            f"{TransformerBlock.__name__}`), but {type(model).__name__} has none. Use a plain number."
+            f"TransformerBlock`), but {type(model).__name__} has none. Use a plain number."
         )
     return row
 
@@ -292,7 +292,10 @@ class _SingleTraining:
     def _step(self, step: Step) -> Tensor:
         batches = prepare([self._row], [step], self._source)
         watch = (lambda _, gradient: self._meter.take(gradient)) if self._meter.watches_steps else None
-        return learn(batches, watch)[0].loss
+        (answer,) = learn(batches, watch)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
 def training_images(data: ImageData, device: torch.device) -> TrainingImages:

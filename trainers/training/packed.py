@@ -227,18 +227,24 @@ class _Pack:
         return min(self._stack_size, every)
 
     def _learn(self, batches: Sequence[Batch], meters: Mapping[int, SignalMeter]) -> list[Tensor | Exception]:
-        """Losses of the batches. If they cannot be computed together, each half is tried separately."""
+        """Losses of the batches. If they cannot be computed together, smaller stacks are tried."""
         try:
             watch = partial(_watch, batches, meters) if meters else None
-            return [learned.loss for learned in learn(batches, watch)]
-        except Exception as error:  # computing them separately shows which one fails
+            return learn(batches, watch)
+        except Exception as error:
             if len(batches) == 1:
                 return [error]
-            half = -(-len(batches) // 2)
-            if is_out_of_memory(error):
-                self._stack_size = min(self._stack_size, half)
+            lacks_memory, reason = is_out_of_memory(error), describe_failure(error).reason
         free_memory()
-        return self._learn(batches[:half], meters) + self._learn(batches[half:], meters)
+        if lacks_memory:
+            half = -(-len(batches) // 2)
+            self._stack_size = min(self._stack_size, half)
+            return self._learn(batches[:half], meters) + self._learn(batches[half:], meters)
+        answers = [answer for batch in batches for answer in self._learn([batch], meters)]
+        if self._stack_size > 1 and not any(isinstance(answer, Exception) for answer in answers):
+            self._stack_size = 1
+            logger.warning("The models of a pack cannot be computed together, so they take turns: %s.", reason)
+        return answers
 
     def _evaluate(
         self,

@@ -28,7 +28,7 @@ from plugins.registry import create
 from search_spaces.recipes import PluginChoice
 from search_spaces.step_settings import StepSettings
 from trainers.hardware.devices import autocast
-from trainers.models.blocks import draw_keep_factors
+from trainers.models.blocks import draw_keep_factors, unfused_attention
 from trainers.models.dropout import Dropout
 from trainers.training.evaluation import Normalizer
 from trainers.training.row import Row
@@ -206,21 +206,18 @@ def _plugin(kind: str, choice: PluginChoice) -> _Created:
 # --- gradients and updates ---
 
 
-class Learned(NamedTuple):
-    """Result of a step."""
-
-    loss: Tensor
-    """Scalar."""
-    gradient_norm: Tensor
-    """Norm before clipping, a scalar."""
-
-
-def learn(batches: Sequence[Batch], watch: Callable[[int, Tensor], None] | None = None) -> list[Learned]:
+def learn(batches: Sequence[Batch], watch: Callable[[int, Tensor], None] | None = None) -> list[Tensor | Exception]:
     """Take one optimizer step of each row. The batches must have equal keys.
 
     Args:
         batches: One batch per row.
         watch: Called with the number of each batch and its gradient (P,) before clipping.
+
+    Returns:
+        The loss of each row, a scalar, or the exception that its optimizer raised. The other rows took their step.
+
+    Raises:
+        Exception: A gradient could not be computed. No row took a step.
     """
     rows = [batch.row for batch in batches]
     values = [row.values for row in rows]
@@ -233,9 +230,13 @@ def learn(batches: Sequence[Batch], watch: Callable[[int, Tensor], None] | None 
         for number, gradient in enumerate(gradients.unbind(0)):
             watch(number, gradient)
     gradients = _clip(gradients, norms, [batch.step.settings.gradient_clip for batch in batches])
-    for batch, gradient in zip(batches, gradients.unbind(0), strict=True):
-        batch.row.update(gradient, batch.step.settings)
-    return [Learned(loss, norm) for loss, norm in zip(losses.detach().unbind(0), norms.unbind(0), strict=True)]
+    answers: list[Tensor | Exception] = list(losses.detach().unbind(0))
+    for number, (batch, gradient) in enumerate(zip(batches, gradients.unbind(0), strict=True)):
+        try:
+            batch.row.update(gradient, batch.step.settings)
+        except Exception as error:  # becomes the answer of its row; the others take their step
+            answers[number] = error
+    return answers
 
 
 @torch.no_grad()
@@ -298,7 +299,7 @@ def _stacked_gradients(batches: Sequence[Batch], values: Sequence[Tensor]) -> tu
         return functional_call(row.model, named, (images,), {"generator": keep, **given})
 
     in_dims = (0, 0, None if keep is None else 0, None if dropout is None else 0)
-    with autocast(images.device):
+    with autocast(images.device), unfused_attention():
         logits = vmap(forward, in_dims=in_dims)(row.layout.views(together), images, keep, dropout)
     losses = _stacked_losses(batches, at_least_float32(logits), sizes)
     (gradients,) = torch.autograd.grad(losses.sum(), together)
@@ -422,7 +423,8 @@ class StackedModel(nn.Module):
         def one(parameters: list[Tensor]) -> Any:
             return functional_call(self.inner, dict(zip(self._row.names, parameters, strict=True)), (images,))
 
-        return vmap(one, out_dims=1)(self._parameters_of_all)
+        with unfused_attention():
+            return vmap(one, out_dims=1)(self._parameters_of_all)
 
 
 def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
