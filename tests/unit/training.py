@@ -64,7 +64,8 @@ def run(
     keep: int = 1,
     data: ImageData | None = None,
     signals: tuple[Signal, ...] = (),
+    device: torch.device = CPU,
 ) -> TaskOutcome:
-    """Train on the CPU."""
+    """Train alone, by default on the CPU."""
     task = TrainTask(configuration=config, folder=folder, keep_checkpoints=keep, signals=signals)
-    return train(task, data or digits(), reporter or Recorder(), CPU)
+    return train(task, data or digits(), reporter or Recorder(), device)
