@@ -465,22 +465,17 @@ class ParameterLayout:
         """Views of the parameters, (..., *shape) each, into values (..., P)."""
         # The backward pass of a split is one concatenation. The one of each slice would fill a whole row with zeros.
         split: Callable[..., Sequence[Tensor]] = values.split
-        pieces = split(self._lengths, -1)
+        pieces = split(self._lengths, -1)[::2]
         outer = values.shape[:-1]
-        return [
-            (piece if piece.shape[-1] == size else piece[..., :size]).view(outer + shape)
-            for piece, size, shape in zip(pieces, self._sizes, self.shapes, strict=True)
-        ]
-
-    @cached_property
-    def _sizes(self) -> tuple[int, ...]:
-        return tuple(shape.numel() for shape in self.shapes)
+        return [piece.view(outer + shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
 
     @cached_property
     def _lengths(self) -> list[int]:
-        """Numbers from the start of each parameter to that of the next."""
+        """Length of each parameter and of the padding after it."""
         ends = (*self.starts[1:], self.num_numbers)
-        return [end - start for start, end in zip(self.starts, ends, strict=True)]
+        sizes = [shape.numel() for shape in self.shapes]
+        padded = zip(sizes, self.starts, ends, strict=True)
+        return [length for size, start, end in padded for length in (size, end - start - size)]
 
 
 OptimizerState = dict[str, "Tensor"]

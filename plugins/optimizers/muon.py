@@ -157,11 +157,12 @@ class Muon:
             has_complex=False,
         )
         update_adamw(
-            [(part, settings.weight_decay if decays else 0.0) for part, decays in other_parts(layout)],
+            other_parts(layout),
             values,
             gradient,
             state,
             learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
             beta1=self.beta1,
             beta2=self.beta2,
         )

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from plugins.optimizers.adamw import decayed_parts
 from plugins.protocols import OptimizerState, ParameterLayout, PluginCard
 from search_spaces.step_settings import StepSettings
 
@@ -53,13 +52,13 @@ class Sgd:
         """Take one step of `torch.optim.SGD`, in place."""
         from torch.optim.sgd import sgd
 
-        for part, decay in decayed_parts(layout, settings.weight_decay):
+        for part, decays in layout.segments:
             sgd(
                 [values[part]],
                 [gradient[part]],
                 [state["momentum_buffer"][part] if self.momentum else None],
                 foreach=False,
-                weight_decay=decay,
+                weight_decay=settings.weight_decay if decays else 0.0,
                 momentum=self.momentum,
                 lr=settings.learning_rate,
                 dampening=0.0,

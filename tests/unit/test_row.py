@@ -119,3 +119,26 @@ def test_an_optimizer_that_evaluates_elsewhere_is_resumed_exactly(tmp_path: Path
     outcome = run(config, tmp_path / "broken", resumed)
     assert equal(weights_of(outcome), weights_of(expected))
     assert without_time(resumed.reports) == without_time(straight.reports)
+
+
+class _Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.second(self.first(images).sin())
+        return out
+
+
+@pytest.mark.parametrize("model", [_Tied(), nn.Linear(3, 3)], ids=["tied", "plain"])
+def test_a_call_with_other_parameters_replaces_all_of_them(model: nn.Module) -> None:
+    row, images = Row(model, Recipe()), torch.randn(2, 3)
+    values = torch.randn_like(row.values)
+    found = row.call(row.layout.views(values), images)
+    assert not torch.equal(found, row.model(images))
+    row.values.copy_(values)
+    assert torch.equal(found, row.model(images))

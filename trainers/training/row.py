@@ -6,9 +6,11 @@ Legend: `P` numbers in a row.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from plugins.protocols import (
     EvaluatedElsewhere,
@@ -44,6 +46,7 @@ class Row:
         self.recipe = recipe
         self.num_blocks = sum(is_block(module) for module in model.modules())
         self.layout, self.values, self._parameters = _lay_out(model)
+        self._has_ties = len(list(model.named_parameters(remove_duplicate=False))) > len(self._parameters)
         self.optimizer: Optimizer = create("optimizers", recipe.optimizer.name, recipe.optimizer.settings)
         self.two_gradients = self.optimizer if isinstance(self.optimizer, TwoGradients) else None
         self._elsewhere = self.optimizer if isinstance(self.optimizer, EvaluatedElsewhere) else None
@@ -52,6 +55,11 @@ class Row:
         self._ema = None if recipe.ema is None else self.values.clone()
         self._swa = None if recipe.swa is None else torch.zeros_like(self.values)
         self._ema_updates = self._swa_epochs = 0
+
+    def call(self, parameters: Sequence[Tensor], images: Tensor, **options: Any) -> Any:
+        """Logits of the model with other parameters in place of its own; for use under `torch.func.vmap`."""
+        named = dict(zip(self.names, parameters, strict=True))
+        return functional_call(self.model, named, (images,), options, tie_weights=self._has_ties)
 
     @property
     def names(self) -> tuple[str, ...]:

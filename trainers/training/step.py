@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from plugins.protocols import (
     Augmentation,
@@ -294,9 +294,8 @@ def _stacked_gradients(batches: Sequence[Batch], values: Sequence[Tensor]) -> tu
     dropout = _dropout_together(batches, images.device)
 
     def forward(parameters: list[Tensor], images: Tensor, keep: Tensor | None, dropout: Dropout | None) -> Any:
-        named = dict(zip(row.names, parameters, strict=True))
         given = options if dropout is None else {**options, "dropout": dropout}
-        return functional_call(row.model, named, (images,), {"generator": keep, **given})
+        return row.call(parameters, images, generator=keep, **given)
 
     in_dims = (0, 0, None if keep is None else 0, None if dropout is None else 0)
     with autocast(images.device), unfused_attention():
@@ -420,11 +419,8 @@ class StackedModel(nn.Module):
         self._parameters_of_all = self._row.layout.views(torch.stack([row.values_to_evaluate() for row in rows]))
 
     def forward(self, images: Tensor) -> Any:
-        def one(parameters: list[Tensor]) -> Any:
-            return functional_call(self.inner, dict(zip(self._row.names, parameters, strict=True)), (images,))
-
         with unfused_attention():
-            return vmap(one, out_dims=1)(self._parameters_of_all)
+            return vmap(self._row.call, in_dims=(0, None), out_dims=1)(self._parameters_of_all, images)
 
 
 def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
