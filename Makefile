@@ -6,6 +6,11 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export MLFLOW_DISABLE_TELEMETRY = true
 
+# Tests often wait for servers and for processes that they start, hence one process more than there are cores.
+PROCESSES := $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); \
+	[ $$cores -lt 8 ] && echo $$((cores + 1)) || echo 8)
+PYTEST := $(BIN)/pytest -n $(PROCESSES) --dist loadscope
+
 .PHONY: help install quickstart test test-all test-numeric check format bench ui clean
 
 help:  ## list the targets
@@ -23,15 +28,15 @@ quickstart: install  ## find a model for scikit-learn's digits (studies/quicksta
 	$(BIN)/vitsearch run studies/quickstart.yaml
 
 test: install  ## run all tests except the slow ones
-	$(BIN)/pytest -n 2 --dist worksteal -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-all: install  ## run all tests
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(PYTEST)
 
 # These settings change the order of sums in torch's kernels, in oneDNN and in MKL, and thereby results on some CPUs.
 WITHOUT_VECTORS := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
 WITH_AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2
-NUMERIC := $(BIN)/pytest -n 2 --dist worksteal -m 'numeric and not slow'
+NUMERIC := $(PYTEST) -m 'numeric and not slow'
 
 test-numeric: install  ## repeat the numeric tests as on other CPUs: fewer instructions, two threads
 	$(WITHOUT_VECTORS) $(NUMERIC)

@@ -4,9 +4,10 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 pytest.register_assert_rewrite("tests.places", "tests.run_tree", "tests.packs")  # failures then show the difference
 
@@ -24,12 +25,53 @@ for _name in [name for name in os.environ if name.startswith(("VITSEARCH_", "MLF
         del os.environ[_name]
 
 
+_ON_CLUSTER = (
+    "contracts/test_engines.py",
+    "integration/test_ray",
+    "integration/test_packs.py",
+    "faults/test_ray_workers.py",
+)
+"""Modules with tests on `shared_cluster`."""
+_LONG_FIRST = ("integration", "contracts", "faults", "golden")
+
+
+class _ByModule(LoadScopeScheduling):
+    """Gives each module to one process of pytest-xdist, so that its fixtures are created once.
+
+    All modules in `_ON_CLUSTER` go to the same process, and first: they take longest, and every Ray cluster keeps a
+    core busy for seconds.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.partition("::")[0]
+        return "cluster" if module.removeprefix("tests/").startswith(_ON_CLUSTER) else module
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByModule:
+    """Called by pytest-xdist if tests run in several processes."""
+    config.option.loadscopereorder = False
+    return _ByModule(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests in modules that use `tests.rounding` as `numeric`; `make test-numeric` repeats them."""
+    """Put long modules first, and mark tests in modules that use `tests.rounding` as `numeric`.
+
+    `make test-numeric` repeats the numeric tests.
+    """
+    items.sort(key=_place)
     for item in items:
         names = vars(item.module).values() if isinstance(item, pytest.Function) else ()
         if any(getattr(name, "__module__", None) == "tests.rounding" for name in names):
             item.add_marker("numeric")
+        if "shared_cluster" in getattr(item, "fixturenames", ()) and _place(item) > 0:
+            raise pytest.UsageError(f"{item.nodeid} uses shared_cluster: add its module to _ON_CLUSTER in {__file__}")
+
+
+def _place(item: pytest.Item) -> int:
+    module = item.nodeid.removeprefix("tests/")
+    if module.startswith(_ON_CLUSTER):
+        return 0
+    return next((place for place, folder in enumerate(_LONG_FIRST, start=1) if module.startswith(folder)), 9)
 
 
 @pytest.fixture(autouse=True)
@@ -70,10 +112,9 @@ def postgres() -> "Iterator[PostgresServer]":
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A database without tables: first SQLite, then PostgreSQL."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/vitsearch.db"
-    server: PostgresServer = request.getfixturevalue("postgres")
-    return server.new_database()
+    from tests.postgres import empty_database
+
+    return empty_database(request, tmp_path)
 
 
 @pytest.fixture(scope="session")

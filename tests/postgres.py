@@ -150,3 +150,11 @@ def _as_unprivileged() -> dict[str, Any]:
         pytest.skip(f"PostgreSQL refuses to run as root, and there is no user {_UNPRIVILEGED!r} to run it")
     user = {"user": _UNPRIVILEGED, "group": _UNPRIVILEGED, "extra_groups": []}
     return {"env": environment, "cwd": "/", **user}
+
+
+def empty_database(request: pytest.FixtureRequest, folder: Path) -> str:
+    """The URL of a new database of the kind, `sqlite` or `postgresql`, that a fixture's parameter names."""
+    if request.param == "sqlite":
+        return f"sqlite:///{folder}/vitsearch.db"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.new_database()

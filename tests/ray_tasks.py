@@ -44,7 +44,9 @@ def slow(task: Task, reporter: Reporter) -> TaskOutcome:
                 if reporter.should_stop():
                     return TaskOutcome(state="interrupted")
                 time.sleep(0.005)
-            (task.folder / f"done-{epoch}").write_text(str(os.getpid()))
+            new = task.folder / f"new-{epoch}"
+            new.write_text(str(os.getpid()))
+            new.rename(task.folder / f"done-{epoch}")  # a process may be killed at any moment
         reporter.report(report(epoch, value))
     return TaskOutcome(state="complete", metrics=_metrics(values))
 
@@ -98,7 +100,7 @@ def _one_after_another(
 
 def epochs_of(folder: Path) -> dict[int, int]:
     """Process id by epoch, for the epochs trained in a folder of `slow`."""
-    return {int(path.name.removeprefix("done-")): int(path.read_text() or 0) for path in folder.glob("done-*")}
+    return {int(path.name.removeprefix("done-")): int(path.read_text()) for path in folder.glob("done-*")}
 
 
 def report(epoch: int, value: float) -> EpochReport:

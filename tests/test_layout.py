@@ -144,6 +144,7 @@ def empty_environment(wheel: Path, tmp_path: Path) -> Path:
     return Path(places["scripts"]) / "python"
 
 
+@pytest.mark.slow
 def test_the_page_on_python_works_with_the_wheel_in_an_empty_environment(
     empty_environment: Path, tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ stages:
   - stage: train
     candidates: {best: 2, spread: 1}
     sampler: random
-    num_trials: 5
+    num_trials: 3
     epochs: 2
     keep_checkpoints: 2
     recipe:
@@ -68,6 +68,7 @@ def test_each_way_to_run_a_study_gives_the_same_trials_metrics_and_curves(
     assert "RAY_ADDRESS" not in setup["reason"]  # the file asked for it
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_study_may_change_its_engine_half_way(
     inline: Rows, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,4 +1,4 @@
-"""A home for each test, with each kind of database in turn."""
+"""A home for each test, with each kind of database in turn; `make test` leaves out PostgreSQL."""
 
 from pathlib import Path
 
@@ -6,7 +6,14 @@ import pytest
 
 from tests.faults.on_ray import SHORT, WHOLE, run_undisturbed
 from tests.places import Place
+from tests.postgres import empty_database
 from tests.tiny import FinishedStudy
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database without tables: first SQLite, then PostgreSQL."""
+    return empty_database(request, tmp_path)
 
 
 @pytest.fixture

@@ -37,9 +37,8 @@ def cluster(shared_cluster: "Cluster", address: str) -> "Cluster":
     return shared_cluster
 
 
-@pytest.mark.parametrize(
-    ("way", "database_url"), [EACH[0], pytest.param(*EACH[1], marks=pytest.mark.slow)], indirect=["database_url"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("way", "database_url"), EACH, indirect=["database_url"])
 def test_a_worker_killed_in_the_middle_of_an_epoch_costs_that_epoch_alone(
     way: str, cluster: "Cluster", whole: FinishedStudy, place: Place
 ) -> None:
@@ -87,6 +86,7 @@ def test_trials_that_hang_or_kill_their_worker_again_and_again_fail_alone(
     assert rows.executions == ["complete"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("way", "database_url"), EACH, indirect=["database_url"])
 def test_a_trial_without_memory_on_ray_is_failed_with_advice_and_the_next_one_is_as_ever(
     way: str, cluster: "Cluster", place: Place

@@ -61,7 +61,9 @@ def test_every_space_has_its_study() -> None:
     assert {"as-vit", *SPACES} == set(available("spaces"))
 
 
-@pytest.mark.parametrize("name", sorted(SPACES))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "pit" else pytest.mark.slow) for name in sorted(SPACES)]
+)
 def test_every_stage_works_on_the_space(tmp_path: Path, name: str) -> None:
     file, home = tmp_path / "study.yaml", tmp_path / "home"
     file.write_text(STUDY % SPACES[name], encoding="utf-8")

@@ -111,6 +111,7 @@ def package(tmp_path: Path) -> Package:
     return Package(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_proxy_of_another_package_is_judged_and_cached(package: Package) -> None:
     summary = package.correlate("my-score", "params")
     rows = {row["proxy"]: row for row in summary["correlation"]["proxies"]}

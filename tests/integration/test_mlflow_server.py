@@ -69,6 +69,7 @@ def study(home: Path) -> list[Event]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_everything_stays_owed_while_the_server_is_away_and_arrives_once_it_is_there(tmp_path: Path) -> None:
     port, events = free_port(), study(tmp_path)
@@ -109,6 +110,7 @@ def test_everything_stays_owed_while_the_server_is_away_and_arrives_once_it_is_t
     assert outbox.close(timeout_s=30.0) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_processes_that_meet_at_a_new_database_all_deliver(tmp_path: Path) -> None:
     code = (

@@ -64,6 +64,7 @@ def assert_ends_are_told_at_once(rows: Rows, progress: RecordingProgress) -> Non
     assert any("epoch" in {what for what, _ in told[told.index(("trial ended", number)) :]} for number in early)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_packs_on_the_ray_pool_are_the_same_trials(
     alone: Rows, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -76,7 +76,9 @@ def wait_for_nodes(count: int) -> None:
 @pytest.mark.parametrize(
     ("customization", "told"),
     [
-        pytest.param(WITHOUT_VITSEARCH, "has no vitsearch for .*: install version", id="vitsearch"),
+        pytest.param(
+            WITHOUT_VITSEARCH, "has no vitsearch for .*: install version", id="vitsearch", marks=pytest.mark.slow
+        ),
         pytest.param(WITHOUT_THE_FOLDER, "does not see .*VITSEARCH_ARTIFACT_ROOT .* all nodes share", id="folder"),
     ],
 )

@@ -78,6 +78,7 @@ def test_a_stop_reaches_the_trial_of_a_pack_that_it_is_meant_for(cluster: RayClu
     assert 2 <= len(heard[1].reports) < 12
 
 
+@pytest.mark.slow
 def test_a_pack_that_kills_its_worker_is_tried_apart_and_one_alone_is_lost(cluster: RayCluster, tmp_path: Path) -> None:
     ledger = MemoryLedger()
     trials = run(make_pool(cluster, "deadly_training"), ledger, tmp_path, num_trials=6)

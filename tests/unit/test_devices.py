@@ -195,6 +195,7 @@ def test_a_dry_run_tells_what_a_training_takes() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_measures_a_larger_batch_as_larger() -> None:
     small, large = (measure_apart(training(batch_size=size), TASK, num_images=2**20) for size in (2, 2048))
     assert large.training_gib > small.training_gib + 0.1
