@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import yaml
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
@@ -19,13 +18,12 @@ from trainers.data.given_images import GivenImages, name_images
 from trainers.data.images import (
     ImageData,
     ImageSplit,
-    image_mode,
     load_images,
     load_test_images,
-    open_image,
-    resize_image,
 )
-from trainers.data.sources import Item
+from trainers.data.listing import DataError, Item
+from trainers.data.pixels import FORMAT_SCALES, BrokenImageError, DeepImageError, decode, resize_image
+from trainers.data.sources import unreadable
 from trainers.hardware.devices import pick_device
 from trainers.models.building import build_model, topology_costs
 from trainers.tasks.averaging import ValidationJudge, average_checkpoints
@@ -51,6 +49,8 @@ class ModelCard(BaseModel):
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    scales: dict[str, float] = {}
+    """Values that mean white in images with more than 8 bits per channel; see `trainers.data.pixels`."""
     data_name: str
     data_digest: str
     metrics: dict[str, float]
@@ -103,9 +103,18 @@ class Predictor:
         return evaluate(self.model, split, self._normalizer)
 
     def _pixels(self, item: Item) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        image: Image.Image = open_image(item)
-        image = image.convert(image_mode(self.card.task))
-        crop = self.card.configuration.data.resize != "stretch"
+        data = self.card.configuration.data
+        try:
+            image = decode(item, scales={**FORMAT_SCALES, **self.card.scales}, background=data.background).image
+        except BrokenImageError as error:
+            raise unreadable({item.name: str(error)}) from error
+        except DeepImageError as error:
+            raise DataError(
+                f"{item.name} must have 8 or 16 bits per channel, because the training images had, but its mode is "
+                f"{error.extent.mode}. Convert it."
+            ) from error
+        image = image.convert("L" if self.card.task.in_channels == 1 else "RGB")
+        crop = data.resize != "stretch"
         return resize_image(image, self.card.task.image_size, crop=crop)
 
     def _prediction(self, path: Path | None, probabilities: Tensor, top: int) -> Prediction:
@@ -166,6 +175,7 @@ def save_model(
         class_names=data.class_names,
         mean=data.mean,
         std=data.std,
+        scales=dict(data.scales),
         data_name=data.name,
         data_digest=data.digest,
         metrics=dict(metrics),

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from plugins.protocols import CurvePoint, Signal
 from search_spaces.recipes import PluginChoice, Recipe
@@ -22,8 +22,9 @@ class DataConfig(_Plain):
     source: str = Field(
         min_length=1,
         description="`digits` (scikit-learn's handwritten digits), `noise` (standard-normal pixels with random labels, "
-        "for scores only), a folder with one sub-folder per class, a folder with train.parquet (and test.parquet), or "
-        "one parquet file in the Hugging Face image/label form",
+        "for scores only), a folder with one sub-folder per class, a folder with labels.csv, parquet files in the "
+        "Hugging Face image/label form, or a clone of a repository of the Hugging Face hub; folders and files named "
+        "train, validation and test are the parts",
     )
     image_size: int = Field(default=32, ge=8, le=1024, description="height and width of the model's input, in pixels")
     resize: Literal["same", "crop", "stretch"] = Field(
@@ -44,6 +45,17 @@ class DataConfig(_Plain):
     max_test_images: int | None = Field(
         default=None, ge=10, description="use a random subset of this many images of the test part"
     )
+    background: str = Field(
+        default="white", description="colour behind transparent pixels, as CSS names it: `white`, `black`, `#808080`"
+    )
+    skip_broken: bool = Field(
+        default=False, description="leave out images that cannot be read, and count them, instead of stopping"
+    )
+    duplicates: Literal["keep", "drop"] = Field(
+        default="keep",
+        description="`drop`: leave out training images that are also in the validation or test part, compared by their "
+        "pixels",
+    )
     split_seed: int = Field(default=0, ge=0, description="seed of the split, the subsets and `noise`")
     num_classes: int | None = Field(
         default=None,
@@ -51,6 +63,19 @@ class DataConfig(_Plain):
         le=100_000,
         description="number of classes of `noise`, 10 by default; other sources define their classes",
     )
+
+    @field_validator("background")
+    @classmethod
+    def _is_a_colour(cls, value: str) -> str:
+        from PIL import ImageColor
+
+        try:
+            ImageColor.getrgb(value)
+        except ValueError:
+            raise ValueError(
+                f"must be a colour as CSS names it, such as `white` or `#808080`, but got {value!r}."
+            ) from None
+        return value
 
     @model_validator(mode="after")
     def _training_images_remain(self) -> "DataConfig":

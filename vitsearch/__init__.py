@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     from search_spaces.step_settings import StepSettings
     from trainers.champion import ModelError, Prediction, Predictor
     from trainers.config import Configuration
-    from trainers.data.sources import DataError
+    from trainers.data.listing import DataError
     from vitsearch._models import load_model
     from vitsearch._studies import Champion, StudyRun, Trial, load_run, run_study
     from vitsearch._study_files import load_study
@@ -203,7 +203,7 @@ _HOMES = {
     "search_spaces.step_settings": "StepSettings",
     "trainers.champion": "ModelError Prediction Predictor",
     "trainers.config": "Configuration",
-    "trainers.data.sources": "DataError",
+    "trainers.data.listing": "DataError",
     "vitsearch._models": "load_model",
     "vitsearch._studies": "Champion StudyRun Trial load_run run_study",
     "vitsearch._study_files": "load_study",

@@ -89,7 +89,8 @@ def _truths(options: DiscoverOptions) -> list["GroundTruth"]:
     from orchestrator.spec.truth_table import TruthError
     from orchestrator.spec.yaml_source import absolute_path
     from trainers.config import DataConfig
-    from trainers.data.sources import BUILT_IN, DataError
+    from trainers.data.listing import DataError
+    from trainers.data.sources import BUILT_IN
 
     if options.data in BUILT_IN:
         images: dict[str, Any] = {"source": options.data}

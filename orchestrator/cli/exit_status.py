@@ -20,7 +20,7 @@ STATUS = {
     "plugins.registry:DuplicatePluginError": BAD_INPUT,
     "plugins.registry:UnknownPluginError": BAD_INPUT,
     "trainers.champion:ModelError": BAD_INPUT,
-    "trainers.data.sources:DataError": BAD_INPUT,
+    "trainers.data.listing:DataError": BAD_INPUT,
     "trainers.training.checkpoints:CheckpointError": BAD_INPUT,
     "orchestrator.engines.interfaces:EngineUnavailableError": FAILED,
     "orchestrator.store.errors:DatabaseUnavailableError": FAILED,
@@ -37,7 +37,7 @@ _ABOUT_A_FILE = frozenset(
         "orchestrator.study.driver:DataChangedError",
         "orchestrator.study.driver:SpecChangedError",
         "trainers.champion:ModelError",
-        "trainers.data.sources:DataError",
+        "trainers.data.listing:DataError",
         "trainers.training.checkpoints:CheckpointError",
         "trainers.training.checkpoints:CheckpointWriteError",
     }

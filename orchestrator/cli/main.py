@@ -250,6 +250,43 @@ def _train(
     train_command(file, overrides=overrides, folder=folder, quiet=quiet, as_json=output is Format.json)
 
 
+@app.command("data")
+def _data(
+    source: Annotated[str, typer.Argument(metavar="PATH|STUDY.yaml", help="Images, or a study file that names them.")],
+    image_size: Annotated[
+        int | None,
+        typer.Option("--image-size", metavar="PIXELS", help="Height and width for the model (32)."),
+    ] = None,
+    resize: Annotated[
+        str | None, typer.Option("--resize", metavar="HOW", help="`stretch`, `crop` or `same`; `stretch` for a PATH.")
+    ] = None,
+    background: Annotated[
+        str | None,
+        typer.Option("--background", metavar="COLOUR", help="Behind transparent pixels (`white`)."),
+    ] = None,
+    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out images that cannot be read.")] = False,
+    duplicates: Annotated[
+        str | None, typer.Option("--duplicates", metavar="HOW", help="`drop` leaves copies out of the training part.")
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", metavar="FILE", help="Draw training images into this picture file.")
+    ] = None,
+    output: FormatOption = Format.text,
+) -> None:
+    """Show what is understood of a data set, before any training."""
+    from orchestrator.cli.describing import data_command
+
+    given = {
+        "image_size": image_size,
+        "resize": resize,
+        "background": background,
+        "skip_broken": skip_broken or None,
+        "duplicates": duplicates,
+    }
+    settings = {name: value for name, value in given.items() if value is not None}
+    data_command(source, settings=settings, sheet=sheet, as_json=output is Format.json)
+
+
 @app.command("predict")
 def _predict(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A study's name (its champion) or a model folder.")],

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from orchestrator.cli.verdict_table import correlation
 from orchestrator.stages.kind import stage_kind
+from trainers.data.report import DataReport
 
 
 def study_report(summary: dict[str, Any]) -> RenderableType:
@@ -45,6 +46,8 @@ def status_report(summary: dict[str, Any]) -> RenderableType:
         seconds = f"{stage['wall_time_s']:.1f}" if stage["wall_time_s"] is not None else "-"
         table.add_row(stage["name"], stage["state"], trials, seconds, stage["reason"] or _result(stage))
     parts: list[RenderableType] = [Text(state, style="bold"), table]
+    if summary["data"]:
+        parts += [_title("Data"), Text("\n".join(DataReport.model_validate(summary["data"]).lines()))]
     if summary["champion"]:
         parts += [_title("Champion"), champion_lines(summary["champion"])]
     owed = summary["tracking"]["owed"]

@@ -50,7 +50,7 @@ def load_table_truth(source: TruthSource, *, data: DataConfig) -> GroundTruth:
 
     Raises:
         TruthError: The table cannot be read, or does not fit the images.
-        trainers.data.sources.DataError: The images cannot be read.
+        trainers.data.listing.DataError: The images cannot be read.
     """
     if source.table is None or source.space is None or source.target is None:
         raise TruthError("must have a `table` with `space` and `target`, but lacks at least one of them. Add it.")

@@ -13,7 +13,7 @@ from trainers.config import Configuration
 def study_summary(store: Store, study: StudyRecord) -> dict[str, Any]:
     """The state and results of all stages, the leaderboard, the correlation and the champion (`None` if missing)."""
     stages = [_with_absolute_folder(stage, store.study_folder(study)) for stage in store.stages(study.id)]
-    owed = store.outbox(study.id)
+    owed, executions = store.outbox(study.id), store.executions(study.id)
     return {
         "study": study.name,
         "uid": study.uid,
@@ -24,7 +24,8 @@ def study_summary(store: Store, study: StudyRecord) -> dict[str, Any]:
         "spec_digest": study.spec_digest,
         "created_at": study.created_at,
         "updated_at": study.updated_at,
-        "num_executions": len(store.executions(study.id)),
+        "num_executions": len(executions),
+        "data": next((one.setup["data"] for one in executions if one.setup and "data" in one.setup), None),
         "stages": [_stage(store, stage, is_alive=study.state == "running") for stage in stages],
         "leaderboard": (_last_result(stages, "train") or {}).get("leaderboard", []),
         "correlation": _last_result(stages, "correlate"),

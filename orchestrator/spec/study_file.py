@@ -103,6 +103,16 @@ def load_configuration(path: str | Path, *, overrides: Mapping[str, Any] | None 
     return configuration
 
 
+def make_data_config(settings: Mapping[str, Any]) -> DataConfig:
+    """Check a `data` block that was not read from a file.
+
+    Raises:
+        SpecError: The first mistake, without a line.
+    """
+    source = YamlSource(file="the data", data=dict(settings), marks={})
+    return _validate(DataConfig, source, frozenset())
+
+
 def differences(old: StudySpec, new: StudySpec) -> list[str]:
     """Differences between two studies, except in execution: lines such as `stages[1].epochs: 20 -> 30`."""
     before, after = (dict(_leaves(spec.model_dump(mode="json", exclude=set(HOW)), ())) for spec in (old, new))

@@ -36,7 +36,7 @@ def load_truth(source: TruthSource, *, data: DataConfig, store: Store | None) ->
 
     Raises:
         TruthError: The source cannot be read, or does not fit the images.
-        trainers.data.sources.DataError: The images cannot be read.
+        trainers.data.listing.DataError: The images cannot be read.
     """
     return load_table_truth(source, data=data) if source.study is None else _study_truth(source.study, store)
 

@@ -107,7 +107,7 @@ def run_study(
         DataChangedError: The images have changed since the study began.
         StudyBusyError: Another process is running the study, or took it over while this one had no database.
         orchestrator.store.errors.DatabaseUnavailableError: The database is unreachable, or cannot be written to.
-        trainers.data.sources.DataError: The data cannot be used.
+        trainers.data.listing.DataError: The data cannot be used.
         orchestrator.spec.truth_table.TruthError: A ground truth cannot be used.
         orchestrator.settings.SettingsError: The home folder cannot be created.
         orchestrator.engines.interfaces.EngineUnavailableError: Ray is not installed, does not start, or its cluster
@@ -120,14 +120,19 @@ def run_study(
         if num_waiting:
             progress.note(f"{num_waiting} events are still waiting to be sent to MLflow")
         return study
-    from trainers.data.images import load_images, load_test_images  # imports torch
+    from trainers.data.describing import describe_data, draw_sheet
+    from trainers.data.images import load_images  # imports torch
 
     data = load_images(spec.data)
-    if study is None and any(stage.reads_test_part for stage in spec.stages):
-        load_test_images(spec.data)  # only a check, so that a damaged image is reported before the training
+    report = None
+    if study is None:
+        # This also reads the test part, so that a broken image is reported before the training.
+        report = describe_data(spec.data).report
     fingerprint = _check_truths(spec, data, settings)
     setup = choose(spec, detect_machine())
     _make_home(settings)
+    for line in report.lines() if report else ():
+        progress.note(line)
     with hold_study(spec.study, settings) as hold_again:
         existing_study(spec, settings)  # check again: another process may have created the study in the meantime
         store = Store.open(
@@ -139,6 +144,15 @@ def run_study(
         store.on_return(hold_again)
         try:
             study = _find_or_create(store, spec, fingerprint)
+            sheet = None
+            if report is not None and settings.tracking:
+                sheet = study_folder(settings, study) / "data.png"
+                try:
+                    sheet.parent.mkdir(parents=True, exist_ok=True)
+                    draw_sheet(data, sheet)
+                except OSError as error:
+                    progress.note(f"MLflow gets no picture of the images: {error}")
+                    sheet = None
             shared = StudyContext(
                 study=study,
                 spec=spec,
@@ -154,7 +168,11 @@ def run_study(
             )
             progress.note(setup.reason)
             driver = _Driver(shared, machinery, settings, partial(StageControl, request=control, deadline=deadline))
-            return driver.run(setup=setup.record(), inputs=data_inputs(spec, data))
+            return driver.run(
+                setup={**setup.record(), **({"data": report.model_dump(mode="json")} if report else {})},
+                inputs=data_inputs(spec, data),
+                sheet=sheet,
+            )
         finally:
             store.close()
 
@@ -237,18 +255,21 @@ class _Driver:
         self._store, self._run_tree = shared.store, shared.run_tree
         self._metrics: dict[str, float] = {}
 
-    def run(self, *, setup: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]) -> StudyRecord:
+    def run(self, *, setup: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]], sheet: Path | None) -> StudyRecord:
         """Run the stages that are not complete.
 
         Args:
-            setup: Engine, pool and scheduler, to be stored with the execution.
+            setup: Engine, pool, scheduler and, when the study begins, the report on its data, to be stored with the
+                execution.
             inputs: The data as MLflow's dataset inputs.
+            sheet: A picture of some images, for MLflow.
         """
         study = self._shared.study
 
         def events(execution: ExecutionRecord, lost: Sequence[ExecutionRecord]) -> list[str]:
             ended = [event for one in lost for event in self._run_tree.execution_lost(one, ended_at=time.time())]
-            return [*ended, *self._run_tree.execution_began(execution, inputs)]
+            began = self._run_tree.execution_began(execution, inputs, data_report=setup.get("data"), sheet=sheet)
+            return [*ended, *began]
 
         execution = self._store.begin_execution(study.id, setup=setup, events=events)
         outbox = None

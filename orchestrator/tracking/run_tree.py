@@ -4,6 +4,7 @@ There is one experiment per study, a run per execution, a child run per stage, a
 resumed stage keeps its run, below the execution that began it.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ _TRIAL_COLUMNS = (
     "params.recipe.curriculum",
     "tags.vitsearch.state",
 )
+DATA_REPORT = "data/data.json"
+"""Artifact of an execution: what was understood of the images (`trainers.data.report`)."""
 _CHECKPOINT_FILES = ("model.safetensors", "manifest.json")
 _CURVES = ("train_loss", "val_loss", "val_accuracy", "learning_rate")
 
@@ -84,10 +87,22 @@ class RunTree:
 
     # --- executions ---
 
-    def execution_began(self, execution: ExecutionRecord, inputs: Sequence[Mapping[str, Any]]) -> Rows:
-        """Make the experiment, and a parent run with the study file and the data."""
+    def execution_began(
+        self,
+        execution: ExecutionRecord,
+        inputs: Sequence[Mapping[str, Any]],
+        *,
+        data_report: Mapping[str, Any] | None = None,
+        sheet: Path | None = None,
+    ) -> Rows:
+        """Make the experiment, and a parent run with the study file, the data, their description and a picture."""
         key = self.execution_key(execution.number)
         started = _ms(execution.started_at)
+        described: list[Event] = []
+        if data_report is not None:
+            described.append(LogText(key=key, text=json.dumps(data_report, indent=2), artifact_file=DATA_REPORT))
+        if sheet is not None:
+            described.append(LogArtifact(key=key, path=str(sheet), artifact_path="data"))
         return _rows(
             EnsureExperiment(
                 name=self._study.name,
@@ -111,6 +126,7 @@ class RunTree:
                 start_time_ms=started,
             ),
             LogText(key=key, text=self._spec_text, artifact_file="study.yaml"),
+            *described,
             *(LogInputs(key=key, **facts) for facts in inputs),
         )
 

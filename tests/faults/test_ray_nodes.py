@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install 'vitsearch[ray]')")
 pytestmark = pytest.mark.slow
-NEW_NODE_S = 60.0
+NEW_NODE_S = 180.0
 """So long it may take until one works."""
 
 

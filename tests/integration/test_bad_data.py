@@ -13,8 +13,9 @@ from PIL import Image
 
 from orchestrator.spec.study_file import load_spec
 from tests.tiny import TINY, CommandLine, read_rows
-from trainers.data.images import load_images, split_indices
+from trainers.data.images import load_images
 from trainers.data.sources import list_source
+from trainers.data.splits import split_indices
 from trainers.training import loop
 
 SCREEN = TINY.partition("  - stage: train")[0].partition("  - stage: grow")[0]
@@ -101,7 +102,7 @@ def test_an_image_that_ends_in_the_middle_is_named(
     """Its header is whole, so only decoding finds it; the test part too is decoded before anything is written."""
     file = study(tmp_path, photos)
     config = load_spec(file).data
-    listing, _ = list_source(config)
+    listing = list_source(config).train
     parts = dict(
         zip(("train", "validation", "test"), split_indices(listing.labels, config, own_test=False), strict=True)
     )

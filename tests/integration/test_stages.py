@@ -22,8 +22,9 @@ from tests.fakes import RecordingProgress, Switch, Told
 from tests.tiny import FinishedStudy, read_rows, run_here
 from trainers.champion import load_model
 from trainers.config import Configuration
-from trainers.data.images import load_images, load_test_images, split_indices
+from trainers.data.images import load_images, load_test_images
 from trainers.data.sources import list_source
+from trainers.data.splits import split_indices
 from trainers.models.building import build_model
 
 TASK = ImageTask(image_size=32, in_channels=1, num_classes=10)
@@ -303,7 +304,7 @@ def test_how_early_trials_can_be_judged_is_told_from_all_curves(tiny: FinishedSt
 
 def test_the_test_part_is_read_once_and_by_promote_only(tiny: FinishedStudy, spec: StudySpec) -> None:
     assert [told.stage for told in tiny.progress.of("test images")] == ["promote"]
-    listing, _ = list_source(spec.data)
+    listing = list_source(spec.data).train
     train, validation, test = split_indices(listing.labels, spec.data, own_test=False)
     assert not set(test) & (set(train) | set(validation))
     assert not set(train) & set(validation)

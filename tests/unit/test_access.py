@@ -18,7 +18,7 @@ from orchestrator.study.access import (
     list_studies,
     study_folder,
 )
-from trainers.data.sources import DataError
+from trainers.data.listing import DataError
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from tests.unit.training import CPU, DIGITS, Recorder, configuration, digits, ru
 from trainers.champion import ModelError, load_model, save_model, train_configuration
 from trainers.config import Configuration
 from trainers.data.images import load_test_images
-from trainers.data.sources import DataError
+from trainers.data.listing import DataError
 from trainers.tasks.averaging import ValidationJudge, average_checkpoints
 
 LAWA = PluginChoice(name="lawa", settings={"window": 2, "spacing": 2})

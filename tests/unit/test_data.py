@@ -1,5 +1,6 @@
 """Image loading: every source, the split, and messages about unusable data."""
 
+import datetime
 import json
 import subprocess
 import sys
@@ -15,8 +16,10 @@ import torch
 from PIL import Image
 
 from trainers.config import DataConfig
-from trainers.data.images import channel_statistics, load_images, load_test_images, split_indices
-from trainers.data.sources import DataError, check_source
+from trainers.data.images import channel_statistics, load_images, load_test_images
+from trainers.data.listing import DataError
+from trainers.data.sources import check_source
+from trainers.data.splits import split_indices
 
 CIFAR10 = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "cifar10"
 
@@ -134,8 +137,10 @@ def test_a_test_folder_with_an_unknown_class_is_refused(tmp_path: Path) -> None:
     assert "must be one of the training classes cat, dog" in problem(tmp_path)
 
 
-def test_folders_called_train_that_hold_images_are_classes(tmp_path: Path) -> None:
-    assert load_images(config(make_folder(tmp_path, classes=("bus", "train")))).class_names == ("bus", "train")
+def test_a_folder_called_train_is_never_a_class(tmp_path: Path) -> None:
+    message = problem(make_folder(tmp_path, classes=("bus", "train")))
+    assert "its name means the training part" in message
+    assert "If it is a class, rename it." in message
 
 
 def test_other_files_and_hidden_folders_are_passed_over(tmp_path: Path) -> None:
@@ -323,14 +328,20 @@ def test_a_limit_below_the_number_of_classes_is_explained(tmp_path: Path) -> Non
 def test_a_parquet_file_without_the_columns_lists_those_it_has(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"], "label": [0]}), tmp_path / "train.parquet")
     assert "must have an image column (a struct with `bytes`), but its columns are text, label" in problem(tmp_path)
-    make_parquet(tmp_path / "other.parquet", labels=[0.5] * 4)
+    make_parquet(tmp_path / "other.parquet", columns=("image", "picture_of"), labels=[datetime.date(2026, 1, 1)] * 4)
     assert "must have a label column" in problem(tmp_path / "other.parquet")
 
 
+def test_regression_and_several_labels_are_refused_by_name(tmp_path: Path) -> None:
+    assert "regression is not supported" in problem(make_parquet(tmp_path / "a.parquet", labels=[0.5] * 4))
+    several = problem(make_parquet(tmp_path / "b.parquet", labels=[[0, 1]] * 4))
+    assert "several labels per image is not supported" in several
+
+
 def test_labels_outside_the_declared_classes_are_named(tmp_path: Path) -> None:
-    labels = [0, 1] * 9 + [-1, 1]
+    labels = [0, 1] * 9 + [2, 1]
     message = problem(make_parquet(tmp_path / "x.parquet", labels=labels, names=["ant", "bee"]))
-    assert "row 18 has -1" in message
+    assert "row 18 has 2" in message
 
 
 def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from trainers.data.sources import DataError, Item
+from trainers.data.listing import DataError, Item
 
 GivenImage = str | os.PathLike[str] | np.ndarray[Any, Any] | Image.Image
 """An image: the path of a file, pixels (H, W) or (H, W, C), uint8, or a Pillow image."""

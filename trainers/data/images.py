@@ -2,35 +2,34 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
-from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from search_spaces.base import ImageTask
 from trainers.config import NOISE, DataConfig
+from trainers.data.listing import DataFindings, Listing, Source
 from trainers.data.noise import draw_noise
-from trainers.data.sources import (
-    BUILT_IN,
-    DataError,
-    Item,
-    Listing,
-    list_source,
-    mixed_sizes,
-    noise_task,
-    not_square,
-    unreadable,
+from trainers.data.pixels import (
+    BrokenImageError,
+    DeepImageError,
+    Extent,
+    Scales,
+    decode,
+    resize_image,
+    white_of,
 )
-
-Indices = NDArray[np.int64]
+from trainers.data.sources import BUILT_IN, list_source, mixed_sizes, noise_task, not_square, unreadable
+from trainers.data.splits import Indices, draw, split_indices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +64,12 @@ class ImageData:
     validation: ImageSplit
     digest: str
     """sha256 of the pixels and labels of both parts and of the class names."""
+    scales: Scales = field(default_factory=dict)
+    """The value that means white in images with more than 8 bits per channel, by kind (`trainers.data.pixels`)."""
+    findings: DataFindings = field(default_factory=DataFindings)
+    """What was left aside, and what is suspicious."""
+    originals: Mapping[tuple[str, tuple[int, int]], int] = field(default_factory=dict)
+    """Number of images by Pillow's mode and size (width, height) before they were converted and resized."""
 
 
 @lru_cache(maxsize=2)
@@ -76,26 +81,35 @@ def load_images(config: DataConfig) -> ImageData:
     """
     if config.source == NOISE:
         return _load_noise(config)
-    listing, own_test = list_source(config)
-    train, validation, _ = split_indices(listing.labels, config, own_test=own_test is not None)
-    both = np.sort(np.concatenate([train, validation]))
-    # Decoded together, so that both parts have the same number of channels.
-    pixels = torch.from_numpy(_decode(listing, both, config))
-    labels = torch.tensor(listing.labels)
-    parts = [
-        ImageSplit(images=pixels[torch.from_numpy(np.searchsorted(both, part))], labels=labels[torch.from_numpy(part)])
-        for part in (train, validation)
-    ]
-    mean, std = channel_statistics(parts[0].images)
+    source = list_source(config)
+    chosen = choose_parts(source, config)
+    # Decoded together, so that both parts have the same number of channels and deep pixels are scaled equally.
+    decoded = decode_images([chosen["train"], chosen["validation"]], config, findings=source.findings)
+    if decoded.broken and not config.skip_broken:
+        test = decode_images([chosen["test"]], config, findings=DataFindings())  # so that the message names all
+        raise unreadable(decoded.broken | test.broken)
+    train, validation = decoded.splits
+    if config.duplicates == "drop":
+        test = decode_images(
+            [chosen["test"]], config, findings=DataFindings(), num_channels=decoded.num_channels, scales=decoded.scales
+        )
+        train = without_copies(train, [validation, *test.splits], source.findings)
+    warn_of_constant_images(train, source.class_names, source.findings)
+    mean, std = channel_statistics(train.images)
     return ImageData(
         name=config.source if config.source in BUILT_IN else Path(config.source).stem,
-        task=ImageTask(image_size=config.image_size, in_channels=pixels.shape[1], num_classes=len(listing.class_names)),
-        class_names=listing.class_names,
+        task=ImageTask(
+            image_size=config.image_size, in_channels=train.images.shape[1], num_classes=len(source.class_names)
+        ),
+        class_names=source.class_names,
         mean=mean,
         std=std,
-        train=parts[0],
-        validation=parts[1],
-        digest=_digest(listing.class_names, parts),
+        train=train,
+        validation=validation,
+        digest=_digest(source.class_names, [train, validation]),
+        scales=decoded.scales,
+        findings=source.findings,
+        originals=decoded.originals,
     )
 
 
@@ -122,10 +136,14 @@ def _load_noise(config: DataConfig) -> ImageData:
     )
 
 
-def load_test_images(config: DataConfig) -> ImageSplit:
+def load_test_images(config: DataConfig, findings: DataFindings | None = None) -> ImageSplit:
     """Load the test part, for the champion only: the source's own, or the part that the split holds out.
 
-    The images have as many channels as those of the other parts.
+    The images have as many channels as those of the other parts, and deep pixels are scaled as theirs are.
+
+    Args:
+        config: Source and split.
+        findings: Receives broken images that are left out.
 
     Raises:
         DataError: For the same reasons as in `load_images`.
@@ -133,62 +151,204 @@ def load_test_images(config: DataConfig) -> ImageSplit:
     if config.source == NOISE:
         images, labels = draw_noise(config, test=True)
         return ImageSplit(images=images, labels=labels)
-    listing, test_listing = list_source(config)
-    if test_listing is None:
-        indices = split_indices(listing.labels, config, own_test=False)[2]
-    else:
-        listing, indices = test_listing, np.arange(len(test_listing.labels))
-    classes = np.asarray(listing.labels)
-    if config.max_test_images is not None and config.max_test_images < len(indices):
-        indices = _draw(indices, classes, config.max_test_images, config, part="max_test_images")[0]
-    pixels = _decode(listing, indices, config, mode=image_mode(load_images(config).task))
-    return ImageSplit(images=torch.from_numpy(pixels), labels=torch.from_numpy(classes[indices]))
+    data = load_images(config)
+    chosen = choose_parts(list_source(config), config)["test"]
+    decoded = decode_images(
+        [chosen], config, findings=findings or DataFindings(), num_channels=data.task.in_channels, scales=data.scales
+    )
+    if decoded.broken and not config.skip_broken:
+        raise unreadable(decoded.broken)
+    return decoded.splits[0]
 
 
-def split_indices(labels: Sequence[int], config: DataConfig, *, own_test: bool) -> tuple[Indices, Indices, Indices]:
-    """Split images into training, validation and test parts, stratified by class.
+class Chosen(NamedTuple):
+    """Some images of a listing."""
 
-    Args:
-        labels: Class of each image.
-        config: Fractions, size limit and seed.
-        own_test: Whether the source has its own test part, so that no images are held out for testing.
+    listing: Listing
+    indices: Indices
+    """In ascending order."""
 
-    Returns:
-        Three disjoint arrays of ascending indices.
+
+def choose_parts(source: Source, config: DataConfig) -> dict[str, Chosen]:
+    """The images of the training, validation and test part: the source's own parts, or random splits.
 
     Raises:
         DataError: A part would be too small to contain every class.
     """
-    classes = np.asarray(labels)
-    rest: Indices = np.arange(len(classes))
-    test: Indices = np.arange(0)
-    fraction = config.validation
-    if not own_test:
-        test, rest = _draw(rest, classes, round(config.test * len(rest)), config, part="test")
-        fraction = config.validation / (1 - config.test)
-    if config.max_images is not None and config.max_images < len(rest):
-        rest, _ = _draw(rest, classes, config.max_images, config, part="max_images")
-    validation, train = _draw(rest, classes, round(fraction * len(rest)), config, part="validation")
-    return train, validation, test
-
-
-def _draw(
-    indices: Indices, labels: NDArray[Any], count: int, config: DataConfig, *, part: str
-) -> tuple[Indices, Indices]:
-    """A stratified sample of `count` indices, and the remaining indices; both in ascending order."""
-    from sklearn.model_selection import train_test_split
-
-    classes, sizes = np.unique(labels[indices], return_counts=True)
-    if sizes.min() < 2 or min(count, len(indices) - count) < len(classes):
-        raise DataError(
-            f"data.{part} must leave at least one image of each of the {len(classes)} classes on both sides of the "
-            f"split, but it takes {count} of {len(indices)} images, and the smallest class has {sizes.min()}. "
-            f"Change data.{part} or data.max_images, or add images."
-        )
-    others, chosen = train_test_split(
-        indices, test_size=count, random_state=config.split_seed, stratify=labels[indices]
+    whole = {part: Chosen(listing, np.arange(len(listing.labels))) for part, listing in source.parts.items()}
+    share = config
+    if "validation" in whole and config.max_images is not None:
+        size, size_of_train = len(whole["validation"].indices), len(whole["train"].indices)
+        for_validation = round(config.max_images * size / (size + size_of_train))
+        share = config.model_copy(update={"max_images": config.max_images - for_validation})
+        whole["validation"] = _some(whole["validation"], for_validation, config, part="max_images")
+    train, validation, test = split_indices(
+        source.train.labels, share, own_test="test" in whole, own_validation="validation" in whole
     )
-    return np.sort(chosen), np.sort(others)
+    drawn = {"train": train, "validation": validation, "test": test}
+    parts = {part: Chosen(source.train, indices) for part, indices in drawn.items()}
+    parts |= {part: whole[part] for part in ("validation", "test") if part in whole}
+    if config.max_test_images is not None:
+        parts["test"] = _some(parts["test"], config.max_test_images, config, part="max_test_images")
+    return parts
+
+
+def _some(chosen: Chosen, count: int, config: DataConfig, *, part: str) -> Chosen:
+    """A stratified sample, if there are more images than `count`."""
+    if count >= len(chosen.indices):
+        return chosen
+    classes = np.asarray(chosen.listing.labels)
+    return Chosen(chosen.listing, draw(chosen.indices, classes, count, config, part=part)[0])
+
+
+class Decoded(NamedTuple):
+    """Decoded parts."""
+
+    splits: list[ImageSplit]
+    num_channels: int
+    scales: Scales
+    """The value that means white in deep images, by kind."""
+    originals: Counter[tuple[str, tuple[int, int]]]
+    """Number of images by Pillow's mode and size (width, height) before they were converted and resized."""
+    broken: dict[str, str]
+    """Images that Pillow cannot read, which the splits lack: the reason by name."""
+
+
+def decode_images(
+    parts: Sequence[Chosen],
+    config: DataConfig,
+    *,
+    findings: DataFindings,
+    num_channels: int | None = None,
+    scales: Scales | None = None,
+) -> Decoded:
+    """Decode several parts, with equal numbers of channels.
+
+    Args:
+        parts: The images of each part.
+        config: Size, and what to do with images that are not square, transparent or broken.
+        findings: Receives broken images that are left out, and remarks on deep images.
+        num_channels: Number of channels. Default: one if all images are grey, otherwise three.
+        scales: Values that mean white in deep images. Default: told by the values of all parts.
+
+    Raises:
+        DataError: Images differ in size although `resize` is `same`, or have an unknown range.
+    """
+    decoder = _Decoder(config, {1: "L", 3: "RGB"}[num_channels] if num_channels else None, dict(scales or {}))
+    for chosen in _together(parts):
+        decoder.read(chosen)
+    if decoder.extents:
+        found, remarks = white_of(decoder.extents)
+        for remark in remarks:
+            findings.warn("depth", remark)
+        decoder.scales |= found
+        for chosen in _together(parts):
+            decoder.read(chosen)
+    if config.skip_broken:
+        for name, reason in decoder.broken.items():
+            findings.skip("broken, as data.skip_broken allows", f"{name} ({reason})")
+    return decoder.finish(parts)
+
+
+def _together(parts: Sequence[Chosen]) -> Iterator[Chosen]:
+    """The parts, with those of one listing as one, so that its files are read once."""
+    by_listing: dict[int, list[Chosen]] = {}
+    for chosen in parts:
+        by_listing.setdefault(id(chosen.listing), []).append(chosen)
+    for several in by_listing.values():
+        yield Chosen(several[0].listing, np.sort(np.concatenate([chosen.indices for chosen in several])))
+
+
+class _Decoder:
+    """Decodes images one by one, and remembers what is wrong with some."""
+
+    def __init__(self, config: DataConfig, mode: str | None, scales: dict[str, float]) -> None:
+        self.scales = scales
+        self.extents: dict[str, Extent] = {}
+        """Deep images whose range must be known before they can be decoded."""
+        self.broken: dict[str, str] = {}
+        """Reasons by name."""
+        self._config = config
+        self._mode = mode
+        self._planes: dict[tuple[int, int], NDArray[np.uint8]] = {}
+        """Pixels (C, S, S) by listing and index."""
+        self._first: tuple[str, tuple[int, int]] | None = None
+        self._originals: Counter[tuple[str, tuple[int, int]]] = Counter()
+
+    def read(self, chosen: Chosen) -> None:
+        """Decode the images of a part that are not decoded yet."""
+        listing = chosen.listing
+        waiting = [int(index) for index in chosen.indices if (id(listing), int(index)) not in self._planes]
+        for index, item in zip(waiting, listing.items(waiting), strict=True):
+            try:
+                decoded = decode(item, scales=self.scales, background=self._config.background)
+            except DeepImageError as error:
+                self.extents[item.name] = error.extent
+            except BrokenImageError as error:
+                self.broken[item.name] = str(error)
+            else:
+                self._originals[decoded.mode, decoded.image.size] += 1
+                self._planes[id(listing), index] = self._resized(item.name, decoded.image)
+
+    def _resized(self, name: str, image: Image.Image) -> NDArray[np.uint8]:
+        if self._config.resize == "same":
+            self._first = self._first or (name, image.size)
+            if image.size != self._first[1]:
+                raise mixed_sizes(*self._first, name, image.size)
+            if image.width != image.height:
+                raise not_square(name, image.size)
+        image = image if self._mode is None else image.convert(self._mode)
+        return resize_image(image, self._config.image_size, crop=self._config.resize == "crop")
+
+    def finish(self, parts: Sequence[Chosen]) -> Decoded:
+        """The decoded images of each part, with equal numbers of channels."""
+        size = self._config.image_size
+        num_channels = max((len(planes) for planes in self._planes.values()), default=1)
+        splits = []
+        for listing, indices in parts:
+            classes = np.asarray(listing.labels)
+            kept = [int(index) for index in indices if (id(listing), int(index)) in self._planes]
+            pixels = np.empty((len(kept), num_channels, size, size), dtype=np.uint8)
+            for position, index in enumerate(kept):
+                pixels[position] = self._planes.pop((id(listing), index))  # a grey plane fills all channels
+            splits.append(ImageSplit(images=torch.from_numpy(pixels), labels=torch.from_numpy(classes[kept])))
+        return Decoded(splits, num_channels, self.scales, self._originals, self.broken)
+
+
+def warn_of_constant_images(split: ImageSplit, class_names: Sequence[str], findings: DataFindings) -> None:
+    """Warn of classes whose images have no content: each of one colour, or all equal."""
+    flat = split.images.flatten(1)
+    is_constant = (split.images == split.images[:, :, :1, :1]).flatten(1).all(1)
+    for number, name in enumerate(class_names):
+        mine = split.labels == number
+        if int(mine.sum()) < 2:
+            continue
+        if bool(is_constant[mine].all()):
+            what = "are of one colour each"
+        elif bool((flat[mine] == flat[mine][:1]).all()):
+            what = "are all equal"
+        else:
+            continue
+        findings.warn(
+            "constant",
+            f"all {int(mine.sum())} training images of class {name!r} {what}, constant as the model sees them: look at "
+            "them with `vitsearch data SOURCE --sheet sheet.png`",
+        )
+
+
+def image_digests(split: ImageSplit) -> list[bytes]:
+    """A digest of the pixels of each image."""
+    return [hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in split.images]
+
+
+def without_copies(split: ImageSplit, others: Sequence[ImageSplit], findings: DataFindings) -> ImageSplit:
+    """The images that are in none of the other parts, compared by their decoded pixels."""
+    elsewhere = {digest for other in others for digest in image_digests(other)}
+    kept = [index for index, digest in enumerate(image_digests(split)) if digest not in elsewhere]
+    if len(kept) < len(split):
+        dropped = len(split) - len(kept)
+        findings.skip("a training image that is also in another part, as data.duplicates: drop asks", "", count=dropped)
+    return ImageSplit(images=split.images[kept], labels=split.labels[kept])
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -210,66 +370,6 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 def image_mode(task: ImageTask) -> str:
     """Pillow's image mode for a task: `L` (grey) or `RGB`."""
     return "L" if task.in_channels == 1 else "RGB"
-
-
-def _decode(listing: Listing, indices: Indices, config: DataConfig, *, mode: str | None = None) -> NDArray[np.uint8]:
-    """Pixels (N, C, S, S) of the images at ascending `indices`.
-
-    Without `mode`, there is one channel if all images are grey, else three.
-    """
-    size = config.image_size
-    pixels = np.empty((len(indices), 1, size, size), dtype=np.uint8)
-    first: tuple[str, tuple[int, int]] | None = None
-    for position, item in enumerate(listing.items([int(index) for index in indices])):
-        image = open_image(item)
-        if config.resize == "same":
-            first = first or (item.name, image.size)
-            if image.size != first[1]:
-                raise mixed_sizes(*first, item.name, image.size)
-            if image.width != image.height:
-                raise not_square(item.name, image.size)
-        planes = resize_image(image if mode is None else image.convert(mode), size, crop=config.resize == "crop")
-        if len(planes) > pixels.shape[1]:
-            pixels = np.repeat(pixels, len(planes), axis=1)
-        pixels[position] = planes
-    return pixels
-
-
-def open_image(item: Item) -> Image.Image:
-    """Decode an image as mode L (grey) or RGB and apply its EXIF orientation.
-
-    Raises:
-        DataError: Pillow cannot read the image.
-    """
-    content = item.content
-    if isinstance(content, np.ndarray):
-        return Image.fromarray(content)
-    try:
-        if isinstance(content, Image.Image):
-            return _upright(content)
-        with Image.open(BytesIO(content) if isinstance(content, bytes) else content) as opened:
-            return _upright(opened)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise unreadable(item.name, error) from error
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits per pixel, which Pillow would clip to 8
-        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-    return image.convert("L" if image.mode in ("1", "L", "LA", "F") else "RGB")
-
-
-def resize_image(image: Image.Image, size: int, *, crop: bool) -> NDArray[np.uint8]:
-    """Pixels (C, size, size) with bilinear interpolation and antialiasing; `crop` cuts out the centre square first."""
-    if crop:
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
-    pixels = np.asarray(image)
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def _digest(class_names: tuple[str, ...], parts: Sequence[ImageSplit]) -> str:

@@ -1,0 +1,279 @@
+"""Forms of data sets: what is read, what is left out and counted, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, ImageCms
+
+from tests.unit.test_data import config, encoded, make_folder, picture, problem
+from trainers.data.describing import describe_data
+from trainers.data.images import load_images, load_test_images
+from trainers.data.listing import Item
+from trainers.data.pixels import FORMAT_SCALES, decode
+from trainers.data.report import DataReport
+from trainers.data.sources import list_source
+
+
+def report(source: Path, **fields: Any) -> DataReport:
+    return describe_data(config(source, **fields)).report
+
+
+def skipped(source: Path, **fields: Any) -> dict[str, int]:
+    return {one.reason: one.count for one in report(source, **fields).skipped}
+
+
+def kinds_of_warnings(source: Path, **fields: Any) -> list[str]:
+    return [warning.kind for warning in report(source, **fields).warnings]
+
+
+def write_parquet(path: Path, labels: pa.Array, **columns: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [{"bytes": encoded(picture(7 * number % 256)), "path": None} for number in range(len(labels))]
+    pq.write_table(pa.table({"image": images, "label": labels, **columns}), path)
+    return path
+
+
+# --- files ---
+
+
+def test_links_are_followed_once_and_loops_end(tmp_path: Path) -> None:
+    make_folder(tmp_path / "pets")
+    more = make_folder(tmp_path / "more", classes=("cat",))
+    (tmp_path / "pets" / "cat" / "more").symlink_to(more / "cat")
+    (tmp_path / "pets" / "cat" / "again").symlink_to(more / "cat")
+    (tmp_path / "pets" / "dog" / "loop").symlink_to(tmp_path / "pets" / "dog")
+    (tmp_path / "pets" / "dog" / "same.png").symlink_to(tmp_path / "pets" / "dog" / "000.png")
+    (tmp_path / "pets" / "dog" / "self.png").symlink_to(tmp_path / "pets" / "dog" / "self.png")
+    found = report(tmp_path / "pets")
+    assert {name: sum(part.per_class[name] for part in found.parts.values()) for name in ("cat", "dog")} == {
+        "cat": 20,
+        "dog": 10,
+    }
+    assert {one.reason: one.count for one in found.skipped} == {
+        "a link to a folder that was already read": 2,
+        "a link to a file that was already read": 1,
+        "a link that leads nowhere": 1,
+    }
+
+
+def test_every_left_out_file_is_counted_with_its_reason(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    (tmp_path / "cat" / "notes.txt").write_text("")
+    (tmp_path / "cat" / ".hidden.png").write_bytes(b"")
+    (tmp_path / "@eaDir" / "cat").mkdir(parents=True)
+    picture(1).save(tmp_path / "@eaDir" / "cat" / "thumb.png")
+    picture(1).save(tmp_path / "loose.png")
+    assert skipped(tmp_path) == {
+        "not an image (.txt)": 1,
+        "hidden, or left behind by a system": 2,
+        "not in a class folder": 1,
+    }
+
+
+def test_broken_images_are_listed_together_or_left_out(tmp_path: Path) -> None:
+    make_folder(tmp_path, count=12)
+    broken = [tmp_path / "cat" / "001.png", tmp_path / "dog" / "002.png", tmp_path / "dog" / "003.png"]
+    for path in broken:
+        path.write_bytes(b"no image")
+    message = problem(tmp_path)
+    assert all(str(path) in message for path in broken)
+    assert "data.skip_broken: true" in message
+    assert skipped(tmp_path, skip_broken=True) == {"broken, as data.skip_broken allows": 3}
+    assert report(tmp_path, skip_broken=True).num_images == 21
+
+
+# --- parts ---
+
+
+def test_a_validation_part_of_the_user_is_the_validation_part(tmp_path: Path) -> None:
+    make_folder(tmp_path / "Training", count=10)
+    make_folder(tmp_path / "dev", count=3)
+    data = load_images(config(tmp_path))
+    assert (len(data.train), len(data.validation)) == (16, 6)  # a fifth of the training part is held out for the test
+    limited = load_images(config(tmp_path, max_images=13))
+    assert (len(limited.train), len(limited.validation)) == (10, 3)
+
+
+def test_two_folders_for_one_part_are_refused(tmp_path: Path) -> None:
+    for name in ("train", "val", "valid"):
+        make_folder(tmp_path / name)
+    assert "one validation part, but has the folders val and valid" in problem(tmp_path)
+
+
+def test_copies_in_another_part_are_counted_and_can_be_dropped(tmp_path: Path) -> None:
+    make_folder(tmp_path / "train", count=10)
+    make_folder(tmp_path / "test", count=4)
+    assert "leak" in kinds_of_warnings(tmp_path)
+    assert "8 of the 8 test images" in " ".join(one.message for one in report(tmp_path).warnings)
+    cleaned = load_images(config(tmp_path, duplicates="drop"))
+    test = {image.numpy().tobytes() for image in load_test_images(config(tmp_path, duplicates="drop")).images}
+    assert not test & {image.numpy().tobytes() for image in cleaned.train.images}
+    (left_out,) = cleaned.findings.skipped.values()
+    assert left_out.count == 16 - len(cleaned.train)
+
+
+def test_a_picture_in_two_classes_is_a_warning(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    picture(3).save(tmp_path / "dog" / "extra.png")
+    assert "two-classes" in kinds_of_warnings(tmp_path)
+
+
+def test_classes_that_differ_by_case_are_a_warning(tmp_path: Path) -> None:
+    make_folder(tmp_path, classes=("cat", "Cat"))
+    assert "similar-classes" in kinds_of_warnings(tmp_path)
+
+
+# --- tables of labels ---
+
+
+@pytest.mark.parametrize("form", ["labels.csv", "metadata.jsonl"])
+def test_a_table_gives_labels_and_parts(tmp_path: Path, form: str) -> None:
+    rows = [
+        {"file_name": f"{number}.png", "label": "ab"[number % 2], "split": "test" if number < 6 else "train"}
+        for number in range(30)
+    ]
+    rows.append({"file_name": "30.png", "label": "", "split": "train"})
+    for number in range(32):
+        picture(number).save(tmp_path / f"{number}.png")
+    if form.endswith("csv"):
+        lines = [";".join(rows[0]), *(";".join(row.values()) for row in rows)]
+        (tmp_path / form).write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
+    else:
+        (tmp_path / form).write_text("\n".join(json.dumps(row) for row in rows))
+    found = report(tmp_path)
+    assert found.classes == ["a", "b"]
+    assert (found.parts["test"].num_images, found.num_images) == (6, 30)
+    assert {one.reason: one.count for one in found.skipped} == {"no label": 1, "not in the table of labels": 1}
+
+
+def test_files_that_a_table_names_must_exist(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("file_name,label\na.png,x\nb.png,y\n")
+    assert "2 do not: a.png, b.png" in problem(tmp_path)
+
+
+def test_a_file_with_two_labels_is_refused(tmp_path: Path) -> None:
+    picture(1).save(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text("file_name,label\na.png,x\na.png,y\n")
+    assert "several labels per image is not supported" in problem(tmp_path)
+
+
+# --- parquet ---
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (pa.array([False, True] * 10), ["False", "True"]),
+        (pa.array([0.0, 10.0, 2.0, 2.0] * 5), ["0", "2", "10"]),
+        (pa.array(["no", "yes"] * 10).dictionary_encode(), ["no", "yes"]),
+        (pa.array(["no", "yes"] * 10, pa.string_view()), ["no", "yes"]),
+        (pa.array(["no", "yes"] * 10, pa.large_string()), ["no", "yes"]),
+    ],
+    ids=["truth values", "whole floats", "dictionary", "string view", "large strings"],
+)
+def test_labels_of_every_type(tmp_path: Path, labels: pa.Array, names: list[str]) -> None:
+    assert report(write_parquet(tmp_path / "a.parquet", labels)).classes == names
+
+
+def test_rows_without_a_label_are_left_out(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", pa.array([0, 1] * 10 + [-1, None]))
+    assert skipped(path) == {"no label": 2}
+
+
+def test_a_column_gives_the_parts(tmp_path: Path) -> None:
+    splits = ["train"] * 12 + ["valid"] * 4 + ["test"] * 4
+    path = write_parquet(tmp_path / "a.parquet", pa.array([0, 1] * 10), split=splits)
+    assert {name: part.num_images for name, part in report(path).parts.items()} == {
+        "train": 12,
+        "validation": 4,
+        "test": 4,
+    }
+
+
+def test_shards_must_be_there_once(tmp_path: Path) -> None:
+    labels = pa.array([0, 1] * 5)
+    for number in (0, 2):
+        write_parquet(tmp_path / f"train-{number:05d}-of-00003.parquet", labels)
+    assert "missing: 00001-of-00003" in problem(tmp_path)
+    for name in ("train-00001-of-00003-0a1b.parquet", "train-00001-of-00003-2c3d.parquet"):
+        write_parquet(tmp_path / name, labels)
+    assert "must exist once" in problem(tmp_path)
+
+
+def test_two_data_sets_in_a_clone_are_refused(tmp_path: Path) -> None:
+    for name in ("small", "large"):
+        write_parquet(tmp_path / name / "train-00000-of-00001.parquet", pa.array([0, 1] * 5))
+    assert "lies in several folders: large, small" in problem(tmp_path)
+    assert load_images(config(tmp_path / "small")).name == "small"
+
+
+# --- pixels ---
+
+
+def decoded(image: Image.Image, background: str = "white") -> Image.Image:
+    return decode(Item("it", image), scales=FORMAT_SCALES, background=background).image
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "PA"])
+def test_transparent_pixels_get_the_background(mode: str) -> None:
+    image = Image.new("L", (2, 1), 10).convert(mode.removesuffix("A"))  # `P` for `PA`
+    image.putalpha(Image.frombytes("L", (2, 1), bytes([255, 0])))
+    assert image.mode == mode
+    assert np.asarray(decoded(image).convert("L")).tolist() == [[10, 255]]
+    assert np.asarray(decoded(image, "black").convert("L")).tolist() == [[10, 0]]
+    assert np.asarray(decoded(image, "#ff0000").convert("RGB"))[0, 1].tolist() == [255, 0, 0]
+
+
+def test_a_wide_gamut_goes_through_its_profile() -> None:
+    image = Image.new("RGB", (1, 1), (200, 30, 30))
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
+    image.info["icc_profile"] = lab.tobytes()
+    assert np.asarray(decoded(image)).tolist() == [[[200, 30, 30]]]  # a profile that does not fit is left aside
+    image.info["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert np.asarray(decoded(image)).tolist() == [[[200, 30, 30]]]
+    image.info["icc_profile"] = b"damaged"
+    assert np.asarray(decoded(image)).tolist() == [[[200, 30, 30]]]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "top", "white", "warns"),
+    [
+        ("uint16", 4000, 4095, True),
+        ("uint16", 60000, 65535, False),
+        ("int32", 250, 255, True),
+        ("float32", 0.9, 1, False),
+    ],
+)
+def test_deep_pixels_are_scaled_by_the_range_of_the_whole_set(
+    tmp_path: Path, dtype: str, top: float, white: float, warns: bool
+) -> None:
+    for name, share in (("dark", 0.1), ("light", 1.0)):
+        (tmp_path / name).mkdir()
+        for number in range(10):
+            pixels = np.full((8, 8), top * share * (1 - number / 50)).astype(dtype)
+            Image.fromarray(pixels).save(tmp_path / name / f"{number}.tiff")
+    found = report(tmp_path)
+    assert found.channels == 1
+    assert found.mean[0] == pytest.approx(0.5 * 1.1 * 0.91 * top / white, abs=0.03)
+    assert ("depth" in kinds_of_warnings(tmp_path)) == warns
+    assert list(load_images(config(tmp_path)).scales.values()) == [white]
+
+
+def test_pixels_without_a_known_range_are_refused_with_file_and_mode(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(10):
+            Image.fromarray(np.full((8, 8), -5.0 * number, np.float32)).save(tmp_path / name / f"{number}.tiff")
+    message = problem(tmp_path)
+    assert ".tiff must have a known range, but its mode F" in message
+
+
+def test_listing_decodes_nothing(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    (tmp_path / "cat" / "000.png").write_bytes(b"broken")
+    assert len(list_source(config(tmp_path)).train.labels) == 20

@@ -1,0 +1,130 @@
+"""Image files whose labels are in a table beside them: `labels.csv`, or `metadata.csv` and `.jsonl` as on the hub."""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from trainers.data.folders import HIDDEN, is_image_name, is_left_aside
+from trainers.data.labels import class_numbers, read_labels
+from trainers.data.listing import DataError, DataFindings, FileListing, Listing, few
+from trainers.data.parquet import NO_LABEL
+from trainers.data.splits import part_of
+
+_NAMES = ("labels.csv", "metadata.csv", "metadata.jsonl", "labels.jsonl")
+_FILE_COLUMNS = ("file_name", "filename", "file", "image", "path")
+_LABEL_COLUMNS = ("label", "labels", "class", "target", "category")
+_SPLIT_COLUMNS = ("split", "part", "fold")
+_MAX_MISSING = 20
+
+
+def find_label_file(folder: Path) -> Path | None:
+    """The table of labels in a folder, if there is one."""
+    if not folder.is_dir():
+        return None
+    by_name = {path.name.lower(): path for path in folder.iterdir() if path.is_file()}
+    return next((by_name[name] for name in _NAMES if name in by_name), None)
+
+
+def list_label_files(
+    where: str, tables: Mapping[str, Path], findings: DataFindings
+) -> tuple[tuple[str, ...], dict[str, Listing]]:
+    """Class names, and the labelled images of each part.
+
+    Args:
+        where: The source, for messages.
+        tables: Tables by part. A column `split` divides a single one into parts.
+        findings: Receives what is left aside.
+
+    Raises:
+        DataError: A table lacks a column, names files that do not exist, or has labels that are no classes.
+    """
+    rows = [(part, path, row) for part, path in tables.items() for row in _read(path)]
+    labels = read_labels(where, [label for _, _, (_, label, _) in rows])
+    numbers = class_numbers(labels.names)
+    chosen: dict[str, list[tuple[Path, int]]] = {}
+    missing: list[str] = []
+    known: dict[Path, str] = {}
+    listed: set[Path] = set()
+    for (part, path, (name, _, split)), value in zip(rows, labels.values, strict=True):
+        file = path.parent / name
+        listed.add(file)
+        mine = part if split is None else part_of(split)
+        if mine is None:
+            findings.skip(f"split {split!r}: neither training, validation nor test", name)
+        elif value is None:
+            findings.skip(NO_LABEL, name)
+        elif not file.is_file():
+            missing.append(name)
+        elif file in known:
+            if known[file] != value:
+                raise DataError(
+                    f"every image must have one class, but {path} gives {name} both {known[file]!r} and {value!r}: "
+                    "classification with several labels per image is not supported. Keep one of the rows."
+                )
+            findings.skip("a file that is listed twice", name)
+        else:
+            known[file] = value
+            chosen.setdefault(mine, []).append((file, numbers[value]))
+    if missing:
+        raise DataError(
+            f"every file that {few([str(path) for path in tables.values()])} names must exist, but {len(missing)} do "
+            f"not: {few(missing, _MAX_MISSING)}. Correct the names, or remove the rows."
+        )
+    _count_unlisted({path.parent for path in tables.values()}, listed, findings)
+    return labels.names, {
+        part: FileListing(
+            where=where if part == "train" else f"{where} ({part})",
+            files=tuple(file for file, _ in found),
+            labels=tuple(number for _, number in found),
+        )
+        for part, found in chosen.items()
+    }
+
+
+def _read(path: Path) -> Iterator[tuple[str, Any, str | None]]:
+    """File name, label and, if there is such a column, part of each row."""
+    try:
+        rows = _json_rows(path) if path.suffix.lower() == ".jsonl" else _csv_rows(path)
+    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+        raise DataError(f"{path} must be a table of labels, but: {error}. Write it again.") from error
+    if not rows:
+        raise DataError(f"{path} must list images, but has no rows. Add them.")
+    columns = {str(name).strip().lower(): name for name in rows[0]}
+    file, label, split = (
+        next((columns[name] for name in names if name in columns), None)
+        for names in (_FILE_COLUMNS, _LABEL_COLUMNS, _SPLIT_COLUMNS)
+    )
+    if file is None or label is None:
+        missing = "file_name" if file is None else "label"
+        raise DataError(f"{path} must have a column `{missing}`, but its columns are {few(list(columns))}. Rename one.")
+    for number, row in enumerate(rows):
+        name = row.get(file)
+        if not name:
+            raise DataError(f"each row of {path} must name a file, but row {number} does not. Remove it.")
+        part = row.get(split) if split is not None else None
+        yield str(name), row.get(label), None if part in (None, "") else str(part)
+
+
+def _csv_rows(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = file.readline()
+        file.seek(0)
+        delimiter = max(",;\t", key=header.count)
+        return list(csv.DictReader(file, delimiter=delimiter))
+
+
+def _json_rows(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8-sig") as file:
+        return [json.loads(line) for line in file if line.strip()]
+
+
+def _count_unlisted(folders: set[Path], listed: set[Path], findings: DataFindings) -> None:
+    """Count images beside the tables that no row names."""
+    for folder in sorted(folders):
+        for path in sorted(folder.rglob("*")):
+            if not is_image_name(path.name) or path in listed or not path.is_file():
+                continue
+            hidden = any(is_left_aside(part) for part in path.relative_to(folder).parts)
+            findings.skip(HIDDEN if hidden else "not in the table of labels", str(path))

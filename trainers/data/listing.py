@@ -1,0 +1,117 @@
+"""What reading a source gives: lists of labelled images that are not decoded yet, and what was left aside."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+_MAX_EXAMPLES = 5
+
+
+class DataError(ValueError):
+    """The data cannot be used. The message names the place, the requirement, the problem and a remedy."""
+
+
+class Item(NamedTuple):
+    """One image before decoding."""
+
+    name: str
+    """File, or row of a file, for messages."""
+    content: Any
+    """A file's path, an encoded file's bytes, grey pixels (H, W), uint8, or a Pillow image."""
+
+
+class Listing(Protocol):
+    """The labelled images of one part of a source."""
+
+    @property
+    def where(self) -> str:
+        """The source, for messages."""
+        ...
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """Class of each image, as an index into the source's `class_names`."""
+        ...
+
+    def items(self, indices: Sequence[int]) -> Iterator[Item]:
+        """The images at ascending `indices`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileListing:
+    """Image files with their classes."""
+
+    where: str
+    labels: tuple[int, ...]
+    files: tuple[Path, ...]
+
+    def items(self, indices: Sequence[int]) -> Iterator[Item]:
+        """Paths of the files."""
+        for index in indices:
+            yield Item(str(self.files[index]), self.files[index])
+
+
+@dataclass
+class Skipped:
+    """Entries of a source that are not used, for one reason."""
+
+    reason: str
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+    """The first few, for messages."""
+
+
+class DataWarning(NamedTuple):
+    """Something suspicious that does not prevent the data from being used."""
+
+    kind: str
+    """Machine-readable, such as `constant` or `leak`."""
+    message: str
+
+
+@dataclass
+class DataFindings:
+    """Collects what was left aside and what is suspicious. Nothing is dropped without an entry here."""
+
+    skipped: dict[str, Skipped] = field(default_factory=dict)
+    """By reason, in the order of their discovery."""
+    warnings: list[DataWarning] = field(default_factory=list)
+
+    def skip(self, reason: str, example: str, *, count: int = 1) -> None:
+        """Count entries that are not used."""
+        found = self.skipped.setdefault(reason, Skipped(reason))
+        found.count += count
+        if count and len(found.examples) < _MAX_EXAMPLES:
+            found.examples.append(example)
+
+    def warn(self, kind: str, message: str) -> None:
+        """Add a warning."""
+        self.warnings.append(DataWarning(kind, message))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The images of a data set, by part."""
+
+    where: str
+    """The place, for messages."""
+    class_names: tuple[str, ...]
+    train: Listing
+    """The part that trials may use. Validation and test images are split off it if the source has no such parts."""
+    validation: Listing | None = None
+    test: Listing | None = None
+    findings: DataFindings = field(default_factory=DataFindings)
+
+    @property
+    def parts(self) -> dict[str, Listing]:
+        """The parts that the source has, by name."""
+        named = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: listing for name, listing in named.items() if listing is not None}
+
+
+def few(names: Sequence[str], limit: int = 8) -> str:
+    """Up to `limit` names, and the number of names if there are more."""
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown}, ... ({len(names)} in all)"

@@ -1,0 +1,298 @@
+"""Parquet files in the Hugging Face image/label form: one file, shards, or a clone of a repository of the hub."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from trainers.data.folders import is_left_aside
+from trainers.data.labels import Labels, class_numbers, merge_names, read_labels, sort_names
+from trainers.data.listing import DataError, DataFindings, Item, Listing, few
+from trainers.data.splits import part_of
+
+_DEPTH = 3
+"""Depth at which the files of a repository of the hub may lie, as in `default/train/0000.parquet`."""
+_SHARD = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?:-[0-9a-f]+)?$")
+"""Name of a shard, as on the hub, without its suffix."""
+_SPLIT_COLUMNS = ("split", "part", "fold")
+_LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "category")
+NO_LABEL = "no label"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetListing:
+    """Rows of parquet files."""
+
+    where: str
+    labels: tuple[int, ...]
+    files: tuple[Path, ...]
+    image_column: str
+    rows: tuple[int, ...]
+    """Row of each image, counted over all files, in ascending order."""
+
+    def items(self, indices: Sequence[int]) -> Iterator[Item]:
+        """Encoded images, read batch by batch.
+
+        Raises:
+            DataError: A row has neither bytes nor the path of a file.
+        """
+        import pyarrow.parquet as pq
+
+        wanted = iter([self.rows[index] for index in indices])
+        row = next(wanted, None)
+        offset = 0
+        for path in self.files:
+            if row is None:
+                return
+            first_of_file = offset
+            file = pq.ParquetFile(path)
+            if row >= offset + file.metadata.num_rows:
+                offset += file.metadata.num_rows
+                continue
+            for batch in file.iter_batches(batch_size=1024, columns=[self.image_column]):
+                column = batch.column(0)
+                while row is not None and row < offset + len(batch):
+                    name = f"row {row - first_of_file} of {path}"
+                    yield Item(name, _content(name, path, column[row - offset].as_py()))
+                    row = next(wanted, None)
+                offset += len(batch)
+
+
+def _content(name: str, path: Path, value: Any) -> bytes | Path:
+    """The bytes of an image, or the file that a row names instead."""
+    content = value.get("bytes") if isinstance(value, dict) else value
+    if content:
+        return bytes(content)
+    named = value.get("path") if isinstance(value, dict) else None
+    if named and (path.parent / named).is_file():
+        return path.parent / str(named)
+    raise DataError(f"{name} must contain the bytes of an image, but has none. Remove the row.")
+
+
+def find_parquet(folder: Path, findings: DataFindings) -> dict[str, tuple[Path, ...]]:
+    """The parquet files of a folder by part; empty if there are none.
+
+    A file's part is told by the first word of its name, as in `train-00000-of-00002.parquet`, or by its folder, as in
+    `default/train/0000.parquet`. Files without a part belong to the training part.
+
+    Raises:
+        DataError: A shard is missing or exists twice, or the folder contains several data sets.
+    """
+    found = list(_files(folder, _DEPTH))
+    by_part: dict[str, list[Path]] = {}
+    for path in found:
+        part = _part_of_file(folder, path)
+        if part is None:
+            findings.skip("a part that is neither training, validation nor test", str(path))
+        else:
+            by_part.setdefault(part, []).append(path)
+    for part, paths in by_part.items():
+        _check_shards(folder, part, paths)
+    return {part: tuple(paths) for part, paths in by_part.items()}
+
+
+def list_parquet(
+    where: str, files: Mapping[str, Sequence[Path]], findings: DataFindings
+) -> tuple[tuple[str, ...], dict[str, Listing]]:
+    """Class names, and the labelled images of each part.
+
+    Args:
+        where: The source, for messages.
+        files: Files by part. If the source is a single part, a column `split` divides it into several.
+        findings: Receives what is left aside.
+
+    Raises:
+        DataError: A file is damaged, lacks a column, or has labels that are no classes.
+    """
+    tables = {part: [_read(path) for path in paths] for part, paths in files.items()}
+    names = _class_names(tables)
+    numbers = class_numbers(names)
+    parts: dict[str, Listing] = {}
+    for part, several in tables.items():
+        chosen: dict[str, tuple[list[int], list[int]]] = {}
+        row = 0
+        for table in several:
+            _check_known(table, numbers, names)
+            splits = table.splits if len(tables) == 1 and table.splits else [part] * len(table.labels.values)
+            for value, split in zip(table.labels.values, splits, strict=True):
+                mine = part_of(split) if split is not None else None
+                if mine is None:
+                    findings.skip(f"split {split!r}: neither training, validation nor test", f"row {row} of {where}")
+                elif value is None:
+                    findings.skip(NO_LABEL, f"row {row} of {where}")
+                else:
+                    labels, rows = chosen.setdefault(mine, ([], []))
+                    labels.append(numbers[value])
+                    rows.append(row)
+                row += 1
+        image_column = several[0].image_column
+        for mine, (labels, rows) in chosen.items():
+            parts[mine] = ParquetListing(
+                where=where if mine == "train" else f"{where} ({mine})",
+                labels=tuple(labels),
+                files=tuple(files[part]),
+                image_column=image_column,
+                rows=tuple(rows),
+            )
+    if not any(several and any(table.labels.values for table in several) for several in tables.values()):
+        raise DataError(f"{where} must contain images, but its parquet files have no rows. Use other files.")
+    return names, parts
+
+
+class _Table(NamedTuple):
+    """What a file says beside its images."""
+
+    path: Path
+    image_column: str
+    labels: Labels
+    declares: bool
+    """Whether the file itself names the classes and their order."""
+    splits: list[str | None]
+    """The part of each row; empty if the file has no such column."""
+
+
+def _read(path: Path) -> _Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        schema = pq.read_schema(path)
+        image, label, split = _columns(path, schema)
+        columns = pq.read_table(path, columns=[label, *([split] if split else [])])
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} must be a parquet file, but: {error}. Download or write it again.") from error
+    declared = _declared_names(schema, label)
+    labels = read_labels(f"column {label} of {path}", columns.column(label).to_pylist(), declared)
+    splits = [None if value is None else str(value) for value in columns.column(split).to_pylist()] if split else []
+    return _Table(path, image, labels, declared is not None, splits)
+
+
+def _class_names(tables: Mapping[str, Sequence[_Table]]) -> tuple[str, ...]:
+    """Classes of the training part, or of all parts if a column divides the files."""
+    several = tables.get("train") or [table for tables_of_part in tables.values() for table in tables_of_part]
+    if any(table.declares for table in several):
+        return merge_names([table.labels.names for table in several])
+    return tuple(sort_names({name for table in several for name in table.labels.names}))
+
+
+def _check_known(table: _Table, numbers: Mapping[str, int], names: Sequence[str]) -> None:
+    for row, value in enumerate(table.labels.values):
+        if value is not None and value not in numbers:
+            raise DataError(
+                f"each label of {table.path} must be one of the {len(names)} training classes {few(list(names))}, but "
+                f"row {row} has {value!r}. Remove or relabel the row."
+            )
+
+
+def _files(folder: Path, depth: int) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if is_left_aside(path.name):
+            continue
+        if path.suffix == ".parquet" and path.is_file():
+            yield path
+        elif depth > 1 and path.is_dir():
+            yield from _files(path, depth - 1)
+
+
+def _part_of_file(folder: Path, path: Path) -> str | None:
+    """The part of a file: `None` if its name or folder names a part that is not ours."""
+    first_word = re.split(r"[-._]", path.name)[0]
+    if part_of(first_word) is not None:
+        return part_of(first_word)
+    parents = path.relative_to(folder).parts[:-1]
+    named = next((part_of(parent) for parent in reversed(parents) if part_of(parent) is not None), None)
+    if named is not None:
+        return named
+    return None if _SHARD.match(path.stem) and first_word not in ("data", "part", "") else "train"
+
+
+def _check_shards(folder: Path, part: str, paths: Sequence[Path]) -> None:
+    """Check that shards are complete, and that the files belong to one data set."""
+    folders = sorted({path.parent for path in paths})
+    if len(folders) > 1:
+        raise DataError(
+            f"{folder} must contain one data set, but its {part} part lies in several folders: "
+            f"{few([str(one.relative_to(folder)) for one in folders])}. Choose one of them as data.source."
+        )
+    by_count: dict[int, dict[int, list[Path]]] = {}
+    for path in paths:
+        match = _SHARD.match(path.stem)
+        if match:
+            by_count.setdefault(int(match["count"]), {}).setdefault(int(match["number"]), []).append(path)
+    if not by_count:
+        return
+    if len(by_count) > 1 or sum(len(same) for one in by_count.values() for same in one.values()) < len(paths):
+        raise DataError(
+            f"the shards of the {part} part of {folder} must belong together, but the files are "
+            f"{few([path.name for path in paths])}. Remove those of another version."
+        )
+    ((count, shards),) = by_count.items()
+    doubled = [same for same in shards.values() if len(same) > 1]
+    if doubled:
+        raise DataError(
+            f"every shard of {folder} must exist once, but {few([path.name for path in doubled[0]])} are the same "
+            "one. Remove all but one."
+        )
+    missing = [f"{number:05d}-of-{count:05d}" for number in range(count) if number not in shards]
+    if missing:
+        raise DataError(
+            f"{folder} must contain all {count} shards of the {part} part, but these are missing: {few(missing)}. "
+            "Download them."
+        )
+
+
+def _columns(path: Path, schema: Any) -> tuple[str, str, str | None]:
+    """Names of the image column, the label column and, if there is one, the column of parts."""
+    images = [field.name for field in schema if _holds_images(field.type)]
+    whole = [field.name for field in schema if field.name not in images and _may_be_label(field.type)]
+    texts = [field.name for field in schema if _is_text(field.type)]
+    split = next((name for name in texts if name.lower() in _SPLIT_COLUMNS), None)
+    declared = [name for name, kind in _features(schema).items() if kind.get("_type") == "ClassLabel" and name in whole]
+    by_lower = {name.lower(): name for name in whole}
+    usual = [by_lower[name] for name in _LABEL_COLUMNS if name in by_lower]
+    rest = [name for name in whole if name != split]
+    label = next(iter([*usual, *declared, *(rest if len(rest) == 1 else ())]), None)
+    if not images or label is None:
+        missing = "an image column (a struct with `bytes`)" if not images else "a label column (classes, named `label`)"
+        raise DataError(f"{path} must have {missing}, but its columns are {few(schema.names)}. Rename or add it.")
+    return images[0], label, split
+
+
+def _holds_images(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return bool(kind.get_field_index("bytes") >= 0)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _may_be_label(kind: Any) -> bool:
+    """Whether a column may hold labels; several labels per image and numbers to predict are refused later, by name."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        return _may_be_label(kind.value_type)
+    numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    return bool(_is_text(kind) or numeric or pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _features(schema: Any) -> dict[str, dict[str, Any]]:
+    """Hugging Face's description of the columns; empty if there is none."""
+    raw = (schema.metadata or {}).get(b"huggingface")
+    features = json.loads(raw).get("info", {}).get("features", {}) if raw else {}
+    return {name: kind for name, kind in features.items() if isinstance(kind, dict)}
+
+
+def _declared_names(schema: Any, label: str) -> tuple[str, ...] | None:
+    names = _features(schema).get(label, {}).get("names")
+    return tuple(names) if names else None

@@ -1,0 +1,80 @@
+"""Parts of a data set: names that mean training, validation and test, and random splits."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainers.config import DataConfig
+from trainers.data.listing import DataError
+
+Indices = NDArray[np.int64]
+
+PART_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+"""The part that a folder, a file or a value of a column means by its name in lower case."""
+
+
+def part_of(name: str) -> str | None:
+    """The part that a name means, in any case: `train`, `validation`, `test` or `None`."""
+    return PART_NAMES.get(name.strip().lower())
+
+
+def split_indices(
+    labels: Sequence[int], config: DataConfig, *, own_test: bool, own_validation: bool = False
+) -> tuple[Indices, Indices, Indices]:
+    """Split images into training, validation and test parts, stratified by class.
+
+    Args:
+        labels: Class of each image.
+        config: Fractions, size limit and seed.
+        own_test: Whether the source has its own test part, so that no images are held out for testing.
+        own_validation: Whether the source has its own validation part, so that no images are held out for validation.
+
+    Returns:
+        Three disjoint arrays of ascending indices.
+
+    Raises:
+        DataError: A part would be too small to contain every class.
+    """
+    classes = np.asarray(labels)
+    rest: Indices = np.arange(len(classes))
+    test: Indices = np.arange(0)
+    fraction = config.validation
+    if not own_test:
+        test, rest = draw(rest, classes, round(config.test * len(rest)), config, part="test")
+        fraction = config.validation / (1 - config.test)
+    if config.max_images is not None and config.max_images < len(rest):
+        rest, _ = draw(rest, classes, config.max_images, config, part="max_images")
+    if own_validation:
+        return rest, np.arange(0), test
+    validation, train = draw(rest, classes, round(fraction * len(rest)), config, part="validation")
+    return train, validation, test
+
+
+def draw(
+    indices: Indices, labels: NDArray[Any], count: int, config: DataConfig, *, part: str
+) -> tuple[Indices, Indices]:
+    """A stratified sample of `count` indices, and the remaining indices; both in ascending order."""
+    from sklearn.model_selection import train_test_split
+
+    classes, sizes = np.unique(labels[indices], return_counts=True)
+    if sizes.min() < 2 or min(count, len(indices) - count) < len(classes):
+        raise DataError(
+            f"data.{part} must leave at least one image of each of the {len(classes)} classes on both sides of the "
+            f"split, but it takes {count} of {len(indices)} images, and the smallest class has {sizes.min()}. "
+            f"Change data.{part} or data.max_images, or add images."
+        )
+    others, chosen = train_test_split(
+        indices, test_size=count, random_state=config.split_seed, stratify=labels[indices]
+    )
+    return np.sort(chosen), np.sort(others)
