@@ -76,7 +76,9 @@ class Predictor:
         self.model = model
         self._normalizer = Normalizer(card.mean, card.std, device)
 
-    def predict(self, images: GivenImages, *, top: int = 3) -> list[Prediction]:
+    def predict(
+        self, images: GivenImages, *, top: int = 3, problems: list[DataError] | None = None
+    ) -> list[Prediction]:
         """The most probable classes of images, one prediction for each image, in their order.
 
         Every image is converted to the size and the number of channels that the model was trained on. If it is not
@@ -87,14 +89,25 @@ class Predictor:
                 image, or an array of shape (H, W) or (H, W, C) and type uint8, whose 1, 3 or 4 channels are grey, RGB
                 or RGBA. An array of shape (N, H, W, C) contains several images.
             top: How many classes each prediction lists.
+            problems: Receives the problems of images that cannot be read. They have no prediction then.
 
         Raises:
-            DataError: A file is missing, or something is not an image; the message names it.
+            DataError: A file is missing, or something is not an image, and `problems` is not given; the message names
+                it.
         """
-        named = name_images(images)
+        named, planes = [], []
+        for one in name_images(images):
+            try:
+                planes.append(self._pixels(one.item))
+            except DataError as error:
+                if problems is None:
+                    raise
+                problems.append(error)
+            else:
+                named.append(one)
         if not named:
             return []
-        pixels = torch.from_numpy(np.stack([self._pixels(one.item) for one in named]))
+        pixels = torch.from_numpy(np.stack(planes))
         probabilities = [row for logits in logits_of(self.model, pixels, self._normalizer) for row in logits.softmax(1)]
         return [self._prediction(one.path, row, top) for one, row in zip(named, probabilities, strict=True)]
 
@@ -107,7 +120,7 @@ class Predictor:
         try:
             image = decode(item, scales={**FORMAT_SCALES, **self.card.scales}, background=data.background).image
         except BrokenImageError as error:
-            raise unreadable({item.name: str(error)}) from error
+            raise unreadable({item.name: str(error)}, of_data_set=False) from error
         except DeepImageError as error:
             raise DataError(
                 f"{item.name} must have 8 or 16 bits per channel, because the training images had, but its mode is "

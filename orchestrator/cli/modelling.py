@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cli.console import fail, note, out, print_json
-from orchestrator.cli.exit_status import exit_on_error
+from orchestrator.cli.exit_status import BAD_INPUT, exit_on_error
 from orchestrator.cli.signals import StopRequest, stop_on_signal
 from orchestrator.settings import load_settings
 from orchestrator.spec.study_file import load_configuration
 from orchestrator.stages.progress import as_percent
 from trainers.config import EpochReport
+from trainers.data.listing import DataError
 from trainers.training.reporting import Reporter
 
 
@@ -82,10 +83,12 @@ def predict_command(model: str, images: list[Path], *, as_json: bool) -> None:
     folder = Path(model)
     if not folder.is_dir():
         folder = Path(find_champion(model, load_settings())["folder"])
-    predictions = load_model(folder).predict(images)
-    if as_json:
+    problems: list[DataError] = []
+    predictions = load_model(folder).predict(images, problems=problems)
+    if as_json and predictions:
         print_json([{**one._asdict(), "path": str(one.path)} for one in predictions])
-        return
-    for one in predictions:
+    for one in predictions if not as_json else ():
         others = ", ".join(f"{label} {as_percent(probability)}" for label, probability in one.top[1:])
         out(f"{one.path}: {one.label} {as_percent(one.probability)}" + (f" ({others})" if others else ""))
+    if problems:
+        fail("\n".join(str(problem) for problem in problems), status=BAD_INPUT)

@@ -205,6 +205,18 @@ def test_shards_must_be_there_once(tmp_path: Path) -> None:
     assert "must exist once" in problem(tmp_path)
 
 
+def test_files_beside_the_parts_are_left_out_and_counted(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", pa.array([0, 1] * 10))
+    write_parquet(tmp_path / "extra.parquet", pa.array([0, 1] * 10))
+    assert report(tmp_path).num_images == 20
+    assert skipped(tmp_path) == {"a parquet file that is no part": 1}
+
+
+def test_a_column_called_part_need_not_mean_parts(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "plants.parquet", pa.array([0, 1] * 10), part=["leaf", "root"] * 10)
+    assert report(path).num_images == 20
+
+
 def test_two_data_sets_in_a_clone_are_refused(tmp_path: Path) -> None:
     for name in ("small", "large"):
         write_parquet(tmp_path / name / "train-00000-of-00001.parquet", pa.array([0, 1] * 5))

@@ -10,7 +10,7 @@ from trainers.data.folders import HIDDEN, is_image_name, is_left_aside
 from trainers.data.labels import class_numbers, read_labels
 from trainers.data.listing import DataError, DataFindings, FileListing, Listing, few
 from trainers.data.parquet import NO_LABEL
-from trainers.data.splits import part_of
+from trainers.data.splits import names_parts, part_of
 
 _NAMES = ("labels.csv", "metadata.csv", "metadata.jsonl", "labels.jsonl")
 _FILE_COLUMNS = ("file_name", "filename", "file", "image", "path")
@@ -43,6 +43,7 @@ def list_label_files(
     rows = [(part, path, row) for part, path in tables.items() for row in _read(path)]
     labels = read_labels(where, [label for _, _, (_, label, _) in rows])
     numbers = class_numbers(labels.names)
+    divides = names_parts(split for _, _, (_, _, split) in rows)
     chosen: dict[str, list[tuple[Path, int]]] = {}
     missing: list[str] = []
     known: dict[Path, str] = {}
@@ -50,7 +51,7 @@ def list_label_files(
     for (part, path, (name, _, split)), value in zip(rows, labels.values, strict=True):
         file = path.parent / name
         listed.add(file)
-        mine = part if split is None else part_of(split)
+        mine = part_of(split) if divides and split is not None else part
         if mine is None:
             findings.skip(f"split {split!r}: neither training, validation nor test", name)
         elif value is None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from trainers.data.folders import is_left_aside
 from trainers.data.labels import Labels, class_numbers, merge_names, read_labels, sort_names
 from trainers.data.listing import DataError, DataFindings, Item, Listing, few
-from trainers.data.splits import part_of
+from trainers.data.splits import names_parts, part_of
 
 _DEPTH = 3
 """Depth at which the files of a repository of the hub may lie, as in `default/train/0000.parquet`."""
@@ -75,19 +75,24 @@ def find_parquet(folder: Path, findings: DataFindings) -> dict[str, tuple[Path, 
     """The parquet files of a folder by part; empty if there are none.
 
     A file's part is told by the first word of its name, as in `train-00000-of-00002.parquet`, or by its folder, as in
-    `default/train/0000.parquet`. Files without a part belong to the training part.
+    `default/train/0000.parquet`. Files without a part are the training part if no other files are.
 
     Raises:
         DataError: A shard is missing or exists twice, or the folder contains several data sets.
     """
-    found = list(_files(folder, _DEPTH))
     by_part: dict[str, list[Path]] = {}
-    for path in found:
+    nameless: list[Path] = []
+    for path in _files(folder, _DEPTH):
         part = _part_of_file(folder, path)
-        if part is None:
-            findings.skip("a part that is neither training, validation nor test", str(path))
-        else:
+        if part is not None:
             by_part.setdefault(part, []).append(path)
+        else:
+            nameless.append(path)
+    if nameless and "train" not in by_part:
+        by_part["train"] = nameless
+    else:
+        for path in nameless:
+            findings.skip("a parquet file that is no part", str(path))
     for part, paths in by_part.items():
         _check_shards(folder, part, paths)
     return {part: tuple(paths) for part, paths in by_part.items()}
@@ -115,7 +120,8 @@ def list_parquet(
         row = 0
         for table in several:
             _check_known(table, numbers, names)
-            splits = table.splits if len(tables) == 1 and table.splits else [part] * len(table.labels.values)
+            divides = len(tables) == 1 and names_parts(table.splits)
+            splits = table.splits if divides else [part] * len(table.labels.values)
             for value, split in zip(table.labels.values, splits, strict=True):
                 mine = part_of(split) if split is not None else None
                 if mine is None:
@@ -197,15 +203,12 @@ def _files(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _part_of_file(folder: Path, path: Path) -> str | None:
-    """The part of a file: `None` if its name or folder names a part that is not ours."""
+    """The part that the name or the folder of a file means, if any."""
     first_word = re.split(r"[-._]", path.name)[0]
     if part_of(first_word) is not None:
         return part_of(first_word)
     parents = path.relative_to(folder).parts[:-1]
-    named = next((part_of(parent) for parent in reversed(parents) if part_of(parent) is not None), None)
-    if named is not None:
-        return named
-    return None if _SHARD.match(path.stem) and first_word not in ("data", "part", "") else "train"
+    return next((part_of(parent) for parent in reversed(parents) if part_of(parent) is not None), None)
 
 
 def _check_shards(folder: Path, part: str, paths: Sequence[Path]) -> None:

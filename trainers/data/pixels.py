@@ -92,7 +92,10 @@ def decode(item: Item, *, scales: Scales, background: str = WHITE) -> DecodedIma
         raise DeepImageError(Extent(kind, float(values.min()), float(values.max()), image.mode))
     if kind is not None and kind != _UPPER_HALF:
         return DecodedImage(_scaled(image, scales[kind]), image.mode)
-    return DecodedImage(flatten(_through_profile(image), background), image.mode)
+    try:
+        return DecodedImage(flatten(_through_profile(image), background), image.mode)
+    except (*_BROKEN, ImageCms.PyCMSError) as error:  # such as a mode that Pillow cannot convert
+        raise BrokenImageError(why_broken(error)) from error
 
 
 def depth_of(image: Image.Image) -> str | None:

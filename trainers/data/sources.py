@@ -106,18 +106,22 @@ def not_square(name: str, size: tuple[int, int]) -> DataError:
     )
 
 
-def unreadable(reasons: Mapping[str, str]) -> DataError:
-    """The error for files or rows that are not images, with the reason for each."""
+def unreadable(reasons: Mapping[str, str], *, of_data_set: bool = True) -> DataError:
+    """The error for files or rows that are not images.
+
+    Args:
+        reasons: The reason for each, by name.
+        of_data_set: Whether they belong to a data set, so that `data.skip_broken` may leave them out.
+    """
+    advice = ", or leave it out with `data.skip_broken: true`." if of_data_set else "."
     if len(reasons) == 1:
         ((name, reason),) = reasons.items()
-        start = f"{name} must be an image that Pillow can read, but: {reason}. Replace or remove it, or leave it out"
-    else:
-        some = [f"{name} ({reason})" for name, reason in reasons.items()]
-        start = (
-            f"{len(reasons)} images must be readable by Pillow, but are not: {few(some, _MAX_UNREADABLE)}. Replace or "
-            "remove them, or leave them out"
-        )
-    return DataError(f"{start} with `data.skip_broken: true`.")
+        return DataError(f"{name} must be an image that Pillow can read, but: {reason}. Replace or remove it{advice}")
+    some = [f"{name} ({reason})" for name, reason in reasons.items()]
+    return DataError(
+        f"{len(reasons)} images must be readable by Pillow, but are not: {few(some, _MAX_UNREADABLE)}. Replace or "
+        f"remove them{advice.replace(' it ', ' them ')}"
+    )
 
 
 def _size(size: tuple[int, int]) -> str:

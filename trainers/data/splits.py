@@ -1,6 +1,6 @@
 """Parts of a data set: names that mean training, validation and test, and random splits."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,11 @@ PART_NAMES = {
 def part_of(name: str) -> str | None:
     """The part that a name means, in any case: `train`, `validation`, `test` or `None`."""
     return PART_NAMES.get(name.strip().lower())
+
+
+def names_parts(values: Iterable[str | None]) -> bool:
+    """Whether the values of a column divide a data set into parts: one of them must mean training."""
+    return any(value is not None and part_of(value) == "train" for value in values)
 
 
 def split_indices(
