@@ -49,15 +49,19 @@ def test_links_are_followed_once_and_loops_end(tmp_path: Path) -> None:
     (tmp_path / "pets" / "dog" / "loop").symlink_to(tmp_path / "pets" / "dog")
     (tmp_path / "pets" / "dog" / "same.png").symlink_to(tmp_path / "pets" / "dog" / "000.png")
     (tmp_path / "pets" / "dog" / "self.png").symlink_to(tmp_path / "pets" / "dog" / "self.png")
+    (tmp_path / "pets" / "dog" / "up").symlink_to(tmp_path)
+    (tmp_path / "pets" / "here").symlink_to(".")
+    (tmp_path / "pets" / "gone").symlink_to("/not-mounted")
     found = report(tmp_path / "pets")
     assert {name: sum(part.per_class[name] for part in found.parts.values()) for name in ("cat", "dog")} == {
         "cat": 20,
         "dog": 10,
     }
     assert {one.reason: one.count for one in found.skipped} == {
-        "a link to a folder that was already read": 2,
+        "a link to a folder that was already read": 1,
+        "a link to a folder above it": 3,
         "a link to a file that was already read": 1,
-        "a link that leads nowhere": 1,
+        "a link that leads nowhere": 2,
     }
 
 
@@ -162,6 +166,31 @@ def test_a_file_with_two_labels_is_refused(tmp_path: Path) -> None:
     assert "several labels per image is not supported" in problem(tmp_path)
 
 
+def test_tables_may_be_named_after_parts(tmp_path: Path) -> None:
+    for number in range(30):
+        picture(number).save(tmp_path / f"{number}.png")
+    for name, numbers in (("Train.csv", range(18)), ("val.csv", range(18, 24)), ("test.csv", range(24, 30))):
+        lines = ["image,class", *(f"{number}.png,{number % 2}" for number in numbers)]
+        (tmp_path / name).write_text("\n".join(lines))
+    assert [part.num_images for part in report(tmp_path).parts.values()] == [18, 6, 6]
+
+
+def test_whole_numbers_in_a_table_stay_as_they_are_written(tmp_path: Path) -> None:
+    rows = ["007", "010", "-1"]
+    for number in range(18):
+        picture(number).save(tmp_path / f"{number}.png")
+    lines = ["file_name,label", *(f"{number}.png,{rows[number % 3]}" for number in range(18))]
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    assert report(tmp_path).classes == ["007", "010"]
+    assert skipped(tmp_path) == {"no label": 6}
+
+
+def test_numbers_to_predict_in_a_table_are_refused(tmp_path: Path) -> None:
+    picture(1).save(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text("file_name,label\na.png,0.53\na.png,2\n")
+    assert "regression is not supported" in problem(tmp_path)
+
+
 # --- parquet ---
 
 
@@ -222,6 +251,19 @@ def test_two_data_sets_in_a_clone_are_refused(tmp_path: Path) -> None:
         write_parquet(tmp_path / name / "train-00000-of-00001.parquet", pa.array([0, 1] * 5))
     assert "lies in several folders: large, small" in problem(tmp_path)
     assert load_images(config(tmp_path / "small")).name == "small"
+
+
+def test_further_frames_are_a_warning(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    picture(1).save(tmp_path / "cat" / "film.gif", save_all=True, append_images=[picture(90)])
+    assert "frames" in kinds_of_warnings(tmp_path, split_seed=1) + kinds_of_warnings(tmp_path, split_seed=2)
+
+
+def test_a_name_that_is_no_utf8_can_be_shown(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    (tmp_path / "cat" / "\udcff.txt").write_bytes(b"")
+    assert json.dumps(report(tmp_path).model_dump(mode="json")).isascii()
+    assert "\\udcff.txt" in report(tmp_path).skipped[0].examples[0]
 
 
 # --- pixels ---

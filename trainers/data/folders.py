@@ -13,6 +13,7 @@ left aside, too."""
 _UNREADABLE_FORMATS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
 """Formats that Pillow recognises, but cannot decode without other programs."""
 HIDDEN = "hidden, or left behind by a system"
+_NOWHERE = "a link that leads nowhere"
 
 
 @cache
@@ -55,7 +56,14 @@ def list_class_folders(
     Raises:
         DataError: There are no class folders or no images, or a class is unknown.
     """
-    found = [path for path in visible_folders(folder) if path not in leave_out]
+    found = []
+    for path in visible_folders(folder):
+        if path in leave_out:
+            continue
+        if _leads_up(path):
+            findings.skip("a link to a folder above it", str(path))
+        else:
+            found.append(path)
     if not found:
         raise DataError(
             f"{folder} must contain one sub-folder per class, labels.csv or parquet files, but it has none of them. "
@@ -92,6 +100,8 @@ def _count_rest(folder: Path, findings: DataFindings) -> None:
     for path in sorted(folder.iterdir()):
         if is_left_aside(path.name):
             _count_hidden(path, findings)
+        elif _is_broken_link(path):
+            findings.skip(_NOWHERE, str(path))
         elif is_image_name(path.name) and not path.is_dir():
             findings.skip("not in a class folder", str(path))
 
@@ -111,8 +121,10 @@ def _image_files(folder: Path, findings: DataFindings) -> Iterator[Path]:
             path = Path(entry.path)
             if is_left_aside(entry.name):
                 _count_hidden(path, findings)
-            elif _is_broken_link(entry):
-                findings.skip("a link that leads nowhere", str(path))
+            elif _is_broken_link(path):
+                findings.skip(_NOWHERE, str(path))
+            elif _leads_up(path):
+                findings.skip("a link to a folder above it", str(path))
             elif entry.is_dir():
                 waiting.insert(0, path) if entry.is_symlink() else waiting.append(path)
             elif not is_image_name(entry.name):
@@ -134,14 +146,19 @@ def _is_new(path: Path, seen: set[tuple[int, int]]) -> bool:
     return True
 
 
-def _is_broken_link(entry: "os.DirEntry[str]") -> bool:
-    if not entry.is_symlink():
+def _is_broken_link(path: Path) -> bool:
+    if not path.is_symlink():
         return False
     try:
-        entry.stat()
+        path.stat()
     except OSError:  # the target does not exist, or the link leads to itself
         return True
     return False
+
+
+def _leads_up(path: Path) -> bool:
+    """Whether a link leads to a folder that contains it, so that it would read other classes, too."""
+    return path.is_symlink() and path.is_dir() and path.resolve() in (path.parent.resolve() / path.name).parents
 
 
 def _count_hidden(path: Path, findings: DataFindings) -> None:

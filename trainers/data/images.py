@@ -244,6 +244,8 @@ def decode_images(
         decoder.scales |= found
         for chosen in _together(parts):
             decoder.read(chosen)
+    if decoder.num_with_frames:
+        findings.warn("frames", f"{decoder.num_with_frames} files have several frames or pages: only the first is used")
     if config.skip_broken:
         for name, reason in decoder.broken.items():
             findings.skip("broken, as data.skip_broken allows", f"{name} ({reason})")
@@ -266,6 +268,7 @@ class _Decoder:
         self.scales = scales
         self.extents: dict[str, Extent] = {}
         """Deep images whose range must be known before they can be decoded."""
+        self.num_with_frames = 0
         self.broken: dict[str, str] = {}
         """Reasons by name."""
         self._config = config
@@ -287,6 +290,7 @@ class _Decoder:
             except BrokenImageError as error:
                 self.broken[item.name] = str(error)
             else:
+                self.num_with_frames += decoded.has_frames
                 self._originals[decoded.mode, decoded.image.size] += 1
                 self._planes[id(listing), index] = self._resized(item.name, decoded.image)
 

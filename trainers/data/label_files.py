@@ -27,6 +27,12 @@ def find_label_file(folder: Path) -> Path | None:
     return next((by_name[name] for name in _NAMES if name in by_name), None)
 
 
+def find_part_tables(folder: Path) -> dict[str, Path]:
+    """Tables named after parts, such as `train.csv` and `val.csv`."""
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".csv", ".jsonl") and path.is_file())
+    return {part: path for path in found if (part := part_of(path.stem)) is not None}
+
+
 def list_label_files(
     where: str, tables: Mapping[str, Path], findings: DataFindings
 ) -> tuple[tuple[str, ...], dict[str, Listing]]:
@@ -41,7 +47,7 @@ def list_label_files(
         DataError: A table lacks a column, names files that do not exist, or has labels that are no classes.
     """
     rows = [(part, path, row) for part, path in tables.items() for row in _read(path)]
-    labels = read_labels(where, [label for _, _, (_, label, _) in rows])
+    labels = read_labels(where, _plain_labels([label for _, _, (_, label, _) in rows]))
     numbers = class_numbers(labels.names)
     divides = names_parts(split for _, _, (_, _, split) in rows)
     chosen: dict[str, list[tuple[Path, int]]] = {}
@@ -106,6 +112,21 @@ def _read(path: Path) -> Iterator[tuple[str, Any, str | None]]:
             raise DataError(f"each row of {path} must name a file, but row {number} does not. Remove it.")
         part = row.get(split) if split is not None else None
         yield str(name), row.get(label), None if part in (None, "") else str(part)
+
+
+def _plain_labels(labels: list[Any]) -> list[Any]:
+    """Labels of a text table: as numbers if they are fractions, otherwise as text, without `.0` and without -1."""
+    given = [label for label in labels if label not in (None, "")]
+    try:
+        numbers = [float(label) for label in given if isinstance(label, str)]
+    except ValueError:
+        return labels
+    if len(numbers) < len(given):
+        return labels
+    if not all(number.is_integer() for number in numbers):
+        return [None if label in (None, "") else float(label) for label in labels]
+    texts = [str(label or "").removesuffix(".0") for label in labels]
+    return [None if text in ("", "-1") else text for text in texts]
 
 
 def _csv_rows(path: Path) -> list[dict[str, Any]]:

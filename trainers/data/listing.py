@@ -83,8 +83,8 @@ class DataFindings:
         """Count entries that are not used."""
         found = self.skipped.setdefault(reason, Skipped(reason))
         found.count += count
-        if count and len(found.examples) < _MAX_EXAMPLES:
-            found.examples.append(example)
+        if example and len(found.examples) < _MAX_EXAMPLES:
+            found.examples.append(example.encode(errors="backslashreplace").decode())  # a name may be no UTF-8
 
     def warn(self, kind: str, message: str) -> None:
         """Add a warning."""

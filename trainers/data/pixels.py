@@ -20,6 +20,7 @@ _RANGES = (1, 255, 1023, 4095, 16383, 65535)
 """Largest values of whole numbers with 1, 8, 10, 12, 14 and 16 bits."""
 _FLOAT_RANGES = (1.0, 255.0, 65535.0)
 _UPPER_HALF = "16-bit colour"
+_FRAMES = "vitsearch-frames"
 FORMAT_SCALES: Scales = {"16-bit": 65535.0, "float": 1.0, _UPPER_HALF: 255.0}
 """The values that mean white by the formats themselves."""
 _BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -56,6 +57,8 @@ class DecodedImage(NamedTuple):
     """Mode L (grey) or RGB."""
     mode: str
     """Pillow's mode of the stored image."""
+    has_frames: bool = False
+    """Whether the file has further images after this one, its first."""
 
 
 class Extent(NamedTuple):
@@ -86,14 +89,14 @@ def decode(item: Item, *, scales: Scales, background: str = WHITE) -> DecodedIma
     if isinstance(item.content, np.ndarray):
         return DecodedImage(Image.fromarray(item.content), "L")
     image = _opened(item)
-    kind = depth_of(image)
+    kind, has_frames = depth_of(image), bool(image.info.get(_FRAMES))
     if kind is not None and kind not in scales:
         values = np.asarray(image)
         raise DeepImageError(Extent(kind, float(values.min()), float(values.max()), image.mode))
     if kind is not None and kind != _UPPER_HALF:
-        return DecodedImage(_scaled(image, scales[kind]), image.mode)
+        return DecodedImage(_scaled(image, scales[kind]), image.mode, has_frames)
     try:
-        return DecodedImage(flatten(_through_profile(image), background), image.mode)
+        return DecodedImage(flatten(_through_profile(image), background), image.mode, has_frames)
     except (*_BROKEN, ImageCms.PyCMSError) as error:  # such as a mode that Pillow cannot convert
         raise BrokenImageError(why_broken(error)) from error
 
@@ -182,7 +185,9 @@ def _opened(item: Item) -> Image.Image:
             return ImageOps.exif_transpose(content)
         with Image.open(BytesIO(content) if isinstance(content, bytes) else content) as image:
             halved = image.mode in ("RGB", "RGBA") and any(";16" in str(tile.args) for tile in image.tile)
+            has_frames = bool(getattr(image, "is_animated", False))
             upright = ImageOps.exif_transpose(image)
+            upright.info[_FRAMES] = has_frames
             if halved:  # Pillow keeps the upper 8 of 16 bits
                 upright.info[_UPPER_HALF] = True
             return upright

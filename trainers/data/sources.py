@@ -9,7 +9,7 @@ from typing import Any
 from search_spaces.base import ImageTask
 from trainers.config import NOISE, DataConfig
 from trainers.data.folders import list_class_folders, loose_images, visible_folders
-from trainers.data.label_files import find_label_file, list_label_files
+from trainers.data.label_files import find_label_file, find_part_tables, list_label_files
 from trainers.data.labels import similar_names
 from trainers.data.listing import DataError, DataFindings, FileListing, Item, Listing, Source, few
 from trainers.data.parquet import find_parquet, list_parquet
@@ -160,6 +160,9 @@ def _list_folder(folder: Path, findings: DataFindings) -> tuple[tuple[str, ...],
     parquet = find_parquet(folder, findings)
     if parquet:
         return list_parquet(str(folder), parquet, findings)
+    part_tables = find_part_tables(folder)
+    if "train" in part_tables:
+        return list_label_files(str(folder), part_tables, findings)
     parts = _part_folders(folder)
     tables = {part: find_label_file(path) for part, path in parts.items()}
     if tables.get("train"):
