@@ -354,6 +354,7 @@ def test_a_training_that_has_no_memory_even_alone_fails_alone(tmp_path: Path, mo
     assert [outcome.state for outcome in outcomes] == ["complete", "failed", "complete"]
 
 
+@pytest.mark.usefixtures("one_thread")  # two threads would share the pack
 def test_models_that_cannot_be_stacked_take_turns_and_the_log_says_so_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: Alone, caplog: pytest.LogCaptureFixture
 ) -> None:
