@@ -51,11 +51,10 @@ def _report(report: DataReport) -> RenderableType:
     if len(report.classes) > _MAX_CLASSES:
         table.add_row(f"... ({len(report.classes)} classes)", *("" for _ in report.parts))
     table.add_row("total", *(str(part.num_images) for part in report.parts.values()), style="bold")
-    channels = "grey" if report.channels == 1 else "colour"
     size = f"{report.image_size} x {report.image_size} pixels"
     found = ", ".join(report.originals[:4]) + (", ..." if len(report.originals) > 4 else "")
     lines = [
-        f"{report.source}: {report.num_images} {channels} images of {len(report.classes)} classes",
+        f"{report.source}: {report.num_images} {report.colours} images of {len(report.classes)} classes",
         f"used at {size} (resize: {report.resize}); as stored: {found}",
         "mean "
         + ", ".join(f"{value:.3f}" for value in report.mean)

@@ -283,7 +283,17 @@ def test_transparent_pixels_get_the_background(mode: str) -> None:
     assert np.asarray(decoded(image, "#ff0000").convert("RGB"))[0, 1].tolist() == [255, 0, 0]
 
 
-def test_a_wide_gamut_goes_through_its_profile() -> None:
+def test_colours_go_through_a_profile_to_srgb() -> None:
+    """The profile is sRGB with red and blue exchanged."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    renamed = srgb.replace("sRGB".encode("utf-16-be"), "sBGR".encode("utf-16-be"))
+    exchanged = renamed.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
+    image = Image.new("RGB", (1, 1), (200, 30, 60))
+    image.info["icc_profile"] = exchanged
+    assert np.asarray(decoded(image))[0, 0].tolist() == pytest.approx([60, 30, 200], abs=2)
+
+
+def test_a_profile_of_srgb_or_one_that_does_not_fit_changes_nothing() -> None:
     image = Image.new("RGB", (1, 1), (200, 30, 30))
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
     image.info["icc_profile"] = lab.tobytes()

@@ -21,8 +21,9 @@ def image_suffixes() -> frozenset[str]:
     """All suffixes, in lower case and with the dot, whose formats the installed Pillow decodes."""
     from PIL import Image
 
-    readable = Image.OPEN.keys() - _UNREADABLE_FORMATS if Image.registered_extensions() else set()
-    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in readable)
+    formats = Image.registered_extensions()  # also fills `Image.OPEN`
+    readable = Image.OPEN.keys() - _UNREADABLE_FORMATS
+    return frozenset(suffix for suffix, kind in formats.items() if kind in readable)
 
 
 def is_left_aside(name: str) -> bool:

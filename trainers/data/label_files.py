@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from trainers.data.folders import HIDDEN, is_image_name, is_left_aside
-from trainers.data.labels import class_numbers, read_labels
+from trainers.data.labels import NO_LABEL, class_numbers, read_labels
 from trainers.data.listing import DataError, DataFindings, FileListing, Listing, few
-from trainers.data.parquet import NO_LABEL
-from trainers.data.splits import names_parts, part_of
+from trainers.data.splits import SPLIT_COLUMNS, names_parts, no_part, part_of
 
 _NAMES = ("labels.csv", "metadata.csv", "metadata.jsonl", "labels.jsonl")
 _FILE_COLUMNS = ("file_name", "filename", "file", "image", "path")
 _LABEL_COLUMNS = ("label", "labels", "class", "target", "category")
-_SPLIT_COLUMNS = ("split", "part", "fold")
 _MAX_MISSING = 20
 
 
@@ -59,7 +57,7 @@ def list_label_files(
         listed.add(file)
         mine = part_of(split) if divides and split is not None else part
         if mine is None:
-            findings.skip(f"split {split!r}: neither training, validation nor test", name)
+            findings.skip(no_part(split), name)
         elif value is None:
             findings.skip(NO_LABEL, name)
         elif not file.is_file():
@@ -101,7 +99,7 @@ def _read(path: Path) -> Iterator[tuple[str, Any, str | None]]:
     columns = {str(name).strip().lower(): name for name in rows[0]}
     file, label, split = (
         next((columns[name] for name in names if name in columns), None)
-        for names in (_FILE_COLUMNS, _LABEL_COLUMNS, _SPLIT_COLUMNS)
+        for names in (_FILE_COLUMNS, _LABEL_COLUMNS, SPLIT_COLUMNS)
     )
     if file is None or label is None:
         missing = "file_name" if file is None else "label"

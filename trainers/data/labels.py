@@ -8,6 +8,8 @@ from trainers.data.listing import DataError, few
 
 UNLABELLED = None
 """The class of a row without a label."""
+NO_LABEL = "no label"
+"""The reason for leaving out such a row."""
 
 
 class Labels(NamedTuple):
@@ -57,7 +59,7 @@ def class_numbers(names: Sequence[str]) -> dict[str, int]:
 
 
 def similar_names(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Groups of names that differ only by case or space."""
+    """Groups of names that differ only in case, spaces, hyphens or underscores."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault("".join(name.split()).casefold().replace("_", "").replace("-", ""), []).append(name)

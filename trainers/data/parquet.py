@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainers.data.folders import is_left_aside
-from trainers.data.labels import Labels, class_numbers, merge_names, read_labels, sort_names
+from trainers.data.labels import NO_LABEL, Labels, class_numbers, merge_names, read_labels, sort_names
 from trainers.data.listing import DataError, DataFindings, Item, Listing, few
-from trainers.data.splits import names_parts, part_of
+from trainers.data.splits import SPLIT_COLUMNS, names_parts, no_part, part_of
 
 _DEPTH = 3
 """Depth at which the files of a repository of the hub may lie, as in `default/train/0000.parquet`."""
-_SHARD = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?:-[0-9a-f]+)?$")
+_SHARD = re.compile(r"^.*-(?P<number>\d{5})-of-(?P<count>\d{5})(?:-[0-9a-f]+)?$")
 """Name of a shard, as on the hub, without its suffix."""
-_SPLIT_COLUMNS = ("split", "part", "fold")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "category")
-NO_LABEL = "no label"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +123,7 @@ def list_parquet(
             for value, split in zip(table.labels.values, splits, strict=True):
                 mine = part_of(split) if split is not None else None
                 if mine is None:
-                    findings.skip(f"split {split!r}: neither training, validation nor test", f"row {row} of {where}")
+                    findings.skip(no_part(split), f"row {row} of {where}")
                 elif value is None:
                     findings.skip(NO_LABEL, f"row {row} of {where}")
                 else:
@@ -142,7 +140,7 @@ def list_parquet(
                 image_column=image_column,
                 rows=tuple(rows),
             )
-    if not any(several and any(table.labels.values for table in several) for several in tables.values()):
+    if not any(table.labels.values for several in tables.values() for table in several):
         raise DataError(f"{where} must contain images, but its parquet files have no rows. Use other files.")
     return names, parts
 
@@ -251,7 +249,7 @@ def _columns(path: Path, schema: Any) -> tuple[str, str, str | None]:
     images = [field.name for field in schema if _holds_images(field.type)]
     whole = [field.name for field in schema if field.name not in images and _may_be_label(field.type)]
     texts = [field.name for field in schema if _is_text(field.type)]
-    split = next((name for name in texts if name.lower() in _SPLIT_COLUMNS), None)
+    split = next((name for name in texts if name.lower() in SPLIT_COLUMNS), None)
     declared = [name for name, kind in _features(schema).items() if kind.get("_type") == "ClassLabel" and name in whole]
     by_lower = {name.lower(): name for name in whole}
     usual = [by_lower[name] for name in _LABEL_COLUMNS if name in by_lower]

@@ -53,12 +53,16 @@ class DataReport(_Plain):
         """Images of all parts."""
         return sum(part.num_images for part in self.parts.values())
 
+    @property
+    def colours(self) -> str:
+        """`grey` or `colour`, for messages."""
+        return "grey" if self.channels == 1 else "colour"
+
     def lines(self) -> list[str]:
         """Two lines for the start of a run: what is used, and what is not or is suspicious."""
         counts = ", ".join(f"{part.num_images} {name}" for name, part in self.parts.items())
-        channels = "grey" if self.channels == 1 else "colour"
         lines = [
-            f"{self.num_images} {channels} images of {len(self.classes)} classes at {self.image_size} x "
+            f"{self.num_images} {self.colours} images of {len(self.classes)} classes at {self.image_size} x "
             f"{self.image_size} pixels: {counts}"
         ]
         remarks = [f"{one.count} left out ({one.reason})" for one in self.skipped]

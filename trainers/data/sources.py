@@ -235,8 +235,9 @@ def _check_classes(source: Source) -> None:
                 f"into parts, but {name!r} has {counts[number]}. Add images or remove the class."
             )
     for group in similar_names(names):
+        alike = few([repr(name) for name in group])
         source.findings.warn(
-            "similar-classes", f"the classes {few([repr(name) for name in group])} differ only in case or space"
+            "similar-classes", f"the classes {alike} differ only in case, spaces, hyphens or underscores"
         )
     for part, listing in source.parts.items():
         missing = [names[number] for number in sorted(set(range(len(names))) - set(listing.labels))]

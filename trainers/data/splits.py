@@ -24,6 +24,15 @@ PART_NAMES = {
 """The part that a folder, a file or a value of a column means by its name in lower case."""
 
 
+SPLIT_COLUMNS = ("split", "part", "fold")
+"""Names of a column that divides a data set into parts, in lower case."""
+
+
+def no_part(name: str | None) -> str:
+    """The reason for leaving out an image whose `split` means no part."""
+    return f"split {name!r}: neither training, validation nor test"
+
+
 def part_of(name: str) -> str | None:
     """The part that a name means, in any case: `train`, `validation`, `test` or `None`."""
     return PART_NAMES.get(name.strip().lower())

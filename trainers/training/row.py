@@ -57,7 +57,7 @@ class Row:
         self._ema_updates = self._swa_epochs = 0
 
     def call(self, parameters: Sequence[Tensor], images: Tensor, **options: Any) -> Any:
-        """Logits of the model with other parameters in place of its own; for use under `torch.func.vmap`."""
+        """Logits computed with the given parameters instead of the model's own; works under `torch.func.vmap`."""
         named = dict(zip(self.names, parameters, strict=True))
         return functional_call(self.model, named, (images,), options, tie_weights=self._has_ties)
 
