@@ -370,6 +370,29 @@ class StackedLabelLoss(Protocol):
         ...
 
 
+# --- metrics ---
+
+
+class Metric(Protocol):
+    """A measure of a model's predictions on labelled images."""
+
+    card: ClassVar[PluginCard]
+    direction: ClassVar[Literal["maximize", "minimize"]]
+    is_fraction: ClassVar[bool]
+    """Whether all values lie between 0 and 1. They are then shown in percent."""
+
+    def measure(self, logits: "Tensor", labels: "Tensor") -> float:
+        """The value on `N` images.
+
+        It does not depend on the order of the images, and is NaN if a logit is NaN. The arguments are not modified.
+
+        Args:
+            logits: Shape (N, classes), float32 or float64, on any device. Their softmax are the probabilities.
+            labels: Shape (N,), int64, on the same device. Classes may be missing.
+        """
+        ...
+
+
 # --- augmentations ---
 
 
@@ -540,6 +563,8 @@ class Evaluated(NamedTuple):
     loss: float
     accuracy: float
     """Fraction between 0 and 1."""
+    metrics: Mapping[str, float] = {}
+    """All measured metrics, including these two, by the names of their plug-ins."""
 
 
 class Averager(Protocol):

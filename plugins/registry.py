@@ -26,6 +26,7 @@ KINDS = (
     "curricula",
     "optimizers",
     "losses",
+    "metrics",
     "augmentations",
     "stopping",
     "averaging",

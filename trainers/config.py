@@ -222,6 +222,10 @@ class EpochReport(_Plain):
     train_loss: float
     val_loss: float
     val_accuracy: float = Field(description="fraction between 0 and 1")
+    metrics: dict[str, float] = Field(
+        default_factory=dict,
+        description="further validation metrics, such as `val_macro_f1`; empty in reports of version 0.1.0",
+    )
     learning_rate: float
     num_images: int = Field(description="number of training images visited in this epoch")
     training_macs: float = Field(

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         LabelLoss,
         Loss,
         LossContext,
+        Metric,
         Mixing,
         NeedsSignals,
         Now,
@@ -117,6 +118,7 @@ __all__ = [
     "LabelLoss",
     "Loss",
     "LossContext",
+    "Metric",
     "Mixing",
     "ModelError",
     "NeedsSignals",
@@ -193,7 +195,7 @@ _HOMES = {
     "plugins.protocols": (
         "Augmentation Averager Candidate CurveModel CurvePoint DeclaresPacking Enumeration Evaluated "
         "EvaluatedElsewhere EvaluatingAverager ExampleOrder FinalChoice JointAugmentation LabelLoss Loss "
-        "LossContext Mixing NeedsSignals Now Optimizer OptimizerState OrderContext ParameterLayout PluginCard "
+        "LossContext Metric Mixing NeedsSignals Now Optimizer OptimizerState OrderContext ParameterLayout PluginCard "
         "PoolProxy Proxy ProxyModel ProxyScore Sampler Schedule Selection Signal StackedLabelLoss StateDict "
         "StepMethod Stopper TransformerBlock TwoGradients"
     ),

@@ -248,7 +248,7 @@ class RunTree:
 
     def epoch(self, stage: StageRecord, trial: TrialRecord, report: EpochReport, at: float) -> Rows:
         values = report.model_dump()
-        curves = {name: values[name] for name in _CURVES} | report.signals
+        curves = {name: values[name] for name in _CURVES} | report.metrics | report.signals
         points = tuple(MetricPoint(name, value, report.epoch, _ms(at)) for name, value in curves.items())
         return _rows(LogMetrics(key=self.trial_key(stage, trial.number), points=points))
 
@@ -268,7 +268,7 @@ class RunTree:
         configuration = []
         if configuration_yaml:
             configuration = [LogText(key=key, text=configuration_yaml, artifact_file="configuration.yaml")]
-        final = {name: value for name, value in trial.metrics.items() if name not in _CURVES}
+        final = {name: value for name, value in trial.metrics.items() if not _has_curve(name)}
         tags = {"vitsearch.state": trial.state, **({"vitsearch.reason": trial.reason} if trial.reason else {})}
         return _rows(
             *_final_metrics(key, {**final, **extra}, ended_at),
@@ -293,6 +293,11 @@ class RunTree:
                 description=text,
             ),
         )
+
+
+def _has_curve(metric: str) -> bool:
+    """Whether each epoch logs the metric, so that its last value needs no further point."""
+    return metric in _CURVES or (metric.startswith("val_") and not metric.endswith("_best"))
 
 
 def _final_metrics(key: str, metrics: Mapping[str, float], at: float) -> list[LogMetrics]:

@@ -7,6 +7,7 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
+from plugins.metrics.names import metric_key
 from plugins.protocols import Averager, Evaluated, EvaluatingAverager, StateDict
 from plugins.registry import create
 from search_spaces.recipes import PluginChoice
@@ -63,7 +64,12 @@ def average(task: AverageTask, data: ImageData, device: torch.device) -> TaskOut
     result = judge(weights)
     return TaskOutcome(
         state="complete",
-        metrics={"val_accuracy": result.accuracy, "val_loss": result.loss, "num_averaged": float(num_averaged)},
+        metrics={
+            **{metric_key(name): value for name, value in result.metrics.items()},
+            "val_accuracy": result.accuracy,
+            "val_loss": result.loss,
+            "num_averaged": float(num_averaged),
+        },
     )
 
 

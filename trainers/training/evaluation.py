@@ -1,12 +1,16 @@
-"""Forward passes without training: logits, loss and accuracy on a part of the data, and losses of single examples."""
+"""Forward passes without training: logits and metrics on a part of the data, and losses of single examples."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from plugins.metrics.names import RECORDED_METRICS
+from plugins.protocols import Metric
+from plugins.registry import create
 from trainers.data.images import ImageSplit
 from trainers.hardware.devices import autocast
 
@@ -35,25 +39,32 @@ class Normalizer:
 
 
 class Evaluation(NamedTuple):
-    """Loss and accuracy of a model on a part of the data."""
+    """Metrics of a model on a part of the data."""
 
     loss: float
     """Mean cross-entropy without label smoothing."""
     accuracy: float
     """Fraction between 0 and 1."""
+    metrics: Mapping[str, float] = {}
+    """All metrics, including these two, by the names of their plug-ins."""
 
 
 def evaluate(model: nn.Module, split: ImageSplit, normalizer: Normalizer) -> Evaluation:
-    """Mean loss and accuracy. Leaves the model in evaluation mode; `split` is on the model's device or the CPU."""
+    """Metrics of a model. Leaves it in evaluation mode; `split` is on the model's device or the CPU."""
     logits = torch.cat(list(logits_of(model, split.images, normalizer)))
     return judge(logits, split.labels.to(logits.device))
 
 
 def judge(logits: Tensor, labels: Tensor) -> Evaluation:
-    """Mean loss and accuracy of logits (N, classes) for labels (N,)."""
-    loss = F.cross_entropy(logits.double(), labels)
-    accuracy = (logits.argmax(1) == labels).double().mean()
-    return Evaluation(float(loss), float(accuracy))
+    """Metrics of logits (N, classes) for labels (N,)."""
+    metrics = {name: _metric(name).measure(logits, labels) for name in RECORDED_METRICS}
+    return Evaluation(metrics["loss"], metrics["accuracy"], metrics)
+
+
+@lru_cache(maxsize=64)
+def _metric(name: str) -> Metric:
+    metric: Metric = create("metrics", name)
+    return metric
 
 
 def example_losses(model: nn.Module, split: ImageSplit, normalizer: Normalizer) -> Tensor:

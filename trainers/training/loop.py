@@ -26,6 +26,7 @@ from trainers.training.losses import (
     check_losses,
     check_validation_loss,
     final_metrics,
+    further_metrics,
     mean_loss,
 )
 from trainers.training.methods import Methods
@@ -40,7 +41,7 @@ class MeasureDifficulty(NamedTuple):
 
 
 class Validate(NamedTuple):
-    """Requests loss and accuracy on the validation part. The answer is an `Evaluation`."""
+    """Requests the metrics on the validation part. The answer is an `Evaluation`."""
 
 
 class MeasureSignals(NamedTuple):
@@ -239,6 +240,7 @@ def _epoch(
         train_loss=mean_loss(losses, sizes),
         val_loss=validation.loss,
         val_accuracy=validation.accuracy,
+        metrics=further_metrics(validation.metrics),
         learning_rate=rate,
         num_images=sum(sizes),
         training_macs=training_macs,

@@ -1,11 +1,12 @@
 """Losses and metrics of a training: checks that they are finite, their means, and the final metrics."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from plugins.metrics.names import metric_key
 from search_spaces.base import ImageTask
 from trainers.config import EpochReport
 from trainers.models.building import topology_costs
@@ -46,6 +47,11 @@ def mean_loss(losses: Sequence[Tensor], sizes: Sequence[int]) -> float:
     return float(torch.stack(list(losses)).cpu().double() @ weights / weights.sum())
 
 
+def further_metrics(measured: Mapping[str, float]) -> dict[str, float]:
+    """Validation metrics for a report, by their keys, without loss and accuracy, which have fields of their own."""
+    return {metric_key(name): value for name, value in measured.items() if name not in ("loss", "accuracy")}
+
+
 def final_metrics(history: Sequence[EpochReport], topology: str, task: ImageTask) -> dict[str, float]:
     """The metrics of a training, from the reports of its epochs (at least one)."""
     last = history[-1]
@@ -54,6 +60,7 @@ def final_metrics(history: Sequence[EpochReport], topology: str, task: ImageTask
     return {
         "val_accuracy": last.val_accuracy,
         "val_loss": last.val_loss,
+        **last.metrics,
         "train_loss": last.train_loss,
         "val_accuracy_best": max(report.val_accuracy for report in history),
         "val_loss_best": min(report.val_loss for report in history),
