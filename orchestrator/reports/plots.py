@@ -4,20 +4,26 @@ Functions import matplotlib lazily, because the import takes half a second and m
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from orchestrator.reports.drawing import (
+    BLUE,
+    CYCLE,
+    GREEN,
+    GREY,
+    ORANGE,
+    SOFT_INK,
+    new_figure,
+    plain_log,
+    whole_numbers,
+    write_title,
+)
 from plugins.protocols import CurvePoint
 
 if TYPE_CHECKING:
     from orchestrator.evaluation.verdict import EarlyJudgement, Verdict
-
-_BLUE, _ORANGE, _GREEN, _GREY, _INK, _SOFT_INK = "#0072b2", "#d55e00", "#009e73", "#9aa3ad", "#22272e", "#5b6470"
-_CYCLE = (_BLUE, "#e69f00", _GREEN, "#cc79a7", "#56b4e9", _ORANGE, "#7a68a6", _SOFT_INK)
-"""Okabe and Ito's colours, which colour-blind readers can distinguish, and two other colours."""
-_DPI = 160
 
 
 class TauInterval(Protocol):
@@ -57,16 +63,16 @@ def scatter_score_against_accuracy(
     factor, unit = (100, "%") if unit == "fraction" else (1, unit)
     pairs = [(score, factor * truth) for score, truth in zip(scores, accuracy, strict=True) if math.isfinite(score)]
     crowd = len(pairs) > 60
-    with _figure(path) as axes:
+    with new_figure(path) as axes:
         style = {"s": 30, "alpha": 0.7} if crowd else {"s": 46, "alpha": 0.8}
-        axes.scatter(*_columns(pairs), color=_BLUE, edgecolor="white", linewidth=0.8, zorder=3, **style)
+        axes.scatter(*_columns(pairs), color=BLUE, edgecolor="white", linewidth=0.8, zorder=3, **style)
         positive = [score for score, _ in pairs if score > 0]
         if len(positive) == len(pairs) > 1 and max(positive) > 50 * min(positive):
             axes.set_xscale("log")
         axes.set_xlabel(f"{proxy} (training-free score)")
         axes.set_ylabel(f"{target} ({unit})")
         left_out = f", {len(scores) - len(pairs)} without a finite score" if len(pairs) < len(scores) else ""
-        _title(axes, f"Does {proxy} predict accuracy?", f"{_tau_text(tau)} over {len(pairs)} topologies{left_out}")
+        write_title(axes, f"Does {proxy} predict accuracy?", f"{_tau_text(tau)} over {len(pairs)} topologies{left_out}")
 
 
 def correlation_summary(
@@ -84,12 +90,12 @@ def correlation_summary(
         subject: The predicted quantity for the title, such as `c100_kd_acc of pit`.
     """
     against = next((row.tau for row in verdicts if row.proxy == baseline), None)
-    with _figure(path, width=7.6, height=1.9 + 0.25 * max(len(verdicts), 2)) as axes:
+    with new_figure(path, width=7.6, height=1.9 + 0.25 * max(len(verdicts), 2)) as axes:
         if against is not None and against.value is not None:
             if against.low is not None and against.high is not None:
-                axes.axvspan(against.low, against.high, color=_ORANGE, alpha=0.1, linewidth=0, zorder=0)
-            axes.axvline(against.value, color=_ORANGE, linewidth=1.2, zorder=1)
-        axes.axvline(0, color=_GREY, linewidth=1.0, zorder=1)
+                axes.axvspan(against.low, against.high, color=ORANGE, alpha=0.1, linewidth=0, zorder=0)
+            axes.axvline(against.value, color=ORANGE, linewidth=1.2, zorder=1)
+        axes.axvline(0, color=GREY, linewidth=1.0, zorder=1)
         for place, row in enumerate(verdicts):
             _interval_line(axes, place, row, baseline)
         axes.set_yticks(range(len(verdicts)), [row.proxy for row in verdicts])
@@ -99,18 +105,18 @@ def correlation_summary(
         axes.grid(axis="y", visible=False)
         winners = sum(row.beats(baseline) for row in verdicts)
         detail = f"{winners} of the {len(verdicts) - 1} others beat {baseline}" if against is not None else ""
-        _title(axes, f"Which scores predict {subject}?", detail)
+        write_title(axes, f"Which scores predict {subject}?", detail)
         _summary_legend(axes, verdicts, baseline)
 
 
 def _interval_line(axes: Any, place: int, row: "Verdict", baseline: str) -> None:
     """Draw one proxy of the summary: its interval, its tau, and its tau given the parameter count."""
     if row.tau.value is None:
-        style = {"textcoords": "offset points", "va": "center", "fontsize": 8, "color": _SOFT_INK}
+        style = {"textcoords": "offset points", "va": "center", "fontsize": 8, "color": SOFT_INK}
         axes.annotate("no tau", (0, place), xytext=(6, 0), **style)
         return
     wins = row.beats(baseline)
-    colour = _GREEN if wins else _ORANGE if row.proxy == baseline else _BLUE
+    colour = GREEN if wins else ORANGE if row.proxy == baseline else BLUE
     if row.tau.low is not None and row.tau.high is not None:
         axes.plot([row.tau.low, row.tau.high], [place, place], color=colour, linewidth=2.2, alpha=0.55, zorder=2)
     marker, size = ("*", 130) if wins else ("o", 34)
@@ -122,7 +128,7 @@ def _interval_line(axes: Any, place: int, row: "Verdict", baseline: str) -> None
             s=22,
             marker="D",
             facecolor="white",
-            edgecolor=_GREY,
+            edgecolor=GREY,
             linewidth=1,
             zorder=3,
         )
@@ -137,13 +143,13 @@ def _summary_legend(axes: Any, verdicts: "Sequence[Verdict]", baseline: str) -> 
 
     marks = []
     if any(row.proxy == baseline for row in verdicts):
-        marks.append(mark(f"{baseline} (band: its interval)", "o", 6, _ORANGE))
+        marks.append(mark(f"{baseline} (band: its interval)", "o", 6, ORANGE))
     if any(row.beats(baseline) for row in verdicts):
-        marks.append(mark(f"beats {baseline} (paired)", "*", 10, _GREEN))
+        marks.append(mark(f"beats {baseline} (paired)", "*", 10, GREEN))
     if any(row.proxy != baseline and not row.beats(baseline) for row in verdicts):
-        marks.append(mark("not shown to beat it", "o", 6, _BLUE))
+        marks.append(mark("not shown to beat it", "o", 6, BLUE))
     if any(row.partial_tau is not None and row.partial_tau.value is not None for row in verdicts):
-        marks.append(mark("tau given params", "D", 5, _GREY, markerfacecolor="white"))
+        marks.append(mark("tau given params", "D", 5, GREY, markerfacecolor="white"))
     if marks:
         axes.figure.legend(
             handles=marks,
@@ -166,23 +172,23 @@ def agreement_over_epochs(judgement: "EarlyJudgement", path: Path, *, threshold:
     points = [(row.epoch, row.tau) for row in judgement.epochs]
     known = [(epoch, tau.value) for epoch, tau in points if tau.value is not None]
     band = [(epoch, tau.low, tau.high) for epoch, tau in points if tau.low is not None and tau.high is not None]
-    with _figure(path, width=7.0) as axes:
+    with new_figure(path, width=7.0) as axes:
         if band:
             epochs, lows, highs = zip(*band, strict=True)
-            axes.fill_between(epochs, lows, highs, color=_BLUE, alpha=0.15, linewidth=0, label="interval")
-        axes.plot(*_columns(known), color=_BLUE, marker="o" if len(known) < 30 else None, markersize=4, label="tau")
-        axes.axhline(threshold, color=_GREY, linewidth=1.2, linestyle="--", label=f"reliable from {threshold:g}")
+            axes.fill_between(epochs, lows, highs, color=BLUE, alpha=0.15, linewidth=0, label="interval")
+        axes.plot(*_columns(known), color=BLUE, marker="o" if len(known) < 30 else None, markersize=4, label="tau")
+        axes.axhline(threshold, color=GREY, linewidth=1.2, linestyle="--", label=f"reliable from {threshold:g}")
         for number, epoch in enumerate(judgement.rungs):
-            axes.axvline(epoch, color=_ORANGE, linewidth=1.4, label="rung" if number == 0 else None)
+            axes.axvline(epoch, color=ORANGE, linewidth=1.4, label="rung" if number == 0 else None)
         axes.set_xlabel("epoch")
-        _whole_numbers(axes)
+        whole_numbers(axes)
         axes.set_ylabel("Kendall's tau-b with the final ranking")
         axes.set_ylim(min([0.0, *(low for _, low, _ in band), *(value for _, value in known)]) - 0.03, 1.03)
         rungs = ", ".join(map(str, judgement.rungs))
         advice = (
             f"compare trials after {rungs} of {len(points)} epochs" if rungs else "no epoch before the last is reliable"
         )
-        _title(axes, "How early can a trial be judged?", advice)
+        write_title(axes, "How early can a trial be judged?", advice)
         axes.figure.legend(loc="outside lower center", ncols=4, frameon=False)
 
 
@@ -193,25 +199,25 @@ def learning_curves(curves: Mapping[str, Sequence[CurvePoint]], path: Path) -> N
         curves: Learning curves by name, best first; there are eight distinct colours.
         path: The PNG file to write.
     """
-    with _figure(path, columns=2, width=10.0) as (left, right):
+    with new_figure(path, columns=2, width=10.0) as (left, right):
         for index, (name, curve) in enumerate(curves.items()):
-            style = {"color": _CYCLE[index % len(_CYCLE)], "linewidth": 1.8, "marker": "o" if len(curve) == 1 else None}
+            style = {"color": CYCLE[index % len(CYCLE)], "linewidth": 1.8, "marker": "o" if len(curve) == 1 else None}
             epochs = [point.epoch for point in curve]
             left.plot(epochs, [100 * point.val_accuracy for point in curve], label=name, **style)
             right.plot(epochs, [point.val_loss for point in curve], **style)
             right.plot(epochs, [point.train_loss for point in curve], **{**style, "linewidth": 1.0}, linestyle=":")
         best = max((point.val_accuracy for curve in curves.values() for point in curve), default=math.nan)
         reached = f"best epoch: {100 * best:.1f} %" if math.isfinite(best) else "no epoch was finished"
-        _title(left, "Validation accuracy", reached)
-        _title(right, "Loss", "solid: validation, dotted: training")
+        write_title(left, "Validation accuracy", reached)
+        write_title(right, "Loss", "solid: validation, dotted: training")
         left.set_ylabel("validation accuracy (%)")
         right.set_ylabel("cross-entropy (nats)")
         if any(point.val_loss > 0 for curve in curves.values() for point in curve):
             right.set_yscale("log")
-            _plain_log(right.yaxis)
+            plain_log(right.yaxis)
         for axes in (left, right):
             axes.set_xlabel("epoch")
-            _whole_numbers(axes)
+            whole_numbers(axes)
         if curves:
             left.legend(loc="lower right", ncols=2 if len(curves) > 4 else 1, frameon=False)
 
@@ -227,30 +233,30 @@ def growth(family: Sequence[Mapping[str, Any]], proxies: Sequence[str], path: Pa
     in_millions = any(row["parameters"] >= 1e6 for row in family)
     unit = "millions" if in_millions else "thousands"
     parameters = [row["parameters"] / (1e6 if in_millions else 1e3) for row in family]
-    with _figure(path, columns=2, width=10.0) as (left, right):
+    with new_figure(path, columns=2, width=10.0) as (left, right):
         steps = [row["step"] for row in family]
-        left.plot(steps, [sum(row["depths"]) for row in family], color=_BLUE, marker="o", label="depth (blocks)")
+        left.plot(steps, [sum(row["depths"]) for row in family], color=BLUE, marker="o", label="depth (blocks)")
         left.set_xlabel("growth step")
-        left.set_ylabel("depth (blocks)", color=_BLUE)
-        _whole_numbers(left)
+        left.set_ylabel("depth (blocks)", color=BLUE)
+        whole_numbers(left)
         other = left.twinx()
-        other.plot(steps, [row["width"] for row in family], color=_ORANGE, marker="s", label="width (channels)")
-        other.set_ylabel("width (channels)", color=_ORANGE)
+        other.plot(steps, [row["width"] for row in family], color=ORANGE, marker="s", label="width (channels)")
+        other.set_ylabel("width (channels)", color=ORANGE)
         other.spines["top"].set_visible(False)
         ended = (
             f"{parameters[0]:.3g} to {parameters[-1]:.3g} {unit.removesuffix('s')} parameters"
             if family
             else "no step was taken"
         )
-        _title(left, "Growth", ended)
+        write_title(left, "Growth", ended)
         for index, proxy in enumerate(proxies):
             first = next((row["scores"][proxy] for row in family if row["scores"][proxy]), math.nan)
             relative = [row["scores"][proxy] / first for row in family]
-            right.plot(parameters, relative, color=_CYCLE[index % len(_CYCLE)], marker="o", label=proxy)
-        right.axhline(1.0, color=_GREY, linewidth=1.0, linestyle="--", zorder=1)
+            right.plot(parameters, relative, color=CYCLE[index % len(CYCLE)], marker="o", label=proxy)
+        right.axhline(1.0, color=GREY, linewidth=1.0, linestyle="--", zorder=1)
         right.set_xlabel(f"parameters ({unit})")
         right.set_ylabel("score, as a multiple of the first step's")
-        _title(right, "Scores of the chosen step", "training-free, smaller network of the same shape")
+        write_title(right, "Scores of the chosen step", "training-free, smaller network of the same shape")
         if proxies and family:
             right.legend(frameon=False)
 
@@ -268,58 +274,18 @@ def stopping_front(points: Sequence[tuple[float, float]], chosen: int, path: Pat
     for saved, lost in sorted(percent, key=lambda point: (-point[0], point[1])):
         if not front or lost < front[-1][1]:
             front.append((saved, lost))
-    with _figure(path) as axes:
-        axes.scatter(*_columns(percent), s=30, color=_GREY, alpha=0.7, linewidth=0, label="other criteria", zorder=2)
-        axes.plot(*_columns(front), color=_BLUE, marker="o", markersize=5, label="Pareto front", zorder=3)
+    with new_figure(path) as axes:
+        axes.scatter(*_columns(percent), s=30, color=GREY, alpha=0.7, linewidth=0, label="other criteria", zorder=2)
+        axes.plot(*_columns(front), color=BLUE, marker="o", markersize=5, label="Pareto front", zorder=3)
         saved, lost = percent[chosen]
-        axes.scatter([saved], [lost], s=190, marker="*", color=_ORANGE, edgecolor="white", label="chosen", zorder=4)
+        axes.scatter([saved], [lost], s=190, marker="*", color=ORANGE, edgecolor="white", label="chosen", zorder=4)
         axes.set_xlabel("epochs saved (% of the budget, mean over the recorded curves)")
         axes.set_ylabel("accuracy lost (percentage points)")
         axes.margins(0.08)
-        _title(axes, "Stopping early", f"chosen: saves {saved:.1f} % of the epochs for {lost:.2f} points of accuracy")
+        write_title(
+            axes, "Stopping early", f"chosen: saves {saved:.1f} % of the epochs for {lost:.2f} points of accuracy"
+        )
         axes.legend(loc="upper left", frameon=False)
-
-
-# --- shared by the figures ---
-
-
-@contextmanager
-def _figure(path: Path, *, columns: int = 1, width: float = 6.4, height: float = 4.4) -> Iterator[Any]:
-    """Yield the axes of a new figure, then save it to `path` and create the folder if necessary."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
-        FigureCanvasAgg(figure)
-        axes = figure.subplots(1, columns)
-        yield axes
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=_DPI, metadata={"Software": None})  # equal data produce identical files
-
-
-_STYLE = {
-    "font.size": 10,
-    "axes.edgecolor": "#c4cad1",
-    "axes.labelcolor": _INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e8ebee",
-    "xtick.color": _SOFT_INK,
-    "ytick.color": _SOFT_INK,
-    "legend.fontsize": 9,
-    "lines.linewidth": 1.8,
-}
-
-
-def _title(axes: Any, title: str, detail: str) -> None:
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK, pad=22)
-    style = {"textcoords": "offset points", "fontsize": 9, "color": _SOFT_INK, "va": "bottom"}
-    axes.annotate(detail, (0, 1), xycoords="axes fraction", xytext=(0, 5), **style)
 
 
 def _tau_text(tau: TauInterval) -> str:
@@ -331,18 +297,3 @@ def _tau_text(tau: TauInterval) -> str:
 
 def _columns(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
     return [first for first, _ in pairs], [second for _, second in pairs]
-
-
-def _whole_numbers(axes: Any) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _plain_log(axis: Any) -> None:
-    """Label a logarithmic axis with plain numbers such as 0.5 and 2, not with powers of ten."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())

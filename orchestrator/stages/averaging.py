@@ -6,12 +6,12 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from orchestrator.engines.interfaces import Search
+from orchestrator.reports.csv_text import csv_text
 from orchestrator.spec.plugin_checks import plugin_corners, sampler_problems, search_problems
 from orchestrator.spec.problems import Problem
 from orchestrator.spec.stage_model import Count, StageModel, StageName, latest
 from orchestrator.spec.yaml_source import KeyPath
 from orchestrator.stages.context import StageContext
-from orchestrator.stages.csv_text import csv_text
 from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
 from orchestrator.stages.plugin_search import PluginSearchModel
 from orchestrator.stages.retention import checkpoint_folders

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from orchestrator.engines.interfaces import Objective, Search, Suggestion
+from orchestrator.reports.csv_text import csv_text
 from orchestrator.spec.plugin_checks import proxy_problems
 from orchestrator.spec.problems import Problem
 from orchestrator.spec.proxy_choices import Direction, proxy_directions
@@ -14,7 +15,6 @@ from orchestrator.spec.stage_model import Count, Fraction, StageModel, StageName
 from orchestrator.spec.topology_checks import first_topology, search_space_of, smallest_task, topology_text_problems
 from orchestrator.spec.yaml_source import KeyPath
 from orchestrator.stages.context import StageContext, StageFailedError, StageInterruptedError
-from orchestrator.stages.csv_text import csv_text
 from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
 from orchestrator.stages.screen import SCREEN, ScreenStage
 from orchestrator.stages.topology_ranking import rank_sums

@@ -8,10 +8,10 @@ from orchestrator.evaluation.early_ranking import judge_early
 from orchestrator.evaluation.ground_truth import GroundTruth
 from orchestrator.evaluation.judging import judge_proxies
 from orchestrator.evaluation.verdict import EarlyJudgement, Interval, Verdict
+from orchestrator.reports.csv_text import csv_text
 from orchestrator.reports.plots import agreement_over_epochs, correlation_summary, scatter_score_against_accuracy
 from orchestrator.spec.proxy_choices import is_pool_proxy, proxy_directions
 from orchestrator.stages.context import StageContext
-from orchestrator.stages.csv_text import csv_text
 from orchestrator.stages.kind import StageOutcome
 from orchestrator.stages.truth_scores import ScoredTruth, Seeds
 from orchestrator.stages.verdict_results import CorrelateResult, Transfer, TruthSummary, VerdictRow, VerdictSettings

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from orchestrator.engines.interfaces import Objective, Search
+from orchestrator.reports.csv_text import csv_text
 from orchestrator.spec.plugin_checks import choice_problems, one_of, proxy_problems, sampler_problems
 from orchestrator.spec.problems import Problem
 from orchestrator.spec.proxy_choices import Direction, parts_of, proxy_directions, scored_choices
@@ -14,7 +15,6 @@ from orchestrator.spec.stage_model import Count, SpecModel, StageModel, StageNam
 from orchestrator.spec.topology_checks import extreme_cost, first_topology, largest_task, smallest_task
 from orchestrator.spec.yaml_source import KeyPath
 from orchestrator.stages.context import StageContext
-from orchestrator.stages.csv_text import csv_text
 from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
 from orchestrator.stages.topology_ranking import Ranked, add_pool_scores, rank_topologies
 from orchestrator.store.records import TrialRecord

@@ -7,12 +7,12 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from orchestrator.engines.interfaces import Objective, Search
+from orchestrator.reports.csv_text import csv_text
 from orchestrator.spec.plugin_checks import plugin_corners, sampler_problems, search_problems
 from orchestrator.spec.problems import Problem
 from orchestrator.spec.stage_model import Count, StageName
 from orchestrator.spec.yaml_source import KeyPath
 from orchestrator.stages.context import StageContext, StageFailedError
-from orchestrator.stages.csv_text import csv_text
 from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
 from orchestrator.stages.plugin_search import PluginSearchModel
 from orchestrator.stages.train import TRAIN

@@ -1,4 +1,4 @@
-"""Tables of stages as CSV text."""
+"""Tables as CSV text."""
 
 import csv
 import io
