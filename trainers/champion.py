@@ -1,13 +1,13 @@
 """Trained models as self-contained folders: training, saving, loading and prediction."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from plugins.protocols import Averager, StateDict
@@ -26,13 +26,22 @@ from trainers.data.pixels import FORMAT_SCALES, BrokenImageError, DeepImageError
 from trainers.data.sources import unreadable
 from trainers.hardware.devices import pick_device
 from trainers.models.building import build_model, topology_costs
+from trainers.results.calibration import fit_temperature
+from trainers.results.intervals import Measure
+from trainers.results.measuring import report_on
+from trainers.results.model_report import ModelReport
 from trainers.tasks.averaging import ValidationJudge, average_checkpoints
 from trainers.training.checkpoints import WEIGHTS, CheckpointError, pack_tensors, read_tensors, sha256_of, write_folder
-from trainers.training.evaluation import Evaluation, Normalizer, evaluate, logits_of
+from trainers.training.evaluation import Evaluation, Normalizer, evaluate, judge, logits_of
 from trainers.training.loop import train
 from trainers.training.reporting import Reporter
 
 MODEL_FILE = "model.yaml"
+MEASURES: Mapping[str, Measure] = {
+    "accuracy": lambda logits, labels: judge(logits, labels).accuracy,
+    "loss": lambda logits, labels: judge(logits, labels).loss,
+}
+"""The metrics of a report."""
 
 
 class ModelError(ValueError):
@@ -55,6 +64,8 @@ class ModelCard(BaseModel):
     data_digest: str
     metrics: dict[str, float]
     weights_sha256: str
+    temperature: float = Field(default=1.0, gt=0)
+    """The logits are divided by it for probabilities; see `trainers.results.calibration`."""
 
 
 class Prediction(NamedTuple):
@@ -82,7 +93,8 @@ class Predictor:
         """The most probable classes of images, one prediction for each image, in their order.
 
         Every image is converted to the size and the number of channels that the model was trained on. If it is not
-        square, it is cropped, or stretched if the training data were.
+        square, it is cropped, or stretched if the training data were. Probabilities are calibrated: the model's logits
+        are divided by the temperature that fits the validation part best, which changes no class.
 
         Args:
             images: One image, or several in a list or another iterable. An image is the path of a file, a Pillow
@@ -108,7 +120,12 @@ class Predictor:
         if not named:
             return []
         pixels = torch.from_numpy(np.stack(planes))
-        probabilities = [row for logits in logits_of(self.model, pixels, self._normalizer) for row in logits.softmax(1)]
+        temperature = self.card.temperature
+        probabilities = [
+            row
+            for logits in logits_of(self.model, pixels, self._normalizer)
+            for row in (logits / temperature).softmax(1)
+        ]
         return [self._prediction(one.path, row, top) for one, row in zip(named, probabilities, strict=True)]
 
     def evaluate(self, split: ImageSplit) -> Evaluation:
@@ -169,7 +186,13 @@ def train_configuration(
 
 
 def save_model(
-    folder: Path, weights: StateDict, *, configuration: Configuration, data: ImageData, metrics: Mapping[str, float]
+    folder: Path,
+    weights: StateDict,
+    *,
+    configuration: Configuration,
+    data: ImageData,
+    metrics: Mapping[str, float],
+    temperature: float = 1.0,
 ) -> ModelCard:
     """Write a model folder with `model.safetensors` and `model.yaml` atomically. An older model is replaced.
 
@@ -193,37 +216,72 @@ def save_model(
         data_digest=data.digest,
         metrics=dict(metrics),
         weights_sha256=sha256_of(content),
+        temperature=temperature,
     )
     text = yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_folder(folder, {WEIGHTS: content, MODEL_FILE: text.encode()})
     return card
 
 
+class FinishedModel(NamedTuple):
+    """A model that was tested and saved."""
+
+    metrics: dict[str, float]
+    """`test_accuracy`, `test_loss`, `val_accuracy`, `val_loss`, `parameters` and `macs`; also in the model's card."""
+    report: ModelReport
+    """What the model does on the test part."""
+    test: ImageSplit
+    """The test part."""
+
+
 def finish_model(
     folder: Path, weights: Mapping[str, Tensor], configuration: Configuration, data: ImageData
-) -> dict[str, float]:
-    """Evaluate trained weights once on the test part, and save them as a model folder.
-
-    Returns:
-        `test_accuracy`, `test_loss`, `val_accuracy`, `val_loss`, `parameters` and `macs`; also in the model's card.
-    """
+) -> FinishedModel:
+    """Fit the temperature of trained weights on the validation part, test them once, and save them as a folder."""
     device = pick_device()
     model = build_model(configuration.topology, data.task, seed=0, device=device)
     model.load_state_dict(weights)
     normalizer = Normalizer(data.mean, data.std, device)
-    validation = evaluate(model, data.validation, normalizer)
-    test = evaluate(model, load_test_images(configuration.data), normalizer)
+    logits = _all_logits(model, data.validation, normalizer)
+    validation = judge(logits, data.validation.labels)
+    temperature = fit_temperature(logits, data.validation.labels)
+    test = load_test_images(configuration.data)
+    report = _report(model, test, normalizer, part="test", class_names=data.class_names, temperature=temperature)
     costs = topology_costs(configuration.topology, data.task)
     metrics = {
-        "test_accuracy": test.accuracy,
-        "test_loss": test.loss,
+        "test_accuracy": report.metrics["accuracy"].value,
+        "test_loss": report.metrics["loss"].value,
         "val_accuracy": validation.accuracy,
         "val_loss": validation.loss,
         "parameters": float(costs.parameters),
         "macs": float(costs.macs),
     }
-    save_model(folder, weights, configuration=configuration, data=data, metrics=metrics)
-    return metrics
+    save_model(folder, weights, configuration=configuration, data=data, metrics=metrics, temperature=temperature)
+    return FinishedModel(metrics, report, test)
+
+
+def _all_logits(model: nn.Module, split: ImageSplit, normalizer: Normalizer) -> Tensor:
+    """Logits (N, C) on the CPU."""
+    return torch.cat([logits.cpu() for logits in logits_of(model, split.images, normalizer)])
+
+
+def _report(
+    model: nn.Module,
+    split: ImageSplit,
+    normalizer: Normalizer,
+    *,
+    part: str,
+    class_names: Sequence[str],
+    temperature: float,
+) -> ModelReport:
+    return report_on(
+        _all_logits(model, split, normalizer),
+        split.labels,
+        part=part,
+        class_names=class_names,
+        measures=MEASURES,
+        temperature=temperature,
+    )
 
 
 def load_model(folder: Path, *, device: torch.device | None = None) -> Predictor:

@@ -13,6 +13,7 @@ from orchestrator.spec.study_file import load_configuration
 from orchestrator.stages.progress import as_percent
 from trainers.config import EpochReport
 from trainers.data.listing import DataError
+from trainers.results.model_report import describe_accuracy
 from trainers.training.reporting import Reporter
 
 
@@ -59,17 +60,18 @@ def train_command(file: Path, *, overrides: Mapping[str, Any], folder: Path | No
                 )
             if weights is None:
                 fail(f"training failed: {outcome.reason}", status=1)
-            metrics = finish_model(target, weights, configuration, data)
+            metrics, report, _ = finish_model(target, weights, configuration, data)
     except OSError as error:
         fail(f"{file}: {error}", status=1)
     except ValueError as error:  # training stopped early, with fewer checkpoints than the averaging method needs
         fail(f"{file}: {error}", status=1)
     shutil.rmtree(checkpoints, ignore_errors=True)  # the model no longer needs them
     if as_json:
-        print_json({"folder": str(target), "state": outcome.state, "reason": outcome.reason, **metrics})
+        found = {"folder": str(target), "state": outcome.state, "reason": outcome.reason, **metrics}
+        print_json({**found, "test": report.model_dump(mode="json")})
         return
     out(
-        f"test accuracy {as_percent(metrics['test_accuracy'])} (validation {as_percent(metrics['val_accuracy'])})"
+        f"test accuracy {describe_accuracy(report)}, validation {as_percent(metrics['val_accuracy'])}"
         + (f"; {outcome.reason}" if outcome.reason else "")
         + f"\nmodel in {target}\nvitsearch predict {target} IMAGE..."
     )

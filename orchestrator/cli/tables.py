@@ -8,9 +8,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.cli.model_table import report_lines
 from orchestrator.cli.verdict_table import correlation
 from orchestrator.stages.kind import stage_kind
 from trainers.data.report import DataReport
+from trainers.results.model_report import ModelReport
 
 
 def study_report(summary: dict[str, Any]) -> RenderableType:
@@ -79,9 +81,12 @@ def champion_lines(champion: dict[str, Any]) -> Text:
     """The champion in a few lines."""
     configuration = champion["configuration"]
     test, validation = 100 * champion["test_accuracy"], 100 * champion["val_accuracy"]
+    report = champion.get("test")
+    lines = [] if report is None else report_lines(ModelReport.model_validate(report))
     return Text(
         f"  test accuracy  {test:.2f} % (validation {validation:.2f} %)\n"
-        f"  topology       {configuration['topology']}\n"
+        + "".join(f"  {name:<13}  {text}\n" for name, text in lines)
+        + f"  topology       {configuration['topology']}\n"
         f"  from           trial {champion['trial']}, averaging {_plugin(configuration['averaging'])}\n"
         f"  folder         {champion['folder']}",
         no_wrap=True,

@@ -14,6 +14,7 @@ from orchestrator.stages.stopping import STOPPING, StoppingResult
 from orchestrator.stages.train import TRAIN, configuration_of
 from search_spaces.recipes import PluginChoice
 from trainers.config import Configuration
+from trainers.results.model_report import ModelReport, describe_accuracy
 
 
 class PromoteStage(StageModel):
@@ -44,10 +45,13 @@ class PromoteResult(StageResult):
     configuration: Configuration
     averaged: AveragingResult | None
     recommended_stopping: StoppingResult | None
+    test: ModelReport | None = None
+    """What the champion does on the test part; `None` if version 0.1.0 tested it."""
 
 
 def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:  # noqa: ARG001 - the stage has no settings
     """Build the champion from the best trial's checkpoints, test it, and save it with its full configuration."""
+    from orchestrator.reports.model_files import draw_report, report_metrics, report_texts
     from orchestrator.reports.summary import configuration_yaml
     from trainers.champion import finish_model
     from trainers.data.images import load_images
@@ -67,7 +71,7 @@ def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:  # n
         weights, _ = average_checkpoints(averaging, checkpoint_folders(context, best), judge)
     except CheckpointError as error:
         raise StageFailedError(f"{error} Restore the file, or run the study again under another name.") from error
-    metrics = finish_model(folder, weights, configuration, data)
+    metrics, report, test = finish_model(folder, weights, configuration, data)
     result = PromoteResult(
         **metrics,
         trial=best.number,
@@ -75,13 +79,15 @@ def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:  # n
         configuration=configuration,
         averaged=averaged.result if averaged is not None else None,
         recommended_stopping=stopping.result if stopping is not None else None,
+        test=report,
     )
     advice = result.model_dump(mode="json")["recommended_stopping"]
     return StageOutcome(
         result=result,
-        summary=f"champion: {100 * metrics['test_accuracy']:.1f} % on the test part ({configuration.topology})",
-        metrics=metrics,
-        texts={"champion.yaml": configuration_yaml(configuration, advice)},
+        summary=f"champion: {describe_accuracy(report)} on the test part ({configuration.topology})",
+        metrics={**metrics, **report_metrics(report)},
+        texts={"champion.yaml": configuration_yaml(configuration, advice), **report_texts(report)},
+        plots=draw_report(report, test, context.folder),
         events=tuple(
             context.run_tree.champion_promoted(
                 context.stage,
@@ -91,7 +97,7 @@ def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:  # n
                     "test_accuracy": f"{metrics['test_accuracy']:.4f}",
                     "averaged_from": context.run_tree.trial_key(train.record, best.number),
                 },
-                text=f"`{configuration.topology}`, {100 * metrics['test_accuracy']:.1f} % on the test part; "
+                text=f"`{configuration.topology}`, {describe_accuracy(report)} on the test part; "
                 f"trial {best.number}, averaging {averaging.name}.",
             )
         ),
@@ -102,5 +108,9 @@ PROMOTE = StageKind(
     model=PromoteStage,
     result=PromoteResult,
     run=run_promote,
-    line=lambda result: f"test accuracy {100 * result.test_accuracy:.2f} %",
+    line=lambda result: (
+        f"test accuracy {describe_accuracy(result.test)}"
+        if result.test is not None
+        else f"test accuracy {100 * result.test_accuracy:.2f} %"
+    ),
 )

@@ -26,6 +26,7 @@ from trainers.data.images import load_images, load_test_images
 from trainers.data.sources import list_source
 from trainers.data.splits import split_indices
 from trainers.models.building import build_model
+from trainers.results.model_report import ModelReport
 
 TASK = ImageTask(image_size=32, in_channels=1, num_classes=10)
 CPU = torch.device("cpu")
@@ -328,6 +329,19 @@ def test_the_champions_test_accuracy_is_that_of_the_saved_model(tiny: FinishedSt
     best = tiny.rows.trials["train"][tiny.champion["trial"]]
     assert card.configuration.topology == best.point["topology"]
     assert card.configuration.seed == best.seed
+
+
+def test_the_test_result_has_intervals_classes_calibration_and_figures(tiny: FinishedStudy, spec: StudySpec) -> None:
+    report = ModelReport.model_validate(tiny.champion["test"])
+    held_out = load_test_images(spec.data)
+    assert report.num_images == len(held_out)
+    assert report.metrics["accuracy"].value == tiny.champion["test_accuracy"]
+    assert report.metrics["loss"].value == tiny.champion["test_loss"]
+    assert [one.support for one in report.per_class] == held_out.labels.bincount(minlength=10).tolist()
+    predictor = load_model(Path(tiny.champion["folder"]))
+    assert predictor.card.temperature == report.calibration.temperature != 1.0
+    drawn = {path.name for path in (Path(tiny.champion["folder"]).parent / "promote").iterdir()}
+    assert drawn == {"confusion-matrix.png", "reliability.png", "mistakes.png"}
 
 
 def test_the_champion_predicts_image_files_as_it_predicts_the_test_part(

@@ -1,0 +1,109 @@
+"""What a model does on labelled images, as plain data: metrics with intervals, classes, calibration and mistakes."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Plain(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Estimate(_Plain):
+    """A metric with its 95 % interval over the choice of images."""
+
+    value: float
+    low: float | None
+    """`None` if there is no interval; `method` gives the reason."""
+    high: float | None
+    method: str
+    """How the interval was computed."""
+
+
+class ClassFigures(_Plain):
+    """Results on one class."""
+
+    name: str
+    support: int
+    """Number of images of the class."""
+    precision: float | None
+    """Share of the images predicted as this class that belong to it; `None` if none is."""
+    recall: float | None
+    """Share of the images of this class that are predicted as it; `None` if there is none."""
+    f1: float | None
+    """Harmonic mean of both; `None` if the class neither occurs nor is predicted."""
+
+
+class ReliabilityBin(_Plain):
+    """Images whose largest probability lies in (`low`, `high`]."""
+
+    low: float
+    high: float
+    num_images: int
+    confidence: float | None
+    """Mean of the largest probability; `None` without images."""
+    accuracy: float | None
+
+
+class Calibration(_Plain):
+    """How well the probabilities of predictions agree with how often they are right."""
+
+    temperature: float
+    """The logits are divided by it before the softmax."""
+    ece: float
+    """Expected calibration error of these probabilities, over `bins`."""
+    ece_uncalibrated: float
+    """The error with temperature 1."""
+    bins: tuple[ReliabilityBin, ...]
+    """Bins of equal width from 0 to 1."""
+
+
+class Mistake(_Plain):
+    """A wrong prediction."""
+
+    image: int
+    """Position in the evaluated part."""
+    name: str | None = None
+    """File or row of the image, if known."""
+    truth: str
+    prediction: str
+    probability: float
+    """Calibrated probability of the prediction."""
+
+
+class MostFrequentClass(_Plain):
+    """The class that most of the evaluated images have, as a baseline: the accuracy of always predicting it."""
+
+    name: str
+    accuracy: float
+
+
+class ModelReport(_Plain):
+    """What a model does on labelled images."""
+
+    part: str
+    """Which images: `test`, `validation`, `train` or `all`."""
+    num_images: int
+    classes: tuple[str, ...]
+    metrics: dict[str, Estimate]
+    """By name, computed from the logits of the model without its temperature."""
+    baseline: MostFrequentClass
+    per_class: tuple[ClassFigures, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    """Number of images by true class (rows) and predicted class (columns), both in the order of `classes`."""
+    calibration: Calibration
+    num_mistakes: int
+    mistakes: tuple[Mistake, ...]
+    """The most confident wrong predictions, at most 24."""
+
+    @property
+    def beats_baseline(self) -> bool:
+        """Whether the accuracy is above that of always predicting the most frequent class."""
+        return self.metrics["accuracy"].value > self.baseline.accuracy
+
+
+def describe_accuracy(report: ModelReport) -> str:
+    """The accuracy with its interval, such as `97.2 % (94.9 to 98.5 %)`."""
+    found = report.metrics["accuracy"]
+    interval = (
+        "" if found.low is None or found.high is None else f" ({100 * found.low:.1f} to {100 * found.high:.1f} %)"
+    )
+    return f"{100 * found.value:.1f} %{interval}"
