@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
+from plugins.metrics.names import RECORDED_METRICS
 from plugins.protocols import Averager, StateDict
 from plugins.registry import create
 from search_spaces.base import ImageTask
@@ -27,7 +28,6 @@ from trainers.data.sources import unreadable
 from trainers.hardware.devices import pick_device
 from trainers.models.building import build_model, topology_costs
 from trainers.results.calibration import fit_temperature
-from trainers.results.intervals import Measure
 from trainers.results.measuring import report_on
 from trainers.results.model_report import ModelReport
 from trainers.tasks.averaging import ValidationJudge, average_checkpoints
@@ -37,11 +37,6 @@ from trainers.training.loop import train
 from trainers.training.reporting import Reporter
 
 MODEL_FILE = "model.yaml"
-MEASURES: Mapping[str, Measure] = {
-    "accuracy": lambda logits, labels: judge(logits, labels).accuracy,
-    "loss": lambda logits, labels: judge(logits, labels).loss,
-}
-"""The metrics of a report."""
 
 
 class ModelError(ValueError):
@@ -279,7 +274,7 @@ def _report(
         split.labels,
         part=part,
         class_names=class_names,
-        measures=MEASURES,
+        measures={name: create("metrics", name).measure for name in RECORDED_METRICS},
         temperature=temperature,
     )
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.reports.csv_text import csv_text
+from plugins.metrics.names import metric_key
 from trainers.results.model_report import ModelReport
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def report_texts(report: ModelReport) -> Mapping[str, str]:
 
 def report_metrics(report: ModelReport) -> dict[str, float]:
     """The numbers of a report for MLflow: `test_accuracy_low`, `test_ece`, ..."""
-    found = {f"{report.part}_{name.replace('-', '_')}": one for name, one in report.metrics.items()}
+    found = {metric_key(name, part=report.part): one for name, one in report.metrics.items()}
     values = {name: one.value for name, one in found.items()}
     values |= {f"{name}_low": one.low for name, one in found.items() if one.low is not None}
     values |= {f"{name}_high": one.high for name, one in found.items() if one.high is not None}
