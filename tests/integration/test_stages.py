@@ -340,8 +340,8 @@ def test_the_test_result_has_intervals_classes_calibration_and_figures(tiny: Fin
     assert [one.support for one in report.per_class] == held_out.labels.bincount(minlength=10).tolist()
     predictor = load_model(Path(tiny.champion["folder"]))
     assert predictor.card.temperature == report.calibration.temperature != 1.0
-    drawn = {path.name for path in (Path(tiny.champion["folder"]).parent / "promote").iterdir()}
-    assert drawn == {"confusion-matrix.png", "reliability.png", "mistakes.png"}
+    drawn = {path.name for path in Path(tiny.champion["folder"]).parent.iterdir()}
+    assert drawn == {"champion", "confusion-matrix.png", "reliability.png", "mistakes.png"}
 
 
 def test_the_champion_predicts_image_files_as_it_predicts_the_test_part(
