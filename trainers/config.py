@@ -96,6 +96,21 @@ class DataConfig(_Plain):
         return self
 
 
+class InitialWeights(_Plain):
+    """Weights that a training starts from, written as what the user names: `photos@champion`, a folder or a file."""
+
+    source: str = Field(min_length=1, description="`STUDY@champion`, a model folder, a .safetensors or a .pth file")
+    sha256: str | None = Field(default=None, description="sha256 of the file; `null` before it is read")
+    file: Path | None = Field(
+        default=None, description="copy of the weights for this training (`trainers.weights.prepared`)"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, raw: Any) -> Any:
+        return {"source": raw} if isinstance(raw, str) else raw
+
+
 class Configuration(_Plain):
     """Everything needed to train a model again. `vitsearch best` prints it and `vitsearch train` reads it."""
 
@@ -109,6 +124,11 @@ class Configuration(_Plain):
     )
     averaging: PluginChoice = Field(
         default=PluginChoice(name="last"), description="method that combines the checkpoints into one model"
+    )
+    weights: InitialWeights | None = Field(
+        default=None,
+        description="weights to start from: `STUDY@champion`, a model folder, a .safetensors or a .pth file; null "
+        "starts from random weights",
     )
 
 

@@ -147,7 +147,7 @@ def dry_run(configuration: Configuration, task: ImageTask, device: "torch.device
         "image_size": None,
     }
     recipe = configuration.recipe.model_copy(update=largest_step)
-    short = configuration.model_copy(update={"recipe": recipe, "epochs": 1, "stopping": None})
+    short = configuration.model_copy(update={"recipe": recipe, "epochs": 1, "stopping": None, "weights": None})
     before = _taken(device)
     with tempfile.TemporaryDirectory() as folder:
         data = _noise(task, num_train=_STEPS * batch_size)

@@ -80,9 +80,10 @@ def configuration_digest(configuration: Configuration) -> str:
     """sha256 of the configuration as JSON with sorted keys, without fields at their default value.
 
     Adding a field therefore does not change the digests of earlier configurations, provided that its default preserves
-    the earlier behaviour. The default of a field must never change.
+    the earlier behaviour. The default of a field must never change. Weights to start from are identified by their
+    content, not by their place.
     """
-    return _json_digest(configuration.model_dump(mode="json", exclude_defaults=True))
+    return _json_digest(configuration.model_dump(mode="json", exclude_defaults=True, exclude=_PLACES))
 
 
 def accepted_digests(configuration: Configuration) -> frozenset[str]:
@@ -91,13 +92,15 @@ def accepted_digests(configuration: Configuration) -> frozenset[str]:
     Version 0.1.0 hashed all its fields. Its digest is accepted if all fields added since have their default value.
     """
     dump = configuration.model_dump(mode="json")
-    changed = configuration.model_dump(mode="json", exclude_defaults=True)
+    changed = configuration.model_dump(mode="json", exclude_defaults=True, exclude=_PLACES)
     accepted = {configuration_digest(configuration)}
     if _without(changed, _FIELDS_0_1_0) == changed:
         accepted.add(_json_digest(_without(dump, _FIELDS_0_1_0)))
     return frozenset(accepted)
 
 
+_PLACES = {"weights": {"source", "file"}}
+"""Fields that say where something is stored, which a training does not depend on."""
 _FIELDS_0_1_0: Mapping[str, frozenset[str] | None] = {
     "data": frozenset(
         [

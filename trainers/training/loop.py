@@ -34,6 +34,8 @@ from trainers.training.reporting import Reporter
 from trainers.training.row import Row
 from trainers.training.signals import SignalMeter
 from trainers.training.step import Step, TrainingImages, learn, prepare
+from trainers.weights.fitting import load_initial
+from trainers.weights.prepared import read_prepared
 
 
 class MeasureDifficulty(NamedTuple):
@@ -95,12 +97,18 @@ def wanted_signals(task: TrainTask) -> frozenset[Signal]:
     return frozenset(task.signals).union(*read)
 
 
-def make_row(configuration: Configuration, task: ImageTask, device: torch.device) -> Row:
-    """A newly initialised model, ready for training."""
-    recipe = configuration.recipe
+def make_row(configuration: Configuration, data: ImageData, device: torch.device) -> Row:
+    """A newly initialised model, ready for training, with the weights that the configuration starts from.
+
+    Raises:
+        trainers.weights.reading.WeightsError: These weights cannot be read.
+    """
+    recipe, task = configuration.recipe, data.task
     # Known blocks receive drop-path factors with each step; other models draw their own, at a fixed rate.
     rate = 0.0 if isinstance(recipe.drop_path, Ramp) else recipe.drop_path
     model = build_model(configuration.topology, task, seed=configuration.seed, device=device, drop_path=rate)
+    if configuration.weights is not None:
+        load_initial(model, read_prepared(configuration.weights), configuration.topology, data.class_names)
     row = Row(model, recipe)
     if row.num_blocks == 0 and isinstance(recipe.drop_path, Ramp):
         raise ValueError(
@@ -112,7 +120,7 @@ def make_row(configuration: Configuration, task: ImageTask, device: torch.device
 
 def _train(task: TrainTask, data: ImageData, reporter: Reporter, device: torch.device) -> TaskOutcome:
     configuration = task.configuration
-    row = make_row(configuration, data.task, device)
+    row = make_row(configuration, data, device)
     course = Course.lay_out(configuration, data, row.model, device)
     source = training_images(data, device)
     learner = RowLearner(row, SignalMeter(wanted_signals(task), row, data.validation, source.normalizer))

@@ -145,7 +145,7 @@ class _Training:
 
     def _begin(self, task: TrainTask, reporter: Reporter, pack: "_Pack") -> Generator[Request, Any, TaskOutcome]:
         configuration, data = task.configuration, pack.data
-        row = make_row(configuration, data.task, pack.device)
+        row = make_row(configuration, data, pack.device)
         problem = pack_problem(row)
         if problem is not None:
             raise ValueError(problem)

@@ -1,0 +1,146 @@
+"""Reads the weights of a model from a model folder, a safetensors file or a torch checkpoint. Nothing is executed."""
+
+import hashlib
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from search_spaces.base import ImageTask
+from trainers.weights.foreign_names import from_plain_transformer, is_plain_transformer, state_dict_in
+
+MODEL_FILE = "model.yaml"
+WEIGHTS_FILE = "model.safetensors"
+_TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+
+
+class WeightsError(ValueError):
+    """Weights to start from are missing, unreadable, or belong to a model that has nothing in common."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceWeights:
+    """Weights to start from, under our names, and what is known of their model."""
+
+    source: str
+    """What the user named."""
+    sha256: str
+    """sha256 of the file that contains the weights."""
+    tensors: dict[str, Tensor]
+    topology: str | None = None
+    """`space:text`; `None` if unknown."""
+    task: ImageTask | None = None
+    class_names: tuple[str, ...] = ()
+    """Classes of the last layer, in order; empty if unknown."""
+    left_aside: tuple[str, ...] = field(default=())
+    """Names of tensors that our models do not have."""
+
+
+class _Card(BaseModel):
+    """The part of a model's description that matters here; see `trainers.champion.ModelCard`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    configuration: dict[str, Any]
+    task: ImageTask
+    class_names: tuple[str, ...]
+    weights_sha256: str
+
+
+def read_weights(path: Path, *, source: str) -> SourceWeights:
+    """Read the weights of a model.
+
+    Args:
+        path: A model folder, as `vitsearch train` and `promote` write it; a `.safetensors` file with our names or those
+            of timm and DeiT; or a checkpoint of torch (`.pth`, `.pt`, `.bin`) with the latter.
+        source: What the user named, for messages.
+
+    Raises:
+        WeightsError: The weights cannot be used; the message names the file, the reason and what to do.
+    """
+    file = path / WEIGHTS_FILE if path.is_dir() else path
+    data = _bytes_of(file, path, source)
+    sha256 = hashlib.sha256(data).hexdigest()
+    card = _card_beside(file, sha256, must_fit=path.is_dir())
+    tensors = {name: value.float() for name, value in _tensors_in(file, data).items() if value.is_floating_point()}
+    left: tuple[str, ...] = ()
+    if is_plain_transformer(tensors):
+        tensors, left = from_plain_transformer(tensors)
+    return SourceWeights(
+        source=source,
+        sha256=sha256,
+        tensors=tensors,
+        topology=None if card is None else str(card.configuration.get("topology")),
+        task=None if card is None else card.task,
+        class_names=() if card is None else card.class_names,
+        left_aside=left,
+    )
+
+
+def _bytes_of(file: Path, path: Path, source: str) -> bytes:
+    suffixes = (".safetensors", *_TORCH_SUFFIXES)
+    if path.is_file() and path.suffix.lower() not in suffixes:
+        raise WeightsError(
+            f"weights {source}: must be a model folder or a file ending in {', '.join(suffixes)}, but got {path.name}. "
+            "Name the folder that contains the model, or convert the file."
+        )
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        what = (
+            f"a folder with {MODEL_FILE} and {WEIGHTS_FILE}" if path.is_dir() else "a readable file or a model folder"
+        )
+        raise WeightsError(
+            f"weights {source}: must be {what}, but {file}: {error.strerror}. Check the path. The champion of a study "
+            "is written NAME@champion."
+        ) from error
+
+
+def _card_beside(file: Path, sha256: str, *, must_fit: bool) -> _Card | None:
+    """The description of the model beside its weights; `None` if there is none, or it describes other weights."""
+    place = file.with_name(MODEL_FILE)
+    try:
+        card = _Card.model_validate(yaml.safe_load(place.read_bytes()))
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        if must_fit:
+            raise WeightsError(
+                f"weights {file.parent}: a model folder must have an intact {MODEL_FILE}, but {place.name} cannot be "
+                f"read ({type(error).__name__}). Name its {WEIGHTS_FILE} instead, or save the model again."
+            ) from error
+        return None
+    if card.weights_sha256 == sha256:
+        return card
+    if must_fit:
+        raise WeightsError(
+            f"weights {file}: must have the sha256 {card.weights_sha256} of its {MODEL_FILE}, but has {sha256}: it is "
+            "damaged or was replaced. Restore it, or move it out of the folder and name the file."
+        )
+    return None
+
+
+def _tensors_in(file: Path, data: bytes) -> dict[str, Tensor]:
+    if file.suffix.lower() == ".safetensors":
+        try:
+            return state_dict_in(load_tensors(data)) or {}
+        except SafetensorError as error:
+            raise WeightsError(f"weights {file}: must be a safetensors file, but: {error}. Save it again.") from error
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise WeightsError(
+            f"weights {file}: must be a checkpoint that torch reads without executing code (weights_only), but: "
+            f"{str(error).splitlines()[0][:160]}. Save the state dict alone, best as .safetensors."
+        ) from error
+    found = state_dict_in(content)
+    if found is None:
+        raise WeightsError(
+            f"weights {file}: must contain a state dict (tensors by name), but contains "
+            f"{type(content).__name__}. Save the model's state dict."
+        )
+    return found
