@@ -78,7 +78,7 @@ class EmptyPool:
     def __init__(self) -> None:
         self._queue: list[tuple[int, Any]] = []
 
-    def prepare(self, configurations: Any) -> None:
+    def prepare(self, configurations: Any, *, num_tasks: int) -> None:
         """Do nothing."""
 
     def has_room(self) -> bool:

@@ -120,7 +120,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture(scope="session")
 def shared_cluster() -> "Iterator[Cluster]":
     """A Ray cluster of one node with two CPU cores; a test that needs it is skipped if Ray is not installed."""
-    pytest.importorskip("ray", reason="Ray is not installed (pip install 'vitsearch[ray]')")
+    pytest.importorskip("ray", reason="Ray is not installed (pip install 'ray[tune]')")
     from tests.ray_local import ray_cluster
 
     with ray_cluster(2) as cluster:

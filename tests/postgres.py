@@ -97,7 +97,7 @@ class PostgresServer:
 def running_server() -> Iterator[PostgresServer]:
     """A server for the whole session; without one, the test that needs it is skipped with the reason."""
     if find_spec("psycopg") is None:
-        pytest.skip("PostgreSQL's driver is not installed: pip install 'vitsearch[postgres]'")
+        pytest.skip("PostgreSQL's driver is not installed: pip install 'psycopg[binary]'")
     given = os.environ.get(OWN_SERVER)
     if given:
         yield PostgresServer(given)

@@ -221,7 +221,7 @@ def _without_exit(spec: StudySpec) -> StudySpec:
     from orchestrator.engines.choice import choose, detect_machine
 
     resources = spec.resources
-    if "silent_minutes" in resources.model_fields_set or choose(spec, detect_machine()).pool != "inline":
+    if "silent_minutes" in resources.model_fields_set or choose(spec, detect_machine()).pool == "ray":
         return spec
     return spec.model_copy(update={"resources": resources.model_copy(update={"silent_minutes": None})})
 

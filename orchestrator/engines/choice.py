@@ -1,16 +1,19 @@
 """Chooses the engine and the pool that run a study on this machine, with the reason."""
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from orchestrator.engines.interfaces import Engine, EngineUnavailableError, Pool
 from orchestrator.engines.optuna_engine import OptunaEngine
+from orchestrator.engines.pools.adaptive import AdaptivePool
 from orchestrator.engines.pools.inline import InlinePool
+from orchestrator.engines.pools.training_time import training_s
 from orchestrator.spec.engine import (
-    RAY_EXTRA,
+    INSTALL_RAY,
     ResourceSpec,
     Scheduler,
     parse_scheduler,
@@ -18,11 +21,16 @@ from orchestrator.spec.engine import (
     scheduler_name,
 )
 from orchestrator.spec.study_file import StudySpec
-from trainers.hardware.host import GIB, available_cores
+from trainers.hardware.host import GIB, available_cores, available_memory_gib
+
+if TYPE_CHECKING:
+    from orchestrator.engines.ray.pool import RayPool
 
 _SMALL_IMAGE = 64
 _LARGE_GPU_GIB = 8
 """Several trainings on small images fit on such a GPU, and one leaves it idle; their number is measured."""
+_WORKER_GIB = 1.0
+"""Memory of a worker process without the activations of large trainings, whose number is measured."""
 
 
 class Machine(NamedTuple):
@@ -38,6 +46,8 @@ class Machine(NamedTuple):
     """Whether Ray is installed."""
     has_mps: bool = False
     """Whether there is an Apple GPU."""
+    memory_gib: float = math.inf
+    """Main memory that this process may still allocate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +55,14 @@ class ExecutionSetup:
     """The engine and pool of one execution of a study."""
 
     engine: Literal["optuna", "ray"]
-    pool: Literal["inline", "ray"]
+    pool: Literal["auto", "inline", "ray"]
+    """With `auto`, each search runs on Ray if that ends it earlier, and otherwise in the process of the study."""
     scheduler: Scheduler | None
     ray_address: str | None
     reason: str
     """Describes for people how trials run, and why."""
+    num_workers: int | None = None
+    """Maximum number of concurrent trials with pool `auto`."""
 
     def record(self) -> dict[str, Any]:
         """The setup as plain data, stored with the execution."""
@@ -79,6 +92,7 @@ def detect_machine() -> Machine:
         ray_address=_cluster_address(),
         has_ray=ray_is_installed(),
         has_mps=torch.backends.mps.is_available(),
+        memory_gib=available_memory_gib(),
     )
 
 
@@ -98,7 +112,7 @@ def choose(spec: StudySpec, machine: Machine) -> ExecutionSetup:
     reason = "; ".join(filter(None, (why_engine, why_pool)))
     if pool == "ray" and not machine.has_ray:
         raise EngineUnavailableError(
-            f"{why_pool or why_engine}, but Ray is not installed here. Install it with: {RAY_EXTRA}"
+            f"{why_pool or why_engine}, but Ray is not installed here. Install it with: {INSTALL_RAY}"
         )
     return ExecutionSetup(
         engine=engine,
@@ -106,6 +120,7 @@ def choose(spec: StudySpec, machine: Machine) -> ExecutionSetup:
         scheduler=None if spec.engine.scheduler is None else parse_scheduler(spec.engine.scheduler),
         ray_address=machine.ray_address if pool == "ray" else None,
         reason=reason,
+        num_workers=_num_workers(spec, machine) if pool == "auto" else None,
     )
 
 
@@ -117,7 +132,7 @@ def _choose_engine(spec: StudySpec) -> tuple[Literal["optuna", "ray"], str]:
     return "optuna", "the study file asks for engine `optuna`" if spec.engine.name == "optuna" else ""
 
 
-def _choose_pool(spec: StudySpec, machine: Machine, engine: str) -> tuple[Literal["inline", "ray"], str]:
+def _choose_pool(spec: StudySpec, machine: Machine, engine: str) -> tuple[Literal["auto", "inline", "ray"], str]:
     if engine == "ray":
         return "ray", ""
     if spec.pool != "auto":
@@ -129,10 +144,23 @@ def _choose_pool(spec: StudySpec, machine: Machine, engine: str) -> tuple[Litera
         return "ray", f"{several}: running several trials at a time on Ray"
     packed = spec.resources.trials_per_pack
     trials = "running one trial at a time" if packed == 1 else f"running packs of up to {packed} trials"
-    if several is not None:
-        return "inline", f"{several}, but Ray is not installed ({RAY_EXTRA}): {trials}"
-    hint = " (`pool: ray` runs several)" if machine.num_gpus == 0 and machine.num_cpus > 1 else ""
-    return "inline", f"{_describe(machine)}: {trials}{hint}"
+    num_workers = _num_workers(spec, machine)
+    if several is None and num_workers > 1 and machine.has_ray:
+        why = f"{_describe(machine)}: running up to {num_workers} trials at a time"
+        return "auto", f"{why}, and one at a time if a search is short"
+    if several is not None or num_workers > 1:
+        return "inline", f"{several or _describe(machine)}, but Ray is not installed ({INSTALL_RAY}): {trials}"
+    return "inline", f"{_describe(machine)}: {trials}"
+
+
+def _num_workers(spec: StudySpec, machine: Machine) -> int:
+    """Number of workers on the CPU cores that `auto` may use; 1 if trials use a GPU, or packs, which use all cores."""
+    limits = spec.resources
+    if machine.num_gpus or limits.trials_per_pack > 1:
+        return 1
+    by_cores = math.floor(machine.num_cpus / (limits.cpus_per_trial or 1.0))
+    by_memory = math.floor(min(machine.memory_gib / _WORKER_GIB, by_cores))
+    return max(1, min(by_cores, by_memory, limits.max_concurrent or by_cores))
 
 
 def _describe(machine: Machine) -> str:
@@ -148,7 +176,7 @@ def _describe(machine: Machine) -> str:
 def _reason_for_several(spec: StudySpec, machine: Machine) -> str | None:
     """Why the machine should run several trials at a time; `None` if it should not."""
     share, most = spec.resources.gpus_per_trial, spec.resources.max_concurrent
-    if most is not None:
+    if most is not None and (most == 1 or machine.num_gpus):
         return f"the study file allows {most} concurrent trials" if most > 1 else None
     if machine.num_gpus == 0 or share == 0:
         return None
@@ -164,7 +192,12 @@ def _reason_for_several(spec: StudySpec, machine: Machine) -> str | None:
 
 
 def make_engine_and_pool(
-    setup: ExecutionSetup, resources: ResourceSpec, *, scratch: Path, sources: Sequence[Path] = ()
+    setup: ExecutionSetup,
+    resources: ResourceSpec,
+    *,
+    scratch: Path,
+    sources: Sequence[Path] = (),
+    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[Engine, Pool]:
     """Make the engine and the pool of an execution; nothing starts yet.
 
@@ -173,19 +206,38 @@ def make_engine_and_pool(
         resources: Limits of the study file.
         scratch: A folder that all workers can write to, for files that end with the execution.
         sources: Files and folders that all workers read.
+        say: Shows a message to people, such as the number of concurrent trials of a search.
     """
+    inline = InlinePool(resources.trials_per_pack)
     if setup.pool == "inline":
-        return OptunaEngine(), InlinePool(resources.trials_per_pack)
+        return OptunaEngine(), inline
+
+    def make_workers() -> "RayPool":
+        return _make_ray_pool(setup, resources, scratch=scratch, sources=sources)
+
+    if setup.pool == "auto":
+        num_workers = setup.num_workers or 1
+        return OptunaEngine(), AdaptivePool(
+            inline, make_workers, num_workers=num_workers, estimate_s=training_s, say=say
+        )
+    if setup.engine == "optuna":
+        return OptunaEngine(), make_workers()
+    from orchestrator.engines.ray.engine import RayEngine
+
+    pool = make_workers()
+    return RayEngine(pool, scheduler=setup.scheduler, scratch=scratch), pool
+
+
+def _make_ray_pool(
+    setup: ExecutionSetup, resources: ResourceSpec, *, scratch: Path, sources: Sequence[Path]
+) -> "RayPool":
     from orchestrator.engines.ray.cluster import RayCluster
     from orchestrator.engines.ray.pool import RayPool
     from orchestrator.engines.ray.trial_resources import SharePlanner
     from orchestrator.engines.ray.worker import WorkerSettings
 
     cluster = RayCluster(address=setup.ray_address, shared=scratch, sources=sources)
-    workers = WorkerSettings(max_concurrent=resources.max_concurrent, silent_minutes=resources.silent_minutes)
-    pool = RayPool(cluster, shares=SharePlanner(cluster, resources), workers=workers)
-    if setup.engine == "optuna":
-        return OptunaEngine(), pool
-    from orchestrator.engines.ray.engine import RayEngine
-
-    return RayEngine(pool, scheduler=setup.scheduler, scratch=scratch), pool
+    workers = WorkerSettings(
+        max_concurrent=setup.num_workers or resources.max_concurrent, silent_minutes=resources.silent_minutes
+    )
+    return RayPool(cluster, shares=SharePlanner(cluster, resources), workers=workers)

@@ -136,8 +136,14 @@ class Ledger(Protocol):
 class Pool(Protocol):
     """Runs tasks, in this process or elsewhere."""
 
-    def prepare(self, configurations: Sequence[Configuration]) -> None:
-        """Get ready for trainings of these sizes; a pool may measure how many fit side by side."""
+    def prepare(self, configurations: Sequence[Configuration], *, num_tasks: int) -> None:
+        """Get ready for a search; called before its first task.
+
+        Args:
+            configurations: A training of each size, if the tasks are trainings; a pool may measure how many fit side by
+                side.
+            num_tasks: Maximum number of tasks.
+        """
         ...
 
     def has_room(self) -> bool:

@@ -11,8 +11,9 @@ class OptunaEngine:
     def run(self, search: Search, pool: Pool, ledger: Ledger, control: Control) -> list[TrialRecord]:
         """Run a search; finished trials in its rows are kept."""
         queue = TrialQueue(search, ledger, control)
-        if search.epochs is not None and not control.should_stop():
-            pool.prepare(search.sizes())
+        if not control.should_stop():
+            sizes = search.sizes() if search.epochs is not None else ()
+            pool.prepare(sizes, num_tasks=queue.num_left)
         while True:
             while pool.has_room() and (started := queue.start()) is not None:
                 pool.submit(started.record.number, started.task, started.reporter)

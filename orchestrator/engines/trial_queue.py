@@ -64,6 +64,11 @@ class TrialQueue:
         return len(self._trials)
 
     @property
+    def num_left(self) -> int:
+        """Maximum number of trials that have not ended."""
+        return max(self._search.num_trials - len(self._trials), 0) + len(self._waiting) + len(self._running)
+
+    @property
     def is_stopped(self) -> bool:
         """Whether a stop was requested: running trials should end, and no new trial starts."""
         return self._control.should_stop()

@@ -16,7 +16,7 @@ from trainers.config import Resources
 
 EngineName = Literal["auto", "optuna", "ray"]
 PoolName = Literal["auto", "inline", "ray"]
-RAY_EXTRA = "pip install 'vitsearch[ray]'"
+INSTALL_RAY = "pip install 'ray[tune]'"
 
 
 class _Plain(BaseModel):
@@ -187,7 +187,7 @@ def engine_problems(engine: EngineSpec, pool: PoolName, resources: Resources) ->
         yield Problem(("pool",), "engine `ray` needs pool `ray`, but got `inline`. Remove the line.")
     if "ray" in (engine.name, pool) and not ray_is_installed():
         where = ("engine",) if engine.name == "ray" else ("pool",)
-        yield Problem(where, f"`ray` needs Ray, which is not installed here. Install it with: {RAY_EXTRA}")
+        yield Problem(where, f"`ray` needs Ray, which is not installed here. Install it with: {INSTALL_RAY}")
 
 
 def ray_is_installed() -> bool:

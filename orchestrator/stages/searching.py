@@ -157,7 +157,7 @@ class StageLedger:
         """The watchdog of trainings in this process. Other pools monitor their workers themselves."""
         minutes = self._context.spec.resources.silent_minutes
         pool = (self._context.execution.setup or {}).get("pool")
-        if minutes is None or self._search.epochs is None or pool != "inline":
+        if minutes is None or self._search.epochs is None or pool == "ray":
             return None
         return Watchdog(60 * minutes, partial(self._on_timeout, minutes))
 

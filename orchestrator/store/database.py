@@ -15,7 +15,7 @@ from orchestrator.store.retrying import WAIT_S, set_retry_time
 
 HEAD = "0004"
 """The newest migration; a test compares it with `migrations/versions/`."""
-POSTGRES_EXTRA = "pip install 'vitsearch[postgres]'"
+INSTALL_POSTGRES = "pip install 'psycopg[binary]'"
 
 _ADVISORY_LOCK = 0x76697473  # "vits" in ASCII: a number that other programs are unlikely to use
 _CONNECT_S = 10
@@ -77,7 +77,7 @@ def connect(url: str, *, wait_s: float = WAIT_S) -> Engine:
     except ImportError as error:
         raise SettingsError(
             f"VITSEARCH_DATABASE_URL: {parsed.render_as_string()} needs the driver {parsed.get_driver_name()!r}, which "
-            f"cannot be imported here ({error}). Install it with: {POSTGRES_EXTRA}"
+            f"cannot be imported here ({error}). Install it with: {INSTALL_POSTGRES}"
         ) from error
     if parsed.get_backend_name() == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)

@@ -162,7 +162,9 @@ def run_study(
             )
             scratch = study_folder(settings, study) / "ray"
             sources = () if spec.data.source in BUILT_IN else (Path(spec.data.source),)
-            engine, pool = make_engine_and_pool(setup, spec.resources, scratch=scratch, sources=sources)
+            engine, pool = make_engine_and_pool(
+                setup, spec.resources, scratch=scratch, sources=sources, say=progress.note
+            )
             machinery = Machinery(
                 engine=engine, pool=ScoreCachingPool(pool, ScoreCache(store.scores())), progress=progress
             )

@@ -10,7 +10,7 @@ from tests.places import Place, place_of
 from tests.run_tree import assert_run_tree
 from tests.tiny import FinishedStudy
 
-pytest.importorskip("ray", reason="Ray is not installed (pip install 'vitsearch[ray]')")
+pytest.importorskip("ray", reason="Ray is not installed (pip install 'ray[tune]')")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 STORE = "orchestrator.store.repository:Store"

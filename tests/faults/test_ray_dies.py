@@ -10,7 +10,7 @@ from tests.faults.ray_troubles import SOON_GIVEN_UP
 from tests.places import Place, assert_is_the_same_study, assert_rows_are_true, finished_epochs
 from tests.tiny import FinishedStudy
 
-pytest.importorskip("ray", reason="Ray is not installed (pip install 'vitsearch[ray]')")
+pytest.importorskip("ray", reason="Ray is not installed (pip install 'ray[tune]')")
 REASONS = {HEAD: "the head of Ray (GCS)", RAYLET: "Ray's raylet on this machine"}
 
 

@@ -17,7 +17,7 @@ from tests.tiny import FinishedStudy
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
-pytest.importorskip("ray", reason="Ray is not installed (pip install 'vitsearch[ray]')")
+pytest.importorskip("ray", reason="Ray is not installed (pip install 'ray[tune]')")
 pytestmark = pytest.mark.slow
 NEW_NODE_S = 180.0
 """So long it may take until one works."""

@@ -27,7 +27,7 @@ from trainers.training.reporting import SilentReporter
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
-pytest.importorskip("ray", reason="Ray is not installed (pip install 'vitsearch[ray]')")
+pytest.importorskip("ray", reason="Ray is not installed (pip install 'ray[tune]')")
 HUNG, DEADLY, FROZEN = 1, 2, 3
 """Trials of `tests.faults.ray_troubles.deadly`."""
 

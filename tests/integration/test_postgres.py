@@ -100,7 +100,7 @@ def test_a_missing_driver_names_the_extra() -> None:
         "except ValueError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'vitsearch[postgres]'" in done.stdout
+    assert "pip install 'psycopg[binary]'" in done.stdout
 
 
 def test_another_kind_of_database_is_refused() -> None:

@@ -44,7 +44,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(not ray_is_installed(), reason="Ray is not installed (pip install 'vitsearch[ray]')")
+@pytest.mark.skipif(not ray_is_installed(), reason="Ray is not installed (pip install 'ray[tune]')")
 def test_the_quickstart_has_the_same_champion_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     inline = champion(tmp_path / "inline", "--engine", "optuna")

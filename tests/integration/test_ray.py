@@ -25,7 +25,7 @@ from tests.ray_local import TOPOLOGY, MemoryLedger, rate_search
 from tests.ray_tasks import epochs_of
 from trainers.config import DataConfig, EpochReport, Resources, ScoreTask, TaskOutcome
 
-pytest.importorskip("ray", reason="Ray is not installed (pip install 'vitsearch[ray]')")
+pytest.importorskip("ray", reason="Ray is not installed (pip install 'ray[tune]')")
 pytestmark = pytest.mark.timeout(300)
 
 

@@ -20,7 +20,7 @@ from orchestrator.engines.ray.cluster import RayCluster
 from orchestrator.engines.ray.connection import refusal
 from plugins.registry import FORMULA_FOLDER_VARIABLE
 
-pytest.importorskip("ray", reason="Ray is not installed (pip install 'vitsearch[ray]')")
+pytest.importorskip("ray", reason="Ray is not installed (pip install 'ray[tune]')")
 pytestmark = pytest.mark.timeout(300)
 
 # What Python runs first in every process of a node that is to be worse than it is.

@@ -31,6 +31,7 @@ class Script:
         self._outcomes = outcomes or {}
         self._queue: deque[int] = deque()
         self._given = 0
+        self.num_prepared: int | None = None
 
     # suggester
     def ask(self, number: int) -> Suggestion | None:
@@ -39,8 +40,9 @@ class Script:
         self.log.append(f"ask {number}")
         return Suggestion({"x": number}, {})
 
-    def prepare(self, _configurations: object) -> None:
-        raise AssertionError("a search without epochs has nothing to measure")
+    def prepare(self, configurations: object, *, num_tasks: int) -> None:
+        assert not configurations, "a search without epochs has nothing to measure"
+        self.num_prepared = num_tasks
 
     def expect(self, trial: TrialRecord) -> None:
         self.log.append(f"expect {trial.number}")
@@ -141,6 +143,7 @@ def test_a_trial_that_kills_its_process_too_often_fails_and_is_told() -> None:
 def test_a_search_with_enough_trials_asks_for_none() -> None:
     script = Script(rows=[make_trial(0), make_trial(1)])
     assert len(run(script, 2)) == 2
+    assert script.num_prepared == 0
     assert script.log == ["tell 0 complete", "tell 1 complete"]
 
 

@@ -34,8 +34,15 @@ def chosen(folder: Path, text: str = "", **machine: object) -> ExecutionSetup:
 @pytest.mark.parametrize(
     ("text", "machine", "engine", "pool", "reason"),
     [
-        ("", {}, "optuna", "inline", "8 CPU cores, no GPU: running one trial at a time (`pool: ray` runs several)"),
-        ("", {"has_mps": True}, "optuna", "inline", "8 CPU cores, and an Apple GPU that cannot be used"),
+        ("", {}, "optuna", "auto", "8 CPU cores, no GPU: running up to 8 trials at a time, and one at a time if"),
+        ("", {"num_cpus": 1}, "optuna", "inline", "1 CPU core, no GPU: running one trial at a time"),
+        ("", {"memory_gib": 3.5}, "optuna", "auto", "8 CPU cores, no GPU: running up to 3 trials at a time"),
+        ("", {"memory_gib": 1.5}, "optuna", "inline", "8 CPU cores, no GPU: running one trial at a time"),
+        ("", {"has_ray": False}, "optuna", "inline", "but Ray is not installed (pip install 'ray[tune]'): running one"),
+        ("resources: {cpus_per_trial: 3}", {}, "optuna", "auto", "running up to 2 trials at a time"),
+        ("resources: {cpus_per_trial: 8}", {}, "optuna", "inline", "running one trial at a time"),
+        ("resources: {trials_per_pack: 4}", {}, "optuna", "inline", "no GPU: running packs of up to 4 trials"),
+        ("", {"has_mps": True}, "optuna", "auto", "8 CPU cores, and an Apple GPU that cannot be used"),
         ("", {"ray_address": "h:1"}, "optuna", "ray", "RAY_ADDRESS names the cluster h:1"),
         ("", {"num_gpus": 2, "gpu_gib": 8.0}, "optuna", "ray", "2 GPUs: running several"),
         ("", {"num_gpus": 1, "gpu_gib": 24.0}, "optuna", "ray", "images of 32 px fit on a GPU of 24 GiB"),
@@ -49,7 +56,15 @@ def chosen(folder: Path, text: str = "", **machine: object) -> ExecutionSetup:
             "1 GPU: running one",
         ),
         ("resources: {gpus_per_trial: 0}", {"num_gpus": 4}, "optuna", "inline", "4 GPUs: running one trial at a time"),
-        ("resources: {max_concurrent: 3}", {}, "optuna", "ray", "allows 3 concurrent trials: running several"),
+        ("resources: {max_concurrent: 3}", {}, "optuna", "auto", "no GPU: running up to 3 trials at a time"),
+        ("resources: {max_concurrent: 1}", {}, "optuna", "inline", "no GPU: running one trial at a time"),
+        (
+            "resources: {max_concurrent: 3}",
+            {"num_gpus": 1, "gpu_gib": 4.0},
+            "optuna",
+            "ray",
+            "allows 3 concurrent trials",
+        ),
         ("resources: {max_concurrent: 1}", {"num_gpus": 4}, "optuna", "inline", "4 GPUs: running one trial at a time"),
         (
             "resources: {trials_per_pack: 8}",
@@ -81,7 +96,7 @@ def test_auto_picks_by_the_machine_and_says_why(
 
 
 def test_a_cluster_without_ray_here_is_refused_with_the_extra(tmp_path: Path) -> None:
-    with pytest.raises(EngineUnavailableError, match=r"RAY_ADDRESS.*not installed.*pip install 'vitsearch\[ray\]'"):
+    with pytest.raises(EngineUnavailableError, match=r"RAY_ADDRESS.*not installed.*pip install 'ray\[tune\]'"):
         chosen(tmp_path, ray_address="h:1", has_ray=False)
 
 
@@ -90,7 +105,7 @@ def test_a_file_that_asks_for_ray_where_it_is_not_installed_is_told_the_extra(
 ) -> None:
     monkeypatch.setattr(engine_specs, "ray_is_installed", lambda: False)
     for text in ("engine: ray", "pool: ray"):
-        with pytest.raises(SpecError, match=r"study\.yaml:6.*not installed.*pip install 'vitsearch\[ray\]'"):
+        with pytest.raises(SpecError, match=r"study\.yaml:6.*not installed.*pip install 'ray\[tune\]'"):
             load(tmp_path, text)
 
 

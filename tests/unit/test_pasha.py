@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("ray", reason="Ray is not installed (pip install 'vitsearch[ray]')")
+pytest.importorskip("ray", reason="Ray is not installed (pip install 'ray[tune]')")
 
 from orchestrator.engines.ray.pasha import PashaScheduler, noise_level, ranking_changed, rungs
 

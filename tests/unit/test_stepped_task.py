@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-pytest.importorskip("ray", reason="Ray is not installed (pip install 'vitsearch[ray]')")
+pytest.importorskip("ray", reason="Ray is not installed (pip install 'ray[tune]')")
 
 HANGS = """
 import ctypes, os, sys, time

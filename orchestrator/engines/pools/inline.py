@@ -26,7 +26,7 @@ class InlinePool:
         self._running: list[int] = []
         self._outcomes: Generator[tuple[int, TaskOutcome], None, None] | None = None
 
-    def prepare(self, configurations: Sequence[Configuration]) -> None:
+    def prepare(self, configurations: Sequence[Configuration], *, num_tasks: int) -> None:
         """Do nothing, because a training or a pack uses the whole machine."""
 
     def has_room(self) -> bool:

@@ -92,8 +92,8 @@ class ScoreCachingPool:
         self._partly: dict[int, tuple[ScoreTask, dict[str, ScoreRecord]]] = {}
         """Running score tasks with their known scores."""
 
-    def prepare(self, configurations: Sequence[Configuration]) -> None:
-        self._pool.prepare(configurations)
+    def prepare(self, configurations: Sequence[Configuration], *, num_tasks: int) -> None:
+        self._pool.prepare(configurations, num_tasks=num_tasks)
 
     def has_room(self) -> bool:
         return not self._answers and self._pool.has_room()

@@ -74,7 +74,17 @@ class RayPool:
         self._latest: tuple[Share, bool] | None = None
         self._nodes: Sequence[Node] = ()  # as of the last check that all workers fit
 
-    def prepare(self, configurations: Sequence[Configuration]) -> None:
+    def start(self) -> None:
+        """Start Ray or attach to the cluster; without this call, the first task does so.
+
+        Raises:
+            EngineUnavailableError: Ray does not start, or the cluster does not answer.
+        """
+        self.cluster.start()
+
+    def prepare(self, configurations: Sequence[Configuration], *, num_tasks: int) -> None:  # noqa: ARG002
+        if not configurations:
+            return
         if self.shares.must_measure():
             self.release()
         self.shares.prepare(configurations)
