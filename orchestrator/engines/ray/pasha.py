@@ -35,13 +35,13 @@ def noise_level(curves: Mapping[str, Sequence[float]], epoch: int) -> float:
         curves: Values of each trial after epochs 1, 2, ...; shorter curves are left out.
         epoch: Epoch of the rung.
     """
-    far = {name: np.asarray(curve[:epoch]) for name, curve in curves.items() if len(curve) >= epoch}
+    reached = {name: np.asarray(curve[:epoch]) for name, curve in curves.items() if len(curve) >= epoch}
     gaps = []
-    for first, second in combinations(far, 2):
-        signs = np.sign(far[first] - far[second])
+    for first, second in combinations(reached, 2):
+        signs = np.sign(reached[first] - reached[second])
         signs = signs[signs != 0]
         if np.count_nonzero(signs[1:] != signs[:-1]) >= 2:
-            gaps.append(abs(float(far[first][-1] - far[second][-1])))
+            gaps.append(abs(float(reached[first][-1] - reached[second][-1])))
     return float(np.percentile(gaps, _PERCENTILE)) if gaps else 0.0
 
 

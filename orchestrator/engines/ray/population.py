@@ -1,4 +1,4 @@
-"""Population-based schedulers of Ray Tune, for trials of several topologies and points with conditions."""
+"""Population-based schedulers of Ray Tune, for trials of different topologies and points with conditional dimensions."""
 
 import math
 import random
@@ -45,9 +45,9 @@ class Population:
         upper: list[Trial] = []
         for key in dict.fromkeys(trial.config["weights"] for trial in scores):
             group = sorted((trial for trial in scores if trial.config["weights"] == key), key=scores.__getitem__)
-            count = min(-(-len(group) * self._quantile // 1), len(group) // 2)
-            lower += group[: int(count)]
-            upper += group[len(group) - int(count) :]
+            count = min(math.ceil(len(group) * self._quantile), len(group) // 2)
+            lower += group[:count]
+            upper += group[len(group) - count :]
         return lower, upper
 
     def successor(self, trial: Trial, parent: Trial, point: Point, states: Mapping[Trial, Any]) -> dict[str, Any]:
