@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 from search_spaces.base import Costs, ImageTask, Topology
@@ -445,6 +445,25 @@ class Mixing(Protocol):
 # --- optimizers ---
 
 
+class Segment(NamedTuple):
+    """A part of a row of parameters."""
+
+    start: int
+    stop: int
+    decays: bool
+    """Whether weight decay applies to it."""
+
+
+@lru_cache(maxsize=256)
+def _lengths_between(segments: tuple[Segment, ...], num_numbers: int) -> list[int]:
+    """Lengths of the gap before each segment, of the segment, and of the rest of the row, in turn."""
+    lengths, end = [], 0
+    for segment in segments:
+        lengths += [segment.start - end, segment.stop - segment.start]
+        end = segment.stop
+    return [*lengths, num_numbers - end]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ParameterLayout:
     """The layout of a model's parameters in one flat row of `P` numbers.
@@ -468,21 +487,39 @@ class ParameterLayout:
         return self.starts[self.num_decayed] if self.num_decayed < len(self.starts) else self.num_numbers
 
     @cached_property
-    def segments(self) -> tuple[tuple[slice, bool], ...]:
-        """The parts of the row without the padding, each with a flag: whether it has weight decay.
+    def segments(self) -> "tuple[Segment, ...]":
+        """The parts of the row without the padding.
 
         Adjacent parameters without padding between them form one segment. Elementwise kernels compute the last few
         numbers of a tensor with other instructions. Without the padding, a step over segments therefore rounds exactly
         as a step over the parameters does.
         """
-        segments: list[tuple[slice, bool]] = []
+        segments: list[Segment] = []
         for index, (start, shape) in enumerate(zip(self.starts, self.shapes, strict=True)):
             decays, stop = index < self.num_decayed, start + shape.numel()
-            if segments and segments[-1][1] == decays and segments[-1][0].stop == start:
-                segments[-1] = (slice(segments[-1][0].start, stop), decays)
+            if segments and segments[-1].decays == decays and segments[-1].stop == start:
+                segments[-1] = segments[-1]._replace(stop=stop)
             else:
-                segments.append((slice(start, stop), decays))
+                segments.append(Segment(start, stop, decays))
         return tuple(segments)
+
+    def parts(self, segments: "tuple[Segment, ...]", row: "Tensor") -> "tuple[Tensor, ...]":
+        """Views of segments, in ascending order, into a row (P,)."""
+        lengths = _lengths_between(segments, self.num_numbers)
+        split: Callable[..., tuple[Tensor, ...]] = row.split_with_sizes
+        return split(lengths)[1::2]
+
+    def lasting_parts(self, segments: "tuple[Segment, ...]", row: "Tensor") -> "tuple[Tensor, ...]":
+        """The same for a row that lasts as long as this layout, such as the parameters: the views are made once."""
+        key = (segments, id(row))
+        found = self._lasting.get(key, ())
+        if not found or found[0]._base is not row:
+            found = self._lasting[key] = self.parts(segments, row)
+        return found
+
+    @cached_property
+    def _lasting(self) -> "dict[tuple[tuple[Segment, ...], int], tuple[Tensor, ...]]":
+        return {}
 
     def views(self, values: "Tensor") -> "list[Tensor]":
         """Views of the parameters, (..., *shape) each, into values (..., P)."""

@@ -1,12 +1,11 @@
 """AdamW: adaptive learning rates with decoupled weight decay."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from plugins.protocols import OptimizerState, ParameterLayout, PluginCard
+from plugins.protocols import OptimizerState, ParameterLayout, PluginCard, Segment
 from search_spaces.step_settings import StepSettings
 
 if TYPE_CHECKING:
@@ -28,7 +27,8 @@ def start_adamw(values: "Tensor") -> OptimizerState:
 
 
 def update_adamw(
-    parts: Sequence[tuple[slice, bool]],
+    layout: ParameterLayout,
+    segments: tuple[Segment, ...],
     values: "Tensor",
     gradient: "Tensor",
     state: OptimizerState,
@@ -39,38 +39,33 @@ def update_adamw(
     beta2: float,
     eps: float = EPS,
 ) -> None:
-    """Take one step of torch's fused AdamW on parts of a row, in place.
+    """Take one step of torch's fused AdamW on segments of a row, in place.
 
     This calls the kernel of `torch.optim.AdamW` directly. The optimizer would increment a step counter for each part,
     which takes three times as long as the arithmetic of a small model.
 
     Args:
-        parts: Slices of the row in ascending order, each with a flag: whether it has weight decay. Numbers outside the
-            slices do not change.
+        layout: Layout of the row.
+        segments: Segments of the row in ascending order. Numbers outside them do not change.
         values: Parameters, shape (P,).
         gradient: Gradient, shape (P,).
         state: State created by `start_adamw`.
         learning_rate: Learning rate of this step.
-        weight_decay: Weight decay of the parts that have it.
+        weight_decay: Weight decay of the segments that have it.
         beta1: Decay rate of the running mean of gradients.
         beta2: Decay rate of the running mean of squared gradients.
         eps: Number added to the denominator.
     """
     import torch
 
-    lengths, end = [], 0
-    for part, _ in parts:
-        lengths += [part.start - end, part.stop - part.start]
-        end = part.stop
-    lengths.append(values.numel() - end)
-    rows = (values, gradient, state["exp_avg"], state["exp_avg_sq"])
-    pieces = list(zip(*(row.split_with_sizes(lengths)[1::2] for row in rows), strict=True))
+    lasting = [layout.lasting_parts(segments, row) for row in (values, state["exp_avg"], state["exp_avg_sq"])]
+    pieces = list(zip(segments, layout.parts(segments, gradient), *lasting, strict=True))
     step = state["step"].add_(1)
     for decays in (True, False):
-        chosen = [piece for piece, (_, flag) in zip(pieces, parts, strict=True) if flag == decays]
+        chosen = [piece[1:] for piece in pieces if piece[0].decays == decays]
         if not chosen:
             continue
-        own_values, own_gradients, means, squares = zip(*chosen, strict=True)
+        own_gradients, own_values, means, squares = zip(*chosen, strict=True)
         torch._fused_adamw_(
             own_values,
             own_gradients,
@@ -117,6 +112,7 @@ class AdamW:
     ) -> None:
         """Take one step, in place; see `update_adamw`."""
         update_adamw(
+            layout,
             layout.segments,
             values,
             gradient,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 from pydantic import Field
 
 from plugins.optimizers.adamw import start_adamw, update_adamw
-from plugins.protocols import OptimizerState, ParameterLayout, PluginCard
+from plugins.protocols import OptimizerState, ParameterLayout, PluginCard, Segment
 from search_spaces.step_settings import StepSettings
 
 if TYPE_CHECKING:
@@ -63,21 +63,21 @@ def block_matrices(layout: ParameterLayout, *, split_qkv: bool) -> tuple[Matrix,
 
 
 @lru_cache(maxsize=64)
-def other_parts(layout: ParameterLayout) -> tuple[tuple[slice, bool], ...]:
-    """The parts of a row that hold all other parameters, as few as possible, each with a flag for weight decay."""
-    parts: list[tuple[slice, bool]] = []
+def other_segments(layout: ParameterLayout) -> tuple[Segment, ...]:
+    """The segments of a row that hold all other parameters, as few as possible."""
+    segments: list[Segment] = []
     last = -2
     for index, (name, shape, start) in enumerate(zip(layout.names, layout.shapes, layout.starts, strict=True)):
         if is_block_matrix(name, len(shape)):
             continue
         decays = index < layout.num_decayed
         stop = start + shape.numel()
-        if index == last + 1 and parts[-1][1] == decays:
-            parts[-1] = (slice(parts[-1][0].start, stop), decays)
+        if index == last + 1 and segments[-1].decays == decays:
+            segments[-1] = segments[-1]._replace(stop=stop)
         else:
-            parts.append((slice(start, stop), decays))
+            segments.append(Segment(start, stop, decays))
         last = index
-    return tuple(parts)
+    return tuple(segments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +157,8 @@ class Muon:
             has_complex=False,
         )
         update_adamw(
-            other_parts(layout),
+            layout,
+            other_segments(layout),
             values,
             gradient,
             state,

@@ -52,13 +52,14 @@ class Sgd:
         """Take one step of `torch.optim.SGD`, in place."""
         from torch.optim.sgd import sgd
 
-        for part, decays in layout.segments:
+        for segment in layout.segments:
+            part = slice(segment.start, segment.stop)
             sgd(
                 [values[part]],
                 [gradient[part]],
                 [state["momentum_buffer"][part] if self.momentum else None],
                 foreach=False,
-                weight_decay=settings.weight_decay if decays else 0.0,
+                weight_decay=settings.weight_decay if segment.decays else 0.0,
                 momentum=self.momentum,
                 lr=settings.learning_rate,
                 dampening=0.0,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from plugins.optimizers.muon import block_matrices, other_parts
+from plugins.optimizers.muon import block_matrices, other_segments
 from plugins.optimizers.sam import worst_nearby
 from plugins.protocols import Optimizer, OptimizerState, ParameterLayout, PluginCard, TwoGradients
 from plugins.registry import PluginSettingsError, available, create
@@ -295,9 +295,9 @@ def test_muon_and_adamw_share_a_row_without_overlap() -> None:
     for matrix in block_matrices(LAYOUT, split_qkv=True):
         matrix.view(owners).add_(1)
     assert len(block_matrices(LAYOUT, split_qkv=True)) == 2 * 6
-    for part, decays in other_parts(LAYOUT):
-        owners[part] += 1
-        assert decays == (part.stop <= LAYOUT.decay_end)
+    for segment in other_segments(LAYOUT):
+        owners[segment.start : segment.stop] += 1
+        assert segment.decays == (segment.stop <= LAYOUT.decay_end)
     assert torch.all((owners == 1) | PADDING)
     assert owners.max() == 1
 

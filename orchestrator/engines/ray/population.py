@@ -1,4 +1,4 @@
-"""Population-based schedulers of Ray Tune, for trials of different topologies and points with conditional dimensions."""
+"""Population-based schedulers of Ray Tune, for trials of different topologies and for conditional dimensions."""
 
 import math
 import random
