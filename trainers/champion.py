@@ -1,6 +1,7 @@
 """Trained models as self-contained folders: training, saving, loading and prediction."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from trainers.data.images import (
     load_images,
     load_test_images,
 )
+from trainers.data.labelled import LabelledImages, ModelInput, Part, load_labelled
 from trainers.data.listing import DataError, Item
 from trainers.data.pixels import FORMAT_SCALES, BrokenImageError, DeepImageError, decode, resize_image
 from trainers.data.sources import unreadable
@@ -126,6 +128,51 @@ class Predictor:
     def evaluate(self, split: ImageSplit) -> Evaluation:
         """Loss and accuracy on labelled images."""
         return evaluate(self.model, split, self._normalizer)
+
+    def evaluate_on(
+        self, source: str | os.PathLike[str] | None = None, *, part: Part | None = None, skip_broken: bool = False
+    ) -> ModelReport:
+        """Metrics with intervals, classes, calibration and mistakes on labelled images.
+
+        Args:
+            source: A folder, parquet file or table of labels, in any form that `vitsearch data` reads. Default: the
+                source that the model was trained on. Classes are matched by name.
+            part: `test`, `validation`, `train` or `all`. Default: the test part, if the source has one or is that of
+                the training; otherwise all images.
+            skip_broken: Whether images that cannot be read are left out, and counted in the report's `notes`.
+
+        Raises:
+            DataError: The images cannot be used, or the model knows none of their classes.
+        """
+        return self.report_on(self.load_labelled(source, part=part, skip_broken=skip_broken))
+
+    def load_labelled(
+        self, source: str | os.PathLike[str] | None = None, *, part: Part | None = None, skip_broken: bool = False
+    ) -> LabelledImages:
+        """Labelled images as the model sees them. Arguments and errors are those of `evaluate_on`."""
+        card = self.card
+        data = card.configuration.data
+        known = ModelInput(
+            data=data.model_copy(update={"skip_broken": data.skip_broken or skip_broken}),
+            data_digest=card.data_digest,
+            task=card.task,
+            class_names=card.class_names,
+            scales=card.scales,
+        )
+        return load_labelled(None if source is None else os.fspath(source), known, part=part)
+
+    def report_on(self, images: LabelledImages) -> ModelReport:
+        """The report on labelled images."""
+        report = _report(
+            self.model,
+            images.split,
+            self._normalizer,
+            part=images.part,
+            class_names=self.card.class_names,
+            temperature=self.card.temperature,
+            names_of=None if images.names is None else images.names.of,
+        )
+        return report.model_copy(update={"source": images.source, "notes": images.notes})
 
     def _pixels(self, item: Item) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         data = self.card.configuration.data
@@ -268,6 +315,7 @@ def _report(
     part: str,
     class_names: Sequence[str],
     temperature: float,
+    names_of: Callable[[Sequence[int]], Sequence[str]] | None = None,
 ) -> ModelReport:
     return report_on(
         _all_logits(model, split, normalizer),
@@ -276,6 +324,7 @@ def _report(
         class_names=class_names,
         measures={name: create("metrics", name).measure for name in RECORDED_METRICS},
         temperature=temperature,
+        names_of=names_of,
     )
 
 

@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from trainers.champion import ModelError, Prediction, Predictor
     from trainers.config import Configuration
     from trainers.data.listing import DataError
+    from trainers.results.model_report import ModelReport
     from vitsearch._models import load_model
     from vitsearch._studies import Champion, StudyRun, Trial, load_run, run_study
     from vitsearch._study_files import load_study
@@ -121,6 +122,7 @@ __all__ = [
     "Metric",
     "Mixing",
     "ModelError",
+    "ModelReport",
     "NeedsSignals",
     "NoChampionError",
     "Now",
@@ -206,6 +208,7 @@ _HOMES = {
     "trainers.champion": "ModelError Prediction Predictor",
     "trainers.config": "Configuration",
     "trainers.data.listing": "DataError",
+    "trainers.results.model_report": "ModelReport",
     "vitsearch._models": "load_model",
     "vitsearch._studies": "Champion StudyRun Trial load_run run_study",
     "vitsearch._study_files": "load_study",

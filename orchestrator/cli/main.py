@@ -29,6 +29,15 @@ class Format(StrEnum):
     json = "json"
 
 
+class PartName(StrEnum):
+    """Parts of a data set that a model can be evaluated on."""
+
+    test = "test"
+    validation = "validation"
+    train = "train"
+    all = "all"
+
+
 FormatOption = Annotated[Format, typer.Option("--format", help="`text` for people, `json` for programs.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
 DataOption = Annotated[
@@ -297,6 +306,41 @@ def _predict(
     from orchestrator.cli.modelling import predict_command
 
     predict_command(model, images, as_json=output is Format.json)
+
+
+@app.command("evaluate")
+def _evaluate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A study's name (its champion), NAME@champion, or a model folder.")
+    ],
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[DATA]", help="Labelled images, as `vitsearch data` reads them; by default the model's."
+        ),
+    ] = None,
+    part: Annotated[
+        PartName | None,
+        typer.Option("--part", help="By default the test part, if DATA has one or is the model's own; otherwise all."),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FOLDER", help="Write plots, tables and report.json into this new folder."),
+    ] = None,
+    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out images that cannot be read.")] = False,
+    output: FormatOption = Format.text,
+) -> None:
+    """Judge a model on labelled images: metrics with intervals, classes, calibration and mistakes."""
+    from orchestrator.cli.evaluating import evaluate_command
+
+    evaluate_command(
+        model,
+        data,
+        part=part.value if part else None,
+        folder=folder,
+        skip_broken=skip_broken,
+        as_json=output is Format.json,
+    )
 
 
 @app.command("plugins")

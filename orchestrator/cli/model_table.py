@@ -55,6 +55,8 @@ def model_report(report: ModelReport) -> RenderableType:
             for one in report.mistakes[:_MAX_MISTAKES]
         ]
         parts += [Text("\nMost confident mistakes", style="bold"), Text("\n".join(shown))]
+    if report.notes:
+        parts += [Text("\nNotes", style="bold red"), Text("\n".join(f"- {one}" for one in report.notes))]
     return Group(*parts)
 
 

@@ -46,14 +46,9 @@ def list_source(config: DataConfig) -> Source:
     """
     if config.source == DIGITS:
         return _list_digits()
-    path = Path(config.source).expanduser()
-    if not path.exists():
-        raise DataError(
-            f"data.source must be {DIGITS!r}, {NOISE!r}, a folder or a parquet file, but {path} does not exist "
-            f"(working directory: {Path.cwd()}). Correct the path."
-        )
     findings = DataFindings()
-    names, parts = _list_file(path, findings) if path.is_file() else _list_folder(path, findings)
+    names, parts = list_parts(config, findings)
+    path = Path(config.source).expanduser()
     if "train" not in parts:
         found = few(sorted(parts)) or "no images"
         raise DataError(f"{path} must have a training part, but has {found}. Add a folder or file named `train`.")
@@ -67,6 +62,28 @@ def list_source(config: DataConfig) -> Source:
     )
     _check_classes(source)
     return source
+
+
+def list_parts(config: DataConfig, findings: DataFindings) -> tuple[tuple[str, ...], dict[str, Listing]]:
+    """Class names, and the parts that a source has, which need not include a training part.
+
+    Args:
+        config: The source.
+        findings: Receives what is left aside, and what is suspicious.
+
+    Raises:
+        DataError: The source is missing, empty or of an unknown form.
+    """
+    if config.source == DIGITS:
+        digits = _list_digits()
+        return digits.class_names, digits.parts
+    path = Path(config.source).expanduser()
+    if not path.exists():
+        raise DataError(
+            f"data.source must be {DIGITS!r}, {NOISE!r}, a folder or a parquet file, but {path} does not exist "
+            f"(working directory: {Path.cwd()}). Correct the path."
+        )
+    return _list_file(path, findings) if path.is_file() else _list_folder(path, findings)
 
 
 def check_source(config: DataConfig) -> str | None:

@@ -1,6 +1,6 @@
 """Makes the report on a model from its logits on labelled images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ def report_on(
     class_names: Sequence[str],
     measures: Mapping[str, Measure],
     temperature: float,
-    names: Sequence[str] | None = None,
+    names_of: Callable[[Sequence[int]], Sequence[str]] | None = None,
 ) -> ModelReport:
     """The report on a model.
 
@@ -31,7 +31,7 @@ def report_on(
         class_names: Names of the C classes.
         measures: The metrics by name; `accuracy` must be one of them.
         temperature: The model's temperature.
-        names: File or row of each image, if known.
+        names_of: Gives file or row of the images at some positions, if they are known.
     """
     logits, labels = logits.cpu(), labels.cpu()
     confusion = count_confusion(logits.argmax(1), labels, num_classes=len(class_names))
@@ -47,7 +47,7 @@ def report_on(
         confusion=tuple(tuple(row) for row in confusion.tolist()),
         calibration=calibrate(logits, labels, temperature=temperature),
         num_mistakes=len(labels) - int(confusion.trace()),
-        mistakes=_mistakes(logits, labels, class_names, temperature, names),
+        mistakes=_mistakes(logits, labels, class_names, temperature, names_of),
     )
 
 
@@ -71,21 +71,26 @@ def _per_class(confusion: Tensor, class_names: Sequence[str]) -> tuple[ClassFigu
 
 
 def _mistakes(
-    logits: Tensor, labels: Tensor, class_names: Sequence[str], temperature: float, names: Sequence[str] | None
+    logits: Tensor,
+    labels: Tensor,
+    class_names: Sequence[str],
+    temperature: float,
+    names_of: Callable[[Sequence[int]], Sequence[str]] | None,
 ) -> tuple[Mistake, ...]:
     """The wrong predictions with the highest probabilities, highest first; of equal ones, the first image's first."""
     probabilities = (logits.double() / temperature).softmax(1)
     predictions = logits.argmax(1)
     confidence = probabilities.gather(1, predictions[:, None])[:, 0]
     wrong = torch.nonzero(predictions != labels)[:, 0]
-    order = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MAX_MISTAKES]
+    order = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MAX_MISTAKES].tolist()
+    names = [None] * len(order) if names_of is None else names_of(order)
     return tuple(
         Mistake(
             image=index,
-            name=names[index] if names is not None else None,
+            name=name,
             truth=class_names[int(labels[index])],
             prediction=class_names[int(predictions[index])],
             probability=float(confidence[index]),
         )
-        for index in order.tolist()
+        for index, name in zip(order, names, strict=True)
     )

@@ -93,6 +93,10 @@ class ModelReport(_Plain):
     num_mistakes: int
     mistakes: tuple[Mistake, ...]
     """The most confident wrong predictions, at most 24."""
+    source: str | None = None
+    """Where the images are from; `None` for the test of a champion."""
+    notes: tuple[str, ...] = ()
+    """What was left out, and what makes the figures less reliable."""
 
     @property
     def beats_baseline(self) -> bool:
