@@ -247,8 +247,11 @@ def save_model(
             "Choose another name."
         )
     content = pack_tensors(weights)
+    weights_from = configuration.weights
+    if weights_from is not None:  # the copy of these weights belongs to the training, not to the model
+        weights_from = weights_from.model_copy(update={"file": None})
     card = ModelCard(
-        configuration=configuration,
+        configuration=configuration.model_copy(update={"weights": weights_from}),
         task=data.task,
         class_names=data.class_names,
         mean=data.mean,

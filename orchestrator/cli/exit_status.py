@@ -22,6 +22,7 @@ STATUS = {
     "trainers.champion:ModelError": BAD_INPUT,
     "trainers.data.listing:DataError": BAD_INPUT,
     "trainers.training.checkpoints:CheckpointError": BAD_INPUT,
+    "trainers.weights.errors:WeightsError": BAD_INPUT,
     "orchestrator.engines.interfaces:EngineUnavailableError": FAILED,
     "orchestrator.store.errors:DatabaseUnavailableError": FAILED,
     "orchestrator.study.access:NoChampionError": FAILED,
@@ -40,6 +41,7 @@ _ABOUT_A_FILE = frozenset(
         "trainers.data.listing:DataError",
         "trainers.training.checkpoints:CheckpointError",
         "trainers.training.checkpoints:CheckpointWriteError",
+        "trainers.weights.errors:WeightsError",
     }
 )
 """Exceptions whose messages do not name the command's file."""

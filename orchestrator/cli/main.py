@@ -4,7 +4,7 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -249,13 +249,22 @@ def _train(
     folder: Annotated[
         Path | None, typer.Option("--out", metavar="FOLDER", help="Folder for the model; by default next to FILE.")
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--weights",
+            metavar="WEIGHTS",
+            help="Start from these weights: STUDY@champion, a model folder, a .safetensors or a .pth file.",
+        ),
+    ] = None,
     quiet: QuietOption = False,
     output: FormatOption = Format.text,
 ) -> None:
     """Train one configuration again, on the same or other data."""
     from orchestrator.cli.modelling import train_command
 
-    overrides = {"data.source": data} if data else {}
+    overrides: dict[str, Any] = {"data.source": data} if data else {}
+    overrides |= {"weights": weights} if weights else {}
     train_command(file, overrides=overrides, folder=folder, quiet=quiet, as_json=output is Format.json)
 
 

@@ -42,6 +42,7 @@ def train_command(file: Path, *, overrides: Mapping[str, Any], folder: Path | No
     target = (folder or file.absolute().with_suffix("")).absolute()
     if target == file.absolute():
         target = target.with_name(f"{target.name}-model")
+    from orchestrator.study.reusing import start_from_weights
     from trainers.champion import finish_model, train_configuration
     from trainers.data.images import load_images
 
@@ -51,6 +52,10 @@ def train_command(file: Path, *, overrides: Mapping[str, Any], folder: Path | No
     try:
         with exit_on_error(file):
             data = load_images(configuration.data)
+            if configuration.weights is not None:
+                configuration, start = start_from_weights(configuration, data, checkpoints, load_settings())
+                if not quiet:
+                    note(start)
             with stop_on_signal(control):
                 outcome, weights = train_configuration(configuration, checkpoints, reporter, data=data)
             if outcome.state == "interrupted":

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.spec.checks import configuration_problems, study_problems
 from orchestrator.spec.engine import EngineSpec, PoolName, ResourceSpec, engine_problems
+from orchestrator.spec.model_names import with_absolute_weights
 from orchestrator.spec.problems import NAME_PATTERN, Problem, first_problem
 from orchestrator.spec.stage_model import StageModel
 from orchestrator.spec.stage_registry import stage_models
@@ -67,7 +68,14 @@ def load_spec(path: str | Path, *, overrides: Mapping[str, Any] | None = None) -
     Raises:
         SpecError: The first mistake, with file and line, the rule, the value found and the nearest valid name.
     """
-    return _checked(read_yaml(path), overrides or {})
+    source = read_yaml(path)
+    if "stages" not in source.data and {"topology", "recipe"} <= source.data.keys():
+        raise SpecError(
+            path,
+            "must be a study file, but is the configuration of one model, as `vitsearch best` prints it. Train it "
+            f"with: vitsearch train {path}",
+        )
+    return _checked(source, overrides or {})
 
 
 def make_spec(data: Mapping[str, Any], *, overrides: Mapping[str, Any] | None = None) -> StudySpec:
@@ -97,7 +105,14 @@ def load_configuration(path: str | Path, *, overrides: Mapping[str, Any] | None 
     Raises:
         SpecError: The first mistake.
     """
-    source, given = _with_overrides(read_yaml(path), overrides or {})
+    content = read_yaml(path)
+    if "stages" in content.data:
+        raise SpecError(
+            path,
+            "must be the configuration of one model, as `vitsearch best` prints it, but is a study file. Run it with: "
+            f"vitsearch run {path}",
+        )
+    source, given = _with_overrides(content, overrides or {})
     configuration = _validate(Configuration, source, given)
     _raise_first(configuration_problems(configuration), source, given)
     return configuration
@@ -141,6 +156,9 @@ def _with_overrides(source: YamlSource, overrides: Mapping[str, Any]) -> tuple[Y
     if isinstance(block, dict) and isinstance(block.get("source"), str):
         folder = Path.cwd() if ("data", "source") in given else Path(source.file).absolute().parent
         data["data"] = {**block, "source": _absolute(block["source"], folder)}
+    if "weights" in data:
+        folder = Path.cwd() if ("weights",) in given else Path(source.file).absolute().parent
+        data["weights"] = with_absolute_weights(data["weights"], folder)
     if isinstance(data.get("stages"), list):
         folder = Path(source.file).absolute().parent
         data["stages"] = [_with_absolute_paths(stage, folder) for stage in data["stages"]]

@@ -96,6 +96,7 @@ def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:  # n
                     "topology": configuration.topology,
                     "test_accuracy": f"{metrics['test_accuracy']:.4f}",
                     "averaged_from": context.run_tree.trial_key(train.record, best.number),
+                    **({"initialised_from": train.result.weights.lineage} if train.result.weights else {}),
                 },
                 text=f"`{configuration.topology}`, {describe_accuracy(report)} on the test part; "
                 f"trial {best.number}, averaging {averaging.name}.",

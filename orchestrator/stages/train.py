@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from orchestrator.engines.interfaces import Objective, Search
 from orchestrator.spec.method_checks import image_size_problems, method_lists, method_problem
+from orchestrator.spec.model_names import with_absolute_weights
 from orchestrator.spec.plugin_checks import choice_problems, sampler_problems
 from orchestrator.spec.problems import Problem
 from orchestrator.spec.recipe_checks import recipe_problems
@@ -19,6 +21,7 @@ from orchestrator.stages.grow import GROW, GrowStage
 from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
 from orchestrator.stages.retention import drop_checkpoints, trial_folder
 from orchestrator.stages.screen import SCREEN, ScreenStage
+from orchestrator.stages.starting_weights import StartingWeights, plan_start, stored_weights
 from orchestrator.stages.topology_ranking import choose_candidates
 from orchestrator.store.records import TrialRecord
 from plugins import registry
@@ -76,6 +79,12 @@ class TrainStage(StageModel):
     recipe: dict[str, Any] = Field(
         default_factory=dict, description="recipe fields: a value fixes one, a list or {low, high} searches it"
     )
+    weights: str | None = Field(
+        default=None,
+        min_length=1,
+        description="weights that the trials start from: `STUDY@champion`, a model folder, a .safetensors or a .pth "
+        "file; null starts from random weights",
+    )
     signals: tuple[Signal, ...] = Field(
         default=(),
         description="signals to record every epoch, in addition to those that plug-ins and later stopping stages read",
@@ -85,6 +94,12 @@ class TrainStage(StageModel):
     def chosen_candidates(self) -> Candidates | None:
         """The selection of screened topologies; `None` if the file names `topologies`."""
         return None if self.topologies else self.candidates or Candidates()
+
+    @classmethod
+    def with_absolute_paths(cls, raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        """Resolve the path of the weights."""
+        given = dict(raw)
+        return given | ({"weights": with_absolute_weights(given["weights"], folder)} if "weights" in given else {})
 
     @cached_property
     def recipe_space(self) -> RecipeSpace:
@@ -150,6 +165,8 @@ class TrainResult(StageResult):
     trials: tuple[TrainedTrial, ...] = ()
     """All trials with a result, by number. Version 0.1.0 stored none; `StageContext.earlier` adds them to its rows."""
     num_failed: int
+    weights: StartingWeights | None = None
+    """The weights that the trials started from; `None` for random weights."""
 
 
 def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
@@ -158,6 +175,9 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
     from orchestrator.stages.searching import run_search
 
     candidates, grown_from = _candidates(context, spec)
+    weights = None
+    if spec.weights is not None:
+        weights = plan_start(context, stored_weights(context.folder), candidates)
     scores = _proxy_scores(context)
     dimensions = (Choice(name="topology", options=tuple(candidates)), *spec.recipe_space.dimensions)
     search = Search(
@@ -172,9 +192,7 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
         ),
         make_task=lambda trial: _task(context, spec, trial),
         parameters=lambda point: _parameters(context, spec, point),
-        links=lambda point: (
-            {"grown_from": grown_from[str(point["topology"])]} if point["topology"] in grown_from else {}
-        ),
+        links=lambda point: _links(point, grown_from, weights),
         known_metrics=lambda point: scores.get(str(point["topology"]), {}),
         epochs=spec.epochs,
         sizes=lambda: _largest(context, spec, candidates),
@@ -194,6 +212,7 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
             leaderboard=tuple(_leaderboard_row(trial) for trial in sort_trials(trials)[:10]),
             trials=_trained(trials, num_candidates=len(candidates)),
             num_failed=sum(trial.state == "failed" for trial in context.store.trials(context.stage.id)),
+            weights=weights,
         ),
         summary=f"{len(trials)} trials; best validation accuracy {100 * best.metrics['val_accuracy']:.1f} % "
         f"(trial {best.number})",
@@ -225,7 +244,15 @@ def configuration_of(context: StageContext, spec: TrainStage, trial: TrialRecord
         epochs=spec.epochs,
         seed=trial.seed,
         stopping=spec.stopping,
+        weights=None if spec.weights is None else stored_weights(context.folder.parent / spec.name),
     )
+
+
+def _links(point: Point, grown_from: Mapping[str, str], weights: StartingWeights | None) -> dict[str, str]:
+    """Where a trial comes from, for MLflow."""
+    topology = str(point["topology"])
+    found = {"grown_from": grown_from[topology]} if topology in grown_from else {}
+    return found if weights is None else {**found, "initialised_from": weights.lineage}
 
 
 def best_trial(trials: list[TrialRecord]) -> TrialRecord:

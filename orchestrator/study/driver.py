@@ -33,6 +33,7 @@ from orchestrator.store.repository import Store
 from orchestrator.store.stale_writes import StaleAttemptError
 from orchestrator.study.access import open_existing, study_folder, tracker_of
 from orchestrator.study.lock import StudyBusyError, hold_study
+from orchestrator.study.reusing import read_reused, store_reused
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.run_tree import RunTree
 from plugins.registry import use_formulas
@@ -109,6 +110,8 @@ def run_study(
         orchestrator.store.errors.DatabaseUnavailableError: The database is unreachable, or cannot be written to.
         trainers.data.listing.DataError: The data cannot be used.
         orchestrator.spec.truth_table.TruthError: A ground truth cannot be used.
+        trainers.weights.errors.WeightsError: Weights to start from cannot be used.
+        orchestrator.study.access.UnknownStudyError: A study to start from does not exist.
         orchestrator.settings.SettingsError: The home folder cannot be created.
         orchestrator.engines.interfaces.EngineUnavailableError: Ray is not installed, does not start, or its cluster
             does not answer.
@@ -129,6 +132,7 @@ def run_study(
         # This also reads the test part, so that a broken image is reported before the training.
         report = describe_data(spec.data).report
     fingerprint = _check_truths(spec, data, settings)
+    reused = read_reused(spec, study, settings)
     setup = choose(spec, detect_machine())
     _make_home(settings)
     for line in report.lines() if report else ():
@@ -144,6 +148,7 @@ def run_study(
         store.on_return(hold_again)
         try:
             study = _find_or_create(store, spec, fingerprint)
+            store_reused(reused, study_folder(settings, study))
             sheet = None
             if report is not None and settings.tracking:
                 sheet = study_folder(settings, study) / "data.png"

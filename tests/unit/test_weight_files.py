@@ -21,9 +21,10 @@ from trainers.training.checkpoints import accepted_digests, configuration_digest
 from trainers.training.loop import train
 from trainers.training.packed import train_packed
 from trainers.training.reporting import SilentReporter
+from trainers.weights.errors import WeightsError
 from trainers.weights.fitting import load_initial
 from trainers.weights.prepared import read_prepared, write_prepared
-from trainers.weights.reading import WeightsError, read_weights
+from trainers.weights.reading import read_weights
 
 WIDTH, HEADS, DEPTH, PATCH, SIZE = 12, 3, 2, 8, 32
 PLAIN = f"autoformer:{HEADS},2|{HEADS},2|{WIDTH},{PATCH}"

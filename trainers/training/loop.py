@@ -101,7 +101,7 @@ def make_row(configuration: Configuration, data: ImageData, device: torch.device
     """A newly initialised model, ready for training, with the weights that the configuration starts from.
 
     Raises:
-        trainers.weights.reading.WeightsError: These weights cannot be read.
+        trainers.weights.errors.WeightsError: These weights cannot be read.
     """
     recipe, task = configuration.recipe, data.task
     # Known blocks receive drop-path factors with each step; other models draw their own, at a fixed rate.

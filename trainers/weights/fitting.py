@@ -7,6 +7,7 @@ from math import isqrt
 import torch
 from torch import Tensor, nn
 
+from search_spaces.base import ImageTask
 from trainers.models.building import build_model, space_of
 from trainers.weights.axes import Axes, axes_of
 from trainers.weights.reading import SourceWeights
@@ -99,6 +100,12 @@ def load_initial(model: nn.Module, source: SourceWeights, topology: str, class_n
     if fit.reason is None:
         model.load_state_dict(dict(fit.state))
     return fit
+
+
+def plan_weights(source: SourceWeights, topology: str, task: ImageTask, class_names: Sequence[str]) -> Fit:
+    """Fit weights to a new model of a topology; see `fit_weights`."""
+    model = build_model(topology, task, seed=0, device=torch.device("cpu"))
+    return fit_weights(source, model, topology, class_names)
 
 
 def _nothing(own: Mapping[str, Tensor], reason: str, num_classes: int) -> Fit:

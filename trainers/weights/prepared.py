@@ -11,7 +11,8 @@ from safetensors.torch import save as save_tensors
 
 from search_spaces.base import ImageTask
 from trainers.config import InitialWeights
-from trainers.weights.reading import SourceWeights, WeightsError
+from trainers.weights.errors import WeightsError
+from trainers.weights.reading import SourceWeights
 
 _TOPOLOGY, _TASK, _CLASSES, _SHA256, _LEFT = "topology", "task", "class_names", "sha256", "left_aside"
 

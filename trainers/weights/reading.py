@@ -14,15 +14,12 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from search_spaces.base import ImageTask
+from trainers.weights.errors import WeightsError
 from trainers.weights.foreign_names import from_plain_transformer, is_plain_transformer, state_dict_in
 
 MODEL_FILE = "model.yaml"
 WEIGHTS_FILE = "model.safetensors"
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin")
-
-
-class WeightsError(ValueError):
-    """Weights to start from are missing, unreadable, or belong to a model that has nothing in common."""
 
 
 @dataclass(frozen=True, kw_only=True)
