@@ -19,13 +19,16 @@ def correlation(result: Mapping[str, Any]) -> RenderableType:
     """A table of the proxies' tau, best first, then remarks on winners, combinations, transfers and rungs."""
     rows, baselines = result["proxies"], result["baselines"]
     truth, seeds = result["truth"], result["num_seeds"]
+    if all(row["tau"]["value"] is None for row in rows):
+        notes = "; ".join(note for _, note in _shared_notes(rows))
+        return _remark(f"No verdict on {len(rows)} scores, from {result['num_topologies']} topologies: {notes}.")
     parts: list[RenderableType] = [
         _remark(
             f"{truth['target']} of {truth['name']}: {result['num_topologies']} topologies, "
             f"{seeds} {'seed' if seeds == 1 else 'seeds'}, {100 * result['confidence']:g} % intervals"
         ),
         _Verdicts(rows, baselines, in_points=truth["unit"] == "fraction"),
-        *(_remark(f"{row['proxy']}: {row['note']}") for row in rows if row["note"]),
+        *(_remark(f"{who}: {note}") for who, note in _shared_notes(rows)),
         _remark(_who_wins(rows, baselines[0], result["confidence"])),
         *(_remark(_combination(row)) for row in rows if row["is_combination"]),
         *(_remark(_transfer(other)) for other in result["transfers"]),
@@ -84,6 +87,17 @@ class _Verdicts:
         for row in self._rows:
             table.add_row(*(self._columns[name](row) for name in names))
         return table
+
+
+def _shared_notes(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Each note once, with the scores for which it holds."""
+    by_note: dict[str, list[str]] = {}
+    for row in rows:
+        for note in filter(None, (row["note"] or "").split("; ")):
+            by_note.setdefault(note, []).append(row["proxy"])
+    return [
+        ("all scores" if len(names) == len(rows) > 1 else ", ".join(names), note) for note, names in by_note.items()
+    ]
 
 
 def _remark(text: str) -> Padding:

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from orchestrator.cli.progress import LiveProgress, PlainProgress
+from orchestrator.cli.progress import LiveProgress, PlainProgress, RemainingTime, StageLine, short_time
 from orchestrator.stages.progress import as_percent
 from tests.fakes import make_stage, make_trial
 from trainers.config import EpochReport
@@ -40,7 +40,7 @@ def test_a_stage_is_told_with_trials_done_best_and_summary(display: type, termin
     text = shown(display, terminal=terminal, tell=tell)
     assert "train" in text
     assert "3 trials; best 70.0 %" in text
-    assert ("3/3" if terminal else "3 of 3") in text
+    assert terminal or "3 of 3" in text
 
 
 @DISPLAYS
@@ -78,7 +78,7 @@ def test_plain_lines_say_where_a_stage_goes_on_and_how_long_it_takes() -> None:
 
     lines = shown(PlainProgress, terminal=False, tell=tell).splitlines()
     assert lines[0] == "train: resumed at 2 of 4"
-    assert lines[1].startswith("train: 3 of 4, trial 2 complete in 1.0 s, 50.0 %")
+    assert lines[1].startswith("train: 3 of 4, trial 2 complete, 50.0 %")
     assert lines[1].endswith("left")
 
 
@@ -93,3 +93,81 @@ def test_quick_trials_do_not_fill_a_log() -> None:
 
 def test_fractions_are_shown_as_percent() -> None:
     assert as_percent(0.97777) == "97.8 %"
+
+
+class Clock:
+    """A clock that only a test moves."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_pause_is_part_of_no_time() -> None:
+    def tell(progress) -> None:
+        progress.stage_began(make_stage("train"), total=4, done=2)
+        paused = trained(2, 0.5, started_at=0.0, ended_at=86_400.0)
+        paused.metrics["wall_time_s"] = 12.34
+        progress.trial_ended(paused, best=None)
+
+    assert "trial 2 complete in 12.3 s, 50.0 %" in shown(PlainProgress, terminal=False, tell=tell)
+
+
+def test_the_time_left_counts_only_trials_that_ended_here() -> None:
+    clock = Clock()
+    left = RemainingTime(total=10, done=6, clock=clock)
+    clock.now += 30
+    assert left.left_s is None
+    left.trial_ended()
+    assert (left.done, left.left_s) == (7, 90)
+    clock.now += 30
+    left.trial_ended()
+    assert left.left_s == 60
+    left.trial_ended()
+    left.trial_ended()
+    assert left.left_s == 0
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_the_live_line_keeps_what_matters_in_a_narrow_terminal(width: int) -> None:
+    clock = Clock()
+    line = StageLine("train", RemainingTime(total=120, done=40, clock=clock))
+    console = Console(file=io.StringIO(), width=width, record=True, force_terminal=True, color_system=None)
+    clock.now += 600
+    console.print(line)
+    line.latest = "(trial 41, epoch 12: 95.1 %)"
+    console.print(line)
+    for _ in range(10):
+        line.time.trial_ended()
+    line.best = "val_accuracy 97.8 % (trial 44)"
+    console.print(line)
+    first, second, third = console.export_text().splitlines()
+    assert max(map(len, (first, second, third))) <= width
+    assert first.split()[0] == "train"
+    assert "━━──" in first
+    assert "40/120" in first
+    assert "10 min so far" in first
+    assert "(trial 41, epoch 12: 95.1 %)" in second
+    assert "50/120" in third
+    assert "70 min left" in third
+    assert "best val_accuracy 97.8 % (trial 44)" in third
+    assert ("(trial 41, epoch 12: 95.1 %)" in third) == (width == 160)
+
+
+def test_a_finished_stage_leaves_one_aligned_line() -> None:
+    def tell(progress) -> None:
+        for name in ("screen", "train"):
+            progress.stage_began(make_stage(name), total=1, done=0)
+            progress.trial_ended(trained(0, 0.5), best="val_accuracy 50.0 % (trial 0)")
+            progress.stage_ended(make_stage(name, state="complete"), f"summary of {name}")
+        progress.stage_ended(make_stage("promote", state="complete"), "summary of promote")
+
+    lines = [line for line in shown(LiveProgress, terminal=True, tell=tell).splitlines() if "summary" in line]
+    assert len(lines) == 3
+    assert len({line.index("summary") for line in lines if "\x1b" not in line}) <= 1
+
+
+def test_a_short_time_has_one_unit_or_hours_and_minutes() -> None:
+    shown_times = [short_time(seconds) for seconds in (0.4, 45, 99, 100, 5900, 6000, 12_000)]
+    assert shown_times == ["0 s", "45 s", "99 s", "2 min", "98 min", "1 h 40", "3 h 20"]

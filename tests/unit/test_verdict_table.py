@@ -1,0 +1,77 @@
+"""The verdict on scores in the terminal: shared notes once, and one line if nothing can be said."""
+
+import io
+from typing import Any
+
+from rich.console import Console
+
+from orchestrator.cli.verdict_table import correlation
+
+
+def undefined() -> dict[str, Any]:
+    return {"value": None, "low": None, "high": None}
+
+
+def known(value: float) -> dict[str, Any]:
+    return {"value": value, "low": value - 0.1, "high": value + 0.1}
+
+
+def row(proxy: str, tau: dict[str, Any], note: str | None = None, **more: Any) -> dict[str, Any]:
+    return {
+        "proxy": proxy,
+        "tau": tau,
+        "minus": {},
+        "beats": [],
+        "beats_all": False,
+        "partial_tau": None,
+        "top_recall": known(0.5),
+        "regret": known(0.01),
+        "seed_spread": 0.0,
+        "num_topologies": 6,
+        "is_combination": False,
+        "note": note,
+        **more,
+    }
+
+
+def printed(rows: list[dict[str, Any]], *, num_topologies: int) -> list[str]:
+    result = {
+        "proxies": rows,
+        "baselines": ["params"],
+        "truth": {"target": "validation accuracy", "name": "tiny", "unit": "fraction"},
+        "num_seeds": 1,
+        "num_topologies": num_topologies,
+        "confidence": 0.95,
+        "transfers": [],
+        "early": None,
+    }
+    console = Console(file=io.StringIO(), width=80, record=True, color_system=None)
+    console.print(correlation(result))
+    return [line.rstrip() for line in console.export_text().splitlines()]
+
+
+def test_without_any_verdict_one_line_says_why() -> None:
+    few = "needs at least 4 scored topologies, but there are 3"
+    rows = [row(name, undefined(), few) for name in ("params", "flops", "ntk-condition")]
+    text = " ".join(line.strip() for line in printed(rows, num_topologies=3))
+    assert text == f"No verdict on 3 scores, from 3 topologies: {few}."
+
+
+def test_a_note_that_holds_for_all_scores_is_printed_once() -> None:
+    shared, one = "the top decile of 30 topologies is a single topology", "2 topologies without a score excluded"
+    rows = [row("params", known(0.3), shared), row("flops", known(0.2), f"{one}; {shared}")]
+    lines = printed(rows, num_topologies=30)
+    assert [line for line in lines if "topology" in line or "excluded" in line] == [
+        f"  all scores: {shared}",
+        f"  flops: {one}",
+    ]
+
+
+def test_a_note_that_holds_for_some_scores_names_them() -> None:
+    note = "the score is the same for every topology"
+    rows = [row("params", known(0.3)), row("flops", undefined(), note), row("depth", undefined(), note)]
+    assert f"  flops, depth: {note}" in printed(rows, num_topologies=30)
+
+
+def test_a_single_score_is_named() -> None:
+    assert "  params: perfect" in printed([row("params", known(1.0), "perfect")], num_topologies=30)
