@@ -167,7 +167,9 @@ class Signal(StrEnum):
 
 
 CURVE_FIELDS = ("train_loss", "val_loss", "val_accuracy")
-"""Numbers that every epoch records."""
+"""Numbers that every epoch records, as fields of `CurvePoint`."""
+CURVE_METRICS = ("val_balanced_accuracy", "val_macro_f1")
+"""Further numbers that every epoch records since version 0.2.0, in `CurvePoint.metrics`."""
 
 
 @runtime_checkable
@@ -212,6 +214,10 @@ class CurvePoint(NamedTuple):
     """Fraction between 0 and 1."""
     signals: Mapping[str, float] = {}
     """The measured signals, by name."""
+    metrics: Mapping[str, float] = {}
+    """Further validation metrics, by their keys, such as `val_macro_f1`; empty in curves of version 0.1.0."""
+    score: float | None = None
+    """The value of the study's metric, negative if less of it is better; `None` if no metric was chosen."""
 
 
 class Stopper(Protocol):
@@ -602,6 +608,8 @@ class Evaluated(NamedTuple):
     """Fraction between 0 and 1."""
     metrics: Mapping[str, float] = {}
     """All measured metrics, including these two, by the names of their plug-ins."""
+    score: float | None = None
+    """The value of the study's metric, negative if less of it is better; `None` compares by accuracy."""
 
 
 class Averager(Protocol):

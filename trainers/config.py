@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from plugins.metrics.deciding import ACCURACY_CHOICE, DecidingMetric
 from plugins.protocols import CurvePoint, Signal
 from search_spaces.recipes import PluginChoice, Recipe
 
@@ -129,6 +130,9 @@ class Configuration(_Plain):
         default=None,
         description="weights to start from: `STUDY@champion`, a model folder, a .safetensors or a .pth file; null "
         "starts from random weights",
+    )
+    metric: PluginChoice = Field(
+        default=ACCURACY_CHOICE, description="validation metric by which checkpoints and their averages are compared"
     )
 
 
@@ -257,10 +261,29 @@ class EpochReport(_Plain):
     wall_time_s: float
     signals: dict[str, float] = Field(default_factory=dict, description="measured signals, by name")
 
+    def as_result(self) -> dict[str, Any]:
+        """The report as plain data, with each metric also at the top, for a scheduler."""
+        return {**self.model_dump(mode="json"), **self.metrics}
+
     @property
     def point(self) -> CurvePoint:
-        """The part of the report that stopping criteria see."""
-        return CurvePoint(self.epoch, self.train_loss, self.val_loss, self.val_accuracy, self.signals)
+        """The part of the report that stopping criteria see, without the score."""
+        return CurvePoint(
+            self.epoch, self.train_loss, self.val_loss, self.val_accuracy, self.signals, metrics=self.metrics
+        )
+
+    def value(self, metric: DecidingMetric) -> float:
+        """The validation value of a metric.
+
+        Raises:
+            KeyError: The epoch was recorded without this metric.
+        """
+        known = {"val_loss": self.val_loss, "val_accuracy": self.val_accuracy, **self.metrics}
+        return known[metric.key]
+
+    def point_by(self, metric: DecidingMetric) -> CurvePoint:
+        """The part of the report that stopping criteria see, with its score by a metric."""
+        return self.point._replace(score=metric.score(self.value(metric)))
 
 
 class CheckpointRecord(_Plain):

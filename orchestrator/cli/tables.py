@@ -11,6 +11,7 @@ from rich.text import Text
 from orchestrator.cli.model_table import report_lines
 from orchestrator.cli.verdict_table import correlation
 from orchestrator.stages.kind import stage_kind
+from plugins.metrics.deciding import ACCURACY, DecidingMetric
 from trainers.data.report import DataReport
 from trainers.results.model_report import ModelReport
 
@@ -19,7 +20,7 @@ def study_report(summary: dict[str, Any]) -> RenderableType:
     """The report of a finished study: leaderboard, tau table, champion and next commands."""
     parts: list[RenderableType] = []
     if summary["leaderboard"]:
-        parts += [_title("Leaderboard"), leaderboard(summary["leaderboard"])]
+        parts += [_title("Leaderboard"), leaderboard(summary["leaderboard"], metric_of(summary))]
     if summary["correlation"]:
         parts += [_title("How well each proxy ranked the topologies"), correlation(summary["correlation"])]
     champion = summary["champion"]
@@ -60,12 +61,20 @@ def status_report(summary: dict[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
-def leaderboard(rows: Sequence[dict[str, Any]]) -> Text:
-    """The best trials, each with its accuracy, size, topology and recipe."""
-    lines = ["trial  val. accuracy (%)  val. loss  parameters  time (s)"]
+def metric_of(summary: dict[str, Any]) -> DecidingMetric:
+    """The metric by which a study decides."""
+    return DecidingMetric.model_validate(summary["metric"])
+
+
+def leaderboard(rows: Sequence[dict[str, Any]], metric: DecidingMetric = ACCURACY) -> Text:
+    """The best trials, each with its accuracy, the study's metric, size, topology and recipe."""
+    is_shown = metric.key in ("val_accuracy", "val_loss")
+    title = "" if is_shown else f"val. {metric.words}" + (" (%)" if metric.is_fraction else "")
+    lines = [f"trial  {title}{'' if is_shown else '  '}val. accuracy (%)  val. loss  parameters  time (s)"]
     for row in rows[:5]:
+        value = "" if is_shown else f"{_percent_or_plain(row[metric.key], metric):>{len(title)}}  "
         lines.append(
-            f"{row['trial']:>5}  {100 * row['val_accuracy']:>17.2f}  {row['val_loss']:>9.4f}  "
+            f"{row['trial']:>5}  {value}{100 * row['val_accuracy']:>17.2f}  {row['val_loss']:>9.4f}  "
             f"{int(row['parameters']):>10,}  {row['wall_time_s']:>8.1f}"
         )
         recipe = [
@@ -75,6 +84,10 @@ def leaderboard(rows: Sequence[dict[str, Any]]) -> Text:
         ]
         lines += [f"       {line}" for line in [row["topology"], *textwrap.wrap(", ".join(recipe), 72)]]
     return Text("\n".join(lines))
+
+
+def _percent_or_plain(value: float, metric: DecidingMetric) -> str:
+    return f"{100 * value:.2f}" if metric.is_fraction else f"{value:.4f}"
 
 
 def champion_lines(champion: dict[str, Any]) -> Text:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 from orchestrator.store.records import AttemptRecord, TrialRecord
+from plugins.metrics.deciding import DecidingMetric
 from search_spaces.dimensions import Dimension, Point
 from trainers.config import Configuration, EpochReport, Fence, Task, TaskOutcome, TrainTask
 from trainers.training.reporting import Reporter
@@ -22,6 +23,11 @@ class Objective(NamedTuple):
 
     metric: str
     direction: Literal["maximize", "minimize"]
+
+    @classmethod
+    def of(cls, metric: DecidingMetric) -> "Objective":
+        """The metric's value on the validation part, after the last epoch of a training."""
+        return cls(metric.key, metric.direction)
 
 
 class Suggestion(NamedTuple):

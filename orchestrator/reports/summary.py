@@ -7,6 +7,7 @@ import yaml
 
 from orchestrator.store.records import StageRecord, StudyRecord
 from orchestrator.store.repository import Store
+from plugins.metrics.deciding import ACCURACY, DecidingMetric
 from trainers.config import Configuration
 
 
@@ -27,6 +28,7 @@ def study_summary(store: Store, study: StudyRecord) -> dict[str, Any]:
         "num_executions": len(executions),
         "data": next((one.setup["data"] for one in executions if one.setup and "data" in one.setup), None),
         "stages": [_stage(store, stage, is_alive=study.state == "running") for stage in stages],
+        "metric": (_last_result(stages, "train") or {}).get("metric", ACCURACY.model_dump(mode="json")),
         "leaderboard": (_last_result(stages, "train") or {}).get("leaderboard", []),
         "correlation": _last_result(stages, "correlate"),
         "champion": _last_result(stages, "promote"),
@@ -54,12 +56,13 @@ def configuration_yaml(configuration: Configuration, recommended_stopping: dict[
     if recommended_stopping is None:
         return text
     saved, lost = recommended_stopping["epochs_saved"], recommended_stopping["accuracy_lost"]
+    metric = DecidingMetric.model_validate(recommended_stopping.get("metric", ACCURACY))
     advice = yaml.safe_dump(
         {"stopping": recommended_stopping["criterion"]}, default_flow_style=True, width=1000
     ).strip()
     return (
         f"{text}# The stopping stage found a criterion that saves {100 * saved:.0f} % of the epochs for "
-        f"{100 * lost:.2f} points of accuracy.\n# To use it, replace the line `stopping:` with: {advice[1:-1]}\n"
+        f"{metric.amount(lost)}.\n# To use it, replace the line `stopping:` with: {advice[1:-1]}\n"
     )
 
 

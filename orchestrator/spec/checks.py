@@ -34,6 +34,7 @@ def configuration_problems(configuration: Configuration) -> Iterator[Problem]:
     wrong = list(_recipe_plugin_problems(recipe))
     yield from wrong
     yield from choice_problems("averaging", configuration.averaging, ("averaging",))
+    yield from choice_problems("metrics", configuration.metric, ("metric",))
     if configuration.stopping is not None:
         yield from choice_problems("stopping", configuration.stopping, ("stopping",))
     problem = check_source(configuration.data)

@@ -11,11 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.spec.checks import configuration_problems, study_problems
 from orchestrator.spec.engine import EngineSpec, PoolName, ResourceSpec, engine_problems
+from orchestrator.spec.metric_checks import metric_problems
 from orchestrator.spec.model_names import with_absolute_weights
 from orchestrator.spec.problems import NAME_PATTERN, Problem, first_problem
 from orchestrator.spec.stage_model import StageModel
 from orchestrator.spec.stage_registry import stage_models
 from orchestrator.spec.yaml_source import KeyPath, SpecError, YamlSource, absolute_path, format_path, read_yaml
+from plugins.metrics.deciding import ACCURACY_CHOICE
+from search_spaces.recipes import MethodList
 from trainers.config import Configuration, DataConfig
 from trainers.data.sources import BUILT_IN
 
@@ -39,6 +42,11 @@ class StudySpec(BaseModel):
     )
     seed: int = Field(default=0, ge=0, strict=True, description="seed of all random numbers of the study")
     data: DataConfig = Field(description="the images and how they are split")
+    metric: MethodList = Field(
+        default=(ACCURACY_CHOICE,),
+        description="validation metric by which the study decides: `accuracy`, `balanced-accuracy`, `macro-f1`, `loss` "
+        "or another installed one; all of ours are recorded, whichever decides",
+    )
     engine: EngineSpec = Field(
         default=EngineSpec(),
         description="engine of the searches: `auto`, `optuna` or `ray`, or a block with a scheduler",
@@ -95,6 +103,7 @@ def _checked(yaml: YamlSource, overrides: Mapping[str, Any]) -> StudySpec:
     source, given = _with_overrides(yaml, overrides)
     spec = _validate(StudySpec, source, given)
     _raise_first(engine_problems(spec.engine, spec.pool, spec.resources), source, given)
+    _raise_first(metric_problems(spec.metric, ("metric",)), source, given)
     _raise_first(study_problems(spec.data, spec.stages), source, given)
     return spec
 

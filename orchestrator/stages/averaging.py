@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from orchestrator.engines.interfaces import Search
+from orchestrator.engines.interfaces import Objective, Search
 from orchestrator.reports.csv_text import csv_text
 from orchestrator.spec.plugin_checks import plugin_corners, sampler_problems, search_problems
 from orchestrator.spec.problems import Problem
@@ -15,9 +15,10 @@ from orchestrator.stages.context import StageContext
 from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
 from orchestrator.stages.plugin_search import PluginSearchModel
 from orchestrator.stages.retention import checkpoint_folders
-from orchestrator.stages.train import ACCURACY, TRAIN, TrainStage, configuration_of, sort_trials
+from orchestrator.stages.train import TRAIN, TrainStage, configuration_of, sort_trials
 from orchestrator.store.records import TrialRecord
 from plugins import registry
+from plugins.metrics.deciding import ACCURACY, DecidingMetric
 from search_spaces.recipes import PluginChoice, base_point, describe_plugin
 from trainers.config import AverageTask
 
@@ -73,8 +74,12 @@ class AveragingResult(StageResult):
     num_checkpoints: int
     val_accuracy: float
     val_loss: float
+    metric: DecidingMetric = ACCURACY
+    """The metric by which the averages were compared."""
+    value: float | None = None
+    """Its value; `None`, in results of version 0.1.0, means that it is the accuracy."""
     gain: float
-    """Validation accuracy minus the trial's."""
+    """How much better the value is than the trial's."""
     gain_val_loss: float
     """The trial's validation loss minus the average's."""
 
@@ -88,12 +93,13 @@ def run_averaging(context: StageContext, spec: AveragingStage) -> StageOutcome:
     source = context.trial_of(train, train.result.best.trial)
     configuration = configuration_of(context, train.spec, source)
     checkpoints = checkpoint_folders(context, source)
+    metric, objectives = context.metric, (Objective.of(context.metric),)
     search = Search(
         num_trials=spec.num_trials,
-        objectives=(ACCURACY,),
+        objectives=objectives,
         suggester=OptunaSuggester(
             spec.dimensions,
-            objectives=(ACCURACY,),
+            objectives=objectives,
             sampler=spec.sampler,
             seed=context.seed,
             first=[base_point(spec.dimensions)],
@@ -102,10 +108,11 @@ def run_averaging(context: StageContext, spec: AveragingStage) -> StageOutcome:
             configuration=configuration, checkpoints=checkpoints, averaging=spec.decode(trial.point)
         ),
     )
-    averages = sort_trials(run_search(context, search))
+    averages = sort_trials(run_search(context, search), objectives)
     best = averages[0]
     method = spec.decode(best.point)
-    gain = best.metrics["val_accuracy"] - source.metrics["val_accuracy"]
+    value, before = best.metrics[metric.key], source.metrics[metric.key]
+    gain = metric.score(value) - metric.score(before)
     return StageOutcome(
         result=AveragingResult(
             averaging=method,
@@ -113,13 +120,20 @@ def run_averaging(context: StageContext, spec: AveragingStage) -> StageOutcome:
             num_checkpoints=len(checkpoints),
             val_accuracy=best.metrics["val_accuracy"],
             val_loss=best.metrics["val_loss"],
+            metric=metric,
+            value=value,
             gain=gain,
             gain_val_loss=source.metrics["val_loss"] - best.metrics["val_loss"],
         ),
         summary=f"{describe_plugin(method)} over {len(checkpoints)} checkpoints of trial {source.number}: "
-        f"{100 * best.metrics['val_accuracy']:.1f} % ({100 * gain:+.2f} points)",
-        metrics={"val_accuracy": best.metrics["val_accuracy"], "val_loss": best.metrics["val_loss"], "gain": gain},
-        texts={"averaging.csv": _table(averages, spec)},
+        f"{metric.text(value)} ({metric.difference(value, before)})",
+        metrics={
+            "val_accuracy": best.metrics["val_accuracy"],
+            "val_loss": best.metrics["val_loss"],
+            metric.key: value,
+            "gain": gain,
+        },
+        texts={"averaging.csv": _table(averages, spec, metric)},
     )
 
 
@@ -141,22 +155,22 @@ def _checkpoint_problems(stage: AveragingStage, train: TrainStage, at: KeyPath) 
                 )
 
 
-def _table(trials: Sequence[TrialRecord], spec: AveragingStage) -> str:
+def _table(trials: Sequence[TrialRecord], spec: AveragingStage, metric: DecidingMetric) -> str:
+    keys = list(dict.fromkeys(["val_accuracy", "val_loss", metric.key]))
     rows = (
-        [
-            trial.number,
-            describe_plugin(spec.decode(trial.point)),
-            trial.metrics["val_accuracy"],
-            trial.metrics["val_loss"],
-        ]
+        [trial.number, describe_plugin(spec.decode(trial.point)), *(trial.metrics[key] for key in keys)]
         for trial in trials
     )
-    return csv_text(["trial", "method", "val_accuracy", "val_loss"], rows)
+    return csv_text(["trial", "method", *keys], rows)
+
+
+def _gain(result: AveragingResult) -> str:
+    return f"{100 * result.gain:+.2f} points" if result.metric.is_fraction else f"{result.gain:+.4f}"
 
 
 AVERAGING = StageKind(
     model=AveragingStage,
     result=AveragingResult,
     run=run_averaging,
-    line=lambda result: f"{describe_plugin(result.averaging)}: {100 * result.gain:+.2f} points",
+    line=lambda result: f"{describe_plugin(result.averaging)}: {_gain(result)}",
 )

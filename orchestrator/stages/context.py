@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -11,6 +12,7 @@ from orchestrator.stages.control import StageControl
 from orchestrator.stages.kind import FinishedStage, R, S, StageKind
 from orchestrator.stages.progress import Progress
 from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord, TrialRecord
+from plugins.metrics.deciding import DecidingMetric
 from search_spaces.base import ImageTask
 
 if TYPE_CHECKING:
@@ -84,6 +86,11 @@ class StageContext:
     @property
     def progress(self) -> Progress:
         return self.machinery.progress
+
+    @cached_property
+    def metric(self) -> DecidingMetric:
+        """The validation metric by which the study decides."""
+        return DecidingMetric.of(self.spec.metric[0])
 
     @property
     def seed(self) -> int:

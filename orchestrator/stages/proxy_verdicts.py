@@ -14,6 +14,7 @@ from orchestrator.spec.proxy_choices import is_pool_proxy, proxy_directions
 from orchestrator.stages.context import StageContext
 from orchestrator.stages.kind import StageOutcome
 from orchestrator.stages.truth_scores import ScoredTruth, Seeds
+from orchestrator.stages.truths import TRAINED_TARGET
 from orchestrator.stages.verdict_results import CorrelateResult, Transfer, TruthSummary, VerdictRow, VerdictSettings
 from search_spaces.recipes import PluginChoice
 
@@ -150,7 +151,7 @@ class ProxyVerdicts:
                 truth.accuracies,
                 row.tau,
                 path,
-                target="validation accuracy after training" if truth.kind == "trials" else f"{truth.target}, published",
+                target=_target(truth),
                 unit=_UNITS[truth.unit],
             )
             yield path
@@ -161,6 +162,14 @@ class ProxyVerdicts:
             path = folder / "agreement-over-epochs.png"
             agreement_over_epochs(self.early, path)
             yield path
+
+
+def _target(truth: GroundTruth) -> str:
+    """What the scores are compared with, in words."""
+    if truth.kind == "table":
+        return f"{truth.target}, published"
+    what = "validation accuracy" if truth.target == TRAINED_TARGET else truth.target
+    return f"{what} after training"
 
 
 def _tracked_truth(context: StageContext, truth: GroundTruth) -> list[str]:

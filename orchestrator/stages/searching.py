@@ -11,7 +11,6 @@ import yaml
 from orchestrator.engines.interfaces import Objective, Search, Suggestion
 from orchestrator.engines.seeds import seed_for
 from orchestrator.stages.context import StageContext, StageFailedError, StageInterruptedError
-from orchestrator.stages.progress import as_percent
 from orchestrator.store.records import FINISHED, AttemptRecord, EndedTrial, TrialRecord
 from trainers.config import EpochReport, TaskOutcome, TrainTask
 from trainers.training.reporting import Reporter
@@ -220,9 +219,9 @@ class StageLedger:
     def _describe_best(self) -> str | None:
         if self._best is None or len(self._search.objectives) != 1:
             return None
-        metric = self._search.objectives[0].metric
+        metric, deciding = self._search.objectives[0].metric, self._context.metric
         value = self._best.metrics[metric]
-        text = as_percent(value) if metric.endswith("accuracy") else f"{value:.4g}"
+        text = deciding.text(value) if metric == deciding.key else f"{value:.4g}"
         return f"{metric} {text} (trial {self._best.number})"
 
 

@@ -18,6 +18,7 @@ from orchestrator.stages.plugin_search import PluginSearchModel
 from orchestrator.stages.train import TRAIN
 from orchestrator.store.records import TrialRecord
 from plugins import registry
+from plugins.metrics.deciding import ACCURACY, DecidingMetric
 from plugins.protocols import Signal, needed_signals
 from search_spaces.recipes import PluginChoice, base_point, describe_plugin
 from trainers.config import ReplayTask
@@ -38,7 +39,8 @@ class StoppingStage(PluginSearchModel):
         min_length=1, description="early-stopping criteria; a setting that is a list or {low, high} is searched"
     )
     max_accuracy_lost: Annotated[float, Field(ge=0, lt=1, strict=True)] = Field(
-        default=0.005, description="largest mean validation accuracy that stopping early may cost, as a fraction"
+        default=0.005,
+        description="how much of the study's metric stopping early may cost on average; for an accuracy, a fraction",
     )
 
     @property
@@ -73,6 +75,8 @@ class StoppingResult(StageResult):
 
     criterion: PluginChoice
     epochs_saved: float
+    metric: DecidingMetric = ACCURACY
+    """The metric of `accuracy_lost`, which is its mean loss by stopping early, whichever metric it is."""
     accuracy_lost: float
     within_limit: bool
     """Whether `accuracy_lost` is at most the file's `max_accuracy_lost`."""
@@ -81,7 +85,7 @@ class StoppingResult(StageResult):
 
 
 def run_stopping(context: StageContext, spec: StoppingStage) -> StageOutcome:
-    """Search for the criterion that saves the most epochs and loses at most `max_accuracy_lost` of accuracy."""
+    """Search for the criterion that saves the most epochs and loses at most `max_accuracy_lost` of the metric."""
     from orchestrator.engines.suggester import OptunaSuggester
     from orchestrator.stages.searching import run_search
 
@@ -93,7 +97,9 @@ def run_stopping(context: StageContext, spec: StoppingStage) -> StageOutcome:
             "early. Set `stopping: null` in the train stage."
         )
     trials = [trial for trial in context.store.trials(train.record.id) if trial.number in whole]
-    curves = tuple(tuple(report.point for report in context.store.reports(trial.id)) for trial in trials)
+    curves = tuple(
+        tuple(report.point_by(context.metric) for report in context.store.reports(trial.id)) for trial in trials
+    )
     search = Search(
         num_trials=spec.num_trials,
         objectives=OBJECTIVES,
@@ -114,13 +120,14 @@ def run_stopping(context: StageContext, spec: StoppingStage) -> StageOutcome:
         result=StoppingResult(
             criterion=criterion,
             epochs_saved=saved,
+            metric=context.metric,
             accuracy_lost=lost,
             within_limit=lost <= spec.max_accuracy_lost,
             num_curves=len(curves),
             front=tuple(_replayed(trial, spec) for trial in pareto_front(replays)),
         ),
         summary=f"{describe_plugin(criterion)} saves {100 * saved:.0f} % of the epochs "
-        f"for {100 * lost:.2f} points of accuracy",
+        f"for {context.metric.amount(lost)}",
         metrics={"epochs_saved": saved, "accuracy_lost": lost, "num_curves": len(curves)},
         texts={"stopping.csv": _table(replays, spec)},
         plots=_plots(context, replays, chosen),

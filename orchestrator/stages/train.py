@@ -25,13 +25,14 @@ from orchestrator.stages.starting_weights import StartingWeights, plan_start, st
 from orchestrator.stages.topology_ranking import choose_candidates
 from orchestrator.store.records import TrialRecord
 from plugins import registry
+from plugins.metrics.deciding import ACCURACY, DecidingMetric
+from plugins.metrics.names import RECORDED_METRICS, metric_key
 from plugins.protocols import Signal
 from search_spaces.dimensions import Choice, Dimension, Point
 from search_spaces.ramps import Ramp
 from search_spaces.recipes import PLUGIN_FIELDS, PluginChoice, Recipe, RecipeSpace, base_point, parse_recipe_space
 from trainers.config import Configuration, DataConfig, TrainTask
 
-ACCURACY = Objective("val_accuracy", "maximize")
 CHANGEABLE = frozenset(
     ("learning_rate", "weight_decay", "label_smoothing", "drop_path", "augmentation", "curriculum", "gradient_clip")
 )
@@ -138,6 +139,8 @@ class TrainedTrial(StageResult):
     state: Literal["complete", "stopped"]
     topology: str
     val_accuracy: float
+    value: float | None = None
+    """Value of the study's metric; `None`, in results of version 0.1.0, means that it is the accuracy."""
     has_base_recipe: bool
     """Whether the trial used the base recipe and no scheduler ended it; accuracies of such trials are comparable."""
 
@@ -159,6 +162,8 @@ class TrainResult(StageResult):
     candidates: tuple[str, ...]
     """Candidate topologies. The first trials train them in this order with the base recipe."""
     num_candidates: int
+    metric: DecidingMetric = ACCURACY
+    """The metric by which the trials are ordered."""
     best: LeaderboardRow
     leaderboard: tuple[LeaderboardRow, ...]
     """The ten best trials."""
@@ -178,14 +183,14 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
     weights = None
     if spec.weights is not None:
         weights = plan_start(context, stored_weights(context.folder), candidates)
-    scores = _proxy_scores(context)
+    scores, objectives = _proxy_scores(context), (Objective.of(context.metric),)
     dimensions = (Choice(name="topology", options=tuple(candidates)), *spec.recipe_space.dimensions)
     search = Search(
         num_trials=max(spec.num_trials, len(candidates)),
-        objectives=(ACCURACY,),
+        objectives=objectives,
         suggester=OptunaSuggester(
             dimensions,
-            objectives=(ACCURACY,),
+            objectives=objectives,
             sampler=spec.sampler,
             seed=context.seed,
             first=[base_point(dimensions, topology=candidate) for candidate in candidates],
@@ -202,27 +207,34 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
         weights_of=lambda point: str(point["topology"]),
     )
     trials = run_search(context, search, tracked=True)
-    best = best_trial(trials)
+    ordered = sort_trials(trials, objectives)
+    best = ordered[0]
     drop_checkpoints(context, context.store.trials(context.stage.id), best=best)
     return StageOutcome(
         result=TrainResult(
             candidates=tuple(candidates),
             num_candidates=len(candidates),
-            best=_leaderboard_row(best),
-            leaderboard=tuple(_leaderboard_row(trial) for trial in sort_trials(trials)[:10]),
-            trials=_trained(trials, num_candidates=len(candidates)),
+            metric=context.metric,
+            best=_leaderboard_row(best, context.metric),
+            leaderboard=tuple(_leaderboard_row(trial, context.metric) for trial in ordered[:10]),
+            trials=_trained(trials, num_candidates=len(candidates), metric=context.metric),
             num_failed=sum(trial.state == "failed" for trial in context.store.trials(context.stage.id)),
             weights=weights,
         ),
-        summary=f"{len(trials)} trials; best validation accuracy {100 * best.metrics['val_accuracy']:.1f} % "
-        f"(trial {best.number})",
+        summary=f"{len(trials)} trials; best validation {context.metric.words} "
+        f"{context.metric.text(best.metrics[context.metric.key])} (trial {best.number})",
         metrics={
-            "val_accuracy": best.metrics["val_accuracy"],
-            "val_loss": best.metrics["val_loss"],
+            **_recorded(best, context.metric),
             "num_trials": len(trials),
         },
-        plots=_plots(context, trials),
+        plots=_plots(context, ordered),
     )
+
+
+def _recorded(trial: TrialRecord, metric: DecidingMetric) -> dict[str, float]:
+    """The validation metrics of a trial. Those of version 0.1.0 have accuracy and loss alone."""
+    keys = dict.fromkeys([*map(metric_key, RECORDED_METRICS), metric.key])
+    return {key: trial.metrics[key] for key in keys if key in trial.metrics}
 
 
 def _largest(context: StageContext, spec: TrainStage, candidates: list[str]) -> list[Configuration]:
@@ -245,6 +257,7 @@ def configuration_of(context: StageContext, spec: TrainStage, trial: TrialRecord
         seed=trial.seed,
         stopping=spec.stopping,
         weights=None if spec.weights is None else stored_weights(context.folder.parent / spec.name),
+        metric=context.metric.choice,
     )
 
 
@@ -255,31 +268,28 @@ def _links(point: Point, grown_from: Mapping[str, str], weights: StartingWeights
     return found if weights is None else {**found, "initialised_from": weights.lineage}
 
 
-def best_trial(trials: list[TrialRecord]) -> TrialRecord:
-    """The trial with the highest validation accuracy; ties go to the lower validation loss."""
-    return sort_trials(trials)[0]
-
-
-def sort_trials(trials: list[TrialRecord]) -> list[TrialRecord]:
-    """Trials by validation accuracy, best first."""
+def sort_trials(trials: Sequence[TrialRecord], objectives: tuple[Objective, ...]) -> list[TrialRecord]:
+    """Trials by the first objective, best first; ties go to the lower validation loss."""
     from orchestrator.stages.searching import is_better
 
     ordered: list[TrialRecord] = []
     for trial in trials:
         place = next(
-            (index for index, other in enumerate(ordered) if is_better(trial, other, (ACCURACY,))), len(ordered)
+            (index for index, other in enumerate(ordered) if is_better(trial, other, objectives)), len(ordered)
         )
         ordered.insert(place, trial)
     return ordered
 
 
-def _leaderboard_row(trial: TrialRecord) -> LeaderboardRow:
-    shown = ("val_accuracy", "val_loss", "parameters", "macs", "wall_time_s", "epochs")
+def _leaderboard_row(trial: TrialRecord, metric: DecidingMetric) -> LeaderboardRow:
+    shown = ("parameters", "macs", "wall_time_s", "epochs")
     metrics = {name: trial.metrics[name] for name in shown if name in trial.metrics}
-    return LeaderboardRow.model_validate({"trial": trial.number, "state": trial.state, **metrics, **trial.point})
+    return LeaderboardRow.model_validate(
+        {"trial": trial.number, "state": trial.state, **_recorded(trial, metric), **metrics, **trial.point}
+    )
 
 
-def _trained(usable: Sequence[TrialRecord], *, num_candidates: int) -> tuple[TrainedTrial, ...]:
+def _trained(usable: Sequence[TrialRecord], *, num_candidates: int, metric: DecidingMetric) -> tuple[TrainedTrial, ...]:
     """Trials with a result, by number."""
     return tuple(
         TrainedTrial.model_validate(
@@ -288,6 +298,7 @@ def _trained(usable: Sequence[TrialRecord], *, num_candidates: int) -> tuple[Tra
                 "state": trial.state,
                 "topology": trial.point["topology"],
                 "val_accuracy": trial.metrics["val_accuracy"],
+                "value": trial.metrics[metric.key],
                 "has_base_recipe": trial.number < num_candidates and "scheduler" not in trial.details,
             }
         )
@@ -304,7 +315,7 @@ def _with_trials(
     if "trials" in raw:
         return raw
     usable = [trial for trial in trials() if trial.is_usable]
-    return {**raw, "trials": _trained(usable, num_candidates=len(raw["candidates"]))}
+    return {**raw, "trials": _trained(usable, num_candidates=len(raw["candidates"]), metric=ACCURACY)}
 
 
 def _candidates(context: StageContext, spec: TrainStage) -> tuple[list[str], dict[str, str]]:
@@ -375,13 +386,12 @@ def _flat_recipe(recipe: Recipe, space: RecipeSpace) -> dict[str, Any]:
     return flat
 
 
-def _plots(context: StageContext, trials: list[TrialRecord]) -> tuple[Any, ...]:
+def _plots(context: StageContext, trials: Sequence[TrialRecord]) -> tuple[Any, ...]:
     from orchestrator.reports.plots import learning_curves
 
     context.folder.mkdir(parents=True, exist_ok=True)
     curves = {
-        f"trial {trial.number}": [report.point for report in context.store.reports(trial.id)]
-        for trial in sort_trials(trials)[:8]
+        f"trial {trial.number}": [report.point for report in context.store.reports(trial.id)] for trial in trials[:8]
     }
     path = context.folder / "learning-curves.png"
     learning_curves(curves, path)
@@ -460,10 +470,16 @@ def _trained_spaces(stage: TrainStage, before: Sequence[StageModel]) -> list[str
     return list(dict.fromkeys(text.partition(":")[0] for text in texts))
 
 
+def _line(result: TrainResult) -> str:
+    value = float(result.best.model_dump()[result.metric.key])
+    shown = f"{100 * value:.2f} %" if result.metric.is_fraction else result.metric.text(value)
+    return f"validation {result.metric.words} {shown}"
+
+
 TRAIN = StageKind(
     model=TrainStage,
     result=TrainResult,
     run=run_train,
-    line=lambda result: f"validation accuracy {100 * result.best.val_accuracy:.2f} %",
+    line=_line,
     complete=_with_trials,
 )

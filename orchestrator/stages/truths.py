@@ -23,7 +23,9 @@ from trainers.config import DataConfig
 if TYPE_CHECKING:
     from trainers.data.images import ImageData
 
+
 TRAINED_TARGET = "val_accuracy"
+"""What a study's trials are compared by, unless it names another metric."""
 
 
 def load_truth(source: TruthSource, *, data: DataConfig, store: Store | None) -> GroundTruth:
@@ -46,6 +48,8 @@ def trained_truth(
 ) -> GroundTruth:
     """The accuracies of a finished train stage: one trial per candidate, all with the base recipe.
 
+    If the study decides by another metric, its values take their place, negative if less of it is better.
+
     Trials with sampled recipes are excluded, because their accuracies also depend on the recipe. The curves are those
     of all trials.
 
@@ -59,7 +63,8 @@ def trained_truth(
             f"for all its epochs, but it has none. See: vitsearch status {study.name}",
             key="study",
         )
-    accuracies = tuple(trial.val_accuracy for trial in base)
+    metric = train.result.metric
+    accuracies = tuple(metric.score(trial.val_accuracy if trial.value is None else trial.value) for trial in base)
     topologies = tuple(trial.topology for trial in base)
     usable = {trial.trial for trial in train.result.trials}
     curves = [store.reports(trial.id) for trial in store.trials(train.record.id) if trial.number in usable]
@@ -67,15 +72,17 @@ def trained_truth(
         kind="trials",
         name=study.name,
         source=study.name,
-        target=TRAINED_TARGET,
-        unit="fraction",
+        target=metric.key if metric.direction == "maximize" else f"-{metric.key}",
+        unit="fraction" if metric.is_fraction else "table",
         topologies=topologies,
         accuracies=accuracies,
         data=read_spec(study).data,
         task=images.task,
         digest=_digest([topologies, accuracies]),
         curves=tuple(
-            tuple(report.val_accuracy for report in curve) for curve in curves if len(curve) == train.spec.epochs
+            tuple(metric.score(report.value(metric)) for report in curve)
+            for curve in curves
+            if len(curve) == train.spec.epochs
         ),
     )
 

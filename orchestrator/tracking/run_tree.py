@@ -26,6 +26,8 @@ from orchestrator.tracking.events import (
     StartRun,
     event_to_json,
 )
+from plugins.metrics.deciding import ACCURACY_CHOICE, DecidingMetric
+from search_spaces.recipes import PluginChoice
 from trainers.config import EpochReport
 
 Rows = list[str]
@@ -68,6 +70,7 @@ class RunTree:
         self._study = study
         self._spec_text = spec_text
         self._setup = dict(setup or {})
+        self._metric = _metric_of(study)
         self._tags = {
             "vitsearch.study": study.name,
             "vitsearch.spec_digest": study.spec_digest[:16],
@@ -112,8 +115,9 @@ class RunTree:
             ShareView(
                 experiment=self._study.name,
                 name=TRIALS_VIEW,
-                columns=_TRIAL_COLUMNS,
-                order_by="metrics.val_accuracy",
+                columns=tuple(dict.fromkeys([f"metrics.{self._metric.key}", *_TRIAL_COLUMNS])),
+                order_by=f"metrics.{self._metric.key}",
+                descending=self._metric.direction == "maximize",
                 filter="tags.`vitsearch.level` = 'trial'",
             ),
             ShareView(experiment=self._study.name, name=ALL_VIEW, columns=_ALL_COLUMNS, descending=False),
@@ -293,6 +297,12 @@ class RunTree:
                 description=text,
             ),
         )
+
+
+def _metric_of(study: StudyRecord) -> DecidingMetric:
+    """The metric by which a study decides; rows of version 0.1.0 name none."""
+    named = study.spec.get("metric", ACCURACY_CHOICE)
+    return DecidingMetric.of(PluginChoice.model_validate(named[0] if isinstance(named, list) else named))
 
 
 def _has_curve(metric: str) -> bool:

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 
 def goodness(result: Evaluated) -> tuple[float, float]:
-    """Sort key that is larger for a better result: by accuracy, then by loss."""
-    return result.accuracy, -result.loss if math.isfinite(result.loss) else -math.inf
+    """Sort key that is larger for a better result: by the study's metric, then by loss."""
+    score = result.accuracy if result.score is None else result.score
+    return score, -result.loss if math.isfinite(result.loss) else -math.inf
 
 
 def greedy_soup(
@@ -26,7 +27,7 @@ def greedy_soup(
 
     Args:
         checkpoints: State dicts of models of one topology, oldest first, with equal keys and shapes.
-        evaluate: Evaluates a state dict on the validation images. Accuracy decides; the loss breaks ties.
+        evaluate: Evaluates a state dict on the validation images. The study's metric decides; the loss breaks ties.
 
     Returns:
         The mean of the chosen checkpoints (see `weighted_sum`) and their sorted positions.

@@ -1,4 +1,4 @@
-"""Stop if a loss, the accuracy or a signal has not improved for some epochs."""
+"""Stop if a loss, a metric or a signal has not improved for some epochs."""
 
 import math
 from collections.abc import Sequence
@@ -7,11 +7,21 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from plugins.protocols import CURVE_FIELDS, CurvePoint, PluginCard, Signal
+from plugins.protocols import CURVE_FIELDS, CURVE_METRICS, CurvePoint, PluginCard, Signal
 from plugins.registry import nearest_name
 
 _SIGNALS = tuple(signal.value for signal in Signal)
-_WORDS = {"train_loss": "training loss", "val_loss": "validation loss", "val_accuracy": "validation accuracy"}
+_SCORE = "metric"
+_RISING = ("val_accuracy", *CURVE_METRICS, _SCORE)
+"""Numbers of which more is better."""
+_WORDS = {
+    "train_loss": "training loss",
+    "val_loss": "validation loss",
+    "val_accuracy": "validation accuracy",
+    "val_balanced_accuracy": "balanced validation accuracy",
+    "val_macro_f1": "macro F1 on the validation part",
+    _SCORE: "study's metric",
+}
 _FIRST_EPOCHS = 2
 """Number of initial epochs in which a signal may be missing, since some signals compare consecutive epochs."""
 
@@ -28,9 +38,11 @@ class Plateau:
         cost="the measurement of the signal",
     )
     signal: str = "val_loss"
-    """`val_loss`, `val_accuracy`, `train_loss`, or a signal such as `gradient_noise`."""
+    """`metric` (the one by which the study decides), `val_loss`, `val_accuracy`, `val_balanced_accuracy`,
+    `val_macro_f1`, `train_loss`, or a signal such as `gradient_noise`."""
     mode: Literal["auto", "min", "max"] = "auto"
-    """Whether lower (`min`) or higher (`max`) is better; `auto` is `max` for `val_accuracy` and `min` otherwise."""
+    """Whether lower (`min`) or higher (`max`) is better; `auto` knows it for `metric` and
+    the validation metrics, and is `min` for signals."""
     patience: Annotated[int, Field(ge=1)] = 5
     """Epochs without improvement before training stops."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
@@ -41,7 +53,7 @@ class Plateau:
     """Number of initial epochs to ignore."""
 
     def __post_init__(self) -> None:
-        names = (*CURVE_FIELDS, *_SIGNALS)
+        names = (*CURVE_FIELDS, *CURVE_METRICS, _SCORE, *_SIGNALS)
         if self.signal not in names:
             nearest = nearest_name(self.signal, names)
             hint = f"Did you mean {nearest!r}?" if nearest else "Choose one of these."
@@ -50,7 +62,7 @@ class Plateau:
     @property
     def signals(self) -> frozenset[Signal]:
         """The signal to measure; empty if every curve contains it."""
-        return frozenset() if self.signal in CURVE_FIELDS else frozenset({Signal(self.signal)})
+        return frozenset({Signal(self.signal)}) if self.signal in _SIGNALS else frozenset()
 
     def reason_to_stop(self, curve: Sequence[CurvePoint]) -> str | None:
         """The reason to stop after the last point, or `None`.
@@ -82,7 +94,7 @@ class Plateau:
 
     @property
     def _is_higher_better(self) -> bool:
-        return self.mode == "max" or (self.mode == "auto" and self.signal == "val_accuracy")
+        return self.mode == "max" or (self.mode == "auto" and self.signal in _RISING)
 
     def _improves(self, value: float, best: float) -> bool:
         if not math.isfinite(value) or not math.isfinite(best):
@@ -94,10 +106,14 @@ class Plateau:
         if self.signal in CURVE_FIELDS:
             value: float = getattr(point, self.signal)
             return value
-        if self.signal not in point.signals and point.epoch > _FIRST_EPOCHS:
+        if self.signal == _SCORE:
+            return point.val_accuracy if point.score is None else point.score
+        recorded = point.metrics if self.signal in CURVE_METRICS else point.signals
+        if self.signal not in recorded and (self.signal in CURVE_METRICS or point.epoch > _FIRST_EPOCHS):
+            what = "metric" if self.signal in CURVE_METRICS else "signal"
             raise ValueError(
-                f"stopping plateau: each epoch of the curve must contain the signal {self.signal}, but epoch "
-                f"{point.epoch} contains {', '.join(point.signals) or 'no signals'}. Train with this criterion, so "
-                "that the signal is measured."
+                f"stopping plateau: each epoch of the curve must contain the {what} {self.signal}, but epoch "
+                f"{point.epoch} contains {', '.join(recorded) or f'no {what}s'}. Train with this criterion, so "
+                f"that the {what} is measured."
             )
-        return point.signals.get(self.signal)
+        return recorded.get(self.signal)

@@ -8,11 +8,13 @@ from orchestrator.engines.interfaces import Objective
 from orchestrator.stages.grow import GrowStage, GrowthSuggester, choose_step, growth_candidates
 from orchestrator.stages.searching import is_better
 from orchestrator.stages.stopping import choose_criterion, pareto_front
-from orchestrator.stages.train import best_trial, sort_trials
+from orchestrator.stages.train import sort_trials
 from orchestrator.store.records import TrialRecord
+from plugins.metrics.deciding import ACCURACY, DecidingMetric
 from plugins.registry import parse_topology
 from search_spaces.as_vit import AsViTTopology
 from search_spaces.base import ImageTask
+from search_spaces.recipes import PluginChoice
 from tests.fakes import make_trial
 
 TASK = ImageTask(image_size=32, in_channels=1, num_classes=10)
@@ -36,8 +38,13 @@ def scored(number: int, condition: float, length: float) -> TrialRecord:
 
 def test_accuracy_decides_then_the_lower_loss_then_the_earlier_trial() -> None:
     trials = [trained(0, 0.8, 0.5), trained(1, 0.9, 0.7), trained(2, 0.9, 0.6), trained(3, 0.9, 0.6)]
-    assert [trial.number for trial in sort_trials(trials)] == [2, 3, 1, 0]
-    assert best_trial(trials).number == 2
+    assert [trial.number for trial in sort_trials(trials, (Objective.of(ACCURACY),))] == [2, 3, 1, 0]
+
+
+def test_the_metric_of_the_study_decides_instead_of_the_accuracy() -> None:
+    trials = [trained(0, 0.9, 0.7), trained(1, 0.8, 0.5)]
+    loss = DecidingMetric.of(PluginChoice(name="loss"))
+    assert [trial.number for trial in sort_trials(trials, (Objective.of(loss),))] == [1, 0]
 
 
 def test_a_minimised_objective_is_better_when_lower() -> None:

@@ -7,6 +7,7 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
+from plugins.metrics.deciding import DecidingMetric
 from plugins.metrics.names import metric_key
 from plugins.protocols import Averager, Evaluated, EvaluatingAverager, StateDict
 from plugins.registry import create
@@ -111,4 +112,8 @@ class ValidationJudge:
                 configuration.topology, self._data.task, seed=configuration.seed, device=self._device
             )
         self._model.load_state_dict(dict(weights))
-        return Evaluated(*evaluate(self._model, self._data.validation, self._normalizer))
+        metric = DecidingMetric.of(self._configuration.metric)
+        found = evaluate(self._model, self._data.validation, self._normalizer, metric=metric.choice)
+        return Evaluated(
+            found.loss, found.accuracy, found.metrics, score=metric.score(found.metrics[metric.choice.name])
+        )

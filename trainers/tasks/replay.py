@@ -1,4 +1,4 @@
-"""Replays learning curves under a stopping criterion, to find the epochs it would have saved and the accuracy lost."""
+"""Replays learning curves under a stopping criterion, to find the epochs saved and how much of the metric is lost."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -15,7 +15,7 @@ class Replayed(NamedTuple):
     epochs_saved: float
     """Fraction of the curve's epochs that would not have been trained."""
     accuracy_lost: float
-    """Best validation accuracy of the whole curve minus the best up to the stop."""
+    """How much worse the best epoch up to the stop is than the best of the whole curve, by the study's metric."""
     stopped_after: int | None
     """Epochs trained before the stop; `None` if the criterion never stopped."""
 
@@ -45,5 +45,10 @@ def replay_curve(criterion: Stopper, curve: Sequence[CurvePoint]) -> Replayed:
         raise ValueError("a learning curve must have at least 1 epoch, but got none. Omit trials without reports.")
     end = next((n for n in range(1, len(curve)) if criterion.reason_to_stop(curve[:n])), None)
     seen = curve[:end]
-    lost = max(point.val_accuracy for point in curve) - max(point.val_accuracy for point in seen)
+    lost = max(map(_score, curve)) - max(map(_score, seen))
     return Replayed(1 - len(seen) / len(curve), lost, end)
+
+
+def _score(point: CurvePoint) -> float:
+    """The score of an epoch; the accuracy if no metric was chosen."""
+    return point.val_accuracy if point.score is None else point.score

@@ -250,6 +250,7 @@ def _signals_of(history: Sequence[EpochReport]) -> dict[str, float]:
         "train_loss": last.train_loss,
         "val_loss": last.val_loss,
         "val_accuracy": last.val_accuracy,
+        **last.metrics,
         **last.signals,
     }
 

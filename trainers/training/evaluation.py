@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from plugins.metrics.names import RECORDED_METRICS
 from plugins.protocols import Metric
 from plugins.registry import create
+from search_spaces.recipes import PluginChoice
 from trainers.data.images import ImageSplit
 from trainers.hardware.devices import autocast
 
@@ -49,15 +50,27 @@ class Evaluation(NamedTuple):
     """All metrics, including these two, by the names of their plug-ins."""
 
 
-def evaluate(model: nn.Module, split: ImageSplit, normalizer: Normalizer) -> Evaluation:
-    """Metrics of a model. Leaves it in evaluation mode; `split` is on the model's device or the CPU."""
+def evaluate(
+    model: nn.Module, split: ImageSplit, normalizer: Normalizer, *, metric: PluginChoice | None = None
+) -> Evaluation:
+    """Metrics of a model. Leaves it in evaluation mode.
+
+    Args:
+        model: The model.
+        split: Images and labels, on the model's device or the CPU.
+        normalizer: Converts the images.
+        metric: A further metric to measure.
+    """
     logits = torch.cat(list(logits_of(model, split.images, normalizer)))
-    return judge(logits, split.labels.to(logits.device))
+    return judge(logits, split.labels.to(logits.device), metric=metric)
 
 
-def judge(logits: Tensor, labels: Tensor) -> Evaluation:
-    """Metrics of logits (N, classes) for labels (N,)."""
+def judge(logits: Tensor, labels: Tensor, *, metric: PluginChoice | None = None) -> Evaluation:
+    """Metrics of logits (N, classes) for labels (N,), and a further one."""
     metrics = {name: _metric(name).measure(logits, labels) for name in RECORDED_METRICS}
+    if metric is not None and metric.name not in metrics:
+        plugin: Metric = create("metrics", metric.name, metric.settings)
+        metrics[metric.name] = float(plugin.measure(logits, labels))
     return Evaluation(metrics["loss"], metrics["accuracy"], metrics)
 
 

@@ -8,10 +8,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from plugins.metrics.deciding import DecidingMetric
 from plugins.protocols import Signal, Stopper, needed_signals
 from plugins.registry import create
 from search_spaces.base import ImageTask
 from search_spaces.ramps import Ramp, largest
+from search_spaces.recipes import PluginChoice
 from trainers.config import Configuration, EpochReport, TaskOutcome, TrainTask
 from trainers.data.images import ImageData
 from trainers.hardware.devices import cpu_threads
@@ -24,7 +26,7 @@ from trainers.training.losses import (
     STEPS_PER_FINITE_CHECK,
     NotFiniteError,
     check_losses,
-    check_validation_loss,
+    check_validation,
     final_metrics,
     further_metrics,
     mean_loss,
@@ -44,6 +46,9 @@ class MeasureDifficulty(NamedTuple):
 
 class Validate(NamedTuple):
     """Requests the metrics on the validation part. The answer is an `Evaluation`."""
+
+    metric: PluginChoice
+    """The metric that decides; it is measured besides those that are always measured."""
 
 
 class MeasureSignals(NamedTuple):
@@ -161,13 +166,15 @@ def follow(
     learner.begin()
     for report in history:
         reporter.report(report)
+    metric = DecidingMetric.of(task.configuration.metric)
     stopper: Stopper | None = None
     if task.configuration.stopping is not None:
         stopper = create("stopping", task.configuration.stopping.name, task.configuration.stopping.settings)
     reason: str | None = None
     try:
         while len(history) < len(course.plan):
-            reason = stopper.reason_to_stop([report.point for report in history]) if stopper and history else None
+            if stopper is not None and history:
+                reason = stopper.reason_to_stop([report.point_by(metric) for report in history])
             if reason is not None:
                 break
             report = yield from _epoch(course, learner, history, reporter)
@@ -240,8 +247,8 @@ def _epoch(
             check_losses(losses, epoch)
     check_losses(losses, epoch)
     learner.finish_epoch(epoch / course.num_epochs)
-    validation: Evaluation = yield Validate()
-    check_validation_loss(validation.loss, epoch)
+    validation: Evaluation = yield Validate(course.configuration.metric)
+    check_validation(validation.loss, validation.metrics, epoch)
     signals: dict[str, float] = yield MeasureSignals()
     return EpochReport(
         epoch=epoch,
@@ -296,7 +303,7 @@ class _SingleTraining:
             return self._meter.measure()
         with self._row.evaluated() as model:
             if isinstance(request, Validate):
-                return evaluate(model, self._data.validation, self._source.normalizer)
+                return evaluate(model, self._data.validation, self._source.normalizer, metric=request.metric)
             return example_losses(model, self._data.train, self._source.normalizer)
 
     def _step(self, step: Step) -> Tensor:

@@ -35,10 +35,16 @@ def check_losses(losses: Sequence[Tensor], epoch: int) -> None:
             raise NotFiniteError(f"the training loss is {value} at step {step} of epoch {epoch}. {_ADVICE}")
 
 
-def check_validation_loss(loss: float, epoch: int) -> None:
-    """Raise NotFiniteError if the loss is NaN or infinite."""
+def check_validation(loss: float, metrics: Mapping[str, float], epoch: int) -> None:
+    """Raise NotFiniteError if the validation loss or a metric is NaN or infinite."""
     if not math.isfinite(loss):
         raise NotFiniteError(f"the validation loss is {loss} after epoch {epoch}. {_ADVICE}")
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise NotFiniteError(
+                f"the metric {name} must be finite on the validation part, but is {value} after epoch {epoch}. Choose "
+                "another metric."
+            )
 
 
 def mean_loss(losses: Sequence[Tensor], sizes: Sequence[int]) -> float:

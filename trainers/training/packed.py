@@ -203,7 +203,10 @@ class _Pack:
             return self._steps(learners, [request for request in requests if isinstance(request, Step)])
         rows = [learner.row for learner in learners]
         if isinstance(requests[0], Validate):
-            return self._evaluate(rows, self.data.validation, evaluate, judge)
+            metric = requests[0].metric  # that of all: see `can_be_packed`
+            return self._evaluate(
+                rows, self.data.validation, partial(evaluate, metric=metric), partial(judge, metric=metric)
+            )
         return self._evaluate(rows, self.data.train, example_losses, losses_of)
 
     def _steps(self, learners: Sequence[RowLearner], steps: Sequence[Step]) -> list[object]:

@@ -14,7 +14,7 @@ _SHAPE_FIELDS = frozenset({"batch_size", "image_size", "model_options"})
 def can_be_packed(first: TrainTask, second: TrainTask) -> str | None:
     """The human-readable reason why two trainings cannot share a pack; `None` if they can.
 
-    They must have the same topology, the same data, and steps of the same shapes: equal batch sizes, image sizes and
+    They must have the same topology, data and metric, and steps of the same shapes: equal batch sizes, image sizes and
     model options at the same time. Everything else may differ: numbers of the recipe, its schedule, optimizer, loss
     and augmentations, the example order, stopping criterion, seed, number of epochs, and progress.
     """
@@ -37,6 +37,8 @@ def can_be_packed(first: TrainTask, second: TrainTask) -> str | None:
         unpackable = unpackable_plugin(configuration)
         if unpackable is not None:
             return f"{unpackable} cannot be computed with stacked weights"
+    if one.metric != other.metric:
+        return f"their metrics differ: {one.metric.name} and {other.metric.name}, or with other settings"
     if first.alone or second.alone:
         return "one of them must be trained alone"
     if first.folder == second.folder:

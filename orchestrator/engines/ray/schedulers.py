@@ -137,8 +137,8 @@ def teach(scheduler: TrialScheduler, curves: Iterable[tuple[int, Sequence[EpochR
             continue
         scheduler.on_trial_add(controller, trial)
         for report in curve:
-            scheduler.on_trial_result(controller, trial, report.model_dump(mode="json"))
+            scheduler.on_trial_result(controller, trial, report.as_result())
         if isinstance(scheduler, PashaScheduler):
             scheduler.on_trial_remove(controller, trial)
         else:
-            scheduler.on_trial_complete(controller, trial, curve[-1].model_dump(mode="json"))
+            scheduler.on_trial_complete(controller, trial, curve[-1].as_result())

@@ -2,7 +2,6 @@
 
 import contextlib
 import faulthandler
-import json
 import math
 import os
 import queue
@@ -199,8 +198,8 @@ class TrialTrainable(tune.Trainable):
         result: dict[str, Any] = {}
         if isinstance(found, EpochReport):
             self._epoch = found.epoch
-            self._last = found.model_dump(mode="json")
-            result = {REPORT: json.dumps(self._last)}
+            self._last = found.as_result()
+            result = {REPORT: found.model_dump_json()}
             if found.epoch < self._task.configuration.epochs:
                 return {**self._last, **result}
             found = self._stepped.advance()  # after its last epoch, a scheduler has nothing to decide

@@ -138,7 +138,7 @@ class TrialBook(NotPickled):
             self.finish(live, cut_short(task, curve, image_task, state="complete"))
             return
         metric = self._search.objectives[0].metric
-        value = curve[-1].model_dump()[metric]
+        value = curve[-1].as_result()[metric]
         reason = f"{self._scheduler} stopped it at epoch {rung} of {self._search.epochs}, with {metric} {value:.4g}"
         outcome = cut_short(task, curve, image_task, state="stopped")
         details = {"scheduler": self._scheduler, "rung": rung}
