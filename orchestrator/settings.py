@@ -6,6 +6,9 @@ from typing import Any
 from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from plugins.registry import use_formulas
+from trainers.data.cache_settings import DEFAULT_GIB, DEFAULT_HOME, FOLDER_NAME, use_cache
+
 
 class SettingsError(ValueError):
     """An environment variable has an invalid value."""
@@ -19,7 +22,7 @@ class Settings(BaseSettings):
     )
 
     home: Path = Field(
-        default=Path("~/.local/share/vitsearch"),
+        default=DEFAULT_HOME,
         validate_default=True,
         description="VITSEARCH_HOME: folder of everything that has no separate setting below",
     )
@@ -43,21 +46,37 @@ class Settings(BaseSettings):
         description="VITSEARCH_ARTIFACT_ROOT: folder of checkpoints and artifacts, on a cluster "
         "one that all nodes share",
     )
+    cache_folder: Path = Field(
+        default_factory=lambda data: _below_home(data, FOLDER_NAME),
+        description="VITSEARCH_CACHE_FOLDER: folder of decoded images, preferably on a fast local disk",
+    )
+    cache_gib: float = Field(
+        default=DEFAULT_GIB,
+        ge=0,
+        allow_inf_nan=False,
+        description="VITSEARCH_CACHE_GIB: largest size of the decoded images in this folder, in GiB; those that were "
+        "not used for longest are removed first; 0 keeps none",
+    )
     tracking: bool = Field(default=True, description="VITSEARCH_TRACKING: `off` sends nothing to MLflow")
+
+    def apply(self) -> None:
+        """Use the saved formulas and the cache of these settings in this process and its child processes."""
+        use_formulas(self.formula_folder)
+        use_cache(self.cache_folder, self.cache_gib)
 
     @property
     def formula_folder(self) -> Path:
         """Folder of formulas saved as proxies."""
         return self.home / "proxies"
 
-    @field_validator("home", "artifact_root", mode="before")
+    @field_validator("home", "artifact_root", "cache_folder", mode="before")
     @classmethod
     def _no_url(cls, given: Any) -> Any:
         if isinstance(given, str) and "://" in given:
             raise ValueError("must be a folder, mounted on every machine that uses it")
         return given
 
-    @field_validator("home", "artifact_root")
+    @field_validator("home", "artifact_root", "cache_folder")
     @classmethod
     def _absolute(cls, path: Path) -> Path:
         return path.expanduser().absolute()

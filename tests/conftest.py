@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,9 @@ os.environ["OMP_NUM_THREADS"] = os.environ.get("VITSEARCH_TEST_THREADS", "1")
 for _name in [name for name in os.environ if name.startswith(("VITSEARCH_", "MLFLOW_"))]:
     if not _name.startswith("VITSEARCH_TEST_"):
         del os.environ[_name]
-
+# Tests that load images without a home folder would otherwise use that of the user.
+_cache = tempfile.TemporaryDirectory(prefix="vitsearch-test-cache-")
+os.environ["VITSEARCH_CACHE_FOLDER"] = _cache.name
 
 _ON_CLUSTER = (
     "contracts/test_engines.py",

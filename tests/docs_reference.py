@@ -103,8 +103,9 @@ def _settings_table() -> str:
     rows = []
     for name, field in Settings.model_fields.items():
         variable, _, meaning = (field.description or "").partition(": ")
-        home = {"home": "~/.local/share/vitsearch", "tracking": "on", "database_wait_s": "120"}
+        home = {"home": "~/.local/share/vitsearch", "tracking": "on", "database_wait_s": "120", "cache_gib": "32"}
         made = {"database_url": "`vitsearch.db` in the home", "tracking_uri": "`mlflow.db` in the home"}
+        made["cache_folder"] = "`cache` in the home"
         default = f"`{home[name]}`" if name in home else made.get(name, "`artifacts` in the home")
         rows.append((f"`{variable}`", default, meaning))
     return _table(("variable", "default", "meaning"), rows)

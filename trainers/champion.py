@@ -25,7 +25,14 @@ from trainers.data.images import (
 )
 from trainers.data.labelled import LabelledImages, ModelInput, Part, load_labelled
 from trainers.data.listing import DataError, Item
-from trainers.data.pixels import FORMAT_SCALES, BrokenImageError, DeepImageError, decode, resize_image
+from trainers.data.pixels import (
+    FORMAT_SCALES,
+    BrokenImageError,
+    DeepImageError,
+    decode,
+    large_images,
+    resize_decoded,
+)
 from trainers.data.sources import unreadable
 from trainers.hardware.devices import pick_device
 from trainers.models.building import build_model, topology_costs
@@ -175,9 +182,11 @@ class Predictor:
         return report.model_copy(update={"source": images.source, "notes": images.notes})
 
     def _pixels(self, item: Item) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        data = self.card.configuration.data
+        data, size = self.card.configuration.data, self.card.task.image_size
+        scales = {**FORMAT_SCALES, **self.card.scales}
         try:
-            image = decode(item, scales={**FORMAT_SCALES, **self.card.scales}, background=data.background).image
+            with large_images():
+                decoded = decode(item, scales=scales, background=data.background, side=size)
         except BrokenImageError as error:
             raise unreadable({item.name: str(error)}, of_data_set=False) from error
         except DeepImageError as error:
@@ -185,9 +194,8 @@ class Predictor:
                 f"{item.name} must have 8 or 16 bits per channel, because the training images had, but its mode is "
                 f"{error.extent.mode}. Convert it."
             ) from error
-        image = image.convert("L" if self.card.task.in_channels == 1 else "RGB")
-        crop = data.resize != "stretch"
-        return resize_image(image, self.card.task.image_size, crop=crop)
+        image = decoded.image.convert("L" if self.card.task.in_channels == 1 else "RGB")
+        return resize_decoded(decoded._replace(image=image), size, crop=data.resize != "stretch")
 
     def _prediction(self, path: Path | None, probabilities: Tensor, top: int) -> Prediction:
         best = probabilities.cpu().topk(min(top, len(self.card.class_names)))

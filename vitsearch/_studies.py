@@ -18,7 +18,7 @@ from orchestrator.stages.promote import PromoteResult
 from orchestrator.store.errors import DatabaseUnavailableError
 from orchestrator.store.records import RunState, StageRecord, StudyRecord, TrialRecord, TrialState
 from orchestrator.study.access import NoChampionError, find_study, open_existing, study_folder
-from plugins.registry import nearest_name, use_formulas
+from plugins.registry import nearest_name
 from search_spaces.dimensions import Scalar
 from trainers.config import Configuration
 from vitsearch._study_files import load_study, settings_of
@@ -180,7 +180,7 @@ def run_study(
     from orchestrator.study import driver
 
     settings = settings_of(home, tracking)
-    use_formulas(settings.formula_folder)
+    settings.apply()
     spec, text = _spec_and_text(study, settings)
     with _display(progress) as shown:
         driver.run_study(_without_exit(spec), text, settings, progress=shown, control=_StopWhen(should_stop))

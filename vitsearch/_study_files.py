@@ -7,7 +7,6 @@ from typing import Any
 
 from orchestrator.settings import Settings, load_settings
 from orchestrator.spec.study_file import StudySpec, load_spec, make_spec
-from plugins.registry import use_formulas
 
 
 def load_study(
@@ -27,7 +26,7 @@ def load_study(
     Raises:
         SpecError: The first mistake: where, what must hold, what was found, the nearest valid name.
     """
-    use_formulas(settings_of(home).formula_folder)
+    settings_of(home).apply()
     replaced = _plain(overrides or {})
     if isinstance(study, Mapping):
         return make_spec(_plain(study), overrides=replaced)

@@ -397,9 +397,8 @@ def _root(
         out(f"vitsearch {installed_version('vitsearch')}")
         raise typer.Exit
     from orchestrator.settings import load_settings
-    from plugins.registry import use_formulas
 
-    use_formulas(load_settings().formula_folder)
+    load_settings().apply()
 
 
 if __name__ == "__main__":

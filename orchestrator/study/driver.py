@@ -36,7 +36,6 @@ from orchestrator.study.lock import StudyBusyError, hold_study
 from orchestrator.study.reusing import read_reused, store_reused
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.run_tree import RunTree
-from plugins.registry import use_formulas
 from trainers.data.sources import BUILT_IN
 
 if TYPE_CHECKING:
@@ -116,7 +115,7 @@ def run_study(
         orchestrator.engines.interfaces.EngineUnavailableError: Ray is not installed, does not start, or its cluster
             does not answer.
     """
-    use_formulas(settings.formula_folder)
+    settings.apply()
     study = existing_study(spec, settings)
     if study is not None and study.state == "complete":
         num_waiting = deliver_events(study, settings, timeout_s=FLUSH_S)

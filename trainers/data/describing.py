@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from trainers.config import NOISE, DataConfig
 from trainers.data.images import ImageData, ImageSplit, image_digests, load_images, load_test_images
 from trainers.data.listing import DataFindings
+from trainers.data.mapping import gather
 from trainers.data.report import DataReport, PartReport, SkippedReport, WarningReport
 
 _MAX_ROWS, _MAX_COLUMNS, _MIN_SIDE, _MARGIN = 20, 10, 64, 4
@@ -99,7 +100,8 @@ def draw_sheet(data: ImageData, file: Path) -> None:
     for row, title in enumerate(titles):
         top = _MARGIN + row * side
         pen.text((_MARGIN, top + side // 2 - 9), title, fill="black", font=font)
-        for column, image in enumerate(data.train.images[data.train.labels == row][:_MAX_COLUMNS]):
+        mine = (data.train.labels == row).nonzero().flatten()[:_MAX_COLUMNS]
+        for column, image in enumerate(gather(data.train.images, mine)):
             pixels = image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy()
             picture = Image.fromarray(pixels).resize((size * factor,) * 2, Image.Resampling.NEAREST)
             sheet.paste(picture, (left + column * side, top))

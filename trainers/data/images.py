@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -11,25 +10,21 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from search_spaces.base import ImageTask
 from trainers.config import NOISE, DataConfig
-from trainers.data.listing import DataFindings, Listing, Source
+from trainers.data.cache import load_rows
+from trainers.data.decoding import Chosen
+from trainers.data.listing import DataFindings, Source
+from trainers.data.mapping import batches, gather
 from trainers.data.noise import draw_noise
-from trainers.data.pixels import (
-    BrokenImageError,
-    DeepImageError,
-    Extent,
-    Scales,
-    decode,
-    resize_image,
-    white_of,
-)
-from trainers.data.sources import BUILT_IN, list_source, mixed_sizes, noise_task, not_square, unreadable
-from trainers.data.splits import Indices, draw, split_indices
+from trainers.data.pixels import Scales
+from trainers.data.sources import BUILT_IN, list_source, noise_task, unreadable
+from trainers.data.splits import draw, split_indices
+
+_IMAGES_PER_BATCH = 256
+"""Number of images that are examined at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,14 +156,6 @@ def load_test_images(config: DataConfig, findings: DataFindings | None = None) -
     return decoded.splits[0]
 
 
-class Chosen(NamedTuple):
-    """Some images of a listing."""
-
-    listing: Listing
-    indices: Indices
-    """In ascending order."""
-
-
 def choose_parts(source: Source, config: DataConfig) -> dict[str, Chosen]:
     """The images of the training, validation and test part: the source's own parts, or random splits.
 
@@ -208,7 +195,7 @@ class Decoded(NamedTuple):
     num_channels: int
     scales: Scales
     """The value that means white in deep images, by kind."""
-    originals: Counter[tuple[str, tuple[int, int]]]
+    originals: Mapping[tuple[str, tuple[int, int]], int]
     """Number of images by Pillow's mode and size (width, height) before they were converted and resized."""
     broken: dict[str, str]
     """Images that Pillow cannot read, which the splits lack: the reason by name."""
@@ -222,7 +209,7 @@ def decode_images(
     num_channels: int | None = None,
     scales: Scales | None = None,
 ) -> Decoded:
-    """Decode several parts, with equal numbers of channels.
+    """Decode several parts, with equal numbers of channels, or load them from the cache of decoded images.
 
     Args:
         parts: The images of each part.
@@ -234,115 +221,58 @@ def decode_images(
     Raises:
         DataError: Images differ in size although `resize` is `same`, or have an unknown range.
     """
-    decoder = _Decoder(config, {1: "L", 3: "RGB"}[num_channels] if num_channels else None, dict(scales or {}))
-    for chosen in _together(parts):
-        decoder.read(chosen)
-    if decoder.extents:
-        found, remarks = white_of(decoder.extents)
-        for remark in remarks:
-            findings.warn("depth", remark)
-        decoder.scales |= found
-        for chosen in _together(parts):
-            decoder.read(chosen)
-    if decoder.num_with_frames:
-        findings.warn("frames", f"{decoder.num_with_frames} files have several frames or pages: only the first is used")
+    pixels, rows = load_rows(parts, config, num_channels=num_channels, scales=scales)
+    for remark in rows.remarks:
+        findings.warn("depth", remark)
+    is_whole = rows.records["row"] >= 0
+    num_with_frames = int(rows.records["has_frames"][is_whole].sum())
+    if num_with_frames:
+        findings.warn("frames", f"{num_with_frames} files have several frames or pages: only the first is used")
     if config.skip_broken:
-        for name, reason in decoder.broken.items():
+        for name, reason in rows.broken.items():
             findings.skip("broken, as data.skip_broken allows", f"{name} ({reason})")
-    return decoder.finish(parts)
-
-
-def _together(parts: Sequence[Chosen]) -> Iterator[Chosen]:
-    """The parts, with those of one listing as one, so that its files are read once."""
-    by_listing: dict[int, list[Chosen]] = {}
-    for chosen in parts:
-        by_listing.setdefault(id(chosen.listing), []).append(chosen)
-    for several in by_listing.values():
-        yield Chosen(several[0].listing, np.sort(np.concatenate([chosen.indices for chosen in several])))
-
-
-class _Decoder:
-    """Decodes images one by one, and remembers what is wrong with some."""
-
-    def __init__(self, config: DataConfig, mode: str | None, scales: dict[str, float]) -> None:
-        self.scales = scales
-        self.extents: dict[str, Extent] = {}
-        """Deep images whose range must be known before they can be decoded."""
-        self.num_with_frames = 0
-        self.broken: dict[str, str] = {}
-        """Reasons by name."""
-        self._config = config
-        self._mode = mode
-        self._planes: dict[tuple[int, int], NDArray[np.uint8]] = {}
-        """Pixels (C, S, S) by listing and index."""
-        self._first: tuple[str, tuple[int, int]] | None = None
-        self._originals: Counter[tuple[str, tuple[int, int]]] = Counter()
-
-    def read(self, chosen: Chosen) -> None:
-        """Decode the images of a part that are not decoded yet."""
-        listing = chosen.listing
-        waiting = [int(index) for index in chosen.indices if (id(listing), int(index)) not in self._planes]
-        for index, item in zip(waiting, listing.items(waiting), strict=True):
-            try:
-                decoded = decode(item, scales=self.scales, background=self._config.background)
-            except DeepImageError as error:
-                self.extents[item.name] = error.extent
-            except BrokenImageError as error:
-                self.broken[item.name] = str(error)
-            else:
-                self.num_with_frames += decoded.has_frames
-                self._originals[decoded.mode, decoded.image.size] += 1
-                self._planes[id(listing), index] = self._resized(item.name, decoded.image)
-
-    def _resized(self, name: str, image: Image.Image) -> NDArray[np.uint8]:
-        if self._config.resize == "same":
-            self._first = self._first or (name, image.size)
-            if image.size != self._first[1]:
-                raise mixed_sizes(*self._first, name, image.size)
-            if image.width != image.height:
-                raise not_square(name, image.size)
-        image = image if self._mode is None else image.convert(self._mode)
-        return resize_image(image, self._config.image_size, crop=self._config.resize == "crop")
-
-    def finish(self, parts: Sequence[Chosen]) -> Decoded:
-        """The decoded images of each part, with equal numbers of channels."""
-        size = self._config.image_size
-        num_channels = max((len(planes) for planes in self._planes.values()), default=1)
-        splits = []
-        for listing, indices in parts:
-            classes = np.asarray(listing.labels)
-            kept = [int(index) for index in indices if (id(listing), int(index)) in self._planes]
-            pixels = np.empty((len(kept), num_channels, size, size), dtype=np.uint8)
-            for position, index in enumerate(kept):
-                pixels[position] = self._planes.pop((id(listing), index))  # a grey plane fills all channels
-            splits.append(ImageSplit(images=torch.from_numpy(pixels), labels=torch.from_numpy(classes[kept])))
-        return Decoded(splits, num_channels, self.scales, self._originals, self.broken)
+    splits = []
+    first = first_row = 0
+    for listing, indices in parts:
+        kept = is_whole[first : first + len(indices)]
+        num_rows = int(kept.sum())
+        labels = torch.from_numpy(np.asarray(listing.labels)[indices[kept]])
+        splits.append(ImageSplit(images=pixels[first_row : first_row + num_rows], labels=labels))
+        first, first_row = first + len(indices), first_row + num_rows
+    return Decoded(splits, pixels.shape[1], rows.scales, rows.originals, rows.broken)
 
 
 def warn_of_constant_images(split: ImageSplit, class_names: Sequence[str], findings: DataFindings) -> None:
     """Warn of classes whose images have no content: each of one colour, or all equal."""
-    flat = split.images.flatten(1)
-    is_constant = (split.images == split.images[:, :, :1, :1]).flatten(1).all(1)
-    for number, name in enumerate(class_names):
-        mine = split.labels == number
-        if int(mine.sum()) < 2:
+    classes, first = np.unique(split.labels.numpy(), return_index=True)
+    of_class = torch.zeros(len(class_names), dtype=torch.int64)
+    of_class[torch.from_numpy(classes)] = torch.arange(len(classes))
+    examples = gather(split.images, torch.from_numpy(first))
+    are_constant, are_equal = (torch.ones(len(classes), dtype=torch.bool) for _ in range(2))
+    labels = torch.split(of_class[split.labels], _IMAGES_PER_BATCH)
+    for batch, mine in zip(batches(split.images, _IMAGES_PER_BATCH), labels, strict=True):
+        are_constant[mine[~(batch == batch[:, :, :1, :1]).flatten(1).all(1)]] = False
+        are_equal[mine[~(batch == examples[mine]).flatten(1).all(1)]] = False
+    for number, count, constant, equal in zip(
+        classes.tolist(), split.labels.bincount()[classes].tolist(), are_constant, are_equal, strict=True
+    ):
+        if count < 2 or not (constant or equal):
             continue
-        if bool(is_constant[mine].all()):
-            what = "are of one colour each"
-        elif bool((flat[mine] == flat[mine][:1]).all()):
-            what = "are all equal"
-        else:
-            continue
+        what = "are of one colour each" if constant else "are all equal"
         findings.warn(
             "constant",
-            f"all {int(mine.sum())} training images of class {name!r} {what}, constant as the model sees them: look at "
-            "them with `vitsearch data SOURCE --sheet sheet.png`",
+            f"all {count} training images of class {class_names[number]!r} {what}, constant as the model sees them: "
+            "look at them with `vitsearch data SOURCE --sheet sheet.png`",
         )
 
 
 def image_digests(split: ImageSplit) -> list[bytes]:
     """A digest of the pixels of each image."""
-    return [hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in split.images]
+    return [
+        hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest()
+        for batch in batches(split.images, _IMAGES_PER_BATCH)
+        for image in batch
+    ]
 
 
 def without_copies(split: ImageSplit, others: Sequence[ImageSplit], findings: DataFindings) -> ImageSplit:
@@ -361,9 +291,13 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     The standard deviation of a constant channel is set to 1, so that it can be used as a divisor.
     """
     values = torch.arange(256, dtype=torch.float64) / 255
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+    for batch in batches(images, _IMAGES_PER_BATCH):
+        for number, channel in enumerate(batch.unbind(1)):
+            counts[number] += torch.bincount(channel.flatten(), minlength=256)
     means, deviations = [], []
-    for channel in images.unbind(1):
-        shares = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+    for count in counts:
+        shares = count.double() / count.sum()
         mean = float(shares @ values)
         deviation = float(shares @ (values - mean) ** 2) ** 0.5
         means.append(mean)
@@ -380,6 +314,7 @@ def _digest(class_names: tuple[str, ...], parts: Sequence[ImageSplit]) -> str:
     digest = hashlib.sha256(json.dumps(class_names).encode())
     for part in parts:
         digest.update(json.dumps(list(part.images.shape)).encode())
-        digest.update(part.images.contiguous().numpy().data)
+        for batch in batches(part.images, _IMAGES_PER_BATCH):
+            digest.update(batch.contiguous().numpy().data)
         digest.update(part.labels.contiguous().numpy().data)
     return digest.hexdigest()

@@ -21,6 +21,15 @@ class Item(NamedTuple):
     """A file's path, an encoded file's bytes, grey pixels (H, W), uint8, or a Pillow image."""
 
 
+class Origin(NamedTuple):
+    """Where an image comes from."""
+
+    name: str
+    """As in `Item`."""
+    file: Path
+    """The file that contains the image."""
+
+
 class Listing(Protocol):
     """The labelled images of one part of a source."""
 
@@ -38,6 +47,10 @@ class Listing(Protocol):
         """The images at ascending `indices`."""
         ...
 
+    def origins(self, indices: Sequence[int]) -> list[Origin] | None:
+        """The origins of the images at `indices`, without reading the images; `None` if they are in no files."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class FileListing:
@@ -51,6 +64,10 @@ class FileListing:
         """Paths of the files."""
         for index in indices:
             yield Item(str(self.files[index]), self.files[index])
+
+    def origins(self, indices: Sequence[int]) -> list[Origin]:
+        """The files themselves."""
+        return [Origin(str(self.files[index]), self.files[index]) for index in indices]
 
 
 @dataclass

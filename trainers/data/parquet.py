@@ -2,14 +2,16 @@
 
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainers.data.folders import is_left_aside
 from trainers.data.labels import NO_LABEL, Labels, class_numbers, merge_names, read_labels, sort_names
-from trainers.data.listing import DataError, DataFindings, Item, Listing, few
+from trainers.data.listing import DataError, DataFindings, Item, Listing, Origin, few
 from trainers.data.splits import SPLIT_COLUMNS, names_parts, no_part, part_of
 
 _DEPTH = 3
@@ -52,10 +54,27 @@ class ParquetListing:
             for batch in file.iter_batches(batch_size=1024, columns=[self.image_column]):
                 column = batch.column(0)
                 while row is not None and row < offset + len(batch):
-                    name = f"row {row - first_of_file} of {path}"
+                    name = _row_name(row - first_of_file, path)
                     yield Item(name, _content(name, path, column[row - offset].as_py()))
                     row = next(wanted, None)
                 offset += len(batch)
+
+    def origins(self, indices: Sequence[int]) -> list[Origin]:
+        """The rows and their parquet files."""
+        import pyarrow.parquet as pq
+
+        ends = list(accumulate(pq.read_metadata(path).num_rows for path in self.files))
+        found = []
+        for index in indices:
+            row = self.rows[index]
+            number = bisect_right(ends, row)
+            first_of_file = ends[number - 1] if number else 0
+            found.append(Origin(_row_name(row - first_of_file, self.files[number]), self.files[number]))
+        return found
+
+
+def _row_name(row: int, path: Path) -> str:
+    return f"row {row} of {path}"
 
 
 def _content(name: str, path: Path, value: Any) -> bytes | Path:

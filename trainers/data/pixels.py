@@ -1,7 +1,8 @@
 """From an encoded image to 8 bits per channel: orientation, transparency, colour profiles and deep pixels."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
 from typing import NamedTuple
@@ -24,9 +25,14 @@ _FRAMES = "vitsearch-frames"
 FORMAT_SCALES: Scales = {"16-bit": 65535.0, "float": 1.0, _UPPER_HALF: 255.0}
 """The values that mean white by the formats themselves."""
 _BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-
-# Pillow warns from 89 megapixels on, and refuses twice as many. We only refuse.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+_ORIENTATION = 0x0112
+_ON_ITS_SIDE, _FROM_THE_RIGHT, _FROM_BELOW = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
+"""EXIF orientations that exchange width and height, and those whose left or upper edge is stored last."""
+_SCALABLE = ("JPEG", "MPO")
+"""Formats that Pillow can decode at a half, a quarter or an eighth of their size. MPO is JPEG with further images."""
+_SPARE_PIXELS = 2
+"""A reduced JPEG image has at least this many times the pixels per side that are needed. The final resizing averages
+them, so that it differs by about one step of 255 from that of the whole image."""
 
 
 class BrokenImageError(Exception):
@@ -57,8 +63,15 @@ class DecodedImage(NamedTuple):
     """Mode L (grey) or RGB."""
     mode: str
     """Pillow's mode of the stored image."""
+    size: tuple[int, int]
+    """Width and height of the stored image, upright."""
     has_frames: bool = False
     """Whether the file has further images after this one, its first."""
+    reduced_by: int = 1
+    """Factor by which `image` is smaller than the stored image, per side."""
+    corner: tuple[float, float] = (0.0, 0.0)
+    """Place of the upper left corner of the picture in `image`. A reduced JPEG image ends with a part of a pixel, with
+    which it begins if it was mirrored."""
 
 
 class Extent(NamedTuple):
@@ -71,7 +84,18 @@ class Extent(NamedTuple):
     """Pillow's mode, for messages."""
 
 
-def decode(item: Item, *, scales: Scales, background: str = WHITE) -> DecodedImage:
+@contextmanager
+def large_images() -> Iterator[None]:
+    """Suppress Pillow's warning about images of more than 89 megapixels; it refuses those of twice as many.
+
+    The warning is suppressed in all threads, so enter this before starting threads that decode.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
+def decode(item: Item, *, scales: Scales, background: str = WHITE, side: int | None = None) -> DecodedImage:
     """An upright image of mode L (grey) or RGB.
 
     Transparent pixels are composited on `background`. Colour profiles are converted to sRGB. Deep pixels are scaled to
@@ -81,22 +105,27 @@ def decode(item: Item, *, scales: Scales, background: str = WHITE) -> DecodedIma
         item: The image.
         scales: Values that mean white in deep images.
         background: A colour as CSS names it.
+        side: Height and width in pixels that the image will be resized to. A JPEG image that is at least four times as
+            large is decoded at a half, a quarter or an eighth of its size, but at least at twice `side`, which is
+            several times as fast.
 
     Raises:
         BrokenImageError: Pillow cannot read the image.
         DeepImageError: The image is deep, and `scales` lacks its kind.
     """
     if isinstance(item.content, np.ndarray):
-        return DecodedImage(Image.fromarray(item.content), "L")
-    image = _opened(item)
+        image = Image.fromarray(item.content)
+        return DecodedImage(image, "L", image.size)
+    image, size, reduced_by, corner = _opened(item, side)
     kind, has_frames = depth_of(image), bool(image.info.get(_FRAMES))
     if kind is not None and kind not in scales:
         values = np.asarray(image)
         raise DeepImageError(Extent(kind, float(values.min()), float(values.max()), image.mode))
     if kind is not None and kind != _UPPER_HALF:
-        return DecodedImage(_scaled(image, scales[kind]), image.mode, has_frames)
+        return DecodedImage(_scaled(image, scales[kind]), image.mode, size, has_frames)
     try:
-        return DecodedImage(flatten(_through_profile(image), background), image.mode, has_frames)
+        flat = flatten(_through_profile(image), background)
+        return DecodedImage(flat, image.mode, size, has_frames, reduced_by, corner)
     except (*_BROKEN, ImageCms.PyCMSError) as error:  # such as a mode that Pillow cannot convert
         raise BrokenImageError(why_broken(error)) from error
 
@@ -167,32 +196,81 @@ def flatten(image: Image.Image, background: str) -> Image.Image:
 
 def resize_image(image: Image.Image, size: int, *, crop: bool) -> NDArray[np.uint8]:
     """Pixels (C, size, size) with bilinear interpolation and antialiasing; `crop` cuts out the centre square first."""
+    return resize_decoded(DecodedImage(image, image.mode, image.size), size, crop=crop)
+
+
+def resize_decoded(decoded: DecodedImage, size: int, *, crop: bool) -> NDArray[np.uint8]:
+    """Pixels (C, size, size) of a decoded image, as `resize_image` gives them."""
+    image, (width, height) = decoded.image, decoded.size
     if crop:
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        box = (left, top, left + side, top + side)
+    else:
+        box = (0, 0, width, height)
+    if decoded.reduced_by > 1:  # the box may then begin and end between pixels
+        x, y = decoded.corner
+        begin_x, begin_y, end_x, end_y = (value / decoded.reduced_by for value in box)
+        inner = (begin_x + x, begin_y + y, min(end_x + x, image.width), min(end_y + y, image.height))
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box=inner)
+    else:
+        image = image.crop(box) if crop else image
+        if image.size != (size, size):
+            image = image.resize((size, size), Image.Resampling.BILINEAR)
     pixels = np.asarray(image)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def _opened(item: Item) -> Image.Image:
-    """The image as it is stored, upright."""
+class _Opened(NamedTuple):
+    """An upright image."""
+
+    image: Image.Image
+    size: tuple[int, int]
+    """Width and height of the stored image, upright."""
+    reduced_by: int = 1
+    """Factor by which `image` is smaller."""
+    corner: tuple[float, float] = (0.0, 0.0)
+    """Place of the upper left corner of the picture."""
+
+
+def _opened(item: Item, side: int | None) -> _Opened:
     content = item.content
     try:
         if isinstance(content, Image.Image):
-            return ImageOps.exif_transpose(content)
+            upright = ImageOps.exif_transpose(content)
+            return _Opened(upright, upright.size)
         with Image.open(BytesIO(content) if isinstance(content, bytes) else content) as image:
             halved = image.mode in ("RGB", "RGBA") and any(";16" in str(tile.args) for tile in image.tile)
             has_frames = bool(getattr(image, "is_animated", False))
+            width, height = image.size
+            reduced_by = _reduce(image, side)
             upright = ImageOps.exif_transpose(image)
             upright.info[_FRAMES] = has_frames
             if halved:  # Pillow keeps the upper 8 of 16 bits
                 upright.info[_UPPER_HALF] = True
-            return upright
+            if reduced_by == 1:
+                return _Opened(upright, upright.size)
+            orientation = image.getexif().get(_ORIENTATION, 1)
+            size = (height, width) if orientation in _ON_ITS_SIDE else (width, height)
+            corner = (
+                upright.width - size[0] / reduced_by if orientation in _FROM_THE_RIGHT else 0.0,
+                upright.height - size[1] / reduced_by if orientation in _FROM_BELOW else 0.0,
+            )
+            return _Opened(upright, size, reduced_by, corner)
     except _BROKEN as error:
         raise BrokenImageError(why_broken(error)) from error
+
+
+def _reduce(image: Image.Image, side: int | None) -> int:
+    """Make Pillow decode a JPEG image at a fraction of its size if that suffices; returns the factor."""
+    if side is None or image.format not in _SCALABLE:
+        return 1
+    needed = _SPARE_PIXELS * side
+    if min(image.size) < 2 * needed:
+        return 1
+    width = image.width
+    image.draft(None, (needed, needed))
+    return round(width / image.width)
 
 
 def _scaled(image: Image.Image, white: float) -> Image.Image:

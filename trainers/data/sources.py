@@ -37,6 +37,9 @@ class DigitsListing:
         for index in indices:
             yield Item(f"digit {index}", self.pixels[index])
 
+    def origins(self, indices: Sequence[int]) -> None:
+        """The digits are a part of scikit-learn, and need no decoding."""
+
 
 def list_source(config: DataConfig) -> Source:
     """The labelled images of a source, by part, and what was left aside.
@@ -265,14 +268,14 @@ def _check_classes(source: Source) -> None:
 def _check_headers(files: Sequence[Path], config: DataConfig) -> None:
     from PIL import Image
 
-    from trainers.data.pixels import why_broken  # imports NumPy
+    from trainers.data.pixels import large_images, why_broken  # imports NumPy
 
     step = max(1, len(files) // _HEADERS_CHECKED)
     first: tuple[str, tuple[int, int]] | None = None
     reasons: dict[str, str] = {}
     for path in files[::step]:
         try:
-            with Image.open(path) as image:
+            with large_images(), Image.open(path) as image:
                 size = image.size
         except (OSError, Image.DecompressionBombError) as error:  # OSError includes Pillow's UnidentifiedImageError
             reasons[str(path)] = why_broken(error)

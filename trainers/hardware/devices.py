@@ -45,6 +45,14 @@ def describe_devices() -> Devices:
     )
 
 
+def fits_on(device: torch.device, num_bytes: int) -> bool:
+    """Whether a device has room for images of a size, and for as much again. On a CPU, nothing is copied."""
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return 2 * num_bytes <= free
+
+
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Compute with full float32 precision inside the context; tensor cores would otherwise use 10-bit mantissas (TF32).

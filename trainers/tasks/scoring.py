@@ -13,6 +13,7 @@ from plugins.registry import create, load, parse_topology
 from search_spaces.base import Costs, ImageTask, Topology
 from trainers.config import ScoreTask, TaskOutcome
 from trainers.data.images import ImageData
+from trainers.data.mapping import gather
 from trainers.hardware.devices import full_precision, make_generator
 from trainers.training.evaluation import Normalizer
 from trainers.training.failures import Failure, describe_failure, free_memory
@@ -28,7 +29,7 @@ def scoring_batch(data: ImageData, *, split_seed: int, size: int, device: torch.
         device: Device of the result.
     """
     chosen = torch.randperm(len(data.train), generator=make_generator(split_seed, "score"))[:size]
-    images = Normalizer(data.mean, data.std, device)(data.train.images[chosen].to(device))
+    images = Normalizer(data.mean, data.std, device)(gather(data.train.images, chosen).to(device))
     return images, data.train.labels[chosen].to(device)
 
 

@@ -13,6 +13,7 @@ from plugins.protocols import Metric
 from plugins.registry import create
 from search_spaces.recipes import PluginChoice
 from trainers.data.images import ImageSplit
+from trainers.data.mapping import batches
 from trainers.hardware.devices import autocast
 
 _PIXELS_PER_BATCH = 1 << 19
@@ -99,7 +100,7 @@ def logits_of(model: nn.Module, images: Tensor, normalizer: Normalizer) -> Itera
     device = normalizer.mean.device
     batch_size = max(1, _PIXELS_PER_BATCH // images.shape[-1] ** 2)
     model.eval()
-    for start in range(0, len(images), batch_size):
+    for batch in batches(images, batch_size):
         with torch.inference_mode(), autocast(device):
-            logits: Tensor = model(normalizer(images[start : start + batch_size].to(device)))
+            logits: Tensor = model(normalizer(batch.to(device)))
         yield logits.float()

@@ -16,7 +16,7 @@ from search_spaces.ramps import Ramp, largest
 from search_spaces.recipes import PluginChoice
 from trainers.config import Configuration, EpochReport, TaskOutcome, TrainTask
 from trainers.data.images import ImageData
-from trainers.hardware.devices import cpu_threads
+from trainers.hardware.devices import cpu_threads, fits_on
 from trainers.models.building import build_model, topology_costs
 from trainers.training import checkpoints, fencing
 from trainers.training.course import Course
@@ -316,9 +316,10 @@ class _SingleTraining:
 
 
 def training_images(data: ImageData, device: torch.device) -> TrainingImages:
-    """The training part on a device."""
+    """The training part, on a device if it fits there."""
+    images = data.train.images
     return TrainingImages(
-        images=data.train.images.to(device),
+        images=images.to(device) if fits_on(device, images.numel()) else images,
         labels=data.train.labels.to(device),
         num_classes=data.task.num_classes,
         normalizer=Normalizer(data.mean, data.std, device),

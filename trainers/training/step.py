@@ -27,6 +27,7 @@ from plugins.protocols import (
 from plugins.registry import create
 from search_spaces.recipes import PluginChoice
 from search_spaces.step_settings import StepSettings
+from trainers.data.mapping import gather
 from trainers.hardware.devices import autocast
 from trainers.models.blocks import draw_keep_factors, unfused_attention
 from trainers.models.dropout import Dropout
@@ -57,10 +58,10 @@ class Step(NamedTuple):
 
 
 class TrainingImages(NamedTuple):
-    """The training part on the device."""
+    """The training part."""
 
     images: Tensor
-    """uint8, shape (N, C, S, S)."""
+    """uint8, shape (N, C, S, S); on the device, or on the CPU if it does not fit there."""
     labels: Tensor
     """Shape (N,), int64."""
     num_classes: int
@@ -104,7 +105,7 @@ def prepare(rows: Sequence[Row], steps: Sequence[Step], source: TrainingImages) 
     """The batches of steps with the same key. Their random numbers are drawn here, in one thread."""
     sizes = [len(step.indices) for step in steps]
     indices = torch.cat([step.indices for step in steps])
-    pixels = _at_size(source.normalizer.scale(source.images[indices]), steps[0].settings.image_size)
+    pixels = _at_size(source.normalizer.scale(gather(source.images, indices)), steps[0].settings.image_size)
     changed = _augment(torch.split(pixels, sizes), steps)
     labels = torch.split(source.labels[indices], sizes)
     mixed = [

@@ -20,6 +20,7 @@ from orchestrator.engines.ray.connection import check_address, check_node, refus
 from orchestrator.engines.ray.health import RayHealth, Result, parts_of_ray
 from orchestrator.engines.ray.placement import Node, can_hold, described, fits
 from plugins.registry import FORMULA_FOLDER_VARIABLE, FORMULA_SUFFIX
+from trainers.data.cache_settings import CACHE_VARIABLE
 from trainers.hardware.host import available_cores
 
 _OBJECT_STORE_BYTES = 100 * 2**20
@@ -45,7 +46,7 @@ _QUIET = {
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000000",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "-1",
 }
-_WORKER_VARIABLES = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", FORMULA_FOLDER_VARIABLE)
+_WORKER_VARIABLES = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", FORMULA_FOLDER_VARIABLE, CACHE_VARIABLE)
 """Variables passed to the workers of a cluster; workers of local Ray inherit all."""
 _LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """On every system; read when Ray is imported."""

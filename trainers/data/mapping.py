@@ -1,0 +1,86 @@
+"""Pixels that stay in a file: tensors on a memory map, and reading them without filling the memory.
+
+A process counts the pages of a file that it has read as its own memory, although the system can drop them at any time.
+The functions here give them back regularly, so that a set of images may be larger than the memory.
+"""
+
+import math
+import mmap
+import warnings
+from collections.abc import Iterator
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_RELEASE_BYTES = 1 << 27
+"""Number of bytes that may have been read from a map before its pages are given back."""
+_AROUND_BYTES = 1 << 16
+"""Linux maps this much around a page that is read."""
+
+
+class _Map(mmap.mmap):
+    num_read = 0
+    """Number of bytes that may be resident."""
+
+
+_maps: "WeakValueDictionary[int, _Map]" = WeakValueDictionary()
+"""By address. A map lives as long as tensors that use it, even if its file is deleted."""
+
+
+def map_pixels(descriptor: int, shape: tuple[int, ...]) -> Tensor:
+    """The pixels at the beginning of an open file as a tensor, uint8, that must not be written to.
+
+    The file may be closed, renamed or deleted afterwards.
+
+    Raises:
+        OSError: The file cannot be mapped.
+        ValueError: The file is too short.
+    """
+    if 0 in shape:
+        return torch.empty(shape, dtype=torch.uint8)
+    mapped = _Map(descriptor, math.prod(shape), access=mmap.ACCESS_READ)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not writable")
+        images = torch.from_numpy(np.frombuffer(mapped, dtype=np.uint8).reshape(shape))
+    _maps[images.data_ptr()] = mapped
+    return images
+
+
+def is_mapped(images: Tensor) -> bool:
+    """Whether a tensor is a part of a map."""
+    return _map_of(images) is not None
+
+
+def gather(images: Tensor, indices: Tensor) -> Tensor:
+    """Copies of the images at `indices` (B,), on the device of the indices."""
+    chosen = images.index_select(0, indices.to(images.device))  # on a CPU, 20 times as fast as `images[indices]`
+    mapped = _map_of(images)
+    if mapped is not None:
+        _count(mapped, len(chosen) * (images[0].numel() + 2 * _AROUND_BYTES))
+    return chosen.to(indices.device)
+
+
+def batches(images: Tensor, size: int) -> Iterator[Tensor]:
+    """Consecutive images, at most `size` at a time."""
+    mapped = _map_of(images)
+    for start in range(0, len(images), size):
+        batch = images[start : start + size]
+        yield batch
+        if mapped is not None:
+            _count(mapped, batch.numel())
+
+
+def _map_of(images: Tensor) -> _Map | None:
+    if not _maps or images.device.type != "cpu":
+        return None
+    return _maps.get(images.untyped_storage().data_ptr())
+
+
+def _count(mapped: _Map, num_bytes: int) -> None:
+    """Give all pages of a map back if many may be resident."""
+    mapped.num_read += num_bytes
+    if mapped.num_read >= _RELEASE_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+        mapped.num_read = 0
