@@ -10,7 +10,8 @@ import torch
 
 from search_spaces.base import ImageTask
 from trainers.config import NOISE, DataConfig
-from trainers.data.images import Chosen, ImageSplit, choose_parts, decode_images, load_images
+from trainers.data.decoding import Chosen
+from trainers.data.images import ImageSplit, choose_parts, decode_images, load_images
 from trainers.data.listing import DataError, DataFindings, few
 from trainers.data.pixels import Scales
 from trainers.data.sources import BUILT_IN, list_parts, list_source, unreadable
