@@ -95,6 +95,7 @@ def run_here(
     progress: Progress | None = None,
     control: Control | None = None,
     deadline: Deadline = no_deadline,
+    retry_failed: bool = False,
     **settings: Any,
 ) -> StudyRecord:
     """Run a study in this process, without MLflow unless `settings` enable it."""
@@ -107,6 +108,7 @@ def run_here(
         progress=progress or RecordingProgress(),
         control=control or Switch(),
         deadline=deadline,
+        retry_failed=retry_failed,
     )
 
 

@@ -202,6 +202,9 @@ class TrainTask(_Plain):
     folder: Path
     """Folder of the trial's checkpoints."""
     keep_checkpoints: int = Field(default=1, ge=1, description="number of newest epochs whose weights are kept")
+    earlier_epochs: tuple[int, ...] = ()
+    """Numbers of epochs for which it was planned before. Its checkpoints of then are continued if the recipe allows it,
+    otherwise removed."""
     alone: bool = False
     """Whether it must not be packed with others, for instance because an earlier attempt crashed its process."""
     signals: tuple[Signal, ...] = ()

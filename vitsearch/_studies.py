@@ -148,8 +148,11 @@ def run_study(
     tracking: bool | None = None,
     progress: Progress | bool | None = None,
     should_stop: Callable[[], bool] | None = None,
+    retry_failed: bool = False,
 ) -> StudyRun:
-    """Run a study to its end, or resume it where it stopped. A complete study is only read.
+    """Run a study to its end, resume it where it stopped, or extend it if it has more trials, epochs or stages now.
+
+    A complete study with nothing left to do is only read.
 
     `KeyboardInterrupt` (Ctrl-C, or the stop button of a notebook) leaves a study that the same call resumes: no
     finished trial runs again, and a training continues from its last checkpoint.
@@ -161,13 +164,14 @@ def run_study(
         progress: `True` shows it on stderr; an object with the methods of `Progress` is called. Nothing is printed by
             default.
         should_stop: Called often, also during a training; the study is interrupted once it returns `True`.
+        retry_failed: Whether failed trials of an existing study run once more.
 
     Returns:
         The study. Check its `state`: a study that failed or was interrupted by `should_stop` is returned, too.
 
     Raises:
         SpecError: The study has a mistake.
-        SpecChangedError: The name is taken by a study with other settings.
+        SpecChangedError: The name is taken by a study that cannot grow to these settings.
         DataError: The images cannot be used.
         DataChangedError: The images changed since the study began.
         TruthError: What a correlate stage compares with cannot be used.
@@ -183,7 +187,14 @@ def run_study(
     settings.apply()
     spec, text = _spec_and_text(study, settings)
     with _display(progress) as shown:
-        driver.run_study(_without_exit(spec), text, settings, progress=shown, control=_StopWhen(should_stop))
+        driver.run_study(
+            _without_exit(spec),
+            text,
+            settings,
+            progress=shown,
+            control=_StopWhen(should_stop),
+            retry_failed=retry_failed,
+        )
     return _read(spec.study, settings)
 
 

@@ -71,15 +71,18 @@ def _run(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A study file, such as studies/quickstart.yaml.")],
     data: DataOption = None,
     engine: EngineOption = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run failed trials of an existing study once more.")
+    ] = False,
     quiet: QuietOption = False,
     output: FormatOption = Format.text,
 ) -> None:
-    """Run a study, or resume it where it stopped."""
+    """Run a study, resume it where it stopped, or extend it if its file asks for more."""
     from orchestrator.cli.running import run_command
 
     given = {"data.source": data, "engine.name": engine}
     overrides = {name: value for name, value in given.items() if value}
-    run_command(file, overrides=overrides, quiet=quiet, as_json=output is Format.json)
+    run_command(file, overrides=overrides, retry_failed=retry_failed, quiet=quiet, as_json=output is Format.json)
 
 
 @app.command("correlate")

@@ -16,20 +16,39 @@ from orchestrator.spec.study_file import StudySpec, load_spec
 from orchestrator.stages.progress import SilentProgress
 
 
-def run_command(file: Path, *, overrides: Mapping[str, Any], quiet: bool, as_json: bool) -> None:
+def run_command(
+    file: Path, *, overrides: Mapping[str, Any], retry_failed: bool = False, quiet: bool, as_json: bool
+) -> None:
     """Run a study, then print the leaderboard, the tau table, the champion's folder and the next commands."""
     spec = load_spec(file, overrides=overrides)
     options = {"--data": overrides.get("data.source"), "--engine": overrides.get("engine.name")}
     given = [part for name, value in options.items() if value for part in (name, str(value))]
     again = shlex.join(["vitsearch", "run", str(file), *given])
     text = file.read_text(encoding="utf-8")
-    run_and_show(spec, text, load_settings(), where=str(file), again=again, quiet=quiet, as_json=as_json)
+    run_and_show(
+        spec,
+        text,
+        load_settings(),
+        where=str(file),
+        again=again,
+        retry_failed=retry_failed,
+        quiet=quiet,
+        as_json=as_json,
+    )
 
 
 def run_and_show(
-    spec: StudySpec, text: str, settings: Settings, *, where: str | None, again: str, quiet: bool, as_json: bool
+    spec: StudySpec,
+    text: str,
+    settings: Settings,
+    *,
+    where: str | None,
+    again: str,
+    retry_failed: bool = False,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
-    """Run or resume a study, then print its results.
+    """Run, resume or extend a study, then print its results.
 
     Args:
         spec: The study.
@@ -37,19 +56,21 @@ def run_and_show(
         settings: Settings of this installation.
         where: Name of the study file, for messages about mistakes in it.
         again: The command that resumes the study.
+        retry_failed: Whether failed trials run once more.
         quiet: Whether to suppress progress.
         as_json: Whether to print JSON for programs.
     """
     from orchestrator.study.access import find_summary
-    from orchestrator.study.driver import existing_study, run_study
+    from orchestrator.study.driver import existing_study, has_work, run_study
 
     control = StopRequest()
     with exit_on_error(where):
         before = existing_study(spec, settings)
-        if before is not None and before.state == "complete" and not quiet:
+        is_done = before is not None and before.state == "complete"
+        if is_done and not quiet and not has_work(spec, settings, retry_failed=retry_failed):
             note(f"study {spec.study!r} is already complete; nothing is left to run")
         with _display(quiet) as progress, stop_on_signal(control):
-            study = run_study(spec, text, settings, progress=progress, control=control)
+            study = run_study(spec, text, settings, progress=progress, control=control, retry_failed=retry_failed)
     summary = find_summary(spec.study, settings)
     if as_json:
         print_json(summary)

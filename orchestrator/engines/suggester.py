@@ -50,7 +50,7 @@ class OptunaSuggester:
         objectives: Metrics to optimise.
         sampler: Name and settings of the sampler.
         seed: The stage's seed.
-        first: Points to suggest before any other, in this order.
+        first: Points to suggest before any other, in this order. Those that a trial has already tried are left out.
         problem: Gives the reason why a point must not be tried, or `None`.
         final_number: Number of the trial reserved for the sampler's final choice, if it makes one that is new. It is
             suggested after all other trials have ended. `None` if there is no such trial.
@@ -78,7 +78,7 @@ class OptunaSuggester:
             raise ValueError(unfit)
         self._fallback = registry.create("samplers", "random")
         self._seed = seed
-        self._first = tuple(first)
+        self._first = {_key(point): point for point in first}
         self._problem = problem
         self._final_number = final_number
         self._points: Iterator[Point] | None = None
@@ -90,12 +90,12 @@ class OptunaSuggester:
         )
         self._study_id = self._storage.get_study_id_from_name(self._study.study_name)
         self._running: dict[int, _Running] = {}
-        self._seen = {_key(point) for point in self._first}
+        self._seen = set(self._first)
 
     def ask(self, number: int) -> Suggestion | None:
         """The next new point; `None` if the whole space was tried, or no new valid point was found."""
-        if number < len(self._first):
-            return self._suggestion(number, self._first[number])
+        if self._first:
+            return self._suggestion(number, next(iter(self._first.values())))
         if self._space.num_points is not None and len(self._seen) >= self._space.num_points:
             return None
         if number == self._final_number:
@@ -140,7 +140,7 @@ class OptunaSuggester:
         """
         running = self._running.pop(trial.number, None)
         if running is None or running.point != trial.point:
-            self._seen.add(_key(trial.point))
+            self._note(trial.point)
         values = [trial.metrics[objective.metric] for objective in self._objectives] if trial.is_usable else None
         state = TrialState.COMPLETE
         steps: dict[int, float] = {}
@@ -156,6 +156,12 @@ class OptunaSuggester:
             self._storage.set_trial_intermediate_value(running.trial_id, step, value)
         self._storage.set_trial_state_values(running.trial_id, state, values)
 
+    def _note(self, point: Point) -> None:
+        """Note that a trial has this point."""
+        key = _key(point)
+        self._seen.add(key)
+        self._first.pop(key, None)
+
     def _is_new(self, point: Point) -> bool:
         return _key(point) not in self._seen and self._problem(point) is None
 
@@ -165,7 +171,7 @@ class OptunaSuggester:
         return Suggestion(point, {})
 
     def _begin(self, number: int, point: Point, sampler_state: dict[str, Any]) -> None:
-        self._seen.add(_key(point))
+        self._note(point)
         frozen = self._frozen(number, point, sampler_state, TrialState.RUNNING)
         self._running[number] = _Running(self._storage.add(self._study_id, frozen), point)
 

@@ -1,7 +1,7 @@
 """Input and output of a stage."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -11,6 +11,7 @@ from orchestrator.engines.seeds import seed_for
 from orchestrator.stages.control import StageControl
 from orchestrator.stages.kind import FinishedStage, R, S, StageKind
 from orchestrator.stages.progress import Progress
+from orchestrator.store.past_growths import Growths
 from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord, TrialRecord
 from plugins.metrics.deciding import DecidingMetric
 from search_spaces.base import ImageTask
@@ -38,6 +39,8 @@ class StudyContext:
     store: "Store"
     run_tree: "RunTree"
     image_task: ImageTask
+    growths: Growths = field(default_factory=Growths)
+    """How the study grew, in this execution and earlier ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +98,11 @@ class StageContext:
     @property
     def seed(self) -> int:
         return seed_for(self.spec.seed, self.stage.name)
+
+    @property
+    def earlier_epochs(self) -> tuple[int, ...]:
+        """Numbers of epochs that the trainings of this stage had before the study grew."""
+        return self.shared.growths.earlier_epochs(self.stage.name)
 
     def earlier(self, kind: StageKind[S, R]) -> FinishedStage[S, R] | None:
         """The latest stage of a kind before this one, with its result; `None` if there is none."""

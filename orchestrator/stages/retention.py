@@ -1,6 +1,6 @@
 """Folders of checkpoints, and the cleanup after training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from orchestrator.stages.context import StageContext, StageFailedError
@@ -9,7 +9,12 @@ from orchestrator.store.records import TrialRecord
 
 def trial_folder(context: StageContext, trial: TrialRecord) -> Path:
     """Folder of a training's checkpoints."""
-    return context.folder / f"trial-{trial.number:04d}"
+    return trial_folder_in(context.folder, trial.number)
+
+
+def trial_folder_in(stage_folder: Path, number: int) -> Path:
+    """Folder of a training's checkpoints in the folder of its stage."""
+    return stage_folder / f"trial-{number:04d}"
 
 
 def checkpoint_folders(context: StageContext, trial: TrialRecord) -> tuple[Path, ...]:
@@ -27,12 +32,18 @@ def checkpoint_folders(context: StageContext, trial: TrialRecord) -> tuple[Path,
     return folders
 
 
-def drop_checkpoints(context: StageContext, trials: Sequence[TrialRecord], *, best: TrialRecord) -> None:
+def drop_checkpoints(
+    context: StageContext,
+    trials: Sequence[TrialRecord],
+    *,
+    best: TrialRecord,
+    may_continue: Callable[[TrialRecord], bool],
+) -> None:
     """Delete checkpoints that are no longer needed.
 
     All weights of the best trial are kept, because later stages average them, and the newest weights of each other
-    trial, because MLflow shows them. Optimizer states are deleted, because a finished training never resumes. If a
-    file cannot be deleted, the study continues.
+    trial, because MLflow shows them. Optimizer states are deleted, except the newest one of a training that may
+    continue if the study gets more epochs or a larger budget. If a file cannot be deleted, the study continues.
     """
     from trainers.training.checkpoints import CheckpointWriteError, retire  # imports torch
 
@@ -42,7 +53,8 @@ def drop_checkpoints(context: StageContext, trials: Sequence[TrialRecord], *, be
         folders = {trial_folder(context, trial), *(record.path.parent for record in records)}  # see engines.generations
         try:
             for folder in folders:
-                retire(folder, keep={record.path for record in kept})
+                resumable = {record.path for record in kept[-1:]} if may_continue(trial) else set()
+                retire(folder, keep={record.path for record in kept}, resumable=resumable)
         except CheckpointWriteError as error:
             context.progress.note(f"old checkpoints of trial {trial.number} could not be deleted: {error.__cause__}")
             continue

@@ -179,21 +179,24 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
     from orchestrator.engines.suggester import OptunaSuggester
     from orchestrator.stages.searching import run_search
 
-    candidates, grown_from = _candidates(context, spec)
+    begun = context.store.trials(context.stage.id)
+    candidates, grown_from = _candidates(context, spec, begun)
     weights = None
     if spec.weights is not None:
         weights = plan_start(context, stored_weights(context.folder), candidates)
     scores, objectives = _proxy_scores(context), (Objective.of(context.metric),)
     dimensions = (Choice(name="topology", options=tuple(candidates)), *spec.recipe_space.dimensions)
+    base = _base_points(dimensions, candidates, begun)
+    num_missing = sum(point not in [trial.point for trial in begun] for point in base)
     search = Search(
-        num_trials=max(spec.num_trials, len(candidates)),
+        num_trials=max(spec.num_trials, len(begun) + num_missing),
         objectives=objectives,
         suggester=OptunaSuggester(
             dimensions,
             objectives=objectives,
             sampler=spec.sampler,
             seed=context.seed,
-            first=[base_point(dimensions, topology=candidate) for candidate in candidates],
+            first=base,
         ),
         make_task=lambda trial: _task(context, spec, trial),
         parameters=lambda point: _parameters(context, spec, point),
@@ -209,7 +212,8 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
     trials = run_search(context, search, tracked=True)
     ordered = sort_trials(trials, objectives)
     best = ordered[0]
-    drop_checkpoints(context, context.store.trials(context.stage.id), best=best)
+    all_trials = context.store.trials(context.stage.id)
+    drop_checkpoints(context, all_trials, best=best, may_continue=lambda trial: may_continue(spec, trial))
     return StageOutcome(
         result=TrainResult(
             candidates=tuple(candidates),
@@ -217,7 +221,7 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
             metric=context.metric,
             best=_leaderboard_row(best, context.metric),
             leaderboard=tuple(_leaderboard_row(trial, context.metric) for trial in ordered[:10]),
-            trials=_trained(trials, num_candidates=len(candidates), metric=context.metric),
+            trials=_trained(trials, base, context.metric),
             num_failed=sum(trial.state == "failed" for trial in context.store.trials(context.stage.id)),
             weights=weights,
         ),
@@ -261,6 +265,15 @@ def configuration_of(context: StageContext, spec: TrainStage, trial: TrialRecord
     )
 
 
+def may_continue(spec: TrainStage, trial: TrialRecord) -> bool:
+    """Whether a finished training can be continued if the study gets more epochs."""
+    from trainers.training.continuing import reason_to_retrain  # imports torch
+
+    recipe = spec.recipe_space.decode(trial.point)
+    is_whole = trial.state == "complete"
+    return is_whole and reason_to_retrain(recipe, before=spec.epochs, epochs=spec.epochs) is None
+
+
 def _links(point: Point, grown_from: Mapping[str, str], weights: StartingWeights | None) -> dict[str, str]:
     """Where a trial comes from, for MLflow."""
     topology = str(point["topology"])
@@ -289,8 +302,8 @@ def _leaderboard_row(trial: TrialRecord, metric: DecidingMetric) -> LeaderboardR
     )
 
 
-def _trained(usable: Sequence[TrialRecord], *, num_candidates: int, metric: DecidingMetric) -> tuple[TrainedTrial, ...]:
-    """Trials with a result, by number."""
+def _trained(usable: Sequence[TrialRecord], base: Sequence[Point], metric: DecidingMetric) -> tuple[TrainedTrial, ...]:
+    """Trials with a result, by number; `base` are the points with the base recipe."""
     return tuple(
         TrainedTrial.model_validate(
             {
@@ -299,7 +312,7 @@ def _trained(usable: Sequence[TrialRecord], *, num_candidates: int, metric: Deci
                 "topology": trial.point["topology"],
                 "val_accuracy": trial.metrics["val_accuracy"],
                 "value": trial.metrics[metric.key],
-                "has_base_recipe": trial.number < num_candidates and "scheduler" not in trial.details,
+                "has_base_recipe": trial.point in base and "scheduler" not in trial.details,
             }
         )
         for trial in sorted(usable, key=lambda trial: trial.number)
@@ -315,13 +328,20 @@ def _with_trials(
     if "trials" in raw:
         return raw
     usable = [trial for trial in trials() if trial.is_usable]
-    return {**raw, "trials": _trained(usable, num_candidates=len(raw["candidates"]), metric=ACCURACY)}
+    base = [trial.point for trial in usable if trial.number < len(raw["candidates"])]
+    return {**raw, "trials": _trained(usable, base, ACCURACY)}
 
 
-def _candidates(context: StageContext, spec: TrainStage) -> tuple[list[str], dict[str, str]]:
-    """Topologies to train, and the start of each grown topology."""
+def _candidates(
+    context: StageContext, spec: TrainStage, begun: Sequence[TrialRecord]
+) -> tuple[list[str], dict[str, str]]:
+    """Topologies to train, and the start of each grown topology.
+
+    Topologies that have begun come first: an earlier stage of a study that has grown may rank them differently now.
+    """
+    known = [str(trial.point["topology"]) for trial in begun]
     if spec.topologies:
-        return list(spec.topologies), {}
+        return list(dict.fromkeys([*known, *spec.topologies])), {}
     grow, screen = context.earlier(GROW), context.earlier(SCREEN)
     grown_from = {} if grow is None else dict.fromkeys(grow.result.selected, grow.result.start)
     candidates = list(grown_from)
@@ -329,7 +349,15 @@ def _candidates(context: StageContext, spec: TrainStage) -> tuple[list[str], dic
     if chosen is not None and screen is not None:
         ranked = [row.topology for row in screen.result.ranking]
         candidates += choose_candidates(ranked, best=chosen.best, spread=chosen.spread)
-    return list(dict.fromkeys(candidates)), grown_from
+    return list(dict.fromkeys([*known, *candidates])), grown_from
+
+
+def _base_points(
+    dimensions: Sequence[Dimension], candidates: Sequence[str], begun: Sequence[TrialRecord]
+) -> list[Point]:
+    """The point of each candidate with the base recipe: that of the first trial, even if its ranges are wider now."""
+    recipe = begun[0].point if begun else base_point(dimensions)
+    return [{**recipe, "topology": candidate} for candidate in candidates]
 
 
 def _proxy_scores(context: StageContext) -> dict[str, dict[str, float]]:
@@ -342,6 +370,7 @@ def _task(context: StageContext, spec: TrainStage, trial: TrialRecord) -> TrainT
     return TrainTask(
         configuration=configuration_of(context, spec, trial),
         folder=trial_folder(context, trial),
+        earlier_epochs=context.earlier_epochs,
         keep_checkpoints=spec.keep_checkpoints,
         signals=_signals(context, spec),
     )

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 
 from orchestrator.store.database import find_database, open_database
+from orchestrator.store.growth_rows import GrowthRows, write_growth
 from orchestrator.store.lost_rows import recover
 from orchestrator.store.outbox_rows import StudyOutbox
 from orchestrator.store.prepared_statements import prepared_insert
@@ -178,6 +179,7 @@ class Store:
         *,
         setup: Mapping[str, Any] | None = None,
         events: Callable[[ExecutionRecord, Sequence[ExecutionRecord]], Events] = lambda *_: (),
+        growth: GrowthRows | None = None,
     ) -> ExecutionRecord:
         """Begin an execution by this process. Rows that an earlier execution left running are marked as lost.
 
@@ -185,10 +187,13 @@ class Store:
             study_id: The study.
             setup: Engine, pool and scheduler.
             events: Makes the events for MLflow about the new execution and the lost ones.
+            growth: What a changed study file adds to the study.
         """
         now = time.time()
         with self._engine.begin() as connection:
             lost = recover(connection, study_id, now)
+            if growth is not None:
+                write_growth(connection, study_id, growth, now)
             count = connection.execute(
                 select(func.count()).select_from(executions).where(executions.c.study_id == study_id)
             ).scalar_one()
@@ -384,7 +389,7 @@ class Store:
             rows = connection.execute(
                 select(attempts).where(attempts.c.trial_id == trial.id).order_by(attempts.c.number)
             ).all()
-            num_lost = count_lost_since_report(connection, trial.id, rows)
+            num_lost = count_lost_since_report(connection, trial, rows)
             if num_lost >= MAX_LOST_ATTEMPTS:
                 reason = (
                     f"its process died {num_lost} times in a row without finishing an epoch. The system kills "

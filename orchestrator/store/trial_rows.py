@@ -85,11 +85,16 @@ def begun_trial(
     return TrialRecord.model_validate(dict(row)), AttemptRecord(id=attempt_id, trial_id=row["id"], number=0)
 
 
-def count_lost_since_report(connection: Connection, trial_id: int, rows: Sequence[Any]) -> int:
-    """Number of attempts of a trial that were lost since it last finished an epoch."""
-    newest = select(func.max(reports.c.reported_at)).where(reports.c.trial_id == trial_id)
+def count_lost_since_report(connection: Connection, trial: TrialRecord, rows: Sequence[Any]) -> int:
+    """Number of attempts of a trial that were lost since it last finished an epoch, or since it runs again."""
+    newest = select(func.max(reports.c.reported_at)).where(reports.c.trial_id == trial.id)
     last_report = connection.execute(newest).scalar()
-    return sum(row.state == "lost" and (last_report is None or row.started_at > last_report) for row in rows)
+    return sum(
+        row.state == "lost"
+        and row.started_at >= trial.started_at
+        and (last_report is None or row.started_at > last_report)
+        for row in rows
+    )
 
 
 def write_report(connection: Connection, attempt: AttemptRecord, report: EpochReport) -> bool:

@@ -9,13 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pydantic import ValidationError
-
 from orchestrator.engines.choice import choose, detect_machine, make_engine_and_pool
 from orchestrator.engines.interfaces import Control, EngineUnavailableError
 from orchestrator.engines.pools.score_cache import ScoreCache, ScoreCachingPool
 from orchestrator.settings import Settings, SettingsError
-from orchestrator.spec.study_file import StudySpec, differences
+from orchestrator.spec.study_file import StudySpec
 from orchestrator.stages.context import (
     Machinery,
     StageContext,
@@ -28,10 +26,15 @@ from orchestrator.stages.kind import StageOutcome, stage_kind
 from orchestrator.stages.progress import Progress
 from orchestrator.stages.truths import data_fingerprint, load_truth
 from orchestrator.store.errors import DatabaseUnavailableError
+from orchestrator.store.growth_rows import GrowthRows
+from orchestrator.store.past_growths import KEY as GROWN
+from orchestrator.store.past_growths import Growths
 from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord
 from orchestrator.store.repository import Store
 from orchestrator.store.stale_writes import StaleAttemptError
 from orchestrator.study.access import open_existing, study_folder, tracker_of
+from orchestrator.study.growth import SpecChangedError as SpecChangedError
+from orchestrator.study.growth import plan_study_growth, stored_spec
 from orchestrator.study.lock import StudyBusyError, hold_study
 from orchestrator.study.reusing import read_reused, store_reused
 from orchestrator.tracking.outbox import Outbox
@@ -45,23 +48,6 @@ FLUSH_S = 60.0
 """Time to wait for MLflow at the end of a study. The next run sends any remaining events."""
 
 _logger = logging.getLogger(__name__)
-
-
-class SpecChangedError(ValueError):
-    """A study of that name exists, but its file was different.
-
-    Attributes:
-        changes: One line per difference.
-    """
-
-    def __init__(self, name: str, changes: Sequence[str]) -> None:
-        self.changes = list(changes)
-        shown = "; ".join(self.changes[:5]) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
-        super().__init__(
-            f"study {name!r} must keep its settings, but the file changes them ({shown}). Give the file another "
-            "`study:` name, "
-            f"or delete the old study with: vitsearch delete {name}"
-        )
 
 
 class DataChangedError(ValueError):
@@ -84,8 +70,9 @@ def run_study(
     progress: Progress,
     control: Control,
     deadline: Deadline = no_deadline,
+    retry_failed: bool = False,
 ) -> StudyRecord:
-    """Run a study to its end, or resume it.
+    """Run a study to its end, or resume it. If the file has more trials, epochs or stages than before, the study grows.
 
     All data are read before anything is written. Finished trials are kept; interrupted trainings resume from their
     newest checkpoint.
@@ -97,13 +84,14 @@ def run_study(
         progress: Displays the progress.
         control: Interrupts the study.
         deadline: Completes a search with the trials that have a result when it passes.
+        retry_failed: Whether failed trials of earlier executions run once more.
 
     Returns:
         The record of the study: complete, failed (a stage could not reach its goal), or interrupted (a stop was
         requested, or a deadline passed before a stage had any result).
 
     Raises:
-        SpecChangedError: A study of that name exists with different settings.
+        SpecChangedError: A study of that name exists, and its settings cannot change to those of the file.
         DataChangedError: The images have changed since the study began.
         StudyBusyError: Another process is running the study, or took it over while this one had no database.
         orchestrator.store.errors.DatabaseUnavailableError: The database is unreachable, or cannot be written to.
@@ -117,7 +105,7 @@ def run_study(
     """
     settings.apply()
     study = existing_study(spec, settings)
-    if study is not None and study.state == "complete":
+    if study is not None and study.state == "complete" and not has_work(spec, settings, retry_failed=retry_failed):
         num_waiting = deliver_events(study, settings, timeout_s=FLUSH_S)
         if num_waiting:
             progress.note(f"{num_waiting} events are still waiting to be sent to MLflow")
@@ -132,6 +120,7 @@ def run_study(
         report = describe_data(spec.data).report
     fingerprint = _check_truths(spec, data, settings)
     reused = read_reused(spec, study, settings)
+    known_fingerprint = fingerprint if study is None else _check_truths(stored_spec(study) or spec, data, settings)
     setup = choose(spec, detect_machine())
     _make_home(settings)
     for line in report.lines() if report else ():
@@ -146,8 +135,15 @@ def run_study(
         )
         store.on_return(hold_again)
         try:
-            study = _find_or_create(store, spec, fingerprint)
+            study = _find_or_create(store, spec, fingerprint, known_fingerprint)
             store_reused(reused, study_folder(settings, study))
+            growth = plan_study_growth(store, study, spec, retry_failed=retry_failed)
+            growths = Growths.of(store.executions(study.id))
+            if growth is not None:
+                study = study.model_copy(update={"spec": spec.model_dump(mode="json"), "spec_digest": spec.digest})
+                growths = growths.followed_by(growth.record)
+                for line in growth.lines:
+                    progress.note(line)
             sheet = None
             if report is not None and settings.tracking:
                 sheet = study_folder(settings, study) / "data.png"
@@ -161,8 +157,9 @@ def run_study(
                 study=study,
                 spec=spec,
                 store=store,
-                run_tree=RunTree(study, spec_text, setup=setup.record()),
+                run_tree=RunTree(study, spec_text, setup=setup.record(), growths=growths),
                 image_task=data.task,
+                growths=growths,
             )
             scratch = study_folder(settings, study) / "ray"
             sources = () if spec.data.source in BUILT_IN else (Path(spec.data.source),)
@@ -175,16 +172,27 @@ def run_study(
             progress.note(setup.reason)
             driver = _Driver(shared, machinery, settings, partial(StageControl, request=control, deadline=deadline))
             return driver.run(
-                setup={**setup.record(), **({"data": report.model_dump(mode="json")} if report else {})},
+                setup={
+                    **setup.record(),
+                    **({"data": report.model_dump(mode="json")} if report else {}),
+                    **({GROWN: growth.record.model_dump(mode="json")} if growth else {}),
+                },
                 inputs=data_inputs(spec, data),
                 sheet=sheet,
+                growth=None if growth is None else growth.rows(spec, fingerprint),
             )
         finally:
             store.close()
 
 
-def _find_or_create(store: Store, spec: StudySpec, fingerprint: str) -> StudyRecord:
-    """Find or create the study with the spec's name; `fingerprint` is the digest of all its data.
+def _find_or_create(store: Store, spec: StudySpec, fingerprint: str, known_fingerprint: str) -> StudyRecord:
+    """Find or create the study with the spec's name.
+
+    Args:
+        store: The store.
+        spec: The study.
+        fingerprint: Digest of all data that the study reads.
+        known_fingerprint: The same for the stored file of the study, which may read fewer tables.
 
     Raises:
         DataChangedError: The study began with other data.
@@ -196,7 +204,7 @@ def _find_or_create(store: Store, spec: StudySpec, fingerprint: str) -> StudyRec
         data_digest=fingerprint,
         stage_names=[(stage.name, stage.stage) for stage in spec.stages],
     )
-    if study.data_digest != fingerprint:
+    if study.data_digest not in (fingerprint, known_fingerprint):
         raise DataChangedError(spec)
     return study
 
@@ -205,23 +213,27 @@ def existing_study(spec: StudySpec, settings: Settings) -> StudyRecord | None:
     """The study with the spec's name, or `None`; nothing is created.
 
     Raises:
-        SpecChangedError: The study was created from a different file.
+        SpecChangedError: The study cannot grow to the spec.
     """
     with open_existing(settings) as store:
         study = store.find_study(spec.study) if store else None
-    if study is not None and study.spec_digest != spec.digest:
-        changes = _changes(study, spec)
-        if changes:
-            raise SpecChangedError(spec.study, changes)
+        if store is not None and study is not None:
+            plan_study_growth(store, study, spec)
     return study
 
 
-def _changes(study: StudyRecord, spec: StudySpec) -> list[str]:
-    """Differences between the stored study and the file; keys missing in an older version have their defaults."""
-    try:
-        return differences(StudySpec.model_validate(study.spec), spec)
-    except ValidationError:
-        return ["it was created by another version of vitsearch"]
+def has_work(spec: StudySpec, settings: Settings, *, retry_failed: bool = False) -> bool:
+    """Whether the file or the failed trials give an existing study something to do that it had not before.
+
+    Raises:
+        SpecChangedError: The study cannot grow to the spec.
+    """
+    with open_existing(settings) as store:
+        study = store.find_study(spec.study) if store else None
+        if store is None or study is None:
+            return True
+        growth = plan_study_growth(store, study, spec, retry_failed=retry_failed)
+        return growth is not None and growth.affects_stages
 
 
 def _check_truths(spec: StudySpec, data: "ImageData", settings: Settings) -> str:
@@ -261,7 +273,14 @@ class _Driver:
         self._store, self._run_tree = shared.store, shared.run_tree
         self._metrics: dict[str, float] = {}
 
-    def run(self, *, setup: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]], sheet: Path | None) -> StudyRecord:
+    def run(
+        self,
+        *,
+        setup: Mapping[str, Any],
+        inputs: Sequence[Mapping[str, Any]],
+        sheet: Path | None,
+        growth: GrowthRows | None = None,
+    ) -> StudyRecord:
         """Run the stages that are not complete.
 
         Args:
@@ -269,6 +288,7 @@ class _Driver:
                 execution.
             inputs: The data as MLflow's dataset inputs.
             sheet: A picture of some images, for MLflow.
+            growth: What a changed study file adds to the study.
         """
         study = self._shared.study
 
@@ -277,7 +297,7 @@ class _Driver:
             began = self._run_tree.execution_began(execution, inputs, data_report=setup.get("data"), sheet=sheet)
             return [*ended, *began]
 
-        execution = self._store.begin_execution(study.id, setup=setup, events=events)
+        execution = self._store.begin_execution(study.id, setup=setup, events=events, growth=growth)
         outbox = None
         if self._settings.tracking:
             owed = self._store.outbox(study.id)

@@ -1,7 +1,8 @@
 """A study as a tree of MLflow runs, with their parameters, metrics, tags and inputs.
 
 There is one experiment per study, a run per execution, a child run per stage, and a grandchild run per trained trial. A
-resumed stage keeps its run, below the execution that began it.
+resumed stage keeps its run, below the execution that began it. If a study grows, the stages that continue or run again
+get a new run below that execution, and so do the trials that run again; the earlier runs are kept.
 """
 
 import json
@@ -9,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.store.past_growths import Growths
 from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord, TrialRecord
 from orchestrator.tracking.events import (
     EndRun,
@@ -66,8 +68,16 @@ _CURVES = ("train_loss", "val_loss", "val_accuracy", "learning_rate")
 class RunTree:
     """Makes the events of one study as JSON; the store keeps them until they are delivered."""
 
-    def __init__(self, study: StudyRecord, spec_text: str, *, setup: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        study: StudyRecord,
+        spec_text: str,
+        *,
+        setup: Mapping[str, Any] | None = None,
+        growths: Growths | None = None,
+    ) -> None:
         self._study = study
+        self._growths = growths or Growths()
         self._spec_text = spec_text
         self._setup = dict(setup or {})
         self._metric = _metric_of(study)
@@ -83,10 +93,11 @@ class RunTree:
         return f"{self._study.uid}/execution/{number}"
 
     def stage_key(self, stage: StageRecord) -> str:
-        return f"{self._study.uid}/stage/{stage.name}"
+        return f"{self._study.uid}/stage/{stage.name}{_suffix(self._growths.latest_of_stage(stage.name))}"
 
     def trial_key(self, stage: StageRecord, number: int) -> str:
-        return f"{self._study.uid}/stage/{stage.name}/trial/{number}"
+        suffix = _suffix(self._growths.latest_of_trial(stage.name, number))
+        return f"{self._study.uid}/stage/{stage.name}/trial/{number}{suffix}"
 
     # --- executions ---
 
@@ -308,6 +319,11 @@ def _metric_of(study: StudyRecord) -> DecidingMetric:
 def _has_curve(metric: str) -> bool:
     """Whether each epoch logs the metric, so that its last value needs no further point."""
     return metric in _CURVES or (metric.startswith("val_") and not metric.endswith("_best"))
+
+
+def _suffix(growth: int) -> str:
+    """The part of a key that distinguishes runs before and after a growth."""
+    return f"@{growth}" if growth else ""
 
 
 def _final_metrics(key: str, metrics: Mapping[str, float], at: float) -> list[LogMetrics]:

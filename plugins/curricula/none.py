@@ -13,6 +13,7 @@ class NoCurriculum:
 
     card: ClassVar[PluginCard] = PluginCard(source="the plain baseline", cost="nothing")
     needs_difficulty: ClassVar[bool] = False
+    independent_of_length: ClassVar[bool] = True
 
     def passes(self, num_epochs: float) -> tuple[float, ...]:
         """Whole passes, then a smaller one for the remaining fraction of an epoch."""

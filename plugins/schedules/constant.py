@@ -11,6 +11,7 @@ class Constant:
     """No decay. Averaging checkpoints (LAWA, EMA) can replace it."""
 
     card: ClassVar[PluginCard] = PluginCard(source="the plain baseline", cost="nothing")
+    independent_of_length: ClassVar[bool] = True
 
     def factor(self, progress: float) -> float:  # noqa: ARG002 - the protocol's signature
         """Always 1."""

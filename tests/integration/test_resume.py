@@ -63,10 +63,10 @@ def test_a_changed_file_under_the_same_name_is_refused_and_the_change_named(
     tiny: FinishedStudy, command_line: CommandLine, tmp_path: Path
 ) -> None:
     before = counts(place_of(tiny))
-    changed = write_tiny(tmp_path, **{"epochs: 4": "epochs: 5"})
+    changed = write_tiny(tmp_path, **{"epochs: 4": "epochs: 3"})
     done = command_line("run", changed, home=tiny.home)
     assert done.status == 2
-    assert "stages[2].epochs: 4 -> 5" in done.err
+    assert "stages[2].epochs: 4 -> 3" in done.err
     assert "vitsearch delete tiny" in done.err
     assert done.out == ""
     assert counts(place_of(tiny)) == before

@@ -214,7 +214,7 @@ def load_newest(folder: Path, *, accepted: Collection[str], damaged: list[str] |
     with writing(folder):
         _remove_leftovers(folder)
     found: list[str] = [] if damaged is None else damaged
-    for path in reversed(_epoch_folders(folder)):
+    for path in reversed(epoch_folders(folder)):
         try:
             manifest = read_manifest(path)
             weights = read_tensors(path / WEIGHTS, manifest.files.get(WEIGHTS))
@@ -276,7 +276,7 @@ def average_file(name: str) -> str:
 def saved(folder: Path) -> tuple[CheckpointRecord, ...]:
     """Records of the checkpoints in a folder, oldest first, without those whose weights or manifest are unreadable."""
     records = []
-    for path in _epoch_folders(folder):
+    for path in epoch_folders(folder):
         try:
             records.append(_record(path, read_manifest(path)))
         except CheckpointError as error:
@@ -286,7 +286,7 @@ def saved(folder: Path) -> tuple[CheckpointRecord, ...]:
 
 def prune(folder: Path, *, keep: int) -> None:
     """Keep the weights of the newest `keep` epochs, and the optimizer state of at most the newest two."""
-    newest_first = _epoch_folders(folder)[::-1]
+    newest_first = epoch_folders(folder)[::-1]
     with writing(folder):
         for path in newest_first[keep:]:
             _remove(path)
@@ -294,12 +294,13 @@ def prune(folder: Path, *, keep: int) -> None:
             (path / OPTIMIZER).unlink(missing_ok=True)
 
 
-def retire(folder: Path, *, keep: Collection[Path]) -> None:
+def retire(folder: Path, *, keep: Collection[Path], resumable: Collection[Path] = ()) -> None:
     """Remove the checkpoints of a finished training except a few, and the optimizer state of those.
 
     Args:
         folder: Folder of the training, searched recursively.
         keep: Folders of the checkpoints to keep.
+        resumable: Folders of the checkpoints that keep their optimizer state.
 
     Raises:
         CheckpointWriteError: A file cannot be removed.
@@ -307,9 +308,21 @@ def retire(folder: Path, *, keep: Collection[Path]) -> None:
     with writing(folder):
         for manifest in sorted(folder.rglob(f"epoch-*/{MANIFEST}")):
             if manifest.parent in keep:
-                (manifest.parent / OPTIMIZER).unlink(missing_ok=True)
+                if manifest.parent not in resumable:
+                    (manifest.parent / OPTIMIZER).unlink(missing_ok=True)
             else:
                 _remove(manifest.parent)
+
+
+def discard(folder: Path) -> None:
+    """Remove all checkpoints in a folder.
+
+    Raises:
+        CheckpointWriteError: A file cannot be removed.
+    """
+    with writing(folder):
+        for path in reversed(epoch_folders(folder)):
+            _remove(path)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -394,8 +407,8 @@ def _record(path: Path, manifest: Manifest) -> CheckpointRecord:
     return CheckpointRecord(epoch=manifest.epoch, path=path, sha256=manifest.files[WEIGHTS], num_bytes=size)
 
 
-def _epoch_folders(folder: Path) -> list[Path]:
-    """Folders of checkpoints, oldest first."""
+def epoch_folders(folder: Path) -> list[Path]:
+    """Folders of the checkpoints in a training's folder, oldest first."""
     found = [path for path in folder.glob("epoch-*") if path.name.removeprefix("epoch-").isdigit()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("epoch-")))
 

@@ -19,6 +19,7 @@ from trainers.data.images import ImageData
 from trainers.hardware.devices import cpu_threads, fits_on
 from trainers.models.building import build_model, topology_costs
 from trainers.training import checkpoints, fencing
+from trainers.training.continuing import settle_earlier_checkpoints
 from trainers.training.course import Course
 from trainers.training.evaluation import Evaluation, Normalizer, evaluate, example_losses
 from trainers.training.learner import Learner, RowLearner
@@ -158,6 +159,8 @@ def follow(
     damaged: list[str] = []
     fencing.claim(task.fence)
     accepted = checkpoints.accepted_digests(task.configuration)
+    if task.earlier_epochs:
+        accepted |= settle_earlier_checkpoints(task)
     checkpoint = checkpoints.load_newest(task.folder, accepted=accepted, damaged=damaged)
     if checkpoint is not None:
         learner.restore(checkpoint)
