@@ -12,6 +12,8 @@ class MemoryOutboxStore:
     def __init__(self, events: Sequence[Event] = ()) -> None:
         self._changed = threading.Condition()
         self._owed: dict[int, Event] = {}
+        self._all: dict[int, Event] = {}
+        self.starts_over = 0
         self._next_id = 1
         self.settled: list[int] = []
         self.postponed: list[tuple[int, str]] = []
@@ -23,7 +25,7 @@ class MemoryOutboxStore:
     def append(self, *events: Event) -> None:
         with self._changed:
             for event in events:
-                self._owed[self._next_id] = event
+                self._owed[self._next_id] = self._all[self._next_id] = event
                 self._next_id += 1
 
     def owed(self, limit: int) -> Sequence[tuple[int, str]]:
@@ -49,6 +51,13 @@ class MemoryOutboxStore:
             del self._owed[event_id]
             self.rejected.append((event_id, error))
             self._changed.notify_all()
+
+    def start_over(self) -> int:
+        with self._changed:
+            self._owed = dict(self._all)
+            self.starts_over += 1
+            self._changed.notify_all()
+            return len(self._owed)
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float = 30.0) -> bool:
         """Wait until the outbox has made a condition true; return whether it did within the timeout."""

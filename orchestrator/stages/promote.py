@@ -53,6 +53,7 @@ def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:  # n
     """Build the champion from the best trial's checkpoints, test it, and save it with its full configuration."""
     from orchestrator.reports.model_files import draw_report, report_metrics, report_texts
     from orchestrator.reports.summary import configuration_yaml
+    from orchestrator.stages.trial_pages import mark_champion
     from trainers.champion import finish_model
     from trainers.data.images import load_images
     from trainers.hardware.devices import pick_device
@@ -81,6 +82,10 @@ def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:  # n
         recommended_stopping=stopping.result if stopping is not None else None,
         test=report,
     )
+    described = (
+        f"`{configuration.topology}`, {describe_accuracy(report)} on the test part; "
+        f"trial {best.number}, averaging {averaging.name}."
+    )
     advice = result.model_dump(mode="json")["recommended_stopping"]
     return StageOutcome(
         result=result,
@@ -98,9 +103,9 @@ def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:  # n
                     "averaged_from": context.run_tree.trial_key(train.record, best.number),
                     **({"initialised_from": train.result.weights.lineage} if train.result.weights else {}),
                 },
-                text=f"`{configuration.topology}`, {describe_accuracy(report)} on the test part; "
-                f"trial {best.number}, averaging {averaging.name}.",
+                text=described,
             )
+            + mark_champion(context, train.record, best.number, text=f"The champion: {described}")
         ),
     )
 

@@ -12,6 +12,7 @@ from orchestrator.engines.interfaces import Objective, Search, Suggestion
 from orchestrator.engines.seeds import seed_for
 from orchestrator.stages.context import StageContext, StageFailedError, StageInterruptedError
 from orchestrator.store.records import FINISHED, AttemptRecord, EndedTrial, TrialRecord
+from plugins.metrics.deciding import DecidingMetric
 from trainers.config import EpochReport, TaskOutcome, TrainTask
 from trainers.training.reporting import Reporter
 from trainers.training.watchdog import Watchdog
@@ -183,11 +184,11 @@ class StageLedger:
 
     def _track_begin(self, trial: TrialRecord) -> None:
         if self._tracked:
-            self._context.store.owe(self._context.study.id, self._begin_events(trial))
+            self._context.store.owe(self._context.study.id, self._begin_events(trial, again=True))
 
-    def _begin_events(self, trial: TrialRecord) -> list[str]:
+    def _begin_events(self, trial: TrialRecord, *, again: bool = False) -> list[str]:
         params, links = self._search.parameters(trial.point), self._search.links(trial.point)
-        return self._context.run_tree.trial_began(self._context.stage, trial, params, links)
+        return self._context.run_tree.trial_began(self._context.stage, trial, params, links, again=again)
 
     def _end_events(self, trial: TrialRecord, outcome: TaskOutcome) -> list[str]:
         ended = trial.model_copy(
@@ -209,6 +210,7 @@ class StageLedger:
             extra=self._search.known_metrics(trial.point),
             configuration_yaml=configuration,
             checkpoint=newest,
+            result=decisive_text(ended, self._context.metric),
         )
 
     def _note_best(self, trial: TrialRecord) -> None:
@@ -268,6 +270,12 @@ class StoringReporter(Reporter):
         if self._watchdog is not None:
             self._watchdog.reset()
         return self._context.control.should_stop()
+
+
+def decisive_text(trial: TrialRecord, metric: DecidingMetric) -> str | None:
+    """A trial's value of the metric that decides, as short text; `None` if it has none."""
+    value = trial.metrics.get(metric.key) if trial.is_usable else None
+    return None if value is None else metric.text(value)
 
 
 def is_better(trial: TrialRecord, other: TrialRecord, objectives: tuple[Objective, ...]) -> bool:

@@ -178,6 +178,7 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
     """Train each candidate with the base recipe, so that accuracies are comparable, then sampled recipes."""
     from orchestrator.engines.suggester import OptunaSuggester
     from orchestrator.stages.searching import run_search
+    from orchestrator.stages.trial_pages import share_trials
 
     begun = context.store.trials(context.stage.id)
     candidates, grown_from = _candidates(context, spec, begun)
@@ -209,9 +210,11 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
         ),
         weights_of=lambda point: str(point["topology"]),
     )
+    share_trials(context, search, dimensions)
     trials = run_search(context, search, tracked=True)
     ordered = sort_trials(trials, objectives)
     best = ordered[0]
+    share_trials(context, search, dimensions, ordered=ordered)
     all_trials = context.store.trials(context.stage.id)
     drop_checkpoints(context, all_trials, best=best, may_continue=lambda trial: may_continue(spec, trial))
     return StageOutcome(

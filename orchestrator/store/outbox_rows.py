@@ -4,10 +4,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Engine, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, delete, func, insert, select, update
 
 from orchestrator.store.retrying import retry_on_outage
-from orchestrator.store.tables import outbox, tracked_runs
+from orchestrator.store.tables import outbox, studies, tracked_runs
 
 
 @retry_on_outage
@@ -49,7 +49,31 @@ class StudyOutbox:
             condition = (outbox.c.study_id == self._study_id, outbox.c.rejected == 1)
             return connection.execute(select(func.count()).select_from(outbox).where(*condition)).scalar_one()
 
+    def rejection(self) -> str | None:
+        """Why MLflow rejected the first of the rejected events; `None` if there is none."""
+        with self._engine.connect() as connection:
+            condition = (outbox.c.study_id == self._study_id, outbox.c.rejected == 1)
+            found: str | None = connection.execute(
+                select(outbox.c.error).where(*condition).order_by(outbox.c.id).limit(1)
+            ).scalar()
+            return found
+
+    def start_over(self) -> int:
+        """Let all events of the study wait again, and forget MLflow's run ids of its keys."""
+        with self._engine.begin() as connection:
+            connection.execute(delete(tracked_runs).where(self._is_ours(connection)))
+            of_study = outbox.c.study_id == self._study_id
+            waiting = {"delivered_at": None, "rejected": 0, "num_tries": 0, "error": None}
+            connection.execute(update(outbox).where(of_study).values(**waiting))
+            return connection.execute(select(func.count()).select_from(outbox).where(of_study)).scalar_one()
+
     # --- run ids ---
+
+    def expects_runs(self) -> bool:
+        """Whether runs of the study were delivered to MLflow."""
+        with self._engine.connect() as connection:
+            found = select(tracked_runs.c.key).where(self._is_ours(connection)).limit(1)
+            return connection.execute(found).first() is not None
 
     def get(self, key: str) -> str | None:
         """MLflow's run id of one of our keys."""
@@ -67,6 +91,11 @@ class StudyOutbox:
     def forget(self, key: str) -> None:
         with self._engine.begin() as connection:
             connection.execute(delete(tracked_runs).where(tracked_runs.c.key == key))
+
+    def _is_ours(self, connection: Connection) -> ColumnElement[bool]:
+        """The condition for rows of `tracked_runs` that belong to this study."""
+        uid = connection.execute(select(studies.c.uid).where(studies.c.id == self._study_id)).scalar_one()
+        return tracked_runs.c.key.startswith(f"{uid}/", autoescape=True)
 
     def _is_owed(self) -> tuple[Any, ...]:
         return outbox.c.study_id == self._study_id, outbox.c.delivered_at.is_(None), outbox.c.rejected == 0

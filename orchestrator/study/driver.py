@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from orchestrator.engines.choice import choose, detect_machine, make_engine_and_pool
 from orchestrator.engines.interfaces import Control, EngineUnavailableError
 from orchestrator.engines.pools.score_cache import ScoreCache, ScoreCachingPool
+from orchestrator.reports.experiment_note import experiment_note
 from orchestrator.settings import Settings, SettingsError
 from orchestrator.spec.study_file import StudySpec
 from orchestrator.stages.context import (
@@ -44,6 +45,8 @@ from trainers.data.sources import BUILT_IN
 if TYPE_CHECKING:
     from trainers.data.images import ImageData
 
+_MANY_METRICS = frozenset({"correlate"})
+"""Kinds of stages whose many metrics only their own run shows, not that of the execution."""
 FLUSH_S = 60.0
 """Time to wait for MLflow at the end of a study. The next run sends any remaining events."""
 
@@ -170,7 +173,8 @@ def run_study(
                 engine=engine, pool=ScoreCachingPool(pool, ScoreCache(store.scores())), progress=progress
             )
             progress.note(setup.reason)
-            driver = _Driver(shared, machinery, settings, partial(StageControl, request=control, deadline=deadline))
+            make_control = partial(StageControl, request=control, deadline=deadline)
+            driver = _Driver(shared, machinery, settings, make_control, num_validation=len(data.validation))
             return driver.run(
                 setup={
                     **setup.record(),
@@ -265,12 +269,15 @@ class _Driver:
         machinery: Machinery,
         settings: Settings,
         make_control: Callable[..., StageControl],
+        *,
+        num_validation: int | None = None,
     ) -> None:
         self._shared = shared
         self._machinery = machinery
         self._settings = settings
         self._make_control = make_control
         self._store, self._run_tree = shared.store, shared.run_tree
+        self._num_validation = num_validation
         self._metrics: dict[str, float] = {}
 
     def run(
@@ -294,7 +301,10 @@ class _Driver:
 
         def events(execution: ExecutionRecord, lost: Sequence[ExecutionRecord]) -> list[str]:
             ended = [event for one in lost for event in self._run_tree.execution_lost(one, ended_at=time.time())]
-            began = self._run_tree.execution_began(execution, inputs, data_report=setup.get("data"), sheet=sheet)
+            begun = [stage for stage in self._store.stages(study.id) if stage.started_at is not None]
+            began = self._run_tree.execution_began(
+                execution, inputs, stages=begun, data_report=setup.get("data"), sheet=sheet
+            )
             return [*ended, *began]
 
         execution = self._store.begin_execution(study.id, setup=setup, events=events, growth=growth)
@@ -370,7 +380,8 @@ class _Driver:
         except BaseException as error:
             self._end_stage(running, execution, "interrupted", reason=str(error) or type(error).__name__)
             raise
-        self._metrics.update({f"{stage.name}.{name}": value for name, value in outcome.metrics.items()})
+        if stage.kind not in _MANY_METRICS:
+            self._metrics.update({f"{stage.name}.{name}": value for name, value in outcome.metrics.items()})
         self._end_stage(running, execution, "complete", outcome=outcome)
 
     def _context(self, stage: StageRecord, execution: ExecutionRecord) -> StageContext:
@@ -411,6 +422,7 @@ class _Driver:
             texts=outcome.texts if outcome else None,
             artifacts=outcome.plots if outcome else (),
             reason=reason,
+            summary=outcome.summary if outcome else None,
         )
         result = outcome.result.model_dump(mode="json") if outcome else None
         ended = self._store.end_stage(stage, state, execution=execution, result=result, reason=reason, events=events)
@@ -418,7 +430,19 @@ class _Driver:
 
     def _end(self, execution: ExecutionRecord, state: Any, reason: str | None) -> None:
         events = self._run_tree.execution_ended(execution, state, ended_at=time.time(), metrics=self._metrics)
+        events += self._run_tree.experiment_described(self._note(state, reason))
         self._store.end_execution(execution, state, reason=reason, events=events)
+
+    def _note(self, state: Any, reason: str | None) -> str:
+        """The text above the study's runs in MLflow."""
+        study = self._shared.study.model_copy(update={"state": state, "reason": reason})
+        return experiment_note(
+            study,
+            self._store.stages(study.id),
+            stage_key=self._run_tree.stage_key,
+            trial_key=self._run_tree.trial_key,
+            num_validation=self._num_validation,
+        )
 
 
 def data_inputs(spec: StudySpec, data: "ImageData") -> list[Mapping[str, Any]]:
@@ -447,6 +471,9 @@ def _make_home(settings: Settings) -> None:
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Settings as flat parameters; no settings are no parameters."""
+    if not prefix and not value:
+        return {}
     if isinstance(value, dict) and value:
         return {key: inner for name, part in value.items() for key, inner in _flat(part, f"{prefix}{name}.").items()}
     shown = json.dumps(value) if isinstance(value, list | dict) else value

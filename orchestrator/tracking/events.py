@@ -38,6 +38,18 @@ class EnsureExperiment(_Event):
     tags: dict[str, str] = Field(default_factory=dict)
 
 
+class DescribeExperiment(_Event):
+    """Replace the text above an experiment's runs.
+
+    A link `[text](run:KEY)` leads to a run, `(plots:KEY)` to a run's plots, `(view:NAME)` to a `ShareView` and
+    `(model:NAME)` to a registered model. A link to something that MLflow does not have becomes plain text.
+    """
+
+    kind: Literal["describe-experiment"] = "describe-experiment"
+    experiment: str
+    text: str = Field(description="Markdown")
+
+
 class DeleteExperiment(_Event):
     """Delete an experiment, which makes its name available again."""
 
@@ -55,6 +67,8 @@ class ShareView(_Event):
     order_by: str | None = Field(default=None, description="a column; the newest first if not given")
     descending: bool = True
     filter: str = Field(default="", description="in MLflow's search syntax: tags.`vitsearch.level` = 'trial'")
+    title: str = Field(default="", description="name in MLflow's list of views; not listed if empty")
+    created_ms: int = Field(default=0, description="time since 1970; the list shows the newest view first")
 
 
 class StartRun(_Event):
@@ -76,6 +90,14 @@ class ResumeRun(_Event):
 
     kind: Literal["resume-run"] = "resume-run"
     key: Key
+
+
+class MoveRun(_Event):
+    """Hang a run below another parent. Nothing happens if one of the two was never started."""
+
+    kind: Literal["move-run"] = "move-run"
+    key: Key
+    parent_key: Key
 
 
 class LogMetrics(_Event):
@@ -119,11 +141,13 @@ class LogText(_Event):
 
 
 class SetTags(_Event):
-    """Set tags of a run, replacing earlier values."""
+    """Set tags of a run, replacing earlier values, and remove others. The tag `mlflow.runName` renames the run."""
 
     kind: Literal["set-tags"] = "set-tags"
     key: Key
     tags: dict[str, str]
+    removed: tuple[str, ...] = Field(default=(), description="names of tags that the run must no longer have")
+    if_started: bool = Field(default=False, description="whether a run that was never started is left out")
 
 
 class EndRun(_Event):
@@ -149,10 +173,12 @@ class RegisterModel(_Event):
 
 Event = Annotated[
     EnsureExperiment
+    | DescribeExperiment
     | DeleteExperiment
     | ShareView
     | StartRun
     | ResumeRun
+    | MoveRun
     | LogMetrics
     | LogInputs
     | LogArtifact

@@ -21,6 +21,7 @@ from filelock import Timeout as FileLockTimeout
 
 from orchestrator.tracking.events import (
     DeleteExperiment,
+    DescribeExperiment,
     EndRun,
     EnsureExperiment,
     Event,
@@ -29,6 +30,7 @@ from orchestrator.tracking.events import (
     LogMetrics,
     LogText,
     MetricPoint,
+    MoveRun,
     ParamValue,
     RegisterModel,
     ResumeRun,
@@ -36,7 +38,8 @@ from orchestrator.tracking.events import (
     ShareView,
     StartRun,
 )
-from orchestrator.tracking.names import clean_name, clean_tags, column, is_http, param_text, shown, slug
+from orchestrator.tracking.names import clean_name, clean_tags, is_http, param_text, same_text, shown, slug
+from orchestrator.tracking.pages import VIEW_TAG, runs_path, saved_view, with_links
 from orchestrator.tracking.server import ServerCommand as ServerCommand
 from orchestrator.tracking.server import server_command as server_command
 
@@ -87,6 +90,18 @@ class TrackingRejected(ValueError):  # noqa: N818
         self.num_delivered = num_delivered
 
 
+class ExperimentGone(RuntimeError):  # noqa: N818
+    """MLflow no longer has the experiment whose runs were delivered; all its events must be delivered again.
+
+    Attributes:
+        experiment: Name of the experiment.
+    """
+
+    def __init__(self, experiment: str) -> None:
+        self.experiment = experiment
+        super().__init__(f"MLflow no longer has the experiment {experiment!r}")
+
+
 class RunIds(Protocol):
     """Remembers MLflow's run id of each of our keys, so that runs need not be searched for."""
 
@@ -96,6 +111,10 @@ class RunIds(Protocol):
 
     def forget(self, key: str) -> None:
         """Forget a run that no longer exists. Forgetting an unknown key is not an error."""
+        ...
+
+    def expects_runs(self) -> bool:
+        """Whether runs were delivered, and their events can be delivered again if they are gone."""
         ...
 
 
@@ -113,6 +132,9 @@ class MemoryRunIds:
 
     def forget(self, key: str) -> None:
         self._ids.pop(key, None)
+
+    def expects_runs(self) -> bool:
+        return False  # the events are not kept here
 
 
 class Tracker:
@@ -136,6 +158,7 @@ class Tracker:
         Raises:
             TrackingUnavailable: MLflow is unreachable or busy. The events from `num_delivered` on were not delivered.
             TrackingRejected: The event at `num_delivered` can never be delivered. Later ones were not tried.
+            ExperimentGone: The experiment was deleted in MLflow, or `tracking_uri` is that of another store.
         """
         num_delivered = 0
         try:
@@ -174,9 +197,7 @@ class Tracker:
             raise self._translated(error) from error
         if found is None or found.lifecycle_stage == "deleted":
             return None
-        # Without the workflow MLflow opens its pages on language models.
-        query = "workflowType=machine_learning" + (f"&viewStateShareKey={view}" if view else "")
-        return f"{base.rstrip('/')}/#/experiments/{found.experiment_id}/runs?{query}"
+        return f"{base.rstrip('/')}/{runs_path(found.experiment_id, view=view)}"
 
     # --- events ---------------------------------------------------------------------------------------------------
 
@@ -195,6 +216,8 @@ class Tracker:
         match event:
             case EnsureExperiment():
                 self._ensure_experiment(event)
+            case DescribeExperiment():
+                self._describe_experiment(event)
             case DeleteExperiment():
                 self._delete_experiment(event.name)
             case ShareView():
@@ -203,6 +226,8 @@ class Tracker:
                 self._start_run(event)
             case ResumeRun():
                 self._client().update_run(self._run_id(event.key), status="RUNNING")
+            case MoveRun():
+                self._move_run(event)
             case LogInputs():
                 self._log_inputs(event)
             case LogArtifact():
@@ -210,7 +235,7 @@ class Tracker:
             case LogText():
                 self._client().log_text(self._run_id(event.key), event.text, event.artifact_file)
             case SetTags():
-                self._log_batch(self._run_id(event.key), tags=event.tags)
+                self._set_tags(event)
             case EndRun():
                 self._client().set_terminated(self._run_id(event.key), event.status, event.end_time_ms)
             case RegisterModel():
@@ -230,6 +255,8 @@ class Tracker:
             client.restore_experiment(found.experiment_id)
             self._delete_experiment(event.name)
             found = None
+        if found is None and self._run_ids.expects_runs():
+            raise ExperimentGone(event.name)
         if found is None:
             location = None if is_http(self._uri) else (self._artifact_root / slug(event.name)).as_uri()
             experiment_id = client.create_experiment(event.name, artifact_location=location, tags=wanted)
@@ -256,23 +283,48 @@ class Tracker:
         return known if known is not None else self._ensure_experiment(EnsureExperiment(name=name))
 
     def _share_view(self, event: ShareView) -> None:
-        """Save the state of MLflow's page as a tag of the experiment, as its button "Share view" does."""
-        state = {
-            "selectedColumns": [column(name) for name in event.columns],
-            "searchFilter": event.filter,
-            "orderByKey": "attributes.start_time" if event.order_by is None else column(event.order_by),
-            "orderByAsc": not event.descending,
-        }
-        tag = f"mlflow.sharedViewState.{event.name}"
-        self._client().set_experiment_tag(self._experiment_id(event.experiment), tag, json.dumps(state))
+        """Save the state of MLflow's page as a tag of the experiment, as its button "Save view" does."""
+        tag, value = f"{VIEW_TAG}{event.name}", saved_view(event)
+        self._client().set_experiment_tag(self._experiment_id(event.experiment), tag, value)
+
+    def _describe_experiment(self, event: DescribeExperiment) -> None:
+        client, experiment_id = self._client(), self._experiment_id(event.experiment)
+
+        def run_id_of(key: str) -> str | None:
+            return self._run_ids.get(key) or self._find_run(key, [experiment_id])
+
+        tags = client.get_experiment(experiment_id).tags
+        text = with_links(event.text, experiment_id, run_id_of, tags)
+        client.set_experiment_tag(experiment_id, "mlflow.note.content", text)
 
     def _start_run(self, event: StartRun) -> None:
         run_id = self._run_ids.get(event.key)
         if run_id is None:
             experiment_id = self._experiment_id(event.experiment)
-            run_id = self._find_run(event.key, [experiment_id]) or self._create_run(event, experiment_id)
-            self._run_ids.put(event.key, run_id)
-        self._log_batch(run_id, params=event.params)
+            run_id = self._find_run(event.key, [experiment_id])
+        if run_id is None:
+            run_id = self._create_run(event, experiment_id)
+            known: dict[str, str] = {}
+        else:
+            known = self._client().get_run(run_id).data.params if event.params else {}
+        self._run_ids.put(event.key, run_id)
+        self._log_batch(run_id, params=_changed(event.params, known))
+
+    def _move_run(self, event: MoveRun) -> None:
+        run_id, parent_id = self._started(event.key), self._started(event.parent_key)
+        if run_id is not None and parent_id is not None:
+            self._log_batch(run_id, tags={"mlflow.parentRunId": parent_id})
+
+    def _set_tags(self, event: SetTags) -> None:
+        run_id = self._started(event.key) if event.if_started else self._run_id(event.key)
+        if run_id is None:
+            return
+        self._log_batch(run_id, tags=event.tags)
+        if event.removed:
+            present = self._client().get_run(run_id).data.tags
+            for name in map(clean_name, event.removed):
+                if name in present:
+                    self._client().delete_tag(run_id, name)
 
     def _create_run(self, event: StartRun, experiment_id: str) -> str:
         tags = {KEY_TAG: event.key, "mlflow.source.name": "vitsearch", "mlflow.source.type": "JOB", **event.tags}
@@ -358,7 +410,8 @@ class Tracker:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         versions = client.search_model_versions(f"name = '{event.name}'")
-        version = next((found for found in versions if found.tags.get(KEY_TAG) == version_key), None)
+        ours = (found for found in versions if found.tags.get(KEY_TAG) == version_key and found.run_id == run_id)
+        version = next(ours, None)
         if version is None:
             source = f"{client.get_run(run_id).info.artifact_uri.rstrip('/')}/{event.artifact_path}"
             tags = clean_tags({**event.tags, KEY_TAG: version_key})
@@ -372,16 +425,22 @@ class Tracker:
     # --- finding runs ---------------------------------------------------------------------------------------------
 
     def _run_id(self, key: str) -> str:
+        run_id = self._started(key)
+        if run_id is None:
+            raise TrackingRejected(
+                f"a run must be started before it is written to, but MLflow at {shown(self._uri)} has no run with "
+                f"the tag {KEY_TAG} = {key}. It was deleted there, its start was refused, or the address changed."
+            )
+        return run_id
+
+    def _started(self, key: str) -> str | None:
+        """MLflow's id of the run with a key; `None` if there is no such run."""
         run_id = self._run_ids.get(key)
         if run_id is None:
             experiments = self._client().search_experiments()
             run_id = self._find_run(key, [found.experiment_id for found in experiments])
-            if run_id is None:
-                raise TrackingRejected(
-                    f"a run must be started before it is written to, but MLflow at {shown(self._uri)} has no run with "
-                    f"the tag {KEY_TAG} = {key}. It was deleted there, its start was refused, or the address changed."
-                )
-            self._run_ids.put(key, run_id)
+            if run_id is not None:
+                self._run_ids.put(key, run_id)
         return run_id
 
     def _find_run(self, key: str, experiment_ids: list[str]) -> str | None:
@@ -474,6 +533,15 @@ def _groups(events: Sequence[Event]) -> Iterator[list[Event]]:
         yield [event]
     if stretch:
         yield stretch
+
+
+def _changed(params: Mapping[str, ParamValue], known: Mapping[str, str]) -> dict[str, ParamValue]:
+    """Parameters that a run does not have yet, or has with another value, which MLflow will refuse."""
+    return {
+        name: value
+        for name, value in params.items()
+        if not same_text(known.get(clean_name(name), ""), param_text(value)) or clean_name(name) not in known
+    }
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -14,7 +14,7 @@ from typing import Protocol, Self
 from pydantic import ValidationError
 
 from orchestrator.tracking.events import Event, event_from_json
-from orchestrator.tracking.mlflow_client import TrackingRejected, TrackingUnavailable
+from orchestrator.tracking.mlflow_client import ExperimentGone, TrackingRejected, TrackingUnavailable
 
 _BATCH_SIZE = 200
 _POLL_S = 2.0
@@ -46,6 +46,10 @@ class OutboxStore(Protocol):
 
     def reject(self, event_id: int, error: str) -> None:
         """Note that MLflow will never accept this event; it is kept with its error, and not tried again."""
+        ...
+
+    def start_over(self) -> int:
+        """Let all events wait again, in their first order, and forget MLflow's run ids; returns their number."""
         ...
 
     def count_owed(self) -> int:
@@ -87,6 +91,8 @@ class _Delivery:
             self._tracker = self._tracker_factory()
         try:
             self._tracker.deliver([event for _, event in batch])
+        except ExperimentGone as error:
+            self._start_over(error)
         except TrackingRejected as error:
             self._settle(batch[: error.num_delivered])
             self._reject(*batch[error.num_delivered], str(error))
@@ -121,6 +127,11 @@ class _Delivery:
         _logger.warning(
             "MLflow rejected a %s event (number %d), which will not be sent again: %s", event.kind, event_id, error
         )
+
+    def _start_over(self, error: ExperimentGone) -> None:
+        num_events = self._store.start_over()
+        self._tracker = None  # it may remember the experiment that is gone
+        _logger.warning("%s. All %d events of the study are sent again.", error, num_events)
 
     def _fails_repeatedly(self, event_id: int, *, answered: bool) -> bool:
         """Whether MLflow has answered the same first event with an internal error too often."""

@@ -1,8 +1,10 @@
 """A study as a tree of MLflow runs, with their parameters, metrics, tags and inputs.
 
-There is one experiment per study, a run per execution, a child run per stage, and a grandchild run per trained trial. A
-resumed stage keeps its run, below the execution that began it. If a study grows, the stages that continue or run again
-get a new run below that execution, and so do the trials that run again; the earlier runs are kept.
+There is one experiment per study, a run per execution, a child run per stage, and a grandchild run per trained trial.
+The stages hang below the newest execution, which takes them over from the interrupted one, so that its tree is
+complete. If a study grows, the stages that continue or run again get a new run below that execution, which takes over
+their finished trials; trials that run again get a new run as well, and the earlier runs are kept. Metrics are shown
+with four significant digits; our tables have all.
 """
 
 import json
@@ -13,6 +15,7 @@ from typing import Any
 from orchestrator.store.past_growths import Growths
 from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord, TrialRecord
 from orchestrator.tracking.events import (
+    DescribeExperiment,
     EndRun,
     EnsureExperiment,
     Event,
@@ -21,6 +24,7 @@ from orchestrator.tracking.events import (
     LogMetrics,
     LogText,
     MetricPoint,
+    MoveRun,
     RegisterModel,
     ResumeRun,
     SetTags,
@@ -28,8 +32,7 @@ from orchestrator.tracking.events import (
     StartRun,
     event_to_json,
 )
-from plugins.metrics.deciding import ACCURACY_CHOICE, DecidingMetric
-from search_spaces.recipes import PluginChoice
+from orchestrator.tracking.names import short, trial_name
 from trainers.config import EpochReport
 
 Rows = list[str]
@@ -38,27 +41,13 @@ TRIALS_VIEW = "trials"
 """Name of the experiment's view that compares trained trials."""
 ALL_VIEW = "all"
 """Name of the view that shows executions, stages and trials as a tree."""
-_ALL_COLUMNS = (
-    "metrics.val_accuracy",
-    "metrics.parameters",
-    "params.recipe.learning_rate",
-    "params.recipe.augmentation",
-    "params.recipe.curriculum",
-    "params.recipe.schedule",
-)
-_TRIAL_COLUMNS = (
-    "metrics.val_accuracy",
-    "metrics.val_loss",
-    "metrics.parameters",
-    "metrics.wall_time_s",
-    "params.topology",
-    "params.recipe.learning_rate",
-    "params.recipe.weight_decay",
-    "params.recipe.schedule",
-    "params.recipe.augmentation",
-    "params.recipe.curriculum",
-    "tags.vitsearch.state",
-)
+_TRIAL_METRICS = ("val_loss", "parameters", "wall_time_s")
+"""Metrics that the view of trials shows after their place and the metric that decides."""
+_TREE_COLUMNS = ("attributes.Description", "tags.vitsearch.state")
+RANK = "rank"
+"""Metric of a trial: its place in its stage, 1 for the best; ties in the first metric go to the lower loss."""
+CHAMPION_TAG = "vitsearch.champion"
+"""Tag of the trial from which the champion was made."""
 DATA_REPORT = "data/data.json"
 """Artifact of an execution: what was understood of the images (`trainers.data.report`)."""
 _CHECKPOINT_FILES = ("model.safetensors", "manifest.json")
@@ -80,7 +69,6 @@ class RunTree:
         self._growths = growths or Growths()
         self._spec_text = spec_text
         self._setup = dict(setup or {})
-        self._metric = _metric_of(study)
         self._tags = {
             "vitsearch.study": study.name,
             "vitsearch.spec_digest": study.spec_digest[:16],
@@ -99,6 +87,12 @@ class RunTree:
         suffix = _suffix(self._growths.latest_of_trial(stage.name, number))
         return f"{self._study.uid}/stage/{stage.name}/trial/{number}{suffix}"
 
+    def _earlier_keys(self, stage: StageRecord, number: int) -> list[str]:
+        """Keys of a trial's runs before it ran again."""
+        latest = self._growths.latest_of_trial(stage.name, number)
+        key = f"{self._study.uid}/stage/{stage.name}/trial/{number}"
+        return [f"{key}{_suffix(growth)}" for growth in range(latest)]
+
     # --- executions ---
 
     def execution_began(
@@ -106,10 +100,19 @@ class RunTree:
         execution: ExecutionRecord,
         inputs: Sequence[Mapping[str, Any]],
         *,
+        stages: Sequence[StageRecord] = (),
         data_report: Mapping[str, Any] | None = None,
         sheet: Path | None = None,
     ) -> Rows:
-        """Make the experiment, and a parent run with the study file, the data, their description and a picture."""
+        """Make the experiment, and a parent run with the study file, the data, their description and a picture.
+
+        Args:
+            execution: The execution.
+            inputs: Its data.
+            stages: Stages that began in an earlier execution; they move below this one.
+            data_report: What was understood of the images.
+            sheet: Picture of some images.
+        """
         key = self.execution_key(execution.number)
         started = _ms(execution.started_at)
         described: list[Event] = []
@@ -120,18 +123,17 @@ class RunTree:
         return _rows(
             EnsureExperiment(
                 name=self._study.name,
-                description=f"vitsearch study `{self._study.name}`: a run per execution, its stages and trials below.",
+                description=f"Study `{self._study.name}` is running: {', '.join(self._stage_names())}.",
                 tags=self._tags,
             ),
             ShareView(
                 experiment=self._study.name,
-                name=TRIALS_VIEW,
-                columns=tuple(dict.fromkeys([f"metrics.{self._metric.key}", *_TRIAL_COLUMNS])),
-                order_by=f"metrics.{self._metric.key}",
-                descending=self._metric.direction == "maximize",
-                filter="tags.`vitsearch.level` = 'trial'",
+                name=ALL_VIEW,
+                columns=_TREE_COLUMNS,
+                descending=False,
+                title="Executions, stages and trials",
+                created_ms=_ms(self._study.created_at),
             ),
-            ShareView(experiment=self._study.name, name=ALL_VIEW, columns=_ALL_COLUMNS, descending=False),
             StartRun(
                 key=key,
                 name=f"execution {execution.number + 1}",
@@ -143,7 +145,15 @@ class RunTree:
             LogText(key=key, text=self._spec_text, artifact_file="study.yaml"),
             *described,
             *(LogInputs(key=key, **facts) for facts in inputs),
+            *(MoveRun(key=self.stage_key(stage), parent_key=key) for stage in stages),
         )
+
+    def _stage_names(self) -> list[str]:
+        return [str(stage.get("name") or stage["stage"]) for stage in self._study.spec.get("stages", ())]
+
+    def experiment_described(self, text: str) -> Rows:
+        """Replace the text above the runs; `DescribeExperiment` explains its links."""
+        return _rows(DescribeExperiment(experiment=self._study.name, text=text))
 
     def execution_lost(self, execution: ExecutionRecord, *, ended_at: float) -> Rows:
         """End an execution whose process died. Its run may not exist yet, if tracking was off."""
@@ -179,7 +189,7 @@ class RunTree:
         key = self.stage_key(stage)
         resumed: list[Event] = []
         if stage.started_at is not None:
-            resumed = [ResumeRun(key=key), SetTags(key=key, tags={"vitsearch.state": "running"})]
+            resumed = [ResumeRun(key=key), _running_again(key)]
         return _rows(
             StartRun(
                 key=key,
@@ -203,9 +213,12 @@ class RunTree:
         texts: Mapping[str, str] | None = None,
         artifacts: Sequence[Path] = (),
         reason: str | None = None,
+        summary: str | None = None,
     ) -> Rows:
+        """End a stage with its results; `summary` becomes the run's description."""
         key = self.stage_key(stage)
         tags = {"vitsearch.state": state, **({"vitsearch.reason": reason} if reason else {})}
+        tags |= {"mlflow.note.content": summary} if summary else {}
         return _rows(
             *_final_metrics(key, metrics or {}, at),
             *(LogText(key=key, text=text, artifact_file=name) for name, text in (texts or {}).items()),
@@ -239,32 +252,55 @@ class RunTree:
     # --- trained trials ---
 
     def trial_began(
-        self, stage: StageRecord, trial: TrialRecord, params: Mapping[str, Any], links: Mapping[str, str]
+        self,
+        stage: StageRecord,
+        trial: TrialRecord,
+        params: Mapping[str, Any],
+        links: Mapping[str, str],
+        *,
+        again: bool = False,
     ) -> Rows:
-        """Begin or resume a trained trial; delivering this twice is safe."""
+        """Begin a trained trial, or resume one (`again`); delivering this twice is safe.
+
+        Runs of a trial that ran before the study grew are no longer shown among the trials.
+        """
+        key = self.trial_key(stage, trial.number)
+        name = trial_name(trial.number, parameters=params.get("topology.parameters"))
+        resumed: list[Event] = []
+        if again:
+            resumed = [ResumeRun(key=key), _running_again(key)]
+        earlier = [
+            SetTags(key=one, tags={"vitsearch.level": "earlier trial"}, if_started=True)
+            for one in self._earlier_keys(stage, trial.number)
+        ]
         return _rows(
+            *earlier,
             StartRun(
-                key=self.trial_key(stage, trial.number),
+                key=key,
                 parent_key=self.stage_key(stage),
-                name=f"trial {trial.number:02d}",
+                name=name,
                 experiment=self._study.name,
                 tags={
                     **self._tags,
                     "vitsearch.level": "trial",
                     "vitsearch.stage": stage.kind,
+                    "vitsearch.stage_name": stage.name,
+                    "vitsearch.state": "running",
                     "vitsearch.trial": str(trial.number),
                     "vitsearch.trial_seed": str(trial.seed),
+                    "vitsearch.point": json.dumps(dict(trial.point)),
                     **{f"vitsearch.{name}": target for name, target in links.items()},
                 },
                 params=dict(params),
                 start_time_ms=_ms(trial.started_at),
-            )
+            ),
+            *resumed,
         )
 
     def epoch(self, stage: StageRecord, trial: TrialRecord, report: EpochReport, at: float) -> Rows:
         values = report.model_dump()
         curves = {name: values[name] for name in _CURVES} | report.metrics | report.signals
-        points = tuple(MetricPoint(name, value, report.epoch, _ms(at)) for name, value in curves.items())
+        points = tuple(MetricPoint(name, short(value), report.epoch, _ms(at)) for name, value in curves.items())
         return _rows(LogMetrics(key=self.trial_key(stage, trial.number), points=points))
 
     def trial_ended(
@@ -275,8 +311,18 @@ class RunTree:
         extra: Mapping[str, float],
         configuration_yaml: str,
         checkpoint: Path | None,
+        result: str | None = None,
     ) -> Rows:
-        """Log the end of a trial: final metrics, configuration, newest checkpoint (weights only), and state."""
+        """Log the end of a trial: final metrics, configuration, newest checkpoint (weights only), state and name.
+
+        Args:
+            stage: Stage of the trial.
+            trial: The trial.
+            extra: Metrics from earlier stages.
+            configuration_yaml: Everything needed to train it again.
+            checkpoint: Folder of its newest checkpoint.
+            result: The metric that decides, as short text for the run's name.
+        """
         key = self.trial_key(stage, trial.number)
         ended_at = trial.ended_at or trial.started_at
         files = [] if checkpoint is None else [checkpoint / name for name in _CHECKPOINT_FILES]
@@ -285,6 +331,8 @@ class RunTree:
             configuration = [LogText(key=key, text=configuration_yaml, artifact_file="configuration.yaml")]
         final = {name: value for name, value in trial.metrics.items() if not _has_curve(name)}
         tags = {"vitsearch.state": trial.state, **({"vitsearch.reason": trial.reason} if trial.reason else {})}
+        result = "failed" if trial.state == "failed" else result
+        tags["mlflow.runName"] = trial_name(trial.number, result=result, parameters=trial.metrics.get("parameters"))
         return _rows(
             *_final_metrics(key, {**final, **extra}, ended_at),
             *configuration,
@@ -293,7 +341,88 @@ class RunTree:
             EndRun(key=key, status=_STATUS[trial.state], end_time_ms=_ms(ended_at)),
         )
 
+    # --- all trials of a stage ---
+
+    def trials_shown(
+        self, stage: StageRecord, *, metric: str, descending: bool, params: Sequence[str], is_ranked: bool, at: float
+    ) -> Rows:
+        """Share the view that compares the stage's trials: best first, with the parameters that the stage searches.
+
+        Args:
+            stage: The stage.
+            metric: The metric that decides.
+            descending: Whether more of it is better.
+            params: The searched parameters, such as `recipe.learning_rate`.
+            is_ranked: Whether `trials_ranked` was sent; without, the table is sorted by `metric`.
+            at: Time of the change.
+        """
+        metrics = dict.fromkeys((*((RANK,) if is_ranked else ()), metric, *_TRIAL_METRICS))
+        several = sum(one["stage"] == stage.kind for one in self._study.spec.get("stages", ())) > 1
+        of_stage = f" and tags.`vitsearch.stage_name` = '{stage.name}'" if several else ""
+        return _rows(
+            ShareView(
+                experiment=self._study.name,
+                name=TRIALS_VIEW,
+                columns=(*(f"metrics.{name}" for name in metrics), *(f"params.{name}" for name in params)),
+                order_by=f"metrics.{RANK if is_ranked else metric}",
+                descending=descending and not is_ranked,
+                filter=f"tags.`vitsearch.level` = 'trial'{of_stage}",
+                title="Trials, best first",
+                created_ms=_ms(at),
+            )
+        )
+
+    def trials_taken_over(self, stage: StageRecord, trials: Sequence[TrialRecord]) -> Rows:
+        """Hang trials of an earlier run of the stage below its new run, which it has since the study grew."""
+        if not self._growths.latest_of_stage(stage.name):
+            return []
+        parent = self.stage_key(stage)
+        return _rows(*(MoveRun(key=self.trial_key(stage, trial.number), parent_key=parent) for trial in trials))
+
+    def trials_ranked(self, stage: StageRecord, ordered: Sequence[TrialRecord], *, at: float) -> Rows:
+        """Give each trial its place; `ordered` has the best first."""
+        return _rows(
+            *(
+                LogMetrics(
+                    key=self.trial_key(stage, trial.number), points=(MetricPoint(RANK, float(place), 0, _ms(at)),)
+                )
+                for place, trial in enumerate(ordered, start=1)
+            )
+        )
+
     # --- the champion ---
+
+    def champion_marked(
+        self,
+        stage: StageRecord,
+        trial: TrialRecord,
+        *,
+        result: str,
+        text: str,
+        former: tuple[TrialRecord, str] | None = None,
+    ) -> Rows:
+        """Mark the trial from which the champion was made with a star, a tag and a description.
+
+        Args:
+            stage: Stage of the trial.
+            trial: The trial.
+            result: The metric that decides, as short text for the run's name.
+            text: Description of the champion, Markdown.
+            former: The trial of an earlier champion with its result, which loses its mark.
+        """
+
+        def named(one: TrialRecord, shown: str, *, is_champion: bool) -> dict[str, str]:
+            parameters = one.metrics.get("parameters")
+            name = trial_name(one.number, result=shown, parameters=parameters, is_champion=is_champion)
+            return {"mlflow.runName": name}
+
+        unmarked = []
+        if former is not None and former[0].number != trial.number:
+            key = self.trial_key(stage, former[0].number)
+            removed = (CHAMPION_TAG, "mlflow.note.content")
+            unmarked = [SetTags(key=key, tags=named(*former, is_champion=False), removed=removed)]
+        marks = {CHAMPION_TAG: "true", "mlflow.note.content": text, **named(trial, result, is_champion=True)}
+        return _rows(*unmarked, SetTags(key=self.trial_key(stage, trial.number), tags=marks))
 
     def champion_promoted(self, stage: StageRecord, folder: Path, *, tags: Mapping[str, str], text: str) -> Rows:
         key = self.stage_key(stage)
@@ -310,12 +439,6 @@ class RunTree:
         )
 
 
-def _metric_of(study: StudyRecord) -> DecidingMetric:
-    """The metric by which a study decides; rows of version 0.1.0 name none."""
-    named = study.spec.get("metric", ACCURACY_CHOICE)
-    return DecidingMetric.of(PluginChoice.model_validate(named[0] if isinstance(named, list) else named))
-
-
 def _has_curve(metric: str) -> bool:
     """Whether each epoch logs the metric, so that its last value needs no further point."""
     return metric in _CURVES or (metric.startswith("val_") and not metric.endswith("_best"))
@@ -329,8 +452,13 @@ def _suffix(growth: int) -> str:
 def _final_metrics(key: str, metrics: Mapping[str, float], at: float) -> list[LogMetrics]:
     if not metrics:
         return []
-    points = tuple(MetricPoint(name, float(value), 0, _ms(at)) for name, value in metrics.items())
+    points = tuple(MetricPoint(name, short(float(value)), 0, _ms(at)) for name, value in metrics.items())
     return [LogMetrics(key=key, points=points)]
+
+
+def _running_again(key: str) -> SetTags:
+    """A run that goes on no longer has the reason for which it had stopped."""
+    return SetTags(key=key, tags={"vitsearch.state": "running"}, removed=("vitsearch.reason",))
 
 
 def _rows(*events: Event) -> Rows:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from orchestrator.tracking.events import Event, SetTags
-from orchestrator.tracking.mlflow_client import TrackingRejected, TrackingUnavailable
+from orchestrator.tracking.mlflow_client import ExperimentGone, TrackingRejected, TrackingUnavailable
 from orchestrator.tracking.outbox import Outbox
 from tests.fakes_tracking import MemoryOutboxStore, ScriptedTracker
 
@@ -74,6 +74,24 @@ def test_a_poisoned_event_is_rejected_with_its_error_and_the_others_arrive() -> 
         assert outbox.flush(3600.0) == 0
     assert [number(event) for event in tracker.delivered] == [1, 2, 4, 5]
     assert store.rejected == [(3, "must be a number")]
+
+
+def test_all_events_are_sent_again_if_their_experiment_is_gone(caplog: pytest.LogCaptureFixture) -> None:
+    gone = threading.Event()
+
+    def lose_experiment(event: Event, _: int) -> None:
+        if number(event) == 3 and not gone.is_set():
+            gone.set()
+            raise ExperimentGone("digits")
+
+    store, tracker = MemoryOutboxStore(tags(1, 2)), ScriptedTracker(lose_experiment)
+    with running(store, tracker) as outbox:
+        assert outbox.flush(3600.0) == 0
+        store.append(*tags(3))
+        assert outbox.flush(3600.0) == 0
+    assert [number(event) for event in tracker.delivered] == [1, 2, 1, 2, 3]
+    assert store.starts_over == 1
+    assert "MLflow no longer has the experiment 'digits'. All 3 events of the study are sent again" in caplog.text
 
 
 def test_what_was_delivered_before_mlflow_went_away_is_settled_and_the_rest_follows_in_order() -> None:

@@ -1,11 +1,24 @@
 """The events of a study make one tree of MLflow runs, even after interruptions."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from orchestrator.store.past_growths import Growths, PastGrowth
 from orchestrator.store.records import ExecutionRecord, StudyRecord
-from orchestrator.tracking.events import EndRun, LogMetrics, LogText, ResumeRun, SetTags, StartRun, event_from_json
+from orchestrator.tracking.events import (
+    DescribeExperiment,
+    EndRun,
+    LogMetrics,
+    LogText,
+    MoveRun,
+    ResumeRun,
+    SetTags,
+    ShareView,
+    StartRun,
+    event_from_json,
+)
 from orchestrator.tracking.run_tree import RunTree
 from tests.fakes import make_stage, make_trial
 from trainers.config import EpochReport
@@ -64,6 +77,23 @@ def test_a_stage_that_goes_on_keeps_its_run() -> None:
     assert {event.key for event in map(event_from_json, rows)} == {TREE.stage_key(make_stage("train"))}
 
 
+def test_a_resumed_execution_takes_over_the_stages() -> None:
+    stage = make_stage("train", started_at=5.0)
+    (moved,) = events(TREE.execution_began(EXECUTION, [], stages=[stage]), MoveRun)
+    assert (moved.key, moved.parent_key) == (TREE.stage_key(stage), TREE.execution_key(0))
+
+
+def test_what_goes_on_no_longer_has_the_reason_of_its_stop() -> None:
+    stage, trial = make_stage("train", started_at=5.0), make_trial(3, state="running")
+    for rows in (
+        TREE.stage_began(stage, EXECUTION, {}, 9.0),
+        TREE.trial_began(stage, trial, {}, {}, again=True),
+    ):
+        (tags,) = events(rows, SetTags)
+        assert tags.tags["vitsearch.state"] == "running"
+        assert tags.removed == ("vitsearch.reason",)
+
+
 @pytest.mark.parametrize(
     ("state", "status"),
     [("complete", "FINISHED"), ("failed", "FAILED"), ("interrupted", "KILLED"), ("lost", "KILLED")],
@@ -104,6 +134,73 @@ def test_signals_of_an_epoch_are_metrics_of_the_trial() -> None:
     assert {point.name: point.value for point in logged.points}["gradient_norm"] == 0.75
 
 
+def test_metrics_are_short_and_the_point_of_a_trial_has_all_digits() -> None:
+    rate = 0.0025893512345
+    trial = make_trial(3, metrics={"wall_time_s": 10.14799, "parameters": 331882.0, "macs": 12345.678})
+    trial = trial.model_copy(update={"point": {"recipe.learning_rate": rate}})
+    rows = TREE.trial_ended(make_stage(), trial, extra={"proxy": 1 / 3}, configuration_yaml="", checkpoint=None)
+    values = {point.name: point.value for event in events(rows, LogMetrics) for point in event.points}
+    assert values == {"wall_time_s": 10.15, "parameters": 331882.0, "macs": 12346.0, "proxy": 0.3333}
+    (began,) = events(TREE.trial_began(make_stage(), trial, {}, {}), StartRun)
+    assert json.loads(began.tags["vitsearch.point"]) == {"recipe.learning_rate": rate}
+
+
+def test_a_trial_is_named_after_its_result_and_its_size() -> None:
+    trial = make_trial(5, metrics={"parameters": 331882.0})
+    failed = make_trial(6, state="failed", metrics={})
+    names = [
+        tags.tags["mlflow.runName"]
+        for one, result in ((trial, "99.2 %"), (failed, None))
+        for tags in events(
+            TREE.trial_ended(make_stage(), one, extra={}, configuration_yaml="", checkpoint=None, result=result),
+            SetTags,
+        )
+    ]
+    assert names == ["05 · 99.2 % · 332k", "06 · failed"]
+    (began,) = events(TREE.trial_began(make_stage(), trial, {"topology.parameters": 3_499_000}, {}), StartRun)
+    assert began.name == "05 · 3.5M"
+
+
+def test_the_view_of_trials_has_the_searched_parameters_and_is_sorted_by_place() -> None:
+    stage = make_stage("train")
+    common = {"metric": "val_accuracy", "descending": True, "params": ["recipe.learning_rate"], "at": 1.0}
+    (before,) = events(TREE.trials_shown(stage, is_ranked=False, **common), ShareView)
+    (after,) = events(TREE.trials_shown(stage, is_ranked=True, **common), ShareView)
+    assert (before.order_by, before.descending) == ("metrics.val_accuracy", True)
+    assert (after.order_by, after.descending) == ("metrics.rank", False)
+    assert before.columns[0] == "metrics.val_accuracy"
+    assert after.columns[:2] == ("metrics.rank", "metrics.val_accuracy")
+    assert after.columns[-1] == "params.recipe.learning_rate"
+    places = events(TREE.trials_ranked(stage, [make_trial(4), make_trial(2)], at=1.0), LogMetrics)
+    assert [(one.key, one.points[0].value) for one in places] == [
+        (TREE.trial_key(stage, 4), 1.0),
+        (TREE.trial_key(stage, 2), 2.0),
+    ]
+
+
+def test_the_champion_has_a_star_and_a_former_champion_loses_it() -> None:
+    stage, best, former = make_stage(), make_trial(5, metrics={"parameters": 1000.0}), make_trial(2, metrics={})
+    lost, won = events(
+        TREE.champion_marked(stage, best, result="99.2 %", text="wins", former=(former, "98.0 %")), SetTags
+    )
+    assert (lost.key, lost.tags["mlflow.runName"]) == (TREE.trial_key(stage, 2), "02 · 98.0 %")
+    assert lost.removed == ("vitsearch.champion", "mlflow.note.content")
+    assert won.tags == {
+        "vitsearch.champion": "true",
+        "mlflow.note.content": "wins",
+        "mlflow.runName": "★ 05 · 99.2 % · 1k",
+    }
+    again = events(TREE.champion_marked(stage, best, result="99.2 %", text="wins", former=(best, "99.2 %")), SetTags)
+    assert again == [won]
+
+
+def test_the_summary_of_a_stage_describes_its_run() -> None:
+    (tags,) = events(TREE.stage_ended(make_stage(), "complete", at=9.0, summary="3 trials"), SetTags)
+    assert tags.tags["mlflow.note.content"] == "3 trials"
+    (described,) = events(TREE.experiment_described("won"), DescribeExperiment)
+    assert described.experiment == "digits"
+
+
 def test_a_trial_without_a_configuration_has_no_file_of_it() -> None:
     rows = TREE.trial_ended(make_stage(), make_trial(3), extra={}, configuration_yaml="", checkpoint=None)
     assert events(rows, LogText) == []
@@ -119,3 +216,17 @@ def test_a_trial_ends_with_its_reason_and_never_repeats_its_curve(state: str, tm
     assert tags.tags["vitsearch.reason"] == "because"
     (end,) = events(rows, EndRun)
     assert end.status == ("FAILED" if state == "failed" else "FINISHED")
+
+
+def test_trials_that_run_again_replace_their_earlier_runs_and_the_others_move_to_the_new_stage() -> None:
+    growths = Growths([PastGrowth(stages=("train",), rerun={"train": (2,)})])
+    tree, stage = RunTree(STUDY, "study: digits\n", growths=growths), make_stage("train")
+    again, kept = make_trial(2), make_trial(1)
+    (hidden,) = events(tree.trial_began(stage, again, {}, {}), SetTags)
+    assert (hidden.key, hidden.if_started) == (TREE.trial_key(stage, 2), True)
+    assert hidden.tags["vitsearch.level"] != "trial"
+    assert events(tree.trial_began(stage, kept, {}, {}), SetTags) == []
+    (moved,) = events(tree.trials_taken_over(stage, [kept]), MoveRun)
+    assert (moved.key, moved.parent_key) == (TREE.trial_key(stage, 1), tree.stage_key(stage))
+    assert moved.parent_key != TREE.stage_key(stage)
+    assert TREE.trials_taken_over(stage, [kept]) == []

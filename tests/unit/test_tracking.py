@@ -13,6 +13,7 @@ import pytest
 
 from orchestrator.tracking.events import (
     DeleteExperiment,
+    DescribeExperiment,
     EndRun,
     EnsureExperiment,
     Event,
@@ -21,6 +22,7 @@ from orchestrator.tracking.events import (
     LogMetrics,
     LogText,
     MetricPoint,
+    MoveRun,
     RegisterModel,
     ResumeRun,
     SetTags,
@@ -29,7 +31,14 @@ from orchestrator.tracking.events import (
     event_from_json,
     event_to_json,
 )
-from orchestrator.tracking.mlflow_client import MemoryRunIds, Tracker, TrackingRejected, TrackingUnavailable
+from orchestrator.tracking.mlflow_client import (
+    ExperimentGone,
+    MemoryRunIds,
+    Tracker,
+    TrackingRejected,
+    TrackingUnavailable,
+)
+from orchestrator.tracking.pages import state_of_saved_view
 from orchestrator.tracking.server import server_command
 
 STUDY = "study/7"
@@ -126,7 +135,8 @@ def snapshot(home: Path) -> dict[str, Any]:
 
 
 def test_every_event_survives_json(tmp_path: Path) -> None:
-    for event in [*whole_study(tmp_path), ResumeRun(key=TRIAL), DeleteExperiment(name="digits")]:
+    others = [ResumeRun(key=TRIAL), MoveRun(key=STAGE, parent_key=EXECUTION), DeleteExperiment(name="digits")]
+    for event in [*whole_study(tmp_path), *others, DescribeExperiment(experiment="digits", text="*won*")]:
         read = event_from_json(event_to_json(event))
         assert repr(read) == repr(event)  # compared as text, where a NaN equals itself
 
@@ -165,7 +175,7 @@ def test_parameters_read_well_in_a_table(home: Path, tracker: Tracker) -> None:
     )
     params = runs(home)[TRIAL].data.params
     assert params.pop("long") == "x" * 6000
-    assert params == {"a_float": "0.00123457", "whole": "4", "yes": "true", "nothing": "none", "a_b_": "1"}
+    assert params == {"a_float": "0.001235", "whole": "4", "yes": "true", "nothing": "none", "a_b_": "1"}
 
 
 def test_curves_keep_step_and_time_and_values_that_are_not_finite_become_a_tag(home: Path, tracker: Tracker) -> None:
@@ -276,10 +286,75 @@ def test_the_address_of_an_experiment_opens_the_table_of_runs_in_a_view(home: Pa
     url = tracker.experiment_url("digits", server_url="http://127.0.0.1:5000/", view="trials")
     assert url == "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=trials"
     assert tracker.experiment_url("unknown", server_url="http://127.0.0.1:5000") is None
-    state = client(home).get_experiment_by_name("digits").tags["mlflow.sharedViewState.trials"]
-    assert '"orderByKey": "metrics.`val_accuracy`", "orderByAsc": false' in state
+    state = state_of_saved_view(client(home).get_experiment_by_name("digits").tags["mlflow.sharedViewState.trials"])
+    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`val_accuracy`", False)
     with pytest.raises(ValueError, match="server_url"):
         tracker.experiment_url("digits")
+
+
+def test_a_described_experiment_links_to_what_mlflow_has(home: Path, tracker: Tracker) -> None:
+    tracker.deliver(whole_study(home))
+    text = f"[best](run:{TRIAL}), [plots](plots:{STAGE}), [all](view:trials), [model](model:digits), [no](run:x) "
+    text += "[x](view:y)"
+    tracker.deliver([DescribeExperiment(experiment="digits", text=text)])
+    found = runs(home)
+    trial, stage = (f"#/experiments/1/runs/{found[key].info.run_id}" for key in (TRIAL, STAGE))
+    assert client(home).get_experiment_by_name("digits").tags["mlflow.note.content"] == (
+        f"[best]({trial}), [plots]({stage}/artifacts/plots), "
+        "[all](#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=trials), [model](#/models/digits), "
+        "no x"
+    )
+
+
+def test_a_run_moves_below_another_and_an_unknown_one_is_no_error(home: Path, tracker: Tracker) -> None:
+    later = f"{STUDY}/execution/2"
+    tracker.deliver([start(EXECUTION), start(STAGE, EXECUTION), start(later), MoveRun(key=STAGE, parent_key=later)])
+    tracker.deliver([MoveRun(key=f"{STUDY}/stage/never", parent_key=later), MoveRun(key=STAGE, parent_key="never")])
+    found = runs(home)
+    assert found[STAGE].data.tags["mlflow.parentRunId"] == found[later].info.run_id
+
+
+def test_a_run_is_renamed_and_loses_tags_by_its_tags(home: Path, tracker: Tracker) -> None:
+    tags = {"mlflow.runName": "05 · 99.2 % · 332k", "vitsearch.reason": "why"}
+    tracker.deliver([start(TRIAL), SetTags(key=TRIAL, tags=tags)])
+    assert runs(home)[TRIAL].info.run_name == "05 · 99.2 % · 332k"
+    tracker.deliver([SetTags(key=TRIAL, tags={"a": "b"}, removed=("vitsearch.reason", "never"))] * 2)
+    found = runs(home)[TRIAL].data.tags
+    assert found["a"] == "b"
+    assert "vitsearch.reason" not in found
+
+
+def test_parameters_of_an_older_version_with_more_digits_are_kept(home: Path, tracker: Tracker) -> None:
+    tracker.deliver([start(TRIAL, rate="0.00123457")])
+    tracker.deliver([start(TRIAL, rate=0.001234567, depth=4)])
+    assert runs(home)[TRIAL].data.params == {"rate": "0.00123457", "depth": "4"}
+
+
+class ReplayedRunIds(MemoryRunIds):
+    """Run ids of a study whose events are kept, as those of our tables."""
+
+    def expects_runs(self) -> bool:
+        return bool(self._ids)
+
+
+@pytest.mark.parametrize("is_deleted", [True, False], ids=["deleted", "another store"])
+def test_an_experiment_that_is_gone_is_noticed_before_anything_is_written(home: Path, is_deleted: bool) -> None:
+    run_ids = ReplayedRunIds()
+    events = whole_study(home)
+    make_tracker(home, run_ids).deliver(events)
+    mlflow = client(home)
+    if is_deleted:
+        mlflow.delete_experiment(mlflow.get_experiment_by_name("digits").experiment_id)
+    else:
+        mlflow.rename_experiment(mlflow.get_experiment_by_name("digits").experiment_id, "renamed")
+    with pytest.raises(ExperimentGone):
+        make_tracker(home, run_ids).deliver([*events[:1], start(f"{STUDY}/execution/2")])
+    assert mlflow.get_experiment_by_name("digits") is None
+    run_ids._ids.clear()
+    make_tracker(home, run_ids).deliver(events)
+    assert set(runs(home)) == {EXECUTION, STAGE, TRIAL}
+    champion = mlflow.get_model_version_by_alias("digits", "champion")
+    assert champion.run_id == runs(home)[STAGE].info.run_id
 
 
 def test_a_damaged_database_is_reported_as_unavailable(tmp_path: Path) -> None:
