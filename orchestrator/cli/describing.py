@@ -1,6 +1,7 @@
 """The command data: what was understood of a data set, before any training."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,18 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.cli.console import fail, note, out, print_json
+from orchestrator.cli.console import fail, note, out, print_json, stderr
+from orchestrator.cli.decoding import show_decoding
 from orchestrator.cli.exit_status import exit_on_error
 from orchestrator.spec.study_file import load_spec, make_data_config
+from trainers.data.cache_settings import verified_cache
 from trainers.data.report import DataReport
 
 _STUDY_SUFFIXES = (".yaml", ".yml")
 _MAX_CLASSES = 30
 
 
-def data_command(source: str, *, settings: Mapping[str, Any], sheet: Path | None, as_json: bool) -> None:
+def data_command(source: str, *, settings: Mapping[str, Any], sheet: Path | None, verify: bool, as_json: bool) -> None:
     """Describe the images of a path or of a study file, and draw some of them into a picture file."""
     is_study = Path(source).suffix in _STUDY_SUFFIXES and Path(source).is_file()
     with exit_on_error(Path(source) if is_study else None):
@@ -27,7 +30,8 @@ def data_command(source: str, *, settings: Mapping[str, Any], sheet: Path | None
             config = make_data_config({"source": source, "resize": "stretch", **settings})
         from trainers.data.describing import describe_data, draw_sheet  # imports torch
 
-        described = describe_data(config)
+        with show_decoding(stderr), verified_cache() if verify else nullcontext():
+            described = describe_data(config)
         if sheet is not None:
             try:
                 draw_sheet(described.data, sheet)

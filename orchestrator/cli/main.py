@@ -39,6 +39,12 @@ class PartName(StrEnum):
 
 
 FormatOption = Annotated[Format, typer.Option("--format", help="`text` for people, `json` for programs.")]
+VerifyOption = Annotated[
+    bool,
+    typer.Option(
+        "--verify", help="Find changed images by their content, and not only by the size and time of their files."
+    ),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
 DataOption = Annotated[
     str | None,
@@ -74,6 +80,7 @@ def _run(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Run failed trials of an existing study once more.")
     ] = False,
+    verify: VerifyOption = False,
     quiet: QuietOption = False,
     output: FormatOption = Format.text,
 ) -> None:
@@ -82,7 +89,14 @@ def _run(
 
     given = {"data.source": data, "engine.name": engine}
     overrides = {name: value for name, value in given.items() if value}
-    run_command(file, overrides=overrides, retry_failed=retry_failed, quiet=quiet, as_json=output is Format.json)
+    run_command(
+        file,
+        overrides=overrides,
+        retry_failed=retry_failed,
+        verify=verify,
+        quiet=quiet,
+        as_json=output is Format.json,
+    )
 
 
 @app.command("correlate")
@@ -292,6 +306,7 @@ def _data(
     sheet: Annotated[
         Path | None, typer.Option("--sheet", metavar="FILE", help="Draw training images into this picture file.")
     ] = None,
+    verify: VerifyOption = False,
     output: FormatOption = Format.text,
 ) -> None:
     """Show what is understood of a data set, before any training."""
@@ -305,7 +320,7 @@ def _data(
         "duplicates": duplicates,
     }
     settings = {name: value for name, value in given.items() if value is not None}
-    data_command(source, settings=settings, sheet=sheet, as_json=output is Format.json)
+    data_command(source, settings=settings, sheet=sheet, verify=verify, as_json=output is Format.json)
 
 
 @app.command("predict")

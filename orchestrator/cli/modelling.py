@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cli.console import fail, note, out, print_json
+from orchestrator.cli.console import fail, note, out, print_json, stderr
+from orchestrator.cli.decoding import show_decoding
 from orchestrator.cli.exit_status import BAD_INPUT, exit_on_error
 from orchestrator.cli.signals import StopRequest, stop_on_signal
 from orchestrator.settings import load_settings
@@ -51,7 +52,8 @@ def train_command(file: Path, *, overrides: Mapping[str, Any], folder: Path | No
     reporter = EpochLines(control, epochs=configuration.epochs, quiet=quiet)
     try:
         with exit_on_error(file):
-            data = load_images(configuration.data)
+            with show_decoding(stderr, quiet=quiet):
+                data = load_images(configuration.data)
             if configuration.weights is not None:
                 configuration, start = start_from_weights(configuration, data, checkpoints, load_settings())
                 if not quiet:

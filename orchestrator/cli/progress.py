@@ -110,6 +110,10 @@ class LiveProgress:
     ) -> None:
         self._live.stop()
 
+    def show(self, line: StageLine | None) -> None:
+        """Show another line; `None` shows that of the running stage again."""
+        self._live.update(line or self._line or "", refresh=True)
+
     def stage_began(self, stage: StageRecord, *, total: int, done: int) -> None:
         self._line = StageLine(stage.name, RemainingTime(total=total, done=done))
         self._live.update(self._line)

@@ -2,22 +2,30 @@
 
 import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from orchestrator.cli.console import fail, note, out, print_json, stderr
+from orchestrator.cli.decoding import on_display
 from orchestrator.cli.exit_status import exit_on_error
 from orchestrator.cli.progress import LiveProgress, PlainProgress
 from orchestrator.cli.signals import StopRequest, stop_on_signal
 from orchestrator.cli.tables import study_report
 from orchestrator.settings import Settings, load_settings
 from orchestrator.spec.study_file import StudySpec, load_spec
-from orchestrator.stages.progress import SilentProgress
+from orchestrator.stages.progress import Progress, SilentProgress
+from trainers.data.cache_settings import verified_cache, watch_decoding
 
 
 def run_command(
-    file: Path, *, overrides: Mapping[str, Any], retry_failed: bool = False, quiet: bool, as_json: bool
+    file: Path,
+    *,
+    overrides: Mapping[str, Any],
+    retry_failed: bool = False,
+    verify: bool = False,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Run a study, then print the leaderboard, the tau table, the champion's folder and the next commands."""
     spec = load_spec(file, overrides=overrides)
@@ -25,16 +33,17 @@ def run_command(
     given = [part for name, value in options.items() if value for part in (name, str(value))]
     again = shlex.join(["vitsearch", "run", str(file), *given])
     text = file.read_text(encoding="utf-8")
-    run_and_show(
-        spec,
-        text,
-        load_settings(),
-        where=str(file),
-        again=again,
-        retry_failed=retry_failed,
-        quiet=quiet,
-        as_json=as_json,
-    )
+    with verified_cache() if verify else nullcontext():
+        run_and_show(
+            spec,
+            text,
+            load_settings(),
+            where=str(file),
+            again=again,
+            retry_failed=retry_failed,
+            quiet=quiet,
+            as_json=as_json,
+        )
 
 
 def run_and_show(
@@ -89,12 +98,11 @@ def run_and_show(
         fail(f"study {study.name!r} failed: {study.reason}", status=1)
 
 
-def _display(quiet: bool) -> Any:
-    if quiet:
-        return _silent()
-    return LiveProgress(stderr) if stderr.is_terminal else PlainProgress(stderr)
-
-
 @contextmanager
-def _silent() -> Iterator[SilentProgress]:
-    yield SilentProgress()
+def _display(quiet: bool) -> Iterator[Progress]:
+    if quiet:
+        yield SilentProgress()
+        return
+    display = LiveProgress(stderr) if stderr.is_terminal else PlainProgress(stderr)
+    with display as progress, watch_decoding(on_display(progress, stderr)):
+        yield progress
