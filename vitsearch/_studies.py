@@ -170,7 +170,7 @@ def run_study(
         The study. Check its `state`: a study that failed or was interrupted by `should_stop` is returned, too.
 
     Raises:
-        SpecError: The study has a mistake.
+        SpecError: The study has mistakes; the message names all of them.
         SpecChangedError: The name is taken by a study that cannot grow to these settings.
         DataError: The images cannot be used.
         DataChangedError: The images changed since the study began.

@@ -24,7 +24,7 @@ def load_study(
         home: Where formulas are kept that the study may name as proxies, by default `VITSEARCH_HOME`.
 
     Raises:
-        SpecError: The first mistake: where, what must hold, what was found, the nearest valid name.
+        SpecError: All mistakes: where, what must hold, what was found, the nearest valid name.
     """
     settings_of(home).apply()
     replaced = _plain(overrides or {})

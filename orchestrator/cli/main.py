@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli.console import fail, out
+from orchestrator.cli.console import fail, note, out
 from orchestrator.cli.exit_status import exit_on_error
 from orchestrator.cli.quiet import quiet_libraries
 
@@ -233,6 +233,8 @@ def _validate(
 
     spec = load_spec(file, overrides={"data.source": data} if data else {})
     out(f"{file}: study {spec.study!r} is valid: {' -> '.join(stage.name for stage in spec.stages)}")
+    for remark in spec.remarks:
+        note(remark)
 
 
 @app.command("list")

@@ -14,18 +14,40 @@ from trainers.data.sources import check_source
 
 
 def study_problems(data: DataConfig, stages: Sequence[StageModel]) -> Iterator[Problem]:
-    """Yield every mistake in a study whose fields have the right types; cheap checks run first."""
-    yield from _name_problems(stages)
+    """Yield every mistake in a study whose fields have the right types; cheap checks run first.
+
+    A check that relies on an earlier one runs only if that one finds nothing.
+    """
+    wrong = [*_name_problems(stages), *_stage_problems(stages)]
+    yield from wrong
+    unusable = list(source_problems(data))
+    yield from unusable
+    if wrong or unusable:
+        return
     for index, stage in enumerate(stages):
-        at = ("stages", index)
-        yield from stage.own_problems(at)
-        yield from stage.order_problems(stages[:index], at)
-        yield from _missing_stages(stage, stages[:index], at)
+        unfit = list(stage.data_problems(stages[:index], data, ("stages", index)))
+        yield from unfit
+        if unfit:
+            return  # later stages may build on this one
+
+
+def source_problems(data: DataConfig) -> Iterator[Problem]:
+    """Yield a problem if there are no images at the source."""
     problem = check_source(data)
     if problem:
         yield Problem(("data", "source"), problem.removeprefix("data.source "))
+
+
+def _stage_problems(stages: Sequence[StageModel]) -> Iterator[Problem]:
+    are_sound = True
     for index, stage in enumerate(stages):
-        yield from stage.data_problems(stages[:index], data, ("stages", index))
+        at = ("stages", index)
+        wrong = list(stage.own_problems(at))
+        yield from wrong
+        are_sound = are_sound and not wrong
+        if are_sound:
+            yield from stage.order_problems(stages[:index], at)
+        yield from _missing_stages(stage, stages[:index], at)
 
 
 def configuration_problems(configuration: Configuration) -> Iterator[Problem]:
@@ -37,11 +59,10 @@ def configuration_problems(configuration: Configuration) -> Iterator[Problem]:
     yield from choice_problems("metrics", configuration.metric, ("metric",))
     if configuration.stopping is not None:
         yield from choice_problems("stopping", configuration.stopping, ("stopping",))
-    problem = check_source(configuration.data)
-    if problem:
-        yield Problem(("data", "source"), problem.removeprefix("data.source "))
-    yield from topology_text_problems(configuration.topology, configuration.data, ("topology",))
-    problem = None if wrong else method_problem(recipe.curriculum, [configuration.topology.partition(":")[0]])
+    yield from source_problems(configuration.data)
+    unfit = list(topology_text_problems(configuration.topology, configuration.data, ("topology",)))
+    yield from unfit
+    problem = None if wrong or unfit else method_problem(recipe.curriculum, [configuration.topology.partition(":")[0]])
     if problem:
         yield Problem(("recipe", "curriculum"), problem)
 

@@ -1,6 +1,6 @@
 """Translates pydantic's validation errors into vitsearch's messages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -39,6 +39,36 @@ def first_problem(error: ValidationError, model: type[BaseModel], tags: Mapping[
     errors = error.errors(include_url=False)
     chosen = next((item for item in errors if item["type"] == "extra_forbidden"), errors[0])
     return _problem(chosen, model, tags)
+
+
+def all_problems(error: ValidationError, model: type[BaseModel], tags: Mapping[str, type[BaseModel]]) -> list[Problem]:
+    """All mistakes, the one of `first_problem` first. A missing key that an unknown one explains is left out.
+
+    Args:
+        error: The error that pydantic raised.
+        model: The validated model.
+        tags: Members of the tagged union in the model's lists, by tag.
+    """
+    errors = error.errors(include_url=False)
+    misspelt = {
+        (*item["loc"][:-1], nearest_name(str(item["loc"][-1]), [str(key["loc"][-1])]))
+        for item in errors
+        for key in errors
+        if item["type"] == "extra_forbidden" and key["type"] == "missing" and item["loc"][:-1] == key["loc"][:-1]
+    }
+    others = [item for item in errors if item["type"] != "missing" or item["loc"] not in misspelt]
+    found_problems = [first_problem(error, model, tags), *(_problem(item, model, tags) for item in others)]
+    return distinct(found_problems)
+
+
+def distinct(problems: Iterable[Problem]) -> list[Problem]:
+    """Problems without those at the same place as an earlier one, or around it: they have the same cause."""
+    kept: list[Problem] = []
+    for problem in problems:
+        size = len(problem.path)
+        if not any(other.path == problem.path or (size > 2 and other.path[:size] == problem.path) for other in kept):
+            kept.append(problem)
+    return kept
 
 
 def range_problem(error: ValidationError) -> Problem:

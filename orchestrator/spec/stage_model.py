@@ -54,6 +54,10 @@ class StageModel(SpecModel):
         """Yield conflicts with the images; called last, because these checks are the slowest."""
         yield from ()
 
+    def remarks(self, before: Sequence["StageModel"]) -> Iterator[str]:  # noqa: ARG002 - for subclasses
+        """Name settings that will be left out, although the stage is valid."""
+        yield from ()
+
     @property
     def truths(self) -> tuple[TruthSource, ...]:
         """External accuracies that the stage reads."""

@@ -1,19 +1,21 @@
 """The study file: its fields, reading it, and comparing two of them."""
 
+import contextlib
 import hashlib
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from orchestrator.spec.checks import configuration_problems, study_problems
+from orchestrator.spec.checks import configuration_problems, source_problems, study_problems
 from orchestrator.spec.engine import EngineSpec, PoolName, ResourceSpec, engine_problems
 from orchestrator.spec.metric_checks import metric_problems
 from orchestrator.spec.model_names import with_absolute_weights
-from orchestrator.spec.problems import NAME_PATTERN, Problem, first_problem
+from orchestrator.spec.problems import NAME_PATTERN, Problem, all_problems, distinct
 from orchestrator.spec.stage_model import StageModel
 from orchestrator.spec.stage_registry import stage_models
 from orchestrator.spec.yaml_source import KeyPath, SpecError, YamlSource, absolute_path, format_path, read_yaml
@@ -58,6 +60,11 @@ class StudySpec(BaseModel):
     stages: tuple[AnyStage, ...] = Field(min_length=1, description="the stages, in the order in which they run")
 
     @property
+    def remarks(self) -> list[str]:
+        """Names settings that will be left out, although the study is valid."""
+        return [text for index, stage in enumerate(self.stages) for text in stage.remarks(self.stages[:index])]
+
+    @property
     def digest(self) -> str:
         """SHA-256 in hex of all fields as canonical JSON, except those that affect execution only."""
         what = self.model_dump(mode="json", exclude=set(HOW))
@@ -74,7 +81,7 @@ def load_spec(path: str | Path, *, overrides: Mapping[str, Any] | None = None) -
             `data.source` in the overrides is relative to the working directory.
 
     Raises:
-        SpecError: The first mistake, with file and line, the rule, the value found and the nearest valid name.
+        SpecError: All mistakes, each with file and line, the rule, the value found and the nearest valid name.
     """
     source = read_yaml(path)
     if "stages" not in source.data and {"topology", "recipe"} <= source.data.keys():
@@ -94,25 +101,37 @@ def make_spec(data: Mapping[str, Any], *, overrides: Mapping[str, Any] | None = 
         overrides: Values that replace those of `data`, by dotted key, as in `load_spec`.
 
     Raises:
-        SpecError: The first mistake, without a line.
+        SpecError: All mistakes, without lines.
     """
     return _checked(YamlSource(file="the study", data=dict(data), marks={}), overrides or {})
 
 
 def _checked(yaml: YamlSource, overrides: Mapping[str, Any]) -> StudySpec:
     source, given = _with_overrides(yaml, overrides)
-    spec = _validate(StudySpec, source, given)
-    _raise_first(engine_problems(spec.engine, spec.pool, spec.resources), source, given)
-    _raise_first(metric_problems(spec.metric, ("metric",)), source, given)
-    _raise_first(study_problems(spec.data, spec.stages), source, given)
+    spec = _validate(StudySpec, source, given, more=_problems_of_sound_parts(source.data))
+    execution = engine_problems(spec.engine, spec.pool, spec.resources)
+    metric = metric_problems(spec.metric, ("metric",))
+    _raise_all(itertools.chain(execution, metric, study_problems(spec.data, spec.stages)), source, given)
     return spec
+
+
+def _problems_of_sound_parts(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield mistakes in the parts of a study whose fields have the right types, while other parts do not."""
+    stages = data.get("stages")
+    for index, raw in enumerate(stages if isinstance(stages, list) else ()):
+        model = stage_models().get(str(raw.get("stage"))) if isinstance(raw, dict) else None
+        if model is not None:
+            with contextlib.suppress(ValidationError):  # it is reported already
+                yield from model.model_validate(raw).own_problems(("stages", index))
+    with contextlib.suppress(ValidationError):
+        yield from source_problems(DataConfig.model_validate(data.get("data")))
 
 
 def load_configuration(path: str | Path, *, overrides: Mapping[str, Any] | None = None) -> Configuration:
     """Read and check one configuration, as printed by `vitsearch best`. See `load_spec`.
 
     Raises:
-        SpecError: The first mistake.
+        SpecError: All mistakes.
     """
     content = read_yaml(path)
     if "stages" in content.data:
@@ -123,7 +142,7 @@ def load_configuration(path: str | Path, *, overrides: Mapping[str, Any] | None 
         )
     source, given = _with_overrides(content, overrides or {})
     configuration = _validate(Configuration, source, given)
-    _raise_first(configuration_problems(configuration), source, given)
+    _raise_all(configuration_problems(configuration), source, given)
     return configuration
 
 
@@ -131,7 +150,7 @@ def make_data_config(settings: Mapping[str, Any]) -> DataConfig:
     """Check a `data` block that was not read from a file.
 
     Raises:
-        SpecError: The first mistake, without a line.
+        SpecError: All mistakes, without lines.
     """
     source = YamlSource(file="the data", data=dict(settings), marks={})
     return _validate(DataConfig, source, frozenset())
@@ -184,16 +203,23 @@ def _absolute(text: str, folder: Path) -> str:
     return text if not text or text in BUILT_IN else absolute_path(text, folder)
 
 
-def _validate(model: type[Model], source: YamlSource, given: frozenset[KeyPath]) -> Model:
+def _validate(
+    model: type[Model], source: YamlSource, given: frozenset[KeyPath], *, more: Iterable[Problem] = ()
+) -> Model:
+    """Validate a source. If it has mistakes, `more` of them are added to those of the types."""
     try:
         return model.model_validate(source.data)
     except ValidationError as error:
-        raise _error(source, given, first_problem(error, model, stage_models())) from None
+        problems = all_problems(error, model, stage_models())
+    _raise_all([*problems, *more], source, given)
+    raise AssertionError("an error has at least one problem")
 
 
-def _raise_first(problems: Iterator[Problem], source: YamlSource, given: frozenset[KeyPath]) -> None:
-    for problem in problems:
-        raise _error(source, given, problem)
+def _raise_all(problems: Iterable[Problem], source: YamlSource, given: frozenset[KeyPath]) -> None:
+    errors = [_error(source, given, problem) for problem in distinct(problems)]
+    if errors:
+        errors[0].others = tuple(errors[1:])
+        raise errors[0]
 
 
 def _error(source: YamlSource, given: frozenset[KeyPath], problem: Problem) -> SpecError:

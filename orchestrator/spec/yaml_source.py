@@ -27,19 +27,25 @@ _NOT_FINITE = re.compile(r"([-+]?)\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
 class SpecError(ValueError):
-    """A user's file has a mistake.
+    """A user's file has mistakes. The message has a line for each; the attributes describe the first.
 
     Attributes:
         file: The path of the file as given.
         line: Line of the mistake, starting at 1; `None` if there is no line (a missing file, a command-line value).
         path: Place in the file, such as `stages[1].epochs`; empty for the whole file.
         message: What must hold, what was found, and what to do.
+        others: The other mistakes.
     """
+
+    others: tuple["SpecError", ...] = ()
 
     def __init__(self, file: str | Path, message: str, *, line: int | None = None, path: KeyPath = ()) -> None:
         self.file, self.line, self.path, self.message = str(file), line, format_path(path), message
         where = self.file if line is None else f"{self.file}:{line}"
         super().__init__(f"{where}: {self.path}: {message}" if self.path else f"{where}: {message}")
+
+    def __str__(self) -> str:
+        return "\n".join([super().__str__(), *map(str, self.others)])
 
 
 class Mark(NamedTuple):

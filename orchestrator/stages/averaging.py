@@ -1,6 +1,6 @@
 """Stage `averaging`: averages the best trial's checkpoints in several ways and selects one on validation data."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -19,6 +19,7 @@ from orchestrator.stages.train import TRAIN, TrainStage, configuration_of, sort_
 from orchestrator.store.records import TrialRecord
 from plugins import registry
 from plugins.metrics.deciding import ACCURACY, DecidingMetric
+from search_spaces.dimensions import Scalar
 from search_spaces.recipes import PluginChoice, base_point, describe_plugin
 from trainers.config import AverageTask
 
@@ -47,8 +48,13 @@ class AveragingStage(PluginSearchModel):
     def order_problems(self, before: Sequence[StageModel], at: KeyPath) -> Iterator[Problem]:
         train = latest(before, TrainStage)
         if train is not None:
-            yield from _checkpoint_problems(self, train, at)
+            yield from _checkpoint_problems(self, train, (*at, "methods"))
             yield from _average_problems(self, train, at)
+
+    def remarks(self, before: Sequence[StageModel]) -> Iterator[str]:
+        train = latest(before, TrainStage)
+        if train is not None:
+            yield from too_long_averages(self, num_checkpoints=min(train.keep_checkpoints, train.epochs))
 
 
 def _average_problems(stage: AveragingStage, train: TrainStage, at: KeyPath) -> Iterator[Problem]:
@@ -94,6 +100,9 @@ def run_averaging(context: StageContext, spec: AveragingStage) -> StageOutcome:
     configuration = configuration_of(context, train.spec, source)
     checkpoints = checkpoint_folders(context, source)
     metric, objectives = context.metric, (Objective.of(context.metric),)
+    for message in too_long_averages(spec, num_checkpoints=len(checkpoints)):
+        context.progress.note(message)
+    base = base_point(spec.dimensions)
     search = Search(
         num_trials=spec.num_trials,
         objectives=objectives,
@@ -102,7 +111,8 @@ def run_averaging(context: StageContext, spec: AveragingStage) -> StageOutcome:
             objectives=objectives,
             sampler=spec.sampler,
             seed=context.seed,
-            first=[base_point(spec.dimensions)],
+            first=[] if _problem(spec, base, len(checkpoints)) else [base],
+            problem=lambda point: _problem(spec, point, len(checkpoints)),
         ),
         make_task=lambda trial: AverageTask(
             configuration=configuration, checkpoints=checkpoints, averaging=spec.decode(trial.point)
@@ -137,22 +147,48 @@ def run_averaging(context: StageContext, spec: AveragingStage) -> StageOutcome:
     )
 
 
-def _checkpoint_problems(stage: AveragingStage, train: TrainStage, at: KeyPath) -> Iterator[Problem]:
-    kept = min(train.keep_checkpoints, train.epochs)
-    for index, method in enumerate(stage.methods):
+def too_long_averages(spec: AveragingStage, *, num_checkpoints: int) -> list[str]:
+    """Name the methods whose settings need more than `num_checkpoints` checkpoints, and which are left out."""
+    unfit = []
+    for least, most, longest in _needs(spec):
+        if least > num_checkpoints:
+            unfit.append(f"{longest.name} (needs at least {least})")
+        elif most > num_checkpoints:
+            unfit.append(f"settings of {longest.name} up to {describe_plugin(longest)} (needs {most})")
+    if not unfit:
+        return []
+    count = "1 checkpoint" if num_checkpoints == 1 else f"{num_checkpoints} checkpoints"
+    return [f"stage {spec.name!r} has {count} to average, so it leaves out {' and '.join(unfit)}"]
+
+
+def _needs(spec: AveragingStage) -> Iterator[tuple[int, int, PluginChoice]]:
+    """The smallest and the largest number of checkpoints that each installed method needs, and its longest average."""
+    for method in spec.methods:
         if method.name not in registry.available("averaging"):
             continue  # reported by `own_problems`
-        for corner in plugin_corners(stage.plugin_key, method):
-            needed = registry.create("averaging", corner.name, corner.settings).num_needed
-            if needed > kept:
-                settings = ", ".join(f"{key}={value}" for key, value in corner.settings.items())
-                yield Problem(
-                    (*at, "methods", index),
-                    f"must need at most the {kept} checkpoints that stage {train.name!r} keeps (keep_checkpoints: "
-                    f"{train.keep_checkpoints}, epochs: {train.epochs}), but {corner.name}"
-                    f"{f' with {settings}' if settings else ''} needs {needed}. Lower its settings or raise "
-                    "keep_checkpoints.",
-                )
+        corners = plugin_corners(spec.plugin_key, method)
+        needed = [registry.create("averaging", corner.name, corner.settings).num_needed for corner in corners]
+        most = max(needed)
+        yield min(needed), most, corners[needed.index(most)]
+
+
+def _problem(spec: AveragingStage, point: Mapping[str, Scalar], num_checkpoints: int) -> str | None:
+    """Why the average at a point cannot be computed; `None` if it can."""
+    method = spec.decode(point)
+    needed = registry.create("averaging", method.name, method.settings).num_needed
+    return None if needed <= num_checkpoints else f"{describe_plugin(method)} needs {needed} checkpoints"
+
+
+def _checkpoint_problems(stage: AveragingStage, train: TrainStage, at: KeyPath) -> Iterator[Problem]:
+    kept = min(train.keep_checkpoints, train.epochs)
+    least = min((least for least, _, _ in _needs(stage)), default=0)
+    if least > kept:
+        yield Problem(
+            at,
+            f"must include an average of at most the {kept} checkpoints that stage {train.name!r} keeps "
+            f"(keep_checkpoints: {train.keep_checkpoints}, epochs: {train.epochs}), but all need {least} or more. Add "
+            "`last`, or raise keep_checkpoints and epochs.",
+        )
 
 
 def _table(trials: Sequence[TrialRecord], spec: AveragingStage, metric: DecidingMetric) -> str:

@@ -101,7 +101,10 @@ class GrowStage(StageModel):
     def data_problems(self, before: Sequence[StageModel], data: DataConfig, at: KeyPath) -> Iterator[Problem]:
         """Yield starts that cannot be scored at the reduced width or already have the target size."""
         if self.topology is not None:
-            yield from topology_text_problems(self.topology, data, (*at, "topology"))
+            unfit = list(topology_text_problems(self.topology, data, (*at, "topology")))
+            yield from unfit
+            if unfit:
+                return
         task = smallest_task(data)
         for start in _growth_starts(self, before):
             for cost, target in self.targets().items():

@@ -119,8 +119,14 @@ class TrainStage(StageModel):
 
     def data_problems(self, before: Sequence[StageModel], data: DataConfig, at: KeyPath) -> Iterator[Problem]:
         """Yield topologies and image sizes that do not fit the images, and curricula that the models do not support."""
-        for index, text in enumerate(self.topologies):
-            yield from topology_text_problems(text, data, (*at, "topologies", index))
+        unfit = [
+            problem
+            for index, text in enumerate(self.topologies)
+            for problem in topology_text_problems(text, data, (*at, "topologies", index))
+        ]
+        yield from unfit
+        if unfit:
+            return
         yield from _curriculum_problems(self, before, at)
         yield from _image_size_problems(self, before, data, at)
 

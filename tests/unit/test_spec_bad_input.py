@@ -234,7 +234,11 @@ BAD: dict[str, Bad] = {
         "{source: digits}", "{source: digits, num_classes: 5}", 3, "data", ("`num_classes` needs `source: noise`",)
     ),
     "more candidates than screened": Bad(
-        "{best: 2, spread: 2}", "{best: 5, spread: 4}", 9, "stages[1].candidates", ("at most the 8", "5 + 4")
+        "{best: 2, spread: 2}\n    num_trials: 6",
+        "{best: 5, spread: 4}\n    num_trials: 9",
+        9,
+        "stages[1].candidates",
+        ("at most the 8", "5 + 4"),
     ),
     "more candidates than trained": Bad(
         "num_trials: 6", "num_trials: 3", 10, "stages[1].num_trials", ("at least 4", "got 3")
@@ -270,15 +274,12 @@ BAD: dict[str, Bad] = {
     "candidates and topologies": Bad(
         "num_trials: 6", f"num_trials: 6\n    topologies: ['{TOPOLOGY}']", 11, "stages[1].topologies", ("both",)
     ),
-    "averaging more checkpoints than are kept": Bad(
-        "window: {low: 2, high: 4}",
-        "window: {low: 2, high: 4}, spacing: [1, 2]",
+    "only averages of more checkpoints than are kept": Bad(
+        "[last, {name: lawa, window: {low: 2, high: 4}}]",
+        "[{name: lawa, window: {low: 5, high: 6}}]",
         22,
-        "stages[3].methods[1]",
-        ("at most the 4", "keep_checkpoints: 4", "needs 7"),
-    ),
-    "averaging more checkpoints than epochs": Bad(
-        "epochs: 5", "epochs: 2", 22, "stages[3].methods[1]", ("at most the 2", "epochs: 2")
+        "stages[3].methods",
+        ("at most the 4", "keep_checkpoints: 4", "need 5 or more"),
     ),
     # topologies and images
     "images that the space does not take": Bad(
@@ -362,6 +363,57 @@ def test_a_mistake_is_told_with_its_line(tmp_path: Path, name: str) -> None:
         assert fragment in error.message, str(error)
     assert "\n" not in str(error)
     assert "pydantic" not in str(error)
+
+
+def test_all_mistakes_are_told_at_once_each_with_its_line(tmp_path: Path) -> None:
+    changes = {
+        "seed: 1": "seed: one",
+        "[length-distortion, params]": "[length-distorsion, params]",
+        "    epochs: 5": "    epoch: 5",
+        "{name: patience, epochs: {low: 1, high: 4}}": "{name: patience, epochs: ten}",
+        "[last, {": "[lats, {",
+        "baselines: [params]": "baselines: [params]\n    confidence: 95",
+    }
+    text = STUDY
+    for old, new in changes.items():
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    error = check(tmp_path, text)
+    assert len(error.others) == len(changes) - 1
+    lines = str(error).splitlines()
+    assert sorted(line.split(":")[1] for line in lines) == ["11", "19", "2", "22", "25", "7"]
+    assert all(line.startswith(str(tmp_path / "study.yaml")) for line in lines)
+    told = {other.path for other in (error, *error.others)}
+    assert told == {
+        "seed",
+        "stages[0].proxies[0]",
+        "stages[1].epoch",
+        "stages[2].criteria[0].epochs",
+        "stages[3].methods[0]",
+        "stages[4].confidence",
+    }
+
+
+def test_averages_that_do_not_fit_are_left_out_and_named(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(STUDY.replace("window: {low: 2, high: 4}", "window: {low: 2, high: 4}, spacing: [1, 2]"))
+    assert load_spec(file).remarks == [
+        "stage 'averaging' has 4 checkpoints to average, so it leaves out settings of lawa up to "
+        "lawa(window=4, spacing=2) (needs 7)"
+    ]
+    file.write_text(STUDY.replace("epochs: 5", "epochs: 1"))
+    assert load_spec(file).remarks == [
+        "stage 'averaging' has 1 checkpoint to average, so it leaves out lawa (needs at least 2)"
+    ]
+    file.write_text(STUDY)
+    assert load_spec(file).remarks == []
+
+
+def test_mistakes_of_one_cause_are_told_once(tmp_path: Path) -> None:
+    misspelt = check(tmp_path, STUDY.replace("study: tiny", "studi: tiny"))
+    assert (misspelt.path, misspelt.others) == ("studi", ())
+    corners = STUDY.replace("{low: 0.1, high: 0.5}", "{low: -1, high: 5}")
+    assert check(tmp_path, corners).others == ()
 
 
 STAGES = {
