@@ -41,7 +41,7 @@ from trainers.results.measuring import report_on
 from trainers.results.model_report import ModelReport
 from trainers.tasks.averaging import ValidationJudge, average_checkpoints
 from trainers.training.checkpoints import WEIGHTS, CheckpointError, pack_tensors, read_tensors, sha256_of, write_folder
-from trainers.training.evaluation import Evaluation, Normalizer, evaluate, judge, logits_of
+from trainers.training.evaluation import Evaluation, Normalizer, class_probabilities, evaluate, judge, logits_of
 from trainers.training.loop import train
 from trainers.training.reporting import Reporter
 
@@ -124,12 +124,8 @@ class Predictor:
         if not named:
             return []
         pixels = torch.from_numpy(np.stack(planes))
-        temperature = self.card.temperature
-        probabilities = [
-            row
-            for logits in logits_of(self.model, pixels, self._normalizer)
-            for row in (logits / temperature).softmax(1)
-        ]
+        batches, temperature = logits_of(self.model, pixels, self._normalizer), self.card.temperature
+        probabilities = [row for logits in batches for row in class_probabilities(logits, temperature)]
         return [self._prediction(one.path, row, top) for one, row in zip(named, probabilities, strict=True)]
 
     def evaluate(self, split: ImageSplit) -> Evaluation:

@@ -78,7 +78,7 @@ def list_class_folders(
             raise DataError(
                 f"{path} must be one of the training classes {few(names)}, but it is not. Rename or move it."
             )
-        images = sorted(_image_files(path, findings))
+        images = images_below(path, findings)
         files += images
         labels += [names.index(path.name)] * len(images)
     _count_rest(folder, findings)
@@ -94,6 +94,16 @@ def loose_images(folder: Path) -> list[Path]:
     """Images directly in a folder."""
     visible = [path for path in folder.iterdir() if not is_left_aside(path.name)]
     return sorted(path for path in visible if is_image_name(path.name) and path.is_file())
+
+
+def images_below(folder: Path, findings: DataFindings) -> list[Path]:
+    """Images at any depth below a folder, sorted; each once, although links may lead there several times.
+
+    Args:
+        folder: The folder.
+        findings: Receives what is left aside.
+    """
+    return sorted(_image_files(folder, findings))
 
 
 def _count_rest(folder: Path, findings: DataFindings) -> None:

@@ -99,7 +99,7 @@ class AutoFormer(nn.Module):
         grid = self.patch_embed(images)
         patches = grid.flatten(2).transpose(1, 2)
         positions = self._positions(grid.shape[-2], grid.shape[-1])
-        tokens = sites.embed(torch.cat([self.class_token.expand(len(images), -1, -1), patches], 1) + positions)
+        tokens = sites.embed(torch.cat([self.class_token.expand(images.shape[0], -1, -1), patches], 1) + positions)
         for block, factors, dropped in zip(self.blocks, keep, sites.blocks, strict=True):
             tokens = block(tokens, factors, dropped)
         return tokens

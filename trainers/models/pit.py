@@ -29,7 +29,7 @@ class Pooling(nn.Module):
 
     def forward(self, tokens: Tensor, side: int) -> Tensor:
         """Tokens (B, 1 + side^2, D) to (B, 1 + ceil(side / 2)^2, out width)."""
-        grid = tokens[:, 1:].transpose(1, 2).reshape(len(tokens), -1, side, side)
+        grid = tokens[:, 1:].transpose(1, 2).reshape(tokens.shape[0], -1, side, side)
         return torch.cat([self.fc(tokens[:, :1]), self.conv(grid).flatten(2).transpose(1, 2)], 1)
 
     def along(self, tokens: Tensor, side: int) -> Tensor:
@@ -124,7 +124,7 @@ class Pit(nn.Module):
         side = grid.shape[-1]
         grid = grid + self._positions(side)
         patches = grid.flatten(2).transpose(1, 2)
-        tokens = sites.embed(torch.cat([self.class_token.expand(len(images), -1, -1), patches], 1))
+        tokens = sites.embed(torch.cat([self.class_token.expand(images.shape[0], -1, -1), patches], 1))
         start = 0
         for index, (stage, depth) in enumerate(zip(self.stages, self.depths, strict=True)):
             if index:

@@ -92,6 +92,16 @@ def losses_of(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="none").cpu()
 
 
+def class_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Probabilities (N, classes) from logits; every prediction, table and exported model computes them here.
+
+    Args:
+        logits: Of any float type, (N, classes).
+        temperature: Divides the logits; above 1, probabilities are less extreme. The most probable class is the same.
+    """
+    return (logits / temperature).softmax(1)
+
+
 def logits_of(model: nn.Module, images: Tensor, normalizer: Normalizer) -> Iterator[Tensor]:
     """Logits (B, classes), float32, of uint8 images (N, C, H, W), batch by batch, on the normalizer's device.
 
