@@ -20,6 +20,7 @@ STATUS = {
     "plugins.registry:DuplicatePluginError": BAD_INPUT,
     "plugins.registry:UnknownPluginError": BAD_INPUT,
     "trainers.champion:ModelError": BAD_INPUT,
+    "trainers.exporting:ExportError": BAD_INPUT,
     "trainers.data.listing:DataError": BAD_INPUT,
     "trainers.training.checkpoints:CheckpointError": BAD_INPUT,
     "trainers.weights.errors:WeightsError": BAD_INPUT,

@@ -11,6 +11,7 @@ import typer
 from orchestrator.cli.console import fail, note, out
 from orchestrator.cli.exit_status import exit_on_error
 from orchestrator.cli.quiet import quiet_libraries
+from trainers.export_formats import ExportFormat
 
 app = typer.Typer(
     name="vitsearch",
@@ -54,6 +55,7 @@ EngineOption = Annotated[
     str | None,
     typer.Option("--engine", metavar="NAME", help="`optuna`, `ray` or `auto`, instead of the file's `engine`."),
 ]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A study's name (its champion) or a model folder.")]
 StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study.")]
 
 
@@ -253,6 +255,19 @@ def _status(study: StudyArgument, output: FormatOption = Format.text) -> None:
     status_command(study, as_json=output is Format.json)
 
 
+@app.command("trials")
+def _trials(
+    study: StudyArgument,
+    stage: Annotated[str | None, typer.Option("--stage", metavar="NAME", help="Only the trials of this stage.")] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print one line of comma-separated values per trial.")] = False,
+    output: FormatOption = Format.text,
+) -> None:
+    """List a study's trials, with what was searched and measured."""
+    from orchestrator.cli.trials import trials_command
+
+    trials_command(study, stage=stage, as_csv=as_csv, as_json=output is Format.json)
+
+
 @app.command("best")
 def _best(study: StudyArgument) -> None:
     """Print the champion's complete configuration file, for `vitsearch train`."""
@@ -276,6 +291,7 @@ def _train(
             help="Start from these weights: STUDY@champion, a model folder, a .safetensors or a .pth file.",
         ),
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model in an existing folder.")] = False,
     quiet: QuietOption = False,
     output: FormatOption = Format.text,
 ) -> None:
@@ -284,7 +300,8 @@ def _train(
 
     overrides: dict[str, Any] = {"data.source": data} if data else {}
     overrides |= {"weights": weights} if weights else {}
-    train_command(file, overrides=overrides, folder=folder, quiet=quiet, as_json=output is Format.json)
+    as_json = output is Format.json
+    train_command(file, overrides=overrides, folder=folder, overwrite=overwrite, quiet=quiet, as_json=as_json)
 
 
 @app.command("data")
@@ -327,14 +344,34 @@ def _data(
 
 @app.command("predict")
 def _predict(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A study's name (its champion) or a model folder.")],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    model: ModelArgument,
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help="Image files, folders, or quoted patterns such as '*.jpg'.")
+    ],
+    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Number of classes to print per image.")] = 3,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print one line of comma-separated values per image.")] = False,
     output: FormatOption = Format.text,
 ) -> None:
     """Classify images with a study's champion or a trained model."""
-    from orchestrator.cli.modelling import predict_command
+    from orchestrator.cli.predicting import predict_command
 
-    predict_command(model, images, as_json=output is Format.json)
+    predict_command(model, images, top=top, as_csv=as_csv, as_json=output is Format.json)
+
+
+@app.command("export")
+def _export(
+    model: ModelArgument,
+    export_format: Annotated[ExportFormat, typer.Option("--format", help="Format of the file.", show_default=False)],
+    file: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="File to write; by default MODEL with a suffix.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
+) -> None:
+    """Write a model for other programs, with its preprocessing and class names."""
+    from orchestrator.cli.exporting import export_command
+
+    export_command(model, export_format, file=file, overwrite=overwrite, as_json=as_json)
 
 
 @app.command("evaluate")
@@ -398,13 +435,29 @@ def _ui(
 
 @app.command("delete")
 def _delete(
-    study: StudyArgument,
+    studies: Annotated[
+        list[str], typer.Argument(metavar="STUDY...", help="Names of studies, or quoted patterns such as 'test-*'.")
+    ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Delete a study: its trials, checkpoints and plots. Its MLflow experiment goes to MLflow's trash."""
-    from orchestrator.cli.showing import delete_command
+    """Delete studies with all their files. Their MLflow experiments go to MLflow's trash."""
+    from orchestrator.cli.cleaning import delete_command
 
-    delete_command(study, yes=yes)
+    delete_command(studies, yes=yes)
+
+
+@app.command("prune")
+def _prune(
+    studies: Annotated[
+        list[str] | None, typer.Argument(metavar="[STUDY...]", help="Names or quoted patterns; by default all studies.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show how much would be freed.")] = False,
+    output: FormatOption = Format.text,
+) -> None:
+    """Drop checkpoints of complete studies, which their champions do not need."""
+    from orchestrator.cli.cleaning import prune_command
+
+    prune_command(studies or [], dry_run=dry_run, as_json=output is Format.json)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,4 +1,4 @@
-"""The commands train and predict, which train or use a single model."""
+"""The command train, which trains a single model."""
 
 import shutil
 from collections.abc import Mapping
@@ -13,7 +13,6 @@ from orchestrator.settings import load_settings
 from orchestrator.spec.study_file import load_configuration
 from orchestrator.stages.progress import as_percent
 from trainers.config import EpochReport
-from trainers.data.listing import DataError
 from trainers.results.model_report import describe_accuracy
 from trainers.training.reporting import Reporter
 
@@ -37,12 +36,20 @@ class EpochLines(Reporter):
         return self._control.should_stop()
 
 
-def train_command(file: Path, *, overrides: Mapping[str, Any], folder: Path | None, quiet: bool, as_json: bool) -> None:
+def train_command(
+    file: Path, *, overrides: Mapping[str, Any], folder: Path | None, overwrite: bool, quiet: bool, as_json: bool
+) -> None:
     """Train a configuration, test it once, and save the model in a folder."""
     configuration = load_configuration(file, overrides=overrides)
     target = (folder or file.absolute().with_suffix("")).absolute()
     if target == file.absolute():
         target = target.with_name(f"{target.name}-model")
+    if target.exists() and not overwrite:
+        fail(
+            f"{file}: the model's folder must be new, but {target} exists. Name another with --out, or replace the "
+            "model in it with --overwrite.",
+            status=BAD_INPUT,
+        )
     from orchestrator.study.reusing import start_from_weights
     from trainers.champion import finish_model, train_configuration
     from trainers.data.images import load_images
@@ -82,22 +89,3 @@ def train_command(file: Path, *, overrides: Mapping[str, Any], folder: Path | No
         + (f"; {outcome.reason}" if outcome.reason else "")
         + f"\nmodel in {target}\nvitsearch predict {target} IMAGE..."
     )
-
-
-def predict_command(model: str, images: list[Path], *, as_json: bool) -> None:
-    """Classify images with a study's champion or a model folder."""
-    from orchestrator.study.access import find_champion
-    from trainers.champion import load_model
-
-    folder = Path(model)
-    if not folder.is_dir():
-        folder = Path(find_champion(model, load_settings())["folder"])
-    problems: list[DataError] = []
-    predictions = load_model(folder).predict(images, problems=problems)
-    if as_json and predictions:
-        print_json([{**one._asdict(), "path": str(one.path)} for one in predictions])
-    for one in predictions if not as_json else ():
-        others = ", ".join(f"{label} {as_percent(probability)}" for label, probability in one.top[1:])
-        out(f"{one.path}: {one.label} {as_percent(one.probability)}" + (f" ({others})" if others else ""))
-    if problems:
-        fail("\n".join(str(problem) for problem in problems), status=BAD_INPUT)

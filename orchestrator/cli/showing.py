@@ -1,10 +1,8 @@
-"""Commands that show or delete existing studies and plug-ins: list, status, best, plugins, ui, delete."""
+"""Commands that show existing studies and plug-ins: list, status, best, plugins, ui."""
 
 import os
 from datetime import UTC, datetime
 from typing import Any
-
-import typer
 
 from orchestrator.cli import tables
 from orchestrator.cli.console import fail, note, out, print_json
@@ -111,18 +109,6 @@ def _pages(settings: Settings, server_url: str) -> list[tuple[str, list[str]]]:
         for name in names
     ]
     return [(name, [page for page in pages if page is not None]) for name, pages in found if any(pages)]
-
-
-def delete_command(name: str, *, yes: bool) -> None:
-    """Delete a study after confirmation."""
-    from orchestrator.study.access import delete_study, find_study, study_folder
-
-    settings = load_settings()
-    study = find_study(name, settings)
-    if not yes and not typer.confirm(f"Delete study {name!r} and everything in {study_folder(settings, study)}?"):
-        fail("nothing was deleted", status=1)
-    delete_study(study, settings)
-    out(f"deleted study {name!r}")
 
 
 def _show_card(kind: str, name: str, *, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from rich.text import Text
 from orchestrator.cli.model_table import report_lines
 from orchestrator.cli.verdict_table import correlation
 from orchestrator.stages.kind import stage_kind
+from orchestrator.study.sizes import human_size
 from plugins.metrics.deciding import ACCURACY, DecidingMetric
 from trainers.data.report import DataReport
 from trainers.results.model_report import ModelReport
@@ -51,6 +52,9 @@ def status_report(summary: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [Text(state, style="bold"), table]
     if summary["data"]:
         parts += [_title("Data"), Text("\n".join(DataReport.model_validate(summary["data"]).lines()))]
+    if summary["leaderboard"]:
+        parts += [_title("Leaderboard"), leaderboard(summary["leaderboard"])]
+        parts.append(Text(f"  all trials: vitsearch trials {summary['study']}"))
     if summary["champion"]:
         parts += [_title("Champion"), champion_lines(summary["champion"])]
     owed = summary["tracking"]["owed"]
@@ -111,12 +115,13 @@ def study_table(rows: Sequence[dict[str, Any]]) -> RenderableType:
     """All studies, one row each."""
     if not rows:
         return Text("No studies yet. Start with: vitsearch run studies/quickstart.yaml")
-    table = _table("study", "state", "stages done", "test accuracy (%)", "updated")
+    table = _table("study", "state", "stages done", "test accuracy (%)", "size", "updated")
     table.columns[0].overflow = "fold"  # other commands need the full name
     for row in rows:
         accuracy = row["test_accuracy"]
         shown = "-" if accuracy is None else f"{100 * accuracy:.2f}"
-        table.add_row(row["study"], row["state"], f"{row['stages_done']} of {row['stages']}", shown, row["updated"])
+        done, size = f"{row['stages_done']} of {row['stages']}", human_size(row["num_bytes"])
+        table.add_row(row["study"], row["state"], done, shown, size, row["updated"])
     return table
 
 

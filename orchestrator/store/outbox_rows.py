@@ -92,6 +92,11 @@ class StudyOutbox:
         with self._engine.begin() as connection:
             connection.execute(delete(tracked_runs).where(tracked_runs.c.key == key))
 
+    def run_ids(self) -> list[str]:
+        """MLflow's run ids of all keys of the study."""
+        with self._engine.connect() as connection:
+            return list(connection.execute(select(tracked_runs.c.run_id).where(self._is_ours(connection))).scalars())
+
     def _is_ours(self, connection: Connection) -> ColumnElement[bool]:
         """The condition for rows of `tracked_runs` that belong to this study."""
         uid = connection.execute(select(studies.c.uid).where(studies.c.id == self._study_id)).scalar_one()

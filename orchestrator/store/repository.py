@@ -39,6 +39,7 @@ from orchestrator.store.tables import (
     reports,
     stages,
     studies,
+    tracked_runs,
     trials,
 )
 from orchestrator.store.trial_rows import (
@@ -169,6 +170,10 @@ class Store:
     def delete_study(self, study_id: int) -> None:
         """Delete a study with everything that belongs to it."""
         with self._engine.begin() as connection:
+            uid = connection.execute(select(studies.c.uid).where(studies.c.id == study_id)).scalar()
+            if uid is not None:
+                runs = tracked_runs.c.key.startswith(f"{uid}/", autoescape=True)
+                connection.execute(delete(tracked_runs).where(runs))
             connection.execute(delete(studies).where(studies.c.id == study_id))
 
     # --- executions ---

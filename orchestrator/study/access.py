@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from orchestrator.store.records import StudyRecord
 from orchestrator.store.repository import Store
 from orchestrator.store.study_files import folder_of_study
 from orchestrator.study.lock import hold_study, is_held
+from orchestrator.study.sizes import size_of
 from orchestrator.tracking.mlflow_client import Tracker, TrackingUnavailable
+from orchestrator.tracking.names import slug
 from plugins.registry import nearest_name
 
 
@@ -83,10 +85,24 @@ def find_summary(name: str, settings: Settings) -> dict[str, Any]:
     study = find_study(name, settings)
     with open_existing(settings) as store:
         if store is None:
-            raise DatabaseUnavailableError(
-                f"the database {settings.database_url} must exist, but it has disappeared. Restore it."
-            )
+            raise _database_gone(settings)
         return study_summary(store, study)
+
+
+def find_trials(name: str, settings: Settings) -> tuple[list[dict[str, Any]], list[str]]:
+    """The trials of a study as rows of `orchestrator.reports.trial_table`, and the names of its stages.
+
+    Raises:
+        UnknownStudyError: There is no study of that name.
+    """
+    from orchestrator.reports.trial_table import trial_rows
+
+    study = find_study(name, settings)
+    with open_existing(settings) as store:
+        if store is None:
+            raise _database_gone(settings)
+        stages = store.stages(study.id)
+        return list(trial_rows(store, study, stages)), [stage.name for stage in stages]
 
 
 def find_champion(name: str, settings: Settings) -> dict[str, Any]:
@@ -110,11 +126,22 @@ def list_studies(settings: Settings) -> list[dict[str, Any]]:
     with open_existing(settings) as store:
         if store is None:
             return []
-        return [study_line(store, with_actual_state(study, settings)) for study in store.list_studies()]
+        return [
+            {
+                **study_line(store, with_actual_state(study, settings)),
+                "num_bytes": size_of(study_places(settings, study, store)),
+            }
+            for study in store.list_studies()
+        ]
 
 
-def delete_study(study: StudyRecord, settings: Settings) -> None:
-    """Delete a study: rows, checkpoints and plots. Its MLflow experiment is moved to MLflow's trash.
+def delete_study(study: StudyRecord, settings: Settings) -> bool:
+    """Delete a study: rows, checkpoints and plots, its files in MLflow, and the models registered from it.
+
+    Its MLflow experiment, without files, is moved to MLflow's trash.
+
+    Returns:
+        Whether MLflow keeps runs of the study, because tracking is off.
 
     Raises:
         orchestrator.study.lock.StudyBusyError: The study is running.
@@ -124,14 +151,22 @@ def delete_study(study: StudyRecord, settings: Settings) -> None:
 
     with hold_study(study.name, settings), open_existing(settings) as store:
         if store is None:
-            return
+            return False
+        keeps_runs = not settings.tracking and bool(store.outbox(study.id).run_ids())
         if settings.tracking:
             try:
                 tracker_of(study, settings, store).deliver([DeleteExperiment(name=study.name)])
             except TrackingUnavailable as error:
-                raise StudyNotDeletedError(f"nothing was deleted, because MLflow does not answer: {error}") from error
-        shutil.rmtree(study_folder(settings, study), ignore_errors=True)
+                raise StudyNotDeletedError(
+                    f"nothing was deleted of study {study.name!r}, because MLflow does not answer: {error}"
+                ) from error
+        places = study_places(settings, study, store) if settings.tracking else [study_folder(settings, study)]
+        for place in places:
+            shutil.rmtree(place, ignore_errors=True)
+        with suppress(OSError):  # runs of another study that had this name are still there, or there were no files
+            (mlflow_root(settings) / slug(study.name)).rmdir()
         store.delete_study(study.id)
+        return keeps_runs
 
 
 def with_actual_state(study: StudyRecord, settings: Settings) -> StudyRecord:
@@ -146,6 +181,23 @@ def study_folder(settings: Settings, study: StudyRecord) -> Path:
     return folder_of_study(settings.artifact_root, study.name, study.uid)
 
 
+def mlflow_root(settings: Settings) -> Path:
+    """Folder of MLflow's files, unless a tracking server keeps them."""
+    return settings.artifact_root / "mlflow"
+
+
+def study_places(settings: Settings, study: StudyRecord, store: Store) -> list[Path]:
+    """Folders of all files of a study on this machine, including those that MLflow shows."""
+    folder = mlflow_root(settings) / slug(study.name)
+    return [study_folder(settings, study), *(folder / run_id for run_id in store.outbox(study.id).run_ids())]
+
+
 def tracker_of(study: StudyRecord, settings: Settings, store: Store) -> Tracker:
     """The tracker that delivers a study's events to MLflow."""
-    return Tracker(settings.tracking_uri, settings.artifact_root / "mlflow", store.outbox(study.id))
+    return Tracker(settings.tracking_uri, mlflow_root(settings), store.outbox(study.id))
+
+
+def _database_gone(settings: Settings) -> DatabaseUnavailableError:
+    return DatabaseUnavailableError(
+        f"the database {settings.database_url} must exist, but it has disappeared. Restore it."
+    )

@@ -12,7 +12,7 @@ import math
 import os
 import sqlite3
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -219,6 +219,7 @@ class Tracker:
             case DescribeExperiment():
                 self._describe_experiment(event)
             case DeleteExperiment():
+                self._delete_files(event.name)
                 self._delete_experiment(event.name)
             case ShareView():
                 self._share_view(event)
@@ -277,6 +278,42 @@ class Tracker:
         # MLflow reserves the name of a deleted experiment; renaming it lets the same study run again.
         client.rename_experiment(found.experiment_id, f"{name[:450]} (deleted, {found.experiment_id})")
         client.delete_experiment(found.experiment_id)
+
+    def _delete_files(self, experiment: str) -> None:
+        """Delete the files of all runs that we made in an experiment, and the model versions registered from them."""
+        client = self._client()
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            return
+        registry = importlib.import_module("mlflow.store.artifact.artifact_repository_registry")
+        runs = self._all_runs(found.experiment_id)
+        self._delete_versions(experiment, {run.info.run_id for run in runs})
+        for run in runs:
+            registry.get_artifact_repository(run.info.artifact_uri, tracking_uri=self._uri).delete_artifacts()
+
+    def _all_runs(self, experiment_id: str) -> list[Any]:
+        """All runs with our key in an experiment, including those in MLflow's trash."""
+        client, view = self._client(), self._entities().ViewType.ALL
+        runs, token = [], None
+        while True:
+            page = client.search_runs([experiment_id], run_view_type=view, max_results=1000, page_token=token)
+            runs += [run for run in page if KEY_TAG in run.data.tags]
+            token = page.token
+            if not token:
+                return runs
+
+    def _delete_versions(self, model: str, run_ids: Collection[str]) -> None:
+        """Delete the versions of a registered model that come from some runs, and the model if none is left."""
+        client = self._client()
+        versions = list(client.search_model_versions(f"name = '{model}'"))
+        ours = [version for version in versions if version.run_id in run_ids]
+        if not ours:
+            return
+        if len(ours) == len(versions):
+            client.delete_registered_model(model)
+            return
+        for version in ours:
+            client.delete_model_version(model, version.version)
 
     def _experiment_id(self, name: str) -> str:
         known = self._experiment_ids.get(name)

@@ -1,5 +1,6 @@
 """Every command as a user types it: output, exit status and imported modules."""
 
+import csv
 import shutil
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import yaml
 from PIL import Image
 
 from orchestrator.cli.main import app
+from orchestrator.store.repository import Store
 from tests.tiny import CommandLine, FinishedStudy, command, write_tiny
 from trainers.champion import load_model
 from trainers.data.images import load_test_images
@@ -168,7 +170,12 @@ def test_train_can_be_typed_again_with_another_configuration(
     assert "epochs: 4" in text
     for epochs in (1, 2):
         file.write_text(text.replace("epochs: 4", f"epochs: {epochs}").replace("lawa", "last"))
-        done = command_line("train", file)
+        if epochs == 2:
+            refused = command_line("train", file)
+            assert refused.status == 2
+            assert "--overwrite" in refused.err
+            assert "epoch" not in refused.err
+        done = command_line("train", file, *(["--overwrite"] if epochs == 2 else []))
         assert done.status == 0, done.err
         assert f"epoch {epochs} of {epochs}" in done.err
         assert f"model in {tmp_path / 'best'}" in done.out
@@ -207,6 +214,63 @@ def test_predict_names_classes_and_refuses_what_is_no_image(
         assert done.out.startswith(f"{digit}: ")  # the others are predicted
         assert len(done.err.splitlines()) == 1
     assert command_line("predict", tiny.home, digit).status == 2  # a folder, but no model
+
+
+def test_predict_takes_folders_and_patterns(command_line: CommandLine, tiny: FinishedStudy, digit: Path) -> None:
+    folder = digit.parent / "photos"
+    (folder / "deep" / ".hidden").mkdir(parents=True)
+    names = ["b.png", "a.PNG", "deep/c.png", "deep/.hidden/d.png"]
+    for name in names:
+        shutil.copy(digit, folder / name)
+    (folder / "notes.txt").write_text("no image")
+    done = command_line("predict", "tiny@champion", folder, "--format", "json", home=tiny.home)
+    assert done.status == 0, done.err
+    assert [row["path"] for row in done.json()] == [str(folder / name) for name in ("a.PNG", "b.png", "deep/c.png")]
+    assert "1 (not an image (.txt))" in done.err
+    rows = command_line("predict", "tiny", f"{folder}/**/*.png", digit, "--csv", "--top", "2", home=tiny.home)
+    assert rows.status == 0, rows.err
+    head, *lines = csv.reader(rows.out.splitlines())
+    assert head == ["path", "label", "probability", "label_2", "probability_2"]
+    assert [line[0] for line in lines] == [str(folder / "b.png"), str(folder / "deep" / "c.png"), str(digit)]
+    assert float(lines[0][2]) >= float(lines[0][4])
+    one = command_line("predict", "tiny", digit, "--top", "1", home=tiny.home)
+    assert "(" not in one.out
+    for empty in (f"{folder}/*.bmp", folder / "deep" / ".hidden" / "none"):
+        (folder / "deep" / ".hidden" / "none").mkdir(exist_ok=True)
+        found = command_line("predict", "tiny", digit, empty, home=tiny.home)
+        assert (found.status, str(empty) in found.err, len(found.out.splitlines())) == (2, True, 1)
+
+
+def test_trials_are_listed_with_what_was_searched(command_line: CommandLine, tiny: FinishedStudy) -> None:
+    rows = command_line("trials", "tiny", "--format", "json", home=tiny.home).json()
+    assert [(row["stage"], row["trial"]) for row in rows] == [
+        (stage, trial.number) for stage, trials in tiny.rows.trials.items() for trial in trials
+    ]
+    text = command_line("trials", "tiny", "--stage", "train", "--csv", home=tiny.home)
+    table = list(csv.DictReader(text.out.splitlines()))
+    trained = tiny.rows.trials["train"]
+    assert [row["state"] for row in table] == [trial.state for trial in trained]
+    assert [float(row["recipe.learning_rate"]) for row in table] == [
+        trial.point["recipe.learning_rate"] for trial in trained
+    ]
+    assert [float(row["val_accuracy"]) for row in table] == [trial.metrics["val_accuracy"] for trial in trained]
+    shown = command_line("trials", "tiny", home=tiny.home, COLUMNS="80")
+    assert max(map(len, shown.out.splitlines())) <= 80
+    assert all(name in shown.out for name in ("train: 9 complete", "learning_rate", "curriculum", "val. acc. (%)"))
+    wrong = command_line("trials", "tiny", "--stage", "trian", home=tiny.home)
+    assert (wrong.status, "Did you mean 'train'?" in wrong.err) == (2, True)
+
+
+def test_a_champion_is_exported_next_to_nothing_else(command_line: CommandLine, tiny: FinishedStudy) -> None:
+    done = command_line("export", "tiny", "--format", "safetensors", home=tiny.home)
+    assert done.status == 0, done.err
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["tiny.safetensors", "tiny.safetensors.json"]
+    again = command_line("export", "tiny", "--format", "safetensors", home=tiny.home)
+    assert (again.status, "--overwrite" in again.err, len(again.err.splitlines())) == (2, True, 1)
+    other = Path.cwd() / "other.pt2"
+    given = ("export", tiny.champion["folder"], "--format", "torch-export", "--out", other, "--json")
+    assert command_line(*given).json()["file"] == str(other)
+    assert other.is_file()
 
 
 def test_best_before_there_is_a_champion_says_how_to_see_why(command_line: CommandLine, tmp_path: Path) -> None:
@@ -275,6 +339,53 @@ def test_delete_removes_rows_and_files_of_that_study_only(command_line: CommandL
     assert not folder.exists()
     assert other.is_dir()
     assert command_line("list", "--format", "json", home=home).json() == []
+
+
+def test_several_studies_are_deleted_by_patterns_after_one_question(
+    command_line: CommandLine, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open(f"sqlite:///{home}/vitsearch.db", artifact_root=home / "artifacts")
+    for name in ("test-1", "test-2", "keep"):
+        store.create_study(name, spec={"seed": 3}, digest="a", data_digest="b", stage_names=[("screen", "screen")])
+    store.close()
+    asked = []
+    monkeypatch.setattr("typer.confirm", lambda question: asked.append(question) or False)
+    assert command_line("delete", "test-*", "tiny", "test-1", home=home).status == 1
+    assert "Delete 3 studies" in asked[0]
+    assert all(name in asked[0] for name in ("test-1", "test-2", "tiny"))
+    assert command_line("delete", "test-*", "tiny", "test-1", "--yes", home=home).status == 0
+    assert [row["study"] for row in command_line("list", "--format", "json", home=home).json()] == ["keep"]
+    nothing = command_line("delete", "test-*", "--yes", home=home)
+    assert (nothing.status, "matches none" in nothing.err) == (2, True)
+
+
+def test_prune_drops_what_no_champion_needs(command_line: CommandLine, home: Path, digit: Path) -> None:
+    (before,) = command_line("list", "--format", "json", home=home).json()
+    on_disk = sum(path.stat().st_size for path in home.glob("artifacts/studies/*/**/*") if path.is_file())
+    assert before["num_bytes"] == on_disk
+    prediction = command_line("predict", "tiny", digit, home=home).out
+    status = command_line("status", "tiny", "--format", "json", home=home).json()
+    (planned,) = command_line("prune", "--dry-run", "--format", "json", home=home).json()
+    assert 0 < planned["num_bytes_freed"] < before["num_bytes"] == planned["num_bytes_before"]
+    assert command_line("list", "--format", "json", home=home).json() == [before]
+    (pruned,) = command_line("prune", "--format", "json", home=home).json()
+    assert pruned == planned
+    (after,) = command_line("list", "--format", "json", home=home).json()
+    assert after["num_bytes"] == before["num_bytes"] - pruned["num_bytes_freed"]
+    assert list(home.glob("artifacts/studies/*/**/epoch-*")) == []
+    assert command_line("predict", "tiny", digit, home=home).out == prediction
+    assert command_line("status", "tiny", "--format", "json", home=home).json() == status
+    assert "freed 0 B" in command_line("prune", "tiny", home=home).out
+
+
+def test_prune_leaves_studies_that_can_go_on(command_line: CommandLine, tmp_path: Path, home: Path) -> None:
+    store = Store.open(f"sqlite:///{home}/vitsearch.db", artifact_root=home / "artifacts")
+    store.create_study("later", spec={"seed": 3}, digest="a", data_digest="b", stage_names=[("train", "train")])
+    store.close()
+    done = command_line("prune", "later", home=home)
+    assert done.status == 0
+    assert "it is waiting, and can be resumed" in done.out
+    assert command_line("prune", "lter", home=home).status == 2
 
 
 def test_nothing_is_deleted_while_mlflow_is_away(command_line: CommandLine, home: Path) -> None:

@@ -235,6 +235,24 @@ def test_a_deleted_experiment_leaves_its_name_to_a_new_one(home: Path, tracker: 
     assert set(runs(home)) == {f"{STUDY}/execution/2"}
 
 
+def test_deleting_a_study_deletes_its_files_and_models_and_nothing_else(home: Path, tracker: Tracker) -> None:
+    mlflow = client(home)
+    tracker.deliver(whole_study(home))
+    experiment = mlflow.get_experiment_by_name("digits")
+    other = mlflow.create_run(experiment.experiment_id, run_name="made by someone else")
+    mlflow.log_text(other.info.run_id, "mine", "notes.txt")
+    mlflow.create_model_version("digits", other.info.artifact_uri, other.info.run_id, await_creation_for=0)
+    tracker.deliver([DeleteExperiment(name="digits")])
+    assert [path.name for path in (home / "artifacts").rglob("*") if path.is_file()] == ["notes.txt"]
+    assert [version.run_id for version in mlflow.search_model_versions("name = 'digits'")] == [other.info.run_id]
+
+
+def test_deleting_a_study_deletes_a_model_that_has_no_other_versions(home: Path, tracker: Tracker) -> None:
+    tracker.deliver([*whole_study(home), DeleteExperiment(name="digits"), DeleteExperiment(name="digits")])
+    assert [path for path in (home / "artifacts").rglob("*") if path.is_file()] == []
+    assert client(home).search_registered_models() == []
+
+
 def test_an_experiment_deleted_by_hand_while_the_study_runs_is_made_again(home: Path, tracker: Tracker) -> None:
     tracker.deliver([start(EXECUTION)])
     client(home).delete_experiment(client(home).get_experiment_by_name("digits").experiment_id)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from trainers.results.model_report import Calibration, ReliabilityBin
+from trainers.training.evaluation import class_probabilities
 
 NUM_BINS = 15
 _LIMITS = (math.log(0.05), math.log(20.0))
@@ -59,7 +60,7 @@ def calibrate(logits: Tensor, labels: Tensor, *, temperature: float) -> Calibrat
 
 
 def _bins(logits: Tensor, labels: Tensor, temperature: float) -> tuple[ReliabilityBin, ...]:
-    confidence, prediction = (logits.double() / temperature).softmax(1).max(1)
+    confidence, prediction = class_probabilities(logits.double(), temperature).max(1)
     is_right = (prediction == labels).double()
     places = (confidence * NUM_BINS).ceil().long().clamp(1, NUM_BINS) - 1
     counts = torch.bincount(places, minlength=NUM_BINS).tolist()

@@ -8,6 +8,7 @@ from torch import Tensor
 from trainers.results.calibration import calibrate
 from trainers.results.intervals import Measure, estimate
 from trainers.results.model_report import ClassFigures, Mistake, ModelReport, MostFrequentClass
+from trainers.training.evaluation import class_probabilities
 
 MAX_MISTAKES = 24
 
@@ -78,7 +79,7 @@ def _mistakes(
     names_of: Callable[[Sequence[int]], Sequence[str]] | None,
 ) -> tuple[Mistake, ...]:
     """The wrong predictions with the highest probabilities, highest first; of equal ones, the first image's first."""
-    probabilities = (logits.double() / temperature).softmax(1)
+    probabilities = class_probabilities(logits.double(), temperature)
     predictions = logits.argmax(1)
     confidence = probabilities.gather(1, predictions[:, None])[:, 0]
     wrong = torch.nonzero(predictions != labels)[:, 0]

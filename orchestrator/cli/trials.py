@@ -1,0 +1,70 @@
+"""The command trials, which lists the trials of a study."""
+
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from orchestrator.cli.console import fail, out, print_json
+from orchestrator.cli.exit_status import BAD_INPUT
+from orchestrator.settings import load_settings
+from plugins.registry import nearest_name
+
+_WIDTH = 80
+_NUMBERS: Mapping[str, tuple[str, Callable[[float], str]]] = {
+    "val_accuracy": ("val. acc. (%)", lambda value: f"{100 * value:.2f}"),
+    "val_loss": ("val. loss", lambda value: f"{value:.4f}"),
+    "parameters": ("parameters", lambda value: f"{int(value):,}"),
+    "wall_time_s": ("time (s)", lambda value: f"{value:.1f}"),
+}
+"""Columns of the text table, if a stage has them: head and text by name."""
+_NOT_REPEATED = frozenset({"stage", "trial", "state", "topology", "reason", "trial_seed", "started_at", *_NUMBERS})
+
+
+def trials_command(study: str, *, stage: str | None, as_csv: bool, as_json: bool) -> None:
+    """Print the trials of a study, or those of one of its stages."""
+    from orchestrator.reports.trial_table import rows_to_csv
+    from orchestrator.study.access import find_trials
+
+    rows, names = find_trials(study, load_settings())
+    if stage is not None and stage not in names:
+        nearest = nearest_name(stage, names)
+        hint = f"Did you mean {nearest!r}?" if nearest else "Name one of these."
+        fail(f"--stage must be a stage of {study!r} ({', '.join(names)}), but got {stage!r}. {hint}", status=BAD_INPUT)
+    shown = [row for row in rows if stage in (None, row["stage"])]
+    if as_json:
+        print_json(shown)
+    elif as_csv:
+        print(rows_to_csv(shown), end="")  # noqa: T201 - a file's text
+    elif shown:
+        out("\n\n".join(_block(name, some) for name in names if (some := [r for r in shown if r["stage"] == name])))
+    else:
+        out(f"{study}: no trials yet. See: vitsearch status {study}")
+
+
+def _block(stage: str, rows: Sequence[dict[str, Any]]) -> str:
+    """The trials of one stage: a line of numbers each, and below it what was sampled and the other metrics."""
+    columns = [name for name in _NUMBERS if any(row.get(name) is not None for row in rows)]
+    heads = [_NUMBERS[name][0] for name in columns]
+    lines = [f"{stage}: {_counted(rows)}", "  ".join([f"{'trial':>5}  {'state':<8}", *heads])]
+    for row in rows:
+        cells = [_number(name, row.get(name)).rjust(len(head)) for name, head in zip(columns, heads, strict=True)]
+        lines.append("  ".join([f"{row['trial']:>5}  {row['state']:<8}", *cells]).rstrip())
+        values = [f"{name.removeprefix('recipe.')} {_short(row[name])}" for name in row if name not in _NOT_REPEATED]
+        below = [row["topology"], ", ".join(values), row["reason"]]
+        lines += [f"       {line}" for text in below if text for line in textwrap.wrap(text, _WIDTH - 7)]
+    return "\n".join(lines)
+
+
+def _counted(rows: Sequence[dict[str, Any]]) -> str:
+    states = [row["state"] for row in rows]
+    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+
+
+def _number(name: str, value: float | None) -> str:
+    return "-" if value is None else _NUMBERS[name][1](value)
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
