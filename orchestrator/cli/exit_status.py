@@ -15,6 +15,7 @@ STATUS = {
     "orchestrator.spec.truth_table:TruthError": BAD_INPUT,
     "orchestrator.spec.yaml_source:SpecError": BAD_INPUT,
     "orchestrator.study.access:UnknownStudyError": BAD_INPUT,
+    "orchestrator.study.comparison:NoTrialsError": BAD_INPUT,
     "orchestrator.study.driver:DataChangedError": BAD_INPUT,
     "orchestrator.study.driver:SpecChangedError": BAD_INPUT,
     "plugins.registry:DuplicatePluginError": BAD_INPUT,
@@ -29,6 +30,7 @@ STATUS = {
     "orchestrator.study.access:NoChampionError": FAILED,
     "orchestrator.study.access:StudyNotDeletedError": FAILED,
     "orchestrator.study.lock:StudyBusyError": FAILED,
+    "orchestrator.tracking.mlflow_client:TrackingUnavailable": FAILED,
     "trainers.training.checkpoints:CheckpointWriteError": FAILED,
 }
 """Exit status by module and class of the exception."""

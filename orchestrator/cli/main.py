@@ -10,13 +10,11 @@ import typer
 
 from orchestrator.cli.console import fail, note, out
 from orchestrator.cli.exit_status import exit_on_error
-from orchestrator.cli.help_text import Commands
 from orchestrator.cli.quiet import quiet_libraries
 from trainers.export_formats import ExportFormat
 
 app = typer.Typer(
     name="vitsearch",
-    cls=Commands,
     help="Find a vision transformer, and a way to train it, for your own images.",
     no_args_is_help=True,
     add_completion=False,
@@ -58,6 +56,7 @@ EngineOption = Annotated[
     typer.Option("--engine", metavar="NAME", help="`optuna`, `ray` or `auto`, instead of the file's `engine`."),
 ]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A study's name (its champion) or a model folder.")]
+PortOption = Annotated[int, typer.Option("--port", min=1, max=65535, help="Port of MLflow on this machine.")]
 StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study.")]
 
 
@@ -425,14 +424,34 @@ def _plugins(
     plugins_command(kind, name, as_json=output is Format.json)
 
 
+@app.command("compare")
+def _compare(
+    study: StudyArgument,
+    trials: Annotated[
+        list[int] | None, typer.Argument(metavar="[TRIAL]...", help="Numbers of trials; by default the best four.")
+    ] = None,
+    port: PortOption = 5000,
+    open_page: Annotated[
+        bool | None,
+        typer.Option("--open/--no-open", help="Whether to open the page in MLflow; by default only in a terminal."),
+    ] = None,
+    output: FormatOption = Format.text,
+) -> None:
+    """Compare trained trials: a table of what differs, and the same as a page of MLflow."""
+    from orchestrator.cli.comparing import compare_command
+
+    compare_command(study, trials or (), port=port, as_json=output is Format.json, open_page=open_page)
+
+
 @app.command("ui")
 def _ui(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000,
+    study: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="Open the page of this study.")] = None,
+    port: PortOption = 5000,
 ) -> None:
-    """Start MLflow's web interface for the studies."""
-    from orchestrator.cli.showing import ui_command
+    """Start MLflow's web interface for the studies, and open the page of a study."""
+    from orchestrator.cli.serving import ui_command
 
-    ui_command(port)
+    ui_command(port, study)
 
 
 @app.command("delete")

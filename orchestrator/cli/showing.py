@@ -1,12 +1,11 @@
-"""Commands that show existing studies and plug-ins: list, status, best, plugins, ui."""
+"""Commands that show existing studies and plug-ins: list, status, best, plugins."""
 
-import os
 from datetime import UTC, datetime
 from typing import Any
 
 from orchestrator.cli import tables
-from orchestrator.cli.console import fail, note, out, print_json
-from orchestrator.settings import Settings, load_settings
+from orchestrator.cli.console import fail, out, print_json
+from orchestrator.settings import load_settings
 from plugins import registry
 
 
@@ -63,52 +62,6 @@ def plugins_command(kind: str | None, name: str | None, *, as_json: bool) -> Non
         print_json(rows)
     else:
         out(tables.plugin_table(rows))
-
-
-def ui_command(port: int) -> None:
-    """Replace this process with an MLflow server for the studies."""
-    import socket
-
-    from orchestrator.tracking.mlflow_client import server_command
-
-    settings = load_settings()
-    if settings.tracking_uri.startswith(("http://", "https://")):
-        out(f"MLflow is running at {settings.tracking_uri}")
-        return
-    if not settings.home.exists():
-        fail(f"{settings.home} must contain a study, but does not exist yet. Run a study first.", status=1)
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            fail(
-                f"port {port} must be free, but it is in use. Use another port: vitsearch ui --port {port + 1}",
-                status=1,
-            )
-    command = server_command(settings.tracking_uri, settings.artifact_root / "mlflow", port=port)
-    note(f"MLflow is running at {command.url} (press Ctrl-C to stop it). Pages of trained trials and of all runs:")
-    for name, pages in _pages(settings, command.url):
-        note(f"  {name}:")
-        for page in pages:
-            note(f"    {page}")
-    os.execvpe(command.argv[0], command.argv, {**os.environ, **command.env})  # noqa: S606
-
-
-def _pages(settings: Settings, server_url: str) -> list[tuple[str, list[str]]]:
-    """The newest studies, each with its MLflow pages of trained trials and of all runs."""
-    from orchestrator.study.access import open_existing
-    from orchestrator.tracking.mlflow_client import Tracker
-    from orchestrator.tracking.run_tree import ALL_VIEW, TRIALS_VIEW
-
-    tracker = Tracker(settings.tracking_uri, settings.artifact_root / "mlflow")
-    with open_existing(settings) as store:
-        names = [study.name for study in store.list_studies()[:5]] if store else []
-    found = [
-        (name, [tracker.experiment_url(name, server_url=server_url, view=view) for view in (TRIALS_VIEW, ALL_VIEW)])
-        for name in names
-    ]
-    return [(name, [page for page in pages if page is not None]) for name, pages in found if any(pages)]
 
 
 def _show_card(kind: str, name: str, *, as_json: bool) -> None:

@@ -28,7 +28,10 @@ def study_report(summary: dict[str, Any]) -> RenderableType:
     if champion:
         parts += [_title("Champion"), champion_lines(champion)]
     name = summary["study"]
-    steps = {"vitsearch ui": "compare the trials in MLflow"}
+    steps = {
+        f"vitsearch ui {name}": "open its trials in MLflow",
+        f"vitsearch compare {name}": "compare the best trials",
+    }
     if champion:
         steps[f"vitsearch best {name} > best.yaml"] = "save its configuration for: vitsearch train best.yaml"
         steps[f"vitsearch predict {name} IMAGE..."] = "classify your own images"
@@ -57,10 +60,21 @@ def status_report(summary: dict[str, Any]) -> RenderableType:
         parts.append(Text(f"  all trials: vitsearch trials {summary['study']}"))
     if summary["champion"]:
         parts += [_title("Champion"), champion_lines(summary["champion"])]
-    owed = summary["tracking"]["owed"]
-    if owed:
+    tracking = summary["tracking"]
+    if tracking["owed"]:
         parts.append(
-            Text(f"{owed} events are still waiting to be sent to MLflow; the next `vitsearch run` sends them.")
+            Text(
+                f"{tracking['owed']} events are still waiting to be sent to MLflow; the next `vitsearch run` sends "
+                "them."
+            )
+        )
+    if tracking["rejected"]:
+        parts.append(
+            Text(
+                f"{tracking['rejected']} events failed: MLflow rejected them, and its pages lack their content. "
+                f"The first: {tracking.get('reason')}",
+                style="yellow",
+            )
         )
     return Group(*parts)
 

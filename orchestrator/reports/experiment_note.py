@@ -52,14 +52,13 @@ def _won(
     reached = f"{metric.text(best[metric.key])} validation {metric.words}"
     if promote is None:
         unfinished = "" if study.state == "complete" else f" The study is {study.state}."
-        return f"**Best so far:** {trial}, {reached}{size}.{unfinished}"
+        return f"{reached} so far: {trial}{size}.{unfinished}"
     report = promote.result.get("test")
     tested = f"{100 * promote.result['test_accuracy']:.1f} %"
     if report is not None:
         tested = describe_accuracy(ModelReport.model_validate(report))
-    return (
-        f"**Champion:** {trial}, **{tested} test accuracy**, {reached}{size}; model [{study.name}](model:{study.name})."
-    )
+    named = f"{trial}{size}, is the champion, [{study.name}](model:{study.name})."
+    return f"{tested} on the test part, {reached}: {named}"
 
 
 def _recipe(best: Mapping[str, Any]) -> str:

@@ -32,7 +32,7 @@ def study_summary(store: Store, study: StudyRecord) -> dict[str, Any]:
         "leaderboard": (_last_result(stages, "train") or {}).get("leaderboard", []),
         "correlation": _last_result(stages, "correlate"),
         "champion": _last_result(stages, "promote"),
-        "tracking": {"owed": owed.count_owed(), "rejected": owed.count_rejected()},
+        "tracking": {"owed": owed.count_owed(), "rejected": owed.count_rejected(), "reason": owed.rejection()},
     }
 
 

@@ -39,7 +39,7 @@ from orchestrator.tracking.events import (
     StartRun,
 )
 from orchestrator.tracking.names import clean_name, clean_tags, is_http, param_text, same_text, shown, slug
-from orchestrator.tracking.pages import VIEW_TAG, runs_path, saved_view, with_links
+from orchestrator.tracking.pages import VIEW_TAG, compare_path, runs_path, saved_view, with_links
 from orchestrator.tracking.server import ServerCommand as ServerCommand
 from orchestrator.tracking.server import server_command as server_command
 
@@ -198,6 +198,30 @@ class Tracker:
         if found is None or found.lifecycle_stage == "deleted":
             return None
         return f"{base.rstrip('/')}/{runs_path(found.experiment_id, view=view)}"
+
+    def compare_url(self, experiment: str, keys: Sequence[str], *, server_url: str | None = None) -> str | None:
+        """Address of the page that compares runs; `None` if MLflow lacks the experiment or one of the runs.
+
+        Args:
+            experiment: Name of the experiment.
+            keys: Our keys of the runs, in the order of the page's columns.
+            server_url: As for `experiment_url`.
+
+        Raises:
+            TrackingUnavailable: MLflow could not be reached.
+        """
+        page = self.experiment_url(experiment, server_url=server_url)
+        if page is None:
+            return None
+        try:
+            experiment_id = self._client().get_experiment_by_name(experiment).experiment_id
+            run_ids = [self._run_ids.get(key) or self._find_run(key, [experiment_id]) for key in keys]
+        except self._errors() as error:
+            raise self._translated(error) from error
+        known = [run_id for run_id in run_ids if run_id is not None]
+        if len(known) < len(keys):
+            return None
+        return f"{page.partition('#')[0]}{compare_path(experiment_id, known)}"
 
     # --- events ---------------------------------------------------------------------------------------------------
 

@@ -9,11 +9,17 @@ from urllib.parse import quote
 from orchestrator.tracking.events import ShareView
 from orchestrator.tracking.names import clean_name
 
+TRIALS_VIEW = "trials"
+"""Name of the experiment's view that compares trained trials."""
+ALL_VIEW = "all"
+"""Name of the view that shows executions, stages and trials as a tree."""
+DIFFERENCES = "differences=parameters"
+"""Part of an address: `orchestrator.tracking.web_pages` then shows only the parameters that differ between runs."""
 VIEW_TAG = "mlflow.sharedViewState."
 """Prefix of the experiment's tags that hold its saved views."""
 _ALWAYS_SHOWN = ("attributes.`Run Name`", "runDateAndNestInfo", "duration")
 """Ids of the columns that MLflow always shows, in front of all others."""
-_WIDTHS = {"attributes.`Run Name`": 250, "attributes.`Description`": 420}
+_WIDTHS = {"attributes.`Run Name`": 210, "attributes.`Description`": 420}
 _PIXELS_PER_LETTER, _PADDING, _NARROWEST, _WIDEST = 7, 34, 84, 260
 _LINK = re.compile(r"\[([^\]]*)\]\((run|plots|view|model):([^)\s]+)\)")
 
@@ -73,7 +79,7 @@ def run_path(experiment_id: str, run_id: str, *, artifact: str | None = None) ->
 def compare_path(experiment_id: str, run_ids: Iterable[str]) -> str:
     """The part of the address of the page that compares runs after the server's."""
     runs = quote(json.dumps(list(run_ids), separators=(",", ":")))
-    return f"#/compare-runs?runs={runs}&experiments={quote(json.dumps([experiment_id]))}"
+    return f"#/compare-runs?runs={runs}&experiments={quote(json.dumps([experiment_id]))}&{DIFFERENCES}"
 
 
 def with_links(text: str, experiment_id: str, run_id_of: Callable[[str], str | None], views: Mapping[str, Any]) -> str:

@@ -33,15 +33,12 @@ from orchestrator.tracking.events import (
     event_to_json,
 )
 from orchestrator.tracking.names import short, trial_name
+from orchestrator.tracking.pages import ALL_VIEW, TRIALS_VIEW
 from trainers.config import EpochReport
 
 Rows = list[str]
 _STATUS = {"complete": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
-TRIALS_VIEW = "trials"
-"""Name of the experiment's view that compares trained trials."""
-ALL_VIEW = "all"
-"""Name of the view that shows executions, stages and trials as a tree."""
-_TRIAL_METRICS = ("val_loss", "parameters", "wall_time_s")
+_TRIAL_METRICS = ("val_loss", "parameters")
 """Metrics that the view of trials shows after their place and the metric that decides."""
 _TREE_COLUMNS = ("attributes.Description", "tags.vitsearch.state")
 RANK = "rank"

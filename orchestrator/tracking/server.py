@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 from orchestrator.tracking.names import is_http
 
+APP_NAME = "vitsearch"
+"""Name of our entry point in the group `mlflow.app`, whose pages open on a study's trials."""
+
 
 class ServerCommand(NamedTuple):
     """Command line and environment of an MLflow server."""
@@ -39,7 +42,7 @@ def server_command(
         )
     argv = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", tracking_uri]
     argv += ["--artifacts-destination", artifact_root.absolute().as_uri(), "--workers", "1"]
-    argv += ["--host", host, "--port", str(port), "--uvicorn-opts", "--log-level warning"]
+    argv += ["--host", host, "--port", str(port), "--uvicorn-opts", "--log-level warning", "--app-name", APP_NAME]
     if allowed_hosts:
         argv += ["--allowed-hosts", allowed_hosts]
     env = {

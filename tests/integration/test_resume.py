@@ -226,6 +226,6 @@ def test_a_study_runs_while_mlflow_is_away_and_tells_it_everything_later(
     back = command_line("run", file, **tracked)
     assert back.status == 0, back.err
     summary = command_line("status", "tiny", "--format", "json", **tracked).json()
-    assert summary["tracking"] == {"owed": 0, "rejected": 0}
+    assert summary["tracking"] == {"owed": 0, "rejected": 0, "reason": None}
     assert summary["num_executions"] == 1
     assert_run_tree(home, tiny)

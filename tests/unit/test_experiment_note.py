@@ -67,8 +67,8 @@ def test_it_says_what_won_by_how_much_and_what_was_searched() -> None:
     text = note(stages(rows=[{**BEST, "recipe.learning_rate": 0.00258935}, NEXT]))
     won, recipe, margin, searched, links = text.split("\n\n")
     assert won == (
-        "**Champion:** [trial 05](run:s/train/5), **98.9 % test accuracy**, 99.2 % validation accuracy, "
-        "332k parameters; model [digits](model:digits)."
+        "98.9 % on the test part, 99.2 % validation accuracy: [trial 05](run:s/train/5), 332k parameters, is the "
+        "champion, [digits](model:digits)."
     )
     assert recipe == "**Its recipe:** `as-vit:8`; learning rate 0.002589."
     assert margin.startswith("**Margin:** +0.83 points over the next best, trial 09 with 98.3 %")
@@ -89,7 +89,7 @@ def test_equal_accuracies_are_no_margin() -> None:
 
 def test_a_study_without_a_champion_shows_the_best_so_far() -> None:
     text = note(stages(rows=[BEST], is_promoted=False), state="interrupted")
-    assert text.startswith("**Best so far:** [trial 05](run:s/train/5), 99.2 % validation accuracy, 332k parameters.")
+    assert text.startswith("99.2 % validation accuracy so far: [trial 05](run:s/train/5), 332k parameters.")
     assert "The study is interrupted." in text
     assert "**Margin:**" not in text
 

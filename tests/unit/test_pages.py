@@ -41,7 +41,8 @@ def test_a_tag_of_another_form_is_an_empty_view(text: str) -> None:
 
 
 def test_the_address_that_compares_runs_names_them_all() -> None:
-    assert compare_path("1", ["a", "b"]) == "#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D&experiments=%5B%221%22%5D"
+    path = "#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D&experiments=%5B%221%22%5D&differences=parameters"
+    assert compare_path("1", ["a", "b"]) == path
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,160 @@
+"""`vitsearch ui`: starts MLflow's server, or finds the running one, and opens a page of it in the browser."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from typing import NamedTuple
+from urllib.parse import quote
+
+from orchestrator.cli.console import fail, note, out
+from orchestrator.settings import Settings, load_settings
+from orchestrator.store.records import StudyRecord
+from orchestrator.tracking.names import is_http
+from orchestrator.tracking.server import ServerCommand, server_command
+
+_NUM_STUDIES = 5
+_OPEN_WHEN_READY = """
+import sys, time, urllib.request, webbrowser
+health, page = sys.argv[1:]
+for _ in range(120):
+    try:
+        urllib.request.urlopen(health, timeout=2).close()
+        webbrowser.open(page)
+        break
+    except OSError:
+        time.sleep(0.5)
+"""
+"""Runs beside the server, because it replaces this process."""
+
+
+class Server(NamedTuple):
+    """MLflow's server: its address, and the command that starts it unless it is running."""
+
+    url: str
+    command: ServerCommand | None
+
+
+def ui_command(port: int, name: str | None = None) -> None:
+    """Show the page of a study, or the pages of all studies, with a server that this process becomes."""
+    settings = load_settings()
+    study = None if name is None else _study(name, settings)
+    server = find_server(settings, port, study)
+    if study is not None:
+        show(server, page_of(study, settings, server))
+        return
+    if server.command is None:
+        out(f"MLflow is running at {server.url}")
+        return
+    note(f"MLflow is running at {server.url} (press Ctrl-C to stop it). Pages of the newest studies:")
+    for page in _newest_pages(settings, server.url):
+        note(f"  {page}")
+    _become(server.command)
+
+
+def find_server(settings: Settings, port: int, study: StudyRecord | None = None) -> Server:
+    """The server for the studies: that of the settings, one on `port` that shows `study`, or a new one."""
+    if is_http(settings.tracking_uri):
+        return Server(settings.tracking_uri, None)
+    if not settings.home.exists():
+        fail(f"{settings.home} must contain a study, but does not exist yet. Run a study first.", status=1)
+    command = server_command(settings.tracking_uri, settings.artifact_root / "mlflow", port=port)
+    if _is_free(port):
+        return Server(command.url, command)
+    if study is None or not _shows(command.url, study):
+        fail(f"port {port} must be free, but it is in use. Use another port: --port {port + 1}", status=1)
+    return Server(command.url, None)
+
+
+def page_of(study: StudyRecord, settings: Settings, server: Server) -> str:
+    """Address of a study's page. An experiment that MLflow has lost is sent again first."""
+    from orchestrator.study.tracking_access import study_page
+
+    page = study_page(study, settings, server_url=server.url)
+    if page is None and settings.tracking:
+        restore(study, settings)
+        page = study_page(study, settings, server_url=server.url)
+    if page is None:
+        fail(
+            f"study {study.name!r} must have an experiment in MLflow, but has none, because it ran with "
+            f"VITSEARCH_TRACKING=off. Show its results with: vitsearch status {study.name}",
+            status=1,
+        )
+    return page
+
+
+def restore(study: StudyRecord, settings: Settings) -> None:
+    """Send MLflow everything about a study whose experiment it no longer has."""
+    from orchestrator.study.tracking_access import send_again
+
+    note(f"MLflow has no experiment {study.name!r}; sending everything again")
+    waiting, rejected = send_again(study, settings)
+    if waiting or rejected:
+        note(f"MLflow lacks {waiting + rejected} events: {waiting} still wait, {rejected} were rejected")
+
+
+def show(server: Server, page: str) -> None:
+    """Open a page in the browser if there is one, and become the server unless it is running."""
+    if server.command is None:
+        out(page)
+        if _has_browser():
+            import webbrowser
+
+            webbrowser.open(page)
+        return
+    note(f"MLflow is running at {server.url} (press Ctrl-C to stop it). The page:")
+    note(f"  {page}")
+    if _has_browser():
+        arguments = [sys.executable, "-c", _OPEN_WHEN_READY, f"{server.url}/health", page]
+        subprocess.Popen(arguments)  # noqa: S603 - our own code
+    _become(server.command)
+
+
+def _become(command: ServerCommand) -> None:
+    os.execvpe(command.argv[0], command.argv, {**os.environ, **command.env})  # noqa: S606
+
+
+def _study(name: str, settings: Settings) -> StudyRecord:
+    from orchestrator.study.access import find_study
+
+    return find_study(name, settings)
+
+
+def _newest_pages(settings: Settings, server_url: str) -> list[str]:
+    from orchestrator.study.access import open_existing
+    from orchestrator.study.tracking_access import study_page
+
+    with open_existing(settings) as store:
+        studies = store.list_studies()[:_NUM_STUDIES] if store else []
+    pages = (study_page(study, settings, server_url=server_url) for study in studies)
+    return [page for page in pages if page is not None]
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _shows(url: str, study: StudyRecord) -> bool:
+    """Whether an MLflow server at `url` has the experiment of a study."""
+    address = f"{url}/api/2.0/mlflow/experiments/get-by-name?experiment_name={quote(study.name)}"
+    try:
+        with urllib.request.urlopen(address, timeout=5) as response:  # noqa: S310 - our own address
+            found = json.load(response)
+    except (urllib.error.URLError, OSError, ValueError):
+        return False
+    tags = {tag["key"]: tag["value"] for tag in found.get("experiment", {}).get("tags", ())}
+    return bool(tags.get("vitsearch.spec_digest") == study.spec_digest[:16])
+
+
+def _has_browser() -> bool:
+    """Whether a page can be opened in a graphical browser; a text browser would take over the terminal."""
+    return sys.platform in {"darwin", "win32"} or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
