@@ -31,7 +31,7 @@ class LiveDecoding:
             self._time = RemainingTime(total=total, done=0)
             self._show(StageLine(_NAME, self._time))
         if done:
-            self._time.trial_ended()
+            self._time.item_ended()
         if done >= total:
             self._time = None
             self._show(None)
@@ -56,7 +56,7 @@ class PlainDecoding:
             self._last = self._clock()
             self._time = RemainingTime(total=total, done=0, clock=self._clock)
         if done:
-            self._time.trial_ended()
+            self._time.item_ended()
         if self._clock() - self._last >= _PAUSE_S:
             self._last = self._clock()
             left = f"; about {short_time(self._time.left_s)} left" if self._time.left_s is not None else ""

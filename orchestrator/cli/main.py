@@ -10,11 +10,13 @@ import typer
 
 from orchestrator.cli.console import fail, note, out
 from orchestrator.cli.exit_status import exit_on_error
+from orchestrator.cli.help_text import Commands
 from orchestrator.cli.quiet import quiet_libraries
 from trainers.export_formats import ExportFormat
 
 app = typer.Typer(
     name="vitsearch",
+    cls=Commands,
     help="Find a vision transformer, and a way to train it, for your own images.",
     no_args_is_help=True,
     add_completion=False,

@@ -22,7 +22,9 @@ _WIDEST_BAR, _NARROWEST_BAR = 24, 8
 
 
 class RemainingTime:
-    """Estimates the time left in a stage from the trials that ended since it began here; a pause does not count.
+    """Estimates the time left in a stage from the work done since it began here; a pause does not count.
+
+    A running training counts as the share of its epochs that are done.
 
     Args:
         clock: Gives the time in seconds.
@@ -33,6 +35,8 @@ class RemainingTime:
         self._done_before = self._done = done
         self._clock = clock
         self._began = clock()
+        self._num_epochs: float | None = None
+        self._running: dict[int, int] = {}
 
     @property
     def total(self) -> int:
@@ -53,11 +57,24 @@ class RemainingTime:
     def left_s(self) -> float | None:
         """Estimated seconds until the last trial ends; `None` before the first one has ended here."""
         ended = self._done - self._done_before
-        return self.elapsed_s / ended * max(self._total - self._done, 0) if ended else None
+        if not ended:
+            return None
+        begun = sum(min(epoch / self._num_epochs, 1) for epoch in self._running.values()) if self._num_epochs else 0
+        return self.elapsed_s / (ended + begun) * max(self._total - self._done - begun, 0)
 
-    def trial_ended(self) -> None:
-        """Count a trial."""
+    def item_ended(self) -> None:
+        """Count an item of another kind."""
         self._done += 1
+
+    def epoch_ended(self, trial: TrialRecord, report: EpochReport) -> None:
+        """Count an epoch of a running training."""
+        self._running[trial.number] = report.epoch
+
+    def trial_ended(self, trial: TrialRecord) -> None:
+        """Count a trial."""
+        self.item_ended()
+        self._running.pop(trial.number, None)
+        self._num_epochs = max(trial.metrics.get("epochs", 0), self._num_epochs or 0) or None
 
 
 class StageLine:
@@ -120,13 +137,14 @@ class LiveProgress:
 
     def epoch(self, trial: TrialRecord, report: EpochReport) -> None:
         if self._line is not None:
+            self._line.time.epoch_ended(trial, report)
             accuracy = as_percent(report.val_accuracy)
             self._line.latest = f"(trial {trial.number}, epoch {report.epoch}: {accuracy})"
 
     def trial_ended(self, trial: TrialRecord, *, best: str | None) -> None:
         if self._line is None:
             return
-        self._line.time.trial_ended()
+        self._line.time.trial_ended(trial)
         if best:
             self._line.best = best
         if trial.state == "failed":
@@ -174,10 +192,11 @@ class PlainProgress:
         self._last_printed = time.monotonic()
         self._print(f"{stage.name}: started" if not done else f"{stage.name}: resumed at {done} of {total}")
 
-    def epoch(self, trial: TrialRecord, report: EpochReport) -> None: ...
+    def epoch(self, trial: TrialRecord, report: EpochReport) -> None:
+        self._time.epoch_ended(trial, report)
 
     def trial_ended(self, trial: TrialRecord, *, best: str | None) -> None:
-        self._time.trial_ended()
+        self._time.trial_ended(trial)
         now = time.monotonic()
         trained = "val_accuracy" in trial.metrics and "epochs" in trial.metrics
         if trial.state == "failed":

@@ -77,7 +77,11 @@ def test_help_names_every_command_and_each_has_its_own(command_line: CommandLine
     assert all(name in overview.out for name in names)
     assert {"run", "validate", "list", "status", "best", "train", "predict", "plugins", "ui", "delete"} <= set(names)
     for name in names:
-        assert command_line(name, "--help").status == 0
+        told = command_line(name, "--help", COLUMNS="80")
+        assert told.status == 0
+        assert max(map(len, told.out.splitlines())) <= 80
+        assert not {"<bool>", "<int", "<str>", "[[", "..]"} & set(told.out.split()), told.out
+        assert "<bool>" not in told.out
 
 
 def test_looking_at_an_empty_home_works_and_creates_nothing(command_line: CommandLine) -> None:

@@ -119,14 +119,26 @@ def test_the_time_left_counts_only_trials_that_ended_here() -> None:
     left = RemainingTime(total=10, done=6, clock=clock)
     clock.now += 30
     assert left.left_s is None
-    left.trial_ended()
+    left.trial_ended(trained(6, 0.5))
     assert (left.done, left.left_s) == (7, 90)
     clock.now += 30
-    left.trial_ended()
+    left.trial_ended(trained(7, 0.5))
     assert left.left_s == 60
-    left.trial_ended()
-    left.trial_ended()
+    left.trial_ended(trained(8, 0.5))
+    left.trial_ended(trained(9, 0.5))
     assert left.left_s == 0
+
+
+def test_the_time_left_counts_the_epochs_of_trials_that_run() -> None:
+    clock = Clock()
+    left = RemainingTime(total=4, done=0, clock=clock)
+    clock.now += 30
+    left.epoch_ended(trained(1, 0.5), REPORT.model_copy(update={"epoch": 2}))
+    assert left.left_s is None
+    left.trial_ended(trained(0, 0.5))  # after 4 epochs, so half of the other is done
+    assert left.left_s == pytest.approx(30 / 1.5 * 2.5)
+    left.trial_ended(trained(1, 0.5))
+    assert left.left_s == pytest.approx(30)
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])
@@ -138,8 +150,8 @@ def test_the_live_line_keeps_what_matters_in_a_narrow_terminal(width: int) -> No
     console.print(line)
     line.latest = "(trial 41, epoch 12: 95.1 %)"
     console.print(line)
-    for _ in range(10):
-        line.time.trial_ended()
+    for number in range(40, 50):
+        line.time.trial_ended(trained(number, 0.5))
     line.best = "val_accuracy 97.8 % (trial 44)"
     console.print(line)
     first, second, third = console.export_text().splitlines()

@@ -1,6 +1,7 @@
 """Study files: valid files, differences between two files, and no writes while reading."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,36 @@ def test_the_cifar10_example_without_its_folder_says_which_is_missing() -> None:
     with pytest.raises(SpecError, match="cifar10 does not exist") as caught:
         load_spec(ROOT / "studies" / "cifar10-small.yaml")
     assert caught.value.path == "data.source"
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/own-images.md"])
+def test_the_example_with_the_documented_changes_fits_photographs(document: str, tmp_path: Path) -> None:
+    """The changes are those of the first block of YAML, which names the study `photos`."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    (changes,) = re.findall(r"```yaml\n(study: photos\n.*?)```", text, flags=re.DOTALL)
+    example = (ROOT / "studies" / "cifar10-small.yaml").read_text(encoding="utf-8")
+    changed, count = re.subn(r"^study: .*?(?=^stages:)", lambda _: changes, example, flags=re.DOTALL | re.MULTILINE)
+    assert count == 1
+    for number, name in enumerate(("cats", "dogs", "owls")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for index in range(4):
+            size = (80 + 10 * index, 70 + 20 * number)
+            Image.new("RGB", size, (index, number, 0)).save(tmp_path / "photos" / name / f"{index}.png")
+    spec = load(tmp_path, changed)
+    assert (spec.study, spec.data.source) == ("photos", str(tmp_path / "photos"))
+    assert spec.data.max_images is None
+    assert spec.data.max_test_images is None
+    assert spec.remarks == []
+
+
+@pytest.mark.parametrize("name", ["quickstart", "cifar10-small"])
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_the_epochs_of_an_example_can_be_lowered(name: str, epochs: int, tmp_path: Path) -> None:
+    text = (ROOT / "studies" / f"{name}.yaml").read_text(encoding="utf-8")
+    fewer, count = re.subn(r"^    epochs: \d+$", f"    epochs: {epochs}", text, flags=re.MULTILINE)
+    assert count == 1
+    (remark,) = load(tmp_path, fewer, data__source="digits").remarks
+    assert "lawa" in remark
 
 
 @pytest.mark.parametrize("name", ["quickstart", "grow-digits"])

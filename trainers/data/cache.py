@@ -11,6 +11,8 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,8 +38,11 @@ _VERSION = 1
 _SUFFIX = ".pixels"
 _UNFINISHED = ".unfinished"
 _LOCK = ".lock"
+_NOTES = ".json"
 _MEMORY_SHARE = 0.2
 """Share of the available memory for copies of decoded images, of all workers of this machine together."""
+_COPIED_BYTES = 256 * 2**20
+"""Largest set of images of which a process makes a copy. Reading a larger one from the map is as fast."""
 _MAX_SOURCES = 8
 """Files from which unchanged images are copied."""
 
@@ -50,6 +55,40 @@ class LoadedRows(NamedTuple):
     pixels: Tensor
     """Shape (N, C, S, S), uint8, of the images that are not broken, part after part; in memory, or a map of a file."""
     rows: DecodedRows
+    notes: "Notes | None" = None
+    """Further facts that are kept with the images; `None` if they are not in the cache."""
+
+
+class Notes:
+    """Facts about a file of the cache, which would take long to compute again.
+
+    Args:
+        file: The file.
+        build: What distinguishes it from earlier files of that name.
+    """
+
+    def __init__(self, file: Path, build: str) -> None:
+        self._file = file
+        self._build = build
+
+    def read(self, key: bytes) -> dict[str, Any] | None:
+        """The facts kept under a key."""
+        try:
+            found: dict[str, Any] = json.loads(self._path(key).read_bytes())
+        except (OSError, ValueError):  # there are none yet
+            return None
+        return found
+
+    def write(self, key: bytes, facts: Mapping[str, Any]) -> None:
+        """Keep facts, if the folder can be written."""
+        path = self._path(key)
+        with contextlib.suppress(OSError), tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as new:
+            json.dump(facts, new)
+            new.close()
+            Path(new.name).replace(path)
+
+    def _path(self, key: bytes) -> Path:
+        return self._file.with_name(f"{self._file.stem}.{_digest(self._build.encode() + key).hex()[:16]}{_NOTES}")
 
 
 def load_rows(
@@ -160,12 +199,12 @@ class _Entry:
             os.utime(self._file)
         pixels = found.pixels
         share = _MEMORY_SHARE / available_cores()
-        if pixels.numel() <= share * available_memory_gib() * GIB:
+        if pixels.numel() <= min(_COPIED_BYTES, share * available_memory_gib() * GIB):
             pixels = pixels.clone()
         facts = found.facts
         broken = {self._origins[position].name: reason for position, reason in facts["broken"]}
         rows = DecodedRows(found.records, facts["modes"], broken, facts["scales"], facts["remarks"], files={})
-        return LoadedRows(pixels, rows)
+        return LoadedRows(pixels, rows, Notes(self._file, facts["build"]))
 
     def _path(self, suffix: str) -> Path:
         """A file beside the entry's own."""
@@ -200,6 +239,7 @@ class _Entry:
             records["name"], records["num_bytes"], records["changed_ns"] = self._names, *self._stamps.T
             positions = {origin.name: position for position, origin in enumerate(self._origins)}
             facts = {
+                "build": uuid.uuid4().hex,
                 "source": request.config.source,
                 "modes": decoded.modes,
                 "broken": [(positions[name], reason) for name, reason in decoded.broken.items()],
@@ -268,8 +308,9 @@ def evict(folder: Path, max_bytes: float, *, keep: Path) -> None:
         if total <= max_bytes:
             return
         if file != keep:
-            with contextlib.suppress(OSError):  # another process was faster, or it belongs to somebody else
-                file.unlink()
+            for one in (file, *folder.glob(f"{file.stem}.*{_NOTES}")):
+                with contextlib.suppress(OSError):  # another process was faster, or it belongs to somebody else
+                    one.unlink()
             total -= sizes[file]
 
 

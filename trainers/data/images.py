@@ -14,10 +14,11 @@ from torch import Tensor
 
 from search_spaces.base import ImageTask
 from trainers.config import NOISE, DataConfig
-from trainers.data.cache import load_rows
+from trainers.data.cache import Notes, load_rows
+from trainers.data.cache_settings import cache_settings
 from trainers.data.decoding import Chosen
 from trainers.data.listing import DataFindings, Source
-from trainers.data.mapping import batches, gather
+from trainers.data.mapping import batches, gather, select
 from trainers.data.noise import draw_noise
 from trainers.data.pixels import Scales
 from trainers.data.sources import BUILT_IN, list_source, noise_task, unreadable
@@ -84,13 +85,15 @@ def load_images(config: DataConfig) -> ImageData:
         test = decode_images([chosen["test"]], config, findings=DataFindings())  # so that the message names all
         raise unreadable(decoded.broken | test.broken)
     train, validation = decoded.splits
+    notes = decoded.notes
     if config.duplicates == "drop":
         test = decode_images(
             [chosen["test"]], config, findings=DataFindings(), num_channels=decoded.num_channels, scales=decoded.scales
         )
-        train = without_copies(train, [validation, *test.splits], source.findings)
-    warn_of_constant_images(train, source.class_names, source.findings)
-    mean, std = channel_statistics(train.images)
+        train, notes = without_copies(train, [validation, *test.splits], source.findings), None
+    mean, std, digest, constant = _facts(source.class_names, train, validation, notes)
+    for message in constant:
+        source.findings.warn("constant", message)
     return ImageData(
         name=config.source if config.source in BUILT_IN else Path(config.source).stem,
         task=ImageTask(
@@ -101,7 +104,7 @@ def load_images(config: DataConfig) -> ImageData:
         std=std,
         train=train,
         validation=validation,
-        digest=_digest(source.class_names, [train, validation]),
+        digest=digest,
         scales=decoded.scales,
         findings=source.findings,
         originals=decoded.originals,
@@ -199,6 +202,8 @@ class Decoded(NamedTuple):
     """Number of images by Pillow's mode and size (width, height) before they were converted and resized."""
     broken: dict[str, str]
     """Images that Pillow cannot read, which the splits lack: the reason by name."""
+    notes: Notes | None
+    """Facts that the cache keeps with the images."""
 
 
 def decode_images(
@@ -221,7 +226,7 @@ def decode_images(
     Raises:
         DataError: Images differ in size although `resize` is `same`, or have an unknown range.
     """
-    pixels, rows = load_rows(parts, config, num_channels=num_channels, scales=scales)
+    pixels, rows, notes = load_rows(parts, config, num_channels=num_channels, scales=scales)
     for remark in rows.remarks:
         findings.warn("depth", remark)
     is_whole = rows.records["row"] >= 0
@@ -239,11 +244,36 @@ def decode_images(
         labels = torch.from_numpy(np.asarray(listing.labels)[indices[kept]])
         splits.append(ImageSplit(images=pixels[first_row : first_row + num_rows], labels=labels))
         first, first_row = first + len(indices), first_row + num_rows
-    return Decoded(splits, pixels.shape[1], rows.scales, rows.originals, rows.broken)
+    return Decoded(splits, pixels.shape[1], rows.scales, rows.originals, rows.broken, notes)
 
 
-def warn_of_constant_images(split: ImageSplit, class_names: Sequence[str], findings: DataFindings) -> None:
-    """Warn of classes whose images have no content: each of one colour, or all equal."""
+class _Facts(NamedTuple):
+    """What all pixels must be read for."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    digest: str
+    constant: list[str]
+
+
+def _facts(class_names: tuple[str, ...], train: ImageSplit, validation: ImageSplit, notes: Notes | None) -> _Facts:
+    """The facts, from the notes of the cache if an earlier start left them there."""
+    key = json.dumps([class_names, train.labels.tolist(), validation.labels.tolist()]).encode()
+    known = notes.read(key) if notes is not None else None
+    if known is not None:
+        return _Facts(tuple(known["mean"]), tuple(known["std"]), known["digest"], known["constant"])
+    found = _Facts(
+        *channel_statistics(train.images),
+        digest=_digest(class_names, [train, validation]),
+        constant=classes_without_content(train, class_names),
+    )
+    if notes is not None:
+        notes.write(key, found._asdict())
+    return found
+
+
+def classes_without_content(split: ImageSplit, class_names: Sequence[str]) -> list[str]:
+    """A warning for each class whose images have no content: each of one colour, or all equal."""
     classes, first = np.unique(split.labels.numpy(), return_index=True)
     of_class = torch.zeros(len(class_names), dtype=torch.int64)
     of_class[torch.from_numpy(classes)] = torch.arange(len(classes))
@@ -253,17 +283,14 @@ def warn_of_constant_images(split: ImageSplit, class_names: Sequence[str], findi
     for batch, mine in zip(batches(split.images, _IMAGES_PER_BATCH), labels, strict=True):
         are_constant[mine[~(batch == batch[:, :, :1, :1]).flatten(1).all(1)]] = False
         are_equal[mine[~(batch == examples[mine]).flatten(1).all(1)]] = False
-    for number, count, constant, equal in zip(
-        classes.tolist(), split.labels.bincount()[classes].tolist(), are_constant, are_equal, strict=True
-    ):
-        if count < 2 or not (constant or equal):
-            continue
-        what = "are of one colour each" if constant else "are all equal"
-        findings.warn(
-            "constant",
-            f"all {count} training images of class {class_names[number]!r} {what}, constant as the model sees them: "
-            "look at them with `vitsearch data SOURCE --sheet sheet.png`",
-        )
+    counts = split.labels.bincount()[classes].tolist()
+    return [
+        f"all {count} training images of class {class_names[number]!r} "
+        f"{'are of one colour each' if constant else 'are all equal'}, constant as the model sees them: look at them "
+        "with `vitsearch data SOURCE --sheet sheet.png`"
+        for number, count, constant, equal in zip(classes.tolist(), counts, are_constant, are_equal, strict=True)
+        if count >= 2 and (constant or equal)
+    ]
 
 
 def image_digests(split: ImageSplit) -> list[bytes]:
@@ -282,7 +309,8 @@ def without_copies(split: ImageSplit, others: Sequence[ImageSplit], findings: Da
     if len(kept) < len(split):
         dropped = len(split) - len(kept)
         findings.skip("a training image that is also in another part, as data.duplicates: drop asks", "", count=dropped)
-    return ImageSplit(images=split.images[kept], labels=split.labels[kept])
+    indices = torch.tensor(kept, dtype=torch.int64)
+    return ImageSplit(images=select(split.images, indices, cache_settings().folder), labels=split.labels[indices])
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -6,8 +6,10 @@ The functions here give them back regularly, so that a set of images may be larg
 
 import math
 import mmap
+import tempfile
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -18,6 +20,7 @@ _RELEASE_BYTES = 1 << 27
 """Number of bytes that may have been read from a map before its pages are given back."""
 _AROUND_BYTES = 1 << 16
 """Linux maps this much around a page that is read."""
+_SELECTED_AT_ONCE = 256
 
 
 class _Map(mmap.mmap):
@@ -70,6 +73,23 @@ def batches(images: Tensor, size: int) -> Iterator[Tensor]:
         yield batch
         if mapped is not None:
             _count(mapped, batch.numel())
+
+
+def select(images: Tensor, indices: Tensor, folder: Path) -> Tensor:
+    """The images at `indices` (B,), in memory if `images` are; otherwise as a map of a new file without a name.
+
+    Args:
+        images: Shape (N, C, H, W).
+        indices: In any order.
+        folder: Where the file takes its space until no tensor uses it.
+    """
+    if not is_mapped(images):
+        return images.index_select(0, indices)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for some in indices.split(_SELECTED_AT_ONCE):  # type: ignore[no-untyped-call]
+            file.write(gather(images, some).numpy().data)
+        file.flush()
+        return map_pixels(file.fileno(), (len(indices), *images.shape[1:]))
 
 
 def _map_of(images: Tensor) -> _Map | None:

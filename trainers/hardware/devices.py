@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from trainers.hardware.host import GIB, available_cores, available_memory_gib
-from trainers.hardware.resources import Devices, Gpu
+from trainers.hardware.resources import Devices, Gpu, has_room
 
 _MACS_PER_THREAD = 10**9
 """Work per step that justifies one more CPU thread; with less, waiting for other threads costs more than it saves."""
@@ -46,11 +46,11 @@ def describe_devices() -> Devices:
 
 
 def fits_on(device: torch.device, num_bytes: int) -> bool:
-    """Whether a device has room for images of a size, and for as much again. On a CPU, nothing is copied."""
+    """Whether a device has room for images of a size. On a CPU, nothing is copied."""
     if device.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)
-    return 2 * num_bytes <= free
+    return has_room(num_bytes, free)
 
 
 @contextmanager

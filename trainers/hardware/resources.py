@@ -62,6 +62,11 @@ class TrialResources(_Frozen):
     """Number of concurrent trials."""
 
 
+def has_room(num_bytes: float, free_bytes: float) -> bool:
+    """Whether images of a size may be kept on a device: half of its free memory is for the training."""
+    return 2 * num_bytes <= free_bytes
+
+
 def plan_resources(
     devices: Devices, memory: TrialMemory | None = None, limits: Resources | None = None, *, pack_size: int = 1
 ) -> TrialResources:

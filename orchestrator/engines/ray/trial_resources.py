@@ -7,7 +7,8 @@ from typing import NamedTuple
 from orchestrator.engines.ray.cluster import RayCluster
 from search_spaces.base import ImageTask
 from trainers.config import Configuration, ReplayTask, Resources, Task, TrainTask
-from trainers.hardware.resources import Devices, TrialMemory, largest_pack, plan_resources
+from trainers.hardware.host import GIB
+from trainers.hardware.resources import Devices, TrialMemory, has_room, largest_pack, plan_resources
 from trainers.tasks.dry_run import (
     DryRunError,
     MemoryKey,
@@ -58,12 +59,15 @@ class SharePlanner:
         import ray
 
         from trainers.data.images import load_images  # imports torch
+        from trainers.data.mapping import is_mapped
 
         data = load_images(configurations[0].data)
         self._image_task = data.task
         known = self._measured.memory if self._measured else {}
         measure = ray.remote(measure_on_node).options(num_cpus=1, num_gpus=1 if self._uses_gpus() else 0)
         num_images = len(data.train) + len(data.validation)
+        if not self._uses_gpus() and is_mapped(data.train.images):
+            num_images = 0  # they stay in a file that all workers share
         self._measured = self._cluster.call(
             lambda: ray.get(measure.remote(list(configurations), data.task, num_images, known))
         )
@@ -134,8 +138,18 @@ def measure_on_node(
     num_images: int,
     known: dict[MemoryKey, TrialMemory],
 ) -> Measured:
-    """Dry-run trainings on this machine. Classes that cannot be measured are left out."""
-    found = dict(known)
+    """Dry-run trainings on this machine. Classes that cannot be measured are left out.
+
+    Args:
+        configurations: The trainings.
+        image_task: Image size, channels and classes of the data.
+        num_images: Number of images that a training keeps on its device, if they fit there.
+        known: Classes that are already measured.
+    """
+    found, devices = dict(known), describe_devices_apart()
+    num_bytes = num_images * image_task.in_channels * image_task.image_size**2
+    if any(not has_room(num_bytes, gpu.free_gib * GIB) for gpu in devices.gpus):
+        num_images = 0
     by_class: dict[MemoryKey, list[Configuration]] = {}
     for configuration in configurations:
         by_class.setdefault(memory_key(configuration, image_task), []).append(configuration)
@@ -144,4 +158,4 @@ def measure_on_node(
             found = measure_classes(
                 alike, image_task, lambda one: measure_apart(one, image_task, num_images=num_images), found
             )
-    return Measured(describe_devices_apart(), found)
+    return Measured(devices, found)

@@ -1,0 +1,65 @@
+"""How `--help` lists commands and names the values of options, in words for people instead of Python's types."""
+
+from typing import Any
+
+from typer.core import TyperGroup
+
+_ORDER = (
+    "data",
+    "validate",
+    "run",
+    "status",
+    "list",
+    "trials",
+    "compare",
+    "best",
+    "train",
+    "evaluate",
+    "predict",
+    "export",
+    "ui",
+    "correlate",
+    "discover",
+    "plugins",
+    "prune",
+    "delete",
+)
+"""Commands in the order in which a study needs them; others follow."""
+
+
+class Commands(TyperGroup):
+    """The commands of vitsearch."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
+
+    def get_params(self, ctx: Any) -> Any:
+        parameters = super().get_params(ctx)
+        for parameter in parameters:
+            _name_values(parameter)
+        return parameters
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            for parameter in (*command.params, command.get_help_option(ctx)):
+                _name_values(parameter)
+        return command
+
+
+def _name_values(parameter: Any) -> None:
+    """Name the values of an option: nothing for a flag, `N` for a number. The name of an argument says enough."""
+    if parameter.param_type_name == "argument":
+        if parameter.metavar is not None:
+            parameter.metavar = parameter.metavar.strip("[].")  # Typer adds brackets and dots
+        parameter.display_type_rich = _no_type
+    elif parameter.metavar is None:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+        elif getattr(getattr(parameter, "type_descriptor", None), "annotation", None) is int:
+            parameter.metavar = "N"
+
+
+def _no_type(ctx: Any) -> None:
+    """In place of a type such as `<list[Path]>`."""
