@@ -630,7 +630,8 @@ class Averager(Protocol):
     """A method that merges several checkpoints, of one trial or of several trials of one topology, into one model.
 
     With a class attribute `reads`, `"ema"` or `"swa"`, it receives the averages maintained during training
-    (`recipe.ema`, `recipe.swa`) instead of the weights.
+    (`recipe.ema`, `recipe.swa`) instead of the weights. With `"best"`, it receives the checkpoint with the best
+    validation metric alone.
     """
 
     card: ClassVar[PluginCard]

@@ -56,6 +56,10 @@ MethodList = Annotated[
 """Plug-ins, applied in order. A single plug-in needs no list."""
 
 
+def _none_as_null(raw: Any) -> Any:
+    return None if raw == "none" else raw
+
+
 class Recipe(BaseModel):
     """How one model is trained. Numeric fields of a step also accept functions of progress (`search_spaces.ramps`)."""
 
@@ -112,9 +116,10 @@ class Recipe(BaseModel):
         description="height and width of training images, in pixels, at most `data.image_size`, which null selects. "
         "Validation always uses `data.image_size`",
     )
-    class_weights: Literal["balanced"] | None = Field(
+    class_weights: Annotated[Literal["balanced"] | None, BeforeValidator(_none_as_null)] = Field(
         default=None,
-        description="`balanced`: weight images in the loss so that all classes have equal total weight",
+        description="`balanced`: weight images in the loss so that all classes have equal total weight; null or `none` "
+        "weights all images equally",
     )
     ema: float | None = Field(
         default=None,

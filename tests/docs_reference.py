@@ -227,7 +227,7 @@ def _default(field: FieldInfo) -> str:
         return "required"
     if isinstance(default, BaseModel) and not isinstance(default, PluginChoice):
         default = default.model_dump(exclude_defaults=True)
-    if _takes_one_alone(field.metadata) and len(default) == 1:
+    if _takes_one_alone(field.metadata) and isinstance(default, list | tuple) and len(default) == 1:
         (default,) = default
     return f"`{_as_yaml(default)}`"
 

@@ -1,7 +1,7 @@
 """Tables for people: studies, stages, the leaderboard, the correlation of proxies, plug-ins."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -21,7 +21,15 @@ def study_report(summary: dict[str, Any]) -> RenderableType:
     """The report of a finished study: leaderboard, tau table, champion and next commands."""
     parts: list[RenderableType] = []
     if summary["leaderboard"]:
-        parts += [_title("Leaderboard"), leaderboard(summary["leaderboard"], metric_of(summary))]
+        parts += [
+            _title("Leaderboard"),
+            leaderboard(
+                summary["leaderboard"],
+                metric_of(summary),
+                ranked_by=summary["ranked_by"],
+                baseline=summary["baseline"],
+            ),
+        ]
     if summary["correlation"]:
         parts += [_title("How well each proxy ranked the topologies"), correlation(summary["correlation"])]
     champion = summary["champion"]
@@ -84,13 +92,23 @@ def metric_of(summary: dict[str, Any]) -> DecidingMetric:
     return DecidingMetric.model_validate(summary["metric"])
 
 
-def leaderboard(rows: Sequence[dict[str, Any]], metric: DecidingMetric = ACCURACY) -> Text:
-    """The best trials, each with its accuracy, the study's metric, size, topology and recipe."""
-    is_shown = metric.key in ("val_accuracy", "val_loss")
-    title = "" if is_shown else f"val. {metric.words}" + (" (%)" if metric.is_fraction else "")
+def leaderboard(
+    rows: Sequence[dict[str, Any]],
+    metric: DecidingMetric = ACCURACY,
+    *,
+    ranked_by: str = ACCURACY.key,
+    baseline: Mapping[str, float] | None = None,
+) -> Text:
+    """The best trials, each with its accuracy, the figure that ranks it, size, topology and recipe.
+
+    The last line is the value of always predicting the largest class.
+    """
+    is_shown = ranked_by in ("val_accuracy", "val_loss")
+    which = "best " if ranked_by != metric.key else ""
+    title = "" if is_shown else f"{which}val. {metric.words}" + (" (%)" if metric.is_fraction else "")
     lines = [f"trial  {title}{'' if is_shown else '  '}val. accuracy (%)  val. loss  parameters  time (s)"]
     for row in rows[:5]:
-        value = "" if is_shown else f"{_percent_or_plain(row[metric.key], metric):>{len(title)}}  "
+        value = "" if is_shown else f"{_percent_or_plain(row[ranked_by], metric):>{len(title)}}  "
         lines.append(
             f"{row['trial']:>5}  {value}{100 * row['val_accuracy']:>17.2f}  {row['val_loss']:>9.4f}  "
             f"{int(row['parameters']):>10,}  {row['wall_time_s']:>8.1f}"
@@ -101,6 +119,8 @@ def leaderboard(rows: Sequence[dict[str, Any]], metric: DecidingMetric = ACCURAC
             if key.startswith("recipe.")
         ]
         lines += [f"       {line}" for line in [row["topology"], *textwrap.wrap(", ".join(recipe), 72)]]
+    if baseline and metric.key in baseline:
+        lines.append(f"Predicting the largest class alone: {metric.words} {metric.text(baseline[metric.key])}")
     return Text("\n".join(lines))
 
 

@@ -72,6 +72,8 @@ class Search:
     """The task that evaluates a trial, as plain data."""
     objectives: tuple[Objective, ...]
     """The metrics to optimise; empty if trials are not compared."""
+    reported: Objective | None = None
+    """The metric of an epoch's report that schedulers compare; `None` means the first objective."""
     parameters: Callable[[Point], Mapping[str, Any]] = field(default=dict)
     """A point as flat, readable parameters."""
     links: Callable[[Point], Mapping[str, str]] = field(default=lambda _: {})
@@ -86,6 +88,11 @@ class Search:
     """Dimensions that a scheduler may change during training."""
     weights_of: Callable[[Point], str] = field(default=lambda _: "")
     """Trials with equal values here can load each other's weights."""
+
+    @property
+    def scheduled_by(self) -> Objective:
+        """The metric that schedulers compare."""
+        return self.reported or self.objectives[0]
 
 
 def task_of_attempt(search: Search, trial: TrialRecord, attempt: AttemptRecord) -> Task:

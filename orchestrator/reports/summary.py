@@ -29,6 +29,8 @@ def study_summary(store: Store, study: StudyRecord) -> dict[str, Any]:
         "data": next((one.setup["data"] for one in executions if one.setup and "data" in one.setup), None),
         "stages": [_stage(store, stage, is_alive=study.state == "running") for stage in stages],
         "metric": (_last_result(stages, "train") or {}).get("metric", ACCURACY.model_dump(mode="json")),
+        "baseline": (_last_result(stages, "train") or {}).get("baseline", {}),
+        "ranked_by": (_last_result(stages, "train") or {}).get("ranked_by", ACCURACY.key),
         "leaderboard": (_last_result(stages, "train") or {}).get("leaderboard", []),
         "correlation": _last_result(stages, "correlate"),
         "champion": _last_result(stages, "promote"),

@@ -144,6 +144,7 @@ STAGES: Mapping[str, Mapping[str, Rule]] = {
         "num_trials": Rule(effect="extends", problem=_fewer_trials),
         "epochs": Rule(effect="lengthens", problem=_fewer_epochs),
         "keep_checkpoints": EXECUTION,
+        "rank_by": IDENTITY,
         "stopping": IDENTITY,
         "recipe": Rule(effect="extends"),
         "weights": IDENTITY,

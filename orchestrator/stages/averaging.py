@@ -15,7 +15,7 @@ from orchestrator.stages.context import StageContext
 from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
 from orchestrator.stages.plugin_search import PluginSearchModel
 from orchestrator.stages.retention import checkpoint_folders
-from orchestrator.stages.train import TRAIN, TrainStage, configuration_of, sort_trials
+from orchestrator.stages.train import TRAIN, TrainStage, configuration_of, ranking, sort_trials
 from orchestrator.store.records import TrialRecord
 from plugins import registry
 from plugins.metrics.deciding import ACCURACY, DecidingMetric
@@ -63,7 +63,7 @@ def _average_problems(stage: AveragingStage, train: TrainStage, at: KeyPath) -> 
         if method.name not in registry.available("averaging"):
             continue  # reported already
         field = getattr(registry.load("averaging", method.name), "reads", None)
-        if field is not None and train.recipe.get(field) is None:
+        if field in ("ema", "swa") and train.recipe.get(field) is None:
             yield Problem(
                 (*at, "methods", index),
                 f"{method.name} reads an average of the weights that training maintains, but stage {train.name!r} has "
@@ -121,7 +121,7 @@ def run_averaging(context: StageContext, spec: AveragingStage) -> StageOutcome:
     averages = sort_trials(run_search(context, search), objectives)
     best = averages[0]
     method = spec.decode(best.point)
-    value, before = best.metrics[metric.key], source.metrics[metric.key]
+    value, before = best.metrics[metric.key], source.metrics[ranking(context, train.spec).metric]
     gain = metric.score(value) - metric.score(before)
     return StageOutcome(
         result=AveragingResult(

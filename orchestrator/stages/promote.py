@@ -62,7 +62,7 @@ def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:  # n
 
     train, averaged, stopping = context.required(TRAIN), context.earlier(AVERAGING), context.earlier(STOPPING)
     best = context.trial_of(train, train.result.best.trial)
-    averaging = PluginChoice(name="last") if averaged is None else averaged.result.averaging
+    averaging = PluginChoice(name=train.spec.rank_by) if averaged is None else averaged.result.averaging
     configuration = configuration_of(context, train.spec, best).model_copy(update={"averaging": averaging})
     context.progress.stage_began(context.stage, total=1, done=0)
     folder = context.folder / "champion"

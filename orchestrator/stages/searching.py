@@ -223,7 +223,7 @@ class StageLedger:
             return None
         metric, deciding = self._search.objectives[0].metric, self._context.metric
         value = self._best.metrics[metric]
-        text = deciding.text(value) if metric == deciding.key else f"{value:.4g}"
+        text = deciding.text(value) if metric.removesuffix("_best") == deciding.key else f"{value:.4g}"
         return f"{metric} {text} (trial {self._best.number})"
 
 

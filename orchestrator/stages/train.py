@@ -37,6 +37,8 @@ CHANGEABLE = frozenset(
     ("learning_rate", "weight_decay", "label_smoothing", "drop_path", "augmentation", "curriculum", "gradient_clip")
 )
 """Recipe fields that population-based training may change during a training."""
+_CLEARLY_BETTER = 0.01
+"""Difference of a fraction that is worth a remark."""
 _ALWAYS_SHOWN = CHANGEABLE | {"batch_size", "schedule", "warmup"}
 """Recipe fields that MLflow always shows."""
 
@@ -75,6 +77,11 @@ class TrainStage(StageModel):
     epochs: Count = Field(description="budget of one trial in passes over the training set")
     keep_checkpoints: Count = Field(
         default=8, description="number of newest epochs whose weights are kept for averaging"
+    )
+    rank_by: Literal["last", "best"] = Field(
+        default="last",
+        description="epoch whose metric ranks a trial: the `last` one, or the `best` one, whose weights are then "
+        "promoted unless an averaging stage chooses others",
     )
     stopping: PluginChoice | None = Field(default=None, description="early-stopping criterion; null trains to the end")
     recipe: dict[str, Any] = Field(
@@ -146,7 +153,7 @@ class TrainedTrial(StageResult):
     topology: str
     val_accuracy: float
     value: float | None = None
-    """Value of the study's metric; `None`, in results of version 0.1.0, means that it is the accuracy."""
+    """The figure by which it is ranked; `None`, in results of version 0.1.0, means that it is the accuracy."""
     has_base_recipe: bool
     """Whether the trial used the base recipe and no scheduler ended it; accuracies of such trials are comparable."""
 
@@ -169,7 +176,11 @@ class TrainResult(StageResult):
     """Candidate topologies. The first trials train them in this order with the base recipe."""
     num_candidates: int
     metric: DecidingMetric = ACCURACY
-    """The metric by which the trials are ordered."""
+    """The study's metric."""
+    ranked_by: str = ACCURACY.key
+    """The figure by which the trials are ordered: the metric's value after the last epoch, or the best one."""
+    baseline: dict[str, float] = Field(default_factory=dict)
+    """Validation metrics of always predicting the largest class; empty in results of version 0.1.0."""
     best: LeaderboardRow
     leaderboard: tuple[LeaderboardRow, ...]
     """The ten best trials."""
@@ -191,13 +202,14 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
     weights = None
     if spec.weights is not None:
         weights = plan_start(context, stored_weights(context.folder), candidates)
-    scores, objectives = _proxy_scores(context), (Objective.of(context.metric),)
+    scores, objectives = _proxy_scores(context), (ranking(context, spec),)
     dimensions = (Choice(name="topology", options=tuple(candidates)), *spec.recipe_space.dimensions)
     base = _base_points(dimensions, candidates, begun)
     num_missing = sum(point not in [trial.point for trial in begun] for point in base)
     search = Search(
         num_trials=max(spec.num_trials, len(begun) + num_missing),
         objectives=objectives,
+        reported=Objective.of(context.metric),
         suggester=OptunaSuggester(
             dimensions,
             objectives=objectives,
@@ -219,7 +231,7 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
     share_trials(context, search, dimensions)
     trials = run_search(context, search, tracked=True)
     ordered = sort_trials(trials, objectives)
-    best = ordered[0]
+    best, baseline = ordered[0], _baseline(context)
     share_trials(context, search, dimensions, ordered=ordered)
     all_trials = context.store.trials(context.stage.id)
     drop_checkpoints(context, all_trials, best=best, may_continue=lambda trial: may_continue(spec, trial))
@@ -228,16 +240,22 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
             candidates=tuple(candidates),
             num_candidates=len(candidates),
             metric=context.metric,
+            ranked_by=objectives[0].metric,
+            baseline=baseline,
             best=_leaderboard_row(best, context.metric),
             leaderboard=tuple(_leaderboard_row(trial, context.metric) for trial in ordered[:10]),
-            trials=_trained(trials, base, context.metric),
+            trials=_trained(trials, base, objectives[0].metric),
             num_failed=sum(trial.state == "failed" for trial in context.store.trials(context.stage.id)),
             weights=weights,
         ),
         summary=f"{len(trials)} trials; best validation {context.metric.words} "
-        f"{context.metric.text(best.metrics[context.metric.key])} (trial {best.number})",
+        f"{context.metric.text(best.metrics[objectives[0].metric])} (trial {best.number})"
+        f"; {_against_baseline(best.metrics[objectives[0].metric], baseline[context.metric.key], context.metric)}"
+        f"{_lost_peak(best, trials, context.metric) if spec.rank_by == 'last' else ''}",
         metrics={
             **_recorded(best, context.metric),
+            "val_baseline_accuracy": baseline["val_accuracy"],
+            f"val_baseline_{context.metric.key.removeprefix('val_')}": baseline[context.metric.key],
             "num_trials": len(trials),
         },
         plots=_plots(context, ordered),
@@ -248,6 +266,43 @@ def _recorded(trial: TrialRecord, metric: DecidingMetric) -> dict[str, float]:
     """The validation metrics of a trial. Those of version 0.1.0 have accuracy and loss alone."""
     keys = dict.fromkeys([*map(metric_key, RECORDED_METRICS), metric.key])
     return {key: trial.metrics[key] for key in keys if key in trial.metrics}
+
+
+def _baseline(context: StageContext) -> dict[str, float]:
+    """Validation metrics of a model that always predicts the largest class."""
+    from trainers.data.images import load_images
+    from trainers.training.baseline import blind_evaluation
+
+    data = load_images(context.spec.data)
+    found = blind_evaluation(
+        data.train.labels,
+        data.validation.labels,
+        num_classes=data.task.num_classes,
+        metric=context.metric.choice,
+    )
+    return {metric_key(name): value for name, value in found.metrics.items()}
+
+
+def _against_baseline(value: float, baseline: float, metric: DecidingMetric) -> str:
+    """A best value beside that of always predicting the largest class."""
+    if metric.score(value) > metric.score(baseline):
+        return f"predicting the largest class alone: {metric.text(baseline)}"
+    return f"NOT better than predicting the largest class alone ({metric.text(baseline)})"
+
+
+def _lost_peak(best: TrialRecord, trials: Sequence[TrialRecord], metric: DecidingMetric) -> str:
+    """A remark if a trial was clearly better than the best one, but not in its last epoch."""
+    key = f"{metric.key}_best"
+    peaked = [trial for trial in trials if key in trial.metrics and "best_epoch" in trial.metrics]
+    if not peaked or not metric.is_fraction:
+        return ""
+    peak = max(peaked, key=lambda trial: metric.score(trial.metrics[key]))
+    if metric.score(peak.metrics[key]) < metric.score(best.metrics[metric.key]) + _CLEARLY_BETTER:
+        return ""
+    return (
+        f"; trial {peak.number} had {metric.text(peak.metrics[key])} in epoch {peak.metrics['best_epoch']:.0f} "
+        "(`rank_by: best` ranks by the best epoch)"
+    )
 
 
 def _largest(context: StageContext, spec: TrainStage, candidates: list[str]) -> list[Configuration]:
@@ -290,6 +345,12 @@ def _links(point: Point, grown_from: Mapping[str, str], weights: StartingWeights
     return found if weights is None else {**found, "initialised_from": weights.lineage}
 
 
+def ranking(context: StageContext, spec: TrainStage) -> Objective:
+    """The figure by which trials are ranked."""
+    last = Objective.of(context.metric)
+    return last._replace(metric=f"{last.metric}_best") if spec.rank_by == "best" else last
+
+
 def sort_trials(trials: Sequence[TrialRecord], objectives: tuple[Objective, ...]) -> list[TrialRecord]:
     """Trials by the first objective, best first; ties go to the lower validation loss."""
     from orchestrator.stages.searching import is_better
@@ -304,14 +365,14 @@ def sort_trials(trials: Sequence[TrialRecord], objectives: tuple[Objective, ...]
 
 
 def _leaderboard_row(trial: TrialRecord, metric: DecidingMetric) -> LeaderboardRow:
-    shown = ("parameters", "macs", "wall_time_s", "epochs")
+    shown = (f"{metric.key}_best", "best_epoch", "parameters", "macs", "wall_time_s", "epochs")
     metrics = {name: trial.metrics[name] for name in shown if name in trial.metrics}
     return LeaderboardRow.model_validate(
         {"trial": trial.number, "state": trial.state, **_recorded(trial, metric), **metrics, **trial.point}
     )
 
 
-def _trained(usable: Sequence[TrialRecord], base: Sequence[Point], metric: DecidingMetric) -> tuple[TrainedTrial, ...]:
+def _trained(usable: Sequence[TrialRecord], base: Sequence[Point], ranked_by: str) -> tuple[TrainedTrial, ...]:
     """Trials with a result, by number; `base` are the points with the base recipe."""
     return tuple(
         TrainedTrial.model_validate(
@@ -320,7 +381,7 @@ def _trained(usable: Sequence[TrialRecord], base: Sequence[Point], metric: Decid
                 "state": trial.state,
                 "topology": trial.point["topology"],
                 "val_accuracy": trial.metrics["val_accuracy"],
-                "value": trial.metrics[metric.key],
+                "value": trial.metrics[ranked_by],
                 "has_base_recipe": trial.point in base and "scheduler" not in trial.details,
             }
         )
@@ -338,7 +399,7 @@ def _with_trials(
         return raw
     usable = [trial for trial in trials() if trial.is_usable]
     base = [trial.point for trial in usable if trial.number < len(raw["candidates"])]
-    return {**raw, "trials": _trained(usable, base, ACCURACY)}
+    return {**raw, "trials": _trained(usable, base, ACCURACY.key)}
 
 
 def _candidates(
@@ -509,9 +570,12 @@ def _trained_spaces(stage: TrainStage, before: Sequence[StageModel]) -> list[str
 
 
 def _line(result: TrainResult) -> str:
-    value = float(result.best.model_dump()[result.metric.key])
+    value = float(result.best.model_dump()[result.ranked_by])
     shown = f"{100 * value:.2f} %" if result.metric.is_fraction else result.metric.text(value)
-    return f"validation {result.metric.words} {shown}"
+    beside = ""
+    if result.metric.key in result.baseline:
+        beside = f"; {_against_baseline(value, result.baseline[result.metric.key], result.metric)}"
+    return f"validation {result.metric.words} {shown}{beside}"
 
 
 TRAIN = StageKind(

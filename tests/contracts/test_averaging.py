@@ -41,8 +41,8 @@ def test_it_has_a_card(averager: Averaging) -> None:
     assert averager.card.cost
 
 
-def test_it_reads_weights_or_one_of_the_averages_of_training(averager: Averaging) -> None:
-    assert getattr(averager, "reads", None) in (None, "ema", "swa")
+def test_it_reads_weights_the_best_ones_or_an_average_of_training(averager: Averaging) -> None:
+    assert getattr(averager, "reads", None) in (None, "ema", "swa", "best")
 
 
 def test_inputs_are_left_unchanged(averager: Averaging) -> None:

@@ -117,6 +117,31 @@ def test_an_order_of_ours_visits_no_example_twice_in_a_pass(name: str) -> None:
         assert len(set(select(order, size, difficulty=DIFFICULTY).tolist())) == size
 
 
+RARE = torch.tensor([0] * 90 + [1] * 8 + [4] * 2)
+"""Labels of three classes with very different numbers of images."""
+
+
+@pytest.mark.parametrize("size", [1, 30, 100])
+def test_the_balanced_order_visits_all_classes_equally_often(size: int) -> None:
+    visits = create("curricula", "balanced").select(size, context(labels=RARE)).indices
+    counts = torch.bincount(RARE[visits], minlength=5)[[0, 1, 4]]
+    assert counts.sum() == size
+    assert counts.max() - counts.min() <= 1
+
+
+def test_the_balanced_order_repeats_an_image_only_after_all_others_of_its_class() -> None:
+    visits = create("curricula", "balanced").select(100, context(labels=RARE)).indices
+    times = torch.bincount(visits, minlength=len(RARE))
+    for label in (0, 1, 4):
+        own = times[label == RARE]
+        assert own.max() - own.min() <= 1
+
+
+def test_the_balanced_order_mixes_the_classes_within_a_pass() -> None:
+    visits = create("curricula", "balanced").select(99, context(labels=RARE)).indices
+    assert set(RARE[visits[:33]].tolist()) == {0, 1, 4}
+
+
 # --- methods that adjust steps ---
 
 

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cli.tables import leaderboard
 from orchestrator.reports.summary import study_summary
 from orchestrator.settings import load_settings
 from orchestrator.store.repository import Store
-from plugins.metrics.deciding import DecidingMetric
+from plugins.metrics.deciding import ACCURACY, DecidingMetric
 from search_spaces.recipes import PluginChoice
+from tests.fakes import RecordingProgress
 from tests.tiny import read_rows, run_here
 
 FILE = """\
@@ -71,3 +73,50 @@ def test_the_metric_orders_trials_and_averages_and_is_the_target_of_taus(name: s
     finally:
         store.close()
     assert summary["metric"]["choice"] == name
+
+
+WORSENING = """\
+study: tiny
+seed: 3
+data: {source: digits, image_size: 32, max_images: 150, max_test_images: 60}
+stages:
+  - stage: train
+    topologies: ["as-vit:4,4,2,1|2,4,2,1|2,2,2,1|2,1,2,1|16,4"]
+    sampler: random
+    rank_by: best
+    num_trials: 3
+    epochs: 6
+    keep_checkpoints: 2
+    recipe:
+      batch_size: 16
+      schedule: constant
+      label_smoothing: [0.0, 0.1, 0.2]
+      learning_rate: {from: 3e-3, to: 3.0, shape: step, until: 0.4}
+  - stage: promote
+"""
+
+
+def test_trials_ranked_by_their_best_epoch_promote_its_weights(tmp_path: Path) -> None:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(WORSENING)
+    assert run_here(file, tmp_path / "home").state == "complete"
+    rows = read_rows(tmp_path / "home")
+    train, promote = rows.stages["train"].result, rows.stages["promote"].result
+    assert train["ranked_by"] == "val_accuracy_best"
+    peaks = [max(report.val_accuracy for report in curve) for curve in rows.curves["train"]]
+    assert train["best"]["val_accuracy_best"] == max(peaks)
+    assert promote["configuration"]["averaging"] == "best"
+    assert promote["val_accuracy"] == pytest.approx(max(peaks))
+    assert promote["val_accuracy"] > rows.trials["train"][train["best"]["trial"]].metrics["val_accuracy"]
+    shown = str(leaderboard(train["leaderboard"], ACCURACY, ranked_by=train["ranked_by"]))
+    assert "best val. accuracy (%)" in shown
+    assert f"{100 * max(peaks):.2f}" in shown
+
+
+def test_a_peak_that_the_ranking_by_the_last_epoch_misses_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(WORSENING.replace("rank_by: best", "rank_by: last"))
+    progress = RecordingProgress()
+    assert run_here(file, tmp_path / "home", progress=progress).state == "complete"
+    ended = [str(told) for told in progress.of("stage ended")]
+    assert any("`rank_by: best` ranks by the best epoch" in text for text in ended)

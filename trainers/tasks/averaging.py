@@ -1,6 +1,6 @@
 """Averages checkpoints of a training into one model and evaluates it on the validation part."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import overload
 
@@ -15,8 +15,12 @@ from search_spaces.recipes import PluginChoice
 from trainers.config import AverageTask, Configuration, TaskOutcome
 from trainers.data.images import ImageData
 from trainers.models.building import build_model
+from trainers.training.best_epoch import best_checkpoint
 from trainers.training.checkpoints import load_weights
 from trainers.training.evaluation import Normalizer, evaluate
+
+BEST = "best"
+"""What a method `reads` if it receives the best checkpoint alone."""
 
 
 class SavedCheckpoints(Sequence[StateDict]):
@@ -75,23 +79,26 @@ def average(task: AverageTask, data: ImageData, device: torch.device) -> TaskOut
 
 
 def average_checkpoints(
-    averaging: PluginChoice, folders: Sequence[Path], evaluate_weights: Callable[[StateDict], Evaluated]
+    averaging: PluginChoice, folders: Sequence[Path], judge: "ValidationJudge"
 ) -> tuple[dict[str, Tensor], int]:
     """Average checkpoints; returns the weights and the number of checkpoints used.
 
     Args:
         averaging: The method.
         folders: Folders of the checkpoints, oldest first.
-        evaluate_weights: Evaluates state dicts on validation images, for methods that need it.
+        judge: Evaluates state dicts on validation images, for methods that need it, and knows the metric.
 
     Raises:
         CheckpointError: A checkpoint is missing or damaged, or lacks an average that the method reads.
         ValueError: There are fewer checkpoints than the method needs.
     """
     averager: Averager | EvaluatingAverager = create("averaging", averaging.name, averaging.settings)
-    checkpoints = SavedCheckpoints(folders, getattr(averager, "reads", None))
+    reads = getattr(averager, "reads", None)
+    if reads == BEST:
+        folders, reads = [best_checkpoint(folders, judge.metric)], None
+    checkpoints = SavedCheckpoints(folders, reads)
     if isinstance(averager, EvaluatingAverager):
-        return averager.average_by(checkpoints, evaluate_weights), checkpoints.num_read
+        return averager.average_by(checkpoints, judge), checkpoints.num_read
     return averager.average(checkpoints), checkpoints.num_read
 
 
@@ -104,6 +111,8 @@ class ValidationJudge:
         self._device = device
         self._normalizer = Normalizer(data.mean, data.std, device)
         self._model: nn.Module | None = None
+        self.metric = DecidingMetric.of(configuration.metric)
+        """The metric by which state dicts are compared."""
 
     def __call__(self, weights: StateDict) -> Evaluated:
         if self._model is None:
@@ -112,7 +121,7 @@ class ValidationJudge:
                 configuration.topology, self._data.task, seed=configuration.seed, device=self._device
             )
         self._model.load_state_dict(dict(weights))
-        metric = DecidingMetric.of(self._configuration.metric)
+        metric = self.metric
         found = evaluate(self._model, self._data.validation, self._normalizer, metric=metric.choice)
         return Evaluated(
             found.loss, found.accuracy, found.metrics, score=metric.score(found.metrics[metric.choice.name])

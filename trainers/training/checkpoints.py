@@ -160,6 +160,7 @@ def save(
     history: Sequence[EpochReport],
     configuration: str,
     keep: int,
+    best: int | None = None,
     averages: Mapping[str, Mapping[str, Tensor]] | None = None,
     damaged: Sequence[str] = (),
 ) -> CheckpointRecord:
@@ -172,6 +173,7 @@ def save(
         history: Reports of all epochs so far, oldest first, at least one.
         configuration: Digest of the configuration.
         keep: Number of newest epochs whose weights are kept; at least the two that training can resume from are kept.
+        best: An epoch whose weights are kept, too.
         averages: State dicts of the averages that training maintains, by name.
         damaged: Problems of earlier checkpoints of this training.
 
@@ -193,7 +195,7 @@ def save(
         folder.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
         write_folder(target, {**content, MANIFEST: manifest.model_dump_json(indent=1).encode()})
-        prune(folder, keep=max(keep, _KEEP_RESUMABLE))
+        prune(folder, keep=max(keep, _KEEP_RESUMABLE), best=best)
     return _record(target, manifest)
 
 
@@ -284,14 +286,15 @@ def saved(folder: Path) -> tuple[CheckpointRecord, ...]:
     return tuple(records)
 
 
-def prune(folder: Path, *, keep: int) -> None:
-    """Keep the weights of the newest `keep` epochs, and the optimizer state of at most the newest two."""
+def prune(folder: Path, *, keep: int, best: int | None = None) -> None:
+    """Keep the weights of the newest `keep` epochs and of `best`, and the optimizer state of at most the newest two."""
     newest_first = epoch_folders(folder)[::-1]
     with writing(folder):
-        for path in newest_first[keep:]:
-            _remove(path)
-        for path in newest_first[_KEEP_RESUMABLE:keep]:
-            (path / OPTIMIZER).unlink(missing_ok=True)
+        for place, path in enumerate(newest_first):
+            if place >= keep and _epoch_of(path) != best:
+                _remove(path)
+            elif place >= _KEEP_RESUMABLE:
+                (path / OPTIMIZER).unlink(missing_ok=True)
 
 
 def retire(folder: Path, *, keep: Collection[Path], resumable: Collection[Path] = ()) -> None:
@@ -410,7 +413,11 @@ def _record(path: Path, manifest: Manifest) -> CheckpointRecord:
 def epoch_folders(folder: Path) -> list[Path]:
     """Folders of the checkpoints in a training's folder, oldest first."""
     found = [path for path in folder.glob("epoch-*") if path.name.removeprefix("epoch-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("epoch-")))
+    return sorted(found, key=_epoch_of)
+
+
+def _epoch_of(path: Path) -> int:
+    return int(path.name.removeprefix("epoch-"))
 
 
 def _remove(path: Path) -> None:

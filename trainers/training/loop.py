@@ -19,6 +19,7 @@ from trainers.data.images import ImageData
 from trainers.hardware.devices import cpu_threads, fits_on
 from trainers.models.building import build_model, topology_costs
 from trainers.training import checkpoints, fencing
+from trainers.training.best_epoch import best_report
 from trainers.training.continuing import settle_earlier_checkpoints
 from trainers.training.course import Course
 from trainers.training.evaluation import Evaluation, Normalizer, evaluate, example_losses
@@ -192,6 +193,7 @@ def follow(
                     history=history,
                     configuration=digest,
                     damaged=damaged,
+                    best=best_report(history, metric).epoch,
                 )
             )
             reporter.report(report)
@@ -205,11 +207,11 @@ def follow(
             reason=f"asked to end in epoch {len(history) + 1} of {len(course.plan)}",
             checkpoints=checkpoints.saved(task.folder),
         )
-    checkpoints.prune(task.folder, keep=task.keep_checkpoints)
+    checkpoints.prune(task.folder, keep=task.keep_checkpoints, best=best_report(history, metric).epoch)
     return TaskOutcome(
         state="complete" if reason is None else "stopped",
         reason=reason,
-        metrics=final_metrics(history, task.configuration.topology, image_task),
+        metrics=final_metrics(history, task.configuration.topology, image_task, metric),
         details={"damaged_checkpoints": damaged} if damaged else {},
         checkpoints=checkpoints.saved(task.folder),
     )
@@ -278,10 +280,11 @@ def cut_short(
         image_task: Image size, channels and classes of the data.
         state: `complete` if the last report is that of the last epoch.
     """
-    checkpoints.prune(task.folder, keep=task.keep_checkpoints)
+    metric = DecidingMetric.of(task.configuration.metric)
+    checkpoints.prune(task.folder, keep=task.keep_checkpoints, best=best_report(history, metric).epoch)
     return TaskOutcome(
         state=state,
-        metrics=final_metrics(history, task.configuration.topology, image_task),
+        metrics=final_metrics(history, task.configuration.topology, image_task, metric),
         checkpoints=checkpoints.saved(task.folder),
     )
 

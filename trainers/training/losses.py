@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from plugins.metrics.deciding import DecidingMetric
 from plugins.metrics.names import metric_key
 from search_spaces.base import ImageTask
 from trainers.config import EpochReport
 from trainers.models.building import topology_costs
+from trainers.training.best_epoch import best_report
 
 STEPS_PER_FINITE_CHECK = 16
 """Number of steps between checks of the loss. Reading a loss waits for the GPU, so not every step is checked."""
@@ -58,9 +60,11 @@ def further_metrics(measured: Mapping[str, float]) -> dict[str, float]:
     return {metric_key(name): value for name, value in measured.items() if name not in ("loss", "accuracy")}
 
 
-def final_metrics(history: Sequence[EpochReport], topology: str, task: ImageTask) -> dict[str, float]:
-    """The metrics of a training, from the reports of its epochs (at least one)."""
-    last = history[-1]
+def final_metrics(
+    history: Sequence[EpochReport], topology: str, task: ImageTask, metric: DecidingMetric
+) -> dict[str, float]:
+    """The metrics of a training, from the reports of its epochs (at least one), the best of them by `metric`."""
+    last, best = history[-1], best_report(history, metric)
     wall_time_s = sum(report.wall_time_s for report in history)
     costs = topology_costs(topology, task)
     return {
@@ -70,6 +74,8 @@ def final_metrics(history: Sequence[EpochReport], topology: str, task: ImageTask
         "train_loss": last.train_loss,
         "val_accuracy_best": max(report.val_accuracy for report in history),
         "val_loss_best": min(report.val_loss for report in history),
+        f"{metric.key}_best": best.value(metric),
+        "best_epoch": float(best.epoch),
         "epochs": float(len(history)),
         "wall_time_s": wall_time_s,
         "throughput_images_per_s": sum(report.num_images for report in history) / wall_time_s,

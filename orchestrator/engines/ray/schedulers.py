@@ -40,7 +40,7 @@ def make_scheduler(settings: Scheduler | None, search: Search, make_copy_task: M
     Raises:
         EngineUnavailableError: The search has no dimension that the scheduler can change.
     """
-    metric, direction = search.objectives[0]
+    metric, direction = search.scheduled_by
     budget = search.epochs or 1
     common: dict[str, Any] = {"metric": metric, "mode": "max" if direction == "maximize" else "min"}
     if isinstance(settings, Asha):

@@ -137,7 +137,7 @@ class TrialBook(NotPickled):
         if rung >= (self._search.epochs or 0):
             self.finish(live, cut_short(task, curve, image_task, state="complete"))
             return
-        metric = self._search.objectives[0].metric
+        metric = self._search.scheduled_by.metric
         value = curve[-1].as_result()[metric]
         reason = f"{self._scheduler} stopped it at epoch {rung} of {self._search.epochs}, with {metric} {value:.4g}"
         outcome = cut_short(task, curve, image_task, state="stopped")
@@ -314,7 +314,7 @@ def tune_config(
         generation = newest[1]
     return {
         "number": record.number,
-        "metric": search.objectives[0].metric,
+        "metric": search.scheduled_by.metric,
         "folder": str(folder),
         "task": task.model_dump_json(),
         "generation": generation.model_dump(mode="json"),

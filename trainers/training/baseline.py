@@ -1,0 +1,26 @@
+"""What a model reaches without looking at the images: the figures that every other one must beat."""
+
+import torch
+from torch import Tensor
+
+from search_spaces.recipes import PluginChoice
+from trainers.training.evaluation import Evaluation, judge
+
+
+def blind_evaluation(
+    train_labels: Tensor, labels: Tensor, *, num_classes: int, metric: PluginChoice | None = None
+) -> Evaluation:
+    """Metrics of a model that gives each class its frequency in training, and so always predicts the largest one.
+
+    Its accuracy is that of the largest class, and its loss is the cross-entropy of the frequencies. One image is added
+    to each class, so that the loss is finite for classes without training images.
+
+    Args:
+        train_labels: Classes of the training images, shape (N,).
+        labels: Classes of the images to predict, shape (M,).
+        num_classes: Number of classes.
+        metric: A further metric to measure.
+    """
+    counts = torch.bincount(train_labels.cpu(), minlength=num_classes).double() + 1
+    logits = (counts / counts.sum()).log().expand(len(labels), num_classes)
+    return judge(logits, labels.cpu(), metric=metric)
