@@ -13,6 +13,7 @@ FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 STATUS = {
     "orchestrator.settings:SettingsError": BAD_INPUT,
     "orchestrator.spec.truth_table:TruthError": BAD_INPUT,
+    "orchestrator.spec.warm_start:WarmStartError": BAD_INPUT,
     "orchestrator.spec.yaml_source:SpecError": BAD_INPUT,
     "orchestrator.study.access:UnknownStudyError": BAD_INPUT,
     "orchestrator.study.comparison:NoTrialsError": BAD_INPUT,
@@ -38,6 +39,7 @@ STATUS = {
 _ABOUT_A_FILE = frozenset(
     {
         "orchestrator.spec.truth_table:TruthError",
+        "orchestrator.spec.warm_start:WarmStartError",
         "orchestrator.study.driver:DataChangedError",
         "orchestrator.study.driver:SpecChangedError",
         "trainers.champion:ModelError",

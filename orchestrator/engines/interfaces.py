@@ -37,6 +37,14 @@ class Suggestion(NamedTuple):
     sampler_state: dict[str, Any]
 
 
+class KnownResult(NamedTuple):
+    """A result of an earlier search, which a sampler may learn from. It is not a trial of this search."""
+
+    point: Point
+    values: tuple[float, ...]
+    """One value per objective."""
+
+
 class Lost(NamedTuple):
     """A task has no outcome, because its worker died."""
 

@@ -12,7 +12,7 @@ import optuna
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from orchestrator.engines.interfaces import Objective, Suggestion
+from orchestrator.engines.interfaces import KnownResult, Objective, Suggestion
 from orchestrator.engines.optuna_space import OptunaSpace, as_scalar, only_value
 from orchestrator.engines.optuna_storage import TrialStorage
 from orchestrator.engines.seeds import seed_for
@@ -51,6 +51,7 @@ class OptunaSuggester:
         sampler: Name and settings of the sampler.
         seed: The stage's seed.
         first: Points to suggest before any other, in this order. Those that a trial has already tried are left out.
+        known: Results of earlier searches of the same space, which samplers see as trials with negative numbers.
         problem: Gives the reason why a point must not be tried, or `None`.
         final_number: Number of the trial reserved for the sampler's final choice, if it makes one that is new. It is
             suggested after all other trials have ended. `None` if there is no such trial.
@@ -67,6 +68,7 @@ class OptunaSuggester:
         sampler: PluginChoice,
         seed: int,
         first: Sequence[Point] = (),
+        known: Sequence[KnownResult] = (),
         problem: Callable[[Point], str | None] = lambda _: None,
         final_number: int | None = None,
     ) -> None:
@@ -91,6 +93,9 @@ class OptunaSuggester:
         self._study_id = self._storage.get_study_id_from_name(self._study.study_name)
         self._running: dict[int, _Running] = {}
         self._seen = set(self._first)
+        for number, result in enumerate(known, start=-len(known)):
+            past = self._frozen(number, result.point, {}, TrialState.COMPLETE, list(result.values))
+            self._storage.add(self._study_id, past)
 
     def ask(self, number: int) -> Suggestion | None:
         """The next new point; `None` if the whole space was tried, or no new valid point was found."""

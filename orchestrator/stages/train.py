@@ -15,6 +15,7 @@ from orchestrator.spec.problems import Problem
 from orchestrator.spec.recipe_checks import recipe_problems
 from orchestrator.spec.stage_model import Count, SpecModel, StageModel, StageName, latest
 from orchestrator.spec.topology_checks import topology_text_problems
+from orchestrator.spec.warm_start import WarmStart, with_absolute_warm_start
 from orchestrator.spec.yaml_source import KeyPath
 from orchestrator.stages.context import StageContext
 from orchestrator.stages.grow import GROW, GrowStage
@@ -23,6 +24,7 @@ from orchestrator.stages.retention import drop_checkpoints, trial_folder
 from orchestrator.stages.screen import SCREEN, ScreenStage
 from orchestrator.stages.starting_weights import StartingWeights, plan_start, stored_weights
 from orchestrator.stages.topology_ranking import choose_candidates
+from orchestrator.stages.warm_start import WarmPlan, WarmStarted, conditions_of, plan_warm_start, stored_warm_start
 from orchestrator.store.records import TrialRecord
 from plugins import registry
 from plugins.metrics.deciding import ACCURACY, DecidingMetric
@@ -93,6 +95,9 @@ class TrainStage(StageModel):
         description="weights that the trials start from: `STUDY@champion`, a model folder, a .safetensors or a .pth "
         "file; null starts from random weights",
     )
+    warm_start: WarmStart | None = Field(
+        default=None, description="where the first points after the base recipe come from; null samples all points"
+    )
     signals: tuple[Signal, ...] = Field(
         default=(),
         description="signals to record every epoch, in addition to those that plug-ins and later stopping stages read",
@@ -105,9 +110,13 @@ class TrainStage(StageModel):
 
     @classmethod
     def with_absolute_paths(cls, raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        """Resolve the path of the weights."""
+        """Resolve the paths of weights and warm start."""
         given = dict(raw)
-        return given | ({"weights": with_absolute_weights(given["weights"], folder)} if "weights" in given else {})
+        if "weights" in given:
+            given["weights"] = with_absolute_weights(given["weights"], folder)
+        if "warm_start" in given:
+            given["warm_start"] = with_absolute_warm_start(given["warm_start"], folder)
+        return given
 
     @cached_property
     def recipe_space(self) -> RecipeSpace:
@@ -189,6 +198,8 @@ class TrainResult(StageResult):
     num_failed: int
     weights: StartingWeights | None = None
     """The weights that the trials started from; `None` for random weights."""
+    warm_start: WarmStarted | None = None
+    """What the search was warm-started from."""
 
 
 def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
@@ -206,6 +217,7 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
     dimensions = (Choice(name="topology", options=tuple(candidates)), *spec.recipe_space.dimensions)
     base = _base_points(dimensions, candidates, begun)
     num_missing = sum(point not in [trial.point for trial in begun] for point in base)
+    warm = _warm_plan(context, spec, dimensions, candidates, objectives)
     search = Search(
         num_trials=max(spec.num_trials, len(begun) + num_missing),
         objectives=objectives,
@@ -215,11 +227,12 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
             objectives=objectives,
             sampler=spec.sampler,
             seed=context.seed,
-            first=base,
+            first=[*base, *(() if warm is None else warm.first)],
+            known=() if warm is None else warm.known,
         ),
         make_task=lambda trial: _task(context, spec, trial),
         parameters=lambda point: _parameters(context, spec, point),
-        links=lambda point: _links(point, grown_from, weights),
+        links=lambda point: _links(point, grown_from, weights, warm),
         known_metrics=lambda point: scores.get(str(point["topology"]), {}),
         epochs=spec.epochs,
         sizes=lambda: _largest(context, spec, candidates),
@@ -247,6 +260,7 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
             trials=_trained(trials, base, objectives[0].metric),
             num_failed=sum(trial.state == "failed" for trial in context.store.trials(context.stage.id)),
             weights=weights,
+            warm_start=None if warm is None else warm.summary,
         ),
         summary=f"{len(trials)} trials; best validation {context.metric.words} "
         f"{context.metric.text(best.metrics[objectives[0].metric])} (trial {best.number})"
@@ -259,6 +273,7 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
             "num_trials": len(trials),
         },
         plots=_plots(context, ordered),
+        events=tuple(context.run_tree.stage_linked(context.stage, _stage_links(weights, warm))),
     )
 
 
@@ -338,11 +353,68 @@ def may_continue(spec: TrainStage, trial: TrialRecord) -> bool:
     return is_whole and reason_to_retrain(recipe, before=spec.epochs, epochs=spec.epochs) is None
 
 
-def _links(point: Point, grown_from: Mapping[str, str], weights: StartingWeights | None) -> dict[str, str]:
+def _links(
+    point: Point, grown_from: Mapping[str, str], weights: StartingWeights | None, warm: WarmPlan | None
+) -> dict[str, str]:
     """Where a trial comes from, for MLflow."""
-    topology = str(point["topology"])
-    found = {"grown_from": grown_from[topology]} if topology in grown_from else {}
-    return found if weights is None else {**found, "initialised_from": weights.lineage}
+    found = {
+        "grown_from": grown_from.get(str(point["topology"])),
+        "initialised_from": None if weights is None else weights.lineage,
+        "warm_started_from": None if warm is None else warm.origin(point),
+    }
+    return {name: origin for name, origin in found.items() if origin is not None}
+
+
+def _stage_links(weights: StartingWeights | None, warm: WarmPlan | None) -> dict[str, str]:
+    """Where the stage started from, for MLflow."""
+    found = {} if weights is None else {"initialised_from": weights.lineage}
+    return found if warm is None else {**found, "warm_started_from": warm.summary.origin}
+
+
+def _warm_plan(
+    context: StageContext,
+    spec: TrainStage,
+    dimensions: Sequence[Dimension],
+    candidates: Sequence[str],
+    objectives: tuple[Objective, ...],
+) -> WarmPlan | None:
+    """The points to try after the base recipe, and the results that the sampler knows."""
+    if spec.warm_start is None:
+        return None
+    return plan_warm_start(
+        context,
+        stored_warm_start(context.folder),
+        space=spec.recipe_space,
+        dimensions=dimensions,
+        candidates=candidates,
+        objectives=objectives,
+        conditions=train_conditions(
+            context.spec.data,
+            context.study.data_digest,
+            spec,
+            None if spec.weights is None else stored_weights(context.folder).sha256,
+        ),
+        num_trials=spec.num_trials,
+    )
+
+
+def train_conditions(data: DataConfig, data_digest: str, spec: TrainStage, weights: str | None) -> dict[str, Any]:
+    """What the results of a train stage depend on besides topology, recipe and seed.
+
+    Args:
+        data: The data of its study.
+        data_digest: Their digest.
+        spec: The stage.
+        weights: sha256 of the weights that its trials start from.
+    """
+    stopping = None if spec.stopping is None else spec.stopping.model_dump(mode="json")
+    return conditions_of(
+        data=data.model_dump(mode="json", exclude_defaults=True),  # so that a field added later changes nothing
+        data_digest=data_digest,
+        epochs=spec.epochs,
+        stopping=stopping,
+        weights=weights,
+    )
 
 
 def ranking(context: StageContext, spec: TrainStage) -> Objective:

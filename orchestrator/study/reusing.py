@@ -6,13 +6,21 @@ A stage therefore resumes in the same way even if the other study has changed or
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from pydantic import ValidationError
+
+from orchestrator.engines.interfaces import Objective
 from orchestrator.settings import Settings
 from orchestrator.spec.model_names import champion_of
+from orchestrator.spec.problems import plain
 from orchestrator.spec.study_file import StudySpec
-from orchestrator.stages.starting_weights import has_stored_weights, store_weights
-from orchestrator.stages.train import TrainStage
-from orchestrator.store.records import StudyRecord
-from orchestrator.study.access import find_champion, study_folder
+from orchestrator.spec.warm_start import WarmStart, WarmStartError
+from orchestrator.spec.yaml_source import read_yaml
+from orchestrator.stages.starting_weights import has_stored_weights, store_weights, stored_weights
+from orchestrator.stages.train import TrainStage, sort_trials, train_conditions
+from orchestrator.stages.warm_start import PastTrial, WarmStartRecord, has_stored_warm_start, store_warm_start
+from orchestrator.store.records import StudyRecord, TrialRecord
+from orchestrator.study.access import find_champion, find_study, open_existing, study_folder
+from plugins.metrics.deciding import DecidingMetric
 from trainers.config import Configuration
 from trainers.weights.errors import WeightsError
 
@@ -25,6 +33,7 @@ class ReusedInputs(NamedTuple):
     """What the stages of a study take from elsewhere, by stage name."""
 
     weights: dict[str, "SourceWeights"]
+    warm_starts: dict[str, WarmStartRecord]
 
 
 def read_reused(spec: StudySpec, study: StudyRecord | None, settings: Settings) -> ReusedInputs:
@@ -37,17 +46,22 @@ def read_reused(spec: StudySpec, study: StudyRecord | None, settings: Settings) 
 
     Raises:
         WeightsError: Weights cannot be used.
+        WarmStartError: A warm start cannot be used.
         orchestrator.study.access.UnknownStudyError: A study that is named does not exist.
         orchestrator.study.access.NoChampionError: It has no champion yet.
     """
     folder = None if study is None else study_folder(settings, study)
     weights: dict[str, SourceWeights] = {}
+    warm_starts: dict[str, WarmStartRecord] = {}
     for stage in spec.stages:
-        if not isinstance(stage, TrainStage) or stage.weights is None:
+        if not isinstance(stage, TrainStage):
             continue
-        if folder is None or not has_stored_weights(folder / stage.name):
+        own = None if folder is None else folder / stage.name
+        if stage.weights is not None and not (own and has_stored_weights(own)):
             weights[stage.name] = read_named_weights(stage.weights, settings, own_study=spec.study)
-    return ReusedInputs(weights)
+        if stage.warm_start is not None and not (own and has_stored_warm_start(own)):
+            warm_starts[stage.name] = read_warm_start(stage.warm_start, settings, own_study=spec.study)
+    return ReusedInputs(weights, warm_starts)
 
 
 def store_reused(inputs: ReusedInputs, folder: Path) -> None:
@@ -59,6 +73,8 @@ def store_reused(inputs: ReusedInputs, folder: Path) -> None:
     """
     for stage, weights in inputs.weights.items():
         store_weights(folder / stage, weights)
+    for stage, record in inputs.warm_starts.items():
+        store_warm_start(folder / stage, record)
 
 
 def read_named_weights(source: str, settings: Settings, *, own_study: str | None = None) -> "SourceWeights":
@@ -85,6 +101,87 @@ def read_named_weights(source: str, settings: Settings, *, own_study: str | None
             "before it ends. Name another one."
         )
     return read_weights(Path(find_champion(name, settings)["folder"]), source=source)
+
+
+def read_warm_start(source: WarmStart, settings: Settings, *, own_study: str) -> WarmStartRecord:
+    """Read what a stage is warm-started from.
+
+    Args:
+        source: What the study file names.
+        settings: Settings of this installation.
+        own_study: The study that is warm-started.
+
+    Raises:
+        WarmStartError: The source has no trained configuration that can be read.
+        orchestrator.study.access.UnknownStudyError: The study does not exist.
+        orchestrator.study.access.NoChampionError: The study has no champion yet.
+    """
+    if source.study is not None:
+        if source.study == own_study:
+            raise WarmStartError(
+                f"warm_start: `study` must name another study, but {source.study!r} is the study itself. To add trials "
+                "to it, raise its `num_trials`."
+            )
+        return _of_study(source.study, source.top, settings)
+    configuration = _configuration(source, settings)
+    only = PastTrial(label=source.origin, topology=configuration.topology, recipe=configuration.recipe)
+    return WarmStartRecord(origin=source.origin, first=(only,))
+
+
+def _of_study(name: str, top: int, settings: Settings) -> WarmStartRecord:
+    """The best trials and all results of a study's last train stage that has any."""
+    study = find_study(name, settings)
+    try:
+        spec = StudySpec.model_validate(study.spec)
+    except ValidationError as error:
+        raise WarmStartError(
+            f"warm_start: study {name!r} must be readable by this version, but its file is from another one. "
+            "Warm-start from its champion instead: {model: NAME@champion}."
+        ) from error
+    objectives = (Objective.of(DecidingMetric.of(spec.metric[0])),)
+    with open_existing(settings) as store:
+        for record in reversed(store.stages(study.id) if store else []):
+            stage = spec.stages[record.position]
+            trials = [trial for trial in store.trials(record.id) if trial.is_usable] if store else []
+            if not isinstance(stage, TrainStage) or not trials:
+                continue
+
+            def past(trial: TrialRecord, stage: TrainStage = stage) -> PastTrial:
+                return PastTrial(
+                    label=f"{name}, {stage.name}, trial {trial.number}",
+                    topology=str(trial.point["topology"]),
+                    recipe=stage.recipe_space.decode(trial.point),
+                    metrics=trial.metrics,
+                )
+
+            folder = study_folder(settings, study) / stage.name
+            weights = None if stage.weights is None else stored_weights(folder).sha256
+            return WarmStartRecord(
+                origin=f"study {name}",
+                first=tuple(past(trial) for trial in sort_trials(trials, objectives)[:top]),
+                results=tuple(past(trial) for trial in trials if "scheduler" not in trial.details),
+                conditions=train_conditions(spec.data, study.data_digest, stage, weights),
+            )
+    raise WarmStartError(
+        f"warm_start: study {name!r} must have a trained model, but has none yet. See: vitsearch status {name}"
+    )
+
+
+def _configuration(source: WarmStart, settings: Settings) -> Configuration:
+    """The configuration of a model or a file."""
+    name = None if source.model is None else champion_of(source.model)
+    try:
+        if name is not None:
+            return Configuration.model_validate(find_champion(name, settings)["configuration"])
+        if source.file is not None:
+            return Configuration.model_validate(read_yaml(source.file).data)
+        return Configuration.model_validate(read_yaml(Path(str(source.model)) / "model.yaml").data["configuration"])
+    except (ValidationError, KeyError) as error:
+        reason = plain(error) if isinstance(error, ValidationError) else "it has no `configuration`"
+        raise WarmStartError(
+            f"warm_start: {source.origin} must be a configuration that this version reads, but: {reason} Print it "
+            "again with `vitsearch best`."
+        ) from error
 
 
 def start_from_weights(

@@ -224,6 +224,11 @@ class RunTree:
             EndRun(key=key, status=_STATUS.get(state, "KILLED"), end_time_ms=_ms(at)),
         )
 
+    def stage_linked(self, stage: StageRecord, links: Mapping[str, str]) -> Rows:
+        """Link the stage to where it started from: `initialised_from`, `warm_started_from`."""
+        tags = {f"vitsearch.{name}": target for name, target in links.items()}
+        return _rows(SetTags(key=self.stage_key(stage), tags=tags)) if tags else []
+
     def compared_with_study(self, stage: StageRecord, *, title: str, digest: str, study: str) -> Rows:
         """Link the stage to the study whose trained accuracies its scores were compared with."""
         tags = {"vitsearch.truth": title, "vitsearch.truth_digest": digest, "vitsearch.truth_study": study}

@@ -230,3 +230,9 @@ def test_trials_that_run_again_replace_their_earlier_runs_and_the_others_move_to
     assert (moved.key, moved.parent_key) == (TREE.trial_key(stage, 1), tree.stage_key(stage))
     assert moved.parent_key != TREE.stage_key(stage)
     assert TREE.trials_taken_over(stage, [kept]) == []
+
+
+def test_a_stage_links_to_where_it_started_from() -> None:
+    (tags,) = events(TREE.stage_linked(make_stage("train"), {"warm_started_from": "study first"}), SetTags)
+    assert tags.tags == {"vitsearch.warm_started_from": "study first"}
+    assert TREE.stage_linked(make_stage("train"), {}) == []

@@ -2,8 +2,9 @@
 
 import pytest
 
-from orchestrator.engines.interfaces import Objective
+from orchestrator.engines.interfaces import KnownResult, Objective
 from orchestrator.engines.suggester import OptunaSuggester
+from plugins.registry import available
 from plugins.samplers.history import history_of
 from search_spaces.dimensions import Choice, Dimension, Point, Real
 from search_spaces.recipes import PluginChoice
@@ -54,3 +55,32 @@ def test_refused_draws_leave_nothing_behind() -> None:
     study = suggester._study
     assert len(study.trials) == 4  # and the one that found nothing
     assert (history_of(study).num_ended, history_of(study).running) == (3, [])
+
+
+def test_known_results_are_learned_but_are_no_trials() -> None:
+    """TPE concentrates where earlier results were good, from its first suggestion on."""
+    known = [
+        KnownResult({"a": "x", "b": number, "rate": 0.1 + 0.8 * number / 19}, (-abs(number - 4.0),))
+        for number in range(20)
+    ]
+    suggester, plain = make(sampler="tpe", known=known), make(sampler="tpe")
+    found = [suggestion.point["b"] for number in range(8) if (suggestion := suggester.ask(number))]
+    blind = [suggestion.point["b"] for number in range(8) if (suggestion := plain.ask(number))]
+    assert len(found) == len(blind) == 8
+    assert sum(abs(int(str(value)) - 4) for value in found) < sum(abs(int(str(value)) - 4) for value in blind)
+
+
+@pytest.mark.parametrize("sampler", sorted(available("samplers")))
+def test_every_sampler_works_with_known_results(sampler: str) -> None:
+    known = [KnownResult({"a": "xyz"[number % 3], "b": number}, (float(number),)) for number in range(12)]
+    suggester = make(DIMENSIONS[:2], sampler=sampler, known=known)
+    for number in range(20):
+        suggestion = suggester.ask(number)
+        assert suggestion is not None
+        state = suggestion.sampler_state
+        suggester.tell(make_trial(number, point=suggestion.point, metrics={"score": 1.0}, sampler_state=state))
+
+
+def test_a_known_result_outside_the_space_is_refused() -> None:
+    with pytest.raises(ValueError, match="the value of a stored trial must lie in the search space"):
+        make(known=[KnownResult({"a": "x", "b": 3, "rate": 7.0}, (1.0,))])
