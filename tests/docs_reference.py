@@ -25,6 +25,7 @@ from orchestrator.spec.engine import SCHEDULERS, EngineSpec, ResourceSpec
 from orchestrator.spec.stage_registry import stage_models
 from orchestrator.spec.study_file import StudySpec
 from orchestrator.spec.truth_source import TruthSource
+from orchestrator.spec.warm_start import WarmStart
 from orchestrator.stages.screen import Limits
 from orchestrator.stages.train import Candidates
 from plugins import registry
@@ -41,6 +42,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "data": DataConfig,
     **stage_models(),
     "candidates": Candidates,
+    "warm-start": WarmStart,
     "limits": Limits,
     "truth": TruthSource,
     "recipe": Recipe,

@@ -148,6 +148,7 @@ STAGES: Mapping[str, Mapping[str, Rule]] = {
         "stopping": IDENTITY,
         "recipe": Rule(effect="extends"),
         "weights": IDENTITY,
+        "warm_start": IDENTITY,
         "signals": IDENTITY,
     },
     "stopping": dict.fromkeys(("num_trials", "sampler", "criteria", "max_accuracy_lost"), REPEATS),
@@ -171,7 +172,7 @@ STAGES: Mapping[str, Mapping[str, Rule]] = {
 }
 """Fields of each kind of stage, besides `stage` and `name`, which identify it. `recipe` is compared by dimensions."""
 
-READ_AT_START: Mapping[str, tuple[str, ...]] = {"train": ("weights",)}
+READ_AT_START: Mapping[str, tuple[str, ...]] = {"train": ("weights", "warm_start")}
 """Fields that name what a stage takes from elsewhere. It is read and kept when the study begins, so that even a stage
 that has not begun keeps them."""
 INDEPENDENT = frozenset({"screen"})
