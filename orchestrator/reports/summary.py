@@ -1,11 +1,12 @@
 """A study as plain data, which `vitsearch status --format json` prints."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from orchestrator.store.records import StageRecord, StudyRecord
+from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord
 from orchestrator.store.repository import Store
 from plugins.metrics.deciding import ACCURACY, DecidingMetric
 from trainers.config import Configuration
@@ -27,7 +28,7 @@ def study_summary(store: Store, study: StudyRecord) -> dict[str, Any]:
         "updated_at": study.updated_at,
         "num_executions": len(executions),
         "data": next((one.setup["data"] for one in executions if one.setup and "data" in one.setup), None),
-        "stages": [_stage(store, stage, is_alive=study.state == "running") for stage in stages],
+        "stages": [_stage(store, stage, executions, is_alive=study.state == "running") for stage in stages],
         "metric": (_last_result(stages, "train") or {}).get("metric", ACCURACY.model_dump(mode="json")),
         "baseline": (_last_result(stages, "train") or {}).get("baseline", {}),
         "ranked_by": (_last_result(stages, "train") or {}).get("ranked_by", ACCURACY.key),
@@ -68,19 +69,29 @@ def configuration_yaml(configuration: Configuration, recommended_stopping: dict[
     )
 
 
-def _stage(store: Store, stage: StageRecord, *, is_alive: bool) -> dict[str, Any]:
+def active_time_s(stage: StageRecord, executions: Sequence[ExecutionRecord]) -> float | None:
+    """Seconds that a stage ran, without the time between executions; `None` if it has not ended."""
+    if stage.started_at is None or stage.ended_at is None:
+        return None
+    began, ended = stage.started_at, stage.ended_at
+    spans = (min(one.ended_at or ended, ended) - max(one.started_at, began) for one in executions)
+    return sum(span for span in spans if span > 0)
+
+
+def _stage(
+    store: Store, stage: StageRecord, executions: Sequence[ExecutionRecord], *, is_alive: bool
+) -> dict[str, Any]:
     states = [trial.state for trial in store.trials(stage.id)]
     state = stage.state
     if not is_alive:  # after a process was killed, its rows stay "running" until the study is resumed
         states = ["waiting" if one == "running" else one for one in states]
         state = "interrupted" if state == "running" else state
-    ended = stage.ended_at if stage.started_at is not None else None
     return {
         "name": stage.name,
         "kind": stage.kind,
         "state": state,
         "reason": stage.reason,
-        "wall_time_s": ended - stage.started_at if ended and stage.started_at else None,
+        "wall_time_s": active_time_s(stage, executions),
         "trials": {state: states.count(state) for state in sorted(set(states))},
         "result": stage.result,
     }
