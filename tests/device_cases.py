@@ -26,6 +26,8 @@ from trainers.tasks.scoring import make_candidate
 from trainers.training.checkpoints import load_weights
 from trainers.training.loop import train
 from trainers.training.packed import train_packed
+from trainers.weights.prepared import write_prepared
+from trainers.weights.reading import SourceWeights
 
 SPACES = {"as-vit": TOPOLOGY, "autoformer": "autoformer:2,2|2,2|16,8", "pit": "pit:1,2|1,2|1,2|2,8,8"}
 FORMULA = "mean(frobenius(minmax(attention.weight)) + sqrt(sigmoid(mean(mlp.gradient))))"
@@ -118,6 +120,20 @@ def _go_on_average_and_predict(device: torch.device) -> dict[str, float]:
     return found | {"probability": prediction.probability}
 
 
+def _start_from_weights(space: str, device: torch.device) -> dict[str, float]:
+    """A training that starts from a larger model of another image size and with more channels."""
+    large = {"as-vit": TOPOLOGY.replace("16,4", "16,8"), "autoformer": "autoformer:4,2|4,2|32,8"}[space]
+    task = ImageTask(image_size=64, in_channels=3, num_classes=3)
+    model = build_model(large, task, seed=1, device=torch.device("cpu"))
+    weights = SourceWeights(
+        source="s", sha256="0" * 64, tensors=model.state_dict(), topology=large, task=task, class_names=tuple("abc")
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        given = _configuration(space, {}).model_copy(update={"weights": write_prepared(folder, weights)})
+        return _checked(train(TrainTask(configuration=given, folder=folder / "trial"), digits(), Recorder(), device))
+
+
 class _StopsAfterAnEpoch(Recorder):
     def __init__(self) -> None:
         super().__init__()
@@ -158,6 +174,7 @@ def _cases() -> dict[str, Callable[[torch.device], dict[str, float]]]:
         **{f"pack as-vit {recipe}": partial(_pack, "as-vit", recipe) for recipe in _PACKED},
         **{f"signals {space}": partial(_signals, space) for space in SPACES},
         **{f"drop and resize {space}": partial(_drop_and_resize, space) for space in SPACES},
+        **{f"start from weights {space}": partial(_start_from_weights, space) for space in ("as-vit", "autoformer")},
         "go on, average and predict": _go_on_average_and_predict,
     }
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from orchestrator.settings import SettingsError
     from orchestrator.spec.study_file import StudySpec
     from orchestrator.spec.truth_table import TruthError
+    from orchestrator.spec.warm_start import WarmStartError
     from orchestrator.spec.yaml_source import SpecError
     from orchestrator.stages.averaging import AveragingResult
     from orchestrator.stages.grow import GrowResult
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from trainers.config import Configuration
     from trainers.data.listing import DataError
     from trainers.results.model_report import ModelReport
+    from trainers.weights.errors import WeightsError
     from vitsearch._models import load_model
     from vitsearch._studies import Champion, StudyRun, Trial, load_run, run_study
     from vitsearch._study_files import load_study
@@ -168,6 +170,8 @@ __all__ = [
     "TwoGradients",
     "UnknownPluginError",
     "UnknownStudyError",
+    "WarmStartError",
+    "WeightsError",
     "__version__",
     "load_model",
     "load_run",
@@ -180,6 +184,7 @@ _HOMES = {
     "orchestrator.settings": "SettingsError",
     "orchestrator.spec.study_file": "StudySpec",
     "orchestrator.spec.truth_table": "TruthError",
+    "orchestrator.spec.warm_start": "WarmStartError",
     "orchestrator.spec.yaml_source": "SpecError",
     "orchestrator.stages.averaging": "AveragingResult",
     "orchestrator.stages.grow": "GrowResult",
@@ -209,6 +214,7 @@ _HOMES = {
     "trainers.config": "Configuration",
     "trainers.data.listing": "DataError",
     "trainers.results.model_report": "ModelReport",
+    "trainers.weights.errors": "WeightsError",
     "vitsearch._models": "load_model",
     "vitsearch._studies": "Champion StudyRun Trial load_run run_study",
     "vitsearch._study_files": "load_study",
