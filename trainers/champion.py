@@ -15,12 +15,13 @@ from plugins.metrics.names import RECORDED_METRICS
 from plugins.protocols import Averager, StateDict
 from plugins.registry import create
 from search_spaces.base import ImageTask
+from search_spaces.recipes import PluginChoice
 from trainers.config import Configuration, TaskOutcome, TrainTask
+from trainers.data.fitting import load_for_training
 from trainers.data.given_images import GivenImages, name_images
 from trainers.data.images import (
     ImageData,
     ImageSplit,
-    load_images,
     load_test_images,
 )
 from trainers.data.labelled import LabelledImages, ModelInput, Part, load_labelled
@@ -161,6 +162,7 @@ class Predictor:
             task=card.task,
             class_names=card.class_names,
             scales=card.scales,
+            trained_on=tuple(card.configuration.train_on.split("+")),
         )
         return load_labelled(None if source is None else os.fspath(source), known, part=part)
 
@@ -173,6 +175,7 @@ class Predictor:
             part=images.part,
             class_names=self.card.class_names,
             temperature=self.card.temperature,
+            metric=self.card.configuration.metric,
             names_of=None if images.names is None else images.names.of,
         )
         return report.model_copy(update={"source": images.source, "notes": images.notes})
@@ -222,7 +225,7 @@ def train_configuration(
     """
     averager: Averager = create("averaging", configuration.averaging.name, configuration.averaging.settings)
     task = TrainTask(configuration=configuration, folder=folder, keep_checkpoints=averager.num_needed)
-    images, device = data or load_images(configuration.data), pick_device()
+    images, device = data or load_for_training(configuration), pick_device()
     outcome = train(task, images, reporter, device)
     if outcome.state not in ("complete", "stopped"):
         return outcome, None
@@ -276,7 +279,8 @@ class FinishedModel(NamedTuple):
     """A model that was tested and saved."""
 
     metrics: dict[str, float]
-    """`test_accuracy`, `test_loss`, `val_accuracy`, `val_loss`, `parameters` and `macs`; also in the model's card."""
+    """`test_accuracy`, `test_loss`, `val_accuracy`, `val_loss`, `parameters` and `macs`; also in the model's card. The
+    validation metrics are missing if the model was trained on the validation part."""
     report: ModelReport
     """What the model does on the test part."""
     test: ImageSplit
@@ -284,29 +288,63 @@ class FinishedModel(NamedTuple):
 
 
 def finish_model(
-    folder: Path, weights: Mapping[str, Tensor], configuration: Configuration, data: ImageData
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    configuration: Configuration,
+    data: ImageData,
+    *,
+    temperature: float | None = None,
 ) -> FinishedModel:
-    """Fit the temperature of trained weights on the validation part, test them once, and save them as a folder."""
+    """Test trained weights once, and save them as a model folder.
+
+    Args:
+        folder: The model's folder.
+        weights: State dict.
+        configuration: How they were trained.
+        data: Data of the configuration.
+        temperature: The model's temperature. Default: fitted on the validation part, or 1 if the model was trained on
+            it.
+    """
     device = pick_device()
     model = build_model(configuration.topology, data.task, seed=0, device=device)
     model.load_state_dict(weights)
     normalizer = Normalizer(data.mean, data.std, device)
-    logits = _all_logits(model, data.validation, normalizer)
-    validation = judge(logits, data.validation.labels)
-    temperature = fit_temperature(logits, data.validation.labels)
+    measured: dict[str, float] = {}
+    if configuration.train_on == "train":
+        logits = _all_logits(model, data.validation, normalizer)
+        validation = judge(logits, data.validation.labels)
+        measured = {"val_accuracy": validation.accuracy, "val_loss": validation.loss}
+        temperature = temperature or fit_temperature(logits, data.validation.labels)
+    temperature = temperature or 1.0
     test = load_test_images(configuration.data)
-    report = _report(model, test, normalizer, part="test", class_names=data.class_names, temperature=temperature)
+    report = _report(
+        model,
+        test,
+        normalizer,
+        part="test",
+        class_names=data.class_names,
+        temperature=temperature,
+        metric=configuration.metric,
+    )
     costs = topology_costs(configuration.topology, data.task)
     metrics = {
         "test_accuracy": report.metrics["accuracy"].value,
         "test_loss": report.metrics["loss"].value,
-        "val_accuracy": validation.accuracy,
-        "val_loss": validation.loss,
+        **measured,
         "parameters": float(costs.parameters),
         "macs": float(costs.macs),
     }
     save_model(folder, weights, configuration=configuration, data=data, metrics=metrics, temperature=temperature)
     return FinishedModel(metrics, report, test)
+
+
+def temperature_of(weights: Mapping[str, Tensor], configuration: Configuration, data: ImageData) -> float:
+    """The temperature of trained weights, fitted on the validation part."""
+    device = pick_device()
+    model = build_model(configuration.topology, data.task, seed=0, device=device)
+    model.load_state_dict(weights)
+    logits = _all_logits(model, data.validation, Normalizer(data.mean, data.std, device))
+    return fit_temperature(logits, data.validation.labels)
 
 
 def _all_logits(model: nn.Module, split: ImageSplit, normalizer: Normalizer) -> Tensor:
@@ -322,14 +360,17 @@ def _report(
     part: str,
     class_names: Sequence[str],
     temperature: float,
+    metric: PluginChoice,
     names_of: Callable[[Sequence[int]], Sequence[str]] | None = None,
 ) -> ModelReport:
+    measures = {name: create("metrics", name).measure for name in RECORDED_METRICS}
+    measures[metric.name] = create("metrics", metric.name, metric.settings).measure
     return report_on(
         _all_logits(model, split, normalizer),
         split.labels,
         part=part,
         class_names=class_names,
-        measures={name: create("metrics", name).measure for name in RECORDED_METRICS},
+        measures=measures,
         temperature=temperature,
         names_of=names_of,
     )

@@ -134,6 +134,20 @@ class Configuration(_Plain):
     metric: PluginChoice = Field(
         default=ACCURACY_CHOICE, description="validation metric by which checkpoints and their averages are compared"
     )
+    train_on: Literal["train", "train+validation"] = Field(
+        default="train",
+        description="parts whose images the training uses; with `train+validation`, no validation figure is left, and "
+        "neither early stopping nor a choice between checkpoints is possible",
+    )
+
+    @model_validator(mode="after")
+    def _nothing_is_chosen_without_validation(self) -> "Configuration":
+        if self.train_on != "train" and self.stopping is not None:
+            raise ValueError(
+                "`stopping` must be null with `train_on: train+validation`, because no validation image is left, but "
+                f"is {self.stopping.name}. Remove it."
+            )
+        return self
 
 
 class Resources(_Plain):

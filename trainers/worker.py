@@ -14,6 +14,7 @@ from trainers.config import (
     TaskOutcome,
     TrainTask,
 )
+from trainers.data.fitting import load_for_training
 from trainers.data.images import load_images
 from trainers.hardware.devices import pick_device
 from trainers.tasks.averaging import average
@@ -61,7 +62,7 @@ def run_packed(task: PackedTrainTask, reporters: Sequence[Reporter]) -> Iterator
     wrapped = [_ErrorKeepingReporter(reporter) for reporter in reporters]
     left = set(range(len(task.tasks)))
     try:
-        data = load_images(task.tasks[0].configuration.data)
+        data = load_for_training(task.tasks[0].configuration)
         for position, outcome in train_packed(task.tasks, data, wrapped, pick_device()):
             wrapped[position].raise_again()
             left.remove(position)
@@ -103,7 +104,7 @@ def _run(task: Task, reporter: Reporter) -> TaskOutcome:
         return replay(task)
     device = pick_device()
     if isinstance(task, TrainTask):
-        return train(task, load_images(task.configuration.data), reporter, device)
+        return train(task, load_for_training(task.configuration), reporter, device)
     if isinstance(task, AverageTask):
         return average(task, load_images(task.configuration.data), device)
     return _score(task, device)

@@ -20,17 +20,19 @@ from trainers.training.reporting import Reporter
 class EpochLines(Reporter):
     """Prints a line per epoch, and passes the user's stop request to the training."""
 
-    def __init__(self, control: StopRequest, *, epochs: int, quiet: bool) -> None:
+    def __init__(self, control: StopRequest, *, epochs: int, quiet: bool, validates: bool = True) -> None:
         self._control = control
         self._epochs = epochs
         self._quiet = quiet
+        self._validates = validates
 
     def report(self, report: EpochReport) -> None:
-        if not self._quiet:
-            note(
-                f"epoch {report.epoch} of {self._epochs}: validation accuracy {as_percent(report.val_accuracy)}, "
-                f"loss {report.val_loss:.4f}, {report.wall_time_s:.1f} s"
-            )
+        if self._quiet:
+            return
+        figures = f"training loss {report.train_loss:.4f}"
+        if self._validates:
+            figures = f"validation accuracy {as_percent(report.val_accuracy)}, loss {report.val_loss:.4f}"
+        note(f"epoch {report.epoch} of {self._epochs}: {figures}, {report.wall_time_s:.1f} s")
 
     def should_stop(self) -> bool:
         return self._control.should_stop()
@@ -52,15 +54,16 @@ def train_command(
         )
     from orchestrator.study.reusing import start_from_weights
     from trainers.champion import finish_model, train_configuration
-    from trainers.data.images import load_images
+    from trainers.data.fitting import load_for_training
 
     checkpoints = target.with_name(f"{target.name}.checkpoints")
     control = StopRequest()
-    reporter = EpochLines(control, epochs=configuration.epochs, quiet=quiet)
+    validates = configuration.train_on == "train"
+    reporter = EpochLines(control, epochs=configuration.epochs, quiet=quiet, validates=validates)
     try:
         with exit_on_error(file):
             with show_decoding(stderr, quiet=quiet):
-                data = load_images(configuration.data)
+                data = load_for_training(configuration)
             if configuration.weights is not None:
                 configuration, start = start_from_weights(configuration, data, checkpoints, load_settings())
                 if not quiet:
@@ -85,7 +88,12 @@ def train_command(
         print_json({**found, "test": report.model_dump(mode="json")})
         return
     out(
-        f"test accuracy {describe_accuracy(report)}, validation {as_percent(metrics['val_accuracy'])}"
+        f"test accuracy {describe_accuracy(report)}, "
+        + (
+            f"validation {as_percent(metrics['val_accuracy'])}"
+            if validates
+            else "no validation figure and no calibration, because the validation part was trained on too"
+        )
         + (f"; {outcome.reason}" if outcome.reason else "")
         + f"\nmodel in {target}\nvitsearch predict {target} IMAGE..."
     )

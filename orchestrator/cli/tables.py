@@ -131,14 +131,20 @@ def _percent_or_plain(value: float, metric: DecidingMetric) -> str:
 def champion_lines(champion: dict[str, Any]) -> Text:
     """The champion in a few lines."""
     configuration = champion["configuration"]
-    test, validation = 100 * champion["test_accuracy"], 100 * champion["val_accuracy"]
+    validation = "no validation figure: trained on the validation part too"
+    if champion.get("val_accuracy") is not None:
+        validation = f"validation {100 * champion['val_accuracy']:.2f} %"
+    origin = f"trial {champion['trial']}"
+    if champion.get("finalists"):
+        (best, *others) = champion["finalists"]
+        origin += f", the best mean of {1 + len(others)} finalists with {len(best['values'])} new seeds"
     report = champion.get("test")
     lines = [] if report is None else report_lines(ModelReport.model_validate(report))
     return Text(
-        f"  test accuracy  {test:.2f} % (validation {validation:.2f} %)\n"
+        f"  test accuracy  {100 * champion['test_accuracy']:.2f} % ({validation})\n"
         + "".join(f"  {name:<13}  {text}\n" for name, text in lines)
         + f"  topology       {configuration['topology']}\n"
-        f"  from           trial {champion['trial']}, averaging {_plugin(configuration['averaging'])}\n"
+        f"  from           {origin}, averaging {_plugin(configuration['averaging'])}\n"
         f"  folder         {champion['folder']}",
         no_wrap=True,
         overflow="ignore",  # a wrapped path cannot be copied

@@ -96,6 +96,10 @@ class Search:
     """Dimensions that a scheduler may change during training."""
     weights_of: Callable[[Point], str] = field(default=lambda _: "")
     """Trials with equal values here can load each other's weights."""
+    may_be_cut: bool = True
+    """Whether a scheduler may end trainings early or change them."""
+    validates: bool = True
+    """Whether the trials have validation figures: their trainings do not use the validation images."""
 
     @property
     def scheduled_by(self) -> Objective:

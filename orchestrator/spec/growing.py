@@ -168,7 +168,7 @@ STAGES: Mapping[str, Mapping[str, Rule]] = {
         ),
         REPEATS,
     ),
-    "promote": {},
+    "promote": dict.fromkeys(("finalists", "seeds", "refit"), REPEATS),
 }
 """Fields of each kind of stage, besides `stage` and `name`, which identify it. `recipe` is compared by dimensions."""
 

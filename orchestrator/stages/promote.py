@@ -1,18 +1,35 @@
 """Stage `promote`: tests the best model once on the untouched test part and registers it as champion."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from orchestrator.spec.stage_model import StageModel, StageName
+from orchestrator.reports.csv_text import csv_text
+from orchestrator.spec.averaging_checks import needs_validation
+from orchestrator.spec.problems import Problem
+from orchestrator.spec.stage_model import Count, StageModel, StageName, latest
+from orchestrator.spec.yaml_source import KeyPath
 from orchestrator.stages.averaging import AVERAGING, AveragingResult
 from orchestrator.stages.context import StageContext, StageFailedError
+from orchestrator.stages.finalists import (
+    Finalist,
+    Trained,
+    best_retraining,
+    refit,
+    retrain_finalists,
+    retrained_configuration,
+)
 from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
 from orchestrator.stages.retention import checkpoint_folders
 from orchestrator.stages.stopping import STOPPING, StoppingResult
-from orchestrator.stages.train import TRAIN, configuration_of
-from search_spaces.recipes import PluginChoice
+from orchestrator.stages.train import TRAIN, TrainStage, configuration_of
+from orchestrator.store.records import StageRecord, TrialRecord
+from plugins.metrics.deciding import DecidingMetric
+from plugins.protocols import StateDict
+from plugins.registry import create
+from search_spaces.recipes import PluginChoice, describe_plugin
 from trainers.config import Configuration
 from trainers.results.model_report import ModelReport, describe_accuracy
 
@@ -23,10 +40,40 @@ class PromoteStage(StageModel):
     reads_test_part: ClassVar[bool] = True
     stage: Literal["promote"]
     name: StageName = Field(default="promote", description="name of the stage in reports; unique in the study")
+    finalists: Count = Field(
+        default=1, description="number of best trials that are trained again, with `seeds` other seeds each"
+    )
+    seeds: Annotated[int, Field(ge=0, strict=True)] = Field(
+        default=0,
+        description="number of other seeds; the finalist with the best mean becomes the champion; 0 takes the best "
+        "trial as it is",
+    )
+    refit: bool = Field(
+        default=False,
+        description="train the champion once more on the training and validation part together; no validation figure "
+        "is left then",
+    )
 
     @property
     def requires(self) -> tuple[str, ...]:
         return ("train",)
+
+    def own_problems(self, at: KeyPath) -> Iterator[Problem]:
+        if self.finalists > 1 and self.seeds == 0:
+            yield Problem(
+                (*at, "finalists"),
+                f"must be 1 unless `seeds` tells with how many other seeds finalists are trained again, but is "
+                f"{self.finalists} with `seeds: 0`. Set `seeds`, for instance to 3.",
+            )
+
+    def order_problems(self, before: Sequence[StageModel], at: KeyPath) -> Iterator[Problem]:
+        train = latest(before, TrainStage)
+        if train is not None and self.finalists > train.num_trials:
+            yield Problem(
+                (*at, "finalists"),
+                f"must be at most the {train.num_trials} trials of stage {train.name!r}, but is {self.finalists}. "
+                "Lower it.",
+            )
 
 
 class PromoteResult(StageResult):
@@ -34,12 +81,19 @@ class PromoteResult(StageResult):
 
     test_accuracy: float
     test_loss: float
-    val_accuracy: float
-    val_loss: float
+    val_accuracy: float | None = None
+    """`None` if the champion was trained on the validation part (`refit`)."""
+    val_loss: float | None = None
     parameters: float
     macs: float
     trial: int
     """Number of the trial in the train stage."""
+    retrained: int | None = None
+    """Number of the training in this stage that made the champion; `None` if it is the trial itself."""
+    finalists: tuple[Finalist, ...] = ()
+    """The trials that were trained again with other seeds, best mean first."""
+    refit: bool = False
+    """Whether the champion was trained on the training and validation part."""
     folder: Path
     """Folder of the model, relative to the study's folder."""
     configuration: Configuration
@@ -49,49 +103,76 @@ class PromoteResult(StageResult):
     """What the champion does on the test part; `None` if version 0.1.0 tested it."""
 
 
-def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:  # noqa: ARG001 - the stage has no settings
+class _Chosen(NamedTuple):
+    """The training whose weights become the champion's."""
+
+    trial: int
+    """Number of the trial in the train stage."""
+    trained: TrialRecord
+    """That trial, or a training of this stage."""
+    stage: StageRecord
+    """Stage of `trained`."""
+    configuration: Configuration
+    finalists: tuple[Finalist, ...] = ()
+
+
+class _Built(NamedTuple):
+    """The champion before its test."""
+
+    chosen: _Chosen
+    weights: StateDict
+    configuration: Configuration
+    temperature: float | None
+    """`None` if it is to be fitted."""
+
+
+def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:
     """Build the champion from the best trial's checkpoints, test it, and save it with its full configuration."""
     from orchestrator.reports.model_files import draw_report, report_metrics, report_texts
     from orchestrator.reports.summary import configuration_yaml
     from orchestrator.stages.trial_pages import mark_champion
     from trainers.champion import finish_model
     from trainers.data.images import load_images
-    from trainers.hardware.devices import pick_device
-    from trainers.tasks.averaging import ValidationJudge, average_checkpoints
-    from trainers.training.checkpoints import CheckpointError
 
     train, averaged, stopping = context.required(TRAIN), context.earlier(AVERAGING), context.earlier(STOPPING)
-    best = context.trial_of(train, train.result.best.trial)
+    if not spec.seeds and not spec.refit:
+        context.progress.stage_began(context.stage, total=1, done=0)
+    chosen = _choose(context, spec, train)
     averaging = PluginChoice(name=train.spec.rank_by) if averaged is None else averaged.result.averaging
-    configuration = configuration_of(context, train.spec, best).model_copy(update={"averaging": averaging})
-    context.progress.stage_began(context.stage, total=1, done=0)
-    folder = context.folder / "champion"
-    data = load_images(configuration.data)
-    try:
-        judge = ValidationJudge(configuration, data, pick_device())
-        weights, _ = average_checkpoints(averaging, checkpoint_folders(context, best), judge)
-    except CheckpointError as error:
-        raise StageFailedError(f"{error} Restore the file, or run the study again under another name.") from error
-    metrics, report, test = finish_model(folder, weights, configuration, data)
+    built = _build(context, chosen, averaging)
+    if spec.refit:
+        built = _refit(context, train, built)
+    folder, data = context.folder / "champion", load_images(built.configuration.data)
+    metrics, report, test = finish_model(
+        folder, built.weights, built.configuration, data, temperature=built.temperature
+    )
+    chosen, configuration = built.chosen, built.configuration
     result = PromoteResult(
         **metrics,
-        trial=best.number,
+        trial=chosen.trial,
+        retrained=chosen.trained.number if chosen.stage.id == context.stage.id else None,
+        finalists=chosen.finalists,
+        refit=configuration.train_on != "train",
         folder=folder.relative_to(context.folder.parent),
         configuration=configuration,
         averaged=averaged.result if averaged is not None else None,
         recommended_stopping=stopping.result if stopping is not None else None,
         test=report,
     )
+    origin = f"trial {chosen.trial}" + (", trained again" if result.retrained is not None else "")
     described = (
         f"`{configuration.topology}`, {describe_accuracy(report)} on the test part; "
-        f"trial {best.number}, averaging {averaging.name}."
+        f"{origin}, averaging {configuration.averaging.name}."
     )
     advice = result.model_dump(mode="json")["recommended_stopping"]
+    texts = {"champion.yaml": configuration_yaml(configuration, advice), **report_texts(report)}
+    if chosen.finalists:
+        texts["finalists.csv"] = _finalist_table(chosen.finalists)
     return StageOutcome(
         result=result,
         summary=f"champion: {describe_accuracy(report)} on the test part ({configuration.topology})",
         metrics={**metrics, **report_metrics(report)},
-        texts={"champion.yaml": configuration_yaml(configuration, advice), **report_texts(report)},
+        texts=texts,
         plots=draw_report(report, test, context.folder),
         events=tuple(
             context.run_tree.champion_promoted(
@@ -100,14 +181,104 @@ def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:  # n
                 tags={
                     "topology": configuration.topology,
                     "test_accuracy": f"{metrics['test_accuracy']:.4f}",
-                    "averaged_from": context.run_tree.trial_key(train.record, best.number),
+                    "averaged_from": context.run_tree.trial_key(chosen.stage, chosen.trained.number),
                     **({"initialised_from": train.result.weights.lineage} if train.result.weights else {}),
                 },
                 text=described,
             )
-            + mark_champion(context, train.record, best.number, text=f"The champion: {described}")
+            + mark_champion(context, train.record, chosen.trial, text=f"The champion: {described}")
         ),
     )
+
+
+def _choose(context: StageContext, spec: PromoteStage, train: Trained) -> _Chosen:
+    """The best trial, or the best training of the finalist with the best mean."""
+    best = context.trial_of(train, train.result.best.trial)
+    if not spec.seeds:
+        return _Chosen(best.number, best, train.record, configuration_of(context, train.spec, best))
+    finalists = retrain_finalists(context, train, finalists=spec.finalists, seeds=spec.seeds)
+    trained = best_retraining(context, train, finalists[0])
+    context.progress.note(_describe_finalists(finalists, context.metric))
+    configuration = configuration_of(context, train.spec, trained)
+    return _Chosen(finalists[0].trial, trained, context.stage, configuration, tuple(finalists))
+
+
+def _build(context: StageContext, chosen: _Chosen, averaging: PluginChoice) -> _Built:
+    """Average the checkpoints of the chosen training.
+
+    Raises:
+        StageFailedError: A checkpoint is missing or damaged.
+    """
+    from trainers.data.images import load_images
+    from trainers.hardware.devices import pick_device
+    from trainers.tasks.averaging import ValidationJudge, average_checkpoints
+    from trainers.training.checkpoints import CheckpointError
+
+    folders = checkpoint_folders(context, chosen.trained)
+    needed = create("averaging", averaging.name, averaging.settings).num_needed
+    if chosen.stage.id == context.stage.id and len(folders) < needed:
+        context.progress.note(
+            f"averaging {describe_plugin(averaging)} needs {needed} checkpoints, but the new training ended with "
+            f"{len(folders)}: its last weights are taken"
+        )
+        averaging = PluginChoice(name="last")
+    configuration = chosen.configuration.model_copy(update={"averaging": averaging})
+    try:
+        judge = ValidationJudge(configuration, load_images(configuration.data), pick_device())
+        weights, _ = average_checkpoints(averaging, folders, judge)
+    except CheckpointError as error:
+        raise StageFailedError(f"{error} Restore the file, or run the study again under another name.") from error
+    return _Built(chosen, weights, configuration, None)
+
+
+def _refit(context: StageContext, train: Trained, before: _Built) -> _Built:
+    """The champion trained once more, on all images but the test part; the one before if a deadline has passed.
+
+    Its temperature is that of the champion before, because no other images are left to fit it on.
+    """
+    from trainers.champion import temperature_of
+    from trainers.data.images import load_images
+
+    trained = refit(context, train, before.chosen.trained)
+    if trained is None:
+        context.progress.note("the deadline passed before the champion was trained on all images: it stays as it is")
+        return before
+    chosen = before.chosen._replace(
+        trained=trained, stage=context.stage, configuration=retrained_configuration(context, train, trained)
+    )
+    averaging = before.configuration.averaging
+    if needs_validation(averaging):
+        context.progress.note(
+            f"averaging {describe_plugin(averaging)} chooses by validation images, of which none is left: the last "
+            "weights are taken"
+        )
+        averaging = PluginChoice(name="last")
+    context.progress.note(
+        f"the champion was trained again on the training and validation part ({trained.metrics['epochs']:.0f} epochs): "
+        "no validation figure is left"
+    )
+    data = load_images(before.configuration.data)
+    temperature = temperature_of(before.weights, before.configuration, data)
+    return _build(context, chosen, averaging)._replace(temperature=temperature)
+
+
+def _describe_finalists(finalists: Sequence[Finalist], metric: DecidingMetric) -> str:
+    """The finalists in one line, best mean first."""
+    shown = [
+        f"trial {one.trial}: {metric.text(one.mean)}"
+        + (f" (standard deviation {metric.amount(one.spread)})" if one.spread is not None else "")
+        for one in finalists
+    ]
+    return f"mean validation {metric.words} with new seeds: {'; '.join(shown)}"
+
+
+def _finalist_table(finalists: Sequence[Finalist]) -> str:
+    rows = [
+        [one.trial, number, value, one.mean, one.spread]
+        for one in finalists
+        for number, value in zip(one.retrained, one.values, strict=True)
+    ]
+    return csv_text(["trial", "training", "value", "mean", "standard deviation"], rows)
 
 
 PROMOTE = StageKind(

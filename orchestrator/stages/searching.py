@@ -115,10 +115,21 @@ class StageLedger:
         if self._watchdog is not None:
             self._trials[trial.number] = trial
         attempt = self._attempts[trial.number]
-        return StoringReporter(self._context, trial, attempt, tracked=self._tracked, watchdog=self._watchdog)
+        return StoringReporter(
+            self._context,
+            trial,
+            attempt,
+            tracked=self._tracked,
+            watchdog=self._watchdog,
+            validates=self._search.validates,
+        )
 
     def finish(self, trial: TrialRecord, outcome: TaskOutcome) -> TrialRecord:
         self.settle()
+        if not self._search.validates:
+            left_out = ("val_", "best_epoch")
+            metrics = {name: value for name, value in outcome.metrics.items() if not name.startswith(left_out)}
+            outcome = outcome.model_copy(update={"metrics": metrics})
         events = self._end_events(trial, outcome) if self._tracked and outcome.state != "interrupted" else []
         self._ended = EndedTrial.of(trial, self._attempts.pop(trial.number), outcome, tuple(events))
         record = self._ended.trial
@@ -238,7 +249,9 @@ class StoringReporter(Reporter):
         *,
         tracked: bool,
         watchdog: Watchdog | None = None,
+        validates: bool = True,
     ) -> None:
+        self._validates = validates
         self._context = context
         self._trial = trial
         self._attempt = attempt
@@ -260,7 +273,9 @@ class StoringReporter(Reporter):
         if self._watchdog is not None:
             self._watchdog.suspend()
         context = self._context
-        events = context.run_tree.epoch(context.stage, self._trial, report, time.time()) if self._tracked else []
+        events = []
+        if self._tracked:
+            events = context.run_tree.epoch(context.stage, self._trial, report, time.time(), validates=self._validates)
         context.store.add_report(self._attempt, report, study_id=context.study.id, events=events)
         context.progress.epoch(self._trial, report)
         if self._watchdog is not None:

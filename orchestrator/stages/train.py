@@ -231,7 +231,7 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
             known=() if warm is None else warm.known,
         ),
         make_task=lambda trial: _task(context, spec, trial),
-        parameters=lambda point: _parameters(context, spec, point),
+        parameters=lambda point: training_parameters(context, spec, point),
         links=lambda point: _links(point, grown_from, weights, warm),
         known_metrics=lambda point: scores.get(str(point["topology"]), {}),
         epochs=spec.epochs,
@@ -518,7 +518,8 @@ def _task(context: StageContext, spec: TrainStage, trial: TrialRecord) -> TrainT
     )
 
 
-def _parameters(context: StageContext, spec: TrainStage, point: Point) -> Mapping[str, Any]:
+def training_parameters(context: StageContext, spec: TrainStage, point: Point) -> Mapping[str, Any]:
+    """A point as flat, readable parameters, for MLflow."""
     topology = registry.parse_topology(str(point["topology"]))
     space = registry.load("spaces", str(point["topology"]).partition(":")[0])()
     costs = space.costs(topology, context.image_task)

@@ -299,9 +299,14 @@ class RunTree:
             *resumed,
         )
 
-    def epoch(self, stage: StageRecord, trial: TrialRecord, report: EpochReport, at: float) -> Rows:
+    def epoch(
+        self, stage: StageRecord, trial: TrialRecord, report: EpochReport, at: float, *, validates: bool = True
+    ) -> Rows:
+        """Log an epoch; without `validates`, the validation images were trained on, and their figures are left out."""
         values = report.model_dump()
         curves = {name: values[name] for name in _CURVES} | report.metrics | report.signals
+        if not validates:
+            curves = {name: value for name, value in curves.items() if not name.startswith("val_")}
         points = tuple(MetricPoint(name, short(value), report.epoch, _ms(at)) for name, value in curves.items())
         return _rows(LogMetrics(key=self.trial_key(stage, trial.number), points=points))
 

@@ -62,7 +62,8 @@ class RayEngine:
         stop_file = folder / "stop"
         describe = partial(self._describe, search, stop_file=stop_file)
         queue = TrialQueue(search, ledger, control)
-        name = None if self._scheduler is None else scheduler_name(self._scheduler)
+        settings = self._scheduler_of(search)
+        name = None if settings is None else scheduler_name(settings)
         with contextlib.closing(TrialBook(search, queue, describe=describe, scheduler=name)) as book:
             is_finished = False
             while not is_finished:
@@ -80,6 +81,9 @@ class RayEngine:
                 is_finished = book.is_finished
             return queue.trials()
 
+    def _scheduler_of(self, search: Search) -> Scheduler | None:
+        return self._scheduler if search.may_be_cut else None
+
     def _fit(self, book: "TrialBook", search: Search, ledger: Ledger, folder: Path, stop_file: Path) -> None:
         from ray import tune
 
@@ -87,7 +91,7 @@ class RayEngine:
         from orchestrator.engines.ray.trainable import TrialTrainable
         from orchestrator.engines.ray.trial_book import SearchStopper, TrialRecorder, TrialSource
 
-        scheduler = make_scheduler(self._scheduler, search, partial(_copy_task, search, book.queue))
+        scheduler = make_scheduler(self._scheduler_of(search), search, partial(_copy_task, search, book.queue))
         ended = [trial for trial in book.queue.trials() if trial.is_usable]
         teach(scheduler, ((trial.number, ledger.curve(trial)) for trial in ended))
         tuner = tune.Tuner(
@@ -121,7 +125,7 @@ class RayEngine:
             stop_file=stop_file,
             silent_minutes=self._pool.settings.silent_minutes,
         )
-        if isinstance(self._scheduler, PopulationBandits):
+        if isinstance(self._scheduler_of(search), PopulationBandits):
             from orchestrator.engines.ray.population import bandit_numbers, numbers_of
 
             config |= numbers_of(config["generation"]["point"], bandit_numbers(search))

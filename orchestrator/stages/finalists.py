@@ -1,0 +1,224 @@
+"""Trains the best trials again with other seeds, and the winner on all images; for stage `promote`."""
+
+import shutil
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.engines.interfaces import Objective, Search, Suggestion
+from orchestrator.spec.stage_model import Count
+from orchestrator.stages.context import StageContext, StageFailedError
+from orchestrator.stages.kind import FinishedStage, StageResult
+from orchestrator.stages.retention import drop_checkpoints, trial_folder
+from orchestrator.stages.train import (
+    TrainResult,
+    TrainStage,
+    configuration_of,
+    ranking,
+    sort_trials,
+    training_parameters,
+)
+from orchestrator.store.records import TrialRecord
+from search_spaces.dimensions import Point
+from trainers.config import Configuration, TrainTask
+
+FINALIST, REPEAT, REFIT = "finalist", "repeat", "refit"
+"""Keys of the points of these trainings, beside those of the trial that they repeat."""
+Trained = FinishedStage[TrainStage, TrainResult]
+
+
+class Finalist(StageResult):
+    """A trial that was trained again with other seeds."""
+
+    trial: int
+    """Its number in the train stage."""
+    retrained: tuple[int, ...]
+    """Numbers of its trainings with a result, in the promote stage."""
+    values: tuple[float, ...]
+    """The figure by which the train stage ranks its trials, of each of them."""
+    mean: float
+    spread: float | None
+    """Standard deviation of the values; `None` if there is only one."""
+
+
+class FixedPoints:
+    """Suggests points of a list, one after the other."""
+
+    def __init__(self, points: Sequence[Point]) -> None:
+        self._points = points
+
+    def ask(self, number: int) -> Suggestion | None:
+        return Suggestion(self._points[number], {}) if number < len(self._points) else None
+
+    def expect(self, trial: TrialRecord) -> None:
+        """Nothing depends on other trials."""
+
+    def tell(self, trial: TrialRecord) -> None:
+        """Nothing depends on other trials."""
+
+
+def retrain_finalists(context: StageContext, train: Trained, *, finalists: Count, seeds: Count) -> list[Finalist]:
+    """Train the best trials again, each with several other seeds; best mean first.
+
+    The trials of the search are not counted: the best of many was lucky, too, and its new trainings were not selected.
+
+    Raises:
+        StageInterruptedError: A stop was requested.
+        StageFailedError: Every training failed.
+    """
+    from orchestrator.stages.searching import run_search
+
+    objectives = (ranking(context, train.spec),)
+    usable = [trial for trial in context.store.trials(train.record.id) if trial.is_usable]
+    best = sort_trials(usable, objectives)[:finalists]
+    if len(best) < finalists:
+        context.progress.note(f"{len(best)} of the {finalists} finalists: no more trials have a result")
+    _drop_leftovers(context)
+    # The first seed of each, then the second: a deadline leaves all with about as many trainings.
+    points = [{**trial.point, FINALIST: trial.number, REPEAT: repeat} for repeat in range(seeds) for trial in best]
+    if not _refits(context):
+        run_search(context, _search(context, train, points, objectives, epochs=train.spec.epochs), tracked=True)
+    values = _retrainings(context)
+    found = [
+        _finalist(objectives[0].metric, trial.number, values.get(trial.number, []))
+        for trial in best
+        if trial.number in values
+    ]
+    for trial in best:
+        if trial.number not in values:
+            context.progress.note(f"trial {trial.number} is no finalist any more: none of its trainings has a result")
+    return sorted(found, key=lambda one: -context.metric.score(one.mean))
+
+
+def best_retraining(context: StageContext, train: Trained, finalist: Finalist) -> TrialRecord:
+    """The best training of a finalist. Weights that only the others need are deleted."""
+    trials = context.store.trials(context.stage.id)
+    mine = [trial for trial in trials if trial.number in finalist.retrained]
+    best = sort_trials(mine, (ranking(context, train.spec),))[0]
+    retrainings = [trial for trial in trials if REFIT not in trial.point]
+    drop_checkpoints(context, retrainings, best=best, may_continue=lambda _: False)
+    return best
+
+
+def refit(context: StageContext, train: Trained, source: TrialRecord) -> TrialRecord | None:
+    """Train the configuration of a trial once more, on the training and validation part.
+
+    Early stopping is off: the training has as many epochs as the trial had.
+
+    Returns:
+        The training; `None` if a deadline passed before it ended.
+
+    Raises:
+        StageInterruptedError: A stop was requested, or there is no other training to promote.
+        StageFailedError: The training failed.
+    """
+    from orchestrator.stages.searching import run_search
+
+    if not context.store.trials(context.stage.id):
+        _drop_leftovers(context)
+    before = [trial for trial in context.store.trials(context.stage.id) if REFIT not in trial.point]
+    number = source.point.get(FINALIST, source.number)
+    point = {name: value for name, value in source.point.items() if name != REPEAT}
+    epochs = int(source.metrics["epochs"])
+    point |= {FINALIST: number, REFIT: epochs}
+    points = [*(trial.point for trial in before), point]
+    # The loss of the training is all that can be compared.
+    objectives = (Objective("train_loss", "minimize"),)
+    search = _search(context, train, points, objectives, epochs=epochs, validates=False)
+    run_search(context, search, tracked=True)
+    found = _refits(context)
+    if found and found[-1].state == "failed":
+        raise StageFailedError(f"the training on training and validation part failed: {found[-1].reason}")
+    if not found or not found[-1].is_usable:
+        return None
+    drop_checkpoints(context, found, best=found[-1], may_continue=lambda _: False)
+    return found[-1]
+
+
+def retrained_configuration(context: StageContext, train: Trained, trial: TrialRecord) -> Configuration:
+    """Everything needed to repeat a training of this stage."""
+    configuration = configuration_of(context, train.spec, trial)
+    if REFIT not in trial.point:
+        return configuration
+    changes = {"train_on": "train+validation", "stopping": None, "epochs": int(str(trial.point[REFIT]))}
+    return configuration.model_copy(update=changes)
+
+
+def _search(
+    context: StageContext,
+    train: Trained,
+    points: Sequence[Point],
+    objectives: tuple[Objective, ...],
+    *,
+    epochs: int,
+    validates: bool = True,
+) -> Search:
+    def task(trial: TrialRecord) -> TrainTask:
+        return TrainTask(
+            configuration=retrained_configuration(context, train, trial),
+            folder=trial_folder(context, trial),
+            keep_checkpoints=train.spec.keep_checkpoints,
+        )
+
+    def sizes() -> list[Configuration]:
+        numbers = sorted({int(str(point[FINALIST])) for point in points})
+        return [configuration_of(context, train.spec, context.trial_of(train, number)) for number in numbers]
+
+    return Search(
+        num_trials=len(points),
+        suggester=FixedPoints(points),
+        make_task=task,
+        objectives=objectives,
+        reported=Objective.of(context.metric) if validates else objectives[0],
+        parameters=lambda point: _parameters(context, train, point),
+        links=lambda point: _links(context, train, point),
+        epochs=epochs,
+        sizes=sizes,
+        weights_of=lambda point: str(point["topology"]),
+        may_be_cut=False,
+        validates=validates,
+    )
+
+
+def _parameters(context: StageContext, train: Trained, point: Point) -> Mapping[str, Any]:
+    found = dict(training_parameters(context, train.spec, point))
+    if REFIT in point:
+        found |= {"epochs": point[REFIT], "train_on": "train+validation"}
+    return {**found, FINALIST: point[FINALIST]}
+
+
+def _links(context: StageContext, train: Trained, point: Point) -> dict[str, str]:
+    key = context.run_tree.trial_key(train.record, int(str(point[FINALIST])))
+    return {"refit_of" if REFIT in point else "retrained_from": key}
+
+
+def _refits(context: StageContext) -> list[TrialRecord]:
+    return [trial for trial in context.store.trials(context.stage.id) if REFIT in trial.point]
+
+
+def _retrainings(context: StageContext) -> dict[int, list[TrialRecord]]:
+    """The trainings with a result, by the number of the trial that they repeat."""
+    found: dict[int, list[TrialRecord]] = {}
+    for trial in context.store.trials(context.stage.id):
+        if trial.is_usable and REFIT not in trial.point:
+            found.setdefault(int(str(trial.point[FINALIST])), []).append(trial)
+    return found
+
+
+def _finalist(metric: str, number: int, trials: Sequence[TrialRecord]) -> Finalist:
+    values = tuple(trial.metrics[metric] for trial in trials)
+    return Finalist(
+        trial=number,
+        retrained=tuple(trial.number for trial in trials),
+        values=values,
+        mean=statistics.fmean(values),
+        spread=statistics.stdev(values) if len(values) > 1 else None,
+    )
+
+
+def _drop_leftovers(context: StageContext) -> None:
+    """Delete checkpoints of an earlier run of the stage, whose trials the database does not have any more."""
+    if context.store.trials(context.stage.id):
+        return
+    for folder in context.folder.glob("trial-*"):
+        shutil.rmtree(folder, ignore_errors=True)
