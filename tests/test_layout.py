@@ -23,7 +23,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("orchestrator", "plugins", "search_spaces", "trainers", "vitsearch")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 ENTRY_POINTS = {
-    group.removeprefix("vitsearch."): points for group, points in PROJECT["project"]["entry-points"].items()
+    group.removeprefix("vitsearch."): points
+    for group, points in PROJECT["project"]["entry-points"].items()
+    if group.startswith("vitsearch.")
 }
 
 # Alembic requires `upgrade` and `downgrade` in each migration. The other names must be made unique.

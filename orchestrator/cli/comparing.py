@@ -35,7 +35,7 @@ def compare_command(name: str, numbers: Sequence[int], *, port: int, as_json: bo
     if as_json:
         print_json(found.as_json())
         return
-    out(comparison_table(found, metric_of(found)))
+    out(comparison_table(found, deciding_metric(found)))
     if open_page is False or not settings.tracking:
         return
     if open_page is None and not sys.stdout.isatty():
@@ -62,7 +62,7 @@ def _open(found: Comparison, settings: Settings, port: int) -> None:
     show(server, page)
 
 
-def metric_of(found: Comparison) -> DecidingMetric:
+def deciding_metric(found: Comparison) -> DecidingMetric:
     """The metric by which the study decides."""
     from orchestrator.spec.study_file import StudySpec
 
@@ -93,7 +93,9 @@ def _table(
     table.add_column("trial", overflow="fold")
     for trial in trials:
         table.add_column(f"{trial.number}{' ★' if trial.number == found.champion else ''}", justify="right")
-    table.add_row(f"val. {metric.words}", *(_result(trial, metric) for trial in trials))
+    ranked_by = found.stage.result.get("ranked_by", metric.key)
+    which = "" if ranked_by == metric.key else " (best)"
+    table.add_row(f"val. {metric.words}{which}", *(_result(trial, metric, ranked_by) for trial in trials))
     for name in _METRICS:
         if name != metric.key and any(name in trial.metrics for trial in trials):
             table.add_row(_label(name), *(_cell(trial.metrics.get(name)) for trial in trials))
@@ -106,8 +108,8 @@ def _table(
     return table
 
 
-def _result(trial: TrialRecord, metric: DecidingMetric) -> str:
-    value = trial.metrics.get(metric.key)
+def _result(trial: TrialRecord, metric: DecidingMetric, ranked_by: str) -> str:
+    value = trial.metrics.get(ranked_by)
     return trial.state if value is None else metric.text(value)
 
 

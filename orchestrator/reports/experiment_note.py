@@ -37,7 +37,13 @@ def experiment_note(
         best = best or train.result["best"]
         metric = DecidingMetric.model_validate(train.result.get("metric", ACCURACY))
         trial = f"[trial {best['trial']:02d}](run:{trial_key(train, best['trial'])})"
-        parts += [_won(study, trial, best, promote, metric), _recipe(best), _margin(rows, best, metric, num_validation)]
+        ranked_by = train.result.get("ranked_by", metric.key)
+        reached = f"{metric.text(best[ranked_by])} validation {metric.words}"
+        parts += [
+            _won(study, trial, best, promote, reached),
+            _recipe(best),
+            _margin(rows, best, metric, ranked_by, num_validation),
+        ]
     else:
         parts.append(f"**{study.name}** is {study.state}" + (f": {study.reason}" if study.reason else "."))
     parts.append(f"**Searched:** {_searched(study.spec, stages)}")
@@ -45,11 +51,8 @@ def experiment_note(
     return "\n\n".join(part for part in parts if part)
 
 
-def _won(
-    study: StudyRecord, trial: str, best: Mapping[str, Any], promote: StageRecord | None, metric: DecidingMetric
-) -> str:
+def _won(study: StudyRecord, trial: str, best: Mapping[str, Any], promote: StageRecord | None, reached: str) -> str:
     size = f", {count_text(best['parameters'])} parameters" if "parameters" in best else ""
-    reached = f"{metric.text(best[metric.key])} validation {metric.words}"
     if promote is None:
         unfinished = "" if study.state == "complete" else f" The study is {study.state}."
         return f"{reached} so far: {trial}{size}.{unfinished}"
@@ -73,12 +76,16 @@ def _recipe(best: Mapping[str, Any]) -> str:
 
 
 def _margin(
-    rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any], metric: DecidingMetric, num_validation: int | None
+    rows: Sequence[Mapping[str, Any]],
+    best: Mapping[str, Any],
+    metric: DecidingMetric,
+    ranked_by: str,
+    num_validation: int | None,
 ) -> str:
     others = [row for row in rows if row["trial"] != best["trial"]]
     if not others:
         return ""
-    value, before = best[metric.key], others[0][metric.key]
+    value, before = best[ranked_by], others[0][ranked_by]
     is_accuracy = metric.key == ACCURACY.key
     image = f" (one validation image is {100 / num_validation:.2f} points)" if num_validation and is_accuracy else ""
     next_best = f"trial {others[0]['trial']:02d} with {metric.text(before)}"

@@ -93,6 +93,7 @@ class AveragingResult(StageResult):
 def run_averaging(context: StageContext, spec: AveragingStage) -> StageOutcome:
     """Search over averaging methods and their settings, applied to the checkpoints of the best trial."""
     from orchestrator.engines.suggester import OptunaSuggester
+    from orchestrator.stages.search_figures import draw_averages
     from orchestrator.stages.searching import run_search
 
     train = context.required(TRAIN)
@@ -144,6 +145,13 @@ def run_averaging(context: StageContext, spec: AveragingStage) -> StageOutcome:
             "gain": gain,
         },
         texts={"averaging.csv": _table(averages, spec, metric)},
+        plots=draw_averages(
+            context,
+            [
+                (describe_plugin(spec.decode(one.point)), metric.score(one.metrics[metric.key]) - metric.score(before))
+                for one in averages
+            ],
+        ),
     )
 
 

@@ -221,7 +221,7 @@ class StageLedger:
             extra=self._search.known_metrics(trial.point),
             configuration_yaml=configuration,
             checkpoint=newest,
-            result=decisive_text(ended, self._context.metric),
+            result=decisive_text(ended, self._context.metric, ranked_by=self._search.objectives[0].metric),
         )
 
     def _note_best(self, trial: TrialRecord) -> None:
@@ -287,9 +287,9 @@ class StoringReporter(Reporter):
         return self._context.control.should_stop()
 
 
-def decisive_text(trial: TrialRecord, metric: DecidingMetric) -> str | None:
-    """A trial's value of the metric that decides, as short text; `None` if it has none."""
-    value = trial.metrics.get(metric.key) if trial.is_usable else None
+def decisive_text(trial: TrialRecord, metric: DecidingMetric, *, ranked_by: str) -> str | None:
+    """A trial's value of the metric that decides, after the last epoch or the best one; `None` if it has none."""
+    value = trial.metrics.get(ranked_by) if trial.is_usable else None
     return None if value is None else metric.text(value)
 
 

@@ -205,6 +205,7 @@ class TrainResult(StageResult):
 def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
     """Train each candidate with the base recipe, so that accuracies are comparable, then sampled recipes."""
     from orchestrator.engines.suggester import OptunaSuggester
+    from orchestrator.stages.search_figures import draw_search
     from orchestrator.stages.searching import run_search
     from orchestrator.stages.trial_pages import share_trials
 
@@ -272,7 +273,7 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
             f"val_baseline_{context.metric.key.removeprefix('val_')}": baseline[context.metric.key],
             "num_trials": len(trials),
         },
-        plots=_plots(context, ordered),
+        plots=(*_plots(context, ordered), *draw_search(context, dimensions, objectives[0], ordered, base)),
         events=tuple(context.run_tree.stage_linked(context.stage, _stage_links(weights, warm))),
     )
 

@@ -66,7 +66,10 @@ def mark_champion(context: StageContext, stage: StageRecord, number: int, *, tex
     """
     before = context.stage.result.get("trial")  # this stage has run before, and the study has grown since
     found = {trial.number: trial for trial in context.store.trials(stage.id) if trial.number in {number, before}}
-    named = {one: (trial, decisive_text(trial, context.metric) or "") for one, trial in found.items()}
+    ranked_by = stage.result.get("ranked_by", context.metric.key)
+    named = {
+        one: (trial, decisive_text(trial, context.metric, ranked_by=ranked_by) or "") for one, trial in found.items()
+    }
     champion, result = named[number]
     former = named.get(before) if before is not None else None
     return context.run_tree.champion_marked(stage, champion, result=result, text=text, former=former)
