@@ -69,6 +69,11 @@ class Settings(BaseSettings):
         """Folder of formulas saved as proxies."""
         return self.home / "proxies"
 
+    @property
+    def mlflow_root(self) -> Path:
+        """Folder of MLflow's files, unless a tracking server keeps them."""
+        return self.artifact_root / "mlflow"
+
     @field_validator("home", "artifact_root", "cache_folder", mode="before")
     @classmethod
     def _no_url(cls, given: Any) -> Any:

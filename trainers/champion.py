@@ -102,9 +102,9 @@ class Predictor:
         are divided by the temperature that fits the validation part best, which changes no class.
 
         Args:
-            images: One image, or several in a list or another iterable. An image is the path of a file, a Pillow
-                image, or an array of shape (H, W) or (H, W, C) and type uint8, whose 1, 3 or 4 channels are grey, RGB
-                or RGBA. An array of shape (N, H, W, C) contains several images.
+            images: One image, or several in a list or another iterable. An image is the path or the bytes of a file, a
+                Pillow image, or an array of shape (H, W) or (H, W, C) and type uint8, whose 1, 3 or 4 channels are
+                grey, RGB or RGBA. An array of shape (N, H, W, C) contains several images.
             top: How many classes each prediction lists.
             problems: Receives the problems of images that cannot be read. They have no prediction then.
 

@@ -493,8 +493,13 @@ def _root(
         out(f"vitsearch {installed_version('vitsearch')}")
         raise typer.Exit
     from orchestrator.settings import load_settings
+    from orchestrator.tracking.relocation import relocate_home
 
-    load_settings().apply()
+    settings = load_settings()
+    settings.apply()
+    problem = relocate_home(settings.tracking_uri, settings.mlflow_root) if settings.tracking else None
+    if problem is not None:
+        note(problem)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def find_server(settings: Settings, port: int, study: StudyRecord | None = None)
         return Server(settings.tracking_uri, None)
     if not settings.home.exists():
         fail(f"{settings.home} must contain a study, but does not exist yet. Run a study first.", status=1)
-    command = server_command(settings.tracking_uri, settings.artifact_root / "mlflow", port=port)
+    command = server_command(settings.tracking_uri, settings.mlflow_root, port=port)
     if _is_free(port):
         return Server(command.url, command)
     if study is None or not _shows(command.url, study):

@@ -164,7 +164,7 @@ def delete_study(study: StudyRecord, settings: Settings) -> bool:
         for place in places:
             shutil.rmtree(place, ignore_errors=True)
         with suppress(OSError):  # runs of another study that had this name are still there, or there were no files
-            (mlflow_root(settings) / slug(study.name)).rmdir()
+            (settings.mlflow_root / slug(study.name)).rmdir()
         store.delete_study(study.id)
         return keeps_runs
 
@@ -181,20 +181,15 @@ def study_folder(settings: Settings, study: StudyRecord) -> Path:
     return folder_of_study(settings.artifact_root, study.name, study.uid)
 
 
-def mlflow_root(settings: Settings) -> Path:
-    """Folder of MLflow's files, unless a tracking server keeps them."""
-    return settings.artifact_root / "mlflow"
-
-
 def study_places(settings: Settings, study: StudyRecord, store: Store) -> list[Path]:
     """Folders of all files of a study on this machine, including those that MLflow shows."""
-    folder = mlflow_root(settings) / slug(study.name)
+    folder = settings.mlflow_root / slug(study.name)
     return [study_folder(settings, study), *(folder / run_id for run_id in store.outbox(study.id).run_ids())]
 
 
 def tracker_of(study: StudyRecord, settings: Settings, store: Store) -> Tracker:
     """The tracker that delivers a study's events to MLflow."""
-    return Tracker(settings.tracking_uri, mlflow_root(settings), store.outbox(study.id))
+    return Tracker(settings.tracking_uri, settings.mlflow_root, store.outbox(study.id))
 
 
 def _database_gone(settings: Settings) -> DatabaseUnavailableError:

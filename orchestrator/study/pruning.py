@@ -11,7 +11,6 @@ from orchestrator.store.records import StudyRecord
 from orchestrator.store.repository import Store
 from orchestrator.study.access import (
     find_champion,
-    mlflow_root,
     open_existing,
     study_folder,
     study_places,
@@ -129,7 +128,7 @@ def _mlflow_folders(study: StudyRecord, settings: Settings, store: Store, name: 
     """The artifact folders of that name of a study's runs, if they are on this machine."""
     if is_http(settings.tracking_uri):
         return []
-    folder = mlflow_root(settings) / slug(study.name)
+    folder = settings.mlflow_root / slug(study.name)
     return [folder / run_id / "artifacts" / name for run_id in store.outbox(study.id).run_ids()]
 
 

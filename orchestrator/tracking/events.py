@@ -123,7 +123,10 @@ class LogInputs(_Event):
 
 
 class LogArtifact(_Event):
-    """Copy a file, or the files of a folder, into the run's folder `artifact_path` at the time of delivery."""
+    """Copy a file, or the files of a folder, into the run's folder `artifact_path` at the time of delivery.
+
+    Weights on this machine are linked. A model's folder becomes an MLflow model.
+    """
 
     kind: Literal["log-artifact"] = "log-artifact"
     key: Key

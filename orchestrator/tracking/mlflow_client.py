@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import sqlite3
+import tempfile
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,8 +39,11 @@ from orchestrator.tracking.events import (
     ShareView,
     StartRun,
 )
+from orchestrator.tracking.local_files import link_tree, local_path
+from orchestrator.tracking.model_flavor import MODEL_CARD, write_flavor
 from orchestrator.tracking.names import clean_name, clean_tags, is_http, param_text, same_text, shown, slug
 from orchestrator.tracking.pages import VIEW_TAG, compare_path, runs_path, saved_view, with_links
+from orchestrator.tracking.relocation import relocate, sqlite_path
 from orchestrator.tracking.server import ServerCommand as ServerCommand
 from orchestrator.tracking.server import server_command as server_command
 
@@ -451,16 +455,40 @@ class Tracker:
         self._client().log_inputs(self._run_id(event.key), [entities.DatasetInput(dataset, [context])])
 
     def _log_artifact(self, event: LogArtifact) -> None:
-        path, run_id = Path(event.path), self._run_id(event.key)
-        if path.is_dir():
-            self._client().log_artifacts(run_id, str(path), event.artifact_path)
-        elif path.is_file():
-            self._client().log_artifact(run_id, str(path), event.artifact_path)
-        else:
+        path, run_id = self._found(Path(event.path)), self._run_id(event.key)
+        if not path.exists():
             raise TrackingRejected(
                 f"an artifact must stay in its place until it is delivered, but there is no file or folder {path}. "
                 "Put it back and deliver the event again."
             )
+        if (path / MODEL_CARD).is_file():
+            with tempfile.TemporaryDirectory(prefix="vitsearch-") as folder:
+                flavor = Path(folder) / "model"
+                try:
+                    write_flavor(self._mlflow(), flavor, key=event.key, card=path / MODEL_CARD)
+                except ValueError as error:
+                    raise TrackingRejected(str(error)) from error
+                self._put(flavor, run_id, event.artifact_path)
+        self._put(path, run_id, event.artifact_path)
+
+    def _put(self, path: Path, run_id: str, artifact_path: str | None) -> None:
+        """Add a file, or the files of a folder, to a run. Weights on this machine are linked instead of copied."""
+        client = self._client()
+        place = None if is_http(self._uri) else local_path(client.get_run(run_id).info.artifact_uri)
+        if place is not None:
+            link_tree(path, place / (artifact_path or ""))
+        elif path.is_dir():
+            client.log_artifacts(run_id, str(path), artifact_path)
+        else:
+            client.log_artifact(run_id, str(path), artifact_path)
+
+    def _found(self, path: Path) -> Path:
+        """A file of a study where it is now: its home may have been moved since the event was written."""
+        for index, part in enumerate(path.parts):
+            here = self._artifact_root.parent.joinpath(*path.parts[index:])
+            if part == "studies" and here.exists():
+                return here
+        return path
 
     def _register_model(self, event: RegisterModel) -> None:
         client, run_id = self._client(), self._run_id(event.key)
@@ -521,11 +549,12 @@ class Tracker:
 
     def _client(self) -> Any:
         if self._opened is None:
-            path = _sqlite_path(self._uri)
+            path = sqlite_path(self._uri)
             if path is None:
                 self._opened = self._connect(self._uri)
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
+                relocate(path, self._artifact_root)
                 # Two processes that migrate a new database at once would both fail.
                 with FileLock(f"{path}.lock", timeout=_MIGRATION_TIMEOUT_S):
                     if not path.exists():
@@ -607,14 +636,3 @@ def _changed(params: Mapping[str, ParamValue], known: Mapping[str, str]) -> dict
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def _sqlite_path(uri: str) -> Path | None:
-    if not uri.startswith("sqlite:///"):
-        return None
-    path = Path(uri.removeprefix("sqlite:///"))
-    if not path.is_absolute():
-        raise ValueError(
-            f"a SQLite address must be absolute, as in sqlite:////home/me/mlflow.db, but got {uri}. Correct it."
-        )
-    return path

@@ -122,12 +122,12 @@ def test_an_image_is_predicted_alike_as_a_file_an_array_and_a_pillow_image(
 ) -> None:
     predictor, image, file = load_model(saved, device=CPU), photo(mode), tmp_path / "photo.png"
     image.save(file)
-    given = [str(file), file, np.asarray(image), image]
+    given = [str(file), file, file.read_bytes(), np.asarray(image), image]
     predictions = predictor.predict(given, top=10)
-    assert [one.path for one in predictions] == [file, file, None, None]
-    assert [one.top for one in predictions] == [predictions[0].top] * 4
+    assert [one.path for one in predictions] == [file, file, None, None, None]
+    assert [one.top for one in predictions] == [predictions[0].top] * 5
     alone = [predictor.predict(one, top=10) for one in given]
-    assert [len(found) for found in alone] == [1, 1, 1, 1]
+    assert [len(found) for found in alone] == [1, 1, 1, 1, 1]
     assert len({found[0].top for found in alone}) == 1
 
 
@@ -166,9 +166,9 @@ def test_an_array_of_four_dimensions_is_several_images(saved: Path, channels: in
         ([np.zeros((2, 8, 8, 3), np.uint8)], r"images\[0\] must have the shape .*has \(2, 8, 8, 3\)"),
         (np.zeros((8, 0), np.uint8), "the image must have at least one pixel, but has 8 x 0"),
         ([Image.new("L", (0, 4))], r"images\[0\] must have at least one pixel, but has 0 x 4"),
-        ([torch.zeros(8, 8)], r"images\[0\] must be the path of a file, .* but got Tensor"),
-        (7, "images must be the path of a file, .* but got int"),
-        (b"new.png", "images must be the path of a file, .* but got bytes"),
+        ([torch.zeros(8, 8)], r"images\[0\] must be the path or the bytes of a file, .* but got Tensor"),
+        (7, "images must be the path or the bytes of a file, .* but got int"),
+        (b"new.png", "the image must be an image that Pillow can read, but: it is empty, or not an image"),
     ],
 )
 def test_what_is_not_an_image_is_named(saved: Path, given: Any, message: str) -> None:

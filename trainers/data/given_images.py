@@ -10,8 +10,8 @@ from PIL import Image
 
 from trainers.data.listing import DataError, Item
 
-GivenImage = str | os.PathLike[str] | np.ndarray[Any, Any] | Image.Image
-"""An image: the path of a file, pixels (H, W) or (H, W, C), uint8, or a Pillow image."""
+GivenImage = str | os.PathLike[str] | bytes | np.ndarray[Any, Any] | Image.Image
+"""An image: the path or the bytes of a file, pixels (H, W) or (H, W, C), uint8, or a Pillow image."""
 GivenImages = GivenImage | Iterable[GivenImage]
 """An image, several, or pixels of several: (N, H, W, C), uint8."""
 
@@ -31,18 +31,18 @@ def name_images(images: GivenImages) -> list[NamedImage]:
     """The images in their order, each with a name for messages, such as `images[2]`.
 
     Raises:
-        DataError: Something is neither a path, nor an array of that shape and type, nor a Pillow image.
+        DataError: Something is neither a path, nor bytes, nor an array of that shape and type, nor a Pillow image.
     """
     if isinstance(images, np.ndarray) and images.ndim == 4:
         _check_type("images", images)
         return [_named(f"images[{index}]", pixels) for index, pixels in enumerate(images)]
-    if isinstance(images, str | os.PathLike | np.ndarray | Image.Image):
+    if isinstance(images, str | os.PathLike | bytes | np.ndarray | Image.Image):
         return [_named("the image", images)]
     return [_named(f"images[{index}]", image) for index, image in enumerate(_each(images))]
 
 
 def _each(images: Any) -> Iterator[Any]:
-    if isinstance(images, bytes) or not isinstance(images, Iterable):
+    if not isinstance(images, Iterable):
         raise _not_an_image("images", images)
     yield from images
 
@@ -51,6 +51,8 @@ def _named(name: str, image: Any) -> NamedImage:
     if isinstance(image, str | os.PathLike):
         path = Path(image)
         return NamedImage(Item(str(path), path), path)
+    if isinstance(image, bytes):
+        return NamedImage(Item(name, image), None)
     if isinstance(image, np.ndarray):
         return NamedImage(Item(name, _from_array(name, image)), None)
     if isinstance(image, Image.Image):
@@ -92,6 +94,6 @@ def _advice(shape: tuple[int, ...]) -> str:
 
 def _not_an_image(name: str, found: object) -> DataError:
     return DataError(
-        f"{name} must be the path of a file, a NumPy array or a Pillow image, but got {type(found).__name__}. "
-        "Convert it to one of these."
+        f"{name} must be the path or the bytes of a file, a NumPy array or a Pillow image, but got "
+        f"{type(found).__name__}. Convert it to one of these."
     )
