@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from orchestrator.stages.verdict_results import CorrelateResult
     from orchestrator.store.errors import DatabaseUnavailableError
     from orchestrator.study.access import NoChampionError, UnknownStudyError
-    from orchestrator.study.driver import DataChangedError, SpecChangedError
+    from orchestrator.study.driver import DataChangedError
+    from orchestrator.study.growth import SpecChangedError
     from orchestrator.study.lock import StudyBusyError
     from plugins.protocols import (
         Augmentation,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         Candidate,
         CurveModel,
         CurvePoint,
+        DeclaresLength,
         DeclaresPacking,
         Enumeration,
         Evaluated,
@@ -103,6 +105,7 @@ __all__ = [
     "DataChangedError",
     "DataError",
     "DatabaseUnavailableError",
+    "DeclaresLength",
     "DeclaresPacking",
     "Dimension",
     "DuplicatePluginError",
@@ -197,10 +200,11 @@ _HOMES = {
     "orchestrator.stages.verdict_results": "CorrelateResult",
     "orchestrator.store.errors": "DatabaseUnavailableError",
     "orchestrator.study.access": "NoChampionError UnknownStudyError",
-    "orchestrator.study.driver": "DataChangedError SpecChangedError",
+    "orchestrator.study.driver": "DataChangedError",
+    "orchestrator.study.growth": "SpecChangedError",
     "orchestrator.study.lock": "StudyBusyError",
     "plugins.protocols": (
-        "Augmentation Averager Candidate CurveModel CurvePoint DeclaresPacking Enumeration Evaluated "
+        "Augmentation Averager Candidate CurveModel CurvePoint DeclaresLength DeclaresPacking Enumeration Evaluated "
         "EvaluatedElsewhere EvaluatingAverager ExampleOrder FinalChoice JointAugmentation LabelLoss Loss "
         "LossContext Metric Mixing NeedsSignals Now Optimizer OptimizerState OrderContext ParameterLayout PluginCard "
         "PoolProxy Proxy ProxyModel ProxyScore Sampler Schedule Selection Signal StackedLabelLoss StateDict "

@@ -97,7 +97,7 @@ def test_what_is_fewer_than_done_is_refused_with_the_reason(grown_home: Path, tm
         ("augmentation: [shift, none]", "augmentation: [none, affine]", "no longer has the option 'shift'"),
         ("seed: 7", "seed: 8", "seed: 7 -> 8"),
         ("max_images: 120", "max_images: 110", "data.max_images: 120 -> 110"),
-        ("width: 8", "width: 16", "stages[0].space"),
+        ("batch_size: 4\n    proxies", "batch_size: 8\n    proxies", "stages[0].batch_size: 4 -> 8"),
         ("  - stage: promote\n", "", "'promote' has begun"),
     ):
         with pytest.raises(SpecChangedError) as caught:
