@@ -55,7 +55,8 @@ class Choice(_Dimension):
 
     @model_validator(mode="after")
     def _options_differ(self) -> "Choice":
-        if len({repr(option) for option in self.options}) != len(self.options):
+        # 1 and 1.0 train the same model; true is something else.
+        if len({(isinstance(option, bool), option) for option in self.options}) != len(self.options):
             raise ValueError(
                 f"the options of a choice must differ, but got {list(self.options)}. Remove the duplicate."
             )

@@ -233,6 +233,13 @@ def parse_plugin_dimensions(key: str, raw: Any) -> tuple[PluginChoice, tuple[Dim
     if not options:
         raise ValueError("a list of plug-ins must not be empty, but got []. Name at least one plug-in.")
     choices = [PluginChoice.model_validate(option) for option in options]
+    names = [choice.name for choice in choices]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(
+            f"each plug-in may be listed once, but {twice!r} is listed {names.count(twice)} times. Remove the others, "
+            f"or search its settings: {{name: {twice}, SETTING: [VALUE, VALUE]}}."
+        )
     searched = len(choices) > 1 or any(
         parse_dimension("", value) is not None for choice in choices for value in choice.settings.values()
     )
