@@ -105,10 +105,13 @@ def choose(spec: StudySpec, machine: Machine) -> ExecutionSetup:
     """Choose engine and pool of an execution.
 
     Raises:
-        EngineUnavailableError: The file or `RAY_ADDRESS` asks for Ray, which is not installed.
+        EngineUnavailableError: The file or `RAY_ADDRESS` asks for Ray, which is not installed, or the file asks for
+            more GPUs than this machine has.
     """
     engine, why_engine = _choose_engine(spec)
     pool, why_pool = _choose_pool(spec, machine, engine)
+    if pool != "ray" or machine.ray_address is None:  # a cluster may still get nodes with GPUs
+        _check_gpus(spec, machine)
     reason = "; ".join(filter(None, (why_engine, why_pool)))
     if pool == "ray" and not machine.has_ray:
         raise EngineUnavailableError(
@@ -122,6 +125,17 @@ def choose(spec: StudySpec, machine: Machine) -> ExecutionSetup:
         reason=reason,
         num_workers=_num_workers(spec, machine) if pool == "auto" else None,
     )
+
+
+def _check_gpus(spec: StudySpec, machine: Machine) -> None:
+    """Raise EngineUnavailableError if a trial needs more GPUs than there are."""
+    wanted = spec.resources.gpus_per_trial or 0
+    if wanted > machine.num_gpus:
+        found = "no GPU that can be used" if machine.num_gpus == 0 else _describe(machine)
+        raise EngineUnavailableError(
+            f"resources.gpus_per_trial: each trial must get its {wanted:g} GPUs on this machine, but it has {found}. "
+            "Lower it, remove the line, or set RAY_ADDRESS to a cluster with GPUs."
+        )
 
 
 def _choose_engine(spec: StudySpec) -> tuple[Literal["optuna", "ray"], str]:

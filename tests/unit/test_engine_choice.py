@@ -172,3 +172,25 @@ def test_the_command_line_replaces_the_engine_and_keeps_the_scheduler(tmp_path: 
 )
 def test_a_share_of_a_gpu_is_of_one_gpu(shares: list[tuple[float, float]], fit: bool) -> None:
     assert can_hold([Node(8, 2), Node(4, 0)], shares) == fit
+
+
+@pytest.mark.parametrize(
+    ("wanted", "machine", "found"),
+    [
+        ("1", {}, "no GPU that can be used"),
+        ("0.5", {"has_mps": True}, "no GPU that can be used"),
+        ("2", {"num_gpus": 1, "gpu_gib": 24.0}, "1 GPU"),
+        ("1\npool: ray", {}, "no GPU that can be used"),
+        ("1\npool: inline", {"ray_address": "h:1"}, "no GPU that can be used"),
+    ],
+)
+def test_gpus_that_do_not_exist_are_refused(
+    wanted: str, machine: dict[str, object], found: str, tmp_path: Path
+) -> None:
+    with pytest.raises(EngineUnavailableError, match=found) as caught:
+        chosen(tmp_path, f"resources:\n  gpus_per_trial: {wanted}", **machine)
+    assert "resources.gpus_per_trial" in str(caught.value)
+
+
+def test_a_cluster_may_still_get_gpus(tmp_path: Path) -> None:
+    assert chosen(tmp_path, "resources: {gpus_per_trial: 1}", ray_address="h:1").pool == "ray"
