@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from orchestrator.settings import Settings
+from orchestrator.spec.budget import Budget
 from orchestrator.spec.engine import SCHEDULERS, EngineSpec, ResourceSpec
 from orchestrator.spec.stage_registry import stage_models
 from orchestrator.spec.study_file import StudySpec
@@ -39,6 +40,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "engine": EngineSpec,
     **{f"scheduler:{name}": model for name, model in SCHEDULERS.items()},
     "resources": ResourceSpec,
+    "budget": Budget,
     "data": DataConfig,
     **stage_models(),
     "candidates": Candidates,

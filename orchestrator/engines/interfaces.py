@@ -57,6 +57,11 @@ class Suggester(Protocol):
     A proposal depends on the seed, the trial's number, the finished trials, and the trials that run at the time.
     """
 
+    @property
+    def shortage(self) -> str | None:
+        """Why a search has fewer trials than asked for; `None` if that is not a shortage."""
+        ...
+
     def ask(self, number: int) -> Suggestion | None:
         """The point of trial `number`, or `None` if no point is left to try for now."""
         ...

@@ -96,12 +96,20 @@ class OptunaSuggester:
         for number, result in enumerate(known, start=-len(known)):
             past = self._frozen(number, result.point, {}, TrialState.COMPLETE, list(result.values))
             self._storage.add(self._study_id, past)
+        self._shortage: str | None = None
+
+    @property
+    def shortage(self) -> str | None:
+        """Why no further point was found; `None` if one was found whenever asked for."""
+        return self._shortage
 
     def ask(self, number: int) -> Suggestion | None:
         """The next new point; `None` if the whole space was tried, or no new valid point was found."""
         if self._first:
             return self._suggestion(number, next(iter(self._first.values())))
+        self._shortage = None
         if self._space.num_points is not None and len(self._seen) >= self._space.num_points:
+            self._shortage = f"its search space has only {self._space.num_points} points"
             return None
         if number == self._final_number:
             if self._running:
@@ -110,6 +118,7 @@ class OptunaSuggester:
             if choice is not None and self._is_new(choice):
                 return self._suggestion(number, choice)
         if self._points is not None:
+            self._shortage = "the sampler has no further point"
             return next((self._suggestion(number, point) for point in self._points if self._is_new(point)), None)
         trial_id = self._storage.create_new_trial(self._study_id)
         for attempt in range(_SAMPLER_TRIES + _RANDOM_TRIES):
@@ -124,6 +133,8 @@ class OptunaSuggester:
                 self._storage.replace(trial_id, trial)
                 return Suggestion(dict(trial.params), dict(trial.system_attrs))
             self._storage.clear(trial_id)
+        tries = _SAMPLER_TRIES + _RANDOM_TRIES
+        self._shortage = f"no further point that is new and allowed was found in {tries} draws"
         # A failed trial without a number is invisible to samplers, so a rebuilt study that lacks it is the same.
         self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
         return None

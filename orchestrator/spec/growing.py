@@ -14,12 +14,13 @@ from orchestrator.spec.yaml_source import KeyPath, format_path
 from search_spaces.dimensions import Point
 from search_spaces.widening import widen
 
-Effect = Literal["execution", "extends", "rescores", "lengthens", "repeats", "identity"]
+Effect = Literal["execution", "reopens", "extends", "rescores", "lengthens", "repeats", "identity"]
 """What a changed field does to its stage.
 
-`execution` affects execution only. `extends` keeps all trials and adds more. `rescores` keeps the sampled topologies
-and scores them again (known scores come from the cache). `lengthens` gives all trials more epochs. `repeats` runs a
-stage again that has nothing expensive to lose. `identity` makes it another study.
+`execution` affects execution only. `reopens` continues a stage that a budget has ended early. `extends` keeps all
+trials and adds more. `rescores` keeps the sampled topologies and scores them again (known scores come from the cache).
+`lengthens` gives all trials more epochs. `repeats` runs a stage again that has nothing expensive to lose. `identity`
+makes it another study.
 """
 
 
@@ -30,6 +31,8 @@ class BegunStage(NamedTuple):
     """Number of trials that have begun."""
     has_copies: bool = False
     """Whether trials have copied each other's weights (population-based training)."""
+    is_short: bool = False
+    """Whether it has fewer trials than asked for, or trainings that a budget has ended."""
 
 
 Problem = Callable[[Any, Any, BegunStage], str | None]
@@ -83,6 +86,7 @@ STUDY: Mapping[str, Rule] = {
     "study": IDENTITY,
     "seed": IDENTITY,
     "metric": IDENTITY,
+    "budget": Rule(effect="reopens"),
     "engine": EXECUTION,
     "pool": EXECUTION,
     "resources": EXECUTION,
@@ -113,6 +117,8 @@ STAGES: Mapping[str, Mapping[str, Rule]] = {
         "space": IDENTITY,
         "sampler": IDENTITY,
         "num_trials": Rule(effect="extends", problem=_fewer_trials),
+        "budget": Rule(effect="reopens"),
+        "no_improvement": Rule(effect="reopens"),
         "batch_size": IDENTITY,
         "proxies": Rule(effect="rescores", problem=_missing),
         "rank_by": IDENTITY,
@@ -142,6 +148,8 @@ STAGES: Mapping[str, Mapping[str, Rule]] = {
         "topologies": Rule(effect="extends", problem=_missing),
         "sampler": IDENTITY,
         "num_trials": Rule(effect="extends", problem=_fewer_trials),
+        "budget": Rule(effect="reopens"),
+        "no_improvement": Rule(effect="reopens"),
         "epochs": Rule(effect="lengthens", problem=_fewer_epochs),
         "keep_checkpoints": EXECUTION,
         "rank_by": IDENTITY,
@@ -240,6 +248,7 @@ class _Plan:
         self._added: set[str] = set()
         self._longer: dict[str, int] = {}
         self._filled: dict[str, Point] = {}
+        self._is_reopened = False
 
     def compare_study(self) -> None:
         for name, rule in STUDY.items():
@@ -274,6 +283,8 @@ class _Plan:
                 self._compare_stage(before[name], stage, at)
                 if name in self._retried:
                     self._mark(name, "extends")
+                if self._is_reopened:
+                    self._reopen(stage)
                 if is_changed and stage.stage not in INDEPENDENT:
                     self._mark(name, "extends" if stage.stage in KEEPS_TRIALS else "repeats")
                 is_changed |= name in self._effects
@@ -307,7 +318,9 @@ class _Plan:
                 continue
             before, after = _value(old, key), _value(new, key)
             effect = self._compare(rule, before, after, (*at, *key.split(".")), begun)
-            if effect is not None:
+            if effect == "reopens":
+                self._reopen(new)
+            elif effect is not None:
                 self._mark(new.name, effect)
             if effect == "lengthens":
                 self._longer[new.name] = before
@@ -358,9 +371,17 @@ class _Plan:
             self._refused.append(f"{line} ({reason})")
             return None
         if path[0] in STUDY:
-            return None  # affects execution only, and is not part of the comparison of files
+            if rule.effect == "reopens":
+                self._changes.append(line)
+                self._is_reopened = True
+            return None
         self._changes.append(line)
         return rule.effect
+
+    def _reopen(self, stage: StageModel) -> None:
+        """Continue a stage that has ended early."""
+        if stage.stage in KEEPS_TRIALS and self._begun[stage.name].is_short:
+            self._mark(stage.name, "extends")
 
     def _mark(self, name: str, effect: Effect) -> None:
         """Note the effect on a stage; the one that repeats most work wins."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from orchestrator.spec.budget import Budget
 from orchestrator.spec.checks import configuration_problems, source_problems, study_problems
 from orchestrator.spec.engine import EngineSpec, PoolName, ResourceSpec, engine_problems
 from orchestrator.spec.metric_checks import metric_problems
@@ -48,6 +49,11 @@ class StudySpec(BaseModel):
         default=(ACCURACY_CHOICE,),
         description="validation metric by which the study decides: `accuracy`, `balanced-accuracy`, `macro-f1`, `loss` "
         "or another installed one; all of ours are recorded, whichever decides",
+    )
+    budget: Budget | None = Field(
+        default=None,
+        description="what the study may spend in all its executions, such as `2h`; stages end early to leave time for "
+        "later ones",
     )
     engine: EngineSpec = Field(
         default=EngineSpec(),

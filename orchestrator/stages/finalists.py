@@ -47,6 +47,11 @@ class FixedPoints:
     def __init__(self, points: Sequence[Point]) -> None:
         self._points = points
 
+    @property
+    def shortage(self) -> str | None:
+        """`None`, because every point is suggested."""
+        return None
+
     def ask(self, number: int) -> Suggestion | None:
         return Suggestion(self._points[number], {}) if number < len(self._points) else None
 

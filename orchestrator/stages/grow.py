@@ -229,6 +229,11 @@ class GrowthSuggester:
         self.has_arrived = _reaches(self._space.costs(start, task), spec)
         self._prepare()
 
+    @property
+    def shortage(self) -> str | None:
+        """`None`, because growth ends when the target is reached."""
+        return None
+
     def ask(self, number: int) -> Suggestion | None:  # noqa: ARG002 - the queue is in the order of trial numbers
         return Suggestion(self._queue.pop(0), {}) if self._queue else None
 

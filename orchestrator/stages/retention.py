@@ -6,6 +6,9 @@ from pathlib import Path
 from orchestrator.stages.context import StageContext, StageFailedError
 from orchestrator.store.records import TrialRecord
 
+CUT = "cut"
+"""Key in the details of a training that ended before its last epoch because of a budget."""
+
 
 def trial_folder(context: StageContext, trial: TrialRecord) -> Path:
     """Folder of a training's checkpoints."""

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from orchestrator.engines.interfaces import Objective, Search
 from orchestrator.reports.csv_text import csv_text
+from orchestrator.spec.budget import Budget
 from orchestrator.spec.plugin_checks import choice_problems, one_of, proxy_problems, sampler_problems
 from orchestrator.spec.problems import Problem
 from orchestrator.spec.proxy_choices import Direction, parts_of, proxy_directions, scored_choices
@@ -15,6 +16,7 @@ from orchestrator.spec.stage_model import Count, SpecModel, StageModel, StageNam
 from orchestrator.spec.topology_checks import extreme_cost, first_topology, largest_task, smallest_task
 from orchestrator.spec.yaml_source import KeyPath
 from orchestrator.stages.context import StageContext
+from orchestrator.stages.improvement import with_patience
 from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
 from orchestrator.stages.topology_ranking import Ranked, add_pool_scores, rank_topologies
 from orchestrator.store.records import TrialRecord
@@ -53,6 +55,12 @@ class ScreenStage(StageModel):
     space: PluginChoice = Field(default=PluginChoice(name="as-vit"), description="search space of the topologies")
     sampler: PluginChoice = Field(default=PluginChoice(name="random"), description="chooses the next topology")
     num_trials: Count = Field(description="number of topologies to score")
+    budget: Budget | None = Field(
+        default=None, description="what the stage may spend, such as `30m`; it ends early with the trials that it has"
+    )
+    no_improvement: Count | None = Field(
+        default=None, description="end the search if this many trials in a row have not improved it"
+    )
     batch_size: Count = Field(default=16, description="number of real images per proxy")
     proxies: tuple[PluginChoice, ...] = Field(
         default=tuple(PluginChoice(name=name) for name in ("length-distortion", "ntk-condition", "params", "flops")),
@@ -183,7 +191,7 @@ def run_screen(context: StageContext, spec: ScreenStage) -> StageOutcome:
     search = Search(
         num_trials=spec.num_trials,
         objectives=objectives,
-        suggester=suggester,
+        suggester=with_patience(suggester, objectives, spec.no_improvement),
         make_task=lambda trial: ScoreTask(
             data=context.spec.data,
             topology=space.decode(trial.point).id,

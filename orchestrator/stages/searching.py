@@ -1,16 +1,19 @@
 """Runs a stage's search and records each change of a trial: rows, MLflow events and the progress display."""
 
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import yaml
 
 from orchestrator.engines.interfaces import Objective, Search, Suggestion
+from orchestrator.engines.ray.generations import newest_generation
 from orchestrator.engines.seeds import seed_for
 from orchestrator.stages.context import StageContext, StageFailedError, StageInterruptedError
+from orchestrator.stages.retention import CUT
 from orchestrator.store.records import FINISHED, AttemptRecord, EndedTrial, TrialRecord
 from plugins.metrics.deciding import DecidingMetric
 from trainers.config import EpochReport, TaskOutcome, TrainTask
@@ -19,7 +22,7 @@ from trainers.training.watchdog import Watchdog
 
 
 def run_search(context: StageContext, search: Search, *, tracked: bool = False) -> list[TrialRecord]:
-    """Run a stage's search and return its trials with a result, by number. A deadline leaves fewer trials.
+    """Run a stage's search and return its trials with a result, by number. A deadline or a budget leaves fewer trials.
 
     Args:
         context: The context of the stage.
@@ -27,14 +30,19 @@ def run_search(context: StageContext, search: Search, *, tracked: bool = False) 
         tracked: Whether each trial gets a separate run in MLflow, with its learning curve.
 
     Raises:
-        StageInterruptedError: A stop was requested, or the deadline passed before any trial had a result.
+        StageInterruptedError: A stop was requested, or the deadline or budget ended before any trial had a result.
         StageFailedError: Every trial failed.
     """
+    asked, budget = search.num_trials, context.control.budget
+    if budget is not None and budget.trials is not None:
+        search = replace(search, num_trials=min(asked, budget.trials))
     ledger = StageLedger(context, search, tracked=tracked)
     done = sum(trial.ended_at is not None for trial in ledger.trials())
     context.progress.stage_began(context.stage, total=search.num_trials, done=done)
     try:
         trials = context.machinery.engine.run(search, context.machinery.pool, ledger, context.control)
+        if context.control.budget_is_over() and not context.control.stop_requested():
+            trials = [ledger.end_waiting(trial) for trial in trials]
     finally:
         ledger.settle()
     if context.control.stop_requested():
@@ -44,6 +52,8 @@ def run_search(context: StageContext, search: Search, *, tracked: bool = False) 
     is_late = ended < search.num_trials and context.control.deadline_reached()
     if is_late and not usable:
         raise StageInterruptedError("its deadline passed before any trial had a result")
+    if not is_late:
+        _note_shortage(context, search, trials, asked=asked)
     if is_late:
         context.progress.note(
             f"the deadline of stage {context.stage.name!r} has passed; the stage is complete with {ended} of "
@@ -55,6 +65,26 @@ def run_search(context: StageContext, search: Search, *, tracked: bool = False) 
             f"all {len(trials)} trials of stage {context.stage.name!r} failed; the last one: {reason}"
         )
     return usable
+
+
+def _note_shortage(context: StageContext, search: Search, trials: Sequence[TrialRecord], *, asked: int) -> None:
+    """Say why a search has fewer trials than asked for, or trainings with fewer epochs.
+
+    Raises:
+        StageInterruptedError: The budget ended before any trial had a result.
+    """
+    ended = sum(trial.state in FINISHED for trial in trials)
+    is_cut = any(CUT in trial.details for trial in trials)
+    budget = context.control.budget
+    why = search.suggester.shortage
+    if budget is not None and (ended < asked or is_cut):
+        is_used_up = context.control.budget_is_over() or is_cut or (budget.trials or asked) < asked
+        why = f"the {budget.described} is used up" if is_used_up else why
+        if is_used_up and not any(trial.is_usable for trial in trials) and not ended:
+            raise StageInterruptedError(f"its {budget.described} ended before any trial had a result. Raise it")
+    if why is not None and (ended < asked or is_cut):
+        text = f"stage {context.stage.name!r} is complete with {ended} of {asked} trials: {why}"
+        context.progress.note(text)
 
 
 class StageLedger:
@@ -126,6 +156,7 @@ class StageLedger:
 
     def finish(self, trial: TrialRecord, outcome: TaskOutcome) -> TrialRecord:
         self.settle()
+        outcome = self._cut_by_budget(trial, outcome)
         if not self._search.validates:
             left_out = ("val_", "best_epoch")
             metrics = {name: value for name, value in outcome.metrics.items() if not name.startswith(left_out)}
@@ -138,6 +169,44 @@ class StageLedger:
             if outcome.error is not None:  # all other trials would also fail
                 raise StageInterruptedError(outcome.reason)
         return record
+
+    def end_waiting(self, trial: TrialRecord) -> TrialRecord:
+        """End a waiting training with the epochs that it has saved, because the budget is used up."""
+        task = self._search.make_task(trial)
+        if trial.state != "waiting" or not isinstance(task, TrainTask):
+            return trial
+        from trainers.training.continuing import saved_history  # imports torch
+
+        task = _newest_of(task)
+        history = saved_history(task)
+        if not history:
+            return trial
+        running = self.resume(trial)
+        if running.state in FINISHED:
+            return running
+        reporter = self.reporter(running)
+        for report in history:
+            reporter.report(report)
+        return self.finish(running, TaskOutcome(state="interrupted"))
+
+    def _cut_by_budget(self, trial: TrialRecord, outcome: TaskOutcome) -> TaskOutcome:
+        """The outcome of a training that the budget has ended: it keeps its last complete epoch."""
+        control = self._context.control
+        budget = control.budget
+        is_asked = outcome.state == "interrupted" and outcome.error is None
+        if not is_asked or budget is None or control.stop_requested() or control.deadline_reached():
+            return outcome
+        task = self._search.make_task(trial)
+        curve = self._context.store.reports(trial.id)
+        if not isinstance(task, TrainTask) or not curve or not control.budget_is_over(trial.number):
+            return outcome
+        from trainers.training.loop import cut_short  # imports torch
+
+        task = _newest_of(task)
+        epoch, epochs = curve[-1].epoch, task.configuration.epochs
+        found = cut_short(task, curve, self._context.image_task, state="complete" if epoch == epochs else "stopped")
+        reason = f"the {budget.described} ended it after epoch {epoch} of {epochs}"
+        return found if epoch == epochs else found.model_copy(update={"reason": reason, "details": {CUT: "budget"}})
 
     def settle(self) -> None:
         if self._ended is not None:
@@ -225,6 +294,8 @@ class StageLedger:
         )
 
     def _note_best(self, trial: TrialRecord) -> None:
+        if trial.is_usable and self._context.control.budget is not None:
+            self._context.control.budget.note_result()
         objectives = self._search.objectives
         if trial.is_usable and objectives and (self._best is None or is_better(trial, self._best, objectives)):
             self._best = trial
@@ -236,6 +307,12 @@ class StageLedger:
         value = self._best.metrics[metric]
         text = deciding.text(value) if metric.removesuffix("_best") == deciding.key else f"{value:.4g}"
         return f"{metric} {text} (trial {self._best.number})"
+
+
+def _newest_of(task: TrainTask) -> TrainTask:
+    """The task of a training with the folder of its checkpoints, even if it has copied another training."""
+    copied = newest_generation(task.folder)
+    return task if copied is None else task.model_copy(update={"folder": copied[0]})
 
 
 class StoringReporter(Reporter):
@@ -278,13 +355,16 @@ class StoringReporter(Reporter):
             events = context.run_tree.epoch(context.stage, self._trial, report, time.time(), validates=self._validates)
         context.store.add_report(self._attempt, report, study_id=context.study.id, events=events)
         context.progress.epoch(self._trial, report)
+        if context.control.budget is not None:
+            context.control.budget.note_report(self._trial.number, report)
         if self._watchdog is not None:
             self._watchdog.reset()
 
     def should_stop(self) -> bool:
         if self._watchdog is not None:
             self._watchdog.reset()
-        return self._context.control.should_stop()
+        control = self._context.control
+        return control.should_stop() or control.budget_is_over(self._trial.number)
 
 
 def decisive_text(trial: TrialRecord, metric: DecidingMetric, *, ranked_by: str) -> str | None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from orchestrator.engines.interfaces import Objective, Search
+from orchestrator.spec.budget import Budget
 from orchestrator.spec.method_checks import image_size_problems, method_lists, method_problem
 from orchestrator.spec.model_names import with_absolute_weights
 from orchestrator.spec.plugin_checks import choice_problems, sampler_problems
@@ -19,8 +20,9 @@ from orchestrator.spec.warm_start import WarmStart, with_absolute_warm_start
 from orchestrator.spec.yaml_source import KeyPath
 from orchestrator.stages.context import StageContext
 from orchestrator.stages.grow import GROW, GrowStage
+from orchestrator.stages.improvement import with_patience
 from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
-from orchestrator.stages.retention import drop_checkpoints, trial_folder
+from orchestrator.stages.retention import CUT, drop_checkpoints, trial_folder
 from orchestrator.stages.screen import SCREEN, ScreenStage
 from orchestrator.stages.starting_weights import StartingWeights, plan_start, stored_weights
 from orchestrator.stages.topology_ranking import choose_candidates
@@ -77,6 +79,12 @@ class TrainStage(StageModel):
         description="number of models to train: first each candidate once with the base recipe, then sampled recipes"
     )
     epochs: Count = Field(description="budget of one trial in passes over the training set")
+    budget: Budget | None = Field(
+        default=None, description="what the stage may spend, such as `30m`; it ends early with the trials that it has"
+    )
+    no_improvement: Count | None = Field(
+        default=None, description="end the search if this many trials in a row have not improved it"
+    )
     keep_checkpoints: Count = Field(
         default=8, description="number of newest epochs whose weights are kept for averaging"
     )
@@ -219,18 +227,19 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
     base = _base_points(dimensions, candidates, begun)
     num_missing = sum(point not in [trial.point for trial in begun] for point in base)
     warm = _warm_plan(context, spec, dimensions, candidates, objectives)
+    suggester = OptunaSuggester(
+        dimensions,
+        objectives=objectives,
+        sampler=spec.sampler,
+        seed=context.seed,
+        first=[*base, *(() if warm is None else warm.first)],
+        known=() if warm is None else warm.known,
+    )
     search = Search(
         num_trials=max(spec.num_trials, len(begun) + num_missing),
         objectives=objectives,
         reported=Objective.of(context.metric),
-        suggester=OptunaSuggester(
-            dimensions,
-            objectives=objectives,
-            sampler=spec.sampler,
-            seed=context.seed,
-            first=[*base, *(() if warm is None else warm.first)],
-            known=() if warm is None else warm.known,
-        ),
+        suggester=with_patience(suggester, objectives, spec.no_improvement, least=len(base)),
         make_task=lambda trial: _task(context, spec, trial),
         parameters=lambda point: training_parameters(context, spec, point),
         links=lambda point: _links(point, grown_from, weights, warm),
@@ -346,7 +355,9 @@ def configuration_of(context: StageContext, spec: TrainStage, trial: TrialRecord
 
 
 def may_continue(spec: TrainStage, trial: TrialRecord) -> bool:
-    """Whether a finished training can be continued if the study gets more epochs."""
+    """Whether an ended training can be continued if the study gets more epochs or a larger budget."""
+    if CUT in trial.details:
+        return True
     from trainers.training.continuing import reason_to_retrain  # imports torch
 
     recipe = spec.recipe_space.decode(trial.point)
@@ -455,7 +466,7 @@ def _trained(usable: Sequence[TrialRecord], base: Sequence[Point], ranked_by: st
                 "topology": trial.point["topology"],
                 "val_accuracy": trial.metrics["val_accuracy"],
                 "value": trial.metrics[ranked_by],
-                "has_base_recipe": trial.point in base and "scheduler" not in trial.details,
+                "has_base_recipe": trial.point in base and not {"scheduler", CUT} & trial.details.keys(),
             }
         )
         for trial in sorted(usable, key=lambda trial: trial.number)

@@ -130,6 +130,11 @@ class _OneByOne:
     def __init__(self, points: Sequence[Point]) -> None:
         self._points = deque(points)
 
+    @property
+    def shortage(self) -> str | None:
+        """`None`, because every point is suggested."""
+        return None
+
     def ask(self, number: int) -> Suggestion | None:  # noqa: ARG002 - the points are in the order of trial numbers
         return Suggestion(self._points.popleft(), {}) if self._points else None
 

@@ -29,6 +29,7 @@ from orchestrator.store.records import (
 )
 from orchestrator.store.retrying import WAIT_S, is_repeated, retries_of, retry_on_outage
 from orchestrator.store.score_rows import ScoreTable
+from orchestrator.store.spent_time import stage_time_s, study_time_s, trained_macs
 from orchestrator.store.stale_writes import fence_execution
 from orchestrator.store.study_files import folder_of_study
 from orchestrator.store.tables import (
@@ -257,7 +258,22 @@ class Store:
             ).mappings()
             return [ExecutionRecord.model_validate(dict(row)) for row in rows]
 
+    def spent_s(self, study_id: int, *, before: ExecutionRecord) -> float:
+        """Seconds that the executions of a study before one took, without the pauses between them."""
+        with self._engine.connect() as connection:
+            return study_time_s(connection, study_id, before=before)
+
+    def trained_macs(self, study_id: int, *, but_stage: int) -> float:
+        """Multiply-accumulates of all trainings of a study, except those of one stage."""
+        with self._engine.connect() as connection:
+            return trained_macs(connection, study_id, but_stage=but_stage)
+
     # --- stages ---
+
+    def stage_spent_s(self, stage_id: int) -> float:
+        """Seconds that the executions of a study spent on a stage."""
+        with self._engine.connect() as connection:
+            return stage_time_s(connection, stage_id)
 
     def stages(self, study_id: int) -> list[StageRecord]:
         """The stages of a study in order."""

@@ -34,6 +34,7 @@ from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord
 from orchestrator.store.repository import Store
 from orchestrator.store.stale_writes import StaleAttemptError
 from orchestrator.study.access import open_existing, study_folder, tracker_of
+from orchestrator.study.budgeting import stage_budget
 from orchestrator.study.growth import SpecChangedError as SpecChangedError
 from orchestrator.study.growth import plan_study_growth, stored_spec
 from orchestrator.study.lock import StudyBusyError, hold_study
@@ -116,6 +117,7 @@ def run_study(
     from trainers.data.describing import describe_data, draw_sheet
     from trainers.data.images import load_images  # imports torch
 
+    setup = choose(spec, detect_machine())
     data = load_images(spec.data)
     report = None
     if study is None:
@@ -124,7 +126,6 @@ def run_study(
     fingerprint = _check_truths(spec, data, settings)
     reused = read_reused(spec, study, settings)
     known_fingerprint = fingerprint if study is None else _check_truths(stored_spec(study) or spec, data, settings)
-    setup = choose(spec, detect_machine())
     _make_home(settings)
     for line in report.lines() if report else ():
         progress.note(line)
@@ -388,7 +389,9 @@ class _Driver:
         return StageContext(
             shared=self._shared,
             machinery=self._machinery,
-            control=self._make_control(stage=stage.name),
+            control=self._make_control(
+                stage=stage.name, budget=stage_budget(self._shared.spec, self._store, stage, execution)
+            ),
             stage=stage,
             execution=execution,
             folder=study_folder(self._settings, self._shared.study) / stage.name,

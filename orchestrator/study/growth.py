@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from orchestrator.engines.ray.generations import COPY_STEPS
 from orchestrator.spec.growing import BegunStage, Growth, plan_growth
 from orchestrator.spec.study_file import StudySpec
-from orchestrator.stages.retention import trial_folder_in
+from orchestrator.stages.retention import CUT, trial_folder_in
 from orchestrator.stages.train import TrainStage
 from orchestrator.store.growth_rows import GrowthRows
 from orchestrator.store.past_growths import PastGrowth
@@ -90,9 +90,14 @@ def plan_study_growth(
     if old is spec:
         return None
     trials = {stage.name: store.trials(stage.id) for stage in store.stages(study.id)}
+    asked = {stage.name: getattr(stage, "num_trials", 0) for stage in old.stages}
     states = {stage.name: stage.state for stage in store.stages(study.id)}
     begun = {
-        name: BegunStage(len(found), has_copies=any(COPY_STEPS in trial.details for trial in found))
+        name: BegunStage(
+            len(found),
+            has_copies=any(COPY_STEPS in trial.details for trial in found),
+            is_short=_is_short(asked.get(name), found),
+        )
         for name, found in trials.items()
         if found or states[name] != "waiting"
     }
@@ -108,6 +113,12 @@ def plan_study_growth(
         return None
     kept_failed = {name: numbers for name, numbers in failed.items() if name not in growth.repeated}
     return _study_growth(old, spec, growth, trials, kept_failed, store.study_folder(study))
+
+
+def _is_short(asked: int | None, trials: Sequence[TrialRecord]) -> bool:
+    """Whether a stage has fewer trials than asked for, or trainings that a budget has ended."""
+    ended = [trial for trial in trials if trial.ended_at is not None]
+    return len(ended) < (asked or 0) or any(CUT in trial.details for trial in ended)
 
 
 def _study_growth(
@@ -139,6 +150,11 @@ def _study_growth(
             numbers = [trial.number for trial in trials[stage.name] if trial.state != "failed"]
             done.append(f"stage {stage.name!r} scores its {len(numbers)} topologies again")
         rerun[stage.name] = sorted({*rerun.get(stage.name, ()), *numbers})
+    for name in growth.extended - growth.rerun:
+        cut = [trial.number for trial in trials[name] if CUT in trial.details]
+        if cut:
+            rerun[name] = sorted({*rerun.get(name, ()), *cut})
+            done.append(f"{_count(cut, 'training', name, 'continue')} that a budget had ended")
     again = [stage.name for stage in new.stages if stage.name in growth.repeated]
     if again:
         done.append(f"{'stages' if len(again) > 1 else 'stage'} {', '.join(map(repr, again))} will run again")
@@ -183,7 +199,7 @@ class _Longer:
                 continue
             recipe = new.recipe_space.decode(trial.point)
             reason = reason_to_retrain(recipe, before=old.epochs, epochs=new.epochs)
-            if reason is None and trial.state == "stopped":
+            if reason is None and trial.state == "stopped" and CUT not in trial.details:
                 continue  # it was stopped for good, after the same epochs as in a longer training
             if reason is None and not is_resumable(trial_folder_in(folder / new.name, trial.number)):
                 reason = "its last checkpoint has no optimizer state"

@@ -12,7 +12,7 @@ from plugins.protocols import is_independent_of_length
 from plugins.registry import create
 from search_spaces.ramps import Ramp
 from search_spaces.recipes import PLUGIN_FIELDS, PluginChoice, Recipe
-from trainers.config import Configuration, TrainTask
+from trainers.config import Configuration, EpochReport, TrainTask
 from trainers.training.checkpoints import (
     OPTIMIZER,
     CheckpointError,
@@ -78,6 +78,18 @@ def is_resumable(folder: Path) -> bool:
     """Whether the newest checkpoint in a training's folder still has the state of its optimizer."""
     folders = epoch_folders(folder)
     return bool(folders) and (folders[-1] / OPTIMIZER).exists()
+
+
+def saved_history(task: TrainTask) -> tuple[EpochReport, ...]:
+    """The reports of a training up to its newest checkpoint, oldest first; empty if it has none."""
+    accepted = accepted_digests(task.configuration)
+    for path in reversed(epoch_folders(task.folder)):
+        try:
+            manifest = read_manifest(path)
+        except CheckpointError:
+            continue
+        return manifest.history if manifest.configuration in accepted else ()
+    return ()
 
 
 def settle_earlier_checkpoints(task: TrainTask) -> frozenset[str]:

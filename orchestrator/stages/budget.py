@@ -1,0 +1,94 @@
+"""What a stage may spend: its own budget, and its share of the study's."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from trainers.config import EpochReport
+
+SHARES: Mapping[str, float] = {
+    "screen": 20,
+    "grow": 8,
+    "train": 60,
+    "stopping": 2,
+    "correlate": 4,
+    "averaging": 3,
+    "promote": 3,
+}
+"""Weight of each kind of stage: a stage may use that share of the time that is left, the rest is for later stages. Time
+that a stage leaves unused goes to those after it."""
+LIMITED = frozenset({"screen", "train", "stopping", "averaging"})
+"""Kinds of stages that can end early. The others run to their end."""
+_MUST_HAVE_RESULT = frozenset({"stopping", "averaging"})
+"""Kinds of stages that are short and always get one result, so that the stages after them can run."""
+
+
+def share_of_time(kind: str, later: Sequence[str], left_s: float) -> float:
+    """The time that a stage may use.
+
+    Args:
+        kind: Its kind.
+        later: Kinds of the stages after it.
+        left_s: What is left of the study's time.
+    """
+    weights = [SHARES[one] for one in later]
+    return left_s * SHARES[kind] / (SHARES[kind] + sum(weights))
+
+
+@dataclass(kw_only=True)
+class StageBudget:
+    """Counts what a stage spends in this execution.
+
+    Training is counted by its reports. A training whose next epoch would exceed the budget of multiply-accumulates ends
+    before it.
+    """
+
+    time_s: float | None = None
+    """Time left, from now on."""
+    macs: float | None = None
+    """Multiply-accumulates of all trainings of the stage."""
+    trials: int | None = None
+    """Number of trials of the stage."""
+    described: str = ""
+    """The budget in words, such as `budget of 2h`."""
+    needs_result: bool = False
+    """Whether the stage goes on until it has one result."""
+    clock: Callable[[], float] = time.monotonic
+    _has_result: bool = False
+    _macs: dict[tuple[int, int], float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._began = self.clock()
+
+    @classmethod
+    def for_kind(
+        cls, kind: str, *, time_s: float | None, macs: float | None, trials: int | None, described: str
+    ) -> "StageBudget":
+        """The budget of a stage of a kind."""
+        needs_result = kind in _MUST_HAVE_RESULT
+        return cls(time_s=time_s, macs=macs, trials=trials, described=described, needs_result=needs_result)
+
+    def note_report(self, trial: int, report: EpochReport) -> None:
+        """Count an epoch. One that is reported again, after a resume, counts once."""
+        self._macs[trial, report.epoch] = report.training_macs
+
+    def note_result(self) -> None:
+        """Note that a trial has a result."""
+        self._has_result = True
+
+    def is_over(self, trial: int | None = None) -> bool:
+        """Whether the stage must end, or a training before its next epoch."""
+        if self.needs_result and not self._has_result:
+            return False
+        if self.time_s is not None and self.clock() - self._began >= self.time_s:
+            return True
+        if self.macs is None:
+            return False
+        return sum(self._macs.values()) + self._next_macs(trial) > self.macs
+
+    def _next_macs(self, trial: int | None) -> float:
+        """Multiply-accumulates of the next epoch of a training, or of the cheapest one so far for a new training."""
+        known = [macs for (number, _), macs in self._macs.items() if trial in (None, number)]
+        if not known:
+            return 0.0
+        return known[-1] if trial is not None else min(known)
