@@ -45,7 +45,7 @@ FormatOption = Annotated[Format, typer.Option("--format", help="`text` for peopl
 VerifyOption = Annotated[
     bool,
     typer.Option(
-        "--verify", help="Find changed images by their content, and not only by the size and time of their files."
+        "--verify", help="Decode all images again, also those whose files have the same size and time as before."
     ),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]

@@ -14,7 +14,6 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from trainers.config import DataConfig
 from trainers.data.cache_settings import GIB, cache_settings, decoding_watcher, must_verify
-from trainers.data.decoding import Chosen, DecodedRows, KnownImage, content_digest, decode_rows, map_in_order
+from trainers.data.decoding import Chosen, DecodedRows, KnownImage, decode_rows
 from trainers.data.listing import DataError, Origin
 from trainers.data.pixel_rows import FileRows, MemoryRows, PixelFile, TooLargeError, open_pixel_file
 from trainers.data.pixels import Scales
@@ -178,7 +177,6 @@ class _Entry:
         self._set = _digest(json.dumps(shape).encode() + self._names.tobytes()).hex()
         self._file = folder / f"{self._settings}-{self._set}{_SUFFIX}"
         self._stamps = _stamps(origin.file for origin in origins)
-        self._contents = _contents(request.parts) if must_verify() else None
 
     def load(self) -> LoadedRows:
         """The decoded images.
@@ -187,14 +185,17 @@ class _Entry:
             OSError: The cache cannot be written.
             TooLargeError: The images are larger than the whole cache.
         """
-        found = self._valid(open_pixel_file(self._file))
+        verifies = must_verify()
+        found = None if verifies else self._valid(open_pixel_file(self._file))
         if found is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             watcher = decoding_watcher()
             if watcher is not None:
                 watcher(0, len(self._origins))
             with FileLock(self._path(_LOCK)):
-                found = self._valid(open_pixel_file(self._file)) or self._build()
+                found = None if verifies else self._valid(open_pixel_file(self._file))
+                if found is None:
+                    found = self._build({} if verifies else self._known_images())
         with contextlib.suppress(OSError):  # it was removed meanwhile, or belongs to somebody else
             os.utime(self._file)
         pixels = found.pixels
@@ -222,15 +223,11 @@ class _Entry:
     def _same(self, records: NDArray[Any]) -> NDArray[np.bool_]:
         """Whether each image is the one that a record describes."""
         same = (records["name"] == self._names) & (records["num_bytes"] == self._stamps[:, 0])
-        same &= records["changed_ns"] == self._stamps[:, 1]
-        if self._contents is not None:
-            same &= records["content"] == self._contents
-        return np.asarray(same)
+        return np.asarray(same & (records["changed_ns"] == self._stamps[:, 1]))
 
-    def _build(self) -> PixelFile:
+    def _build(self, known: Mapping[int, KnownImage]) -> PixelFile:
         request, unfinished = self._request, self._path(_UNFINISHED)
         channels = request.num_channels or 0
-        known = self._known_images()
         with FileRows(
             unfinished, request.num_images, request.config.image_size, channels, max_bytes=self._max_bytes
         ) as rows:
@@ -281,11 +278,7 @@ class _Entry:
         return known
 
     def _changed(self, record: Any, position: int) -> bool:
-        stamp = (record["num_bytes"], record["changed_ns"])
-        same = stamp == tuple(self._stamps[position])
-        if same and self._contents is not None:
-            same = record["content"] == self._contents[position]
-        return not same
+        return (record["num_bytes"], record["changed_ns"]) != tuple(self._stamps[position])
 
 
 def evict(folder: Path, max_bytes: float, *, keep: Path) -> None:
@@ -351,17 +344,6 @@ def _stamps(files: Iterator[Path] | Sequence[Path]) -> NDArray[np.int64]:
                 known[file] = (-1, -1)
         found.append(known[file])
     return np.array(found, dtype=np.int64).reshape(-1, 2)
-
-
-def _contents(parts: Sequence[Chosen]) -> NDArray[Any]:
-    """Digests of the encoded images, V16."""
-    with ThreadPoolExecutor(available_cores()) as pool:
-        digests = [
-            digest
-            for listing, indices in parts
-            for digest in map_in_order(content_digest, listing.items(indices.tolist()), pool)
-        ]
-    return np.array(digests, dtype="V16")
 
 
 def _last_use(file: Path) -> float:

@@ -60,7 +60,7 @@ def watch_decoding(on_decoded: OnDecoded) -> Iterator[None]:
 
 @contextmanager
 def verified_cache() -> Iterator[None]:
-    """Compare the content of all images with that of the decoded ones inside the context, not only size and time."""
+    """Decode all images again inside the context, whatever the size and time of their files."""
     token = _verifies.set(True)
     try:
         yield

@@ -1,6 +1,5 @@
 """Decodes the images of several parts, in all cores, into rows of pixels; remembers what is known of each image."""
 
-import hashlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,7 +28,6 @@ from trainers.data.sources import mixed_sizes, not_square
 from trainers.data.splits import Indices
 from trainers.hardware.host import available_cores
 
-_BLOCK_BYTES = 1 << 20
 _PER_CALL = 16
 """Images that a thread decodes at a time. For small images, handing over one by one would take longer."""
 _CALLS_AHEAD = 4
@@ -123,7 +121,6 @@ class _Decoding(NamedTuple):
     """An image as a thread hands it over: decoded, deep or broken."""
 
     name: str
-    content: bytes
     file: Path | None
     decoded: DecodedImage | None = None
     planes: NDArray[np.uint8] | None = None
@@ -193,23 +190,21 @@ class _Decoder:
 
     def _decode(self, item: Item) -> _Decoding:
         """Runs in a thread."""
-        content = content_digest(item)
         file = item.content if isinstance(item.content, Path) else None
         size = self._config.image_size
         try:
             decoded = decode(item, scales=self.scales, background=self._config.background, side=size)
         except DeepImageError as error:
-            return _Decoding(item.name, content, file, extent=error.extent)
+            return _Decoding(item.name, file, extent=error.extent)
         except BrokenImageError as error:
-            return _Decoding(item.name, content, file, broken=str(error))
+            return _Decoding(item.name, file, broken=str(error))
         if self._mode is not None:
             decoded = decoded._replace(image=decoded.image.convert(self._mode))
         planes = resize_decoded(decoded, size, crop=self._config.resize == "crop")
-        return _Decoding(item.name, content, file, decoded, planes)
+        return _Decoding(item.name, file, decoded, planes)
 
     def _store(self, position: int, result: _Decoding) -> None:
         name, record = result.name, self._records[position]
-        record["content"] = result.content
         record["row"] = -1
         if result.file is not None:
             self._files[position] = result.file
@@ -253,21 +248,6 @@ class _Decoder:
         self._num_done += 1
         if self._on_progress is not None:
             self._on_progress(self._num_done, len(self._records))
-
-
-def content_digest(item: Item) -> bytes:
-    """A digest of the encoded image, 16 bytes; zeros if it is in no file or cannot be read."""
-    content = item.content
-    try:
-        if isinstance(content, Path):
-            digest = hashlib.sha256()
-            with content.open("rb") as file:
-                while block := file.read(_BLOCK_BYTES):
-                    digest.update(block)
-            return digest.digest()[:16]
-    except OSError:
-        return bytes(16)
-    return hashlib.sha256(content).digest()[:16] if isinstance(content, bytes) else bytes(16)
 
 
 def _by_listing(parts: Sequence[Chosen]) -> list[tuple[Listing, Indices, Indices]]:

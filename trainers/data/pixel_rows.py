@@ -22,7 +22,6 @@ from trainers.data.mapping import map_pixels
 RECORD = np.dtype(
     [
         ("name", "V16"),  # digest of the name of the image
-        ("content", "V16"),  # digest of the encoded image
         ("num_bytes", "i8"),  # of the file
         ("changed_ns", "i8"),  # time of the last change of the file
         ("row", "i8"),  # -1 if the image is broken
