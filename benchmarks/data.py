@@ -2,8 +2,8 @@
 
 `python -m benchmarks.data` draws 2,000 JPEG files of 2048 x 1536 pixels and 0.65 MB in a temporary folder, and takes
 about a quarter of an hour on two CPU cores; `--quick` takes two minutes. The files are in the page cache for all ways.
-Times are those of the calls, without starting Python and loading libraries. Resident memory is that of another process at
-its peak, as Linux counts it: its own pages (`RssAnon`) and those of mapped files (`RssFile`, with all libraries).
+Times are those of the calls, without starting Python and loading libraries. Resident memory is the peak of another
+process, as Linux counts it: its own pages (`RssAnon`) and those of mapped files (`RssFile`, with all libraries).
 """
 
 import argparse

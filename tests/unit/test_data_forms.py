@@ -1,6 +1,8 @@
 """Forms of data sets: what is read, what is left out and counted, and what is refused."""
 
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from tests.unit.test_data import config, encoded, make_folder, picture, problem
@@ -71,12 +74,30 @@ def test_every_left_out_file_is_counted_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "cat" / ".hidden.png").write_bytes(b"")
     (tmp_path / "@eaDir" / "cat").mkdir(parents=True)
     picture(1).save(tmp_path / "@eaDir" / "cat" / "thumb.png")
+    (tmp_path / "cat" / "Thumbs.db").write_bytes(b"")
     picture(1).save(tmp_path / "loose.png")
     assert skipped(tmp_path) == {
         "not an image (.txt)": 1,
-        "hidden, or left behind by a system": 2,
+        "hidden, or left behind by a system": 3,
         "not in a class folder": 1,
     }
+
+
+@pytest.mark.parametrize("form", ["parts", "table", "parquet"])
+def test_hidden_entries_beside_the_images_are_counted(tmp_path: Path, form: str) -> None:
+    if form == "parts":
+        make_folder(tmp_path / "train")
+    elif form == "parquet":
+        write_parquet(tmp_path / "train.parquet", pa.array([0, 1] * 10))
+    else:
+        for number in range(20):
+            picture(number).save(tmp_path / f"{number}.png")
+        rows = [f"{number}.png,{number % 2}" for number in range(20)]
+        (tmp_path / "labels.csv").write_text("\n".join(["file_name,label", *rows]))
+    (tmp_path / ".DS_Store").write_bytes(b"")
+    (tmp_path / "__MACOSX" / "train").mkdir(parents=True)
+    (tmp_path / "__MACOSX" / "train" / "._000.png").write_bytes(b"")
+    assert skipped(tmp_path) == {"hidden, or left behind by a system": 2}
 
 
 def test_broken_images_are_listed_together_or_left_out(tmp_path: Path) -> None:
@@ -89,6 +110,15 @@ def test_broken_images_are_listed_together_or_left_out(tmp_path: Path) -> None:
     assert "data.skip_broken: true" in message
     assert skipped(tmp_path, skip_broken=True) == {"broken, as data.skip_broken allows": 3}
     assert report(tmp_path, skip_broken=True).num_images == 21
+
+
+def test_broken_images_are_named_although_the_test_part_has_another_problem(tmp_path: Path) -> None:
+    make_folder(tmp_path / "train")
+    make_folder(tmp_path / "test", count=4)
+    (tmp_path / "train" / "cat" / "001.png").write_bytes(b"no image")
+    (tmp_path / "train" / "dog" / "001.png").write_bytes(b"no image")
+    picture(1, size=(9, 9)).save(tmp_path / "test" / "dog" / "000.png")
+    assert "2 images must be readable by Pillow" in problem(tmp_path)
 
 
 # --- parts ---
@@ -119,6 +149,18 @@ def test_copies_in_another_part_are_counted_and_can_be_dropped(tmp_path: Path) -
     assert not test & {image.numpy().tobytes() for image in cleaned.train.images}
     (left_out,) = cleaned.findings.skipped.values()
     assert left_out.count == 16 - len(cleaned.train)
+
+
+def test_the_advice_on_copies_depends_on_whether_they_are_dropped(tmp_path: Path) -> None:
+    make_folder(tmp_path / "train", count=10)
+    make_folder(tmp_path / "val", count=4)
+    make_folder(tmp_path / "test", count=3)
+    (kept,) = [one.message for one in report(tmp_path).warnings if "test images" in one.message]
+    assert "`data.duplicates: drop` leaves the copies out" in kept
+    dropped = [one.message for one in report(tmp_path, duplicates="drop").warnings if one.kind == "leak"]
+    assert len(dropped) == 1  # the test images are still in the validation part
+    assert "6 of the 6 test images" in dropped[0]
+    assert "remove them from one of the parts" in dropped[0]
 
 
 def test_a_picture_in_two_classes_is_a_warning(tmp_path: Path) -> None:
@@ -158,6 +200,15 @@ def test_a_table_gives_labels_and_parts(tmp_path: Path, form: str) -> None:
 def test_files_that_a_table_names_must_exist(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("file_name,label\na.png,x\nb.png,y\n")
     assert "2 do not: a.png, b.png" in problem(tmp_path)
+
+
+def test_a_table_may_be_written_on_windows_and_name_its_column_as_cifar_does(tmp_path: Path) -> None:
+    (tmp_path / "img").mkdir()
+    for number in range(20):
+        picture(number).save(tmp_path / "img" / f"{number}.png")
+    rows = [f"img\\{number}.png,{number % 2}" for number in range(20)]
+    (tmp_path / "labels.csv").write_text("\r\n".join(["file_name,fine_label", *rows]))
+    assert report(tmp_path).num_images == 20
 
 
 def test_a_file_with_two_labels_is_refused(tmp_path: Path) -> None:
@@ -297,11 +348,81 @@ def test_a_profile_of_srgb_or_one_that_does_not_fit_changes_nothing() -> None:
     image = Image.new("RGB", (1, 1), (200, 30, 30))
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
     image.info["icc_profile"] = lab.tobytes()
-    assert np.asarray(decoded(image)).tolist() == [[[200, 30, 30]]]  # a profile that does not fit is left aside
+    assert np.asarray(decoded(image)).tolist() == [[[200, 30, 30]]]  # a profile that does not fit is ignored
     image.info["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     assert np.asarray(decoded(image)).tolist() == [[[200, 30, 30]]]
     image.info["icc_profile"] = b"damaged"
     assert np.asarray(decoded(image)).tolist() == [[[200, 30, 30]]]
+
+
+def deep_png(pixels: NDArray[np.uint16], colour_type: int) -> bytes:
+    """A PNG of 16 bits per channel; 2 is RGB, 4 grey with alpha, 6 RGB with alpha. Pillow writes none of them."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width = pixels.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def deep_tiff(pixels: NDArray[np.uint16]) -> bytes:
+    """An uncompressed TIFF of 16 bits per channel, RGB."""
+    height, width, channels = pixels.shape
+    content = pixels.astype("<u2").tobytes()
+    bits = 8 + len(content)
+    entries = [
+        (256, 3, 1, width),
+        (257, 3, 1, height),
+        (258, 3, channels, bits),
+        (259, 3, 1, 1),
+        (262, 3, 1, 2),
+        (273, 4, 1, 8),
+        (277, 3, 1, channels),
+        (278, 3, 1, height),
+        (279, 4, 1, len(content)),
+    ]
+    directory = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    start = bits + 2 * channels
+    return (
+        struct.pack("<2sHI", b"II", 42, start)
+        + content
+        + struct.pack(f"<{channels}H", *[16] * channels)
+        + struct.pack("<H", len(entries))
+        + directory
+        + bytes(4)
+    )
+
+
+@pytest.mark.parametrize("form", ["png", "alpha", "grey alpha", "tiff"])
+def test_sixteen_bits_per_colour_become_eight(tmp_path: Path, form: str) -> None:
+    values = np.array([51, 102, 204], np.uint16) * 257
+    for name, share in (("dark", 0.5), ("light", 1.0)):
+        (tmp_path / name).mkdir()
+        for number in range(10):
+            pixels = np.tile((values * share).astype(np.uint16), (8, 8, 1))
+            opaque = np.concatenate([pixels, np.full((8, 8, 1), 65535, np.uint16)], axis=2)
+            if form == "tiff":
+                (tmp_path / name / f"{number}.tiff").write_bytes(deep_tiff(pixels))
+            else:
+                kind, channels = {"png": (2, [0, 1, 2]), "alpha": (6, [0, 1, 2, 3]), "grey alpha": (4, [0, 3])}[form]
+                (tmp_path / name / f"{number}.png").write_bytes(deep_png(opaque[:, :, channels], kind))
+    found = report(tmp_path)
+    expected = [51 * 0.75] if form.startswith("grey") else [51 * 0.75, 102 * 0.75, 204 * 0.75]
+    assert [255 * value for value in found.mean] == pytest.approx(expected, abs=1)
+
+
+@pytest.mark.parametrize("form", ["png", "tiff"])
+def test_colour_of_twelve_bits_in_sixteen_is_refused_rather_than_black(tmp_path: Path, form: str) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(10):
+            pixels = np.full((8, 8, 3), 3000 + 50 * number, np.uint16)
+            (tmp_path / name / f"{number}.{form}").write_bytes(
+                deep_tiff(pixels) if form == "tiff" else deep_png(pixels, 2)
+            )
+    assert "must have a known range, but its mode RGB (16-bit colour)" in problem(tmp_path)
 
 
 @pytest.mark.parametrize(

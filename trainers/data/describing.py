@@ -1,4 +1,4 @@
-"""Describes a data set: counts, statistics, what was left aside, and what is suspicious; and draws some images."""
+"""Describes a data set: counts, statistics, what was ignored, and what is suspicious; and draws some images."""
 
 import copy
 from collections import Counter
@@ -34,7 +34,7 @@ def describe_data(config: DataConfig) -> DescribedData:
     findings = DataFindings(copy.deepcopy(data.findings.skipped), list(data.findings.warnings))
     parts = {"train": data.train, "validation": data.validation, "test": load_test_images(config, findings)}
     if config.source != NOISE:
-        warn_of_copies(parts, findings)
+        warn_of_copies(parts, findings, are_dropped=config.duplicates == "drop")
     report = DataReport(
         source=config.source,
         classes=list(data.class_names),
@@ -57,8 +57,19 @@ def describe_data(config: DataConfig) -> DescribedData:
     return DescribedData(report, data)
 
 
-def warn_of_copies(parts: Mapping[str, ImageSplit], findings: DataFindings) -> None:
-    """Warn of images that are equal in two parts, or that have two classes; compared by their decoded pixels."""
+def warn_of_copies(parts: Mapping[str, ImageSplit], findings: DataFindings, *, are_dropped: bool = False) -> None:
+    """Warn of images that are equal in two parts, or that have two classes; compared by their decoded pixels.
+
+    Args:
+        parts: All parts.
+        findings: Receives the warnings.
+        are_dropped: Whether copies of validation and test images are left out of the training part already.
+    """
+    advice = (
+        "`data.duplicates: drop` leaves copies out of the training part only: remove them from one of the parts"
+        if are_dropped
+        else "`data.duplicates: drop` leaves the copies out of the training part"
+    )
     digests = {name: image_digests(split) for name, split in parts.items()}
     before: set[bytes] = set()
     for name, others in (("validation", "training"), ("test", "training or validation")):
@@ -68,7 +79,7 @@ def warn_of_copies(parts: Mapping[str, ImageSplit], findings: DataFindings) -> N
             findings.warn(
                 "leak",
                 f"{copies} of the {len(digests[name])} {name} images are also in the {others} part (equal pixels), so "
-                f"that its figures are too good; `data.duplicates: drop` leaves the copies out of the training part",
+                f"that its figures are too good; {advice}",
             )
     classes: dict[bytes, set[int]] = {}
     for name, split in parts.items():

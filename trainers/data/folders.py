@@ -1,4 +1,4 @@
-"""Class folders: which files they contain, which entries are left aside, and which folders are parts of a data set."""
+"""Class folders: which files they contain, which entries are ignored, and which folders are parts of a data set."""
 
 import os
 from collections.abc import Iterator
@@ -7,9 +7,9 @@ from pathlib import Path, PurePath
 
 from trainers.data.listing import DataError, DataFindings, FileListing, few
 
-_LEFT_ASIDE = frozenset({"__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "lost+found"})
+_IGNORED = frozenset({"__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "lost+found"})
 """Folders and files that operating systems and servers leave behind, in lower case. Names that start with a dot are
-left aside, too."""
+ignored, too."""
 _UNREADABLE_FORMATS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
 """Formats that Pillow recognises, but cannot decode without other programs."""
 HIDDEN = "hidden, or left behind by a system"
@@ -26,9 +26,9 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in formats.items() if kind in readable)
 
 
-def is_left_aside(name: str) -> bool:
+def is_ignored(name: str) -> bool:
     """Whether a file or folder is hidden, or was left behind by a system."""
-    return name.startswith(".") or name.lower() in _LEFT_ASIDE
+    return name.startswith(".") or name.lower() in _IGNORED
 
 
 def is_image_name(name: str) -> bool:
@@ -37,8 +37,8 @@ def is_image_name(name: str) -> bool:
 
 
 def visible_folders(folder: Path) -> list[Path]:
-    """Sub-folders that are not left aside, sorted by name."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_left_aside(path.name))
+    """Sub-folders that are not ignored, sorted by name."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_ignored(path.name))
 
 
 def list_class_folders(
@@ -50,7 +50,7 @@ def list_class_folders(
 
     Args:
         folder: The folder.
-        findings: Receives what is left aside.
+        findings: Receives what is ignored.
         leave_out: Sub-folders that are not classes.
         class_names: Classes of the training part. Default: the names of the sub-folders.
 
@@ -92,7 +92,7 @@ def list_class_folders(
 
 def loose_images(folder: Path) -> list[Path]:
     """Images directly in a folder."""
-    visible = [path for path in folder.iterdir() if not is_left_aside(path.name)]
+    visible = [path for path in folder.iterdir() if not is_ignored(path.name)]
     return sorted(path for path in visible if is_image_name(path.name) and path.is_file())
 
 
@@ -101,7 +101,7 @@ def images_below(folder: Path, findings: DataFindings) -> list[Path]:
 
     Args:
         folder: The folder.
-        findings: Receives what is left aside.
+        findings: Receives what is ignored.
     """
     return sorted(_image_files(folder, findings))
 
@@ -109,7 +109,7 @@ def images_below(folder: Path, findings: DataFindings) -> list[Path]:
 def _count_rest(folder: Path, findings: DataFindings) -> None:
     """Count what lies in a folder beside its class folders."""
     for path in sorted(folder.iterdir()):
-        if is_left_aside(path.name):
+        if is_ignored(path.name):
             _count_hidden(path, findings)
         elif _is_broken_link(path):
             findings.skip(_NOWHERE, str(path))
@@ -130,7 +130,7 @@ def _image_files(folder: Path, findings: DataFindings) -> Iterator[Path]:
         links_last = sorted(os.scandir(here), key=lambda entry: (entry.is_symlink(), entry.name))
         for entry in links_last:
             path = Path(entry.path)
-            if is_left_aside(entry.name):
+            if is_ignored(entry.name):
                 _count_hidden(path, findings)
             elif _is_broken_link(path):
                 findings.skip(_NOWHERE, str(path))
@@ -172,12 +172,18 @@ def _leads_up(path: Path) -> bool:
     return path.is_symlink() and path.is_dir() and path.resolve() in (path.parent.resolve() / path.name).parents
 
 
+def count_hidden(folder: Path, findings: DataFindings) -> None:
+    """Count the hidden entries directly in a folder."""
+    for path in sorted(folder.iterdir()):
+        if is_ignored(path.name):
+            _count_hidden(path, findings)
+
+
 def _count_hidden(path: Path, findings: DataFindings) -> None:
-    """Count the images that are left aside because they, or a folder above them, are hidden."""
-    if path.is_dir() and not path.is_symlink():
-        for root, _, names in os.walk(path):
-            for name in sorted(names):
-                if is_image_name(name):
-                    findings.skip(HIDDEN, str(Path(root) / name))
-    elif is_image_name(path.name):
+    """Count files that are ignored because they, or a folder above them, are hidden."""
+    if not path.is_dir() or path.is_symlink():
         findings.skip(HIDDEN, str(path))
+        return
+    for root, _, names in os.walk(path):
+        for name in sorted(names):
+            findings.skip(HIDDEN, str(Path(root) / name))

@@ -17,7 +17,7 @@ from trainers.config import NOISE, DataConfig
 from trainers.data.cache import Notes, load_rows
 from trainers.data.cache_settings import cache_settings
 from trainers.data.decoding import Chosen
-from trainers.data.listing import DataFindings, Source
+from trainers.data.listing import DataError, DataFindings, Source
 from trainers.data.mapping import batches, gather, select
 from trainers.data.noise import draw_noise
 from trainers.data.pixels import Scales
@@ -63,7 +63,7 @@ class ImageData:
     scales: Scales = field(default_factory=dict)
     """The value that means white in images with more than 8 bits per channel, by kind (`trainers.data.pixels`)."""
     findings: DataFindings = field(default_factory=DataFindings)
-    """What was left aside, and what is suspicious."""
+    """What was ignored, and what is suspicious."""
     originals: Mapping[tuple[str, tuple[int, int]], int] = field(default_factory=dict)
     """Number of images by Pillow's mode and size (width, height) before they were converted and resized."""
 
@@ -82,8 +82,7 @@ def load_images(config: DataConfig) -> ImageData:
     # Decoded together, so that both parts have the same number of channels and deep pixels are scaled equally.
     decoded = decode_images([chosen["train"], chosen["validation"]], config, findings=source.findings)
     if decoded.broken and not config.skip_broken:
-        test = decode_images([chosen["test"]], config, findings=DataFindings())  # so that the message names all
-        raise unreadable(decoded.broken | test.broken)
+        raise unreadable(decoded.broken | _broken_test_images(chosen["test"], config))
     train, validation = decoded.splits
     notes = decoded.notes
     if config.duplicates == "drop":
@@ -109,6 +108,14 @@ def load_images(config: DataConfig) -> ImageData:
         findings=source.findings,
         originals=decoded.originals,
     )
+
+
+def _broken_test_images(test: Chosen, config: DataConfig) -> dict[str, str]:
+    """Test images that Pillow cannot read, so that a message names those of all parts."""
+    try:
+        return decode_images([test], config, findings=DataFindings()).broken
+    except DataError:  # of another kind, such as mixed sizes, which is told once the broken images are mended
+        return {}
 
 
 def _load_noise(config: DataConfig) -> ImageData:

@@ -2,18 +2,18 @@
 
 import csv
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainers.data.folders import HIDDEN, is_image_name, is_left_aside
-from trainers.data.labels import NO_LABEL, class_numbers, read_labels
+from trainers.data.folders import HIDDEN, is_ignored, is_image_name
+from trainers.data.labels import LABEL_COLUMNS, NO_LABEL, class_numbers, read_labels
 from trainers.data.listing import DataError, DataFindings, FileListing, Listing, few
 from trainers.data.splits import SPLIT_COLUMNS, names_parts, no_part, part_of
 
 _NAMES = ("labels.csv", "metadata.csv", "metadata.jsonl", "labels.jsonl")
 _FILE_COLUMNS = ("file_name", "filename", "file", "image", "path")
-_LABEL_COLUMNS = ("label", "labels", "class", "target", "category")
 _MAX_MISSING = 20
 
 
@@ -39,7 +39,7 @@ def list_label_files(
     Args:
         where: The source, for messages.
         tables: Tables by part. A column `split` divides a single one into parts.
-        findings: Receives what is left aside.
+        findings: Receives what is ignored.
 
     Raises:
         DataError: A table lacks a column, names files that do not exist, or has labels that are no classes.
@@ -52,15 +52,18 @@ def list_label_files(
     missing: list[str] = []
     known: dict[Path, str] = {}
     listed: set[Path] = set()
+    exists = _Existing()
     for (part, path, (name, _, split)), value in zip(rows, labels.values, strict=True):
         file = path.parent / name
+        if "\\" in name and file not in exists:  # written on Windows
+            file = path.parent / name.replace("\\", "/")
         listed.add(file)
         mine = part_of(split) if divides and split is not None else part
         if mine is None:
             findings.skip(no_part(split), name)
         elif value is None:
             findings.skip(NO_LABEL, name)
-        elif not file.is_file():
+        elif file not in exists:
             missing.append(name)
         elif file in known:
             if known[file] != value:
@@ -88,6 +91,27 @@ def list_label_files(
     }
 
 
+class _Existing:
+    """The files that exist. Folders are listed once, because asking for each file takes long on a server."""
+
+    def __init__(self) -> None:
+        self._names: dict[Path, set[str]] = {}
+
+    def __contains__(self, file: Path) -> bool:
+        folder = file.parent
+        if folder not in self._names:
+            self._names[folder] = _names_of_files(folder)
+        return file.name in self._names[folder] or file.is_file()  # a file system may ignore case
+
+
+def _names_of_files(folder: Path) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except OSError:  # it does not exist
+        return set()
+
+
 def _read(path: Path) -> Iterator[tuple[str, Any, str | None]]:
     """File name, label and, if there is such a column, part of each row."""
     try:
@@ -99,7 +123,7 @@ def _read(path: Path) -> Iterator[tuple[str, Any, str | None]]:
     columns = {str(name).strip().lower(): name for name in rows[0]}
     file, label, split = (
         next((columns[name] for name in names if name in columns), None)
-        for names in (_FILE_COLUMNS, _LABEL_COLUMNS, SPLIT_COLUMNS)
+        for names in (_FILE_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS)
     )
     if file is None or label is None:
         missing = "file_name" if file is None else "label"
@@ -141,10 +165,14 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _count_unlisted(folders: set[Path], listed: set[Path], findings: DataFindings) -> None:
-    """Count images beside the tables that no row names."""
+    """Count images beside the tables that no row names, and hidden files."""
     for folder in sorted(folders):
-        for path in sorted(folder.rglob("*")):
-            if not is_image_name(path.name) or path in listed or not path.is_file():
-                continue
-            hidden = any(is_left_aside(part) for part in path.relative_to(folder).parts)
-            findings.skip(HIDDEN if hidden else "not in the table of labels", str(path))
+        for root, _, names in os.walk(folder):
+            is_hidden = any(is_ignored(part) for part in Path(root).relative_to(folder).parts)
+            for path in (Path(root) / name for name in sorted(names)):
+                if path in listed:
+                    continue
+                if is_hidden or is_ignored(path.name):
+                    findings.skip(HIDDEN, str(path))
+                elif is_image_name(path.name):
+                    findings.skip("not in the table of labels", str(path))

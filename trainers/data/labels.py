@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from trainers.data.listing import DataError, few
 
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "category")
+"""Usual names of the column of labels, in lower case; the first that exists is used."""
 UNLABELLED = None
 """The class of a row without a label."""
 NO_LABEL = "no label"

@@ -1,4 +1,4 @@
-"""What reading a source gives: lists of labelled images that are not decoded yet, and what was left aside."""
+"""What reading a source gives: lists of labelled images that are not decoded yet, and what was ignored."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -90,7 +90,7 @@ class DataWarning(NamedTuple):
 
 @dataclass
 class DataFindings:
-    """Collects what was left aside and what is suspicious. Nothing is dropped without an entry here."""
+    """Collects what was ignored and what is suspicious. Nothing is dropped without an entry here."""
 
     skipped: dict[str, Skipped] = field(default_factory=dict)
     """By reason, in the order of their discovery."""

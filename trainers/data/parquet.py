@@ -9,8 +9,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trainers.data.folders import is_left_aside
-from trainers.data.labels import NO_LABEL, Labels, class_numbers, merge_names, read_labels, sort_names
+from trainers.data.folders import count_hidden, is_ignored
+from trainers.data.labels import LABEL_COLUMNS, NO_LABEL, Labels, class_numbers, merge_names, read_labels, sort_names
 from trainers.data.listing import DataError, DataFindings, Item, Listing, Origin, few
 from trainers.data.splits import SPLIT_COLUMNS, names_parts, no_part, part_of
 
@@ -18,7 +18,6 @@ _DEPTH = 3
 """Depth at which the files of a repository of the hub may lie, as in `default/train/0000.parquet`."""
 _SHARD = re.compile(r"^.*-(?P<number>\d{5})-of-(?P<count>\d{5})(?:-[0-9a-f]+)?$")
 """Name of a shard, as on the hub, without its suffix."""
-_LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "category")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +109,8 @@ def find_parquet(folder: Path, findings: DataFindings) -> dict[str, tuple[Path, 
     else:
         for path in nameless:
             findings.skip("a parquet file that is no part", str(path))
+    if by_part:
+        count_hidden(folder, findings)
     for part, paths in by_part.items():
         _check_shards(folder, part, paths)
     return {part: tuple(paths) for part, paths in by_part.items()}
@@ -123,7 +124,7 @@ def list_parquet(
     Args:
         where: The source, for messages.
         files: Files by part. If the source is a single part, a column `split` divides it into several.
-        findings: Receives what is left aside.
+        findings: Receives what is ignored.
 
     Raises:
         DataError: A file is damaged, lacks a column, or has labels that are no classes.
@@ -211,7 +212,7 @@ def _check_known(table: _Table, numbers: Mapping[str, int], names: Sequence[str]
 
 def _files(folder: Path, depth: int) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
-        if is_left_aside(path.name):
+        if is_ignored(path.name):
             continue
         if path.suffix == ".parquet" and path.is_file():
             yield path
@@ -271,7 +272,7 @@ def _columns(path: Path, schema: Any) -> tuple[str, str, str | None]:
     split = next((name for name in texts if name.lower() in SPLIT_COLUMNS), None)
     declared = [name for name, kind in _features(schema).items() if kind.get("_type") == "ClassLabel" and name in whole]
     by_lower = {name.lower(): name for name in whole}
-    usual = [by_lower[name] for name in _LABEL_COLUMNS if name in by_lower]
+    usual = [by_lower[name] for name in LABEL_COLUMNS if name in by_lower]
     rest = [name for name in whole if name != split]
     label = next(iter([*usual, *declared, *(rest if len(rest) == 1 else ())]), None)
     if not images or label is None:

@@ -240,11 +240,14 @@ def _opened(item: Item, side: int | None) -> _Opened:
             upright = ImageOps.exif_transpose(content)
             return _Opened(upright, upright.size)
         with Image.open(BytesIO(content) if isinstance(content, bytes) else content) as image:
-            halved = image.mode in ("RGB", "RGBA") and any(";16" in str(tile.args) for tile in image.tile)
+            stored = "".join(str(tile.args) for tile in image.tile)
+            halved = image.mode in ("LA", "RGB", "RGBA", "CMYK") and ";16" in stored
             has_frames = bool(getattr(image, "is_animated", False))
             width, height = image.size
             reduced_by = _reduce(image, side)
             upright = ImageOps.exif_transpose(image)
+            if image.mode == "RGBA" and "LA;16" in stored:  # Pillow makes 16-bit grey with alpha coloured
+                upright = upright.convert("LA")
             upright.info[_FRAMES] = has_frames
             if halved:  # Pillow keeps the upper 8 of 16 bits
                 upright.info[_UPPER_HALF] = True

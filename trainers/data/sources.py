@@ -8,7 +8,7 @@ from typing import Any
 
 from search_spaces.base import ImageTask
 from trainers.config import NOISE, DataConfig
-from trainers.data.folders import list_class_folders, loose_images, visible_folders
+from trainers.data.folders import count_hidden, list_class_folders, loose_images, visible_folders
 from trainers.data.label_files import find_label_file, find_part_tables, list_label_files
 from trainers.data.labels import similar_names
 from trainers.data.listing import DataError, DataFindings, FileListing, Item, Listing, Source, few
@@ -42,7 +42,7 @@ class DigitsListing:
 
 
 def list_source(config: DataConfig) -> Source:
-    """The labelled images of a source, by part, and what was left aside.
+    """The labelled images of a source, by part, and what was ignored.
 
     Raises:
         DataError: The source is missing, empty or of an unknown form, or has too few classes or images.
@@ -72,7 +72,7 @@ def list_parts(config: DataConfig, findings: DataFindings) -> tuple[tuple[str, .
 
     Args:
         config: The source.
-        findings: Receives what is left aside, and what is suspicious.
+        findings: Receives what is ignored, and what is suspicious.
 
     Raises:
         DataError: The source is missing, empty or of an unknown form.
@@ -221,6 +221,7 @@ def _list_class_folders(
         training, findings, leave_out=frozenset(parts.values()) if training is folder else frozenset()
     )
     if training is not folder:
+        count_hidden(folder, findings)
         for path in beside:
             findings.skip("a folder beside the parts", str(path))
     found: dict[str, Listing] = {"train": listing}
