@@ -10,6 +10,7 @@ from rich.text import Text
 
 from orchestrator.cli.model_table import report_lines
 from orchestrator.cli.verdict_table import correlation
+from orchestrator.spec.cost import Cost
 from orchestrator.stages.kind import stage_kind
 from orchestrator.study.sizes import human_size
 from plugins.metrics.deciding import ACCURACY, DecidingMetric
@@ -30,6 +31,8 @@ def study_report(summary: dict[str, Any]) -> RenderableType:
                 baseline=summary["baseline"],
             ),
         ]
+    if summary["front"]:
+        parts += [_title("Pareto front"), front_table(summary)]
     if summary["correlation"]:
         parts += [_title("How well each proxy ranked the topologies"), correlation(summary["correlation"])]
     champion = summary["champion"]
@@ -122,6 +125,19 @@ def leaderboard(
     if baseline and metric.key in baseline:
         lines.append(f"Predicting the largest class alone: {metric.words} {metric.text(baseline[metric.key])}")
     return Text("\n".join(lines))
+
+
+def front_table(summary: dict[str, Any]) -> RenderableType:
+    """The trials that no other one beats in both objectives, the cheapest first; a star marks the chosen one."""
+    metric, cost, key = metric_of(summary), Cost.model_validate(summary["cost"]), summary["ranked_by"]
+    title = f"val. {metric.words}" + (" (%)" if metric.is_fraction else "")
+    table = _table("", "trial", title, cost.words, "topology")
+    train = [stage["result"] for stage in summary["stages"] if stage["kind"] == "train" and stage["result"]][-1]
+    for row in summary["front"]:
+        mark = "*" if row["trial"] == train["best"]["trial"] else ""
+        value, spent = _percent_or_plain(row[key], metric), cost.text(row[cost.key])
+        table.add_row(mark, str(row["trial"]), value, spent, row["topology"])
+    return Group(table, Text(f"* chosen: {train['chosen']}"))
 
 
 def _percent_or_plain(value: float, metric: DecidingMetric) -> str:

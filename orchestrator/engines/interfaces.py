@@ -93,6 +93,8 @@ class Search:
     """The origin of a point (`grown_from`, `averaged_from`), shown in MLflow."""
     known_metrics: Callable[[Point], Mapping[str, float]] = field(default=lambda _: {})
     """Metrics of a point from earlier stages (`proxy.length-distortion`), shown with the trial's own."""
+    measured: Callable[[Point], Mapping[str, float]] = field(default=lambda _: {})
+    """Metrics of a point that are known without its trial, and belong to the trial's own (`latency_ms`)."""
     epochs: int | None = None
     """Budget of a training, which a scheduler may cut; `None` for tasks that report nothing before they end."""
     sizes: Callable[[], Sequence[Configuration]] = field(default=tuple)

@@ -31,6 +31,8 @@ def study_summary(store: Store, study: StudyRecord) -> dict[str, Any]:
         "stages": [_stage(store, stage, executions, is_alive=study.state == "running") for stage in stages],
         "metric": (_last_result(stages, "train") or {}).get("metric", ACCURACY.model_dump(mode="json")),
         "baseline": (_last_result(stages, "train") or {}).get("baseline", {}),
+        "cost": (_last_result(stages, "train") or {}).get("cost"),
+        "front": (_last_result(stages, "train") or {}).get("front", []),
         "ranked_by": (_last_result(stages, "train") or {}).get("ranked_by", ACCURACY.key),
         "leaderboard": (_last_result(stages, "train") or {}).get("leaderboard", []),
         "correlation": _last_result(stages, "correlate"),

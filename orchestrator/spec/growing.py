@@ -176,7 +176,7 @@ STAGES: Mapping[str, Mapping[str, Rule]] = {
         ),
         REPEATS,
     ),
-    "promote": dict.fromkeys(("finalists", "seeds", "refit"), REPEATS),
+    "promote": {**dict.fromkeys(("finalists", "seeds", "refit"), REPEATS), "limit": IDENTITY},
 }
 """Fields of each kind of stage, besides `stage` and `name`, which identify it. `recipe` is compared by dimensions."""
 

@@ -7,14 +7,15 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.spec.budget import Budget
 from orchestrator.spec.checks import configuration_problems, source_problems, study_problems
+from orchestrator.spec.cost import Cost, CostName
 from orchestrator.spec.engine import EngineSpec, PoolName, ResourceSpec, engine_problems
-from orchestrator.spec.metric_checks import metric_problems
+from orchestrator.spec.metric_checks import limit_problem, metric_problems
 from orchestrator.spec.model_names import with_absolute_weights
 from orchestrator.spec.problems import NAME_PATTERN, Problem, all_problems, distinct
 from orchestrator.spec.stage_model import StageModel
@@ -48,7 +49,8 @@ class StudySpec(BaseModel):
     metric: MethodList = Field(
         default=(ACCURACY_CHOICE,),
         description="validation metric by which the study decides: `accuracy`, `balanced-accuracy`, `macro-f1`, `loss` "
-        "or another installed one; all of ours are recorded, whichever decides",
+        "or another installed one; all of ours are recorded, whichever decides. A list adds a cost to weigh it "
+        "against: `[accuracy, latency]`, `macs` or `parameters`",
     )
     budget: Budget | None = Field(
         default=None,
@@ -69,6 +71,11 @@ class StudySpec(BaseModel):
     def remarks(self) -> list[str]:
         """Names settings that will be left out, although the study is valid."""
         return [text for index, stage in enumerate(self.stages) for text in stage.remarks(self.stages[:index])]
+
+    @property
+    def cost(self) -> Cost | None:
+        """The second objective; `None` if the study has one."""
+        return Cost(name=cast("CostName", self.metric[1].name)) if len(self.metric) > 1 else None
 
     @property
     def digest(self) -> str:
@@ -116,9 +123,23 @@ def _checked(yaml: YamlSource, overrides: Mapping[str, Any]) -> StudySpec:
     source, given = _with_overrides(yaml, overrides)
     spec = _validate(StudySpec, source, given, more=_problems_of_sound_parts(source.data))
     execution = engine_problems(spec.engine, spec.pool, spec.resources)
-    metric = metric_problems(spec.metric, ("metric",))
+    metric = itertools.chain(metric_problems(spec.metric, spec.engine.scheduler, ("metric",)), _limit_problems(spec))
     _raise_all(itertools.chain(execution, metric, study_problems(spec.data, spec.stages)), source, given)
     return spec
+
+
+def _limit_problems(spec: StudySpec) -> Iterator[Problem]:
+    for index, stage in enumerate(spec.stages):
+        problem = limit_problem(getattr(stage, "limit", None), spec.metric)
+        if problem is not None:
+            yield Problem(("stages", index, "limit"), problem)
+        finalists = getattr(stage, "finalists", 1)
+        if finalists > 1 and spec.cost is not None:
+            yield Problem(
+                ("stages", index, "finalists"),
+                f"must be 1 in a study with a cost ({spec.cost.name}), which chooses one trial from the front, but is "
+                f"{finalists}. Remove it; `seeds` still trains the chosen trial again.",
+            )
 
 
 def _problems_of_sound_parts(data: Mapping[str, Any]) -> Iterator[Problem]:

@@ -76,6 +76,8 @@ def retrain_finalists(context: StageContext, train: Trained, *, finalists: Count
     objectives = (ranking(context, train.spec),)
     usable = [trial for trial in context.store.trials(train.record.id) if trial.is_usable]
     best = sort_trials(usable, objectives)[:finalists]
+    if context.spec.cost is not None:  # the trial was chosen from the front, which need not be the best one
+        best = [context.trial_of(train, train.result.best.trial)]
     if len(best) < finalists:
         context.progress.note(f"{len(best)} of the {finalists} finalists: no more trials have a result")
     _drop_leftovers(context)

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from orchestrator.reports.csv_text import csv_text
 from orchestrator.spec.averaging_checks import needs_validation
+from orchestrator.spec.cost import CostName
 from orchestrator.spec.problems import Problem
 from orchestrator.spec.stage_model import Count, StageModel, StageName, latest
 from orchestrator.spec.yaml_source import KeyPath
@@ -52,6 +53,14 @@ class PromoteStage(StageModel):
         default=False,
         description="train the champion once more on the training and validation part together; no validation figure "
         "is left then",
+    )
+
+    limit: dict[CostName, Annotated[float, Field(gt=0)]] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1,
+        description="largest cost of the champion, in a study that weighs one: `{latency: 5}` in ms, `{macs: ...}` or "
+        "`{parameters: ...}`; by default, the knee of the front is chosen",
     )
 
     @property
@@ -99,6 +108,8 @@ class PromoteResult(StageResult):
     configuration: Configuration
     averaged: AveragingResult | None
     recommended_stopping: StoppingResult | None
+    chosen: str | None = None
+    """Why the trial was chosen from the Pareto front; `None` in a study with one objective, whose best trial it is."""
     test: ModelReport | None = None
     """What the champion does on the test part; `None` if version 0.1.0 tested it."""
 
@@ -156,6 +167,7 @@ def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:
         folder=folder.relative_to(context.folder.parent),
         configuration=configuration,
         averaged=averaged.result if averaged is not None else None,
+        chosen=train.result.chosen,
         recommended_stopping=stopping.result if stopping is not None else None,
         test=report,
     )
@@ -163,6 +175,7 @@ def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:
     described = (
         f"`{configuration.topology}`, {describe_accuracy(report)} on the test part; "
         f"{origin}, averaging {configuration.averaging.name}."
+        + (f" Of the trials, it is {result.chosen}." if result.chosen else "")
     )
     advice = result.model_dump(mode="json")["recommended_stopping"]
     texts = {"champion.yaml": configuration_yaml(configuration, advice), **report_texts(report)}
@@ -170,7 +183,8 @@ def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:
         texts["finalists.csv"] = _finalist_table(chosen.finalists)
     return StageOutcome(
         result=result,
-        summary=f"champion: {describe_accuracy(report)} on the test part ({configuration.topology})",
+        summary=f"champion: {describe_accuracy(report)} on the test part ({configuration.topology})"
+        + (f"; it is {result.chosen}" if result.chosen else ""),
         metrics={**metrics, **report_metrics(report)},
         texts=texts,
         plots=draw_report(report, test, context.folder),

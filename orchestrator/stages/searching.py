@@ -14,7 +14,7 @@ from orchestrator.engines.ray.generations import newest_generation
 from orchestrator.engines.seeds import seed_for
 from orchestrator.stages.context import StageContext, StageFailedError, StageInterruptedError
 from orchestrator.stages.retention import CUT
-from orchestrator.store.records import FINISHED, AttemptRecord, EndedTrial, TrialRecord
+from orchestrator.store.records import FINISHED, USABLE, AttemptRecord, EndedTrial, TrialRecord
 from plugins.metrics.deciding import DecidingMetric
 from trainers.config import EpochReport, TaskOutcome, TrainTask
 from trainers.training.reporting import Reporter
@@ -161,6 +161,9 @@ class StageLedger:
             left_out = ("val_", "best_epoch")
             metrics = {name: value for name, value in outcome.metrics.items() if not name.startswith(left_out)}
             outcome = outcome.model_copy(update={"metrics": metrics})
+        if outcome.state in USABLE:
+            more = self._search.measured(trial.point)
+            outcome = outcome.model_copy(update={"metrics": {**outcome.metrics, **more}}) if more else outcome
         events = self._end_events(trial, outcome) if self._tracked and outcome.state != "interrupted" else []
         self._ended = EndedTrial.of(trial, self._attempts.pop(trial.number), outcome, tuple(events))
         record = self._ended.trial

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 
 from orchestrator.engines.interfaces import Objective, Search
 from orchestrator.spec.budget import Budget
+from orchestrator.spec.cost import Cost
 from orchestrator.spec.method_checks import image_size_problems, method_lists, method_problem
 from orchestrator.spec.model_names import with_absolute_weights
 from orchestrator.spec.plugin_checks import choice_problems, sampler_problems
@@ -26,6 +27,8 @@ from orchestrator.stages.retention import CUT, drop_checkpoints, trial_folder
 from orchestrator.stages.screen import SCREEN, ScreenStage
 from orchestrator.stages.starting_weights import StartingWeights, plan_start, stored_weights
 from orchestrator.stages.topology_ranking import choose_candidates
+from orchestrator.stages.trade_off import choose, latencies, promotion_limit, with_cost
+from orchestrator.stages.train_summary import against_baseline, measure_baseline, summarize
 from orchestrator.stages.warm_start import WarmPlan, WarmStarted, conditions_of, plan_warm_start, stored_warm_start
 from orchestrator.store.records import TrialRecord
 from plugins import registry
@@ -41,8 +44,6 @@ CHANGEABLE = frozenset(
     ("learning_rate", "weight_decay", "label_smoothing", "drop_path", "augmentation", "curriculum", "gradient_clip")
 )
 """Recipe fields that population-based training may change during a training."""
-_CLEARLY_BETTER = 0.01
-"""Difference of a fraction that is worth a remark."""
 _ALWAYS_SHOWN = CHANGEABLE | {"batch_size", "schedule", "warmup"}
 """Recipe fields that MLflow always shows."""
 
@@ -203,6 +204,12 @@ class TrainResult(StageResult):
     """The ten best trials."""
     trials: tuple[TrainedTrial, ...] = ()
     """All trials with a result, by number. Version 0.1.0 stored none; `StageContext.earlier` adds them to its rows."""
+    cost: Cost | None = None
+    """The second objective; `None` if the study has one."""
+    front: tuple[LeaderboardRow, ...] = ()
+    """The Pareto front of a study with two objectives, the cheapest trial first. `best` is the one that was chosen."""
+    chosen: str | None = None
+    """Why `best` was chosen from the front."""
     num_failed: int
     weights: StartingWeights | None = None
     """The weights that the trials started from; `None` for random weights."""
@@ -222,7 +229,11 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
     weights = None
     if spec.weights is not None:
         weights = plan_start(context, stored_weights(context.folder), candidates)
-    scores, objectives = _proxy_scores(context), (ranking(context, spec),)
+    scores, cost = _proxy_scores(context), context.spec.cost
+    objectives = with_cost(ranking(context, spec), cost)
+    measured: Mapping[str, float] = {}
+    if cost is not None and cost.name == "latency":
+        measured = latencies(context, candidates, begun, cost)
     dimensions = (Choice(name="topology", options=tuple(candidates)), *spec.recipe_space.dimensions)
     base = _base_points(dimensions, candidates, begun)
     num_missing = sum(point not in [trial.point for trial in begun] for point in base)
@@ -244,6 +255,7 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
         parameters=lambda point: training_parameters(context, spec, point),
         links=lambda point: _links(point, grown_from, weights, warm),
         known_metrics=lambda point: scores.get(str(point["topology"]), {}),
+        measured=lambda point: {"latency_ms": measured[str(point["topology"])]} if measured else {},
         epochs=spec.epochs,
         sizes=lambda: _largest(context, spec, candidates),
         changeable=tuple(
@@ -254,7 +266,8 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
     share_trials(context, search, dimensions)
     trials = run_search(context, search, tracked=True)
     ordered = sort_trials(trials, objectives)
-    best, baseline = ordered[0], _baseline(context)
+    chosen = choose(ordered, objectives, cost, limit=promotion_limit(context))
+    best, baseline = chosen.trial, measure_baseline(context)
     share_trials(context, search, dimensions, ordered=ordered)
     all_trials = context.store.trials(context.stage.id)
     drop_checkpoints(context, all_trials, best=best, may_continue=lambda trial: may_continue(spec, trial))
@@ -268,14 +281,16 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
             best=_leaderboard_row(best, context.metric),
             leaderboard=tuple(_leaderboard_row(trial, context.metric) for trial in ordered[:10]),
             trials=_trained(trials, base, objectives[0].metric),
+            cost=cost,
+            front=tuple(_leaderboard_row(trial, context.metric) for trial in chosen.front),
+            chosen=chosen.reason,
             num_failed=sum(trial.state == "failed" for trial in context.store.trials(context.stage.id)),
             weights=weights,
             warm_start=None if warm is None else warm.summary,
         ),
-        summary=f"{len(trials)} trials; best validation {context.metric.words} "
-        f"{context.metric.text(best.metrics[objectives[0].metric])} (trial {best.number})"
-        f"; {_against_baseline(best.metrics[objectives[0].metric], baseline[context.metric.key], context.metric)}"
-        f"{_lost_peak(best, trials, context.metric) if spec.rank_by == 'last' else ''}",
+        summary=summarize(
+            context, trials, chosen, ranked_by=objectives[0].metric, baseline=baseline[context.metric.key]
+        ),
         metrics={
             **_recorded(best, context.metric),
             "val_baseline_accuracy": baseline["val_accuracy"],
@@ -291,43 +306,6 @@ def _recorded(trial: TrialRecord, metric: DecidingMetric) -> dict[str, float]:
     """The validation metrics of a trial. Those of version 0.1.0 have accuracy and loss alone."""
     keys = dict.fromkeys([*map(metric_key, RECORDED_METRICS), metric.key])
     return {key: trial.metrics[key] for key in keys if key in trial.metrics}
-
-
-def _baseline(context: StageContext) -> dict[str, float]:
-    """Validation metrics of a model that always predicts the largest class."""
-    from trainers.data.images import load_images
-    from trainers.training.baseline import blind_evaluation
-
-    data = load_images(context.spec.data)
-    found = blind_evaluation(
-        data.train.labels,
-        data.validation.labels,
-        num_classes=data.task.num_classes,
-        metric=context.metric.choice,
-    )
-    return {metric_key(name): value for name, value in found.metrics.items()}
-
-
-def _against_baseline(value: float, baseline: float, metric: DecidingMetric) -> str:
-    """A best value beside that of always predicting the largest class."""
-    if metric.score(value) > metric.score(baseline):
-        return f"predicting the largest class alone: {metric.text(baseline)}"
-    return f"NOT better than predicting the largest class alone ({metric.text(baseline)})"
-
-
-def _lost_peak(best: TrialRecord, trials: Sequence[TrialRecord], metric: DecidingMetric) -> str:
-    """A remark if a trial was clearly better than the best one, but not in its last epoch."""
-    key = f"{metric.key}_best"
-    peaked = [trial for trial in trials if key in trial.metrics and "best_epoch" in trial.metrics]
-    if not peaked or not metric.is_fraction:
-        return ""
-    peak = max(peaked, key=lambda trial: metric.score(trial.metrics[key]))
-    if metric.score(peak.metrics[key]) < metric.score(best.metrics[metric.key]) + _CLEARLY_BETTER:
-        return ""
-    return (
-        f"; trial {peak.number} had {metric.text(peak.metrics[key])} in epoch {peak.metrics['best_epoch']:.0f} "
-        "(`rank_by: best` ranks by the best epoch)"
-    )
 
 
 def _largest(context: StageContext, spec: TrainStage, candidates: list[str]) -> list[Configuration]:
@@ -449,7 +427,7 @@ def sort_trials(trials: Sequence[TrialRecord], objectives: tuple[Objective, ...]
 
 
 def _leaderboard_row(trial: TrialRecord, metric: DecidingMetric) -> LeaderboardRow:
-    shown = (f"{metric.key}_best", "best_epoch", "parameters", "macs", "wall_time_s", "epochs")
+    shown = (f"{metric.key}_best", "best_epoch", "latency_ms", "parameters", "macs", "wall_time_s", "epochs")
     metrics = {name: trial.metrics[name] for name in shown if name in trial.metrics}
     return LeaderboardRow.model_validate(
         {"trial": trial.number, "state": trial.state, **_recorded(trial, metric), **metrics, **trial.point}
@@ -659,8 +637,9 @@ def _line(result: TrainResult) -> str:
     shown = f"{100 * value:.2f} %" if result.metric.is_fraction else result.metric.text(value)
     beside = ""
     if result.metric.key in result.baseline:
-        beside = f"; {_against_baseline(value, result.baseline[result.metric.key], result.metric)}"
-    return f"validation {result.metric.words} {shown}{beside}"
+        beside = f"; {against_baseline(value, result.baseline[result.metric.key], result.metric)}"
+    of_front = f", {result.chosen}" if result.chosen else ""
+    return f"validation {result.metric.words} {shown}{of_front}{beside}"
 
 
 TRAIN = StageKind(
