@@ -78,6 +78,8 @@ class EmptyPool:
     def __init__(self) -> None:
         self._queue: list[tuple[int, Any]] = []
 
+    lookahead = 0
+
     def prepare(self, configurations: Any, *, num_tasks: int) -> None:
         """Do nothing."""
 

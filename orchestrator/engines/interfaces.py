@@ -168,6 +168,12 @@ class Ledger(Protocol):
 class Pool(Protocol):
     """Runs tasks, in this process or elsewhere."""
 
+    @property
+    def lookahead(self) -> int:
+        """Number of newest trials whose results the next suggestion must not use, so that it does not depend on their
+        order; 0 if it uses all known results. Valid after `prepare`."""
+        ...
+
     def prepare(self, configurations: Sequence[Configuration], *, num_tasks: int) -> None:
         """Get ready for a search; called before its first task.
 

@@ -7,6 +7,7 @@ waiting --resume--> running, or failed if it has killed its process too often
 """
 
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from orchestrator.engines.interfaces import Control, Ledger, Search, task_of_attempt
@@ -64,11 +65,6 @@ class TrialQueue:
         return len(self._trials)
 
     @property
-    def num_left(self) -> int:
-        """Maximum number of trials that have not ended."""
-        return max(self._search.num_trials - len(self._trials), 0) + len(self._waiting) + len(self._running)
-
-    @property
     def is_stopped(self) -> bool:
         """Whether a stop was requested: running trials should end, and no new trial starts."""
         return self._control.should_stop()
@@ -122,3 +118,8 @@ class TrialQueue:
     def settle(self) -> None:
         """Write outcomes that the ledger has deferred; called before waiting for running trials."""
         self._ledger.settle()
+
+
+def num_left(search: Search, trials: Sequence[TrialRecord]) -> int:
+    """Maximum number of trials of a search that have not ended, if it has `trials` so far."""
+    return max(search.num_trials - len(trials), 0) + sum(trial.state not in FINISHED for trial in trials)

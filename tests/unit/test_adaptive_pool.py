@@ -24,7 +24,7 @@ class FakePool:
         self.clock, self.task_s, self.does_start = clock, task_s, does_start
         self.keys: list[int] = []
         self.prepared: list[int] = []
-        self.num_run = self.num_starts = self.num_closed = 0
+        self.num_run = self.num_starts = self.num_closed = self.lookahead = 0
 
     def start(self) -> None:
         self.num_starts += 1
@@ -103,6 +103,9 @@ def test_long_trainings_start_on_workers_at_once_and_say_so(pools: Any) -> None:
     made.search(10, trains=True)
     assert (made.inline.num_run, made.workers.num_run, made.workers.prepared) == (0, 10, [10])
     assert made.said == ["about 3 minutes of work: running up to 2 trials at a time"]
+    assert made.pool.lookahead == 4
+    made.search(1, trains=True)
+    assert made.pool.lookahead == 0
 
 
 def test_slow_tasks_are_timed_and_the_others_leave_the_process(pools: Any) -> None:

@@ -40,6 +40,8 @@ class Script:
         self.log.append(f"ask {number}")
         return Suggestion({"x": number}, {})
 
+    lookahead = 0
+
     def prepare(self, configurations: object, *, num_tasks: int) -> None:
         assert not configurations, "a search without epochs has nothing to measure"
         self.num_prepared = num_tasks

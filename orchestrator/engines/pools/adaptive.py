@@ -15,6 +15,8 @@ START_S = 12.0
 SEND_S = 1.0
 """Time that a search on running workers must save, because their suggestions know fewer results."""
 
+_LOOKAHEAD_PER_WORKER = 2
+
 
 class Workers(Pool, Protocol):
     """A pool of several workers that must be started."""
@@ -62,6 +64,10 @@ class AdaptivePool:
         self._configurations: Sequence[Configuration] = ()
         self._num_left = 0
         self._times_s: list[float] = []
+
+    @property
+    def lookahead(self) -> int:
+        return 0 if self._current is self._inline else _LOOKAHEAD_PER_WORKER * self._num_workers
 
     def prepare(self, configurations: Sequence[Configuration], *, num_tasks: int) -> None:
         self._current, self._configurations, self._num_left = self._inline, configurations, num_tasks

@@ -26,6 +26,10 @@ class InlinePool:
         self._running: list[int] = []
         self._outcomes: Generator[tuple[int, TaskOutcome], None, None] | None = None
 
+    @property
+    def lookahead(self) -> int:
+        return 0
+
     def prepare(self, configurations: Sequence[Configuration], *, num_tasks: int) -> None:
         """Do nothing, because a training or a pack uses the whole machine."""
 

@@ -92,6 +92,10 @@ class ScoreCachingPool:
         self._partly: dict[int, tuple[ScoreTask, dict[str, ScoreRecord]]] = {}
         """Running score tasks with their known scores."""
 
+    @property
+    def lookahead(self) -> int:
+        return self._pool.lookahead
+
     def prepare(self, configurations: Sequence[Configuration], *, num_tasks: int) -> None:
         self._pool.prepare(configurations, num_tasks=num_tasks)
 

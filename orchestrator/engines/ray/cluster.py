@@ -279,7 +279,8 @@ def _saved_formulas() -> Iterator[Path]:
 
 def _short_temporary() -> str:
     found = tempfile.gettempdir()
-    return found if len(found) <= _MAX_TEMPORARY_LENGTH else "/tmp"  # noqa: S108 - mkdtemp makes a private folder in it
+    is_short = len(found) <= _MAX_TEMPORARY_LENGTH or os.name == "nt"  # Ray uses no Unix sockets on Windows
+    return found if is_short else "/tmp"  # noqa: S108 - mkdtemp makes a private folder in it
 
 
 def _remove_stale_folders() -> None:
@@ -302,6 +303,8 @@ def _end_processes_of(folder: Path) -> None:
 
 
 def _is_alive(process: int) -> bool:
+    if os.name == "nt":
+        return True  # unknown: os.kill would end the process
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -82,6 +82,10 @@ class RayPool:
         """
         self.cluster.start()
 
+    @property
+    def lookahead(self) -> int:
+        return 0
+
     def prepare(self, configurations: Sequence[Configuration], *, num_tasks: int) -> None:  # noqa: ARG002
         if not configurations:
             return
