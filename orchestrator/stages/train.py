@@ -409,7 +409,12 @@ def train_conditions(data: DataConfig, data_digest: str, spec: TrainStage, weigh
 
 def ranking(context: StageContext, spec: TrainStage) -> Objective:
     """The figure by which trials are ranked."""
-    last = Objective.of(context.metric)
+    return ranking_by(context.metric, spec)
+
+
+def ranking_by(metric: DecidingMetric, spec: TrainStage) -> Objective:
+    """The figure by which trials are ranked in a study that decides by a metric."""
+    last = Objective.of(metric)
     return last._replace(metric=f"{last.metric}_best") if spec.rank_by == "best" else last
 
 

@@ -19,10 +19,10 @@ from search_spaces.recipes import Recipe, RecipeSpace, base_point, describe_plug
 
 _FILE = "warm-start.json"
 _DIFFER = {
-    "data": "the images or their split",
-    "epochs": "the number of epochs",
-    "stopping": "the stopping criterion",
-    "weights": "the weights that trainings start from",
+    "data": "images or split",
+    "epochs": "number of epochs",
+    "stopping": "stopping criterion",
+    "weights": "weights to start from",
 }
 """What must be the same for results to be comparable, in words."""
 
@@ -215,7 +215,7 @@ def _known(
         return (), None
     differ = [words for key, words in _DIFFER.items() if record.conditions.get(key) != conditions.get(key)]
     if differ:
-        return (), f"its results are not comparable with those here, because {' and '.join(differ)} differ"
+        return (), f"its results are not comparable with those here: other {', other '.join(differ)}"
     fitted = [_fit(trial, space, dimensions, candidates) for trial in record.results]
     names = [objective.metric for objective in objectives]
     known = tuple(

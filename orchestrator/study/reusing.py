@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import ValidationError
 
-from orchestrator.engines.interfaces import Objective
 from orchestrator.settings import Settings
 from orchestrator.spec.model_names import champion_of
 from orchestrator.spec.problems import plain
@@ -16,7 +15,7 @@ from orchestrator.spec.study_file import StudySpec
 from orchestrator.spec.warm_start import WarmStart, WarmStartError
 from orchestrator.spec.yaml_source import read_yaml
 from orchestrator.stages.starting_weights import has_stored_weights, store_weights, stored_weights
-from orchestrator.stages.train import TrainStage, sort_trials, train_conditions
+from orchestrator.stages.train import TrainStage, ranking_by, sort_trials, train_conditions
 from orchestrator.stages.warm_start import PastTrial, WarmStartRecord, has_stored_warm_start, store_warm_start
 from orchestrator.store.records import StudyRecord, TrialRecord
 from orchestrator.study.access import find_champion, find_study, open_existing, study_folder
@@ -138,7 +137,6 @@ def _of_study(name: str, top: int, settings: Settings) -> WarmStartRecord:
             f"warm_start: study {name!r} must be readable by this version, but its file is from another one. "
             "Warm-start from its champion instead: {model: NAME@champion}."
         ) from error
-    objectives = (Objective.of(DecidingMetric.of(spec.metric[0])),)
     with open_existing(settings) as store:
         for record in reversed(store.stages(study.id) if store else []):
             stage = spec.stages[record.position]
@@ -154,11 +152,12 @@ def _of_study(name: str, top: int, settings: Settings) -> WarmStartRecord:
                     metrics=trial.metrics,
                 )
 
+            objective = ranking_by(DecidingMetric.of(spec.metric[0]), stage)
             folder = study_folder(settings, study) / stage.name
             weights = None if stage.weights is None else stored_weights(folder).sha256
             return WarmStartRecord(
                 origin=f"study {name}",
-                first=tuple(past(trial) for trial in sort_trials(trials, objectives)[:top]),
+                first=tuple(past(trial) for trial in sort_trials(trials, (objective,))[:top]),
                 results=tuple(past(trial) for trial in trials if "scheduler" not in trial.details),
                 conditions=train_conditions(spec.data, study.data_digest, stage, weights),
             )

@@ -111,6 +111,19 @@ def test_a_killed_study_resumes_the_same_though_its_source_was_deleted(
         assert [report.val_loss for report in other] == pytest.approx([report.val_loss for report in one], rel=1e-4)
 
 
+@pytest.mark.slow
+def test_workers_of_ray_start_from_the_same_weights(
+    first: Path, second: tuple[Path, Rows, list[str]], tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed (pip install 'ray[tune]')")
+    shutil.copytree(first, tmp_path / "home")
+    on_ray = SECOND.replace("engine: optuna\nresources: {trials_per_pack: 2}", "engine: ray")
+    run_here(write(tmp_path, on_ray), tmp_path / "home")
+    found, expected = (rows.curves["train"][:3] for rows in (read_rows(tmp_path / "home", "second"), second[1]))
+    for one, other in zip(found, expected, strict=True):
+        assert [report.val_loss for report in one] == pytest.approx([report.val_loss for report in other], rel=1e-4)
+
+
 def test_the_champions_configuration_names_its_weights_and_trains_again(
     second: tuple[Path, Rows, list[str]], tmp_path: Path, command_line: CommandLine
 ) -> None:

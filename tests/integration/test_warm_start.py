@@ -10,7 +10,7 @@ from orchestrator.settings import load_settings
 from orchestrator.spec.study_file import load_spec
 from orchestrator.spec.warm_start import WarmStartError
 from orchestrator.spec.yaml_source import SpecError
-from orchestrator.study.access import UnknownStudyError, delete_study, find_study
+from orchestrator.study.access import UnknownStudyError, delete_study, find_champion, find_study
 from tests.fakes import RecordingProgress, Switch, Told
 from tests.tiny import CommandLine, Rows, read_rows, run_here
 
@@ -94,8 +94,8 @@ def test_the_best_points_are_tried_after_the_base_recipe(home: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("replaced", "reason"),
     [
-        ({"max_images: 120": "max_images: 130"}, "the images or their split differ"),
-        ({"epochs: 1": "epochs: 2"}, "the number of epochs differ"),
+        ({"max_images: 120": "max_images: 130"}, "not comparable with those here: other images or split"),
+        ({"epochs: 1": "epochs: 2"}, "not comparable with those here: other number of epochs"),
         ({"batch_size: 32": "batch_size: 16"}, "7 results not comparable, because recipe, topology or metric"),
     ],
 )
@@ -130,6 +130,27 @@ def test_a_champion_and_its_printed_configuration_give_the_same_start(
         assert best in found[-1][:3]
         assert rows.stages["train"].result["warm_start"]["num_known"] == 0
     assert found[0] == found[1]
+
+
+def test_the_configuration_of_a_model_folder_is_tried(home: Path, tmp_path: Path) -> None:
+    settings = load_settings(home=home, tracking=False)
+    folder = find_champion("first", settings)["folder"]
+    text = second(f'{{model: "{folder}"}}', **{"num_trials: 7": "num_trials: 4"})
+    rows, _ = run(tmp_path, text, home)
+    assert ranked(read_rows(home, "first"))[0] in [trial.point for trial in rows.trials["train"][:3]]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "model.yaml").write_text("format: 1")
+    with pytest.raises(WarmStartError, match="it has no `configuration`"):
+        run(tmp_path, second("{model: empty}").replace("study: second", "study: third"), home, "third")
+
+
+def test_more_points_than_fit_wait_until_the_study_grows(home: Path, tmp_path: Path) -> None:
+    rows, notes = run(tmp_path, second("{study: first, top: 7}", **{"num_trials: 7": "num_trials: 3"}), home)
+    assert len(rows.trials["train"]) == 3
+    assert any("num_trials leaves room for 1 of" in note for note in notes)
+    grown, _ = run(tmp_path, second("{study: first, top: 7}", **{"num_trials: 7": "num_trials: 5"}), home)
+    earlier = [trial.point for trial in read_rows(home, "first").trials["train"]]
+    assert all(trial.point in earlier for trial in grown.trials["train"])
 
 
 def test_a_killed_study_resumes_the_same_though_its_source_was_deleted(home: Path, tmp_path: Path) -> None:
