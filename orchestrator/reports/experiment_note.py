@@ -127,6 +127,7 @@ def _links(
         found += ["[trials, best first](view:trials)", f"[stage {train.name}](run:{stage_key(train)})"]
     if promote is not None:
         found.append(f"[stage {promote.name}](run:{stage_key(promote)})")
+        found += [f"[report on the test](plots:{stage_key(promote)})"] if promote.result.get("test") else []
     found += [f"[plots of {stage.name}](plots:{stage_key(stage)})" for stage in stages if stage.kind in _WITH_PLOTS]
     return f"**Look at:** {' · '.join([*found, '[all runs](view:all)'])}"
 

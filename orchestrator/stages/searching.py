@@ -293,8 +293,14 @@ class StageLedger:
             extra=self._search.known_metrics(trial.point),
             configuration_yaml=configuration,
             checkpoint=newest,
-            result=decisive_text(ended, self._context.metric, ranked_by=self._search.objectives[0].metric),
+            result=self._result_of(ended),
         )
+
+    def _result_of(self, trial: TrialRecord) -> str | None:
+        """What the run's name says of a trial; nothing if the search optimises another quantity than the metric."""
+        metric = self._context.metric
+        ranked_by = self._search.objectives[0].metric if self._search.objectives else metric.key
+        return decisive_text(trial, metric, ranked_by=ranked_by) if ranked_by.startswith(metric.key) else None
 
     def _note_best(self, trial: TrialRecord) -> None:
         if trial.is_usable and self._context.control.budget is not None:

@@ -364,8 +364,6 @@ class RunTree:
             at: Time of the change.
         """
         metrics = dict.fromkeys((*((RANK,) if is_ranked else ()), metric, *_TRIAL_METRICS))
-        several = sum(one["stage"] == stage.kind for one in self._study.spec.get("stages", ())) > 1
-        of_stage = f" and tags.`vitsearch.stage_name` = '{stage.name}'" if several else ""
         return _rows(
             ShareView(
                 experiment=self._study.name,
@@ -373,7 +371,7 @@ class RunTree:
                 columns=(*(f"metrics.{name}" for name in metrics), *(f"params.{name}" for name in params)),
                 order_by=f"metrics.{RANK if is_ranked else metric}",
                 descending=descending and not is_ranked,
-                filter=f"tags.`vitsearch.level` = 'trial'{of_stage}",
+                filter=f"tags.`vitsearch.level` = 'trial' and tags.`vitsearch.stage_name` = '{stage.name}'",
                 title="Trials, best first",
                 created_ms=_ms(at),
             )
