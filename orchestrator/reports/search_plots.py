@@ -22,6 +22,7 @@ from orchestrator.reports.drawing import (
 )
 from plugins.metrics.deciding import DecidingMetric
 
+_COSTS = {"parameters": "parameters", "macs": "multiply-accumulates", "latency_ms": "latency"}
 _MAX_LABELS = 40
 _MAX_AXES = 9
 _FEW, _LOG_FROM = 3, 8
@@ -37,29 +38,32 @@ class SearchedTrial(NamedTuple):
     number: int
     value: float | None
     """The metric that decides; `None` if the trial failed."""
-    parameters: float | None
-    """Number of parameters of its model."""
+    costs: Mapping[str, float]
+    """What its model costs: `parameters`, `macs` or `latency_ms`."""
     point: Mapping[str, Any]
     """What was sampled, by name."""
 
 
-def metric_against_parameters(trials: Sequence[SearchedTrial], best: int, metric: DecidingMetric, path: Path) -> bool:
-    """Draw the metric against the number of parameters, with the Pareto front; points have their trial's number.
+def metric_against_cost(
+    trials: Sequence[SearchedTrial], best: int, metric: DecidingMetric, path: Path, *, cost: str = "parameters"
+) -> bool:
+    """Draw the metric against a cost, with the Pareto front; points have their trial's number.
 
     Args:
         trials: The trials.
         best: Number of the best trial, which gets a star.
         metric: The metric that decides.
         path: The PNG file to write.
+        cost: Name of the cost in `SearchedTrial.costs`.
     """
     points = [
-        (trial.number, trial.parameters, trial.value)
+        (trial.number, trial.costs[cost], trial.value)
         for trial in trials
-        if trial.parameters is not None and trial.value is not None and math.isfinite(trial.value)
+        if cost in trial.costs and trial.value is not None and math.isfinite(trial.value)
     ]
     if len({size for _, size, _ in points}) < 2:
         return False
-    unit, divisor = ("millions", 1e6) if max(size for _, size, _ in points) >= 1e6 else ("thousands", 1e3)
+    label, divisor = _cost_axis(cost, max(size for _, size, _ in points))
     shown = [(number, size / divisor, _shown(value, metric)) for number, size, value in points]
     front = _front(shown, larger_is_better=metric.direction == "maximize")
     with new_figure(path, width=7.0) as axes:
@@ -71,11 +75,12 @@ def metric_against_parameters(trials: Sequence[SearchedTrial], best: int, metric
             *_columns(chosen), s=190, marker="*", color=ORANGE, edgecolor="white", zorder=4, label=f"best: trial {best}"
         )
         axes.margins(0.08)
-        axes.set_xlabel(f"parameters ({unit})")
+        axes.set_xlabel(label)
         axes.set_ylabel(_axis(metric))
         on_front = {number for number, _, _ in front}
         _label(axes, sorted(shown, key=lambda point: (point[0] != best, point[0] not in on_front, point[0])))
-        write_title(axes, "Accuracy and size" if metric.is_fraction else "Result and size", _front_text(front, metric))
+        title = f"{metric.words[0].upper()}{metric.words[1:]} and {_COSTS.get(cost, cost)}"
+        write_title(axes, title, _front_text(front, metric))
         _legend_below(axes)
     return True
 
@@ -281,11 +286,21 @@ def _front(points: Sequence[tuple[int, float, float]], *, larger_is_better: bool
     return front
 
 
+def _cost_axis(cost: str, largest: float) -> tuple[str, float]:
+    """Label of the axis of a cost, and the divisor of its values."""
+    if cost == "latency_ms":
+        return "latency (ms)", 1.0
+    for size, word in ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands")):
+        if largest >= size:
+            return f"{_COSTS.get(cost, cost)} ({word})", size
+    return _COSTS.get(cost, cost), 1.0
+
+
 def _front_text(front: Sequence[tuple[int, float, float]], metric: DecidingMetric) -> str:
     if len(front) == 1:
-        return f"trial {front[0][0]} is both the smallest and the best"
+        return f"trial {front[0][0]} is both the cheapest and the best"
     numbers = ", ".join(str(number) for number, _, _ in front[:8]) + (", …" if len(front) > 8 else "")
-    return f"no smaller model has a better validation {metric.words} than the trials {numbers}"
+    return f"no cheaper model has a better validation {metric.words} than the trials {numbers}"
 
 
 def _label(axes: Any, points: Sequence[tuple[int, float, float]]) -> None:

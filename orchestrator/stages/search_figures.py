@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.engines.interfaces import Objective
+from orchestrator.engines.interfaces import Search
 from orchestrator.stages.context import StageContext
 from orchestrator.store.records import TrialRecord
 from search_spaces.dimensions import Dimension, Point
@@ -11,37 +11,40 @@ from search_spaces.dimensions import Dimension, Point
 
 def draw_search(
     context: StageContext,
+    search: Search,
     dimensions: Sequence[Dimension],
-    objective: Objective,
     ordered: Sequence[TrialRecord],
+    best: TrialRecord,
     base: Sequence[Point],
 ) -> tuple[Path, ...]:
     """Draw the figures in which there is something to see.
 
     Args:
         context: The context of the stage.
-        dimensions: Dimensions of its search.
-        objective: What it optimised: the metric that decides, after the last epoch or the best one.
-        ordered: Trials with a result, best first.
+        search: Its search.
+        dimensions: Dimensions of the search.
+        ordered: Trials with a result, by the first objective, best first.
+        best: The chosen trial; with two objectives, one of the front.
         base: The points with the base recipe.
     """
     from orchestrator.engines.importance import importances
     from orchestrator.reports.search_plots import (
         SearchedTrial,
-        metric_against_parameters,
+        metric_against_cost,
         parallel_coordinates,
         recipe_importance,
         search_history,
     )
 
-    metric, folder = context.metric, context.folder
+    metric, folder, (objective, *others) = context.metric, context.folder, search.objectives
+    costs = ("parameters", *(other.metric for other in others if other.metric != "parameters"))
     sizes = _names_by_size(ordered)
     usable = {trial.number for trial in ordered}
     shown = [
         SearchedTrial(
             number=trial.number,
             value=trial.metrics.get(objective.metric) if trial.number in usable else None,
-            parameters=trial.metrics.get("parameters"),
+            costs={name: trial.metrics[name] for name in costs if name in trial.metrics},
             point={**trial.point, "topology": sizes.get(str(trial.point["topology"]), "")},
         )
         for trial in context.store.trials(context.stage.id)
@@ -49,15 +52,15 @@ def draw_search(
     ]
     shares = importances(dimensions, ordered, objective)
     num_whole = sum(trial.state == "complete" for trial in ordered)
-    best = ordered[0].number
     with_base = frozenset(trial.number for trial in ordered if trial.point in base)
-    names = ("metric-and-parameters", "search-history", "importance", "all-trials")
-    size, history, importance, everything = (folder / f"{name}.png" for name in names)
+    names = ("search-history", "importance", "all-trials")
+    history, importance, everything = (folder / f"{name}.png" for name in names)
+    by_cost = {name: folder / f"metric-and-{name.replace('_', '-')}.png" for name in costs}
     drawn = {
-        size: metric_against_parameters(shown, best, metric, size),
+        **{path: metric_against_cost(shown, best.number, metric, path, cost=name) for name, path in by_cost.items()},
         history: search_history(shown, metric, history, base=with_base),
         importance: recipe_importance(shares, num_whole, metric, importance),
-        everything: parallel_coordinates(shown, best, metric, everything),
+        everything: parallel_coordinates(shown, best.number, metric, everything),
     }
     return tuple(path for path, is_drawn in drawn.items() if is_drawn)
 

@@ -164,7 +164,11 @@ class StageLedger:
         if outcome.state in USABLE:
             more = self._search.measured(trial.point)
             outcome = outcome.model_copy(update={"metrics": {**outcome.metrics, **more}}) if more else outcome
-        events = self._end_events(trial, outcome) if self._tracked and outcome.state != "interrupted" else []
+        events: list[str] = []
+        if self._tracked and outcome.state == "interrupted":
+            events = self._context.run_tree.trial_interrupted(self._context.stage, trial, at=time.time())
+        elif self._tracked:
+            events = self._end_events(trial, outcome)
         self._ended = EndedTrial.of(trial, self._attempts.pop(trial.number), outcome, tuple(events))
         record = self._ended.trial
         if outcome.state == "interrupted":

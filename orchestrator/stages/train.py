@@ -297,7 +297,7 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
             f"val_baseline_{context.metric.key.removeprefix('val_')}": baseline[context.metric.key],
             "num_trials": len(trials),
         },
-        plots=(*_plots(context, ordered), *draw_search(context, dimensions, objectives[0], ordered, base)),
+        plots=(*_plots(context, ordered), *draw_search(context, search, dimensions, ordered, best, base)),
         events=tuple(context.run_tree.stage_linked(context.stage, _stage_links(weights, warm))),
     )
 

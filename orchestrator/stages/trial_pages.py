@@ -29,11 +29,10 @@ def share_trials(
     events = tree.trials_ranked(context.stage, ordered, at=now)
     if not ordered:
         events = tree.trials_taken_over(context.stage, context.store.trials(context.stage.id))
-    metric, direction = search.objectives[0]
     shown = tree.trials_shown(
         context.stage,
-        metric=metric,
-        descending=direction == "maximize",
+        metrics=[objective.metric for objective in search.objectives],
+        descending=search.objectives[0].direction == "maximize",
         params=searched_parameters(search, dimensions, ordered),
         is_ranked=bool(ordered),
         at=now,

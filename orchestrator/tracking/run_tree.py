@@ -348,28 +348,41 @@ class RunTree:
             EndRun(key=key, status=_STATUS[trial.state], end_time_ms=_ms(ended_at)),
         )
 
+    def trial_interrupted(self, stage: StageRecord, trial: TrialRecord, *, at: float) -> Rows:
+        """Show that a trial waits to be resumed."""
+        key = self.trial_key(stage, trial.number)
+        waits = SetTags(key=key, tags={"vitsearch.state": "waiting"})
+        return _rows(waits, EndRun(key=key, status="KILLED", end_time_ms=_ms(at)))
+
     # --- all trials of a stage ---
 
     def trials_shown(
-        self, stage: StageRecord, *, metric: str, descending: bool, params: Sequence[str], is_ranked: bool, at: float
+        self,
+        stage: StageRecord,
+        *,
+        metrics: Sequence[str],
+        descending: bool,
+        params: Sequence[str],
+        is_ranked: bool,
+        at: float,
     ) -> Rows:
         """Share the view that compares the stage's trials: best first, with the parameters that the stage searches.
 
         Args:
             stage: The stage.
-            metric: The metric that decides.
+            metrics: The metrics that the search optimises; the first one decides.
             descending: Whether more of it is better.
             params: The searched parameters, such as `recipe.learning_rate`.
-            is_ranked: Whether `trials_ranked` was sent; without, the table is sorted by `metric`.
+            is_ranked: Whether `trials_ranked` was sent; without, the table is sorted by the first metric.
             at: Time of the change.
         """
-        metrics = dict.fromkeys((*((RANK,) if is_ranked else ()), metric, *_TRIAL_METRICS))
+        shown = dict.fromkeys((*((RANK,) if is_ranked else ()), *metrics, *_TRIAL_METRICS))
         return _rows(
             ShareView(
                 experiment=self._study.name,
                 name=TRIALS_VIEW,
-                columns=(*(f"metrics.{name}" for name in metrics), *(f"params.{name}" for name in params)),
-                order_by=f"metrics.{RANK if is_ranked else metric}",
+                columns=(*(f"metrics.{name}" for name in shown), *(f"params.{name}" for name in params)),
+                order_by=f"metrics.{RANK if is_ranked else metrics[0]}",
                 descending=descending and not is_ranked,
                 filter=f"tags.`vitsearch.level` = 'trial' and tags.`vitsearch.stage_name` = '{stage.name}'",
                 title="Trials, best first",

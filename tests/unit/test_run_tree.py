@@ -94,6 +94,16 @@ def test_what_goes_on_no_longer_has_the_reason_of_its_stop() -> None:
         assert tags.removed == ("vitsearch.reason",)
 
 
+def test_an_interrupted_trial_does_not_stay_running() -> None:
+    stage, trial = make_stage("train", started_at=5.0), make_trial(3, state="running")
+    rows = TREE.trial_interrupted(stage, trial, at=9.0)
+    (end,), (tags,) = events(rows, EndRun), events(rows, SetTags)
+    assert (end.status, end.end_time_ms) == ("KILLED", 9000)
+    assert tags.tags == {"vitsearch.state": "waiting"}
+    (resumed,) = events(TREE.trial_began(stage, trial, {}, {}, again=True), ResumeRun)
+    assert resumed.key == end.key
+
+
 @pytest.mark.parametrize(
     ("state", "status"),
     [("complete", "FINISHED"), ("failed", "FAILED"), ("interrupted", "KILLED"), ("lost", "KILLED")],
@@ -163,7 +173,7 @@ def test_a_trial_is_named_after_its_result_and_its_size() -> None:
 
 def test_the_view_of_trials_has_the_searched_parameters_and_is_sorted_by_place() -> None:
     stage = make_stage("train")
-    common = {"metric": "val_accuracy", "descending": True, "params": ["recipe.learning_rate"], "at": 1.0}
+    common = {"metrics": ["val_accuracy"], "descending": True, "params": ["recipe.learning_rate"], "at": 1.0}
     (before,) = events(TREE.trials_shown(stage, is_ranked=False, **common), ShareView)
     (after,) = events(TREE.trials_shown(stage, is_ranked=True, **common), ShareView)
     assert (before.order_by, before.descending) == ("metrics.val_accuracy", True)

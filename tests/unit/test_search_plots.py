@@ -13,13 +13,19 @@ from plugins.metrics.deciding import ACCURACY, DecidingMetric
 from search_spaces.recipes import PluginChoice
 
 LOSS = DecidingMetric(choice=PluginChoice(name="loss"), direction="minimize", is_fraction=False)
+
+
+def point(topology: str, rate: float, schedule: str | None) -> dict[str, str | float | None]:
+    return {"topology": topology, "recipe.learning_rate": rate, "recipe.schedule": schedule}
+
+
 TRIALS = [
-    SearchedTrial(0, 0.90, 300_000.0, {"topology": "300k", "recipe.learning_rate": 0.001, "recipe.schedule": "cosine"}),
-    SearchedTrial(1, 0.95, 350_000.0, {"topology": "350k", "recipe.learning_rate": 0.004, "recipe.schedule": "linear"}),
-    SearchedTrial(2, None, None, {"topology": "350k", "recipe.learning_rate": 0.1, "recipe.schedule": "linear"}),
-    SearchedTrial(3, 0.93, 400_000.0, {"topology": "400k", "recipe.learning_rate": 0.02, "recipe.schedule": None}),
+    SearchedTrial(0, 0.90, {"parameters": 300_000.0, "latency_ms": 1.5}, point("300k", 0.001, "cosine")),
+    SearchedTrial(1, 0.95, {"parameters": 350_000.0, "latency_ms": 2.5}, point("350k", 0.004, "linear")),
+    SearchedTrial(2, None, {}, point("350k", 0.1, "linear")),
+    SearchedTrial(3, 0.93, {"parameters": 400_000.0, "latency_ms": 2.0}, point("400k", 0.02, None)),
 ]
-EQUAL = [one._replace(value=0.9, parameters=300_000.0) for one in TRIALS]
+EQUAL = [one._replace(value=0.9, costs={"parameters": 300_000.0}) for one in TRIALS]
 SHARES = {"recipe.learning_rate": 0.7, "topology": 0.3}
 GAINS = [("last", 0.0), ("ema(decay=0.5)", 0.003), ("swa(window=3)", -0.01)]
 
@@ -27,9 +33,9 @@ GAINS = [("last", 0.0), ("ema(decay=0.5)", 0.003), ("swa(window=3)", -0.01)]
 @pytest.mark.parametrize(
     "draw",
     [
-        pytest.param(lambda p: plots.metric_against_parameters(TRIALS, 1, ACCURACY, p), id="size"),
-        pytest.param(lambda p: plots.metric_against_parameters(TRIALS, 0, LOSS, p), id="size and loss"),
-        pytest.param(lambda p: plots.metric_against_parameters(TRIALS * 30, 1, ACCURACY, p), id="a crowd"),
+        pytest.param(lambda p: plots.metric_against_cost(TRIALS, 1, ACCURACY, p), id="size"),
+        pytest.param(lambda p: plots.metric_against_cost(TRIALS, 0, LOSS, p, cost="latency_ms"), id="latency and loss"),
+        pytest.param(lambda p: plots.metric_against_cost(TRIALS * 30, 1, ACCURACY, p), id="a crowd"),
         pytest.param(lambda p: plots.search_history(TRIALS, ACCURACY, p, base=frozenset({0})), id="history"),
         pytest.param(lambda p: plots.search_history(TRIALS, LOSS, p), id="history of losses"),
         pytest.param(lambda p: plots.recipe_importance(SHARES, 12, ACCURACY, p), id="importance"),
@@ -51,8 +57,8 @@ def test_a_figure_is_written(draw: Callable[[Path], bool], tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "draw",
     [
-        pytest.param(lambda p: plots.metric_against_parameters(EQUAL, 1, ACCURACY, p), id="one size"),
-        pytest.param(lambda p: plots.metric_against_parameters(TRIALS[2:3], 2, ACCURACY, p), id="only failed"),
+        pytest.param(lambda p: plots.metric_against_cost(EQUAL, 1, ACCURACY, p), id="one size"),
+        pytest.param(lambda p: plots.metric_against_cost(TRIALS[2:3], 2, ACCURACY, p), id="only failed"),
         pytest.param(lambda p: plots.search_history(EQUAL, ACCURACY, p), id="equal values"),
         pytest.param(lambda p: plots.search_history([TRIALS[0]._replace(value=math.nan)], LOSS, p), id="not a number"),
         pytest.param(lambda p: plots.recipe_importance({"x": 1.0}, 9, ACCURACY, p), id="one field"),
