@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.engines.ray.placement import Node
 from orchestrator.engines.ray.trial_resources import Measured, SharePlanner
 from search_spaces.base import ImageTask
 from tests.unit.training import DIGITS, TOPOLOGY, configuration
@@ -64,3 +65,34 @@ def test_only_trainings_are_packed_and_only_if_the_user_allows_it() -> None:
     memory = TrialMemory(process_gib=1, training_gib=0.5)
     assert planner(memory, trials_per_pack=4).pack_size(SCORE) == 1
     assert planner(memory).pack_size(TASK) == 1
+
+
+class Cores:
+    """A cluster of one machine with 16 cores."""
+
+    is_local = True
+
+    def has_gpus(self) -> bool:
+        return False
+
+    def nodes(self) -> list[Node]:
+        return [Node(16, 0)]
+
+
+@pytest.mark.parametrize(
+    ("num_trainings", "limits", "cpus"),
+    [
+        (None, {}, 1),
+        (40, {}, 1),
+        (16, {}, 1),
+        (3, {}, 5),
+        (1, {}, 16),
+        (3, {"cpus_per_trial": 2}, 2),
+        (30, {"max_concurrent": 4}, 4),
+        (2, {"max_concurrent": 4}, 8),
+    ],
+)
+def test_few_trainings_share_all_cores(num_trainings: int | None, limits: dict[str, Any], cpus: float) -> None:
+    shares = SharePlanner(Cores(), Resources(**limits))
+    shares.num_trainings = num_trainings
+    assert shares(TASK) == (cpus, 0)

@@ -86,9 +86,10 @@ class RayPool:
     def lookahead(self) -> int:
         return 0
 
-    def prepare(self, configurations: Sequence[Configuration], *, num_tasks: int) -> None:  # noqa: ARG002
+    def prepare(self, configurations: Sequence[Configuration], *, num_tasks: int) -> None:
         if not configurations:
             return
+        self.shares.num_trainings = num_tasks
         if self.shares.must_measure():
             self.release()
         self.shares.prepare(configurations)

@@ -1,6 +1,7 @@
 """Decides a worker's share of its machine: CPU cores, and a share of a GPU according to the memory it needs."""
 
 import contextlib
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -51,6 +52,8 @@ class SharePlanner:
         self._limits = limits
         self._measured: Measured | None = None
         self._image_task: ImageTask | None = None
+        self.num_trainings: int | None = None
+        """Maximum number of trainings of the search; fewer than there are cores share all cores. `None` if unknown."""
 
     def prepare(self, configurations: Sequence[Configuration]) -> None:
         """Measure the memory of trainings like these, if memory limits the number of concurrent trainings."""
@@ -83,10 +86,19 @@ class SharePlanner:
         if self._uses_gpus() and self._limits.gpus_per_trial is None and memory is None:
             return Share(cpus, 1)  # the training could not be measured, so it gets a whole GPU
         try:
-            plan = plan_resources(self._devices(), memory, self._limits, pack_size=self.pack_size(task))
+            size = self.pack_size(task)
+            plan = plan_resources(self._devices(), memory, self._limits_of(size), pack_size=size)
         except ValueError:  # the training does not fit, and will fail with a message
             return Share(cpus, 1 if self._uses_gpus() else 0)
         return Share(plan.cpus, plan.gpu_fraction)
+
+    def _limits_of(self, pack_size: int) -> Resources:
+        """The user's limits, and no more places than there are trainings or packs."""
+        most = self._limits.max_concurrent
+        if self.num_trainings is None:
+            return self._limits
+        places = math.ceil(self.num_trainings / pack_size) or 1
+        return self._limits.model_copy(update={"max_concurrent": places if most is None else min(most, places)})
 
     def pack_size(self, task: Task) -> int:
         """Largest pack for this training: as large as the user allows and memory holds."""
