@@ -59,6 +59,7 @@ def status_report(summary: dict[str, Any]) -> RenderableType:
     """A study's state, its stages, and its champion if there is one."""
     state = f"{summary['study']}: {summary['state']}" + (f" ({summary['reason']})" if summary["reason"] else "")
     table = _table("stage", "state", "trials", "time (s)", "result")
+    table.columns[-1].overflow = "fold"  # a topology is longer than the column
     for stage in summary["stages"]:
         trials = ", ".join(f"{count} {name}" for name, count in stage["trials"].items()) or "-"
         seconds = f"{stage['wall_time_s']:.1f}" if stage["wall_time_s"] is not None else "-"
@@ -171,12 +172,12 @@ def study_table(rows: Sequence[dict[str, Any]]) -> RenderableType:
     """All studies, one row each."""
     if not rows:
         return Text("No studies yet. Start with: vitsearch run studies/quickstart.yaml")
-    table = _table("study", "state", "stages done", "test accuracy (%)", "size", "updated")
+    table = _table("study", "state", "stages", "test (%)", "size", "updated")
     table.columns[0].overflow = "fold"  # other commands need the full name
     for row in rows:
         accuracy = row["test_accuracy"]
         shown = "-" if accuracy is None else f"{100 * accuracy:.2f}"
-        done, size = f"{row['stages_done']} of {row['stages']}", human_size(row["num_bytes"])
+        done, size = f"{row['stages_done']}/{row['stages']}", human_size(row["num_bytes"])
         table.add_row(row["study"], row["state"], done, shown, size, row["updated"])
     return table
 

@@ -1,0 +1,50 @@
+"""Tables of the command line fit 80 columns and keep the names that other commands need."""
+
+import io
+from typing import Any
+
+from rich.console import Console, RenderableType
+
+from orchestrator.cli.tables import status_report, study_table
+
+
+def printed(renderable: RenderableType, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width, record=True, color_system=None)
+    console.print(renderable, crop=False)
+    return console.export_text()
+
+
+def test_the_list_of_studies_shows_whole_names_in_80_columns() -> None:
+    row: dict[str, Any] = {
+        "study": "digits-quickstart",
+        "state": "interrupted",
+        "stages_done": 5,
+        "stages": 6,
+        "test_accuracy": 0.9889,
+        "num_bytes": 174_000_000,
+        "updated": "2026-11-27 01:14",
+    }
+    lines = printed(study_table([row])).splitlines()
+    assert len(lines) == 2
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    assert lines[1].split()[:4] == ["digits-quickstart", "interrupted", "5/6", "98.89"]
+    assert "2026-11-27 01:14" in lines[1]
+
+
+def test_the_status_shows_a_whole_topology_in_80_columns() -> None:
+    topology = "as-vit:5,8,6,1|4,1,4,1|4,1,2,1|3,1,4,1|32,16"
+    stage = {"name": "grow", "state": "failed", "trials": {"complete": 64}, "wall_time_s": 137.5, "reason": topology}
+    summary = {
+        "study": "photos",
+        "state": "running",
+        "reason": None,
+        "stages": [stage],
+        "data": None,
+        "leaderboard": [],
+        "champion": None,
+        "tracking": {"owed": 0, "rejected": 0},
+    }
+    lines = printed(status_report(summary)).splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    column = lines[1].index("result")
+    assert "".join(line[column:].strip() for line in lines[2:]) == topology
