@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,16 +98,18 @@ def measure(sizes: Sizes) -> dict[str, list[list[float]]]:
                         name, settings, sizes, split=split, seed=100 + seed, num_trials=sizes.trials, **extra
                     )
                     found.setdefault(f"{images}, {way}", []).append(curve)
-        print(f"seed {seed} of {sizes.seeds}: {time.perf_counter() - started:.0f} s", flush=True)
+        print(f"seed {seed + 1} of {sizes.seeds}: {time.perf_counter() - started:.0f} s", flush=True)
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a rehearsal with little training")
+    parser.add_argument("--seeds", type=int, metavar="N", help="number of seeds, at least 2")
     parser.add_argument("--json", type=Path, metavar="FILE", help="save the results")
     options = parser.parse_args()
     sizes = QUICK if options.quick else Sizes()
+    sizes = replace(sizes, seeds=options.seeds or sizes.seeds)
     head = {"processor": processor(), "threads": torch.get_num_threads(), "load": os.getloadavg()[0], **vars(sizes)}
     print(f"{head['processor']}, {head['threads']} threads, load average {head['load']:.1f}")
     started = time.perf_counter()

@@ -42,8 +42,8 @@ class Sizes:
     """How much is trained."""
 
     seeds: int = 5
-    pretrain_images: int = 8000
-    pretrain_epochs: int = 10
+    pretrain_images: int = 10_000
+    pretrain_epochs: int = 12
     images: int = 300
     validation_images: int = 200
     epochs: int = 40
@@ -146,7 +146,7 @@ def measure(data_folder: str, sizes: Sizes) -> dict[str, list[float]]:
                     model.load_state_dict(state)
                     accuracy = evaluate(model, examined, Normalizer(after.mean, after.std, CPU)).accuracy
                     found.setdefault(f"{name}, {way}", []).append(accuracy)
-        print(f"seed {seed} of {sizes.seeds}: {time.perf_counter() - started:.0f} s", flush=True)
+        print(f"seed {seed + 1} of {sizes.seeds}: {time.perf_counter() - started:.0f} s", flush=True)
     return found
 
 
@@ -154,12 +154,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", metavar="FOLDER", help="CIFAR-10 as parquet files")
     parser.add_argument("--quick", action="store_true", help="a rehearsal with little training")
+    parser.add_argument("--seeds", type=int, metavar="N", help="number of seeds, at least 2")
     parser.add_argument("--json", type=Path, metavar="FILE", help="save the results")
     options = parser.parse_args()
     if options.data is None:
         print("skipped: this benchmark needs the images of CIFAR-10: python -m benchmarks.weights --data FOLDER")
         return
     sizes = QUICK if options.quick else Sizes()
+    sizes = replace(sizes, seeds=options.seeds or sizes.seeds)
     head = {"processor": processor(), "threads": torch.get_num_threads(), "load": os.getloadavg()[0], **vars(sizes)}
     print(f"{head['processor']}, {head['threads']} threads, load average {head['load']:.1f}")
     started = time.perf_counter()

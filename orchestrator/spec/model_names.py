@@ -5,12 +5,13 @@ from typing import Any
 
 from orchestrator.spec.yaml_source import absolute_path
 
-_CHAMPION = "@champion"
+CHAMPION_SUFFIX = "@champion"
+"""Follows a study's name, as in MLflow's addresses of models."""
 
 
 def champion_of(text: str) -> str | None:
     """The study that `STUDY@champion` names; `None` if the text is a path."""
-    name = text.removesuffix(_CHAMPION)
+    name = text.removesuffix(CHAMPION_SUFFIX)
     return name if name != text and "/" not in name else None
 
 

@@ -3,10 +3,8 @@
 from pathlib import Path
 
 from orchestrator.settings import Settings
+from orchestrator.spec.model_names import CHAMPION_SUFFIX
 from orchestrator.study.access import find_champion
-
-CHAMPION_SUFFIX = "@champion"
-"""Optional after a study's name, as in MLflow's addresses of models."""
 
 
 def find_model_folder(model: str, settings: Settings) -> Path:

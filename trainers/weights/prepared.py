@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -32,10 +31,9 @@ def write_prepared(folder: Path, weights: SourceWeights) -> InitialWeights:
         {name: value.contiguous() for name, value in weights.tensors.items()},
         metadata={"vitsearch": json.dumps(known), "source": weights.source},
     )
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".initial-")
-    with os.fdopen(handle, "wb") as stream:
-        stream.write(content)
-    Path(temporary).replace(file)
+    temporary = folder / f".{file.name}.{os.getpid()}"
+    temporary.write_bytes(content)
+    temporary.replace(file)
     return InitialWeights(source=weights.source, sha256=weights.sha256, file=file)
 
 
