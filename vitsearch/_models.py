@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.cli.quiet import quiet_libraries
-from orchestrator.study.access import find_champion
+from orchestrator.study.models import find_model_folder
 from vitsearch._study_files import settings_of
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ def load_model(
 
     Args:
         model: A model's folder (`champion.folder`, or what `vitsearch train` wrote), or the name of a study, whose
-            champion is loaded. A folder of that name takes precedence; a path with a separator is always a folder.
+            champion is loaded, also written `NAME@champion`. A folder of that name takes precedence; a path with a
+            separator is always a folder.
         home: Where studies are kept, by default `VITSEARCH_HOME`.
         device: Where it computes, such as `"cpu"`; by default a GPU if there is one.
 
@@ -32,8 +33,8 @@ def load_model(
     """
     quiet_libraries()
     folder = Path(model)
-    if isinstance(model, str) and len(folder.parts) == 1 and not folder.is_dir():
-        folder = Path(find_champion(model, settings_of(home))["folder"])
+    if isinstance(model, str) and len(folder.parts) == 1:
+        folder = find_model_folder(model, settings_of(home))
     import torch
 
     from trainers.champion import load_model as load_folder

@@ -19,10 +19,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from orchestrator.tracking.events import EnsureExperiment, LogArtifact, RegisterModel, StartRun
+from orchestrator.tracking.events import DeleteExperiment, EnsureExperiment, Event, LogArtifact, RegisterModel, StartRun
 from orchestrator.tracking.mlflow_client import Tracker
 from orchestrator.tracking.relocation import relocate
-from tests.integration.test_mlflow_server import free_port
+from tests.integration.test_mlflow_server import free_port, mlflow_server
 from tests.tiny import CommandLine
 from trainers.champion import load_model
 from vitsearch.pyfunc import as_images
@@ -32,20 +32,23 @@ OLD_CHAMPION = next(
 )
 
 
+def champion_events(folder: Path) -> list[Event]:
+    """The events of a study whose champion is in a folder."""
+    return [
+        EnsureExperiment(name="digits", tags={"vitsearch.study": "digits"}),
+        StartRun(key="abc/promote", name="promote", experiment="digits", start_time_ms=1),
+        LogArtifact(key="abc/promote", path=str(folder), artifact_path="champion"),
+        RegisterModel(key="abc/promote", name="digits", artifact_path="champion", alias="champion"),
+    ]
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home in which the champion of version 0.1.0 is registered."""
     home = tmp_path_factory.mktemp("mlflow-model") / "home"
     folder = home / "artifacts" / "studies" / "digits-abc" / "promote" / "champion"
     shutil.copytree(OLD_CHAMPION, folder)
-    Tracker(f"sqlite:///{home}/mlflow.db", home / "artifacts" / "mlflow").deliver(
-        [
-            EnsureExperiment(name="digits", tags={"vitsearch.study": "digits"}),
-            StartRun(key="abc/promote", name="promote", experiment="digits", start_time_ms=1),
-            LogArtifact(key="abc/promote", path=str(folder), artifact_path="champion"),
-            RegisterModel(key="abc/promote", name="digits", artifact_path="champion", alias="champion"),
-        ]
-    )
+    Tracker(f"sqlite:///{home}/mlflow.db", home / "artifacts" / "mlflow").deliver(champion_events(folder))
     return home
 
 
@@ -200,10 +203,18 @@ def post(port: int, body: bytes, content_type: str) -> tuple[int, Any]:
         connection.close()
 
 
-def is_up(port: int) -> bool:
+def wait_for(port: int, page: str, log: Path | None = None) -> None:
+    """Wait until a server answers."""
+    end = time.monotonic() + 300
+    while not is_up(port, page):
+        assert time.monotonic() < end, log.read_text() if log else page
+        time.sleep(0.5)
+
+
+def is_up(port: int, page: str) -> bool:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
-        connection.request("GET", "/ping")
+        connection.request("GET", page)
         return connection.getresponse().status == 200
     except OSError:
         return False
@@ -213,13 +224,37 @@ def is_up(port: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(500)
+def test_a_tracking_server_gets_a_copy_that_is_deleted_with_the_study(
+    tmp_path: Path, digit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    port, home = free_port(), tmp_path / "home"
+    folder = home / "artifacts" / "studies" / "digits-abc" / "promote" / "champion"
+    shutil.copytree(OLD_CHAMPION, folder)
+    url = f"http://127.0.0.1:{port}"
+    with mlflow_server(tmp_path / "server", port):
+        wait_for(port, "/health")
+        tracker = Tracker(url, home / "artifacts" / "mlflow")
+        tracker.deliver(champion_events(folder))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        mlflow.set_tracking_uri(None)
+        mlflow.set_registry_uri(None)
+        assert len(loaded().predict(digit)) == 1
+        copies = list((tmp_path / "server").rglob("model.safetensors"))
+        assert [one.stat().st_nlink for one in copies] == [1]
+        tracker.deliver([DeleteExperiment(name="digits")])
+        assert list((tmp_path / "server").rglob("model.safetensors")) == []
+        assert mlflow.MlflowClient(url).search_registered_models() == []
+        assert (folder / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
 def test_mlflow_serves_a_champion(made: Path, digit: Path) -> None:
     port = free_port()
     with served(made, port) as log:
-        end = time.monotonic() + 300
-        while not is_up(port):
-            assert time.monotonic() < end, log.read_text()
-            time.sleep(0.5)
+        wait_for(port, "/ping", log)
         (expected,) = load_model(OLD_CHAMPION).predict(digit)
         image = base64.b64encode(digit.read_bytes()).decode()
         status, answer = post(port, json.dumps({"inputs": [image, image]}).encode(), "application/json")
