@@ -18,6 +18,7 @@ from search_spaces.recipes import PluginChoice
 from tests.unit.training import TOPOLOGY, Recorder, configuration, digits
 from trainers.champion import load_model, save_model
 from trainers.config import AverageTask, Configuration, EpochReport, TaskOutcome, TrainTask
+from trainers.data.mapping import gather
 from trainers.hardware.devices import full_precision
 from trainers.models.building import build_model
 from trainers.models.dropout import Dropout
@@ -134,6 +135,15 @@ def _start_from_weights(space: str, device: torch.device) -> dict[str, float]:
         return _checked(train(TrainTask(configuration=given, folder=folder / "trial"), digits(), Recorder(), device))
 
 
+def _gather(device: torch.device) -> dict[str, float]:
+    """Images that do not fit on the device stay on the CPU, and their batches are sent to it."""
+    images = torch.arange(240, dtype=torch.uint8).reshape(20, 3, 2, 2)
+    indices = torch.tensor([3, 17, 3])
+    batch = gather(images, indices.to(device))
+    assert batch.device == indices.to(device).device
+    return {str(number): float(value) for number, value in enumerate(batch.float().sum((1, 2, 3)))}
+
+
 class _StopsAfterAnEpoch(Recorder):
     def __init__(self) -> None:
         super().__init__()
@@ -175,6 +185,7 @@ def _cases() -> dict[str, Callable[[torch.device], dict[str, float]]]:
         **{f"signals {space}": partial(_signals, space) for space in SPACES},
         **{f"drop and resize {space}": partial(_drop_and_resize, space) for space in SPACES},
         **{f"start from weights {space}": partial(_start_from_weights, space) for space in ("as-vit", "autoformer")},
+        "gather images from the CPU": _gather,
         "go on, average and predict": _go_on_average_and_predict,
     }
 

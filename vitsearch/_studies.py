@@ -244,10 +244,9 @@ def _display(progress: Progress | bool | None) -> AbstractContextManager[Progres
         return nullcontext(progress)
     from rich.console import Console
 
-    from orchestrator.cli.progress import LiveProgress, PlainProgress
+    from orchestrator.cli.decoding import study_display
 
-    console = Console(stderr=True, highlight=False)
-    return LiveProgress(console) if console.is_terminal or console.is_jupyter else PlainProgress(console)
+    return study_display(Console(stderr=True, highlight=False))
 
 
 def _read(name: str, settings: Settings) -> StudyRun:

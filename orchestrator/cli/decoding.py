@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.live import Live
 
-from orchestrator.cli.progress import LiveProgress, RemainingTime, StageLine, short_time
-from trainers.data.cache_settings import OnDecoded, watch_decoding
+from orchestrator.cli.progress import LiveProgress, PlainProgress, RemainingTime, StageLine, short_time
+from orchestrator.stages.progress import Progress
+from trainers.data.cache_settings import watch_decoding
 
 _NAME = "images"
 _PAUSE_S = 10.0
@@ -63,9 +64,15 @@ class PlainDecoding:
             self._console.print(f"{_NAME}: {done} of {total} decoded{left}", markup=False, soft_wrap=True)
 
 
-def on_display(progress: object, console: Console) -> OnDecoded:
-    """Shows the decoding on the display of a study."""
-    return LiveDecoding(progress.show) if isinstance(progress, LiveProgress) else PlainDecoding(console)
+@contextmanager
+def study_display(console: Console) -> Iterator[Progress]:
+    """The display of a study, on which the decoding of its images is shown, too."""
+    if console.is_terminal or console.is_jupyter:
+        with LiveProgress(console) as live, watch_decoding(LiveDecoding(live.show)):
+            yield live
+    else:
+        with PlainProgress(console) as plain, watch_decoding(PlainDecoding(console)):
+            yield plain
 
 
 @contextmanager

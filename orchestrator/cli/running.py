@@ -1,21 +1,20 @@
 """`vitsearch run`: runs a study, handles Ctrl-C, and shows the results."""
 
 import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from orchestrator.cli.console import fail, note, out, print_json, stderr
-from orchestrator.cli.decoding import on_display
+from orchestrator.cli.decoding import study_display
 from orchestrator.cli.exit_status import exit_on_error
-from orchestrator.cli.progress import LiveProgress, PlainProgress
 from orchestrator.cli.signals import StopRequest, stop_on_signal
 from orchestrator.cli.tables import study_report
 from orchestrator.settings import Settings, load_settings
 from orchestrator.spec.study_file import StudySpec, load_spec
 from orchestrator.stages.progress import Progress, SilentProgress
-from trainers.data.cache_settings import verified_cache, watch_decoding
+from trainers.data.cache_settings import verified_cache
 
 
 def run_command(
@@ -98,11 +97,5 @@ def run_and_show(
         fail(f"study {study.name!r} failed: {study.reason}", status=1)
 
 
-@contextmanager
-def _display(quiet: bool) -> Iterator[Progress]:
-    if quiet:
-        yield SilentProgress()
-        return
-    display = LiveProgress(stderr) if stderr.is_terminal else PlainProgress(stderr)
-    with display as progress, watch_decoding(on_display(progress, stderr)):
-        yield progress
+def _display(quiet: bool) -> AbstractContextManager[Progress]:
+    return nullcontext(SilentProgress()) if quiet else study_display(stderr)

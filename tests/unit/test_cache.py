@@ -13,11 +13,13 @@ import torch
 from PIL import Image
 
 from tests.unit.test_data import config, encoded, make_folder, make_parquet, picture
+from trainers.data import cache
 from trainers.data.cache import evict
 from trainers.data.cache_settings import CACHE_VARIABLE, GIB, use_cache, verified_cache, watch_decoding
 from trainers.data.describing import describe_data
 from trainers.data.images import ImageData, load_images, load_test_images
 from trainers.data.listing import DataError
+from trainers.data.mapping import is_mapped
 
 PROCESS = """
 import sys
@@ -246,6 +248,21 @@ def test_a_set_that_is_too_large_for_the_cache_stays_in_memory(tmp_path: Path, f
     use_cache(folder, 1000 / GIB)
     assert load(source).digest == load_without_cache(source).digest
     assert files(folder) == []
+
+
+def test_a_set_that_fits_nowhere_is_refused_with_the_way_out(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_folder(tmp_path / "pets")
+    monkeypatch.setattr(cache, "available_memory_gib", lambda: 100 / GIB)
+    use_cache(folder, 1000 / GIB)
+    with pytest.raises(DataError, match=r"the 16 images of .* must fit into the memory or into the cache.*Raise VITS"):
+        load(source)
+    use_cache(folder, 1.0)
+    data = load(source)
+    assert is_mapped(data.train.images)
+    monkeypatch.undo()
+    assert not is_mapped(load(source).train.images)
 
 
 def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -112,17 +112,17 @@ def load_rows(
     known = [origin for several in origins if several is not None for origin in several]
     settings = cache_settings()
     if len(known) < request.num_images or not settings.max_bytes:
-        return _decode_in_memory(request)
+        return _decode_in_memory(request, why="VITSEARCH_CACHE_GIB is 0")
     entry = _Entry(settings.folder, settings.max_bytes, request, known)
     try:
         return entry.load()
     except TooLargeError:
-        return _decode_in_memory(request, is_too_large=True)
+        return _decode_in_memory(request, why=f"VITSEARCH_CACHE_GIB allows {settings.max_bytes / GIB:.1f} GiB")
     except OSError as error:
         _logger.warning(
             "Decoded images are not kept for the next start: %s: %s.", error.filename or settings.folder, error.strerror
         )
-        return _decode_in_memory(request)
+        return _decode_in_memory(request, why=f"it cannot be written to ({error.strerror})")
 
 
 class _Request(NamedTuple):
@@ -147,13 +147,14 @@ class _Request(NamedTuple):
         )
 
 
-def _decode_in_memory(request: _Request, *, is_too_large: bool = False) -> LoadedRows:
+def _decode_in_memory(request: _Request, *, why: str) -> LoadedRows:
+    """Decode without the cache, for the reason `why`."""
     max_bytes = available_memory_gib() * GIB
-    rows = MemoryRows(request.num_images, request.config.image_size, request.num_channels or 0, max_bytes=max_bytes)
+    size, num_channels = request.config.image_size, request.num_channels or 0
     try:
+        rows = MemoryRows(request.num_images, size, num_channels, max_bytes=max_bytes)
         decoded = request.decode(rows, {})
     except TooLargeError as error:
-        why = "VITSEARCH_CACHE_GIB allows less" if is_too_large else "it cannot be written to"
         raise DataError(
             f"the {request.num_images} images of {request.config.source} must fit into the memory or into the cache of "
             f"decoded images, but they need {error.num_bytes / GIB:.1f} GiB, {max_bytes / GIB:.1f} GiB of memory are "
@@ -248,10 +249,7 @@ class _Entry:
                     if path != self._origins[position].file
                 ],
             }
-            rows.publish(self._file, records, facts)
-        found = open_pixel_file(self._file)
-        if found is None:
-            raise FileNotFoundError(f"{self._file} was removed as soon as it was written")
+            found = rows.publish(self._file, records, facts)
         evict(self._folder, self._max_bytes, keep=self._file)
         return found
 
@@ -261,7 +259,7 @@ class _Entry:
         known: dict[int, KnownImage] = {}
         files = sorted(self._folder.glob(f"{self._settings}-*{_SUFFIX}"), key=_last_use, reverse=True)
         for file in files[:_MAX_SOURCES]:
-            found = open_pixel_file(file)
+            found = open_pixel_file(file) if len(known) < len(positions) else None
             if found is None:
                 continue
             external = {position for position, *_ in found.facts["other_files"]}

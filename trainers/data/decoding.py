@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from trainers.config import DataConfig
 from trainers.data.listing import Item, Listing
@@ -28,7 +29,7 @@ from trainers.data.sources import mixed_sizes, not_square
 from trainers.data.splits import Indices
 from trainers.hardware.host import available_cores
 
-_PER_CALL = 16
+_PER_CALL = 8
 """Images that a thread decodes at a time. For small images, handing over one by one would take longer."""
 _CALLS_AHEAD = 4
 """Calls per thread that wait while earlier results are stored."""
@@ -157,6 +158,7 @@ class _Decoder:
     def run(self, known: Mapping[int, KnownImage]) -> DecodedRows:
         """Decode all images, those of unknown range after the others."""
         remarks: list[str] = []
+        Image.preinit()  # not in several threads at once
         with large_images(), ThreadPoolExecutor(available_cores()) as pool:
             try:
                 self._read(pool, known, None)

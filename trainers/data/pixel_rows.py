@@ -177,14 +177,17 @@ class FileRows(_Rows):
         self.num_rows = len(rows)
         os.ftruncate(self._opened, self.num_rows * length)
 
-    def publish(self, target: Path, records: NDArray[Any], facts: Mapping[str, Any]) -> None:
+    def publish(self, target: Path, records: NDArray[Any], facts: Mapping[str, Any]) -> "PixelFile":
         """Append what is known of the images, and give the file its name, at once and only when it is on the disk."""
         known, text = records.tobytes(), json.dumps(facts).encode()
         end = self.num_rows * self._row_bytes
         sizes = (self.num_rows, self.num_channels, self.size, len(known), len(text))
         self._write_all(known + text + _TRAILER.pack(_MAGIC, *sizes), end)
         os.fsync(self._opened)
+        published = open_pixel_file(self._file)  # before another process may remove it to make room
+        assert published is not None
         self._file.replace(target)
+        return published
 
     def _resize(self, before: int) -> None:
         os.ftruncate(self._opened, self.num_rows * self._row_bytes)
