@@ -4,6 +4,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,17 @@ def test_two_processes_decode_a_set_once(tmp_path: Path, folder: Path) -> None:
     assert answers[0][0] == answers[1][0]
     assert sorted(int(count) for _, count in answers) == [0, 320]
     assert len(files(folder)) == 1
+
+
+def test_a_kill_while_decoding_leaves_nothing_that_is_used(tmp_path: Path, folder: Path) -> None:
+    source = make_folder(tmp_path / "pets", count=100, size=(64, 64))
+    with subprocess.Popen([sys.executable, "-c", PROCESS, str(source)], stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None and not any(folder.glob(".*.unfinished")):
+            time.sleep(0.002)
+        process.kill()
+    assert load(source).digest == load_without_cache(source).digest
+    assert len(files(folder)) == 1
+    assert not any(folder.glob(".*.unfinished"))
 
 
 def test_an_unfinished_file_is_never_used_and_removed(tmp_path: Path, folder: Path) -> None:

@@ -118,11 +118,11 @@ def load_rows(
         return entry.load()
     except TooLargeError:
         return _decode_in_memory(request, why=f"VITSEARCH_CACHE_GIB allows {settings.max_bytes / GIB:.1f} GiB")
-    except OSError as error:
-        _logger.warning(
-            "Decoded images are not kept for the next start: %s: %s.", error.filename or settings.folder, error.strerror
-        )
-        return _decode_in_memory(request, why=f"it cannot be written to ({error.strerror})")
+    except (OSError, NotImplementedError) as error:  # the latter: the file system has no locks
+        reason = getattr(error, "strerror", None) or str(error)
+        place = getattr(error, "filename", None) or settings.folder
+        _logger.warning("Decoded images are not kept for the next start: %s: %s.", place, reason)
+        return _decode_in_memory(request, why=f"it cannot be written to ({reason})")
 
 
 class _Request(NamedTuple):
