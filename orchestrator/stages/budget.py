@@ -17,10 +17,10 @@ SHARES: Mapping[str, float] = {
 }
 """Weight of each kind of stage: a stage may use that share of the time that is left, the rest is for later stages. Time
 that a stage leaves unused goes to those after it."""
-LIMITED = frozenset({"screen", "train", "stopping", "averaging"})
+LIMITED = frozenset({"screen", "train", "stopping", "averaging", "promote"})
 """Kinds of stages that can end early. The others run to their end."""
-_MUST_HAVE_RESULT = frozenset({"stopping", "averaging"})
-"""Kinds of stages that are short and always get one result, so that the stages after them can run."""
+_MUST_HAVE_RESULT = frozenset({"stopping", "averaging", "promote"})
+"""Kinds of stages that always get one result, so that the study has a champion."""
 
 
 def share_of_time(kind: str, later: Sequence[str], left_s: float) -> float:
@@ -53,8 +53,11 @@ class StageBudget:
     """The budget in words, such as `budget of 2h`."""
     needs_result: bool = False
     """Whether the stage goes on until it has one result."""
+    later_trainings: int = 0
+    """Number of trainings of later stages. The stage leaves as much time for each as its own trainings have taken."""
     clock: Callable[[], float] = time.monotonic
     _has_result: bool = False
+    _num_trained: int = 0
     _macs: dict[tuple[int, int], float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -62,11 +65,24 @@ class StageBudget:
 
     @classmethod
     def for_kind(
-        cls, kind: str, *, time_s: float | None, macs: float | None, trials: int | None, described: str
+        cls,
+        kind: str,
+        *,
+        time_s: float | None,
+        macs: float | None,
+        trials: int | None,
+        described: str,
+        later_trainings: int = 0,
     ) -> "StageBudget":
         """The budget of a stage of a kind."""
-        needs_result = kind in _MUST_HAVE_RESULT
-        return cls(time_s=time_s, macs=macs, trials=trials, described=described, needs_result=needs_result)
+        return cls(
+            time_s=time_s,
+            macs=macs,
+            trials=trials,
+            described=described,
+            needs_result=kind in _MUST_HAVE_RESULT,
+            later_trainings=later_trainings,
+        )
 
     def note_report(self, trial: int, report: EpochReport) -> None:
         """Count an epoch. One that is reported again, after a resume, counts once."""
@@ -76,15 +92,25 @@ class StageBudget:
         """Note that a trial has a result."""
         self._has_result = True
 
+    def note_training(self) -> None:
+        """Note that a training of this execution is complete."""
+        self._num_trained += 1
+
     def is_over(self, trial: int | None = None) -> bool:
         """Whether the stage must end, or a training before its next epoch."""
         if self.needs_result and not self._has_result:
             return False
-        if self.time_s is not None and self.clock() - self._began >= self.time_s:
+        if self.time_s is not None and self.clock() - self._began >= self.time_s * self._own_share():
             return True
         if self.macs is None:
             return False
         return sum(self._macs.values()) + self._next_macs(trial) > self.macs
+
+    def _own_share(self) -> float:
+        """The part of the time that is not needed for trainings of later stages."""
+        if self._num_trained == 0:
+            return 1.0
+        return self._num_trained / (self._num_trained + self.later_trainings)
 
     def _next_macs(self, trial: int | None) -> float:
         """Multiply-accumulates of the next epoch of a training, or of the cheapest one so far for a new training."""

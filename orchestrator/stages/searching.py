@@ -180,7 +180,7 @@ class StageLedger:
     def end_waiting(self, trial: TrialRecord) -> TrialRecord:
         """End a waiting training with the epochs that it has saved, because the budget is used up."""
         task = self._search.make_task(trial)
-        if trial.state != "waiting" or not isinstance(task, TrainTask):
+        if trial.state != "waiting" or not isinstance(task, TrainTask) or not self._search.may_be_cut:
             return trial
         from trainers.training.continuing import saved_history  # imports torch
 
@@ -200,7 +200,9 @@ class StageLedger:
         """The outcome of a training that the budget has ended: it keeps its last complete epoch."""
         control = self._context.control
         budget = control.budget
-        is_asked = outcome.state == "interrupted" and outcome.error is None
+        if budget is not None and outcome.state == "complete":
+            budget.note_training()
+        is_asked = outcome.state == "interrupted" and outcome.error is None and self._search.may_be_cut
         if not is_asked or budget is None or control.stop_requested() or control.deadline_reached():
             return outcome
         task = self._search.make_task(trial)

@@ -11,6 +11,7 @@ from tests.tiny import Rows, read_rows, run_here
 
 STUDY = """\
 study: tiny
+pool: inline
 seed: 3
 data: {source: digits, image_size: 32, max_images: 80, max_test_images: 40}
 stages:

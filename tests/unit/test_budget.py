@@ -89,6 +89,17 @@ def test_a_time_is_over_when_the_clock_says_so() -> None:
     assert budget.is_over()
 
 
+def test_time_is_left_for_the_trainings_of_later_stages() -> None:
+    clock = Clock()
+    budget = StageBudget(time_s=100.0, later_trainings=2, clock=clock)
+    clock.now += 30.0  # the first training
+    budget.note_training()
+    assert not budget.is_over()
+    clock.now += 30.0
+    budget.note_training()
+    assert budget.is_over()  # the two later ones need 60 s as well, and only 40 s are left
+
+
 def test_a_short_stage_gets_one_result_in_any_case() -> None:
     budget = StageBudget.for_kind("averaging", time_s=0.0, macs=None, trials=None, described="")
     assert not budget.is_over()
