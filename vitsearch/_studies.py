@@ -261,7 +261,8 @@ def _read(name: str, settings: Settings) -> StudyRun:
             )
         rows = store.stages(study.id)
         records = {stage.name: store.trials(stage.id) for stage in rows}
-        results = {stage.name: _result(stage, spec, records[stage.name]) for stage in rows if stage.state == "complete"}
+        known = {stage.name: _result(stage, spec, records[stage.name]) for stage in rows if stage.result}
+        results = {stage.name: known[stage.name] for stage in rows if stage.state == "complete"}
     trials = {stage: tuple(_trial(stage, record, study) for record in found) for stage, found in records.items()}
     return StudyRun(
         name=study.name,
@@ -271,7 +272,7 @@ def _read(name: str, settings: Settings) -> StudyRun:
         folder=folder,
         stages=results,
         _trials=trials,
-        _champion=_champion(results, folder),
+        _champion=_champion(known, folder),  # a study that grows keeps its champion meanwhile
     )
 
 

@@ -34,7 +34,6 @@ def study_summary(store: Store, study: StudyRecord) -> dict[str, Any]:
         "cost": (_last_result(stages, "train") or {}).get("cost"),
         "front": (_last_result(stages, "train") or {}).get("front", []),
         "ranked_by": (_last_result(stages, "train") or {}).get("ranked_by", ACCURACY.key),
-        "certainty": (_last_result(stages, "train") or {}).get("certainty"),
         "leaderboard": (_last_result(stages, "train") or {}).get("leaderboard", []),
         "correlation": _last_result(stages, "correlate"),
         "champion": _last_result(stages, "promote"),
@@ -108,6 +107,7 @@ def _with_absolute_folder(stage: StageRecord, study_folder: Path) -> StageRecord
 
 
 def _last_result(stages: list[StageRecord], kind: str) -> dict[str, Any] | None:
-    """The result of the last finished stage of a kind, or `None`."""
-    found = [stage.result for stage in stages if stage.kind == kind and stage.state == "complete"]
+    """The result of the last finished stage of a kind, or `None`. A study that grows keeps its champion meanwhile."""
+    is_kept = kind == "promote"
+    found = [one.result for one in stages if one.kind == kind and one.result and (is_kept or one.state == "complete")]
     return found[-1] if found else None

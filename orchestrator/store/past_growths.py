@@ -19,6 +19,8 @@ class PastGrowth(BaseModel):
     """What the study file changed, one line each."""
     stages: tuple[str, ...] = ()
     """Stages that continued or ran again."""
+    repeated: tuple[str, ...] = ()
+    """Those of them that ran again from the start."""
     rerun: dict[str, tuple[int, ...]] = {}
     """Numbers of the trials that ran again, by stage."""
     longer: dict[str, int] = {}
@@ -50,8 +52,12 @@ class Growths:
         return max((number for number, one in enumerate(self._growths, 1) if stage in one.stages), default=0)
 
     def latest_of_trial(self, stage: str, number: int) -> int:
-        """Number of the latest growth in which a trial ran again; 0 if there was none."""
-        found = (place for place, one in enumerate(self._growths, 1) if number in one.rerun.get(stage, ()))
+        """Number of the latest growth in which a trial, or its whole stage, ran again; 0 if there was none."""
+        found = (
+            place
+            for place, one in enumerate(self._growths, 1)
+            if stage in one.repeated or number in one.rerun.get(stage, ())
+        )
         return max(found, default=0)
 
     def earlier_epochs(self, stage: str) -> tuple[int, ...]:

@@ -164,6 +164,7 @@ def _study_growth(
         record=PastGrowth(
             changes=growth.changes,
             stages=tuple(sorted(growth.extended | growth.repeated)),
+            repeated=tuple(sorted(growth.repeated)),
             rerun={name: tuple(numbers) for name, numbers in rerun.items()},
             longer=dict(growth.longer),
         ),

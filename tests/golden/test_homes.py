@@ -100,6 +100,25 @@ def test_the_interrupted_study_ends_as_an_uninterrupted_one(
     assert number_of_attempts(home, "interrupted", "train") == [1, 1, 2, 1, 1]
 
 
+def test_the_finished_study_grows(home: Path, version: str, command_line: CommandLine, tmp_path: Path) -> None:
+    before = trials_and_curves(home, "finished")
+    text = (HOMES / version / "finished.yaml").read_text(encoding="utf-8")
+    train = text.index("- stage: train")
+    assert "num_trials: 4" in text[train:]
+    file = tmp_path / "finished.yaml"
+    file.write_text(text[:train] + text[train:].replace("num_trials: 4", "num_trials: 5", 1), encoding="utf-8")
+    done = command_line("run", str(file), "--format", "json")
+    assert done.status == 0, done.err
+    assert "stages[1].num_trials: 4 -> 5" in done.err
+    assert done.json()["state"] == "complete"
+    after = trials_and_curves(home, "finished")
+    kept = [trial for trial in before["trials"] if trial["stage"] in ("screen", "train")]
+    assert [trial for trial in after["trials"] if key(trial) in map(key, kept)][: len(kept)] == kept
+    assert {number: after["curves"][number] for number in before["curves"]} == before["curves"]
+    assert number_of_attempts(home, "finished", "train") == [1] * 5
+    assert command_line("best", "finished").status == 0
+
+
 def key(trial: dict[str, Any]) -> tuple[Any, ...]:
     """What must be the same to the letter."""
     return trial["stage"], trial["trial"], trial["state"], trial["point"]

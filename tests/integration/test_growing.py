@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
+import vitsearch
+from orchestrator.settings import load_settings
+from orchestrator.study.access import find_champion, find_summary
 from orchestrator.study.driver import SpecChangedError
 from tests.fakes import RecordingProgress, Switch, Told
 from tests.places import Place, assert_rows_are_true
@@ -17,6 +20,7 @@ from trainers.config import TaskOutcome, TrainTask
 SMALL = """\
 study: tiny
 seed: 3
+pool: inline
 data: {source: digits, image_size: 32, max_images: 80, max_test_images: 40}
 stages:
   - stage: train
@@ -34,14 +38,16 @@ def grown_home(tiny: FinishedStudy, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny.home, tmp_path / "home"))
 
 
-def small(folder: Path, home: Path, *, progress: RecordingProgress | None = None, **changed: object) -> Rows:
+def small(
+    folder: Path, home: Path, *, progress: RecordingProgress | None = None, tracking: bool = False, **changed: object
+) -> Rows:
     """Run the small study with changed fields of its train stage, and further `stages`."""
     raw = yaml.safe_load(SMALL)
     raw["stages"] += changed.pop("stages", [])
     raw["stages"][0] |= changed
     file = folder / "small.yaml"
     file.write_text(yaml.safe_dump(raw), encoding="utf-8")
-    assert run_here(file, home, progress=progress).state == "complete"
+    assert run_here(file, home, progress=progress, tracking=tracking).state == "complete"
     return read_rows(home)
 
 
@@ -65,8 +71,20 @@ def place_of_home(home: Path) -> Place:
 # --- more trials ---
 
 
+def test_a_study_that_grows_by_two_trials_equals_one_that_had_them_from_the_start(tmp_path: Path) -> None:
+    stages = [
+        {"stage": "averaging", "num_trials": 3, "methods": ["last", {"name": "lawa", "window": [1, 2]}]},
+        {"stage": "promote"},
+    ]
+    tpe = {"name": "tpe", "num_startup_trials": 3}
+    small(tmp_path, tmp_path / "home", stages=stages, sampler=tpe, num_trials=4)
+    grown = small(tmp_path, tmp_path / "home", stages=stages, sampler=tpe, num_trials=6)
+    fresh = small(tmp_path, tmp_path / "fresh", stages=stages, sampler=tpe, num_trials=6)
+    assert [line for line in differences(grown, fresh) if "/kept/" not in line] == []
+
+
 @pytest.mark.timeout(300)
-def test_a_study_that_grows_by_two_trials_equals_one_that_had_them_from_the_start(
+def test_finished_trials_are_kept_and_later_stages_run_again(
     tiny: FinishedStudy, grown_home: Path, tmp_path: Path
 ) -> None:
     file = write_tiny(tmp_path, **{"num_trials: 9": "num_trials: 11"})
@@ -78,11 +96,6 @@ def test_a_study_that_grows_by_two_trials_equals_one_that_had_them_from_the_star
     assert grown.trials["train"][:9] == tiny.rows.trials["train"]
     assert grown.trials["screen"] == tiny.rows.trials["screen"]
     assert number_of_attempts(grown_home) == [1] * 11
-    (tmp_path / "fresh").mkdir()
-    run_here(file, tmp_path / "fresh")
-    fresh = read_rows(tmp_path / "fresh")
-    kept = [line for line in differences(grown, fresh) if "/kept/" not in line]
-    assert kept == []
     assert_rows_are_true(place_of_home(grown_home))
     again = RecordingProgress()
     assert run_here(file, grown_home, progress=again).state == "complete"
@@ -221,6 +234,57 @@ def test_a_stage_that_has_not_begun_may_change_in_every_field(tmp_path: Path, ti
     assert rows.study.spec["stages"][2]["epochs"] == 3
     assert rows.trials["screen"] == screened
     assert [trial.point for trial in screened] == [trial.point for trial in tiny.rows.trials["screen"]]
+
+
+# --- MLflow ---
+
+
+@pytest.mark.timeout(300)
+def test_mlflow_shows_one_experiment_with_the_earlier_and_the_new_runs(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    home, promote = tmp_path / "home", [{"stage": "promote", "seeds": 1}]
+    small(tmp_path, home, stages=promote, tracking=True)
+    client = MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow.db", registry_uri=f"sqlite:///{home}/mlflow.db")
+    (experiment,) = [one for one in client.search_experiments() if one.name == "tiny"]
+    before = {run.info.run_id for run in client.search_runs([experiment.experiment_id])}
+    grown = small(tmp_path, home, stages=promote, tracking=True, num_trials=3, epochs=3)
+    assert [one.name for one in client.search_experiments() if one.lifecycle_stage == "active"].count("tiny") == 1
+    runs = client.search_runs([experiment.experiment_id])
+    assert before <= {run.info.run_id for run in runs}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    by_level: dict[str, int] = {}
+    for run in runs:
+        by_level[run.data.tags["vitsearch.level"]] = by_level.get(run.data.tags["vitsearch.level"], 0) + 1
+    # 2 trainings and a finalist, then 2 that go on, a new one and a finalist.
+    assert by_level == {"execution": 2, "stage": 4, "trial": 4, "earlier trial": 3}
+    epochs = {(run.data.tags["vitsearch.level"], run.data.params.get("epochs")) for run in runs}
+    assert {("trial", "3"), ("earlier trial", "2")} <= epochs
+    assert not {("trial", "2"), ("earlier trial", "3")} & epochs
+    assert len(client.search_model_versions("name = 'tiny'")) == 2
+    champion = client.get_model_version_by_alias("tiny", "champion")
+    assert client.get_run(champion.run_id).info.run_id not in before
+    settings = load_settings(home=home)
+    tracking_state = find_summary("tiny", settings)["tracking"]
+    assert (tracking_state["owed"], tracking_state["rejected"]) == (0, 0)
+    assert len(grown.trials["promote"]) == 1
+
+
+def test_a_study_that_grows_keeps_its_champion_until_it_has_a_new_one(tmp_path: Path) -> None:
+    home, switch = tmp_path / "home", Switch()
+    small(tmp_path, home, stages=[{"stage": "promote"}])
+    settings = load_settings(home=home, tracking=False)
+    before = find_champion("tiny", settings)
+    file = tmp_path / "small.yaml"
+    file.write_text(file.read_text(encoding="utf-8").replace("num_trials: 2", "num_trials: 4"), encoding="utf-8")
+    progress = RecordingProgress(lambda told: setattr(switch, "on", told.what == "trial ended"))
+    assert run_here(file, home, progress=progress, control=switch).state == "interrupted"
+    assert find_champion("tiny", settings) == before
+    assert (Path(before["folder"]) / "model.safetensors").is_file()
+    assert vitsearch.load_run("tiny", home=home).champion.trial == before["trial"]
+    switch.on = False
+    assert run_here(file, home).state == "complete"
+    assert find_champion("tiny", settings)["trial"] in range(4)
 
 
 # --- failed trials ---
