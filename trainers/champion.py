@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
+from plugins.metrics.deciding import DecidingMetric
 from plugins.metrics.names import RECORDED_METRICS
 from plugins.protocols import Averager, StateDict
 from plugins.registry import create
@@ -372,6 +373,7 @@ def _report(
         class_names=class_names,
         measures=measures,
         temperature=temperature,
+        metric=DecidingMetric.of(metric),
         names_of=names_of,
     )
 

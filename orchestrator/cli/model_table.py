@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from plugins.metrics.deciding import DecidingMetric
 from trainers.results.model_report import ClassFigures, Estimate, ModelReport
 
 _MAX_CLASSES, _MAX_CONFUSIONS, _MAX_MISTAKES = 30, 5, 5
@@ -20,6 +21,12 @@ def report_lines(report: ModelReport) -> list[tuple[str, str]]:
             ("95 % interval", f"{100 * accuracy.low:.1f} to {100 * accuracy.high:.1f} %, {report.num_images} images")
         )
     always = f"{100 * report.baseline.accuracy:.1f} % by always answering {report.baseline.name!r}"
+    name = report.metric.choice.name
+    if name != "accuracy" and name in report.metrics and name in report.baselines:
+        found = report.metrics[name]
+        interval = "" if found.low is None or found.high is None else f" ({_bounds(report.metric, found)})"
+        lines.append(("metric", f"{report.metric.words} {report.metric.text(found.value)}{interval}"))
+        always += f", which has {report.metric.words} {report.metric.text(report.baselines[name])}"
     if not report.beats_baseline:
         always += ": the model is NOT better than that"
     lines.append(("baseline", always))
@@ -36,6 +43,10 @@ def report_lines(report: ModelReport) -> list[tuple[str, str]]:
     if weakest.recall is not None and weakest.recall < 1:
         lines.append(("weakest class", f"{weakest.name!r}: {100 * weakest.recall:.1f} % of {weakest.support} images"))
     return lines
+
+
+def _bounds(metric: DecidingMetric, found: Estimate) -> str:
+    return " to ".join(metric.text(bound) for bound in (found.low, found.high) if bound is not None)
 
 
 def model_report(report: ModelReport) -> RenderableType:

@@ -12,8 +12,9 @@ from orchestrator.cli.signals import StopRequest, stop_on_signal
 from orchestrator.settings import load_settings
 from orchestrator.spec.study_file import load_configuration
 from orchestrator.stages.progress import as_percent
+from plugins.metrics.deciding import ACCURACY
 from trainers.config import EpochReport
-from trainers.results.model_report import describe_accuracy
+from trainers.results.model_report import describe_result
 from trainers.training.reporting import Reporter
 
 
@@ -88,7 +89,7 @@ def train_command(
         print_json({**found, "test": report.model_dump(mode="json")})
         return
     out(
-        f"test accuracy {describe_accuracy(report)}, "
+        f"test {'accuracy ' if report.metric == ACCURACY else ''}{describe_result(report)}, "
         + (
             f"validation {as_percent(metrics['val_accuracy'])}"
             if validates

@@ -20,6 +20,7 @@ from orchestrator.reports.drawing import (
     whole_numbers,
     write_title,
 )
+from plugins.metrics.deciding import ACCURACY, DecidingMetric
 from plugins.protocols import CurvePoint
 
 if TYPE_CHECKING:
@@ -192,25 +193,34 @@ def agreement_over_epochs(judgement: "EarlyJudgement", path: Path, *, threshold:
         axes.figure.legend(loc="outside lower center", ncols=4, frameon=False)
 
 
-def learning_curves(curves: Mapping[str, Sequence[CurvePoint]], path: Path) -> None:
-    """Draw validation accuracy and both losses over epochs, one colour per trial.
+def learning_curves(
+    curves: Mapping[str, Sequence[CurvePoint]], path: Path, *, metric: DecidingMetric = ACCURACY
+) -> None:
+    """Draw a validation metric and both losses over epochs, one colour per trial.
 
     Args:
         curves: Learning curves by name, best first; there are eight distinct colours.
         path: The PNG file to write.
+        metric: The metric, which all points have. For `loss`, the accuracy is drawn.
     """
+    metric = ACCURACY if metric.key == "val_loss" else metric
+    factor, name_of_metric = (100 if metric.is_fraction else 1), f"validation {metric.words}"
+
+    def value_of(point: CurvePoint) -> float:
+        return point.val_accuracy if metric.key == ACCURACY.key else point.metrics[metric.key]
+
     with new_figure(path, columns=2, width=10.0) as (left, right):
         for index, (name, curve) in enumerate(curves.items()):
             style = {"color": CYCLE[index % len(CYCLE)], "linewidth": 1.8, "marker": "o" if len(curve) == 1 else None}
             epochs = [point.epoch for point in curve]
-            left.plot(epochs, [100 * point.val_accuracy for point in curve], label=name, **style)
+            left.plot(epochs, [factor * value_of(point) for point in curve], label=name, **style)
             right.plot(epochs, [point.val_loss for point in curve], **style)
             right.plot(epochs, [point.train_loss for point in curve], **{**style, "linewidth": 1.0}, linestyle=":")
-        best = max((point.val_accuracy for curve in curves.values() for point in curve), default=math.nan)
-        reached = f"best epoch: {100 * best:.1f} %" if math.isfinite(best) else "no epoch was finished"
-        write_title(left, "Validation accuracy", reached)
+        values = [value_of(point) for curve in curves.values() for point in curve]
+        reached = f"best epoch: {metric.text(max(values, key=metric.score))}" if values else "no epoch was finished"
+        write_title(left, name_of_metric[0].upper() + name_of_metric[1:], reached)
         write_title(right, "Loss", "solid: validation, dotted: training")
-        left.set_ylabel("validation accuracy (%)")
+        left.set_ylabel(name_of_metric + (" (%)" if metric.is_fraction else ""))
         right.set_ylabel("cross-entropy (nats)")
         if any(point.val_loss > 0 for curve in curves.values() for point in curve):
             right.set_yscale("log")
@@ -261,15 +271,18 @@ def growth(family: Sequence[Mapping[str, Any]], proxies: Sequence[str], path: Pa
             right.legend(frameon=False)
 
 
-def stopping_front(points: Sequence[tuple[float, float]], chosen: int, path: Path) -> None:
-    """Draw epochs saved and accuracy lost by each stopping criterion, with the Pareto front and the chosen one.
+def stopping_front(
+    points: Sequence[tuple[float, float]], chosen: int, path: Path, *, metric: DecidingMetric = ACCURACY
+) -> None:
+    """Draw epochs saved and the loss of a metric for each stopping criterion, the Pareto front and the chosen one.
 
     Args:
-        points: For each criterion, epochs saved and accuracy lost as fractions.
+        points: For each criterion, epochs saved as a fraction, and what is lost of the metric.
         chosen: Index of the chosen criterion.
         path: The PNG file to write.
+        metric: The metric.
     """
-    percent = [(100 * saved, 100 * lost) for saved, lost in points]
+    percent = [(100 * saved, lost * (100 if metric.is_fraction else 1)) for saved, lost in points]
     front: list[tuple[float, float]] = []
     for saved, lost in sorted(percent, key=lambda point: (-point[0], point[1])):
         if not front or lost < front[-1][1]:
@@ -280,10 +293,12 @@ def stopping_front(points: Sequence[tuple[float, float]], chosen: int, path: Pat
         saved, lost = percent[chosen]
         axes.scatter([saved], [lost], s=190, marker="*", color=ORANGE, edgecolor="white", label="chosen", zorder=4)
         axes.set_xlabel("epochs saved (% of the budget, mean over the recorded curves)")
-        axes.set_ylabel("accuracy lost (percentage points)")
+        axes.set_ylabel(f"{metric.words} lost" + (" (percentage points)" if metric.is_fraction else ""))
         axes.margins(0.08)
         write_title(
-            axes, "Stopping early", f"chosen: saves {saved:.1f} % of the epochs for {lost:.2f} points of accuracy"
+            axes,
+            "Stopping early",
+            f"chosen: saves {saved:.1f} % of the epochs for {metric.amount(points[chosen][1])}",
         )
         axes.legend(loc="upper left", frameon=False)
 

@@ -27,12 +27,12 @@ from orchestrator.stages.retention import checkpoint_folders
 from orchestrator.stages.stopping import STOPPING, StoppingResult
 from orchestrator.stages.train import TRAIN, TrainStage, configuration_of
 from orchestrator.store.records import StageRecord, TrialRecord
-from plugins.metrics.deciding import DecidingMetric
+from plugins.metrics.deciding import ACCURACY, DecidingMetric
 from plugins.protocols import StateDict
 from plugins.registry import create
 from search_spaces.recipes import PluginChoice, describe_plugin
 from trainers.config import Configuration
-from trainers.results.model_report import ModelReport, describe_accuracy
+from trainers.results.model_report import ModelReport, describe_result
 
 
 class PromoteStage(StageModel):
@@ -173,7 +173,7 @@ def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:
     )
     origin = f"trial {chosen.trial}" + (", trained again" if result.retrained is not None else "")
     described = (
-        f"`{configuration.topology}`, {describe_accuracy(report)} on the test part; "
+        f"`{configuration.topology}`, {describe_result(report)} on the test part; "
         f"{origin}, averaging {configuration.averaging.name}."
         + (f" Of the trials, it is {result.chosen}." if result.chosen else "")
     )
@@ -183,7 +183,7 @@ def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:
         texts["finalists.csv"] = _finalist_table(chosen.finalists)
     return StageOutcome(
         result=result,
-        summary=f"champion: {describe_accuracy(report)} on the test part ({configuration.topology})"
+        summary=f"champion: {describe_result(report)} on the test part ({configuration.topology})"
         + (f"; it is {result.chosen}" if result.chosen else ""),
         metrics={**metrics, **report_metrics(report)},
         texts=texts,
@@ -195,6 +195,7 @@ def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:
                 tags={
                     "topology": configuration.topology,
                     "test_accuracy": f"{metrics['test_accuracy']:.4f}",
+                    "baseline_accuracy": f"{report.baseline.accuracy:.4f}",
                     "averaged_from": context.run_tree.trial_key(chosen.stage, chosen.trained.number),
                     **({"initialised_from": train.result.weights.lineage} if train.result.weights else {}),
                 },
@@ -300,7 +301,7 @@ PROMOTE = StageKind(
     result=PromoteResult,
     run=run_promote,
     line=lambda result: (
-        f"test accuracy {describe_accuracy(result.test)}"
+        f"test {'accuracy ' if result.test.metric == ACCURACY else ''}{describe_result(result.test)}"
         if result.test is not None
         else f"test accuracy {100 * result.test_accuracy:.2f} %"
     ),

@@ -177,7 +177,7 @@ def _plots(context: StageContext, trials: list[TrialRecord], chosen: TrialRecord
 
     path = context.folder / "stopping-front.png"
     points = [(trial.metrics["epochs_saved"], trial.metrics["accuracy_lost"]) for trial in trials]
-    stopping_front(points, trials.index(chosen), path)
+    stopping_front(points, trials.index(chosen), path, metric=context.metric)
     return (path,)
 
 

@@ -561,7 +561,7 @@ def _plots(context: StageContext, trials: Sequence[TrialRecord]) -> tuple[Any, .
         f"trial {trial.number}": [report.point for report in context.store.reports(trial.id)] for trial in trials[:8]
     }
     path = context.folder / "learning-curves.png"
-    learning_curves(curves, path)
+    learning_curves(curves, path, metric=context.metric)
     return (path,)
 
 

@@ -11,11 +11,14 @@ from PIL import Image
 from rich.console import Console
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from orchestrator.cli.model_table import model_report
+from orchestrator.cli.model_table import model_report, report_lines
 from orchestrator.reports.model_files import draw_report, report_metrics, report_texts
+from plugins.metrics.deciding import ACCURACY, DecidingMetric
+from plugins.registry import create
+from search_spaces.recipes import PluginChoice
 from trainers.data.images import ImageSplit
 from trainers.results.measuring import MAX_MISTAKES, report_on
-from trainers.results.model_report import ModelReport, describe_accuracy
+from trainers.results.model_report import ModelReport, describe_accuracy, describe_result
 from trainers.training.evaluation import judge
 
 NAMES = ("cat", "dog", "a class with a name that is much too long", "never seen")
@@ -176,3 +179,31 @@ def test_a_report_with_many_classes_shows_the_weakest(tmp_path: Path) -> None:
     split = ImageSplit(images=torch.zeros(120, 1, 8, 8, dtype=torch.uint8), labels=labels)
     assert len(draw_report(found, split, tmp_path)) == 3
     assert "30 weakest of 60" in shown(found)
+
+
+def test_a_model_is_compared_with_the_most_frequent_class_by_its_own_metric() -> None:
+    labels = torch.tensor([0] * 9 + [1])
+    always_first = torch.tensor([[5.0, 0.0, 0.0, 0.0]]).repeat(10, 1)
+    f1 = DecidingMetric.of(PluginChoice(name="macro-f1"))
+
+    measures = {**MEASURES, "macro-f1": create("metrics", "macro-f1").measure}
+
+    def judged(logits: torch.Tensor, metric: DecidingMetric) -> ModelReport:
+        return report_on(
+            logits, labels, part="test", class_names=NAMES, measures=measures, temperature=1.0, metric=metric
+        )
+
+    blind = judged(always_first, f1)
+    assert blind.baselines["accuracy"] == 0.9
+    assert blind.baselines["macro-f1"] == blind.metrics["macro-f1"].value
+    assert not blind.beats_baseline
+    assert describe_result(blind).startswith("macro F1 47.4 %, accuracy 90.0 %")
+    assert describe_result(blind).endswith(f"NOT better than always answering {NAMES[0]!r}")
+    finds_both = always_first.clone()
+    finds_both[9] = torch.tensor([0.0, 5.0, 0.0, 0.0])
+    finds_both[:2] = torch.tensor([0.0, 5.0, 0.0, 0.0])
+    found = judged(finds_both, f1)
+    assert found.metrics["accuracy"].value < found.baselines["accuracy"]
+    assert found.beats_baseline
+    assert not judged(finds_both, ACCURACY).beats_baseline
+    assert any(name == "metric" and "macro F1" in text for name, text in report_lines(found))

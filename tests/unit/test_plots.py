@@ -11,7 +11,9 @@ from PIL import Image
 
 from orchestrator.evaluation.verdict import EarlyJudgement, EpochAgreement, Interval, Verdict
 from orchestrator.reports import plots
+from plugins.metrics.deciding import DecidingMetric
 from plugins.protocols import CurvePoint
+from search_spaces.recipes import PluginChoice
 
 TAU = Interval(value=0.5, low=0.2, high=0.7)
 NO_TAU = Interval(value=None, low=None, high=None)
@@ -59,6 +61,8 @@ def judgement(*taus: Interval, rungs: tuple[int, ...] = ()) -> EarlyJudgement:
 
 
 CURVE = [CurvePoint(epoch, 2.0 / epoch, 2.1 / epoch, 1 - 0.5 / epoch) for epoch in range(1, 6)]
+F1_CURVE = [point._replace(metrics={"val_macro_f1": 0.5}) for point in CURVE]
+F1, LOSS = (DecidingMetric.of(PluginChoice(name=name)) for name in ("macro-f1", "loss"))
 
 
 @pytest.mark.parametrize(
@@ -90,6 +94,8 @@ CURVE = [CurvePoint(epoch, 2.0 / epoch, 2.1 / epoch, 1 - 0.5 / epoch) for epoch 
         pytest.param(lambda p: plots.learning_curves({"trial 1": CURVE, "trial 2": CURVE[:1]}, p), id="curves"),
         pytest.param(lambda p: plots.learning_curves({"trial 1": []}, p), id="a curve without epochs"),
         pytest.param(lambda p: plots.learning_curves({}, p), id="no curves"),
+        pytest.param(lambda p: plots.learning_curves({"1": F1_CURVE}, p, metric=F1), id="another metric"),
+        pytest.param(lambda p: plots.stopping_front([(0.5, 0.01)], 0, p, metric=LOSS), id="front of a loss"),
         pytest.param(
             lambda p: plots.learning_curves({str(n): CURVE for n in range(12)}, p), id="more curves than colours"
         ),

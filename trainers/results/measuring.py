@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from plugins.metrics.deciding import ACCURACY, DecidingMetric
 from trainers.results.calibration import calibrate
 from trainers.results.intervals import Measure, estimate
 from trainers.results.model_report import ClassFigures, Mistake, ModelReport, MostFrequentClass
+from trainers.training.baseline import blind_logits
 from trainers.training.evaluation import class_probabilities
 
 MAX_MISTAKES = 24
@@ -21,6 +23,7 @@ def report_on(
     class_names: Sequence[str],
     measures: Mapping[str, Measure],
     temperature: float,
+    metric: DecidingMetric = ACCURACY,
     names_of: Callable[[Sequence[int]], Sequence[str]] | None = None,
 ) -> ModelReport:
     """The report on a model.
@@ -32,18 +35,22 @@ def report_on(
         class_names: Names of the C classes.
         measures: The metrics by name; `accuracy` must be one of them.
         temperature: The model's temperature.
+        metric: The metric by which the model was chosen.
         names_of: Gives file or row of the images at some positions, if they are known.
     """
     logits, labels = logits.cpu(), labels.cpu()
     confusion = count_confusion(logits.argmax(1), labels, num_classes=len(class_names))
     frequencies = confusion.sum(1)
     most = int(frequencies.argmax())
+    blind = blind_logits(frequencies, num_images=len(labels))
     return ModelReport(
         part=part,
         num_images=len(labels),
         classes=tuple(class_names),
         metrics={name: estimate(name, measure, logits, labels) for name, measure in measures.items()},
         baseline=MostFrequentClass(name=class_names[most], accuracy=int(frequencies[most]) / len(labels)),
+        metric=metric,
+        baselines={name: measure(blind, labels) for name, measure in measures.items()},
         per_class=_per_class(confusion, class_names),
         confusion=tuple(tuple(row) for row in confusion.tolist()),
         calibration=calibrate(logits, labels, temperature=temperature),

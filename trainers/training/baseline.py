@@ -21,6 +21,16 @@ def blind_evaluation(
         num_classes: Number of classes.
         metric: A further metric to measure.
     """
-    counts = torch.bincount(train_labels.cpu(), minlength=num_classes).double() + 1
-    logits = (counts / counts.sum()).log().expand(len(labels), num_classes)
-    return judge(logits, labels.cpu(), metric=metric)
+    counts = torch.bincount(train_labels.cpu(), minlength=num_classes)
+    return judge(blind_logits(counts, num_images=len(labels)), labels.cpu(), metric=metric)
+
+
+def blind_logits(counts: Tensor, *, num_images: int) -> Tensor:
+    """The same logits for all images, shape (num_images, classes): the logarithms of the frequencies of the classes.
+
+    Args:
+        counts: Number of images of each class, shape (classes,). One is added to each.
+        num_images: Number of images to predict.
+    """
+    more = counts.double() + 1
+    return (more / more.sum()).log().expand(num_images, len(counts))
