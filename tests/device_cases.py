@@ -23,6 +23,7 @@ from trainers.hardware.devices import full_precision
 from trainers.models.building import build_model
 from trainers.models.dropout import Dropout
 from trainers.tasks.averaging import average
+from trainers.tasks.comparing import validation_logits
 from trainers.tasks.scoring import make_candidate
 from trainers.training.checkpoints import load_weights
 from trainers.training.loop import train
@@ -116,7 +117,11 @@ def _go_on_average_and_predict(device: torch.device) -> dict[str, float]:
         weights = load_weights(paths[-1])
         save_model(folder / "model", weights, configuration=config, data=digits(), metrics={})
         Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(folder / "image.png")
-        (prediction,) = load_model(folder / "model", device=device).predict([folder / "image.png"])
+        model = load_model(folder / "model", device=device)
+        (prediction,) = model.predict([folder / "image.png"])
+        report = model.evaluate_on()
+        (logits,) = validation_logits([(config, paths[-1])], digits(), torch.arange(5), device)
+    found |= {"test loss": report.metrics["loss"].value, "first logit": float(logits[0, 0])}
     found |= {f"averaged.{key}": value for key, value in _checked(averaged).items()}
     return found | {"probability": prediction.probability}
 

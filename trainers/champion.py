@@ -25,7 +25,7 @@ from trainers.data.images import (
     ImageSplit,
     load_test_images,
 )
-from trainers.data.labelled import LabelledImages, ModelInput, Part, load_labelled
+from trainers.data.labelled import LabelledImages, ModelInput, Part, load_labelled, names_of_test_images
 from trainers.data.listing import DataError, Item
 from trainers.data.pixels import (
     FORMAT_SCALES,
@@ -318,6 +318,7 @@ def finish_model(
         temperature = temperature or fit_temperature(logits, data.validation.labels)
     temperature = temperature or 1.0
     test = load_test_images(configuration.data)
+    names = names_of_test_images(configuration.data, test)
     report = _report(
         model,
         test,
@@ -326,6 +327,7 @@ def finish_model(
         class_names=data.class_names,
         temperature=temperature,
         metric=configuration.metric,
+        names_of=None if names is None else names.of,
     )
     costs = topology_costs(configuration.topology, data.task)
     metrics = {

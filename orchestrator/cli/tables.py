@@ -148,13 +148,14 @@ def _percent_or_plain(value: float, metric: DecidingMetric) -> str:
 def champion_lines(champion: dict[str, Any]) -> Text:
     """The champion in a few lines."""
     configuration = champion["configuration"]
-    validation = "no validation figure: trained on the validation part too"
+    validation = "no validation figure after refit"
     if champion.get("val_accuracy") is not None:
         validation = f"validation {100 * champion['val_accuracy']:.2f} %"
     origin = f"trial {champion['trial']}"
     if champion.get("finalists"):
         (best, *others) = champion["finalists"]
-        origin += f", the best mean of {1 + len(others)} finalists with {len(best['values'])} new seeds"
+        count = len(best["values"])
+        origin += f", best of {1 + len(others)} finalists ({count} new seed{'' if count == 1 else 's'} each)"
     report = champion.get("test")
     lines = [] if report is None else report_lines(ModelReport.model_validate(report))
     return Text(

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.engines.interfaces import Objective, Search, Suggestion
-from orchestrator.spec.stage_model import Count
 from orchestrator.stages.context import StageContext, StageFailedError
 from orchestrator.stages.kind import FinishedStage, StageResult
 from orchestrator.stages.retention import drop_checkpoints, trial_folder
@@ -62,10 +61,19 @@ class FixedPoints:
         """Nothing depends on other trials."""
 
 
-def retrain_finalists(context: StageContext, train: Trained, *, finalists: Count, seeds: Count) -> list[Finalist]:
+def retrain_finalists(
+    context: StageContext, train: Trained, *, finalists: int, seeds: int, refits: bool
+) -> list[Finalist]:
     """Train the best trials again, each with several other seeds; best mean first.
 
     The trials of the search are not counted: the best of many was lucky, too, and its new trainings were not selected.
+
+    Args:
+        context: The context of the promote stage.
+        train: The train stage.
+        finalists: Number of trials.
+        seeds: Number of trainings of each.
+        refits: Whether the stage trains one more model afterwards.
 
     Raises:
         StageInterruptedError: A stop was requested.
@@ -84,7 +92,8 @@ def retrain_finalists(context: StageContext, train: Trained, *, finalists: Count
     # The first seed of each, then the second: a deadline leaves all with about as many trainings.
     points = [{**trial.point, FINALIST: trial.number, REPEAT: repeat} for repeat in range(seeds) for trial in best]
     if not _refits(context):
-        run_search(context, _search(context, train, points, objectives, epochs=train.spec.epochs), tracked=True)
+        search = _search(context, train, points, objectives, epochs=train.spec.epochs)
+        run_search(context, search, tracked=True, further=int(refits))
     values = _retrainings(context)
     found = [
         _finalist(objectives[0].metric, trial.number, values.get(trial.number, []))
@@ -132,7 +141,8 @@ def refit(context: StageContext, train: Trained, source: TrialRecord) -> TrialRe
     # The loss of the training is all that can be compared.
     objectives = (Objective("train_loss", "minimize"),)
     search = _search(context, train, points, objectives, epochs=epochs, validates=False)
-    run_search(context, search, tracked=True)
+    is_shown = bool(before) and not _refits(context)  # `retrain_finalists` began the stage
+    run_search(context, search, tracked=True, further=None if is_shown else 0)
     found = _refits(context)
     if found and found[-1].state == "failed":
         raise StageFailedError(f"the training on training and validation part failed: {found[-1].reason}")

@@ -211,7 +211,7 @@ def _choose(context: StageContext, spec: PromoteStage, train: Trained) -> _Chose
     best = context.trial_of(train, train.result.best.trial)
     if not spec.seeds:
         return _Chosen(best.number, best, train.record, configuration_of(context, train.spec, best))
-    finalists = retrain_finalists(context, train, finalists=spec.finalists, seeds=spec.seeds)
+    finalists = retrain_finalists(context, train, finalists=spec.finalists, seeds=spec.seeds, refits=spec.refit)
     trained = best_retraining(context, train, finalists[0])
     context.progress.note(_describe_finalists(finalists, context.metric))
     configuration = configuration_of(context, train.spec, trained)
@@ -256,7 +256,7 @@ def _refit(context: StageContext, train: Trained, before: _Built) -> _Built:
 
     trained = refit(context, train, before.chosen.trained)
     if trained is None:
-        context.progress.note("the deadline passed before the champion was trained on all images: it stays as it is")
+        context.progress.note("the deadline or budget ended before the champion was trained on all images")
         return before
     chosen = before.chosen._replace(
         trained=trained, stage=context.stage, configuration=retrained_configuration(context, train, trained)

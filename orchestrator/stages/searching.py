@@ -21,13 +21,17 @@ from trainers.training.reporting import Reporter
 from trainers.training.watchdog import Watchdog
 
 
-def run_search(context: StageContext, search: Search, *, tracked: bool = False) -> list[TrialRecord]:
+def run_search(
+    context: StageContext, search: Search, *, tracked: bool = False, further: int | None = 0
+) -> list[TrialRecord]:
     """Run a stage's search and return its trials with a result, by number. A deadline or a budget leaves fewer trials.
 
     Args:
         context: The context of the stage.
         search: The search.
         tracked: Whether each trial gets a separate run in MLflow, with its learning curve.
+        further: Number of trials that another search of the stage adds; `None` if this is that search, so that the
+            beginning of the stage was shown already.
 
     Raises:
         StageInterruptedError: A stop was requested, or the deadline or budget ended before any trial had a result.
@@ -38,7 +42,8 @@ def run_search(context: StageContext, search: Search, *, tracked: bool = False) 
         search = replace(search, num_trials=min(asked, budget.trials))
     ledger = StageLedger(context, search, tracked=tracked)
     done = sum(trial.ended_at is not None for trial in ledger.trials())
-    context.progress.stage_began(context.stage, total=search.num_trials, done=done)
+    if further is not None:
+        context.progress.stage_began(context.stage, total=search.num_trials + further, done=done)
     try:
         trials = context.machinery.engine.run(search, context.machinery.pool, ledger, context.control)
         if context.control.budget_is_over() and not context.control.stop_requested():

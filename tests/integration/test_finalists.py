@@ -13,14 +13,14 @@ from mlflow import MlflowClient
 
 from orchestrator.cli.tables import champion_lines
 from orchestrator.settings import load_settings
-from orchestrator.spec.study_file import load_spec
+from orchestrator.spec.study_file import load_configuration, load_spec
 from orchestrator.spec.yaml_source import SpecError
 from orchestrator.stages.promote import PromoteResult
 from orchestrator.store.repository import Store
 from orchestrator.study.access import find_champion
 from tests.fakes import RecordingProgress
 from tests.tiny import CommandLine, Rows, read_rows, run_here, start
-from tests.unit.training import CPU
+from tests.unit.training import CPU, configuration
 from trainers import champion
 from trainers.champion import load_model
 from trainers.config import Configuration
@@ -59,6 +59,7 @@ class Finals:
     def __init__(self, home: Path, progress: RecordingProgress, num_tests: int) -> None:
         self.num_tests = num_tests
         self.home = home
+        self.begun = [told.value for told in progress.of("stage began") if told.stage == "promote"]
         self.notes = [str(told.value) for told in progress.of("note")]
         self.rows: Rows = read_rows(home, "finals")
         self.result = PromoteResult.model_validate(self.rows.stages["promote"].result)
@@ -106,8 +107,8 @@ def test_the_champion_was_trained_on_both_parts_and_has_no_validation_figure(fin
     assert (result.val_accuracy, result.val_loss) == (None, None)
     assert not any(name.startswith("val_") for name in last.metrics)
     assert {"train_loss", "epochs", "parameters"} <= last.metrics.keys()
-    configuration = result.configuration
-    assert (configuration.train_on, configuration.stopping, configuration.seed) == ("train+validation", None, last.seed)
+    final = result.configuration
+    assert (final.train_on, final.stopping, final.seed) == ("train+validation", None, last.seed)
     assert [report.num_images for report in finals.rows.curves["promote"][-1]] == [120] * 3
     assert [report.num_images for report in finals.rows.curves["train"][0]] == [90] * 3
     card = load_model(Path(finals.champion["folder"]), device=CPU).card
@@ -115,6 +116,10 @@ def test_the_champion_was_trained_on_both_parts_and_has_no_validation_figure(fin
     assert card.temperature != 1.0
     assert "no validation figure" in champion_lines(finals.champion).plain
     assert any("no validation figure is left" in note for note in finals.notes)
+
+
+def test_the_display_shows_the_stage_once_with_all_its_trainings(finals: Finals) -> None:
+    assert finals.begun == [(0, 5)]
 
 
 def test_the_test_part_is_read_once(finals: Finals) -> None:
@@ -246,3 +251,23 @@ def test_refit_alone_trains_the_best_trial_on_all_images(tmp_path: Path) -> None
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, int], message: str, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=message):
         load_spec(write(tmp_path, **settings))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"stopping": "patience"}, "`stopping` must be null with `train_on: train.validation`"),
+        (
+            {"averaging": "greedy-soup"},
+            "averaging.* must not choose by validation images .* greedy-soup does",
+        ),
+        ({"averaging": "best"}, "averaging.* must not choose by validation images .* best does. Use another method"),
+    ],
+)
+def test_a_configuration_without_validation_images_must_not_choose_by_them(
+    fields: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    found = {**configuration().model_dump(mode="json"), "train_on": "train+validation", **fields}
+    (tmp_path / "best.yaml").write_text(yaml.safe_dump(found))
+    with pytest.raises(SpecError, match=message):
+        load_configuration(tmp_path / "best.yaml")

@@ -340,6 +340,7 @@ def test_the_test_result_has_intervals_classes_calibration_and_figures(tiny: Fin
     assert [one.support for one in report.per_class] == held_out.labels.bincount(minlength=10).tolist()
     predictor = load_model(Path(tiny.champion["folder"]))
     assert predictor.card.temperature == report.calibration.temperature != 1.0
+    assert {one.name for one in report.mistakes} <= {f"digit {number}" for number in range(1797)}
     drawn = {path.name for path in Path(tiny.champion["folder"]).parent.iterdir()}
     assert drawn == {"champion", "confusion-matrix.png", "reliability.png", "mistakes.png"}
 

@@ -62,6 +62,14 @@ class LabelledImages:
     """What was left out, and what makes the figures less reliable."""
 
 
+def names_of_test_images(config: DataConfig, split: ImageSplit) -> ImageNames | None:
+    """The names of the images that `load_test_images` loaded; `None` if some were left out, or if they have none."""
+    if config.source == NOISE:
+        return None
+    chosen = choose_parts(list_source(config), config)["test"]
+    return ImageNames(parts=(chosen,)) if len(chosen.indices) == len(split) else None
+
+
 def load_labelled(source: str | None, model: ModelInput, *, part: Part | None = None) -> LabelledImages:
     """Load labelled images as a model sees them.
 
