@@ -11,6 +11,7 @@ from rich.text import Text
 from orchestrator.cli.model_table import report_lines
 from orchestrator.cli.verdict_table import correlation
 from orchestrator.spec.cost import Cost
+from orchestrator.stages.certainty import RankingCertainty, describe_certainty
 from orchestrator.stages.kind import stage_kind
 from orchestrator.study.sizes import human_size
 from plugins.metrics.deciding import ACCURACY, DecidingMetric
@@ -30,6 +31,7 @@ def study_report(summary: dict[str, Any]) -> RenderableType:
                 ranked_by=summary["ranked_by"],
                 baseline=summary["baseline"],
             ),
+            *certainty_lines(summary),
         ]
     if summary["front"]:
         parts += [_title("Pareto front"), front_table(summary)]
@@ -68,7 +70,7 @@ def status_report(summary: dict[str, Any]) -> RenderableType:
     if summary["data"]:
         parts += [_title("Data"), Text("\n".join(DataReport.model_validate(summary["data"]).lines()))]
     if summary["leaderboard"]:
-        parts += [_title("Leaderboard"), leaderboard(summary["leaderboard"])]
+        parts += [_title("Leaderboard"), leaderboard(summary["leaderboard"]), *certainty_lines(summary)]
         parts.append(Text(f"  all trials: vitsearch trials {summary['study']}"))
     if summary["champion"]:
         parts += [_title("Champion"), champion_lines(summary["champion"])]
@@ -143,6 +145,14 @@ def front_table(summary: dict[str, Any]) -> RenderableType:
 
 def _percent_or_plain(value: float, metric: DecidingMetric) -> str:
     return f"{100 * value:.2f}" if metric.is_fraction else f"{value:.4f}"
+
+
+def certainty_lines(summary: dict[str, Any]) -> list[Text]:
+    """How likely the best trial is really the best, as one sentence; nothing if it is not known."""
+    if summary["certainty"] is None:
+        return []
+    text = describe_certainty(RankingCertainty.model_validate(summary["certainty"]))
+    return [Text(textwrap.fill(f"{text[0].upper()}{text[1:]}.", 78, initial_indent="  ", subsequent_indent="  "))]
 
 
 def champion_lines(champion: dict[str, Any]) -> Text:

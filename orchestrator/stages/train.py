@@ -19,6 +19,7 @@ from orchestrator.spec.stage_model import Count, SpecModel, StageModel, StageNam
 from orchestrator.spec.topology_checks import topology_text_problems
 from orchestrator.spec.warm_start import WarmStart, with_absolute_warm_start
 from orchestrator.spec.yaml_source import KeyPath
+from orchestrator.stages.certainty import RankingCertainty, describe_certainty, rank_certainty
 from orchestrator.stages.context import StageContext
 from orchestrator.stages.grow import GROW, GrowStage
 from orchestrator.stages.improvement import with_patience
@@ -215,6 +216,8 @@ class TrainResult(StageResult):
     """The weights that the trials started from; `None` for random weights."""
     warm_start: WarmStarted | None = None
     """What the search was warm-started from."""
+    certainty: RankingCertainty | None = None
+    """How likely the best trial is really the best; `None` for a single trial, and in results of version 0.1.0."""
 
 
 def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
@@ -268,6 +271,13 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
     ordered = sort_trials(trials, objectives)
     chosen = choose(ordered, objectives, cost, limit=promotion_limit(context))
     best, baseline = chosen.trial, measure_baseline(context)
+    certainty = None
+    if cost is None:  # with a cost, no single trial is the best
+        certainty = rank_certainty(
+            context, ordered, lambda trial: configuration_of(context, spec, trial), ranked_by=objectives[0].metric
+        )
+    if certainty is not None:
+        context.progress.note(describe_certainty(certainty))
     share_trials(context, search, dimensions, ordered=ordered)
     all_trials = context.store.trials(context.stage.id)
     drop_checkpoints(context, all_trials, best=best, may_continue=lambda trial: may_continue(spec, trial))
@@ -287,6 +297,7 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
             num_failed=sum(trial.state == "failed" for trial in context.store.trials(context.stage.id)),
             weights=weights,
             warm_start=None if warm is None else warm.summary,
+            certainty=certainty,
         ),
         summary=summarize(
             context, trials, chosen, ranked_by=objectives[0].metric, baseline=baseline[context.metric.key]
@@ -296,6 +307,7 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
             "val_baseline_accuracy": baseline["val_accuracy"],
             f"val_baseline_{context.metric.key.removeprefix('val_')}": baseline[context.metric.key],
             "num_trials": len(trials),
+            **({} if certainty is None else {"probability_best": certainty.probability}),
         },
         plots=(*_plots(context, ordered), *draw_search(context, search, dimensions, ordered, best, base)),
         events=tuple(context.run_tree.stage_linked(context.stage, _stage_links(weights, warm))),

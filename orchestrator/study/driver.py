@@ -38,6 +38,7 @@ from orchestrator.study.budgeting import stage_budget
 from orchestrator.study.growth import SpecChangedError as SpecChangedError
 from orchestrator.study.growth import plan_study_growth, stored_spec
 from orchestrator.study.lock import StudyBusyError, hold_study
+from orchestrator.study.old_champions import complete_champions, incomplete_champions
 from orchestrator.study.reusing import read_reused, store_reused
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.run_tree import RunTree
@@ -254,11 +255,13 @@ def deliver_events(study: StudyRecord, settings: Settings, *, timeout_s: float) 
     with open_existing(settings) as store:
         if store is None or not settings.tracking:
             return 0
-        owed = store.outbox(study.id)
-        if owed.count_owed() == 0:
+        owed, old = store.outbox(study.id), incomplete_champions(study, settings, store)
+        if owed.count_owed() == 0 and not old:
             return 0
-        with hold_study(study.name, settings), Outbox(owed, lambda: tracker_of(study, settings, store)) as outbox:
-            return outbox.flush(timeout_s)
+        with hold_study(study.name, settings):
+            complete_champions(study, settings, store, old)
+            with Outbox(owed, lambda: tracker_of(study, settings, store)) as outbox:
+                return outbox.flush(timeout_s)
 
 
 class _Driver:

@@ -19,6 +19,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from orchestrator.settings import load_settings
+from orchestrator.study.access import find_study, open_existing, study_folder, tracker_of
 from orchestrator.tracking.events import DeleteExperiment, EnsureExperiment, Event, LogArtifact, RegisterModel, StartRun
 from orchestrator.tracking.mlflow_client import Tracker
 from orchestrator.tracking.relocation import relocate
@@ -292,3 +294,36 @@ def test_any_command_in_a_moved_home_corrects_the_addresses(
 
         version = MlflowClient(f"sqlite:///{moved}/mlflow.db").get_model_version_by_alias("digits", "champion")
         assert version.source.startswith(expected.as_uri())
+
+
+def test_a_champion_that_version_0_1_0_registered_can_be_loaded_after_the_next_run(
+    digit: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    version = OLD_CHAMPION.parents[4].parent
+    home = Path(shutil.copytree(version / "home", command_line.home))
+    settings = load_settings(home=home)
+    study = find_study("finished", settings)
+    key, folder = f"{study.uid}/stage/promote", study_folder(settings, study) / "promote" / "champion"
+    with open_existing(settings) as store:
+        assert store is not None
+        tracker_of(study, settings, store).deliver(
+            [
+                EnsureExperiment(name="finished", tags={"vitsearch.study": "finished"}),
+                StartRun(key=key, name="promote", experiment="finished", start_time_ms=1),
+                LogArtifact(key=key, path=str(folder), artifact_path="champion"),
+                RegisterModel(key=key, name="finished", artifact_path="champion", alias="champion"),
+            ]
+        )
+    for path in home.glob("artifacts/mlflow/finished/*/artifacts/champion/*"):  # what only this version writes
+        if path.name not in ("model.yaml", "model.safetensors"):
+            path.unlink()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", settings.tracking_uri)
+    mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri(None)
+    with pytest.raises(mlflow.MlflowException):
+        mlflow.pyfunc.load_model("models:/finished@champion")
+    file = version / "finished.yaml"
+    assert command_line("run", file, "--quiet", VITSEARCH_TRACKING="on", MLFLOW_TRACKING_URI="").status == 0
+    assert len(mlflow.pyfunc.load_model("models:/finished@champion").predict(digit)) == 1

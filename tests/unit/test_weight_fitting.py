@@ -141,6 +141,13 @@ def test_rows_of_the_last_layer_follow_their_class_names(space: str) -> None:
     assert "2 of 4 classes known by name (c, a), the others new" in found.text
 
 
+def test_classes_in_another_order_are_matched_by_name() -> None:
+    source = source_of(LARGE["pit"])
+    found = fit(source, LARGE["pit"], classes=("c", "a", "b"))
+    assert torch.equal(found.state["head.bias"], source.tensors["head.bias"][[2, 0, 1]])
+    assert found.text.endswith("tensors; the last layer matched by class name")
+
+
 def test_classes_with_other_names_get_a_new_last_layer() -> None:
     found = fit(source_of(LARGE["pit"]), LARGE["pit"], classes=("x", "y"))
     assert found.fresh == ("head.weight", "head.bias")

@@ -59,11 +59,17 @@ class Fit:
         return "starts from " + "; ".join(parts)
 
     @property
+    def _head_tensors(self) -> tuple[str, ...]:
+        return tuple(name for name in self.state if _unit(name) == self.last_layer)
+
+    @property
     def _head(self) -> str | None:
+        if set(self._head_tensors) & set(self.fresh):
+            return f"a new last layer for {self.num_classes} classes"
         if self.known_classes is None:
             return None
-        if not self.known_classes:
-            return f"a new last layer for {self.num_classes} classes"
+        if len(self.known_classes) == self.num_classes:
+            return "the last layer matched by class name"
         shown = ", ".join(self.known_classes[:5]) + (", ..." if len(self.known_classes) > 5 else "")
         return (
             f"in the last layer {len(self.known_classes)} of {self.num_classes} classes known by name ({shown}), the "
