@@ -14,6 +14,7 @@ from orchestrator.spec.problems import plain
 from orchestrator.spec.study_file import StudySpec
 from orchestrator.spec.warm_start import WarmStart, WarmStartError
 from orchestrator.spec.yaml_source import read_yaml
+from orchestrator.stages.retention import CUT
 from orchestrator.stages.starting_weights import has_stored_weights, store_weights, stored_weights
 from orchestrator.stages.train import TrainStage, ranking_by, sort_trials, train_conditions
 from orchestrator.stages.warm_start import PastTrial, WarmStartRecord, has_stored_warm_start, store_warm_start
@@ -128,7 +129,10 @@ def read_warm_start(source: WarmStart, settings: Settings, *, own_study: str) ->
 
 
 def _of_study(name: str, top: int, settings: Settings) -> WarmStartRecord:
-    """The best trials and all results of a study's last train stage that has any."""
+    """The best trials and the results of a study's last train stage that has any.
+
+    Results of trainings that a scheduler or a budget has ended early are left out: they are those of fewer epochs.
+    """
     study = find_study(name, settings)
     try:
         spec = StudySpec.model_validate(study.spec)
@@ -154,11 +158,13 @@ def _of_study(name: str, top: int, settings: Settings) -> WarmStartRecord:
 
             objective = ranking_by(DecidingMetric.of(spec.metric[0]), stage)
             folder = study_folder(settings, study) / stage.name
-            weights = None if stage.weights is None else stored_weights(folder).sha256
+            weights = stage.weights
+            if weights is not None and has_stored_weights(folder):
+                weights = stored_weights(folder).sha256
             return WarmStartRecord(
                 origin=f"study {name}",
                 first=tuple(past(trial) for trial in sort_trials(trials, (objective,))[:top]),
-                results=tuple(past(trial) for trial in trials if "scheduler" not in trial.details),
+                results=tuple(past(trial) for trial in trials if not {"scheduler", CUT} & trial.details.keys()),
                 conditions=train_conditions(spec.data, study.data_digest, stage, weights),
             )
     raise WarmStartError(

@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine, update
 
 from orchestrator.settings import load_settings
 from orchestrator.spec.study_file import load_spec
-from orchestrator.spec.warm_start import WarmStartError
+from orchestrator.spec.warm_start import WarmStart, WarmStartError
 from orchestrator.spec.yaml_source import SpecError
+from orchestrator.store.tables import trials
 from orchestrator.study.access import UnknownStudyError, delete_study, find_champion, find_study
+from orchestrator.study.reusing import read_warm_start
 from tests.fakes import RecordingProgress, Switch, Told
 from tests.tiny import CommandLine, Rows, read_rows, run_here
 
@@ -205,3 +208,16 @@ def test_a_wrong_warm_start_is_refused_with_its_line(tmp_path: Path, source: str
     with pytest.raises(SpecError, match=problem) as caught:
         load_spec(file)
     assert caught.value.line == 10
+
+
+def test_results_of_trainings_that_were_cut_are_not_known(home: Path) -> None:
+    settings = load_settings(home=home, tracking=False)
+    rows = read_rows(home, "first")
+    engine = create_engine(settings.database_url)
+    with engine.begin() as connection:
+        change = update(trials).where(trials.c.id == rows.trials["train"][4].id).values(details={"cut": "budget"})
+        connection.execute(change)
+    engine.dispose()
+    found = read_warm_start(WarmStart(study="first"), settings, own_study="second")
+    assert {past.label for past in found.results} == {f"first, train, trial {n}" for n in range(7) if n != 4}
+    assert len(found.first) == 5
