@@ -27,9 +27,11 @@ from plugins.registry import parse_topology
 from search_spaces.base import ImageTask
 from search_spaces.recipes import Recipe
 from tests.docs_reference import block_names, undocumented, with_current_blocks
-from trainers.champion import save_model
+from trainers.champion import load_model, save_model
 from trainers.config import Configuration, DataConfig
 from trainers.data.images import load_images
+from trainers.export_formats import ExportFormat
+from trainers.exporting import export_model
 from trainers.models.building import build_model
 from trainers.tasks.scoring import make_candidate
 
@@ -242,17 +244,38 @@ def test_the_example_criterion_of_the_docs_stops_at_its_threshold() -> None:
 def test_the_example_of_the_docs_predicts_with_a_saved_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = DataConfig(source="digits", max_images=100)
+    save_untrained(tmp_path / "champion", "digits")
+    Image.new("RGB", (40, 30)).save(tmp_path / "new.jpg")
+    monkeypatch.chdir(tmp_path)
+    code, *_ = fences(read("docs/own-images.md"), "python")
+    exec(compile(code, "docs/own-images.md", "exec"), {"__name__": "example"})
+    path, label, probability = capsys.readouterr().out.split()
+    assert (path, label in "0123456789", 0 < float(probability) < 1) == ("new.jpg", True, True)
+
+
+def test_the_example_of_an_exported_model_gives_what_predict_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed, which the page names")
+    save_untrained(tmp_path / "photos", "noise")
+    predictor = load_model(tmp_path / "photos", device=torch.device("cpu"))
+    export_model(predictor, tmp_path / "photos.onnx", ExportFormat.onnx)
+    Image.linear_gradient("L").resize((40, 30)).convert("RGB").save(tmp_path / "new.jpg")
+    monkeypatch.chdir(tmp_path)
+    code = fences(read("docs/own-images.md"), "python")[-1]
+    exec(compile(code, "docs/own-images.md", "exec"), {"__name__": "example"})
+    label, probability = capsys.readouterr().out.split()
+    (expected,) = predictor.predict("new.jpg")
+    assert (label, float(probability)) == (expected.label, pytest.approx(expected.probability, abs=1e-4))
+
+
+def save_untrained(folder: Path, source: str) -> None:
+    """Save a model with its initial weights."""
+    config = DataConfig(source=source, max_images=100)
     data = load_images(config)
     configuration = Configuration(data=config, topology=TOPOLOGY, recipe=Recipe(), epochs=1, seed=0)
     weights = build_model(TOPOLOGY, data.task, seed=0, device=torch.device("cpu")).state_dict()
-    save_model(tmp_path / "champion", weights, configuration=configuration, data=data, metrics={})
-    Image.new("RGB", (40, 30)).save(tmp_path / "new.jpg")
-    monkeypatch.chdir(tmp_path)
-    (code,) = fences(read("docs/own-images.md"), "python")
-    exec(compile(code, "docs/own-images.md", "exec"), {"__name__": "example"})
-    path, label, probability = capsys.readouterr().out.split()
-    assert (path, label in data.class_names, 0 < float(probability) < 1) == ("new.jpg", True, True)
+    save_model(folder, weights, configuration=configuration, data=data, metrics={})
 
 
 def test_the_page_on_python_names_all_that_is_public() -> None:
