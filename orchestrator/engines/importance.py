@@ -12,6 +12,8 @@ from orchestrator.engines.optuna_space import OptunaSpace
 from orchestrator.store.records import TrialRecord
 from search_spaces.dimensions import Dimension
 
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
 MIN_TRIALS = 10
 """With fewer trials, importances are mostly noise."""
 _MIN_BEST = 4

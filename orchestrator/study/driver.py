@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
 _MANY_METRICS = frozenset({"correlate"})
 """Kinds of stages whose many metrics only their own run shows, not that of the execution."""
+_OF_INTERVALS = ("_low", "_high")
+"""Ends of metrics that only the run of their stage shows."""
 FLUSH_S = 60.0
 """Time to wait for MLflow at the end of a study. The next run sends any remaining events."""
 
@@ -283,6 +285,7 @@ class _Driver:
         self._store, self._run_tree = shared.store, shared.run_tree
         self._num_validation = num_validation
         self._metrics: dict[str, float] = {}
+        self._summary: str | None = None  # of the latest stage
 
     def run(
         self,
@@ -385,7 +388,8 @@ class _Driver:
             self._end_stage(running, execution, "interrupted", reason=str(error) or type(error).__name__)
             raise
         if stage.kind not in _MANY_METRICS:
-            self._metrics.update({f"{stage.name}.{name}": value for name, value in outcome.metrics.items()})
+            shown = {name: value for name, value in outcome.metrics.items() if not name.endswith(_OF_INTERVALS)}
+            self._metrics.update({f"{stage.name}.{name}": value for name, value in shown.items()})
         self._end_stage(running, execution, "complete", outcome=outcome)
 
     def _context(self, stage: StageRecord, execution: ExecutionRecord) -> StageContext:
@@ -432,10 +436,13 @@ class _Driver:
         )
         result = outcome.result.model_dump(mode="json") if outcome else None
         ended = self._store.end_stage(stage, state, execution=execution, result=result, reason=reason, events=events)
+        self._summary = outcome.summary if outcome else self._summary
         self._machinery.progress.stage_ended(ended, outcome.summary if outcome else reason or state)
 
     def _end(self, execution: ExecutionRecord, state: Any, reason: str | None) -> None:
-        events = self._run_tree.execution_ended(execution, state, ended_at=time.time(), metrics=self._metrics)
+        events = self._run_tree.execution_ended(
+            execution, state, ended_at=time.time(), metrics=self._metrics, summary=reason or self._summary
+        )
         events += self._run_tree.experiment_described(self._note(state, reason))
         self._store.end_execution(execution, state, reason=reason, events=events)
 

@@ -170,11 +170,19 @@ class RunTree:
         return {**{key: self._setup[key] for key in ("engine", "pool", "reason") if key in self._setup}, **named}
 
     def execution_ended(
-        self, execution: ExecutionRecord, state: str, *, ended_at: float, metrics: Mapping[str, float]
+        self,
+        execution: ExecutionRecord,
+        state: str,
+        *,
+        ended_at: float,
+        metrics: Mapping[str, float],
+        summary: str | None = None,
     ) -> Rows:
+        """End an execution; `summary` becomes the run's description."""
+        tags = {"vitsearch.state": state, **({"mlflow.note.content": summary} if summary else {})}
         key = self.execution_key(execution.number)
         return _rows(
-            SetTags(key=key, tags={"vitsearch.state": state}),
+            SetTags(key=key, tags=tags),
             *_final_metrics(key, metrics, ended_at),
             EndRun(key=key, status=_STATUS.get(state, "KILLED"), end_time_ms=_ms(ended_at)),
         )
@@ -376,6 +384,9 @@ class RunTree:
             is_ranked: Whether `trials_ranked` was sent; without, the table is sorted by the first metric.
             at: Time of the change.
         """
+        several = sum(one["stage"] == stage.kind for one in self._study.spec.get("stages", ())) > 1
+        # Version 0.1.0 did not name the stage. Trainings of a promote stage are trials as well.
+        tag, value = ("stage_name", stage.name) if several else ("stage", stage.kind)
         shown = dict.fromkeys((*((RANK,) if is_ranked else ()), *metrics, *_TRIAL_METRICS))
         return _rows(
             ShareView(
@@ -384,7 +395,7 @@ class RunTree:
                 columns=(*(f"metrics.{name}" for name in shown), *(f"params.{name}" for name in params)),
                 order_by=f"metrics.{RANK if is_ranked else metrics[0]}",
                 descending=descending and not is_ranked,
-                filter=f"tags.`vitsearch.level` = 'trial' and tags.`vitsearch.stage_name` = '{stage.name}'",
+                filter=f"tags.`vitsearch.level` = 'trial' and tags.`vitsearch.{tag}` = '{value}'",
                 title="Trials, best first",
                 created_ms=_ms(at),
             )

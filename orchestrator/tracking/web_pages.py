@@ -52,6 +52,7 @@ _SCRIPT = """
     var tries = 0, timer = setInterval(function () {
       var found = document.querySelector('[role="switch"][aria-label^="Parameters"]');
       if (found && found.getAttribute("aria-checked") !== "true") found.click();
+      if (found) found.scrollIntoView({block: "center"});
       if (found || ++tries > 300) clearInterval(timer);
     }, 100);
   }

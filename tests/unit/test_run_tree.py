@@ -181,11 +181,21 @@ def test_the_view_of_trials_has_the_searched_parameters_and_is_sorted_by_place()
     assert before.columns[0] == "metrics.val_accuracy"
     assert after.columns[:2] == ("metrics.rank", "metrics.val_accuracy")
     assert after.columns[-1] == "params.recipe.learning_rate"
+    assert after.filter == "tags.`vitsearch.level` = 'trial' and tags.`vitsearch.stage` = 'train'"
     places = events(TREE.trials_ranked(stage, [make_trial(4), make_trial(2)], at=1.0), LogMetrics)
     assert [(one.key, one.points[0].value) for one in places] == [
         (TREE.trial_key(stage, 4), 1.0),
         (TREE.trial_key(stage, 2), 2.0),
     ]
+
+
+def test_with_several_train_stages_the_view_shows_the_latest() -> None:
+    spec = {"stages": [{"stage": "train"}, {"stage": "train", "name": "again"}]}
+    tree, stage = RunTree(STUDY.model_copy(update={"spec": spec}), ""), make_stage("again", kind="train")
+    (view,) = events(
+        tree.trials_shown(stage, metrics=["x"], descending=True, params=[], is_ranked=False, at=1.0), ShareView
+    )
+    assert view.filter.endswith("tags.`vitsearch.stage_name` = 'again'")
 
 
 def test_the_champion_has_a_star_and_a_former_champion_loses_it() -> None:
@@ -207,6 +217,8 @@ def test_the_champion_has_a_star_and_a_former_champion_loses_it() -> None:
 def test_the_summary_of_a_stage_describes_its_run() -> None:
     (tags,) = events(TREE.stage_ended(make_stage(), "complete", at=9.0, summary="3 trials"), SetTags)
     assert tags.tags["mlflow.note.content"] == "3 trials"
+    ended = TREE.execution_ended(EXECUTION, "complete", ended_at=9.0, metrics={}, summary="won")
+    assert events(ended, SetTags)[0].tags["mlflow.note.content"] == "won"
     (described,) = events(TREE.experiment_described("won"), DescribeExperiment)
     assert described.experiment == "digits"
 
