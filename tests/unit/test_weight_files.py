@@ -14,8 +14,10 @@ from torch import Tensor
 from search_spaces.base import ImageTask
 from tests.rounding import assert_rounded
 from tests.unit.training import CPU, configuration, digits, run
-from trainers.champion import save_model, train_configuration
+from trainers.champion import load_model, save_model, train_configuration
 from trainers.config import Configuration, InitialWeights, TrainTask
+from trainers.export_formats import ExportFormat
+from trainers.exporting import export_model
 from trainers.models.building import build_model
 from trainers.training.checkpoints import accepted_digests, configuration_digest, load_weights
 from trainers.training.loop import train
@@ -186,6 +188,15 @@ def test_a_model_folder_tells_topology_and_classes(model: Path) -> None:
     assert found.class_names == digits().class_names
     assert found.task == digits().task
     assert read_weights(model / "model.safetensors", source="file").class_names == digits().class_names
+
+
+def test_an_exported_file_tells_topology_and_classes(model: Path, tmp_path: Path) -> None:
+    file, _ = export_model(load_model(model, device=CPU), tmp_path / "model.safetensors", ExportFormat.safetensors)
+    found = read_weights(file, source="file")
+    assert (found.topology, found.class_names) == (configuration().topology, digits().class_names)
+    assert found.task == digits().task
+    save_file(dict(found.tensors), tmp_path / "plain.safetensors", metadata={"input": "3", "class_names": "[]"})
+    assert read_weights(tmp_path / "plain.safetensors", source="file").topology is None
 
 
 def test_a_damaged_model_folder_is_refused(model: Path, tmp_path: Path) -> None:

@@ -1,15 +1,16 @@
 """Reads the weights of a model from a model folder, a safetensors file or a torch checkpoint. Nothing is executed."""
 
 import hashlib
+import json
 import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
@@ -40,11 +41,24 @@ class SourceWeights:
     """Names of tensors that our models do not have."""
 
 
+class _Known(NamedTuple):
+    """What is known of the model."""
+
+    topology: str
+    task: ImageTask
+    class_names: tuple[str, ...]
+
+
+class _Configuration(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    topology: str
+
+
 class _Card(BaseModel):
     """The part of a model's description that matters here; see `trainers.champion.ModelCard`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
-    configuration: dict[str, Any]
+    configuration: _Configuration
     task: ImageTask
     class_names: tuple[str, ...]
     weights_sha256: str
@@ -69,13 +83,14 @@ def read_weights(path: Path, *, source: str) -> SourceWeights:
     left: tuple[str, ...] = ()
     if is_plain_transformer(tensors):
         tensors, left = from_plain_transformer(tensors)
+    known = _known_of_export(file) if card is None else _Known(card.configuration.topology, card.task, card.class_names)
     return SourceWeights(
         source=source,
         sha256=sha256,
         tensors=tensors,
-        topology=None if card is None else str(card.configuration.get("topology")),
-        task=None if card is None else card.task,
-        class_names=() if card is None else card.class_names,
+        topology=None if known is None else known.topology,
+        task=None if known is None else known.task,
+        class_names=() if known is None else known.class_names,
         left_aside=left,
     )
 
@@ -119,6 +134,21 @@ def _card_beside(file: Path, sha256: str, *, must_fit: bool) -> _Card | None:
             "damaged or was replaced. Restore it, or move it out of the folder and name the file."
         )
     return None
+
+
+def _known_of_export(file: Path) -> _Known | None:
+    """What a file of `vitsearch export --format safetensors` tells of its model; `None` for other files."""
+    if file.suffix.lower() != ".safetensors":
+        return None
+    with safe_open(file, framework="pt") as content:
+        metadata = content.metadata() or {}
+    try:
+        names = tuple(map(str, json.loads(metadata["class_names"])))
+        _, channels, size, _ = json.loads(metadata["input"])["shape"]
+        task = ImageTask(image_size=size, in_channels=channels, num_classes=len(names))
+        return _Known(metadata["topology"], task, names)
+    except (KeyError, ValueError, TypeError):  # metadata of another program
+        return None
 
 
 def _tensors_in(file: Path, data: bytes) -> dict[str, Tensor]:
