@@ -58,6 +58,18 @@ def test_decoding_is_shown_in_a_terminal_and_leaves_nothing(tmp_path: Path, monk
     assert console.file.getvalue().endswith("\x1b[2K")  # the line is erased
 
 
+def test_decoded_images_are_kept_in_the_home(command_line: CommandLine, tmp_path: Path) -> None:
+    source = make_folder(tmp_path / "pets", count=20)
+    load_images.cache_clear()
+    assert command_line("data", source, VITSEARCH_CACHE_FOLDER="").status == 0
+    assert len(list((command_line.home / "cache").glob("*.pixels"))) == 2
+    load_images.cache_clear()
+    assert command_line("data", source, VITSEARCH_CACHE_FOLDER="", VITSEARCH_CACHE_GIB="0").status == 0
+    done = command_line("data", source, VITSEARCH_CACHE_GIB="much")
+    assert done.status == 2
+    assert "VITSEARCH_CACHE_GIB" in done.err
+
+
 def test_verify_finds_images_whose_files_have_the_same_size_and_time(command_line: CommandLine, tmp_path: Path) -> None:
     source = make_folder(tmp_path / "pets", count=20)
     before = command_line("data", source, "--image-size", "8", "--format", "json").json()

@@ -12,7 +12,7 @@ from plugins.protocols import Signal
 from tests.unit.training import CPU, Recorder, configuration, digits, run
 from trainers.config import TrainTask
 from trainers.data.images import ImageData, ImageSplit, channel_statistics, classes_without_content, image_digests
-from trainers.data.mapping import batches, gather, is_mapped, map_pixels, select
+from trainers.data.mapping import batches, gather, is_mapped, joined, map_pixels, select
 from trainers.training.checkpoints import load_weights
 from trainers.training.packed import train_packed
 
@@ -47,6 +47,10 @@ def test_a_map_gives_the_same_images_and_outlives_its_file(tmp_path: Path) -> No
     for _ in range(20):  # more than what is given back at once
         assert torch.equal(gather(part, indices), expected[indices])
     assert all(torch.equal(*pair) for pair in zip(batches(part, 700), batches(expected, 700), strict=True))
+    neighbours = joined(part[:50], part[50:70])
+    assert is_mapped(neighbours)
+    assert torch.equal(neighbours, expected[:70])
+    assert torch.equal(joined(part[:5], part[7:9]), torch.cat([expected[:5], expected[7:9]]))
     some = select(part, indices, tmp_path)
     assert is_mapped(some)
     assert torch.equal(some, expected[indices])

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from trainers.config import Configuration
 from trainers.data.images import ImageData, ImageSplit, load_images
+from trainers.data.mapping import joined
 
 
 def load_for_training(configuration: Configuration) -> ImageData:
@@ -25,20 +25,7 @@ def load_for_training(configuration: Configuration) -> ImageData:
     return replace(
         data,
         train=ImageSplit(
-            images=_joined(data.train.images, data.validation.images),
+            images=joined(data.train.images, data.validation.images),
             labels=torch.cat([data.train.labels, data.validation.labels]),
         ),
     )
-
-
-def _joined(first: Tensor, second: Tensor) -> Tensor:
-    """Both, one after the other; a view if they are neighbours in memory or in one file, so that nothing is copied."""
-    are_neighbours = (
-        first.is_contiguous()
-        and second.is_contiguous()
-        and first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
-        and first.storage_offset() + first.numel() == second.storage_offset()
-    )
-    if not are_neighbours:
-        return torch.cat([first, second])
-    return first.as_strided((len(first) + len(second), *first.shape[1:]), first.stride(), first.storage_offset())

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -13,6 +14,7 @@ from trainers.config import NOISE, DataConfig
 from trainers.data.decoding import Chosen
 from trainers.data.images import ImageSplit, choose_parts, decode_images, load_images
 from trainers.data.listing import DataError, DataFindings, few
+from trainers.data.mapping import joined
 from trainers.data.pixels import Scales
 from trainers.data.sources import BUILT_IN, list_parts, list_source, unreadable
 
@@ -105,7 +107,7 @@ def load_labelled(source: str | None, model: ModelInput, *, part: Part | None = 
     if decoded.broken and not config.skip_broken:
         raise unreadable(decoded.broken)
     split = ImageSplit(
-        images=torch.cat([one.images for one in decoded.splits]) if len(taken) > 1 else decoded.splits[0].images,
+        images=reduce(joined, [one.images for one in decoded.splits]),
         labels=torch.from_numpy(numbers)[torch.cat([one.labels for one in decoded.splits])],
     )
     if not len(split):

@@ -75,6 +75,19 @@ def batches(images: Tensor, size: int) -> Iterator[Tensor]:
             _count(mapped, batch.numel())
 
 
+def joined(first: Tensor, second: Tensor) -> Tensor:
+    """Both, one after the other; a view if they are neighbours in memory or in one file, so that nothing is copied."""
+    are_neighbours = (
+        first.is_contiguous()
+        and second.is_contiguous()
+        and first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
+        and first.storage_offset() + first.numel() == second.storage_offset()
+    )
+    if not are_neighbours:
+        return torch.cat([first, second])
+    return first.as_strided((len(first) + len(second), *first.shape[1:]), first.stride(), first.storage_offset())
+
+
 def select(images: Tensor, indices: Tensor, folder: Path) -> Tensor:
     """The images at `indices` (B,), in memory if `images` are; otherwise as a map of a new file without a name.
 
