@@ -83,9 +83,7 @@ def retrain_finalists(
 
     objectives = (ranking(context, train.spec),)
     usable = [trial for trial in context.store.trials(train.record.id) if trial.is_usable]
-    # The first is the trial that the train stage chose, which with two objectives need not be the most accurate.
-    chosen = train.result.best.trial
-    best = sorted(sort_trials(usable, objectives), key=lambda trial: trial.number != chosen)[:finalists]
+    best = sort_trials(usable, objectives)[:finalists]
     if context.spec.cost is not None:  # the trial was chosen from the front, which need not be the best one
         best = [context.trial_of(train, train.result.best.trial)]
     if len(best) < finalists:

@@ -108,6 +108,13 @@ def test_other_metrics_are_compared_by_resampled_images(tmp_path: Path, metric: 
     assert 0.2 < found.probability <= 1
 
 
+def test_trials_ranked_by_their_best_epoch_are_compared_with_its_weights(tmp_path: Path) -> None:
+    (train,) = STUDY["stages"]
+    assert run_here(write(tmp_path, stages=[{**train, "rank_by": "best"}]), tmp_path / "home").state == "complete"
+    found = certainty_of(read_rows(tmp_path / "home", "certain"))
+    assert (found.method, found.reason) == ("paired", None)
+
+
 def test_a_single_trial_needs_no_certainty(tmp_path: Path) -> None:
     (train,) = STUDY["stages"]
     file = write(tmp_path, stages=[{**train, "num_trials": 1, "epochs": 1}])

@@ -239,6 +239,35 @@ def test_refit_alone_trains_the_best_trial_on_all_images(tmp_path: Path) -> None
     assert len(rows.trials["promote"]) == 1
 
 
+def test_a_study_that_grows_trains_its_new_finalists_from_the_beginning(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    assert run_here(write(tmp_path, refit=False), home).state == "complete"
+    before = read_rows(home, "finals")
+    text = (tmp_path / "finals.yaml").read_text()
+    (tmp_path / "finals.yaml").write_text(text.replace("num_trials: 4", "num_trials: 6"))
+    assert run_here(tmp_path / "finals.yaml", home).state == "complete"
+    after = read_rows(home, "finals")
+    assert len(after.trials["train"]) == 6
+    ended = max(trial.ended_at or 0.0 for trial in before.trials["promote"])
+    assert all(trial.started_at > ended for trial in after.trials["promote"])
+    result = PromoteResult.model_validate(after.stages["promote"].result)
+    searched = sorted(after.trials["train"], key=lambda one: (-one.metrics["val_accuracy"], one.metrics["val_loss"]))
+    assert {one.trial for one in result.finalists} == {trial.number for trial in searched[:2]}
+    assert [trial.metrics["epochs"] for trial in after.trials["promote"]] == [3] * 4
+
+
+def test_with_a_cost_the_trial_that_was_chosen_from_the_front_is_trained_again(tmp_path: Path) -> None:
+    *stages, last = STUDY["stages"]
+    file = tmp_path / "finals.yaml"
+    promote = {**last, "finalists": 1, "seeds": 1, "refit": False}
+    file.write_text(yaml.safe_dump({**STUDY, "metric": ["accuracy", "parameters"], "stages": [stages[0], promote]}))
+    assert run_here(file, tmp_path / "home").state == "complete"
+    rows = read_rows(tmp_path / "home", "finals")
+    result = PromoteResult.model_validate(rows.stages["promote"].result)
+    assert [one.trial for one in result.finalists] == [rows.stages["train"].result["best"]["trial"]] == [result.trial]
+    assert rows.stages["train"].result["certainty"] is None
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -131,6 +133,24 @@ def test_images_have_their_names(tmp_path: Path) -> None:
     assert found.names is not None
     names = [Path(name).relative_to(tmp_path) for name in found.names.of([5, 0])]
     assert [name.parts[0] for name in names] == colours_of(found.split.images[[5, 0]])
+
+
+def test_a_table_and_a_parquet_file_are_read_like_a_folder(tmp_path: Path) -> None:
+    for colour in COLOURS:
+        write_images(tmp_path / "folder", colour, 3)
+    files = sorted((tmp_path / "folder").rglob("*.png"))
+    rows = [(str(file.relative_to(tmp_path)), file.parent.name) for file in files]
+    (tmp_path / "labels.csv").write_text("file_name,label\n" + "".join(f"{name},{label}\n" for name, label in rows))
+    columns = {"image": [{"bytes": file.read_bytes(), "path": file.name} for file in files]}
+    pq.write_table(pa.table({**columns, "label": [label for _, label in rows]}), tmp_path / "images.parquet")
+    known = knowing("elsewhere", "green", "red", "blue")
+    folder = load_labelled(str(tmp_path / "folder"), known)
+    for other in ("labels.csv", "images.parquet"):
+        found = load_labelled(str(tmp_path / other), known)
+        assert torch.equal(found.split.images, folder.split.images)
+        assert torch.equal(found.split.labels, folder.split.labels)
+        assert found.names is not None
+        assert len(set(found.names.of(range(9)))) == 9
 
 
 def test_noise_is_refused() -> None:
