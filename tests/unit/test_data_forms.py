@@ -1,8 +1,10 @@
 """Forms of data sets: what is read, what is left out and counted, and what is refused."""
 
+import itertools
 import json
 import struct
 import zlib
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -423,6 +425,47 @@ def test_colour_of_twelve_bits_in_sixteen_is_refused_rather_than_black(tmp_path:
                 deep_tiff(pixels) if form == "tiff" else deep_png(pixels, 2)
             )
     assert "must have a known range, but its mode RGB (16-bit colour)" in problem(tmp_path)
+
+
+def ink_profile() -> bytes:
+    """A CMYK profile of inks that are all grey: cyan, magenta and yellow take a fifth of the lightness each."""
+
+    def lightness(cyan: int, magenta: int, yellow: int, black: int) -> float:
+        return (1 - black) * (1 - 0.2 * (cyan + magenta + yellow))
+
+    corners = [lightness(*inks) for inks in itertools.product((0, 1), repeat=4)]
+    unit = [1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 16]
+    curve = bytes(range(256))
+    table = b"".join(bytes([round(255 * value), 128, 128]) for value in corners)
+    white = struct.pack(">3I", 0xF6D6, 0x10000, 0xD32D)
+    tags = {
+        b"desc": b"desc" + bytes(4) + struct.pack(">I", 5) + b"inks\0" + bytes(78),
+        b"cprt": b"text" + bytes(4) + b"none\0\0\0\0",
+        b"wtpt": b"XYZ " + bytes(4) + white,
+        b"A2B0": b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + struct.pack(">9i", *unit) + curve * 4 + table + curve * 3,
+    }
+    place = 128 + 4 + 12 * len(tags)
+    index, content = struct.pack(">I", len(tags)), b""
+    for name, tag in tags.items():
+        padded = tag + bytes(-len(tag) % 4)
+        index += name + struct.pack(">II", place + len(content), len(tag))
+        content += padded
+    head = struct.pack(">I4sI4s4s4s", place + len(content), b"none", 0x02400000, b"prtr", b"CMYK", b"Lab ")
+    head += bytes(12) + b"acsp" + bytes(28) + white
+    return head.ljust(128, b"\0") + index + content
+
+
+@pytest.mark.parametrize("form", ["TIFF", "JPEG"])
+@pytest.mark.parametrize(
+    ("ink", "grey"), [((0, 0, 0, 0), 255), ((255, 0, 0, 0), 198), ((0, 255, 255, 0), 145), ((0, 0, 0, 255), 0)]
+)
+def test_ink_goes_through_its_profile(form: str, ink: tuple[int, int, int, int], grey: int) -> None:
+    """A lightness of 80 is 198 in sRGB, and one of 60 is 145."""
+    image, buffer = Image.new("CMYK", (16, 16), ink), BytesIO()
+    image.save(buffer, form, icc_profile=ink_profile(), **({"quality": 95} if form == "JPEG" else {}))
+    found = decode(Item("it", buffer.getvalue()), scales=FORMAT_SCALES)
+    assert found.mode == "CMYK"
+    assert np.asarray(found.image)[8, 8].tolist() == pytest.approx([grey] * 3, abs=2)
 
 
 @pytest.mark.parametrize(
