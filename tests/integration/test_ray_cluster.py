@@ -19,6 +19,9 @@ from orchestrator.engines.ray import node_checks as ray_nodes
 from orchestrator.engines.ray.cluster import RayCluster
 from orchestrator.engines.ray.connection import refusal
 from plugins.registry import FORMULA_FOLDER_VARIABLE
+from tests.unit.test_data import config, make_folder
+from trainers.data.cache_settings import CACHE_VARIABLE, use_cache
+from trainers.data.images import load_images
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install 'ray[tune]')")
 pytestmark = pytest.mark.timeout(300)
@@ -147,6 +150,35 @@ def test_the_workers_of_a_cluster_know_saved_formulas_and_see_no_gpu_without_a_s
     finally:
         cluster.close()
     assert (found[FORMULA_FOLDER_VARIABLE], found["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"]) == (str(tmp_path), "1")
+
+
+def test_the_workers_of_a_cluster_use_the_images_that_the_driver_has_decoded(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, "")
+    use_cache(tmp_path / "cache", 1.0)
+    given = config(make_folder(tmp_path / "pets"))
+    expected = load_images(given).digest
+
+    def load() -> tuple[str, int]:
+        from PIL import Image
+
+        from trainers.data.images import load_images
+
+        opened = []
+        begin = Image.open
+        Image.open = lambda *these, **options: opened.append(1) or begin(*these, **options)
+        return load_images(given).digest, len(opened)
+
+    cluster = RayCluster(address=address)
+    try:
+        cluster.start()
+        import ray
+
+        found = ray.get(ray.remote(load).remote())
+    finally:
+        cluster.close()
+    assert found == (expected, 0)
 
 
 # --- addresses ---
