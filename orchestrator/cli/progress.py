@@ -205,7 +205,7 @@ class PlainProgress:
             return
         self._last_printed = now
         spent = f" in {trial.metrics['wall_time_s']:.1f} s" if "wall_time_s" in trial.metrics else ""
-        result = f", {as_percent(trial.metrics['val_accuracy'])}" if trained else ""
+        result = f", accuracy {as_percent(trial.metrics['val_accuracy'])}" if trained else ""
         self._print(
             f"{self._stage}: {self._time.done} of {self._time.total}, trial {trial.number} {trial.state}{spent}{result}"
             + (f"; best {best}" if best else "")

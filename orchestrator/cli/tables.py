@@ -105,18 +105,19 @@ def leaderboard(
     ranked_by: str = ACCURACY.key,
     baseline: Mapping[str, float] | None = None,
 ) -> Text:
-    """The best trials, each with its accuracy, the figure that ranks it, size, topology and recipe.
+    """The best trials, each with its accuracy, loss or the figure that ranks it, size, topology and recipe.
 
     The last line is the value of always predicting the largest class.
     """
     is_shown = ranked_by in ("val_accuracy", "val_loss")
     which = "best " if ranked_by != metric.key else ""
     title = "" if is_shown else f"{which}val. {metric.words}" + (" (%)" if metric.is_fraction else "")
-    lines = [f"trial  {title}{'' if is_shown else '  '}val. accuracy (%)  val. loss  parameters  time (s)"]
+    middle = "val. loss" if is_shown else title  # both do not fit into 80 columns
+    lines = [f"trial  val. accuracy (%)  {middle}  parameters  time (s)"]
     for row in rows[:5]:
-        value = "" if is_shown else f"{_percent_or_plain(row[ranked_by], metric):>{len(title)}}  "
+        value = f"{row['val_loss']:.4f}" if is_shown else _percent_or_plain(row[ranked_by], metric)
         lines.append(
-            f"{row['trial']:>5}  {value}{100 * row['val_accuracy']:>17.2f}  {row['val_loss']:>9.4f}  "
+            f"{row['trial']:>5}  {100 * row['val_accuracy']:>17.2f}  {value:>{len(middle)}}  "
             f"{int(row['parameters']):>10,}  {row['wall_time_s']:>8.1f}"
         )
         recipe = [
@@ -130,17 +131,20 @@ def leaderboard(
     return Text("\n".join(lines))
 
 
-def front_table(summary: dict[str, Any]) -> RenderableType:
+def front_table(summary: dict[str, Any]) -> Text:
     """The trials that no other one beats in both objectives, the cheapest first; a star marks the chosen one."""
     metric, cost, key = metric_of(summary), Cost.model_validate(summary["cost"]), summary["ranked_by"]
     title = f"val. {metric.words}" + (" (%)" if metric.is_fraction else "")
-    table = _table("", "trial", title, cost.words, "topology")
     train = [stage["result"] for stage in summary["stages"] if stage["kind"] == "train" and stage["result"]][-1]
+    lines = [f"trial   {title}  {cost.words}"]
     for row in summary["front"]:
-        mark = "*" if row["trial"] == train["best"]["trial"] else ""
-        value, spent = _percent_or_plain(row[key], metric), cost.text(row[cost.key])
-        table.add_row(mark, str(row["trial"]), value, spent, row["topology"])
-    return Group(table, Text(f"* chosen: {train['chosen']}"))
+        mark = "*" if row["trial"] == train["best"]["trial"] else " "
+        spent = cost.text(row[cost.key])
+        value = _percent_or_plain(row[key], metric)
+        lines.append(f"{row['trial']:>5} {mark} {value:>{len(title)}}  {spent:>{len(cost.words)}}")
+        lines.append(f"        {row['topology']}")
+    chosen = textwrap.wrap(f"* chosen: {train['chosen']}", 80, subsequent_indent="  ")
+    return Text("\n".join([*lines, *chosen]), no_wrap=True, overflow="ignore")
 
 
 def _percent_or_plain(value: float, metric: DecidingMetric) -> str:

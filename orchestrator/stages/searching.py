@@ -321,9 +321,11 @@ class StageLedger:
             self._best = trial
 
     def _describe_best(self) -> str | None:
-        if self._best is None or len(self._search.objectives) != 1:
+        if self._best is None or not self._search.objectives:
             return None
         metric, deciding = self._search.objectives[0].metric, self._context.metric
+        if len(self._search.objectives) > 1 and metric.removesuffix("_best") != deciding.key:
+            return None
         value = self._best.metrics[metric]
         text = deciding.text(value) if metric.removesuffix("_best") == deciding.key else f"{value:.4g}"
         return f"{metric} {text} (trial {self._best.number})"

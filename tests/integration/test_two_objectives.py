@@ -78,7 +78,9 @@ def test_the_knee_of_the_front_becomes_the_champion(
     out(study_report(summary_of(home)))
     shown = capsys.readouterr().out
     assert "Pareto front" in shown
-    assert f"* chosen: {train['chosen']}" in shown
+    assert f"* chosen: {train['chosen']}" in " ".join(shown.split())
+    front = shown.partition("Pareto front")[2].partition("Champion")[0]
+    assert max(map(len, front.splitlines())) <= 80
 
 
 def test_the_best_trial_within_the_limit_becomes_the_champion(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_plain_lines_say_where_a_stage_goes_on_and_how_long_it_takes() -> None:
 
     lines = shown(PlainProgress, terminal=False, tell=tell).splitlines()
     assert lines[0] == "train: resumed at 2 of 4"
-    assert lines[1].startswith("train: 3 of 4, trial 2 complete, 50.0 %")
+    assert lines[1].startswith("train: 3 of 4, trial 2 complete, accuracy 50.0 %")
     assert lines[1].endswith("left")
 
 
@@ -111,7 +111,7 @@ def test_a_pause_is_part_of_no_time() -> None:
         paused.metrics["wall_time_s"] = 12.34
         progress.trial_ended(paused, best=None)
 
-    assert "trial 2 complete in 12.3 s, 50.0 %" in shown(PlainProgress, terminal=False, tell=tell)
+    assert "trial 2 complete in 12.3 s, accuracy 50.0 %" in shown(PlainProgress, terminal=False, tell=tell)
 
 
 def test_the_time_left_counts_only_trials_that_ended_here() -> None:

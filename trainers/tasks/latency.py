@@ -9,7 +9,7 @@ from trainers.hardware.devices import pick_device
 from trainers.tasks.scoring import make_candidate
 
 
-def measure_latency(topology: str, image_task: ImageTask, *, repeats: int = 30) -> float:
+def measure_latency(topology: str, image_task: ImageTask, *, repeats: int = 10) -> float:
     """Median time in milliseconds, over several passes on this machine's device.
 
     Args:
