@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.cli.console import fail, note, out, print_json
+from orchestrator.cli.console import fail, note, out, print_json, stderr
+from orchestrator.cli.decoding import show_decoding
 from orchestrator.cli.exit_status import BAD_INPUT
 from orchestrator.cli.model_table import model_report
 from orchestrator.reports.model_files import draw_report, report_texts
@@ -29,7 +30,8 @@ def evaluate_command(
     from trainers.champion import load_model  # imports torch
 
     predictor = load_model(find_model_folder(model, load_settings()))
-    images = predictor.load_labelled(source, part=part, skip_broken=skip_broken)
+    with show_decoding(stderr):
+        images = predictor.load_labelled(source, part=part, skip_broken=skip_broken)
     report = predictor.report_on(images)
     if as_json:
         print_json(report.model_dump(mode="json"))
