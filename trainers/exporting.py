@@ -2,8 +2,11 @@
 
 import importlib.util
 import json
+import logging
 import tempfile
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +124,10 @@ def exported_program(predictor: Predictor) -> ExportedProgram:
     )
     sizes = {0: Dim("N", min=1), 1: Dim("H", min=1), 2: Dim("W", min=1)}
     with torch.no_grad(), unfused_attention():  # fused attention depends on the device
-        return torch.export.export(graph, (example,), dynamic_shapes={INPUT_NAME: sizes})
+        program = torch.export.export(graph, (example,), dynamic_shapes={INPUT_NAME: sizes})
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+    return program
 
 
 def _write_safetensors(predictor: Predictor, file: Path, facts: dict[str, Any]) -> None:
@@ -134,18 +140,35 @@ def _write_torch_export(predictor: Predictor, file: Path, facts: dict[str, Any])
 
 
 def _write_onnx(predictor: Predictor, file: Path, facts: dict[str, Any]) -> None:
-    program = torch.onnx.export(
-        exported_program(predictor),
-        input_names=[INPUT_NAME],
-        output_names=list(OUTPUT_NAMES),
-        opset_version=_OPSET,
-        dynamo=True,
-        verbose=False,
-    )
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            exported_program(predictor),
+            input_names=[INPUT_NAME],
+            output_names=list(OUTPUT_NAMES),
+            opset_version=_OPSET,
+            dynamo=True,
+            verbose=False,
+        )
     assert program is not None
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # names in torch's graph, for debugging
     program.model.metadata_props.update(_as_text(facts))
     program.model.producer_name = "vitsearch"
     program.save(file, external_data=False)
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Hide what torch's exporter says about itself: packages that it can do without, and calls that it will replace."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _as_text(facts: dict[str, Any]) -> dict[str, str]:

@@ -144,9 +144,11 @@ def test_classes_are_in_the_file_and_beside_it(tmp_path: Path) -> None:
     predictor = predictor_of("as-vit")
     file, described = export_model(predictor, tmp_path / "model.onnx", ExportFormat.onnx)
     assert json.loads(described.read_text())["class_names"] == list(CLASSES)
+    assert str(Path(__file__).parents[2]).encode() not in file.read_bytes()
     metadata = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
     assert json.loads(metadata["class_names"]) == list(CLASSES)
     file, _ = export_model(predictor, tmp_path / "model.pt2", ExportFormat.torch_export)
+    assert str(Path(__file__).parents[2]).encode() not in file.read_bytes()
     extra = {FACTS_FILE: ""}
     torch.export.load(file, extra_files=extra)
     assert json.loads(extra[FACTS_FILE])["class_names"] == list(CLASSES)
