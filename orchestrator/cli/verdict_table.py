@@ -10,6 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 _FEW_TOPOLOGIES = 20
+_TOO_FEW_TOPOLOGIES = 10
+"""With fewer, intervals are so wide that one line says all that is known."""
 _COMBINED = "combined."
 _UNBOUNDED = 10_000
 Row = Mapping[str, Any]
@@ -28,6 +30,18 @@ def correlation(result: Mapping[str, Any]) -> RenderableType:
             f"{seeds} {'seed' if seeds == 1 else 'seeds'}, {100 * result['confidence']:g} % intervals"
         ),
         _Verdicts(rows, baselines, in_points=truth["unit"] == "fraction"),
+    ]
+    if result["num_topologies"] < _TOO_FEW_TOPOLOGIES:
+        winners = _winners(rows, baselines[0])
+        shown = f"{', '.join(winners)} {'is' if len(winners) == 1 else 'are'}" if winners else "no single score is"
+        parts.append(
+            _remark(
+                f"{result['num_topologies']} topologies are too few for a verdict: {shown} shown to predict better "
+                f"than {baselines[0]}. Train {_FEW_TOPOLOGIES} or more."
+            )
+        )
+        return Group(*parts)
+    parts += [
         *(_remark(f"{who}: {note}") for who, note in _shared_notes(rows)),
         _remark(_who_wins(rows, baselines[0], result["confidence"])),
         *(_remark(_combination(row)) for row in rows if row["is_combination"]),
@@ -104,15 +118,24 @@ def _remark(text: str) -> Padding:
     return Padding(Text(text), (0, 0, 0, 2))
 
 
+def _winners(rows: Sequence[Row], baseline: str) -> list[str]:
+    """The single scores that beat the baseline."""
+    return [
+        row["proxy"]
+        for row in rows
+        if baseline in row["minus"] and not row["is_combination"] and baseline in row["beats"]
+    ]
+
+
 def _who_wins(rows: Sequence[Row], baseline: str, confidence: float) -> str:
     """Names the scores that beat the baseline, and states how many scores would be expected to by luck."""
-    compared = [row for row in rows if baseline in row["minus"] and not row["is_combination"]]
-    winners = [row["proxy"] for row in compared if baseline in row["beats"]]
+    winners = _winners(rows, baseline)
     if not winners:
         return f"No single score was shown to predict better than {baseline}."
-    by_luck = (1 - confidence) / 2 * len(compared)
+    num_compared = sum(baseline in row["minus"] and not row["is_combination"] for row in rows)
+    by_luck = (1 - confidence) / 2 * num_compared
     return (
-        f"Shown to predict better than {baseline}: {', '.join(winners)}. If none of the {len(compared)} scores were "
+        f"Shown to predict better than {baseline}: {', '.join(winners)}. If none of the {num_compared} scores were "
         f"truly better, about {by_luck:.1f} would still appear better by luck."
     )
 

@@ -75,3 +75,16 @@ def test_a_note_that_holds_for_some_scores_names_them() -> None:
 
 def test_a_single_score_is_named() -> None:
     assert "  params: perfect" in printed([row("params", known(1.0), "perfect")], num_topologies=30)
+
+
+def test_below_a_table_of_too_few_topologies_one_line_says_what_is_known() -> None:
+    lost = {"minus": {"params": known(0.1)}}
+    rows = [row("params", known(0.3)), row("flops", known(0.4), "a remark", **lost)]
+    lines = printed(rows, num_topologies=6)
+    below = " ".join(line.strip() for line in lines[lines.index(next(one for one in lines if "(widen" in one)) + 2 :])
+    assert below == (
+        "6 topologies are too few for a verdict: no single score is shown to predict better than params. Train 20 or "
+        "more."
+    )
+    rows[1]["beats"] = ["params"]
+    assert "flops is shown to predict better than params" in " ".join(" ".join(printed(rows, num_topologies=6)).split())
