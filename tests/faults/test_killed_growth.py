@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.driver import Kill, run, start
-from tests.places import Place, assert_rows_are_true
+from tests.places import Place
 from tests.tiny import differences, run_here
 
 STORE = "orchestrator.store.repository:Store"
@@ -63,5 +63,10 @@ def test_a_driver_killed_while_a_study_grows_ends_the_same_study(tmp_path: Path)
     ]
     killed, whole = grow(tmp_path / "killed", kills), grow(tmp_path / "whole", [])
     assert differences(killed.rows(), whole.rows()) == []
-    assert_rows_are_true(killed)
     assert killed.rows().study.state == "complete"
+    for table in ("executions", "stages", "trials", "attempts"):
+        assert killed.query(f"SELECT count(*) FROM {table} WHERE state = 'running'") == [(0,)]
+    since_growth = (
+        "SELECT count(*) FROM trials t JOIN attempts a ON a.trial_id = t.id AND a.started_at >= t.started_at "
+    )
+    assert killed.query(f"{since_growth} WHERE a.state = 'complete' GROUP BY t.id HAVING count(*) > 1") == []
