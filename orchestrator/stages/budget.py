@@ -17,6 +17,16 @@ SHARES: Mapping[str, float] = {
 }
 """Weight of each kind of stage: a stage may use that share of the time that is left, the rest is for later stages. Time
 that a stage leaves unused goes to those after it."""
+OVERHEAD_S: Mapping[str, float] = {
+    "screen": 1,
+    "grow": 1,
+    "train": 3,
+    "stopping": 1,
+    "correlate": 2,
+    "averaging": 1,
+    "promote": 4,
+}
+"""Time that each kind of stage takes on a CPU besides its trials: imports, figures, the test of the champion."""
 LIMITED = frozenset({"screen", "train", "stopping", "averaging", "promote"})
 """Kinds of stages that can end early. The others run to their end."""
 _MUST_HAVE_RESULT = frozenset({"stopping", "averaging", "promote"})
@@ -31,8 +41,8 @@ def share_of_time(kind: str, later: Sequence[str], left_s: float) -> float:
         later: Kinds of the stages after it.
         left_s: What is left of the study's time.
     """
-    weights = [SHARES[one] for one in later]
-    return left_s * SHARES[kind] / (SHARES[kind] + sum(weights))
+    overhead_s = sum(OVERHEAD_S[one] for one in (kind, *later))
+    return max(left_s - overhead_s, left_s / 2) * SHARES[kind] / sum(SHARES[one] for one in (kind, *later))
 
 
 @dataclass(kw_only=True)

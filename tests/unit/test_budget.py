@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from orchestrator.engines.interfaces import Objective, Suggestion
 from orchestrator.spec.budget import Budget, seconds_of
-from orchestrator.stages.budget import StageBudget, share_of_time
+from orchestrator.stages.budget import OVERHEAD_S, StageBudget, share_of_time
 from orchestrator.stages.improvement import PatientSuggester, with_patience
 from orchestrator.store.records import TrialRecord
 from tests.fakes import make_trial
@@ -65,17 +65,18 @@ def test_a_block_combines_limits() -> None:
 # --- shares ---
 
 
-def test_the_shares_of_all_stages_use_the_whole_time() -> None:
-    kinds, left = ["screen", "grow", "train", "stopping", "averaging", "correlate", "promote"], 100.0
+def test_the_shares_of_all_stages_use_the_whole_time_except_for_what_stages_take_besides_trials() -> None:
+    kinds, left = ["screen", "grow", "train", "stopping", "averaging", "correlate", "promote"], 1000.0
     for index, kind in enumerate(kinds):
         share = share_of_time(kind, kinds[index + 1 :], left)
-        assert 0 < share <= left
-        left -= share
+        assert 0 < share < left
+        left -= share + OVERHEAD_S[kind]
     assert left == pytest.approx(0.0)
 
 
 def test_training_leaves_less_than_a_tenth_for_averaging_and_promotion() -> None:
-    assert 0.9 < share_of_time("train", ["averaging", "promote"], 1.0) < 0.95
+    assert 0.9 < share_of_time("train", ["averaging", "promote"], 3600.0) / 3600 < 0.95
+    assert 0 < share_of_time("train", ["averaging", "promote"], 3.0) < 2.0
 
 
 # --- counting ---
