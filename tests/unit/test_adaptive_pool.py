@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.engines.interfaces import EngineUnavailableError
 from orchestrator.engines.pools import adaptive
-from orchestrator.engines.pools.adaptive import AdaptivePool, describe_time, saved_by
+from orchestrator.engines.pools.adaptive import AdaptivePool, TaskTime, describe_time, saved_by
 from orchestrator.engines.pools.training_time import training_s
 from tests.unit.training import DIGITS, configuration
 from trainers.config import ReplayTask, TaskOutcome
@@ -20,8 +20,8 @@ NO_REPORTER: Any = None
 class FakePool:
     """Ends each task after `task_s` seconds of a fake clock, which only this pool moves."""
 
-    def __init__(self, clock: "Clock", *, task_s: float = 0.0, does_start: bool = True) -> None:
-        self.clock, self.task_s, self.does_start = clock, task_s, does_start
+    def __init__(self, clock: "Clock", *, task_s: float = 0.0, num_cores: float = 1.0, does_start: bool = True) -> None:
+        self.clock, self.task_s, self.num_cores, self.does_start = clock, task_s, num_cores, does_start
         self.keys: list[int] = []
         self.prepared: list[int] = []
         self.num_run = self.num_starts = self.num_closed = self.lookahead = 0
@@ -45,6 +45,7 @@ class FakePool:
 
     def wait(self) -> tuple[int, TaskOutcome]:
         self.clock.now += self.task_s
+        self.clock.cpu += self.task_s * self.num_cores
         self.num_run += 1
         return self.keys.pop(0), DONE
 
@@ -53,15 +54,23 @@ class FakePool:
 
 
 class Clock:
-    now = 0.0
+    now = cpu = 0.0
 
 
 class Pools:
     """An adaptive pool of fakes, with what it said."""
 
-    def __init__(self, *, task_s: float = 0.0, estimate_s: float = 0.0, num_workers: int = 2, **workers: Any) -> None:
+    def __init__(
+        self,
+        *,
+        task_s: float = 0.0,
+        num_cores: float = 1.0,
+        estimate_s: float = 0.0,
+        num_workers: int = 2,
+        **workers: Any,
+    ) -> None:
         self.clock = Clock()
-        self.inline = FakePool(self.clock, task_s=task_s)
+        self.inline = FakePool(self.clock, task_s=task_s, num_cores=num_cores)
         self.workers = FakePool(self.clock, **workers)
         self.said: list[str] = []
         self.pool = AdaptivePool(
@@ -86,6 +95,7 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> Any:
     def make(**settings: Any) -> Pools:
         made = Pools(**settings)
         monkeypatch.setattr(time, "perf_counter", lambda: made.clock.now)
+        monkeypatch.setattr(time, "process_time", lambda: made.clock.cpu)
         return made
 
     return make
@@ -127,6 +137,18 @@ def test_the_first_task_which_also_imports_modules_does_not_count(pools: Any) ->
     assert (made.inline.num_run, made.workers.num_starts) == (50, 0)
 
 
+def test_tasks_that_use_all_cores_here_stay(pools: Any) -> None:
+    made = pools(task_s=5.0, num_cores=2.0)
+    made.search(50)
+    assert (made.inline.num_run, made.workers.num_starts) == (50, 0)
+
+
+def test_waiting_for_a_busy_machine_is_no_work(pools: Any) -> None:
+    made = pools(task_s=5.0, num_cores=0.1)
+    made.search(40)
+    assert (made.inline.num_run, made.workers.num_starts) == (40, 0)
+
+
 def test_the_last_tasks_of_a_slow_search_do_not_start_workers(pools: Any) -> None:
     made = pools(task_s=5.0)
     made.search(3)
@@ -161,11 +183,13 @@ def test_workers_that_cannot_start_leave_the_work_to_the_process(pools: Any) -> 
 
 
 def test_time_saved_is_that_of_the_rounds() -> None:
-    assert saved_by(2, num_tasks=10, task_s=10) == 50
-    assert saved_by(2, num_tasks=3, task_s=10) == 10
-    assert saved_by(16, num_tasks=10, task_s=10) == 90
-    assert saved_by(1, num_tasks=10, task_s=10) == 0
-    assert saved_by(4, num_tasks=0, task_s=10) == 0
+    ten = TaskTime(wall_s=10, cpu_s=10)
+    assert saved_by(2, num_tasks=10, task=ten) == 50
+    assert saved_by(2, num_tasks=3, task=ten) == 10
+    assert saved_by(16, num_tasks=10, task=ten) == 90
+    assert saved_by(1, num_tasks=10, task=ten) == 0
+    assert saved_by(4, num_tasks=0, task=ten) == 0
+    assert saved_by(4, num_tasks=8, task=TaskTime(wall_s=10, cpu_s=20)) == 40
 
 
 def test_a_time_is_written_in_its_largest_unit() -> None:

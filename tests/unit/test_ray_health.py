@@ -1,5 +1,6 @@
 """Health checks of Ray's processes at their ports: which are dead, and the time limit of each call."""
 
+import os
 import socket
 import threading
 import time
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from orchestrator.engines.interfaces import EngineUnavailableError
+from orchestrator.engines.ray import cluster as ray_cluster
 from orchestrator.engines.ray import health as ray_health
 from orchestrator.engines.ray.health import Part, RayHealth
 
@@ -85,3 +87,13 @@ def test_nothing_is_reported_after_the_end(server: socket.socket) -> None:
     server.close()
     time.sleep(0.2)
     assert not health.is_dead
+
+
+def test_no_process_is_signalled_on_windows_where_that_would_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    signalled: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda process, _: signalled.append(process))
+    assert ray_cluster._is_alive(12)
+    with monkeypatch.context() as windows:
+        windows.setattr(os, "name", "nt")
+        assert ray_cluster._is_alive(34)
+    assert signalled == [12]

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from statistics import fmean
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from orchestrator.engines.interfaces import EngineUnavailableError, Lost, Pool
 from trainers.config import Configuration, Task, TaskOutcome
@@ -16,6 +16,14 @@ SEND_S = 1.0
 """Time that a search on running workers must save, because their suggestions know fewer results."""
 
 _LOOKAHEAD_PER_WORKER = 2
+
+
+class TaskTime(NamedTuple):
+    """The time of a task in this process."""
+
+    wall_s: float
+    cpu_s: float
+    """CPU time of all threads."""
 
 
 class Workers(Pool, Protocol):
@@ -63,7 +71,7 @@ class AdaptivePool:
         self._current: Pool = inline
         self._configurations: Sequence[Configuration] = ()
         self._num_left = 0
-        self._times_s: list[float] = []
+        self._times: list[TaskTime] = []
 
     @property
     def lookahead(self) -> int:
@@ -71,10 +79,11 @@ class AdaptivePool:
 
     def prepare(self, configurations: Sequence[Configuration], *, num_tasks: int) -> None:
         self._current, self._configurations, self._num_left = self._inline, configurations, num_tasks
-        self._times_s = []
+        self._times = []
         self._inline.prepare(configurations, num_tasks=num_tasks)
         if configurations and num_tasks > 1:
-            self._decide(self._estimate_s(configurations))
+            seconds = self._estimate_s(configurations)
+            self._decide(TaskTime(seconds, seconds))
 
     def has_room(self) -> bool:
         return self._current.has_room()
@@ -88,12 +97,13 @@ class AdaptivePool:
     def wait(self) -> tuple[int, TaskOutcome | Lost]:
         if self._current is not self._inline:
             return self._current.wait()
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         ended = self._inline.wait()
-        self._times_s.append(time.perf_counter() - began)
+        self._times.append(TaskTime(time.perf_counter() - began, time.process_time() - cpu_began))
         self._num_left -= 1
-        if not self._inline.is_busy() and len(self._times_s) > 1:
-            self._decide(fmean(self._times_s[1:]))  # the first one also imports modules and fills caches
+        if not self._inline.is_busy() and len(self._times) > 1:
+            later = self._times[1:]  # the first one also imports modules and fills caches
+            self._decide(TaskTime(fmean(one.wall_s for one in later), fmean(one.cpu_s for one in later)))
         return ended
 
     def close(self) -> None:
@@ -101,15 +111,15 @@ class AdaptivePool:
         if self._workers is not None:
             self._workers.close()
 
-    def _decide(self, task_s: float) -> None:
-        """Change to the workers if that ends the search earlier, for tasks of `task_s` seconds."""
-        saved_s = saved_by(self._num_workers, num_tasks=self._num_left, task_s=task_s)
+    def _decide(self, task: TaskTime) -> None:
+        """Change to the workers if that ends the search earlier."""
+        saved_s = saved_by(self._num_workers, num_tasks=self._num_left, task=task)
         if saved_s <= (SEND_S if self._is_started else START_S) or not self._start():
             return
         assert self._workers is not None
         self._current = self._workers
         self._workers.prepare(self._configurations, num_tasks=self._num_left)
-        work = f"about {describe_time(self._num_left * task_s)} of work"
+        work = f"about {describe_time(self._num_left * task.cpu_s)} of work"
         self._say(f"{work}: running up to {min(self._num_workers, self._num_left)} trials at a time")
 
     def _start(self) -> bool:
@@ -128,9 +138,12 @@ class AdaptivePool:
         return True
 
 
-def saved_by(num_workers: int, *, num_tasks: int, task_s: float) -> float:
-    """Seconds that `num_workers` concurrent workers save over one, for `num_tasks` tasks of `task_s` seconds each."""
-    return (num_tasks - math.ceil(num_tasks / max(num_workers, 1))) * task_s
+def saved_by(num_workers: int, *, num_tasks: int, task: TaskTime) -> float:
+    """Seconds that `num_workers` workers with one core each save over this process, which may use all cores for a task.
+
+    On a busy machine, a task waits for the CPU here and would wait on a worker, so its CPU time counts.
+    """
+    return num_tasks * min(task.wall_s, task.cpu_s) - math.ceil(num_tasks / max(num_workers, 1)) * task.cpu_s
 
 
 def describe_time(seconds: float) -> str:
