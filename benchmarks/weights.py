@@ -12,7 +12,10 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -99,54 +102,67 @@ def trained(
 
 
 def measure(data_folder: str, sizes: Sizes) -> dict[str, list[float]]:
-    """Test accuracies of each way, one per seed."""
-    config = DataConfig(source=data_folder, image_size=32, validation=0.1)
-    data, test = load_images(config), load_test_images(config)
-    found: dict[str, list[float]] = {}
+    """Test accuracies of each way, one per seed. Seeds are measured in one process per core."""
     started = time.perf_counter()
-    for seed in range(sizes.seeds):
-        order = torch.randperm(data.task.num_classes, generator=torch.Generator().manual_seed(seed)).tolist()
-        first, second = sorted(order[:5]), sorted(order[5:])
-        before = part_of(data, first, sizes.pretrain_images, sizes.validation_images, seed)
-        after = part_of(data, second, sizes.images, sizes.validation_images, seed)
-        examined = some_classes(test, second, None, seed)
-        with tempfile.TemporaryDirectory() as place:
-            folder = Path(place)
-            _, pretrained = trained(
-                before, config, LARGE, folder / "pretrained", epochs=sizes.pretrain_epochs, seed=seed, rate=2e-3
-            )
-            weights = write_prepared(
-                folder,
-                SourceWeights(
-                    source="pretrained",
-                    sha256=f"{seed:064d}",
-                    tensors=pretrained,
-                    topology=LARGE,
-                    task=before.task,
-                    class_names=before.class_names,
-                ),
-            )
-            for name, topology in (("same topology", LARGE), ("smaller topology", SMALL)):
-                for way, start in (("with", weights), ("without", None)):
-                    results = [
-                        trained(
-                            after,
-                            config,
-                            topology,
-                            folder / f"{topology.partition(':')[2]}-{way}-{rate}".replace("|", "_"),
-                            epochs=sizes.epochs,
-                            seed=seed,
-                            rate=rate,
-                            weights=start,
-                        )
-                        for rate in RATES
-                    ]
-                    _, state = max(results, key=lambda result: result[0])
-                    model = build_model(topology, after.task, seed=0, device=CPU)
-                    model.load_state_dict(state)
-                    accuracy = evaluate(model, examined, Normalizer(after.mean, after.std, CPU)).accuracy
-                    found.setdefault(f"{name}, {way}", []).append(accuracy)
-        print(f"seed {seed + 1} of {sizes.seeds}: {time.perf_counter() - started:.0f} s", flush=True)
+    load_images(_config(data_folder))  # decoded once for all processes
+    found: dict[str, list[float]] = {}
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        for seed, results in enumerate(pool.map(partial(measure_seed, data_folder, sizes), range(sizes.seeds))):
+            for name, accuracy in results.items():
+                found.setdefault(name, []).append(accuracy)
+            print(f"seed {seed + 1} of {sizes.seeds}: {time.perf_counter() - started:.0f} s", flush=True)
+    return found
+
+
+def _config(data_folder: str) -> DataConfig:
+    return DataConfig(source=data_folder, image_size=32, validation=0.1)
+
+
+def measure_seed(data_folder: str, sizes: Sizes, seed: int) -> dict[str, float]:
+    """Test accuracy of each way for one seed, on one thread."""
+    torch.set_num_threads(1)
+    config = _config(data_folder)
+    data, test = load_images(config), load_test_images(config)
+    order = torch.randperm(data.task.num_classes, generator=torch.Generator().manual_seed(seed)).tolist()
+    first, second = sorted(order[:5]), sorted(order[5:])
+    before = part_of(data, first, sizes.pretrain_images, sizes.validation_images, seed)
+    after = part_of(data, second, sizes.images, sizes.validation_images, seed)
+    examined = some_classes(test, second, None, seed)
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        _, pretrained = trained(
+            before, config, LARGE, folder / "pretrained", epochs=sizes.pretrain_epochs, seed=seed, rate=2e-3
+        )
+        source = SourceWeights(
+            source="pretrained",
+            sha256=f"{seed:064d}",
+            tensors=pretrained,
+            topology=LARGE,
+            task=before.task,
+            class_names=before.class_names,
+        )
+        weights = write_prepared(folder, source)
+        for name, topology in (("same topology", LARGE), ("smaller topology", SMALL)):
+            for way, start in (("with", weights), ("without", None)):
+                results = [
+                    trained(
+                        after,
+                        config,
+                        topology,
+                        folder / f"{name}-{way}-{rate}",
+                        epochs=sizes.epochs,
+                        seed=seed,
+                        rate=rate,
+                        weights=start,
+                    )
+                    for rate in RATES
+                ]
+                _, state = max(results, key=lambda result: result[0])
+                model = build_model(topology, after.task, seed=0, device=CPU)
+                model.load_state_dict(state)
+                normalizer = Normalizer(after.mean, after.std, CPU)
+                found[f"{name}, {way}"] = evaluate(model, examined, normalizer).accuracy
     return found
 
 
@@ -162,8 +178,8 @@ def main() -> None:
         return
     sizes = QUICK if options.quick else Sizes()
     sizes = replace(sizes, seeds=options.seeds or sizes.seeds)
-    head = {"processor": processor(), "threads": torch.get_num_threads(), "load": os.getloadavg()[0], **vars(sizes)}
-    print(f"{head['processor']}, {head['threads']} threads, load average {head['load']:.1f}")
+    head = {"processor": processor(), "processes": os.cpu_count(), "load": os.getloadavg()[0], **vars(sizes)}
+    print(f"{head['processor']}, {head['processes']} processes, load average {head['load']:.1f}")
     started = time.perf_counter()
     found = measure(options.data, sizes)
     rows = []
