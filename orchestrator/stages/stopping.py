@@ -15,6 +15,7 @@ from orchestrator.spec.yaml_source import KeyPath
 from orchestrator.stages.context import StageContext, StageFailedError
 from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
 from orchestrator.stages.plugin_search import PluginSearchModel
+from orchestrator.stages.trade_off import pareto_front
 from orchestrator.stages.train import TRAIN
 from orchestrator.store.records import TrialRecord
 from plugins import registry
@@ -124,7 +125,7 @@ def run_stopping(context: StageContext, spec: StoppingStage) -> StageOutcome:
             accuracy_lost=lost,
             within_limit=lost <= spec.max_accuracy_lost,
             num_curves=len(curves),
-            front=tuple(_replayed(trial, spec) for trial in pareto_front(replays)),
+            front=tuple(_replayed(trial, spec) for trial in pareto_front(replays, OBJECTIVES)),
         ),
         summary=f"{describe_plugin(criterion)} saves {100 * saved:.0f} % of the epochs "
         f"for {context.metric.amount(lost)}",
@@ -143,16 +144,6 @@ def choose_criterion(trials: list[TrialRecord], *, max_accuracy_lost: float) -> 
             key=lambda trial: (-trial.metrics["epochs_saved"], trial.metrics["accuracy_lost"], trial.number),
         )
     return min(trials, key=lambda trial: (trial.metrics["accuracy_lost"], -trial.metrics["epochs_saved"], trial.number))
-
-
-def pareto_front(trials: list[TrialRecord]) -> list[TrialRecord]:
-    """Pareto-optimal trials, ordered by epochs saved: no other saves more epochs without losing more accuracy."""
-    ordered = sorted(trials, key=lambda trial: (-trial.metrics["epochs_saved"], trial.metrics["accuracy_lost"]))
-    front: list[TrialRecord] = []
-    for trial in ordered:
-        if not front or trial.metrics["accuracy_lost"] < front[-1].metrics["accuracy_lost"]:
-            front.append(trial)
-    return front[::-1]
 
 
 def _replayed(trial: TrialRecord, spec: StoppingStage) -> ReplayedCriterion:

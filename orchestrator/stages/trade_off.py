@@ -1,4 +1,4 @@
-"""Studies with two objectives, a metric and a cost: the Pareto front of their trials, and the choice of one trial."""
+"""Searches with two objectives, one of them a cost: the Pareto front of their trials, and the choice of one trial."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ _ROUNDS = 5
 """Number of times that the latency of each topology is measured."""
 
 
-class Choice(NamedTuple):
+class ChosenTrial(NamedTuple):
     """The trial for later stages. With two objectives, also the Pareto front and why the trial was chosen from it."""
 
     trial: TrialRecord
@@ -42,7 +42,7 @@ def pareto_front(trials: Sequence[TrialRecord], objectives: tuple[Objective, Obj
 
     Args:
         trials: Trials with both metrics.
-        objectives: A metric, and a cost to be minimised.
+        objectives: What trials should reach, and a cost to be minimised.
     """
     metric, cost = objectives
     sign = 1.0 if metric.direction == "maximize" else -1.0
@@ -75,9 +75,9 @@ def knee_of(front: Sequence[TrialRecord], objectives: tuple[Objective, Objective
     return front[heights.index(highest)] if highest > 0 else front[-1]
 
 
-def choose(
+def choose_trial(
     ordered: Sequence[TrialRecord], objectives: tuple[Objective, ...], cost: Cost | None, *, limit: float | None
-) -> Choice:
+) -> ChosenTrial:
     """The trial for later stages: the best one, or with a cost the best one within the limit, or the knee of the front.
 
     Args:
@@ -87,21 +87,21 @@ def choose(
         limit: Largest cost; `None` for no limit.
     """
     if cost is None:
-        return Choice(ordered[0])
+        return ChosenTrial(ordered[0])
     pair = (objectives[0], objectives[1])
     front = pareto_front(ordered, pair)
     if limit is None:
         chosen = knee_of(front, pair)
         which = "the only trial of the front" if len(front) == 1 else "the knee of the front"
-        return Choice(chosen, f"{which} ({cost.words} {cost.text(chosen.metrics[cost.key])})", front)
+        return ChosenTrial(chosen, f"{which} ({cost.words} {cost.text(chosen.metrics[cost.key])})", front)
     within = [trial for trial in front if trial.metrics[cost.key] <= limit]
     if within:
         spent = cost.text(within[-1].metrics[cost.key])
         reason = f"the best trial within the limit ({cost.words} {spent} of {cost.text(limit)})"
-        return Choice(within[-1], reason, front)
+        return ChosenTrial(within[-1], reason, front)
     spent = cost.text(front[0].metrics[cost.key])
     reason = f"the cheapest trial, NOT within the limit ({cost.words} {spent}, limit {cost.text(limit)})"
-    return Choice(front[0], reason, front)
+    return ChosenTrial(front[0], reason, front)
 
 
 def describe_front(front: Sequence[TrialRecord], key: str, metric: DecidingMetric, cost: Cost) -> str:

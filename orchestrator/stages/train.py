@@ -28,8 +28,8 @@ from orchestrator.stages.retention import CUT, drop_checkpoints, trial_folder
 from orchestrator.stages.screen import SCREEN, ScreenStage
 from orchestrator.stages.starting_weights import StartingWeights, plan_start, stored_weights
 from orchestrator.stages.topology_ranking import choose_candidates
-from orchestrator.stages.trade_off import choose, latencies, promotion_limit, with_cost
-from orchestrator.stages.train_summary import against_baseline, measure_baseline, summarize
+from orchestrator.stages.trade_off import choose_trial, latencies, promotion_limit, with_cost
+from orchestrator.stages.train_summary import against_baseline, measure_baseline, summary_line
 from orchestrator.stages.warm_start import WarmPlan, WarmStarted, conditions_of, plan_warm_start, stored_warm_start
 from orchestrator.store.records import TrialRecord
 from plugins import registry
@@ -269,7 +269,7 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
     share_trials(context, search, dimensions)
     trials = run_search(context, search, tracked=True)
     ordered = sort_trials(trials, objectives)
-    chosen = choose(ordered, objectives, cost, limit=promotion_limit(context))
+    chosen = choose_trial(ordered, objectives, cost, limit=promotion_limit(context))
     best, baseline = chosen.trial, measure_baseline(context)
     certainty = None
     if cost is None:  # with a cost, no single trial is the best
@@ -299,7 +299,7 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
             warm_start=None if warm is None else warm.summary,
             certainty=certainty,
         ),
-        summary=summarize(
+        summary=summary_line(
             context, trials, chosen, ranked_by=objectives[0].metric, baseline=baseline[context.metric.key]
         ),
         metrics={

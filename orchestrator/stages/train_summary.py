@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from orchestrator.stages.context import StageContext
-from orchestrator.stages.trade_off import Choice, describe_front
+from orchestrator.stages.trade_off import ChosenTrial, describe_front
 from orchestrator.store.records import TrialRecord
 from plugins.metrics.deciding import DecidingMetric
 from plugins.metrics.names import metric_key
@@ -49,10 +49,10 @@ def lost_peak(best: TrialRecord, trials: Sequence[TrialRecord], metric: Deciding
     )
 
 
-def summarize(
+def summary_line(
     context: StageContext,
     trials: Sequence[TrialRecord],
-    chosen: Choice,
+    chosen: ChosenTrial,
     *,
     ranked_by: str,
     baseline: float,

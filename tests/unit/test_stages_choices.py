@@ -7,7 +7,8 @@ import pytest
 from orchestrator.engines.interfaces import Objective
 from orchestrator.stages.grow import GrowStage, GrowthSuggester, choose_step, growth_candidates
 from orchestrator.stages.searching import is_better
-from orchestrator.stages.stopping import choose_criterion, pareto_front
+from orchestrator.stages.stopping import OBJECTIVES, choose_criterion
+from orchestrator.stages.trade_off import pareto_front
 from orchestrator.stages.train import sort_trials
 from orchestrator.store.records import TrialRecord
 from plugins.metrics.deciding import ACCURACY, DecidingMetric
@@ -70,7 +71,7 @@ def test_where_none_is_within_the_limit_the_least_loss_is_chosen() -> None:
 
 def test_the_front_holds_what_nothing_beats() -> None:
     trials = [replayed(0, 0.9, 0.2), replayed(1, 0.5, 0.0), replayed(2, 0.4, 0.1), replayed(3, 0.7, 0.1)]
-    assert [trial.number for trial in pareto_front(trials)] == [1, 3, 0]
+    assert [trial.number for trial in pareto_front(trials, OBJECTIVES)] == [1, 3, 0]
     for trial in trials:
         beaten = any(
             other.metrics["epochs_saved"] >= trial.metrics["epochs_saved"]
@@ -78,7 +79,7 @@ def test_the_front_holds_what_nothing_beats() -> None:
             and other.metrics != trial.metrics
             for other in trials
         )
-        assert beaten == (trial not in pareto_front(trials))
+        assert beaten == (trial not in pareto_front(trials, OBJECTIVES))
 
 
 # --- growth ---

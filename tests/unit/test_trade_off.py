@@ -6,7 +6,7 @@ from orchestrator.engines.interfaces import Objective
 from orchestrator.spec.cost import Cost
 from orchestrator.spec.study_file import make_spec
 from orchestrator.spec.yaml_source import SpecError
-from orchestrator.stages.trade_off import choose, knee_of, pareto_front, with_cost
+from orchestrator.stages.trade_off import choose_trial, knee_of, pareto_front, with_cost
 from orchestrator.store.records import TrialRecord
 from tests.fakes import make_trial
 from tests.unit.training import TOPOLOGY
@@ -54,21 +54,21 @@ def test_without_a_knee_the_best_metric_is_chosen() -> None:
 
 def test_the_best_trial_within_the_limit_is_chosen() -> None:
     trials = [trial(3, 0.93, 11), trial(2, 0.92, 6), trial(1, 0.90, 2), trial(0, 0.50, 1)]
-    chosen = choose(trials, PAIR, LATENCY, limit=6)
+    chosen = choose_trial(trials, PAIR, LATENCY, limit=6)
     assert (chosen.trial.number, numbers(list(chosen.front))) == (2, [0, 1, 2, 3])
     assert chosen.reason == "the best trial within the limit (latency 6 ms of 6 ms)"
-    assert choose(trials, PAIR, LATENCY, limit=None).reason == "the knee of the front (latency 2 ms)"
+    assert choose_trial(trials, PAIR, LATENCY, limit=None).reason == "the knee of the front (latency 2 ms)"
 
 
 def test_a_limit_that_no_trial_keeps_is_told_and_the_cheapest_is_chosen() -> None:
-    chosen = choose([trial(1, 0.9, 5), trial(0, 0.8, 3)], PAIR, LATENCY, limit=2)
+    chosen = choose_trial([trial(1, 0.9, 5), trial(0, 0.8, 3)], PAIR, LATENCY, limit=2)
     assert chosen.trial.number == 0
     assert chosen.reason == "the cheapest trial, NOT within the limit (latency 3 ms, limit 2 ms)"
 
 
 def test_without_a_cost_the_best_trial_is_chosen_without_a_reason() -> None:
     ordered = [trial(1, 0.9, 5), trial(0, 0.8, 3)]
-    assert choose(ordered, with_cost(ACCURACY, None), None, limit=None) == (ordered[0], None, ())
+    assert choose_trial(ordered, with_cost(ACCURACY, None), None, limit=None) == (ordered[0], None, ())
 
 
 def test_costs_are_shown_in_their_units() -> None:
