@@ -64,6 +64,7 @@ if TYPE_CHECKING:
         ProxyScore,
         Sampler,
         Schedule,
+        Segment,
         Selection,
         Signal,
         StackedLabelLoss,
@@ -150,6 +151,7 @@ __all__ = [
     "Schedule",
     "ScreenResult",
     "SearchSpace",
+    "Segment",
     "Selection",
     "SettingsError",
     "Signal",
@@ -207,8 +209,8 @@ _HOMES = {
         "Augmentation Averager Candidate CurveModel CurvePoint DeclaresLength DeclaresPacking Enumeration Evaluated "
         "EvaluatedElsewhere EvaluatingAverager ExampleOrder FinalChoice JointAugmentation LabelLoss Loss "
         "LossContext Metric Mixing NeedsSignals Now Optimizer OptimizerState OrderContext ParameterLayout PluginCard "
-        "PoolProxy Proxy ProxyModel ProxyScore Sampler Schedule Selection Signal StackedLabelLoss StateDict "
-        "StepMethod Stopper TransformerBlock TwoGradients"
+        "PoolProxy Proxy ProxyModel ProxyScore Sampler Schedule Segment Selection Signal StackedLabelLoss "
+        "StateDict StepMethod Stopper TransformerBlock TwoGradients"
     ),
     "plugins.registry": "DuplicatePluginError UnknownPluginError",
     "search_spaces.base": "Costs Growable ImageTask SearchSpace Topology",
