@@ -27,7 +27,8 @@ class RecordingProgress:
         self._stage = stage.name
         self._tell("stage began", (done, total))
 
-    def epoch(self, trial: TrialRecord, report: EpochReport) -> None:
+    def epoch(self, trial: TrialRecord, report: EpochReport, *, value: str | None) -> None:
+        assert value is None or value.endswith("%")
         self._tell("epoch", (trial.number, report.epoch))
 
     def trial_ended(self, trial: TrialRecord, *, best: str | None) -> None:

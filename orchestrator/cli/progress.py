@@ -10,7 +10,6 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.stages.progress import as_percent
 from orchestrator.store.records import StageRecord, TrialRecord
 from trainers.config import EpochReport
 
@@ -135,11 +134,10 @@ class LiveProgress:
         self._line = StageLine(stage.name, RemainingTime(total=total, done=done))
         self._live.update(self._line)
 
-    def epoch(self, trial: TrialRecord, report: EpochReport) -> None:
+    def epoch(self, trial: TrialRecord, report: EpochReport, *, value: str | None) -> None:
         if self._line is not None:
             self._line.time.epoch_ended(trial, report)
-            accuracy = as_percent(report.val_accuracy)
-            self._line.latest = f"(trial {trial.number}, epoch {report.epoch}: {accuracy})"
+            self._line.latest = f"(trial {trial.number}, epoch {report.epoch}{'' if value is None else f': {value}'})"
 
     def trial_ended(self, trial: TrialRecord, *, best: str | None) -> None:
         if self._line is None:
@@ -179,6 +177,8 @@ class PlainProgress:
         self._stage = ""
         self._time = RemainingTime(total=0, done=0)
         self._last_printed = 0.0
+        self._values: dict[int, str | None] = {}
+        """Metric of each running training after its newest epoch."""
 
     def __enter__(self) -> Self:
         return self
@@ -192,20 +192,22 @@ class PlainProgress:
         self._last_printed = time.monotonic()
         self._print(f"{stage.name}: started" if not done else f"{stage.name}: resumed at {done} of {total}")
 
-    def epoch(self, trial: TrialRecord, report: EpochReport) -> None:
+    def epoch(self, trial: TrialRecord, report: EpochReport, *, value: str | None) -> None:
         self._time.epoch_ended(trial, report)
+        self._values[trial.number] = value
 
     def trial_ended(self, trial: TrialRecord, *, best: str | None) -> None:
         self._time.trial_ended(trial)
         now = time.monotonic()
-        trained = "val_accuracy" in trial.metrics and "epochs" in trial.metrics
+        trained = trial.number in self._values
+        value = self._values.pop(trial.number, None)
         if trial.state == "failed":
             self._print(f"{self._stage}: trial {trial.number} failed: {trial.reason}")
         if not trained and now - self._last_printed < _PLAIN_PAUSE_S:
             return
         self._last_printed = now
         spent = f" in {trial.metrics['wall_time_s']:.1f} s" if "wall_time_s" in trial.metrics else ""
-        result = f", accuracy {as_percent(trial.metrics['val_accuracy'])}" if trained else ""
+        result = "" if value is None else f", {value}"
         self._print(
             f"{self._stage}: {self._time.done} of {self._time.total}, trial {trial.number} {trial.state}{spent}{result}"
             + (f"; best {best}" if best else "")

@@ -376,7 +376,8 @@ class StoringReporter(Reporter):
         if self._tracked:
             events = context.run_tree.epoch(context.stage, self._trial, report, time.time(), validates=self._validates)
         context.store.add_report(self._attempt, report, study_id=context.study.id, events=events)
-        context.progress.epoch(self._trial, report)
+        value = context.metric.text(report.value(context.metric)) if self._validates else None
+        context.progress.epoch(self._trial, report, value=value)
         if context.control.budget is not None:
             context.control.budget.note_report(self._trial.number, report)
         if self._watchdog is not None:

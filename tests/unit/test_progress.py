@@ -33,7 +33,7 @@ def test_a_stage_is_told_with_trials_done_best_and_summary(display: type, termin
     def tell(progress) -> None:
         progress.stage_began(make_stage("train"), total=3, done=0)
         for number in range(3):
-            progress.epoch(trained(number, 0.5), REPORT)
+            progress.epoch(trained(number, 0.5), REPORT, value="50.0 %")
             progress.trial_ended(trained(number, 0.5 + number / 10), best="val_accuracy 70.0 % (trial 2)")
         progress.stage_ended(make_stage("train", state="complete"), "3 trials; best 70.0 %")
 
@@ -74,11 +74,12 @@ def test_stages_without_trials_and_several_stages_are_told(display: type, termin
 def test_plain_lines_say_where_a_stage_goes_on_and_how_long_it_takes() -> None:
     def tell(progress) -> None:
         progress.stage_began(make_stage("train"), total=4, done=2)
+        progress.epoch(trained(2, 0.5), REPORT, value="50.0 %")
         progress.trial_ended(trained(2, 0.5), best=None)
 
     lines = shown(PlainProgress, terminal=False, tell=tell).splitlines()
     assert lines[0] == "train: resumed at 2 of 4"
-    assert lines[1].startswith("train: 3 of 4, trial 2 complete, accuracy 50.0 %")
+    assert lines[1].startswith("train: 3 of 4, trial 2 complete, 50.0 %")
     assert lines[1].endswith("left")
 
 
@@ -109,9 +110,10 @@ def test_a_pause_is_part_of_no_time() -> None:
         progress.stage_began(make_stage("train"), total=4, done=2)
         paused = trained(2, 0.5, started_at=0.0, ended_at=86_400.0)
         paused.metrics["wall_time_s"] = 12.34
+        progress.epoch(paused, REPORT, value="50.0 %")
         progress.trial_ended(paused, best=None)
 
-    assert "trial 2 complete in 12.3 s, accuracy 50.0 %" in shown(PlainProgress, terminal=False, tell=tell)
+    assert "trial 2 complete in 12.3 s, 50.0 %" in shown(PlainProgress, terminal=False, tell=tell)
 
 
 def test_the_time_left_counts_only_trials_that_ended_here() -> None:
