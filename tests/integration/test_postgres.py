@@ -5,12 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from sqlalchemy import make_url
 
 from orchestrator.settings import SettingsError
 from orchestrator.store.database import find_database, open_database
 from orchestrator.store.records import EndedTrial, ScoreKey, ScoreRecord
 from orchestrator.store.repository import Store
+from tests.integration.test_growing import SMALL
 from tests.integration.test_mlflow_server import free_port
 from tests.places import Place, assert_is_the_same_study, assert_rows_are_true
 from tests.postgres import PostgresServer
@@ -42,6 +44,23 @@ def test_a_study_is_the_same_as_on_sqlite_and_every_command_finds_it(
     assert command_line("list", "--format", "json", **url).json() == []
     for table in ("stages", "trials", "attempts", "reports", "checkpoints", "executions"):
         assert place.query(f"SELECT count(*) FROM {table}") == [(0,)]
+
+
+def test_a_study_grows(place: Place, tmp_path: Path) -> None:
+    def run(**changed: int) -> None:
+        raw = yaml.safe_load(SMALL)
+        raw["stages"][0] |= changed
+        file = tmp_path / "small.yaml"
+        file.write_text(yaml.safe_dump(raw), encoding="utf-8")
+        assert run_here(file, place.home, database_url=place.database_url).state == "complete"
+        assert place.query("SELECT DISTINCT state FROM trials") == [("complete",)]
+
+    run()
+    run(num_trials=3)
+    assert_rows_are_true(place)
+    run(num_trials=3, epochs=3)
+    longest = "SELECT number, max(epoch), count(*) FROM reports JOIN trials ON trial_id = id GROUP BY number ORDER BY 1"
+    assert place.query(longest) == [(0, 3, 3), (1, 3, 3), (2, 3, 3)]
 
 
 def test_what_json_and_text_cannot_hold_in_postgresql_is_kept_all_the_same(place: Place) -> None:
