@@ -22,7 +22,7 @@ class StartingWeights(StageResult):
     sha256: str
     topologies: Mapping[str, str]
     """What each topology takes from them, in words."""
-    left_aside: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
     """Tensors that our models do not have."""
 
     @property
@@ -86,13 +86,13 @@ def plan_start(context: StageContext, weights: InitialWeights, topologies: Seque
     if not context.store.trials(context.stage.id):
         for line in _lines(weights.source, fits):
             context.progress.note(line)
-        if source.left_aside:
-            context.progress.note(f"weights {weights.source}: left aside {', '.join(source.left_aside[:5])}")
+        if source.ignored:
+            context.progress.note(f"weights {weights.source}: ignored {source.ignored_text}")
     return StartingWeights(
         source=weights.source,
         sha256=source.sha256,
         topologies={topology: fit.text for topology, fit in fits.items()},
-        left_aside=source.left_aside,
+        ignored=source.ignored,
     )
 
 

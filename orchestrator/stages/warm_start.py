@@ -60,7 +60,7 @@ class WarmStarted(StageResult):
     num_known: int
     """Number of results that the sampler knew from the beginning."""
     notes: tuple[str, ...]
-    """What was left aside and why, in words."""
+    """What was ignored and why, in words."""
 
 
 class WarmPlan(NamedTuple):
@@ -126,7 +126,7 @@ def plan_warm_start(
     """Fit a warm start to a search, and say what it does when the stage begins.
 
     A value outside the search, or a topology that is not a candidate, is replaced by the base value. A point without
-    any value inside is left aside. Results are known to the sampler only if everything they depend on is the same.
+    any value inside is ignored. Results are known to the sampler only if everything they depend on is the same.
 
     Args:
         context: The context of the stage.
@@ -145,7 +145,7 @@ def plan_warm_start(
     num_same = 0
     for one in fitted:
         if not one.has_value_inside:
-            notes.append(f"{one.trial.label}: nothing of it lies in this search, so it is left aside")
+            notes.append(f"{one.trial.label}: nothing of it lies in this search, so it is ignored")
         elif _text(one.point) in known_texts or _text(one.point) in chosen:
             num_same += 1
         else:
@@ -235,7 +235,7 @@ def _replacements(fitted: Sequence[_FittedTrial]) -> list[str]:
         for name, words in one.replaced.items():
             found.setdefault(name, {}).setdefault(words, None)
     return [
-        "left aside: " + "; ".join(list(words)[:3]) + (f"; and {len(words) - 3} more" if len(words) > 3 else "")
+        "ignored: " + "; ".join(list(words)[:3]) + (f"; and {len(words) - 3} more" if len(words) > 3 else "")
         for words in found.values()
     ]
 

@@ -228,5 +228,5 @@ def start_from_weights(
             f"weights {weights.source}: must fit {configuration.topology}, but {fit.reason}. Name weights of a model "
             "of the same space that is at least as large."
         )
-    left = f"; left aside: {', '.join(source.left_aside[:5])}" if source.left_aside else ""
+    left = f"; ignored: {source.ignored_text}" if source.ignored else ""
     return configuration.model_copy(update={"weights": weights}), f"weights {weights.source}: {fit.text}{left}"

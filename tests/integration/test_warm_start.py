@@ -110,10 +110,10 @@ def test_results_that_are_not_comparable_are_not_known(
     assert any(reason in note for note in notes), notes
 
 
-def test_values_outside_the_search_are_left_aside_and_named(home: Path, tmp_path: Path) -> None:
+def test_values_outside_the_search_are_ignored_and_named(home: Path, tmp_path: Path) -> None:
     text = second("{study: first, top: 7}", **{"batch_size: 32": "batch_size: 16", "none, shift": "none, affine"})
     rows, notes = run(tmp_path, text.replace(TWO, THREE), home)
-    said = " | ".join(note for note in notes if note.startswith("warm start: left aside"))
+    said = " | ".join(note for note in notes if note.startswith("warm start: ignored"))
     assert "batch_size 32 there, 16 here" in said
     assert "augmentation shift there, none here" in said
     assert f"{TWO} is not a candidate, {ONE} is used" in said

@@ -1,5 +1,6 @@
 """Weights in files: model folders, safetensors, torch checkpoints with timm's names, and the copy for a training."""
 
+import dataclasses
 import math
 import pickle
 from pathlib import Path
@@ -114,10 +115,12 @@ def test_timms_weights_give_timms_features(tmp_path: Path, form: str, scales: bo
     assert_rounded(ours.detach(), timm_features(state, images), 4 * WIDTH * DEPTH, condition=8)
 
 
-def test_tokens_and_positions_that_our_model_lacks_are_left_aside(tmp_path: Path) -> None:
+def test_tokens_and_positions_that_our_model_lacks_are_ignored(tmp_path: Path) -> None:
     state = timm_state(prefix=2) | {"dist_token": torch.zeros(1, 1, WIDTH), "head_dist.bias": torch.zeros(7)}
     found = read_weights(saved(tmp_path / "deit.pth", state), source="deit.pth")
-    assert found.left_aside == ("dist_token", "head_dist.bias")
+    assert found.ignored == ("dist_token", "head_dist.bias")
+    assert found.ignored_text == "dist_token, head_dist.bias"
+    assert dataclasses.replace(found, ignored=tuple("abcdefg")).ignored_text == "a, b, c, d, e and 2 more"
     assert torch.equal(found.tensors["position"][0, 0], state["pos_embed"][0, 0])
     assert torch.equal(found.tensors["position"][0, 1:], state["pos_embed"][0, 2:])
 

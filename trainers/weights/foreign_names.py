@@ -26,7 +26,7 @@ class Renamed(NamedTuple):
     """Tensors of a plain vision transformer under our names."""
 
     tensors: dict[str, Tensor]
-    left_aside: tuple[str, ...]
+    ignored: tuple[str, ...]
     """Names of tensors that our model does not have."""
 
 
@@ -50,7 +50,7 @@ def from_plain_transformer(tensors: Mapping[str, Tensor]) -> Renamed:
     """The weights of a plain vision transformer for `trainers.models.autoformer`.
 
     Both have queries, keys and values in one matrix, head by head. Layer scales are multiplied into the layer before.
-    Tokens that AutoFormer lacks (distillation, registers) are left aside, and so are their positions.
+    Tokens that AutoFormer lacks (distillation, registers) are ignored, and so are their positions.
     """
     found: dict[str, Tensor] = {}
     left: list[str] = []
@@ -86,7 +86,7 @@ def _scaled_layer(name: str) -> str | None:
 def _positions(value: Tensor, class_token: Tensor | None) -> Tensor:
     """Positions (1, 1 + side^2, D) of the class token and the patches.
 
-    The first position is the class token's if the model has one; others before the patches are left aside.
+    The first position is the class token's if the model has one; others before the patches are ignored.
     """
     flat = value.reshape(-1, value.shape[-1])
     side = int(len(flat) ** 0.5)

@@ -13,7 +13,7 @@ from trainers.config import InitialWeights
 from trainers.weights.errors import WeightsError
 from trainers.weights.reading import SourceWeights
 
-_TOPOLOGY, _TASK, _CLASSES, _SHA256, _LEFT = "topology", "task", "class_names", "sha256", "left_aside"
+_TOPOLOGY, _TASK, _CLASSES, _SHA256, _IGNORED = "topology", "task", "class_names", "sha256", "ignored"
 
 
 def write_prepared(folder: Path, weights: SourceWeights) -> InitialWeights:
@@ -25,7 +25,7 @@ def write_prepared(folder: Path, weights: SourceWeights) -> InitialWeights:
         _TASK: None if weights.task is None else weights.task.model_dump(),
         _CLASSES: list(weights.class_names),
         _SHA256: weights.sha256,
-        _LEFT: list(weights.left_aside),
+        _IGNORED: list(weights.ignored),
     }
     content = save_tensors(
         {name: value.contiguous() for name, value in weights.tensors.items()},
@@ -73,5 +73,5 @@ def _read(file: Path, sha256: str, source: str) -> SourceWeights:
         topology=known[_TOPOLOGY],
         task=None if known[_TASK] is None else ImageTask.model_validate(known[_TASK]),
         class_names=tuple(known[_CLASSES]),
-        left_aside=tuple(known[_LEFT]),
+        ignored=tuple(known[_IGNORED]),
     )

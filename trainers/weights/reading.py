@@ -20,6 +20,7 @@ from trainers.weights.foreign_names import from_plain_transformer, is_plain_tran
 
 MODEL_FILE = "model.yaml"
 WEIGHTS_FILE = "model.safetensors"
+_SHOWN = 5
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 
 
@@ -37,8 +38,14 @@ class SourceWeights:
     task: ImageTask | None = None
     class_names: tuple[str, ...] = ()
     """Classes of the last layer, in order; empty if unknown."""
-    left_aside: tuple[str, ...] = field(default=())
+    ignored: tuple[str, ...] = field(default=())
     """Names of tensors that our models do not have."""
+
+    @property
+    def ignored_text(self) -> str:
+        """The first of `ignored`, and the number of others."""
+        shown = ", ".join(self.ignored[:_SHOWN])
+        return shown if len(self.ignored) <= _SHOWN else f"{shown} and {len(self.ignored) - _SHOWN} more"
 
 
 class _Known(NamedTuple):
@@ -91,7 +98,7 @@ def read_weights(path: Path, *, source: str) -> SourceWeights:
         topology=None if known is None else known.topology,
         task=None if known is None else known.task,
         class_names=() if known is None else known.class_names,
-        left_aside=left,
+        ignored=left,
     )
 
 
