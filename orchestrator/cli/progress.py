@@ -79,7 +79,7 @@ class RemainingTime:
 class StageLine:
     """The live line of a stage. What matters most comes first; at the end, a narrow terminal cuts the running trial.
 
-    At 80 columns: `train       ━━━━━━─────────  4/10  2 min left  best val_accuracy 97.8 % (trial 3)`.
+    At 80 columns: `train       ━━━━━━─────────  4/10  2 min left  best 97.8 % (trial 3)`.
     """
 
     def __init__(self, name: str, time_left: RemainingTime) -> None:

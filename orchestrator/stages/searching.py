@@ -327,8 +327,8 @@ class StageLedger:
         if len(self._search.objectives) > 1 and metric.removesuffix("_best") != deciding.key:
             return None
         value = self._best.metrics[metric]
-        text = deciding.text(value) if metric.removesuffix("_best") == deciding.key else f"{value:.4g}"
-        return f"{metric} {text} (trial {self._best.number})"
+        text = deciding.text(value) if metric.removesuffix("_best") == deciding.key else f"{metric} {value:.4g}"
+        return f"{text} (trial {self._best.number})"
 
 
 def _newest_of(task: TrainTask) -> TrainTask:

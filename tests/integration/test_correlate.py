@@ -279,7 +279,7 @@ def test_a_study_is_judged_on_its_own_images_with_the_scores_that_it_has(
     assert len(scored) == len(tiny.rows.stages["train"].result["candidates"])
     text = command_line("correlate", "tiny", "--quiet").out
     assert "val_accuracy of tiny: 6 topologies" in text
-    assert " ".join(own["early"]["advice"].split()) in " ".join(text.split())
+    assert "6 topologies are too few for a verdict" in text
 
 
 def test_the_study_of_a_correlation_is_one_like_any_other(command_line: CommandLine, home: Path) -> None:
