@@ -42,16 +42,17 @@ def assert_each_has_its_curve(home: Path, rows: Rows) -> None:
 
     client = MlflowClient(f"sqlite:///{home}/mlflow.db")
     found = client.search_runs([client.get_experiment_by_name("packs").experiment_id], max_results=1000)
-    runs = {run.info.run_name: run for run in found if run.data.tags["vitsearch.level"] == "trial"}
+    runs = {int(run.data.tags["vitsearch.trial"]): run for run in found if run.data.tags["vitsearch.level"] == "trial"}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     for trial, curve in zip(rows.trials["train"], rows.curves["train"], strict=True):
-        run = runs.pop(f"trial {trial.number:02d}")
+        run = runs.pop(trial.number)
         history = client.get_metric_history(run.info.run_id, "val_loss")
         assert [point.value for point in sorted(history, key=lambda point: point.step)] == pytest.approx(
-            [report.val_loss for report in curve]
+            [report.val_loss for report in curve],
+            rel=1e-3,  # MLflow gets four significant digits
         )
         rate = trial.point["recipe.learning_rate"]
-        assert float(run.data.params["recipe.learning_rate"]) == pytest.approx(rate, rel=1e-4)
+        assert float(run.data.params["recipe.learning_rate"]) == pytest.approx(rate, rel=1e-3)
     assert runs == {}
 
 
