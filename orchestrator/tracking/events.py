@@ -106,6 +106,7 @@ class LogMetrics(_Event):
     kind: Literal["log-metrics"] = "log-metrics"
     key: Key
     points: tuple[MetricPoint, ...]
+    if_started: bool = Field(default=False, description="whether a run that was never started is left out")
 
 
 class LogInputs(_Event):

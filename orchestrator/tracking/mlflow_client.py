@@ -407,8 +407,11 @@ class Tracker:
         points: dict[str, list[MetricPoint]] = {}
         for event in events:
             points.setdefault(event.key, []).extend(event.points)
+        needed = {event.key for event in events if not event.if_started}
         for key, values in points.items():
-            self._log_batch(self._run_id(key), points=values)
+            run_id = self._run_id(key) if key in needed else self._started(key)
+            if run_id is not None:
+                self._log_batch(run_id, points=values)
 
     def _log_batch(
         self,

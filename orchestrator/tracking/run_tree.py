@@ -409,11 +409,13 @@ class RunTree:
         return _rows(*(MoveRun(key=self.trial_key(stage, trial.number), parent_key=parent) for trial in trials))
 
     def trials_ranked(self, stage: StageRecord, ordered: Sequence[TrialRecord], *, at: float) -> Rows:
-        """Give each trial its place; `ordered` has the best first."""
+        """Give each trial its place; `ordered` has the best first. Trials without tracking have no run to write to."""
         return _rows(
             *(
                 LogMetrics(
-                    key=self.trial_key(stage, trial.number), points=(MetricPoint(RANK, float(place), 0, _ms(at)),)
+                    key=self.trial_key(stage, trial.number),
+                    points=(MetricPoint(RANK, float(place), 0, _ms(at)),),
+                    if_started=True,
                 )
                 for place, trial in enumerate(ordered, start=1)
             )
@@ -449,9 +451,9 @@ class RunTree:
         if former is not None and former[0].number != trial.number:
             key = self.trial_key(stage, former[0].number)
             removed = (CHAMPION_TAG, "mlflow.note.content")
-            unmarked = [SetTags(key=key, tags=named(*former, is_champion=False), removed=removed)]
+            unmarked = [SetTags(key=key, tags=named(*former, is_champion=False), removed=removed, if_started=True)]
         marks = {CHAMPION_TAG: "true", "mlflow.note.content": text, **named(trial, result, is_champion=True)}
-        return _rows(*unmarked, SetTags(key=self.trial_key(stage, trial.number), tags=marks))
+        return _rows(*unmarked, SetTags(key=self.trial_key(stage, trial.number), tags=marks, if_started=True))
 
     def champion_promoted(self, stage: StageRecord, folder: Path, *, tags: Mapping[str, str], text: str) -> Rows:
         key = self.stage_key(stage)
