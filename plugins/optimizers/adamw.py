@@ -48,7 +48,7 @@ def update_adamw(
         layout: Layout of the row.
         segments: Segments of the row in ascending order. Numbers outside them do not change.
         values: Parameters, shape (P,).
-        gradient: Gradient, shape (P,).
+        gradient: Gradient, shape (P,); best the same tensor in each step, as its views are kept.
         state: State created by `start_adamw`.
         learning_rate: Learning rate of this step.
         weight_decay: Weight decay of the segments that have it.
@@ -58,14 +58,14 @@ def update_adamw(
     """
     import torch
 
-    lasting = [layout.lasting_parts(segments, row) for row in (values, state["exp_avg"], state["exp_avg_sq"])]
-    pieces = list(zip(segments, layout.parts(segments, gradient), *lasting, strict=True))
+    rows = (values, gradient, state["exp_avg"], state["exp_avg_sq"])
+    pieces = list(zip(segments, *(layout.lasting_parts(segments, row) for row in rows), strict=True))
     step = state["step"].add_(1)
     for decays in (True, False):
         chosen = [piece[1:] for piece in pieces if piece[0].decays == decays]
         if not chosen:
             continue
-        own_gradients, own_values, means, squares = zip(*chosen, strict=True)
+        own_values, own_gradients, means, squares = zip(*chosen, strict=True)
         torch._fused_adamw_(
             own_values,
             own_gradients,

@@ -97,7 +97,9 @@ class Row:
     @torch.no_grad()
     def update(self, gradient: Tensor, settings: StepSettings) -> None:
         """Take one optimizer step with a gradient (P,), which may be overwritten."""
-        self.optimizer.update(self.layout, self.values, gradient, self.state, settings)
+        if gradient.data_ptr() != self._gradient.data_ptr():
+            self._gradient.copy_(gradient)  # costs less than new views of all segments, which optimizers keep of a row
+        self.optimizer.update(self.layout, self.values, self._gradient, self.state, settings)
         if self._ema is not None and self.recipe.ema is not None:
             self._ema_updates += 1
             # Warm-up of the decay: a fixed decay would retain the initial weights for too long.
