@@ -62,6 +62,8 @@ class PlainDecoding:
             self._last = self._clock()
             left = f"; about {short_time(self._time.left_s)} left" if self._time.left_s is not None else ""
             self._console.print(f"{_NAME}: {done} of {total} decoded{left}", markup=False, soft_wrap=True)
+        if done >= total:
+            self._time = None  # the next images begin anew
 
 
 @contextmanager

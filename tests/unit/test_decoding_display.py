@@ -44,6 +44,9 @@ def test_plain_lines_are_ten_seconds_apart() -> None:
         "images: 40 of 100 decoded; about 15 s left",
         "images: 80 of 100 decoded; about 5 s left",
     ]
+    now += 60
+    tell(1, 20)
+    assert len(console.file.getvalue().splitlines()) == 2
 
 
 def test_decoding_is_shown_in_a_terminal_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
