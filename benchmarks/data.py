@@ -177,7 +177,7 @@ def _measure_large_set(folder: Path, options: argparse.Namespace) -> dict[str, A
 
 
 def _train_large_set(images: Path, cache: Path) -> dict[str, Any]:
-    """Runs in a process of its own."""
+    """Runs in a separate process."""
     use_cache(cache, CACHE_GIB)
     torch.set_num_threads(available_cores())
     with _Peaks() as peaks:

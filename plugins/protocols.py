@@ -524,21 +524,20 @@ class ParameterLayout:
         return tuple(segments)
 
     def parts(self, segments: "tuple[Segment, ...]", row: "Tensor") -> "tuple[Tensor, ...]":
-        """Views of segments, in ascending order, into a row (P,)."""
-        lengths = _lengths_between(segments, self.num_numbers)
-        split: Callable[..., tuple[Tensor, ...]] = row.split_with_sizes
-        return split(lengths)[1::2]
+        """Views of segments, in ascending order, into a row (P,).
 
-    def lasting_parts(self, segments: "tuple[Segment, ...]", row: "Tensor") -> "tuple[Tensor, ...]":
-        """The same for a row that lasts as long as this layout, such as the parameters: the views are made once."""
+        They are made once for each row and kept as long as this layout, so the rows should be few, such as the
+        parameters.
+        """
         key = (segments, id(row))
-        found = self._lasting.get(key, ())
+        found = self._parts.get(key, ())
         if not found or found[0]._base is not row:
-            found = self._lasting[key] = self.parts(segments, row)
+            split: Callable[..., tuple[Tensor, ...]] = row.split_with_sizes
+            found = self._parts[key] = split(_lengths_between(segments, self.num_numbers))[1::2]
         return found
 
     @cached_property
-    def _lasting(self) -> "dict[tuple[tuple[Segment, ...], int], tuple[Tensor, ...]]":
+    def _parts(self) -> "dict[tuple[tuple[Segment, ...], int], tuple[Tensor, ...]]":
         return {}
 
     def views(self, values: "Tensor") -> "list[Tensor]":

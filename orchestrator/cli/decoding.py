@@ -79,7 +79,7 @@ def study_display(console: Console) -> Iterator[Progress]:
 
 @contextmanager
 def show_decoding(console: Console, *, quiet: bool = False) -> Iterator[None]:
-    """Show the decoding of images inside the context, on a display of its own."""
+    """Show the decoding of images inside the context, on a separate display."""
     if quiet:
         yield
     elif not console.is_terminal:

@@ -39,7 +39,7 @@ Problem = Callable[[Any, Any, BegunStage], str | None]
 """Gives the reason why a field cannot change from one value to another, or `None`."""
 
 
-def _anything(old: Any, new: Any, begun: BegunStage) -> str | None:  # noqa: ARG001
+def _anything(_old: Any, _new: Any, _begun: BegunStage) -> str | None:
     return None
 
 
@@ -51,7 +51,7 @@ class Rule:
     problem: Problem = _anything
 
 
-def _fewer_trials(old: int, new: int, begun: BegunStage) -> str | None:  # noqa: ARG001
+def _fewer_trials(_old: int, new: int, begun: BegunStage) -> str | None:
     return f"{begun.num_trials} trials have begun" if new < begun.num_trials else None
 
 
@@ -63,20 +63,20 @@ def _fewer_epochs(old: int, new: int, begun: BegunStage) -> str | None:
     return "its trials have copied each other's weights, so they cannot get more epochs" if begun.has_copies else None
 
 
-def _smaller(old: int, new: int, begun: BegunStage) -> str | None:  # noqa: ARG001
+def _smaller(old: int, new: int, _begun: BegunStage) -> str | None:
     return f"must be at least {old}, because these topologies have been chosen" if new < old else None
 
 
-def _missing(old: Sequence[Any], new: Sequence[Any], begun: BegunStage) -> str | None:  # noqa: ARG001
+def _missing(old: Sequence[Any], new: Sequence[Any], _begun: BegunStage) -> str | None:
     gone = [one for one in old if one not in new]
     return f"must still contain {getattr(gone[0], 'name', gone[0])}" if gone else None
 
 
-def _higher(old: int | None, new: int | None, begun: BegunStage) -> str | None:  # noqa: ARG001
+def _higher(old: int | None, new: int | None, _begun: BegunStage) -> str | None:
     return "must not exclude topologies that were allowed" if new is not None and (old is None or new > old) else None
 
 
-def _lower(old: int | None, new: int | None, begun: BegunStage) -> str | None:  # noqa: ARG001
+def _lower(old: int | None, new: int | None, _begun: BegunStage) -> str | None:
     return "must not exclude topologies that were allowed" if new is not None and (old is None or new < old) else None
 
 

@@ -62,7 +62,7 @@ class StageBudget:
     described: str = ""
     """The budget in words, such as `budget of 2h`."""
     needs_result: bool = False
-    """Whether the stage goes on until it has one result."""
+    """Whether the stage continues until it has one result."""
     later_trainings: int = 0
     """Number of trainings of later stages. The stage leaves as much time for each as its own trainings have taken."""
     clock: Callable[[], float] = time.monotonic

@@ -145,7 +145,7 @@ def plan_warm_start(
     num_same = 0
     for one in fitted:
         if not one.has_value_inside:
-            notes.append(f"{one.trial.label}: nothing of it lies in this search, so it is ignored")
+            notes.append(f"{one.trial.label}: none of its values lies in this search, so it is ignored")
         elif _text(one.point) in known_texts or _text(one.point) in chosen:
             num_same += 1
         else:

@@ -59,7 +59,7 @@ def update_adamw(
     import torch
 
     rows = (values, gradient, state["exp_avg"], state["exp_avg_sq"])
-    pieces = list(zip(segments, *(layout.lasting_parts(segments, row) for row in rows), strict=True))
+    pieces = list(zip(segments, *(layout.parts(segments, row) for row in rows), strict=True))
     step = state["step"].add_(1)
     for decays in (True, False):
         chosen = [piece[1:] for piece in pieces if piece[0].decays == decays]

@@ -280,7 +280,7 @@ class _Entry:
 
 
 def evict(folder: Path, max_bytes: float, *, keep: Path) -> None:
-    """Remove unfinished files that nobody is writing, and files in the order of their last use until the rest fits.
+    """Remove unfinished files that no process is writing, and files in the order of their last use until the rest fits.
 
     A process that has opened a file can still use it.
 

@@ -114,7 +114,7 @@ def _broken_test_images(test: Chosen, config: DataConfig) -> dict[str, str]:
     """Test images that Pillow cannot read, so that a message names those of all parts."""
     try:
         return decode_images([test], config, findings=DataFindings()).broken
-    except DataError:  # of another kind, such as mixed sizes, which is told once the broken images are mended
+    except DataError:  # of another kind, such as mixed sizes, which is reported once the broken images are gone
         return {}
 
 

@@ -138,7 +138,7 @@ class MemoryRows(_Rows):
 
 
 class FileRows(_Rows):
-    """Pixels in a new file, which nobody else reads until `publish`.
+    """Pixels in a new file, which no other process reads until `publish`.
 
     Args:
         file: The unfinished file.

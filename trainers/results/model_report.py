@@ -125,7 +125,8 @@ def describe_accuracy(report: ModelReport) -> str:
 def describe_result(report: ModelReport) -> str:
     """The metric that chose the model, with the accuracy: `macro F1 91.2 %, accuracy 97.2 % (94.9 to 98.5 %)`.
 
-    If the metric is the accuracy, it is not named. A model that is no better than the most frequent class is told.
+    If the metric is the accuracy, it is not named. A model that is no better than always answering the most frequent
+    class is named as such.
     """
     name = report.metric.choice.name
     text = describe_accuracy(report)

@@ -56,7 +56,7 @@ def mean_loss(losses: Sequence[Tensor], sizes: Sequence[int]) -> float:
 
 
 def further_metrics(measured: Mapping[str, float]) -> dict[str, float]:
-    """Validation metrics for a report, by their keys, without loss and accuracy, which have fields of their own."""
+    """Validation metrics for a report, by their keys, without loss and accuracy, which have separate fields."""
     return {metric_key(name): value for name, value in measured.items() if name not in ("loss", "accuracy")}
 
 
