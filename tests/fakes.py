@@ -28,7 +28,7 @@ class RecordingProgress:
         self._tell("stage began", (done, total))
 
     def epoch(self, trial: TrialRecord, report: EpochReport, *, value: str | None) -> None:
-        assert value is None or value.endswith("%")
+        assert value is None or value.strip()
         self._tell("epoch", (trial.number, report.epoch))
 
     def trial_ended(self, trial: TrialRecord, *, best: str | None) -> None:
