@@ -1,0 +1,81 @@
+"""The interface of each kind of plug-in. Any class with the required members is a plug-in; no base class is needed."""
+
+from plugins.protocols.augmentations import Augmentation, JointAugmentation, Mixing
+from plugins.protocols.averaging import Averager, Evaluated, EvaluatingAverager, StateDict
+from plugins.protocols.cards import PluginCard
+from plugins.protocols.curricula import ExampleOrder, Now, OrderContext, Selection, StepMethod
+from plugins.protocols.losses import LabelLoss, Loss, LossContext, StackedLabelLoss
+from plugins.protocols.metrics import Metric
+from plugins.protocols.optimizers import (
+    EvaluatedElsewhere,
+    Optimizer,
+    OptimizerState,
+    ParameterLayout,
+    Segment,
+    TwoGradients,
+)
+from plugins.protocols.proxies import (
+    Candidate,
+    CurveModel,
+    PoolProxy,
+    Proxy,
+    ProxyModel,
+    ProxyScore,
+    TransformerBlock,
+    is_block,
+)
+from plugins.protocols.samplers import Enumeration, FinalChoice, Sampler
+from plugins.protocols.schedules import Schedule
+from plugins.protocols.signals import CURVE_FIELDS, CURVE_METRICS, NeedsSignals, Signal, needed_signals
+from plugins.protocols.stopping import CurvePoint, Stopper
+from plugins.protocols.traits import DeclaresLength, DeclaresPacking, can_pack, is_independent_of_length
+
+__all__ = [
+    "CURVE_FIELDS",
+    "CURVE_METRICS",
+    "Augmentation",
+    "Averager",
+    "Candidate",
+    "CurveModel",
+    "CurvePoint",
+    "DeclaresLength",
+    "DeclaresPacking",
+    "Enumeration",
+    "Evaluated",
+    "EvaluatedElsewhere",
+    "EvaluatingAverager",
+    "ExampleOrder",
+    "FinalChoice",
+    "JointAugmentation",
+    "LabelLoss",
+    "Loss",
+    "LossContext",
+    "Metric",
+    "Mixing",
+    "NeedsSignals",
+    "Now",
+    "Optimizer",
+    "OptimizerState",
+    "OrderContext",
+    "ParameterLayout",
+    "PluginCard",
+    "PoolProxy",
+    "Proxy",
+    "ProxyModel",
+    "ProxyScore",
+    "Sampler",
+    "Schedule",
+    "Segment",
+    "Selection",
+    "Signal",
+    "StackedLabelLoss",
+    "StateDict",
+    "StepMethod",
+    "Stopper",
+    "TransformerBlock",
+    "TwoGradients",
+    "can_pack",
+    "is_block",
+    "is_independent_of_length",
+    "needed_signals",
+]

@@ -1,0 +1,158 @@
+"""The interfaces of optimizers, and the layout of the parameters that they update."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+from plugins.protocols.cards import PluginCard
+from search_spaces.step_settings import StepSettings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class Segment(NamedTuple):
+    """A part of a row of parameters."""
+
+    start: int
+    stop: int
+    decays: bool
+    """Whether weight decay applies to it."""
+
+
+@lru_cache(maxsize=256)
+def _lengths_between(segments: tuple[Segment, ...], num_numbers: int) -> list[int]:
+    """Lengths of the gap before each segment, of the segment, and of the rest of the row, in turn."""
+    lengths, end = [], 0
+    for segment in segments:
+        lengths += [segment.start - end, segment.stop - segment.start]
+        end = segment.stop
+    return [*lengths, num_numbers - end]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterLayout:
+    """The layout of a model's parameters in one flat row of `P` numbers.
+
+    Parameters with weight decay (weights of linear layers and convolutions) come first. Each parameter starts at a
+    multiple of 16 numbers. The padding between parameters is zero and stays zero under elementwise updates.
+    """
+
+    names: tuple[str, ...]
+    shapes: "tuple[torch.Size, ...]"
+    starts: tuple[int, ...]
+    """Index of each parameter's first number."""
+    num_decayed: int
+    """Number of parameters with weight decay. They are the first ones."""
+    num_numbers: int
+    """Length `P` of the row."""
+
+    @property
+    def decay_end(self) -> int:
+        """Index of the first number without weight decay."""
+        return self.starts[self.num_decayed] if self.num_decayed < len(self.starts) else self.num_numbers
+
+    @cached_property
+    def segments(self) -> "tuple[Segment, ...]":
+        """The parts of the row without the padding.
+
+        Adjacent parameters without padding between them form one segment. Elementwise kernels compute the last few
+        numbers of a tensor with other instructions. Without the padding, a step over segments therefore rounds exactly
+        as a step over the parameters does.
+        """
+        segments: list[Segment] = []
+        for index, (start, shape) in enumerate(zip(self.starts, self.shapes, strict=True)):
+            decays, stop = index < self.num_decayed, start + shape.numel()
+            if segments and segments[-1].decays == decays and segments[-1].stop == start:
+                segments[-1] = segments[-1]._replace(stop=stop)
+            else:
+                segments.append(Segment(start, stop, decays))
+        return tuple(segments)
+
+    def parts(self, segments: "tuple[Segment, ...]", row: "Tensor") -> "tuple[Tensor, ...]":
+        """Views of segments, in ascending order, into a row (P,).
+
+        They are made once for each row and kept as long as this layout, so the rows should be few, such as the
+        parameters.
+        """
+        key = (segments, id(row))
+        found = self._parts.get(key, ())
+        if not found or found[0]._base is not row:
+            split: Callable[..., tuple[Tensor, ...]] = row.split_with_sizes
+            found = self._parts[key] = split(_lengths_between(segments, self.num_numbers))[1::2]
+        return found
+
+    @cached_property
+    def _parts(self) -> "dict[tuple[tuple[Segment, ...], int], tuple[Tensor, ...]]":
+        return {}
+
+    def views(self, values: "Tensor") -> "list[Tensor]":
+        """Views of the parameters, (..., *shape) each, into values (..., P)."""
+        # The backward pass of a split is one concatenation. The one of each slice would fill a whole row with zeros.
+        split: Callable[..., Sequence[Tensor]] = values.split
+        pieces = split(self._lengths, -1)[::2]
+        outer = values.shape[:-1]
+        return [piece.view(outer + shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
+
+    @cached_property
+    def _lengths(self) -> list[int]:
+        """Length of each parameter and of the padding after it."""
+        ends = (*self.starts[1:], self.num_numbers)
+        sizes = [shape.numel() for shape in self.shapes]
+        padded = zip(sizes, self.starts, ends, strict=True)
+        return [length for size, start, end in padded for length in (size, end - start - size)]
+
+
+OptimizerState = dict[str, "Tensor"]
+"""Named tensors: scalars, or of shape (P,) with the layout of the parameters."""
+
+
+class Optimizer(Protocol):
+    """An update rule for the weights: pure functions over one flat row of parameters.
+
+    It may declare `packs` (`DeclaresPacking`).
+    """
+
+    card: ClassVar[PluginCard]
+
+    def start(self, layout: ParameterLayout, values: "Tensor") -> OptimizerState:
+        """The state before the first step. `values` (P,) are the initial parameters."""
+        ...
+
+    def update(
+        self,
+        layout: ParameterLayout,
+        values: "Tensor",
+        gradient: "Tensor",
+        state: OptimizerState,
+        settings: StepSettings,
+    ) -> None:
+        """Take one step, in place on `values` (P,) and the tensors of `state`; `gradient` (P,) may be overwritten."""
+        ...
+
+
+@runtime_checkable
+class TwoGradients(Protocol):
+    """An optional part of an optimizer whose step needs the gradient at a second point, on the same batch."""
+
+    def probe(
+        self,
+        layout: ParameterLayout,
+        values: "Tensor",
+        gradient: "Tensor",
+        state: OptimizerState,
+        settings: StepSettings,
+    ) -> "Tensor":
+        """The point (P,) at which `update` needs the gradient, given the gradient at `values`. Changes no argument."""
+        ...
+
+
+@runtime_checkable
+class EvaluatedElsewhere(Protocol):
+    """An optional part of an optimizer whose weights for evaluation and saving differ from the trained ones."""
+
+    def evaluated(self, layout: ParameterLayout, values: "Tensor", state: OptimizerState) -> "Tensor":
+        """The weights (P,) to evaluate."""
+        ...

@@ -1,0 +1,33 @@
+"""The interface of early-stopping criteria."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple, Protocol
+
+from plugins.protocols.cards import PluginCard
+
+
+class CurvePoint(NamedTuple):
+    """One finished epoch, as a stopping criterion sees it."""
+
+    epoch: int
+    """Starting at 1."""
+    train_loss: float
+    val_loss: float
+    val_accuracy: float
+    """Fraction between 0 and 1."""
+    signals: Mapping[str, float] = {}
+    """The measured signals, by name."""
+    metrics: Mapping[str, float] = {}
+    """Further validation metrics, by their keys, such as `val_macro_f1`; empty in curves of version 0.1.0."""
+    score: float | None = None
+    """The value of the study's metric, negative if less of it is better; `None` if no metric was chosen."""
+
+
+class Stopper(Protocol):
+    """An early-stopping criterion: a pure function of the curve so far. It may declare `signals` (`NeedsSignals`)."""
+
+    card: ClassVar[PluginCard]
+
+    def reason_to_stop(self, curve: Sequence[CurvePoint]) -> str | None:
+        """The reason to stop training after the last point of `curve`, as text for the user; `None` to continue."""
+        ...
