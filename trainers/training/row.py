@@ -97,7 +97,7 @@ class Row:
     @torch.no_grad()
     def update(self, gradient: Tensor, settings: StepSettings) -> None:
         """Take one optimizer step with a gradient (P,), which may be overwritten."""
-        if gradient.data_ptr() != self._gradient.data_ptr():
+        if gradient is not self._gradient and gradient._base is not self._gradient:
             self._gradient.copy_(gradient)  # costs less than new views of all segments, which optimizers keep of a row
         self.optimizer.update(self.layout, self.values, self._gradient, self.state, settings)
         if self._ema is not None and self.recipe.ema is not None:
