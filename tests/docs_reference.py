@@ -30,7 +30,7 @@ from orchestrator.spec.warm_start import WarmStart
 from orchestrator.stages.screen import Limits
 from orchestrator.stages.train import Candidates
 from plugins import registry
-from plugins.protocols import ExampleOrder, Mixing, Signal, StepMethod
+from plugins.protocols import SIGNAL_COSTS, ExampleOrder, Mixing, Signal, StepMethod
 from search_spaces.ramps import Bounds, Ramp
 from search_spaces.recipes import PluginChoice, Recipe
 from trainers.config import Configuration, DataConfig
@@ -80,6 +80,8 @@ def undocumented() -> Iterator[str]:
 def _block(name: str) -> str:
     if name == "settings":
         return _settings_table()
+    if name == "signals":
+        return _signals_table()
     if name.startswith("plugins:"):
         kind = name.partition(":")[2]
         return "\n\n".join(_card(kind, plugin) for plugin in _ours(kind))
@@ -113,6 +115,12 @@ def _settings_table() -> str:
         default = f"`{home[name]}`" if name in home else made.get(name, "`artifacts` in the home")
         rows.append((f"`{variable}`", default, meaning))
     return _table(("variable", "default", "meaning"), rows)
+
+
+def _signals_table() -> str:
+    about = _attribute_docstrings(Signal)
+    rows = [(f"`{one}`", about[one.name].rstrip("."), SIGNAL_COSTS[one]) for one in Signal]
+    return _table(("signal", "meaning", "cost"), rows)
 
 
 def _card(kind: str, name: str) -> str:
@@ -167,7 +175,10 @@ def _attribute_docstrings(cls: type) -> dict[str, str]:
     found = {}
     for before, node in zip(body.body, body.body[1:], strict=False):
         match before, node:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)) | ast.Assign(targets=[ast.Name(id=name)]),
+                ast.Expr(value=ast.Constant(value=str(text))),
+            ):
                 found[name] = re.sub(r"\s+", " ", text)
     return found
 

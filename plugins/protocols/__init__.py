@@ -26,13 +26,25 @@ from plugins.protocols.proxies import (
 )
 from plugins.protocols.samplers import Enumeration, FinalChoice, Sampler
 from plugins.protocols.schedules import Schedule
-from plugins.protocols.signals import CURVE_FIELDS, CURVE_METRICS, NeedsSignals, Signal, needed_signals
+from plugins.protocols.signals import (
+    CLASS_SIGNALS,
+    CURVE_FIELDS,
+    CURVE_METRICS,
+    SIGNAL_COSTS,
+    NeedsSignals,
+    Signal,
+    class_key,
+    class_values,
+    needed_signals,
+)
 from plugins.protocols.stopping import CurvePoint, Stopper
 from plugins.protocols.traits import DeclaresLength, DeclaresPacking, can_pack, is_independent_of_length
 
 __all__ = [
+    "CLASS_SIGNALS",
     "CURVE_FIELDS",
     "CURVE_METRICS",
+    "SIGNAL_COSTS",
     "Augmentation",
     "Averager",
     "Candidate",
@@ -75,6 +87,8 @@ __all__ = [
     "TransformerBlock",
     "TwoGradients",
     "can_pack",
+    "class_key",
+    "class_values",
     "is_block",
     "is_independent_of_length",
     "needed_signals",

@@ -1,5 +1,6 @@
 """Numbers that training records once per epoch."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
@@ -21,6 +22,59 @@ class Signal(StrEnum):
     """Largest absolute attention logit, after scaling and before softmax, in validation."""
     DEAD_UNITS = "dead_units"
     """Fraction of the MLPs' hidden units with an activation below 0.01 for every validation image and token."""
+    DORMANT_UNITS = "dormant_units"
+    """Fraction of the MLPs' hidden units whose mean absolute activation in validation is at most 0.025 of their
+    layer's mean."""
+    LOG_Z = "log_z"
+    """Mean logarithm of the softmax's normaliser, `log sum exp(logits)`, over the validation images."""
+    EFFECTIVE_RANK = "effective_rank"
+    """Exponential of the entropy of the singular values of the features of at most 2,048 validation images."""
+    CHANGED_TRAINING_PREDICTIONS = "changed_training_predictions"
+    """Fraction of the training images whose predicted class changed since the previous epoch."""
+    TRAINING_ACCURACY = "training_accuracy"
+    """Fraction of the training images, without augmentation, whose label is predicted."""
+    CLASS_TRAINING_ACCURACY = "class_training_accuracy"
+    """The training accuracy of each class: `class_training_accuracy.0` and so on, in the order of the classes."""
+    LAYER_CHANGE = "layer_change"
+    """Change of a weight matrix in the epoch relative to its norm, averaged over the matrices."""
+    NEURAL_PERSISTENCE = "neural_persistence"
+    """Topological complexity of the linear layers' weights, in [0, 1], averaged over the layers."""
+    EVIDENCE = "evidence"
+    """Evidence against further training: above 0 if the gradient of 128 training images is no larger than its
+    sampling noise explains."""
+    GRADIENT_DISPARITY = "gradient_disparity"
+    """Mean distance between the gradients of 5 batches of at most 128 training images."""
+    SHARPNESS = "sharpness"
+    """Largest eigenvalue, by absolute value, of the Hessian of the loss on 128 training images."""
+
+
+CLASS_SIGNALS = frozenset({Signal.CLASS_TRAINING_ACCURACY})
+"""Signals with one number per class, recorded under the names of `class_key`."""
+
+_OF_VALIDATION = "one forward pass of the validation part per epoch"
+_OF_TRAINING = "one forward pass of the training part per epoch, shared by the three signals of that part"
+SIGNAL_COSTS: Mapping[Signal, str] = {
+    Signal.GRADIENT_NORM: "one dot product per step",
+    Signal.GRADIENT_NOISE: "one dot product and one sum per step",
+    Signal.CHANGED_PREDICTIONS: _OF_VALIDATION,
+    Signal.WEIGHT_PERSISTENCE: "two dot products per epoch, and two copies of the weights",
+    Signal.ATTENTION_ENTROPY: f"{_OF_VALIDATION}, with all attention weights computed once more",
+    Signal.ATTENTION_LOGIT: f"{_OF_VALIDATION}, with all attention logits computed once more",
+    Signal.DEAD_UNITS: _OF_VALIDATION,
+    Signal.DORMANT_UNITS: _OF_VALIDATION,
+    Signal.LOG_Z: _OF_VALIDATION,
+    Signal.EFFECTIVE_RANK: "one forward pass and a singular value decomposition of at most 2,048 images per epoch",
+    Signal.CHANGED_TRAINING_PREDICTIONS: _OF_TRAINING,
+    Signal.TRAINING_ACCURACY: _OF_TRAINING,
+    Signal.CLASS_TRAINING_ACCURACY: _OF_TRAINING,
+    Signal.LAYER_CHANGE: "two norms of the weights per epoch, and a copy of the weights",
+    Signal.NEURAL_PERSISTENCE: "a spanning tree of each weight matrix per epoch, on the CPU: about 0.3 s per million "
+    "weights",
+    Signal.EVIDENCE: "128 gradients of single images per epoch",
+    Signal.GRADIENT_DISPARITY: "5 gradients of a batch per epoch, held in memory at once",
+    Signal.SHARPNESS: "10 products of a Hessian and a vector per epoch, each as expensive as about two gradients",
+}
+"""What each signal costs. Signals of the validation part share one pass, except the effective rank."""
 
 
 CURVE_FIELDS = ("train_loss", "val_loss", "val_accuracy")
@@ -42,3 +96,15 @@ class NeedsSignals(Protocol):
 def needed_signals(plugin: object) -> frozenset[Signal]:
     """The signals that a plug-in reads, empty if it declares none."""
     return plugin.signals if isinstance(plugin, NeedsSignals) else frozenset()
+
+
+def class_key(signal: Signal, number: int) -> str:
+    """Name under which the value of a class is recorded, for a signal with one number per class."""
+    return f"{signal.value}.{number}"
+
+
+def class_values(signals: Mapping[str, float], signal: Signal) -> dict[int, float]:
+    """The values of a signal with one number per class, by class. Classes without a value are left out."""
+    prefix = f"{signal.value}."
+    found = {name.removeprefix(prefix): value for name, value in signals.items() if name.startswith(prefix)}
+    return {int(number): value for number, value in found.items() if number.isdigit()}

@@ -7,12 +7,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from plugins.protocols import CURVE_FIELDS, CURVE_METRICS, CurvePoint, PluginCard, Signal
+from plugins.protocols import CLASS_SIGNALS, CURVE_FIELDS, CURVE_METRICS, CurvePoint, PluginCard, Signal
 from plugins.registry import nearest_name
 
-_SIGNALS = tuple(signal.value for signal in Signal)
+_SIGNALS = tuple(signal.value for signal in Signal if signal not in CLASS_SIGNALS)
 _SCORE = "metric"
-_RISING = ("val_accuracy", *CURVE_METRICS, _SCORE)
+_RISING = ("val_accuracy", *CURVE_METRICS, _SCORE, Signal.TRAINING_ACCURACY.value)
 """Numbers of which more is better."""
 _WORDS = {
     "train_loss": "training loss",
@@ -41,8 +41,8 @@ class Plateau:
     """`metric` (the one by which the study decides), `val_loss`, `val_accuracy`, `val_balanced_accuracy`,
     `val_macro_f1`, `train_loss`, or a signal such as `gradient_noise`."""
     mode: Literal["auto", "min", "max"] = "auto"
-    """Whether lower (`min`) or higher (`max`) is better; `auto` knows it for `metric` and
-    the validation metrics, and is `min` for signals."""
+    """Whether lower (`min`) or higher (`max`) is better; `auto` knows it for `metric`, the validation metrics and
+    `training_accuracy`, and is `min` for other signals."""
     patience: Annotated[int, Field(ge=1)] = 5
     """Epochs without improvement before training stops."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0

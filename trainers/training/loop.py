@@ -130,7 +130,8 @@ def _train(task: TrainTask, data: ImageData, reporter: Reporter, device: torch.d
     row = make_row(configuration, data, device)
     course = Course.lay_out(configuration, data, row.model, device)
     source = training_images(data, device)
-    learner = RowLearner(row, SignalMeter(wanted_signals(task), row, data.validation, source.normalizer))
+    meter = SignalMeter(wanted_signals(task), row, data.validation, source, seed=configuration.seed)
+    learner = RowLearner(row, meter)
     training = _SingleTraining(learner, data, source)
     requests = follow(task, data.task, course, learner, reporter)
     answer: object = None

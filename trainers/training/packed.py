@@ -150,7 +150,7 @@ class _Training:
         if problem is not None:
             raise ValueError(problem)
         course = Course.lay_out(configuration, data, row.model, pack.device)
-        meter = SignalMeter(wanted_signals(task), row, data.validation, pack.normalizer)
+        meter = SignalMeter(wanted_signals(task), row, data.validation, pack.source, seed=configuration.seed)
         self._learner = RowLearner(row, meter)
         return (yield from follow(task, data.task, course, self._learner, reporter))
 
@@ -180,8 +180,8 @@ class _Pack:
         self.device = device
         self._pool = pool
         self._threads = threads
-        self._source = training_images(data, device)
-        self.normalizer: Normalizer = self._source.normalizer
+        self.source = training_images(data, device)
+        self.normalizer: Normalizer = self.source.normalizer
         self._step_macs = step_macs(configuration, data.task)
         forward_macs = self._step_macs / 3
         if device.type == "cpu":
@@ -218,7 +218,7 @@ class _Pack:
         for members in by_key.values():
             for wave in chunks(members, self._num_prepared):
                 rows = [learners[number].row for number in wave]
-                batches = prepare(rows, [steps[number] for number in wave], self._source)
+                batches = prepare(rows, [steps[number] for number in wave], self.source)
                 learn_chunk = partial(self._learn, meters=meters)
                 results = self._side_by_side(learn_chunk, list(chunks(batches, self._chunk_size(len(wave)))))
                 answers |= zip(wave, (answer for result in results for answer in result), strict=True)

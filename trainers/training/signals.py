@@ -1,63 +1,85 @@
 """Measurement of signals: numbers that training computes once per epoch for plug-ins that read them.
 
-Legend: `P` numbers of a row, `N` validation images.
+Legend: `P` numbers of a row, `N` images.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from plugins.protocols import Signal, is_block
+from plugins.protocols import CLASS_SIGNALS, Signal, class_key
 from trainers.data.images import ImageSplit
-from trainers.training.evaluation import Normalizer, logits_of
+from trainers.data.mapping import batches, gather
+from trainers.training.block_signals import BLOCK_SIGNALS, watched_blocks
+from trainers.training.evaluation import logits_of
+from trainers.training.gradient_signals import GRADIENT_SIGNALS, GradientSample
 from trainers.training.row import Row
+from trainers.training.signal_arithmetic import effective_rank, in_float64, neural_persistence, share
+from trainers.training.step import TrainingImages, at_least_float32
 
-DEAD_BELOW = 0.01
-"""A hidden unit is dead if all its activations stay below this value."""
 _LAST_CHANGE = "signals.last_change"
+_IMAGES_FOR_RANK = 2048
+_BATCH_FOR_RANK = 256
 
 _OF_STEPS = frozenset({Signal.GRADIENT_NORM, Signal.GRADIENT_NOISE})
-_OF_BLOCKS = frozenset({Signal.ATTENTION_ENTROPY, Signal.ATTENTION_LOGIT, Signal.DEAD_UNITS})
-_OF_VALIDATION = _OF_BLOCKS | {Signal.CHANGED_PREDICTIONS}
+_OF_CHANGES = frozenset({Signal.WEIGHT_PERSISTENCE, Signal.LAYER_CHANGE})
+_OF_VALIDATION = BLOCK_SIGNALS | {Signal.CHANGED_PREDICTIONS, Signal.LOG_Z}
+_OF_TRAINING = frozenset(
+    {Signal.CHANGED_TRAINING_PREDICTIONS, Signal.TRAINING_ACCURACY, Signal.CLASS_TRAINING_ACCURACY}
+)
 
 
 class SignalMeter:
-    """Measures the wanted signals of one training, and no others.
+    """Measures the wanted signals of one training, and no others. Measuring changes neither weights nor random numbers.
 
-    Signals of steps cost one dot product per step. Signals of the validation part cost one forward pass of it per
-    epoch; signals of blocks also compute the full attention weights.
+    `plugins.protocols.SIGNAL_COSTS` says what each signal costs. All of them are computed for the weights that are
+    evaluated, except those of steps and of changes, which are about the weights in training.
 
     Args:
         wanted: Signals to measure.
         row: The model in training.
         validation: Validation images.
-        normalizer: Normalizer of the images.
+        training: Training images, and the normalizer of all images.
+        seed: Seed of the training, which draws the sample of training images for signals of gradients.
+
+    Raises:
+        ValueError: The model lacks what a signal needs.
     """
 
-    def __init__(self, wanted: frozenset[Signal], row: Row, validation: ImageSplit, normalizer: Normalizer) -> None:
+    def __init__(
+        self, wanted: frozenset[Signal], row: Row, validation: ImageSplit, training: TrainingImages, *, seed: int
+    ) -> None:
         self.wanted = wanted
         self._row = row
         self._validation = validation
-        self._normalizer = normalizer
+        self._training = training
         self._num_steps = 0
         self._norms = self._squares = self._mean = None if not wanted & _OF_STEPS else torch.zeros(())
         self._before: Tensor | None = None
         self._predicted: Tensor | None = None
+        self._predicted_training: Tensor | None = None
+        self._sample = GradientSample(row, training, seed=seed) if wanted & GRADIENT_SIGNALS else None
+        if Signal.EFFECTIVE_RANK in wanted and not hasattr(row.model, "forward_features"):
+            raise ValueError(
+                f"the signal {Signal.EFFECTIVE_RANK.value} needs a model with `forward_features(images)` "
+                f"(`plugins.protocols.ProxyModel`), but {type(row.model).__name__} has none. Do not record it."
+            )
 
     def begin(self) -> None:
         """Record the present weights of the row as the start (or continuation) of training."""
         self._norms, self._squares, self._mean = (torch.zeros_like(self._row.values[0]) for _ in range(3))
         if Signal.GRADIENT_NOISE in self.wanted:
             self._mean = torch.zeros_like(self._row.values)
-        if Signal.WEIGHT_PERSISTENCE in self.wanted:
+        if self.wanted & _OF_CHANGES:
             self._before = self._row.values.clone()
-        if Signal.CHANGED_PREDICTIONS in self.wanted:
+        if self.wanted & {Signal.CHANGED_PREDICTIONS, Signal.CHANGED_TRAINING_PREDICTIONS}:
             with self._row.evaluated() as model:
-                self._predicted = self._predict(model)
+                if Signal.CHANGED_PREDICTIONS in self.wanted:
+                    self._predicted = self._logits(model, self._validation.images).argmax(1)
+                if Signal.CHANGED_TRAINING_PREDICTIONS in self.wanted:
+                    self._predicted_training = self._logits(model, self._training.images).argmax(1)
 
     @property
     def watches_steps(self) -> bool:
@@ -78,16 +100,18 @@ class SignalMeter:
         self._num_steps += 1
 
     def measure(self) -> dict[str, float]:
-        """The signals of the current epoch by name, without those that are not yet defined."""
+        """The signals of the current epoch by name, without those that are not defined in it."""
         found: dict[Signal, float] = {}
+        by_class: dict[str, float] = {}
         if self._num_steps:
             found |= self._of_steps()
-        if Signal.WEIGHT_PERSISTENCE in self.wanted:
-            found |= self._persistence()
-        if self.wanted & _OF_VALIDATION:
-            found |= self._of_validation()
-        measured = {signal: found[signal] for signal in Signal if signal in found and signal in self.wanted}
-        return {signal.value: value for signal, value in measured.items() if math.isfinite(value)}
+        if self.wanted & _OF_CHANGES:
+            found |= self._of_changes()
+        if self.wanted - _OF_STEPS - _OF_CHANGES:
+            with self._row.evaluated() as model:
+                found |= self._of_evaluated(model, by_class)
+        named = {signal.value: found[signal] for signal in Signal if signal in found and signal in self.wanted}
+        return {name: value for name, value in {**named, **by_class}.items() if math.isfinite(value)}
 
     def _of_steps(self) -> dict[Signal, float]:
         assert self._norms is not None
@@ -106,100 +130,95 @@ class SignalMeter:
         return found
 
     @torch.no_grad()
-    def _persistence(self) -> dict[Signal, float]:
+    def _of_changes(self) -> dict[Signal, float]:
         assert self._before is not None
-        change = self._row.values - self._before
-        last = self._row.recall(_LAST_CHANGE)
-        self._before = self._row.values.clone()
-        self._row.remember(_LAST_CHANGE, change)
-        if last is None:
-            return {}
-        scale = float(torch.linalg.vector_norm(change) * torch.linalg.vector_norm(last))
-        return {Signal.WEIGHT_PERSISTENCE: float(torch.dot(change, last)) / scale} if scale > 0 else {}
-
-    def _of_validation(self) -> dict[Signal, float]:
         found: dict[Signal, float] = {}
-        with self._row.evaluated() as model:
-            if self.wanted & _OF_BLOCKS:
-                with _watched_blocks(model, self.wanted) as watched:
-                    predicted = self._predict(model)
-                found |= watched.signals()
-            else:
-                predicted = self._predict(model)
+        change = self._row.values - self._before
+        if Signal.LAYER_CHANGE in self.wanted:
+            found[Signal.LAYER_CHANGE] = self._layer_change(change, self._before)
+        self._before = self._row.values.clone()
+        if Signal.WEIGHT_PERSISTENCE in self.wanted:
+            last = self._row.recall(_LAST_CHANGE)
+            self._row.remember(_LAST_CHANGE, change)
+            if last is not None:
+                scale = float(torch.linalg.vector_norm(change) * torch.linalg.vector_norm(last))
+                found[Signal.WEIGHT_PERSISTENCE] = float(torch.dot(change, last)) / scale if scale > 0 else math.nan
+        return found
+
+    def _of_evaluated(self, model: nn.Module, by_class: dict[str, float]) -> dict[Signal, float]:
+        """Signals of the weights to evaluate; values of single classes are added to `by_class`."""
+        found: dict[Signal, float] = {}
+        if self.wanted & _OF_VALIDATION:
+            found |= self._of_validation(model)
+        if self.wanted & _OF_TRAINING:
+            found |= self._of_training(model, by_class)
+        if Signal.EFFECTIVE_RANK in self.wanted:
+            found[Signal.EFFECTIVE_RANK] = effective_rank(self._features(model))
+        if Signal.NEURAL_PERSISTENCE in self.wanted:
+            found[Signal.NEURAL_PERSISTENCE] = neural_persistence(self._matrices())
+        if self._sample is not None:
+            found |= self._sample.measure(model, self.wanted)
+        return found
+
+    def _layer_change(self, change: Tensor, before: Tensor) -> float:
+        layout = self._row.layout
+        changes = torch._foreach_norm(layout.views(change)[: layout.num_decayed])
+        sizes = torch._foreach_norm(layout.views(before)[: layout.num_decayed])
+        return float((torch.stack(changes) / torch.stack(sizes)).mean())
+
+    def _of_validation(self, model: nn.Module) -> dict[Signal, float]:
+        found: dict[Signal, float] = {}
+        is_watched = bool(self.wanted & BLOCK_SIGNALS)
+        with watched_blocks(model, self.wanted) if is_watched else nullcontext() as watched:
+            logits = self._logits(model, self._validation.images)
+        if watched is not None:
+            found |= watched.signals()
+        if Signal.LOG_Z in self.wanted:
+            found[Signal.LOG_Z] = float(in_float64(logits.logsumexp(1)).mean())
         if Signal.CHANGED_PREDICTIONS in self.wanted:
             assert self._predicted is not None
-            found[Signal.CHANGED_PREDICTIONS] = float((predicted != self._predicted).double().mean())
+            predicted = logits.argmax(1)
+            found[Signal.CHANGED_PREDICTIONS] = share(predicted != self._predicted)
             self._predicted = predicted
         return found
 
-    def _predict(self, model: nn.Module) -> Tensor:
-        """The predicted class of each validation image, (N,)."""
-        batches = logits_of(model, self._validation.images, self._normalizer)
-        return torch.cat([logits.argmax(1) for logits in batches])
-
-
-class _BlockWatch:
-    """Statistics of the blocks of a model during forward passes."""
-
-    def __init__(self) -> None:
-        self._entropies: list[Tensor] = []
-        self._logits: list[Tensor] = []
-        self._peaks: dict[int, Tensor] = {}
-
-    def on_attention(self, attention: Any, tokens: Tensor) -> None:
-        """Record the entropy of the attention weights for the input `tokens` of an attention module."""
-        weights = attention.attention_weights(tokens)
-        num_keys = weights.shape[-1]
-        if num_keys > 1:
-            entropy = torch.special.entr(weights.double()).sum(-1).mean() / torch.tensor(num_keys).double().log()
-            self._entropies.append(entropy)
-
-    def on_logits(self, attention: Any, tokens: Tensor) -> None:
-        """Record the largest attention logit for the input `tokens` of an attention module."""
-        logits = attention.attention_logits(tokens)
-        self._logits.append(torch.where(logits.isinf(), 0.0, logits).abs().max())
-
-    def on_activation(self, key: int, activation: Tensor) -> None:
-        """Record the peaks of the hidden units from the activations (..., hidden) of an MLP."""
-        peak = activation.abs().flatten(0, -2).amax(0)
-        known = self._peaks.get(key)
-        self._peaks[key] = peak if known is None else torch.maximum(known, peak)
-
-    def signals(self) -> dict[Signal, float]:
-        """The signals over all blocks and images."""
+    def _of_training(self, model: nn.Module, by_class: dict[str, float]) -> dict[Signal, float]:
+        """Signals of the training part; values of single classes are added to `by_class`."""
         found: dict[Signal, float] = {}
-        if self._entropies:
-            found[Signal.ATTENTION_ENTROPY] = float(torch.stack(self._entropies).mean())
-        if self._logits:
-            found[Signal.ATTENTION_LOGIT] = float(torch.stack(self._logits).max())
-        if self._peaks:
-            found[Signal.DEAD_UNITS] = float((torch.cat(list(self._peaks.values())) < DEAD_BELOW).double().mean())
+        labels = self._training.labels
+        predicted = self._logits(model, self._training.images).argmax(1)
+        is_right = predicted == labels
+        found[Signal.TRAINING_ACCURACY] = share(is_right)
+        if Signal.CHANGED_TRAINING_PREDICTIONS in self.wanted:
+            assert self._predicted_training is not None
+            found[Signal.CHANGED_TRAINING_PREDICTIONS] = share(predicted != self._predicted_training)
+            self._predicted_training = predicted
+        if self.wanted & CLASS_SIGNALS:
+            sizes = torch.bincount(labels, minlength=self._training.num_classes).tolist()
+            right = torch.bincount(labels[is_right], minlength=self._training.num_classes).tolist()
+            for number, (size, count) in enumerate(zip(sizes, right, strict=True)):
+                if size:
+                    by_class[class_key(Signal.CLASS_TRAINING_ACCURACY, number)] = count / size
         return found
 
+    def _logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Logits (N, classes) of uint8 images."""
+        return torch.cat(list(logits_of(model, images, self._training.normalizer)))
 
-@contextmanager
-def _watched_blocks(model: nn.Module, wanted: frozenset[Signal]) -> Iterator[_BlockWatch]:
-    """Record statistics of the model's blocks during forward passes inside the context."""
-    watch = _BlockWatch()
-    handles = []
-    for number, block in enumerate(module for module in model.modules() if is_block(module)):
-        if Signal.ATTENTION_ENTROPY in wanted:
-            handles.append(block.attn.register_forward_pre_hook(_first_input(watch.on_attention)))
-        if Signal.ATTENTION_LOGIT in wanted:
-            handles.append(block.attn.register_forward_pre_hook(_first_input(watch.on_logits)))
-        if Signal.DEAD_UNITS in wanted:
-            act = block.mlp.get_submodule("act")
-            handles.append(act.register_forward_hook(_output(watch.on_activation, number)))
-    try:
-        yield watch
-    finally:
-        for handle in handles:
-            handle.remove()
+    def _features(self, model: nn.Module) -> Tensor:
+        """Features (N, D) of evenly spaced validation images."""
+        model.eval()
+        images = self._validation.images
+        count = min(_IMAGES_FOR_RANK, len(images))
+        chosen = gather(images, torch.arange(count) * len(images) // count)
+        found = []
+        for batch in batches(chosen, _BATCH_FOR_RANK):
+            with torch.inference_mode():
+                pixels = self._training.normalizer(batch.to(self._row.values.device))
+                found.append(at_least_float32(model.forward_features(pixels)))  # type: ignore[operator]
+        return torch.cat(found)
 
-
-def _first_input(take: Callable[[Any, Tensor], None]) -> Callable[[nn.Module, Any], None]:
-    return lambda module, inputs: take(module, inputs[0])
-
-
-def _output(take: Callable[[int, Tensor], None], key: int) -> Callable[[nn.Module, Any, Tensor], None]:
-    return lambda _module, _inputs, output: take(key, output)
+    def _matrices(self) -> list[Tensor]:
+        """The weights of the linear layers."""
+        layout = self._row.layout
+        return [view for view in layout.views(self._row.values)[: layout.num_decayed] if view.ndim == 2]
