@@ -187,7 +187,7 @@ def test_a_declared_plugin_is_installed_and_loads(kind: str, name: str) -> None:
 def test_every_plugin_class_in_the_tree_is_declared() -> None:
     declared = {target for points in ENTRY_POINTS.values() for target in points.values()}
     found = set()
-    for path in (ROOT / "plugins").glob("*/*.py"):
+    for path in (path for kind in registry.KINDS for path in (ROOT / "plugins" / kind).glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef) and any(
                 isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.target.id == "card"
