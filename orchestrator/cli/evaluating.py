@@ -1,6 +1,7 @@
 """The command evaluate: judges a model on labelled images."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,13 +45,18 @@ def evaluate_command(
 
 
 def _write(report: "ModelReport", split: "ImageSplit", folder: Path) -> None:
+    """Write the files of a report into a folder, which appears only when it is complete."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        draw_report(report, split, folder)
-        for name, text in report_texts(report).items():
-            (folder / name).write_text(text, encoding="utf-8")
-        content = json.dumps(report.model_dump(mode="json"), indent=2, ensure_ascii=False)
-        (folder / "report.json").write_text(content + "\n", encoding="utf-8")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=folder.parent) as temporary:
+            part = Path(temporary, "report")
+            part.mkdir()
+            draw_report(report, split, part)
+            for name, text in report_texts(report).items():
+                (part / name).write_text(text, encoding="utf-8")
+            content = json.dumps(report.model_dump(mode="json"), indent=2, ensure_ascii=False)
+            (part / "report.json").write_text(content + "\n", encoding="utf-8")
+            part.replace(folder)
     except OSError as error:
         fail(f"{folder} must be a folder that can be written, but: {error.strerror}. Name another.", status=BAD_INPUT)
     note(f"plots and tables in {folder}")
