@@ -287,6 +287,20 @@ def test_shards_must_be_there_once(tmp_path: Path) -> None:
     assert "must exist once" in problem(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["train-00001-of-00002.parquet", "labels.csv", "cat/a.png"])
+def test_a_clone_without_its_large_files_is_told_how_to_get_them(name: str, tmp_path: Path) -> None:
+    if name.endswith(".parquet"):
+        write_parquet(tmp_path / "train-00000-of-00002.parquet", pa.array([0, 1] * 5))
+    else:
+        make_folder(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 23940850\n")
+    message = problem(tmp_path)
+    assert name.rpartition("/")[2] in message
+    assert "Git LFS pointer" in message
+    assert "git lfs pull" in message
+
+
 def test_files_beside_the_parts_are_left_out_and_counted(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", pa.array([0, 1] * 10))
     write_parquet(tmp_path / "extra.parquet", pa.array([0, 1] * 10))

@@ -9,6 +9,7 @@ from typing import Any
 
 from trainers.data.folders import HIDDEN, is_ignored, is_image_name
 from trainers.data.labels import LABEL_COLUMNS, NO_LABEL, class_numbers, read_labels
+from trainers.data.lfs_pointers import POINTER, is_lfs_pointer
 from trainers.data.listing import DataError, DataFindings, FileListing, Listing, few
 from trainers.data.splits import SPLIT_COLUMNS, names_parts, no_part, part_of
 
@@ -114,6 +115,8 @@ def _names_of_files(folder: Path) -> set[str]:
 
 def _read(path: Path) -> Iterator[tuple[str, Any, str | None]]:
     """File name, label and, if there is such a column, part of each row."""
+    if is_lfs_pointer(path):
+        raise DataError(f"{path} must be a table of labels, but {POINTER}.")
     try:
         rows = _json_rows(path) if path.suffix.lower() == ".jsonl" else _csv_rows(path)
     except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:

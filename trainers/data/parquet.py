@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from trainers.data.folders import count_hidden, is_ignored
 from trainers.data.labels import LABEL_COLUMNS, NO_LABEL, Labels, class_numbers, merge_names, read_labels, sort_names
+from trainers.data.lfs_pointers import POINTER, is_lfs_pointer
 from trainers.data.listing import DataError, DataFindings, Item, Listing, Origin, few
 from trainers.data.splits import SPLIT_COLUMNS, names_parts, no_part, part_of
 
@@ -186,7 +187,11 @@ def _read(path: Path) -> _Table:
         image, label, split = _columns(path, schema)
         columns = pq.read_table(path, columns=[label, *([split] if split else [])])
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} must be a parquet file, but: {error}. Download or write it again.") from error
+        if is_lfs_pointer(path):
+            raise DataError(f"{path} must be a parquet file, but {POINTER}.") from error
+        raise DataError(
+            f"{path} must be a parquet file, but: {str(error).rstrip('.')}. Download or write it again."
+        ) from error
     declared = _declared_names(schema, label)
     labels = read_labels(f"column {label} of {path}", columns.column(label).to_pylist(), declared)
     splits = [None if value is None else str(value) for value in columns.column(split).to_pylist()] if split else []

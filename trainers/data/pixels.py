@@ -5,12 +5,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
 
+from trainers.data.lfs_pointers import POINTER, is_lfs_pointer
 from trainers.data.listing import DataError, Item
 
 WHITE = "white"
@@ -39,8 +40,15 @@ class BrokenImageError(Exception):
     """Pillow cannot read an image; the message is the reason."""
 
 
-def why_broken(error: Exception) -> str:
-    """The reason why Pillow cannot read an image, without the image's name."""
+def why_broken(error: Exception, content: Any = None) -> str:
+    """The reason why Pillow cannot read an image, without the image's name.
+
+    Args:
+        error: What Pillow raised.
+        content: The image, as in `Item`.
+    """
+    if is_lfs_pointer(content):
+        return POINTER
     if isinstance(error, UnidentifiedImageError):
         return "it is empty, or not an image"
     if isinstance(error, Image.DecompressionBombError):
@@ -261,7 +269,7 @@ def _opened(item: Item, side: int | None) -> _Opened:
             )
             return _Opened(upright, size, reduced_by, corner)
     except _BROKEN as error:
-        raise BrokenImageError(why_broken(error)) from error
+        raise BrokenImageError(why_broken(error, content)) from error
 
 
 def _reduce(image: Image.Image, side: int | None) -> int:

@@ -279,7 +279,7 @@ def _check_headers(files: Sequence[Path], config: DataConfig) -> None:
             with large_images(), Image.open(path) as image:
                 size = image.size
         except (OSError, Image.DecompressionBombError) as error:  # OSError includes Pillow's UnidentifiedImageError
-            reasons[str(path)] = why_broken(error)
+            reasons[str(path)] = why_broken(error, path)
             continue
         if config.resize != "same":
             continue
