@@ -223,6 +223,9 @@ class TrainTask(_Plain):
     """Whether it must not be packed with others, for instance because an earlier attempt crashed its process."""
     signals: tuple[Signal, ...] = ()
     """Signals to measure every epoch, in addition to those that plug-ins of the configuration read."""
+    best_score: float | None = None
+    """The best score of the study's metric with which an earlier trial ended, for stopping criteria; `None` if there is
+    none."""
     fence: Fence | None = None
     """Fence of this attempt; `None` if there is only ever one attempt."""
 

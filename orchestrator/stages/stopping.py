@@ -83,6 +83,9 @@ class StoppingResult(StageResult):
     """Whether `accuracy_lost` is at most the file's `max_accuracy_lost`."""
     num_curves: int
     front: tuple[ReplayedCriterion, ...]
+    best_of_each: tuple[ReplayedCriterion, ...] = ()
+    """The setting of each criterion that would be chosen if it were the only criterion; empty in results of version
+    0.1.0."""
 
 
 def run_stopping(context: StageContext, spec: StoppingStage) -> StageOutcome:
@@ -114,6 +117,7 @@ def run_stopping(context: StageContext, spec: StoppingStage) -> StageOutcome:
         make_task=lambda trial: ReplayTask(criterion=spec.decode(trial.point), curves=curves),
     )
     replays = run_search(context, search)
+    _note_failures(context)
     chosen = choose_criterion(replays, max_accuracy_lost=spec.max_accuracy_lost)
     criterion = spec.decode(chosen.point)
     saved, lost = chosen.metrics["epochs_saved"], chosen.metrics["accuracy_lost"]
@@ -126,6 +130,7 @@ def run_stopping(context: StageContext, spec: StoppingStage) -> StageOutcome:
             within_limit=lost <= spec.max_accuracy_lost,
             num_curves=len(curves),
             front=tuple(_replayed(trial, spec) for trial in pareto_front(replays, OBJECTIVES)),
+            best_of_each=tuple(_replayed(trial, spec) for trial in _best_of_each(replays, spec)),
         ),
         summary=f"{describe_plugin(criterion)} saves {100 * saved:.0f} % of the epochs "
         f"for {context.metric.amount(lost)}",
@@ -146,6 +151,23 @@ def choose_criterion(trials: list[TrialRecord], *, max_accuracy_lost: float) -> 
     return min(trials, key=lambda trial: (trial.metrics["accuracy_lost"], -trial.metrics["epochs_saved"], trial.number))
 
 
+def _best_of_each(trials: Sequence[TrialRecord], spec: StoppingStage) -> list[TrialRecord]:
+    """The chosen trial of each criterion, by name; the most epochs saved first."""
+    by_name: dict[str, list[TrialRecord]] = {}
+    for trial in trials:
+        by_name.setdefault(spec.decode(trial.point).name, []).append(trial)
+    chosen = [choose_criterion(some, max_accuracy_lost=spec.max_accuracy_lost) for some in by_name.values()]
+    return sorted(chosen, key=lambda trial: (-trial.metrics["epochs_saved"], trial.number))
+
+
+def _note_failures(context: StageContext) -> None:
+    """Say which replays failed, once per reason: usually, the curves lack a signal."""
+    reasons = [trial.reason for trial in context.store.trials(context.stage.id) if trial.state == "failed"]
+    for reason in dict.fromkeys(reasons):
+        count = reasons.count(reason)
+        context.progress.note(f"{count} of the criteria could not be replayed: {reason}")
+
+
 def _replayed(trial: TrialRecord, spec: StoppingStage) -> ReplayedCriterion:
     return ReplayedCriterion(trial=trial.number, criterion=describe_plugin(spec.decode(trial.point)), **trial.metrics)
 
@@ -157,10 +179,11 @@ def _table(trials: Sequence[TrialRecord], spec: StoppingStage) -> str:
             describe_plugin(spec.decode(trial.point)),
             trial.metrics["epochs_saved"],
             trial.metrics["accuracy_lost"],
+            trial.metrics["curves_stopped"],
         ]
         for trial in trials
     )
-    return csv_text(["trial", "criterion", "epochs_saved", "accuracy_lost"], rows)
+    return csv_text(["trial", "criterion", "epochs_saved", "accuracy_lost", "curves_stopped"], rows)
 
 
 def _plots(context: StageContext, trials: list[TrialRecord], chosen: TrialRecord) -> tuple[Path, ...]:

@@ -522,7 +522,19 @@ def _task(context: StageContext, spec: TrainStage, trial: TrialRecord) -> TrainT
         earlier_epochs=context.earlier_epochs,
         keep_checkpoints=spec.keep_checkpoints,
         signals=_signals(context, spec),
+        best_score=_best_score(context, trial) if spec.stopping is not None else None,
     )
+
+
+def _best_score(context: StageContext, trial: TrialRecord) -> float | None:
+    """The best score with which a trial before this one ended, without those that were stopped early."""
+    metric = context.metric
+    earlier = [
+        one.metrics[metric.key]
+        for one in context.store.trials(context.stage.id)
+        if one.number < trial.number and one.state == "complete" and metric.key in one.metrics
+    ]
+    return max(map(metric.score, earlier), default=None)
 
 
 def training_parameters(context: StageContext, spec: TrainStage, point: Point) -> Mapping[str, Any]:

@@ -37,7 +37,7 @@ from plugins.protocols.signals import (
     class_values,
     needed_signals,
 )
-from plugins.protocols.stopping import CurvePoint, Stopper
+from plugins.protocols.stopping import CurvePoint, Stopper, planned
 from plugins.protocols.traits import DeclaresLength, DeclaresPacking, can_pack, is_independent_of_length
 
 __all__ = [
@@ -92,4 +92,5 @@ __all__ = [
     "is_block",
     "is_independent_of_length",
     "needed_signals",
+    "planned",
 ]

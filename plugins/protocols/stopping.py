@@ -21,6 +21,15 @@ class CurvePoint(NamedTuple):
     """Further validation metrics, by their keys, such as `val_macro_f1`; empty in curves of version 0.1.0."""
     score: float | None = None
     """The value of the study's metric, negative if less of it is better; `None` if no metric was chosen."""
+    num_epochs: int | None = None
+    """Number of epochs for which the training is planned; `None` if unknown."""
+    best: float | None = None
+    """The best score with which an earlier trial of the study ended; `None` if there is none, or if it is unknown."""
+
+
+def planned(curve: Sequence[CurvePoint], *, num_epochs: int, best: float | None) -> list[CurvePoint]:
+    """A curve whose points tell for how many epochs the training is planned, and the best score of earlier trials."""
+    return [point._replace(num_epochs=num_epochs, best=best) for point in curve]
 
 
 class Stopper(Protocol):

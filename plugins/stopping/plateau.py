@@ -9,6 +9,7 @@ from pydantic import Field
 
 from plugins.protocols import CLASS_SIGNALS, CURVE_FIELDS, CURVE_METRICS, CurvePoint, PluginCard, Signal
 from plugins.registry import nearest_name
+from plugins.stopping.recorded import recorded
 
 _SIGNALS = tuple(signal.value for signal in Signal if signal not in CLASS_SIGNALS)
 _SCORE = "metric"
@@ -22,8 +23,6 @@ _WORDS = {
     "val_macro_f1": "macro F1 on the validation part",
     _SCORE: "study's metric",
 }
-_FIRST_EPOCHS = 2
-"""Number of initial epochs in which a signal may be missing, since some signals compare consecutive epochs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +67,9 @@ class Plateau:
         """The reason to stop after the last point, or `None`.
 
         Raises:
-            ValueError: A point does not contain the signal.
+            ValueError: The signal or metric was not measured.
         """
-        seen = [(point.epoch, value) for point in curve if (value := self._value(point)) is not None]
-        seen = [(epoch, value) for epoch, value in seen if epoch > self.warmup_epochs]
+        seen = [(epoch, value) for epoch, value in self._values(curve) if epoch > self.warmup_epochs]
         if not seen:
             return None
         (best_epoch, best), waited = seen[0], 0
@@ -102,18 +100,22 @@ class Plateau:
         gain = value - best if self._is_higher_better else best - value
         return gain > self.min_delta * (abs(best) if self.relative else 1.0)
 
-    def _value(self, point: CurvePoint) -> float | None:
+    def _values(self, curve: Sequence[CurvePoint]) -> list[tuple[int, float]]:
+        """Epochs and values. Epochs in which a signal was undefined are left out."""
+        if self.signal in _SIGNALS:
+            return recorded(curve, Signal(self.signal), criterion="plateau")
+        return [(point.epoch, self._value(point)) for point in curve]
+
+    def _value(self, point: CurvePoint) -> float:
         if self.signal in CURVE_FIELDS:
             value: float = getattr(point, self.signal)
             return value
         if self.signal == _SCORE:
             return point.val_accuracy if point.score is None else point.score
-        recorded = point.metrics if self.signal in CURVE_METRICS else point.signals
-        if self.signal not in recorded and (self.signal in CURVE_METRICS or point.epoch > _FIRST_EPOCHS):
-            what = "metric" if self.signal in CURVE_METRICS else "signal"
+        if self.signal not in point.metrics:
             raise ValueError(
-                f"stopping plateau: each epoch of the curve must contain the {what} {self.signal}, but epoch "
-                f"{point.epoch} contains {', '.join(recorded) or f'no {what}s'}. Train with this criterion, so "
-                f"that the {what} is measured."
+                f"stopping plateau: each epoch of the curve must contain the metric {self.signal}, but epoch "
+                f"{point.epoch} contains {', '.join(point.metrics) or 'no metrics'}. Metrics cannot be added to a "
+                "recorded curve: choose another one, or train again."
             )
-        return recorded.get(self.signal)
+        return point.metrics[self.signal]

@@ -1,26 +1,83 @@
 """Rules for every stopping criterion, and the behaviour of ours."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from plugins.protocols import CurvePoint, PluginCard, Signal, Stopper, needed_signals
+from plugins.protocols import CLASS_SIGNALS, CurvePoint, PluginCard, Signal, Stopper, class_key, needed_signals
 from plugins.registry import PluginSettingsError, available, create
 
+NUM_CLASSES = 3
 
-def curve_of(losses: Sequence[float]) -> list[CurvePoint]:
-    signals = dict.fromkeys(Signal, 0.5)
+
+def with_classes(signals: dict[str, float]) -> dict[str, float]:
+    """Signals with the training accuracy of each class, which is that of all images."""
+    accuracy = signals[Signal.TRAINING_ACCURACY]
+    return signals | {class_key(signal, number): accuracy for signal in CLASS_SIGNALS for number in range(NUM_CLASSES)}
+
+
+def curve_of(losses: Sequence[float], signals: Sequence[dict[str, float]] | None = None) -> list[CurvePoint]:
+    """A curve with these validation losses; by default, all signals are constant."""
+    constant = with_classes(dict.fromkeys(Signal, 0.5))
     return [
-        CurvePoint(epoch=epoch, train_loss=1 / epoch, val_loss=loss, val_accuracy=1 / (1 + loss), signals=signals)
+        CurvePoint(
+            epoch=epoch,
+            train_loss=1 / epoch,
+            val_loss=loss,
+            val_accuracy=1 / (1 + loss),
+            signals=constant if signals is None else signals[epoch - 1],
+            num_epochs=len(losses),
+        )
         for epoch, loss in enumerate(losses, start=1)
     ]
 
 
+def learning(num_epochs: int = 60) -> list[CurvePoint]:
+    """A training that gets steadily better."""
+    shares = [epoch / (num_epochs + 1) for epoch in range(1, num_epochs + 1)]
+    signals = [
+        with_classes(
+            {
+                **dict.fromkeys(Signal, 1 - share),  # falls
+                Signal.TRAINING_ACCURACY: share,
+                Signal.NEURAL_PERSISTENCE: share,
+                Signal.EVIDENCE: -1 - share,
+            }
+        )
+        for share in shares
+    ]
+    return curve_of([1 - share for share in shares], signals)
+
+
+def memorizing(num_epochs: int = 60) -> list[CurvePoint]:
+    """A training that learns for a few epochs and then only memorises its images."""
+    points = []
+    for epoch in range(1, num_epochs + 1):
+        late = max(0, epoch - 5)
+        loss = 0.5 / epoch + 0.1 * 1.05**late
+        signals = with_classes(
+            {
+                **dict.fromkeys(Signal, 0.5),
+                Signal.TRAINING_ACCURACY: 1 - math.exp(-epoch / 3),
+                Signal.CHANGED_TRAINING_PREDICTIONS: 1 / epoch + 0.1 * late,
+                Signal.NEURAL_PERSISTENCE: min(epoch, 5) / 10,
+                Signal.EVIDENCE: late - 3.0,
+                Signal.GRADIENT_DISPARITY: 1 / epoch + late,
+            }
+        )
+        points += [CurvePoint(epoch, 0.5 + 0.1 / epoch, loss, 1 / (1 + loss), signals, num_epochs=num_epochs)]
+    return points
+
+
 def first_stop(stopper: Stopper, losses: Sequence[float]) -> int | None:
     """The epoch after which the criterion stops a training."""
-    curve = curve_of(losses)
+    return stop_of(stopper, curve_of(losses))
+
+
+def stop_of(stopper: Stopper, curve: Sequence[CurvePoint]) -> int | None:
     return next((end for end in range(1, len(curve) + 1) if stopper.reason_to_stop(curve[:end])), None)
 
 
@@ -47,17 +104,37 @@ def test_an_empty_curve_is_no_reason(stopper: Stopper) -> None:
     assert stopper.reason_to_stop([]) is None
 
 
-def test_a_loss_that_always_falls_goes_on(stopper: Stopper) -> None:
-    assert first_stop(stopper, [1 / (epoch + 1) for epoch in range(60)]) is None
+def test_a_training_that_gets_better_goes_on(stopper: Stopper) -> None:
+    assert stop_of(stopper, learning()) is None
 
 
-def test_a_loss_that_always_rises_stops_with_a_reason_to_read(stopper: Stopper) -> None:
-    losses = [0.1 * 1.2**epoch for epoch in range(60)]
-    end = first_stop(stopper, losses)
+def test_a_training_that_only_memorises_stops_with_a_reason_to_read(stopper: Stopper) -> None:
+    curve = memorizing()
+    end = stop_of(stopper, curve)
     assert end is not None
-    reason = stopper.reason_to_stop(curve_of(losses)[:end])
+    assert end < len(curve)
+    reason = stopper.reason_to_stop(curve[:end])
     assert isinstance(reason, str)
-    assert "validation loss" in reason
+    assert len(reason.split()) > 8  # a sentence
+    assert re.search(r"\d", reason)  # with the numbers that decided
+    assert "{" not in reason
+
+
+def test_a_signal_that_was_not_recorded_is_named(stopper: Stopper) -> None:
+    curve = [point._replace(signals={}) for point in memorizing()]
+    if not needed_signals(stopper):
+        assert stop_of(stopper, curve) is not None
+        return
+    (signal,) = needed_signals(stopper)
+    with pytest.raises(ValueError, match=f"must contain the signal {signal.value}, .* train again"):
+        stop_of(stopper, curve)
+
+
+def test_the_curve_is_left_unchanged(stopper: Stopper) -> None:
+    curve = memorizing(12)
+    for end in range(1, len(curve) + 1):
+        stopper.reason_to_stop(curve[:end])
+    assert curve == memorizing(12)
 
 
 def test_the_same_curve_gets_the_same_answer(stopper: Stopper) -> None:
@@ -116,10 +193,6 @@ def signal_curve(values: Sequence[float | None], name: str = "gradient_noise") -
     ]
 
 
-def stop_of(stopper: Stopper, curve: Sequence[CurvePoint]) -> int | None:
-    return next((end for end in range(1, len(curve) + 1) if stopper.reason_to_stop(curve[:end])), None)
-
-
 @pytest.mark.parametrize("losses", [[0.5, 0.4, 0.4, 0.4, 0.4, 0.1], [0.5, 0.6, 0.4, 0.5, 0.3, 0.4, 0.4, 0.2, 0.9]])
 @pytest.mark.parametrize(("patience", "delta"), [(2, 0.0), (3, 0.0), (2, 0.15)])
 def test_a_plateau_of_the_validation_loss_is_patience(losses: list[float], patience: int, delta: float) -> None:
@@ -162,11 +235,17 @@ def test_a_plateau_needs_the_signal_it_looks_at() -> None:
     assert needed_signals(plateau(signal="train_loss")) == frozenset()
 
 
-def test_a_signal_may_be_missing_in_the_first_epochs_alone() -> None:
+def test_a_signal_may_be_undefined_in_some_epochs_but_not_in_all() -> None:
     stopper = plateau(signal="gradient_noise", patience=2)
     assert stop_of(stopper, signal_curve([None, None, 1.0, 1.0, 1.0])) == 5
+    assert stop_of(stopper, signal_curve([1.0, 1.0, None, 1.0])) == 4
     with pytest.raises(ValueError, match="must contain the signal gradient_noise, but epoch 3 contains no signals"):
-        stopper.reason_to_stop(signal_curve([1.0, 1.0, None]))
+        stopper.reason_to_stop(signal_curve([None, None, None]))
+
+
+def test_a_plateau_cannot_watch_a_signal_of_each_class() -> None:
+    with pytest.raises(PluginSettingsError, match="but got 'class_training_accuracy'"):
+        plateau(signal="class_training_accuracy")
 
 
 def test_a_value_that_is_not_finite_is_no_improvement() -> None:
@@ -187,6 +266,13 @@ def test_an_unknown_signal_is_refused_with_the_nearest_name() -> None:
         ("generalization-loss", {"threshold": 0}),
         ("successive-rises", {"strip": 0}),
         ("plateau", {"patience": 0}),
+        ("progress-quotient", {"strip": 1}),
+        ("neural-persistence", {"patience": 0}),
+        ("evidence", {"window": 0}),
+        ("gradient-disparity", {"increases": 0}),
+        ("label-wave", {"window": 0}),
+        ("memorization-onset", {"share": 0}),
+        ("curve-extrapolation", {"min_epochs": 2}),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(name: str, settings: dict[str, int]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from plugins.protocols import CurvePoint, Stopper
+from plugins.protocols import CurvePoint, Stopper, planned
 from plugins.registry import create
 from trainers.config import ReplayTask, TaskOutcome
 
@@ -23,7 +23,7 @@ class Replayed(NamedTuple):
 def replay(task: ReplayTask) -> TaskOutcome:
     """Replay every curve of the task; the metrics are means over the curves."""
     criterion: Stopper = create("stopping", task.criterion.name, task.criterion.settings)
-    results = [replay_curve(criterion, curve) for curve in task.curves]
+    results = replay_curves(criterion, task.curves)
     return TaskOutcome(
         state="complete",
         metrics={
@@ -35,14 +35,39 @@ def replay(task: ReplayTask) -> TaskOutcome:
     )
 
 
-def replay_curve(criterion: Stopper, curve: Sequence[CurvePoint]) -> Replayed:
-    """Replay one curve under a criterion. A stop at the last epoch saves nothing and does not count.
+def replay_curves(criterion: Stopper, curves: Sequence[Sequence[CurvePoint]]) -> list[Replayed]:
+    """Replay curves as if they had been trained one after another, in this order.
+
+    A criterion that compares a training with earlier ones sees the best score with which one of them ended, without
+    those that it stopped.
+
+    Raises:
+        ValueError: A curve has no points.
+    """
+    results: list[Replayed] = []
+    best: float | None = None
+    for curve in curves:
+        results.append(replay_curve(criterion, curve, best=best))
+        if results[-1].stopped_after is None:
+            score = _score(curve[-1])
+            best = score if best is None else max(best, score)
+    return results
+
+
+def replay_curve(criterion: Stopper, curve: Sequence[CurvePoint], *, best: float | None = None) -> Replayed:
+    """Replay one whole curve under a criterion. A stop at the last epoch saves nothing and does not count.
+
+    Args:
+        criterion: The criterion.
+        curve: All epochs of a training.
+        best: The best score with which an earlier training ended; `None` if there is none.
 
     Raises:
         ValueError: The curve has no points.
     """
     if not curve:
         raise ValueError("a learning curve must have at least 1 epoch, but got none. Omit trials without reports.")
+    curve = planned(curve, num_epochs=len(curve), best=best)
     end = next((n for n in range(1, len(curve)) if criterion.reason_to_stop(curve[:n])), None)
     seen = curve[:end]
     lost = max(map(_score, curve)) - max(map(_score, seen))

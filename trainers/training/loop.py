@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from plugins.metrics.deciding import DecidingMetric
-from plugins.protocols import Signal, Stopper, needed_signals
+from plugins.protocols import Signal, Stopper, needed_signals, planned
 from plugins.registry import create
 from search_spaces.base import ImageTask
 from search_spaces.ramps import Ramp, largest
@@ -179,7 +179,8 @@ def follow(
     try:
         while len(history) < len(course.plan):
             if stopper is not None and history:
-                reason = stopper.reason_to_stop([report.point_by(metric) for report in history])
+                points = [report.point_by(metric) for report in history]
+                reason = stopper.reason_to_stop(planned(points, num_epochs=len(course.plan), best=task.best_score))
             if reason is not None:
                 break
             report = yield from _epoch(course, learner, history, reporter)

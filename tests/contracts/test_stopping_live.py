@@ -1,0 +1,63 @@
+"""Every stopping criterion decides in training as it does in a replay of the whole curve."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plugins.protocols import CurvePoint, Signal, Stopper
+from plugins.registry import available, create
+from search_spaces.recipes import PluginChoice
+from tests.unit.training import Recorder, configuration, run
+from trainers.config import Configuration
+from trainers.tasks.replay import replay_curve
+
+EPOCHS = 7
+QUICK: dict[str, dict[str, Any]] = {
+    "patience": {"epochs": 1},
+    "plateau": {"signal": "gradient_norm", "patience": 1},
+    "progress-quotient": {"strip": 2, "threshold": 0.05},
+    "neural-persistence": {"patience": 1, "min_delta": 0.1},
+    "evidence": {"window": 1},
+    "gradient-disparity": {"increases": 1},
+    "label-wave": {"window": 1},
+    "memorization-onset": {"threshold": 0.3, "share": 0.1},
+    "curve-extrapolation": {"min_epochs": 3, "chance": 0.9},
+    "generalization-loss": {"threshold": 1e-3},
+    "successive-rises": {"rises": 1},
+}
+"""Settings with which a criterion can stop a short training."""
+
+
+def config_of(**fields: Any) -> Configuration:
+    recipe = {"batch_size": 30, "learning_rate": 0.04, "warmup": 0.0, "schedule": "constant"}
+    return configuration(epochs=EPOCHS, recipe=recipe, **fields)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> list[CurvePoint]:
+    """The curve of a training without early stopping, with every signal."""
+    recorder = Recorder()
+    run(config_of(), tmp_path_factory.mktemp("whole"), recorder, signals=tuple(Signal))
+    return [report.point for report in recorder.reports]
+
+
+@pytest.mark.parametrize("name", list(available("stopping")))
+def test_a_live_criterion_equals_its_replay(name: str, whole: list[CurvePoint], tmp_path: Path) -> None:
+    choice = PluginChoice(name=name, settings=QUICK.get(name, {}))
+    stopper: Stopper = create("stopping", name, choice.settings)
+    replayed, recorder = replay_curve(stopper, whole), Recorder()
+    outcome = run(config_of(stopping=choice), tmp_path, recorder)
+    assert len(recorder.reports) == (replayed.stopped_after or EPOCHS)
+    assert outcome.state == ("complete" if replayed.stopped_after is None else "stopped")
+    losses = [report.val_loss for report in recorder.reports]
+    assert losses == [point.val_loss for point in whole[: len(losses)]]  # measuring changes no bit
+
+
+def test_most_criteria_stop_in_this_test(whole: list[CurvePoint]) -> None:
+    stopped = [
+        name
+        for name, settings in QUICK.items()
+        if replay_curve(create("stopping", name, settings), whole).stopped_after is not None
+    ]
+    assert len(stopped) >= len(QUICK) - 3, stopped
