@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         DeclaresLength,
         DeclaresPacking,
         Enumeration,
+        EpochSchedule,
         Evaluated,
         EvaluatedElsewhere,
         EvaluatingAverager,
@@ -112,6 +113,7 @@ __all__ = [
     "DuplicatePluginError",
     "EngineUnavailableError",
     "Enumeration",
+    "EpochSchedule",
     "Evaluated",
     "EvaluatedElsewhere",
     "EvaluatingAverager",
@@ -206,11 +208,11 @@ _HOMES = {
     "orchestrator.study.growth": "SpecChangedError",
     "orchestrator.study.lock": "StudyBusyError",
     "plugins.protocols": (
-        "Augmentation Averager Candidate CurveModel CurvePoint DeclaresLength DeclaresPacking Enumeration Evaluated "
-        "EvaluatedElsewhere EvaluatingAverager ExampleOrder FinalChoice JointAugmentation LabelLoss Loss "
-        "LossContext Metric Mixing NeedsSignals Now Optimizer OptimizerState OrderContext ParameterLayout PluginCard "
-        "PoolProxy Proxy ProxyModel ProxyScore Sampler Schedule Segment Selection Signal StackedLabelLoss "
-        "StateDict StepMethod Stopper TransformerBlock TwoGradients"
+        "Augmentation Averager Candidate CurveModel CurvePoint DeclaresLength DeclaresPacking Enumeration "
+        "EpochSchedule Evaluated EvaluatedElsewhere EvaluatingAverager ExampleOrder FinalChoice JointAugmentation "
+        "LabelLoss Loss LossContext Metric Mixing NeedsSignals Now Optimizer OptimizerState OrderContext "
+        "ParameterLayout PluginCard PoolProxy Proxy ProxyModel ProxyScore Sampler Schedule Segment Selection Signal "
+        "StackedLabelLoss StateDict StepMethod Stopper TransformerBlock TwoGradients"
     ),
     "plugins.registry": "DuplicatePluginError UnknownPluginError",
     "search_spaces.base": "Costs Growable ImageTask SearchSpace Topology",

@@ -25,7 +25,7 @@ from plugins.protocols.proxies import (
     is_block,
 )
 from plugins.protocols.samplers import Enumeration, FinalChoice, Sampler
-from plugins.protocols.schedules import Schedule
+from plugins.protocols.schedules import EpochSchedule, Schedule
 from plugins.protocols.signals import (
     CLASS_SIGNALS,
     CURVE_FIELDS,
@@ -53,6 +53,7 @@ __all__ = [
     "DeclaresLength",
     "DeclaresPacking",
     "Enumeration",
+    "EpochSchedule",
     "Evaluated",
     "EvaluatedElsewhere",
     "EvaluatingAverager",

@@ -1,6 +1,6 @@
-"""The interface of learning-rate schedules."""
+"""The interfaces of learning-rate schedules."""
 
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from plugins.protocols.cards import PluginCard
 
@@ -12,4 +12,18 @@ class Schedule(Protocol):
 
     def factor(self, progress: float) -> float:
         """Factor between 0 and 1 at `progress` in [0, 1] of the steps after warm-up."""
+        ...
+
+
+@runtime_checkable
+class EpochSchedule(Protocol):
+    """A schedule that counts epochs from the start of the training. It has `factor_after` instead of `factor`.
+
+    During warm-up, the rising rate is multiplied by the factor.
+    """
+
+    card: ClassVar[PluginCard]
+
+    def factor_after(self, epochs: float, num_epochs: int) -> float:
+        """Factor between 0 and 1 after `epochs` of the `num_epochs` epochs of the training."""
         ...

@@ -228,8 +228,12 @@ def test_rounding_loses_no_visit(num_images: int, curriculum: str) -> None:
 
 def test_the_learning_rate_warms_up_and_then_follows_the_schedule() -> None:
     linear = create("schedules", "linear")
-    rates = [learning_rate(step, unit=1, total=10, base=1.0, warmup=0.4, schedule=linear) for step in range(10)]
+    plan = {"unit": 1, "total": 10, "base": 1.0, "warmup": 0.4, "num_epochs": 5}
+    rates = [learning_rate(step, **plan, schedule=linear) for step in range(10)]
     assert rates == rounded([0.2, 0.4, 0.6, 0.8, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6], 10)
+    halved = create("schedules", "step", {"every": 1})  # an epoch is two steps
+    rates = [learning_rate(step, **plan, schedule=halved) for step in range(10)]
+    assert rates == rounded([0.2, 0.4, 0.3, 0.4, 1 / 4, 1 / 4, 1 / 8, 1 / 8, 1 / 16, 1 / 16], 10)
 
 
 def test_example_losses_belong_to_their_examples() -> None:

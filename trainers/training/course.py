@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from plugins.protocols import Now, OrderContext, Schedule, Selection, TwoGradients
+from plugins.protocols import EpochSchedule, Now, OrderContext, Schedule, Selection, TwoGradients
 from plugins.registry import create, load, parse_topology
 from search_spaces.base import ImageTask
 from search_spaces.ramps import Ramp, value_at, whole_at
@@ -34,7 +34,7 @@ class Course:
     labels: Tensor
     """Classes of the training images, shape (N,), int64, in the order of the data."""
     methods: Methods
-    schedule: Schedule
+    schedule: Schedule | EpochSchedule
     plan: tuple[EpochPlan, ...]
 
     @classmethod
@@ -194,6 +194,7 @@ class Course:
                 base=value_at(recipe.learning_rate, progress),
                 warmup=recipe.warmup,
                 schedule=self.schedule,
+                num_epochs=self.num_epochs,
             ),
             weight_decay=value_at(recipe.weight_decay, progress),
             gradient_clip=None if recipe.gradient_clip is None else value_at(recipe.gradient_clip, progress),

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from plugins.protocols import Schedule
+from plugins.protocols import EpochSchedule, Schedule
 
 
 class EpochPlan(NamedTuple):
@@ -58,7 +58,16 @@ def steps_before(plan: Sequence[EpochPlan], epoch: int, batch_size: int) -> int:
     return num_steps(plan[: epoch - 1], batch_size)
 
 
-def learning_rate(done: int, *, unit: int, total: int, base: float, warmup: float, schedule: Schedule) -> float:
+def learning_rate(
+    done: int,
+    *,
+    unit: int,
+    total: int,
+    base: float,
+    warmup: float,
+    schedule: Schedule | EpochSchedule,
+    num_epochs: int,
+) -> float:
     """The learning rate of a step: linear warm-up to `base`, then `base` times the schedule's factor.
 
     Args:
@@ -67,9 +76,14 @@ def learning_rate(done: int, *, unit: int, total: int, base: float, warmup: floa
         total: Number of steps (or image visits) of the whole training.
         base: Learning rate after warm-up.
         warmup: Fraction of the training during which the learning rate rises.
-        schedule: Decay of the learning rate after warm-up.
+        schedule: Decay of the learning rate after warm-up, or by epochs.
+        num_epochs: Number of epochs of the whole training.
     """
     warming_up = round(warmup * total)
+    if isinstance(schedule, EpochSchedule):
+        base *= schedule.factor_after(num_epochs * done / total, num_epochs)
     if done < warming_up:
         return base * (done + unit) / (warming_up + unit)
+    if isinstance(schedule, EpochSchedule):
+        return base
     return base * schedule.factor((done - warming_up) / max(total - warming_up, 1))
