@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from search_spaces.dimensions import Choice, Condition, Dimension, Point, Scalar, is_active, parse_dimension
+from search_spaces.ema_rates import EmaRates, OneOrSeveral
 from search_spaces.ramps import RAMP_KEYS, Bounds, Ramp, is_ramp, largest
 
 
@@ -121,11 +122,10 @@ class Recipe(BaseModel):
         description="`balanced`: weight images in the loss so that all classes have equal total weight; null or `none` "
         "weights all images equally",
     )
-    ema: float | None = Field(
+    ema: Annotated[float | EmaRates, OneOrSeveral()] | None = Field(
         default=None,
-        gt=0,
-        lt=1,
-        description="decay per step of an exponential moving average of the weights, saved with each checkpoint",
+        description="decay per step of an exponential moving average of the weights, saved with each checkpoint; "
+        "`{rates: [0.99, 0.999]}` maintains several averages",
     )
     swa: float | None = Field(
         default=None,

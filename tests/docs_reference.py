@@ -31,6 +31,7 @@ from orchestrator.stages.screen import Limits
 from orchestrator.stages.train import Candidates
 from plugins import registry
 from plugins.protocols import SIGNAL_COSTS, ExampleOrder, Mixing, Signal, StepMethod
+from search_spaces.ema_rates import EmaRates, OneOrSeveral
 from search_spaces.ramps import Bounds, Ramp
 from search_spaces.recipes import PluginChoice, Recipe
 from trainers.config import Configuration, DataConfig
@@ -194,6 +195,8 @@ def takes(annotation: Any, metadata: Sequence[Any] = ()) -> str:
             return f"{takes(inner[0], metadata)}, or null"
         if Ramp in inner:
             return f"{takes(inner[0], metadata)}, or a function of progress"
+        if EmaRates in inner:
+            return f"{takes(inner[0], metadata)}, or several"
         return "stage"
     if origin is Literal:
         return ", ".join(f"`{option}`" for option in arguments)
@@ -229,6 +232,8 @@ def _bounds(metadata: Sequence[Any]) -> list[str]:
         elif isinstance(item, Bounds):  # in the order in which annotated_types names them
             given = {Gt: item.gt, Ge: item.ge, Lt: item.lt, Le: item.le}
             flat += [bound(limit) for bound, limit in given.items() if limit is not None]
+        elif isinstance(item, OneOrSeveral):
+            flat += item.as_metadata()
         else:
             flat.append(item)
     return [

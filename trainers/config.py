@@ -131,6 +131,11 @@ class Configuration(_Plain):
         description="weights to start from: `STUDY@champion`, a model folder, a .safetensors or a .pth file; null "
         "starts from random weights",
     )
+    stop_at: int | None = Field(
+        default=None,
+        ge=1,
+        description="epoch after which the training ends although its schedule has `epochs`; null trains all epochs",
+    )
     metric: PluginChoice = Field(
         default=ACCURACY_CHOICE, description="validation metric by which checkpoints and their averages are compared"
     )
@@ -139,6 +144,19 @@ class Configuration(_Plain):
         description="parts whose images the training uses; with `train+validation`, no validation figure is left, and "
         "neither early stopping nor a choice between checkpoints is possible",
     )
+
+    @property
+    def last_epoch(self) -> int:
+        """The epoch after which the training ends, unless it is stopped earlier."""
+        return self.epochs if self.stop_at is None else min(self.stop_at, self.epochs)
+
+    @model_validator(mode="after")
+    def _stops_within_the_training(self) -> "Configuration":
+        if self.stop_at is not None and self.stop_at > self.epochs:
+            raise ValueError(
+                f"`stop_at` must be at most `epochs` ({self.epochs}), but is {self.stop_at}. Lower it or remove it."
+            )
+        return self
 
     @model_validator(mode="after")
     def _nothing_is_chosen_without_validation(self) -> "Configuration":
@@ -254,6 +272,10 @@ class AverageTask(_Plain):
     checkpoints: tuple[Path, ...] = Field(min_length=1)
     """Folders of the checkpoints, oldest first."""
     averaging: PluginChoice
+    stop_at: int | None = None
+    """Epoch at which the training is taken to have ended; `None` for its last one."""
+    trials: tuple[Path, ...] = ()
+    """The newest checkpoint of each trial of the same topology, the best trial last; for methods that mix trials."""
 
 
 Task = Annotated[ScoreTask | TrainTask | ReplayTask | AverageTask, Field(discriminator="kind")]

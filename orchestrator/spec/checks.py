@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from orchestrator.spec.averaging_checks import refit_problems
+from orchestrator.spec.averaging_checks import averaging_problems
 from orchestrator.spec.method_checks import method_problem, role_problem
 from orchestrator.spec.plugin_checks import choice_problems
 from orchestrator.spec.problems import Problem
@@ -57,7 +57,7 @@ def configuration_problems(configuration: Configuration) -> Iterator[Problem]:
     wrong = list(_recipe_plugin_problems(recipe))
     yield from wrong
     yield from choice_problems("averaging", configuration.averaging, ("averaging",))
-    yield from refit_problems(configuration)
+    yield from averaging_problems(configuration)
     yield from choice_problems("metrics", configuration.metric, ("metric",))
     if configuration.stopping is not None:
         yield from choice_problems("stopping", configuration.stopping, ("stopping",))

@@ -160,7 +160,7 @@ STAGES: Mapping[str, Mapping[str, Rule]] = {
         "signals": IDENTITY,
     },
     "stopping": dict.fromkeys(("num_trials", "sampler", "criteria", "max_accuracy_lost"), REPEATS),
-    "averaging": dict.fromkeys(("num_trials", "sampler", "methods"), REPEATS),
+    "averaging": dict.fromkeys(("num_trials", "sampler", "methods", "stop_at", "max_accuracy_lost"), REPEATS),
     "correlate": dict.fromkeys(
         (
             "truth",

@@ -68,6 +68,10 @@ class StageModel(SpecModel):
         """Signals of preceding trainings that the stage reads, and that these trainings must record."""
         return frozenset()
 
+    def checkpoints_read(self, epochs: int) -> int:  # noqa: ARG002 - for subclasses
+        """Number of newest checkpoints of a preceding training of `epochs` epochs that must be kept for the stage."""
+        return 0
+
     @classmethod
     def with_absolute_paths(cls, raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:  # noqa: ARG003
         """Resolve paths in the stage's unchecked block of a study file relative to `folder`."""

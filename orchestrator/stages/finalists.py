@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator.engines.interfaces import Objective, Search, Suggestion
 from orchestrator.stages.context import StageContext, StageFailedError
 from orchestrator.stages.kind import FinishedStage, StageResult
-from orchestrator.stages.retention import drop_checkpoints, trial_folder
+from orchestrator.stages.retention import drop_checkpoints, num_kept_by, trial_folder
 from orchestrator.stages.train import (
     TrainResult,
     TrainStage,
@@ -21,7 +21,7 @@ from orchestrator.store.records import TrialRecord
 from search_spaces.dimensions import Point
 from trainers.config import Configuration, TrainTask
 
-FINALIST, REPEAT, REFIT = "finalist", "repeat", "refit"
+FINALIST, REPEAT, REFIT, STOP_AT = "finalist", "repeat", "refit", "stop_at"
 """Keys of the points of these trainings, beside those of the trial that they repeat."""
 Trained = FinishedStage[TrainStage, TrainResult]
 
@@ -116,10 +116,10 @@ def best_retraining(context: StageContext, train: Trained, finalist: Finalist) -
     return best
 
 
-def refit(context: StageContext, train: Trained, source: TrialRecord) -> TrialRecord | None:
+def refit(context: StageContext, train: Trained, source: TrialRecord, *, stop_at: int | None) -> TrialRecord | None:
     """Train the configuration of a trial once more, on the training and validation part.
 
-    Early stopping is off: the training has as many epochs as the trial had.
+    Early stopping is off: the training has as many epochs as the trial had, or ends at the epoch `stop_at`.
 
     Returns:
         The training; `None` if a deadline passed before it ended.
@@ -137,10 +137,12 @@ def refit(context: StageContext, train: Trained, source: TrialRecord) -> TrialRe
     point = {name: value for name, value in source.point.items() if name != REPEAT}
     epochs = int(source.metrics["epochs"])
     point |= {FINALIST: number, REFIT: epochs}
+    if stop_at is not None:
+        point[STOP_AT] = stop_at
     points = [*(trial.point for trial in before), point]
     # The loss of the training is all that can be compared.
     objectives = (Objective("train_loss", "minimize"),)
-    search = _search(context, train, points, objectives, epochs=epochs, validates=False)
+    search = _search(context, train, points, objectives, epochs=min(epochs, stop_at or epochs), validates=False)
     is_shown = bool(before) and not _refits(context)  # `retrain_finalists` began the stage
     run_search(context, search, tracked=True, further=None if is_shown else 0)
     found = _refits(context)
@@ -157,7 +159,8 @@ def retrained_configuration(context: StageContext, train: Trained, trial: TrialR
     configuration = configuration_of(context, train.spec, trial)
     if REFIT not in trial.point:
         return configuration
-    changes = {"train_on": "train+validation", "stopping": None, "epochs": int(str(trial.point[REFIT]))}
+    epochs, stop_at = int(str(trial.point[REFIT])), trial.point.get(STOP_AT)
+    changes = {"train_on": "train+validation", "stopping": None, "epochs": epochs, "stop_at": stop_at}
     return configuration.model_copy(update=changes)
 
 
@@ -174,7 +177,9 @@ def _search(
         return TrainTask(
             configuration=retrained_configuration(context, train, trial),
             folder=trial_folder(context, trial),
-            keep_checkpoints=train.spec.keep_checkpoints,
+            keep_checkpoints=num_kept_by(
+                context, train.spec.name, keep_checkpoints=train.spec.keep_checkpoints, epochs=train.spec.epochs
+            ),
         )
 
     def sizes() -> list[Configuration]:
@@ -200,7 +205,7 @@ def _search(
 def _parameters(context: StageContext, train: Trained, point: Point) -> Mapping[str, Any]:
     found = dict(training_parameters(context, train.spec, point))
     if REFIT in point:
-        found |= {"epochs": point[REFIT], "train_on": "train+validation"}
+        found |= {"epochs": point.get(STOP_AT, point[REFIT]), "train_on": "train+validation"}
     return {**found, FINALIST: point[FINALIST]}
 
 

@@ -7,12 +7,13 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 from pydantic import Field
 
 from orchestrator.reports.csv_text import csv_text
-from orchestrator.spec.averaging_checks import needs_validation
+from orchestrator.spec.averaging_checks import needs_validation, reads_of
 from orchestrator.spec.cost import CostName
 from orchestrator.spec.problems import Problem
 from orchestrator.spec.stage_model import Count, StageModel, StageName, latest
 from orchestrator.spec.yaml_source import KeyPath
 from orchestrator.stages.averaging import AVERAGING, AveragingResult
+from orchestrator.stages.averaging_sources import sources_of
 from orchestrator.stages.context import StageContext, StageFailedError
 from orchestrator.stages.finalists import (
     Finalist,
@@ -23,13 +24,11 @@ from orchestrator.stages.finalists import (
     retrained_configuration,
 )
 from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
-from orchestrator.stages.retention import checkpoint_folders
 from orchestrator.stages.stopping import STOPPING, StoppingResult
 from orchestrator.stages.train import TRAIN, TrainStage, configuration_of
 from orchestrator.store.records import StageRecord, TrialRecord
 from plugins.metrics.deciding import ACCURACY, DecidingMetric
 from plugins.protocols import StateDict
-from plugins.registry import create
 from search_spaces.recipes import PluginChoice, describe_plugin
 from trainers.config import Configuration
 from trainers.results.model_report import ModelReport, describe_result
@@ -150,7 +149,8 @@ def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:
         context.progress.stage_began(context.stage, total=1, done=0)
     chosen = _choose(context, spec, train)
     averaging = PluginChoice(name=train.spec.rank_by) if averaged is None else averaged.result.averaging
-    built = _build(context, chosen, averaging)
+    stop_at = None if averaged is None else averaged.result.stop_at
+    built = _build(context, train, chosen, averaging, stop_at)
     if spec.refit:
         built = _refit(context, train, built)
     folder, data = context.folder / "champion", load_images(built.configuration.data)
@@ -218,8 +218,10 @@ def _choose(context: StageContext, spec: PromoteStage, train: Trained) -> _Chose
     return _Chosen(finalists[0].trial, trained, context.stage, configuration, tuple(finalists))
 
 
-def _build(context: StageContext, chosen: _Chosen, averaging: PluginChoice) -> _Built:
-    """Average the checkpoints of the chosen training.
+def _build(
+    context: StageContext, train: Trained, chosen: _Chosen, averaging: PluginChoice, stop_at: int | None
+) -> _Built:
+    """Average the checkpoints of the chosen training, up to the epoch `stop_at` unless it is None.
 
     Raises:
         StageFailedError: A checkpoint is missing or damaged.
@@ -229,18 +231,19 @@ def _build(context: StageContext, chosen: _Chosen, averaging: PluginChoice) -> _
     from trainers.tasks.averaging import ValidationJudge, average_checkpoints
     from trainers.training.checkpoints import CheckpointError
 
-    folders = checkpoint_folders(context, chosen.trained)
-    needed = create("averaging", averaging.name, averaging.settings).num_needed
-    if chosen.stage.id == context.stage.id and len(folders) < needed:
-        context.progress.note(
-            f"averaging {describe_plugin(averaging)} needs {needed} checkpoints, but the new training ended with "
-            f"{len(folders)}: its last weights are taken"
-        )
-        averaging = PluginChoice(name="last")
-    configuration = chosen.configuration.model_copy(update={"averaging": averaging})
+    sources = sources_of(context, train, chosen.trained)
+    is_new = chosen.stage.id == context.stage.id
+    stopped = stop_at if stop_at is None or stop_at < sources.last_epoch else None
+    problem = sources.problem(averaging, context.metric, stop_at=stopped) if is_new else None
+    if is_new and reads_of(averaging) == "trials":
+        problem = f"{averaging.name} mixes the trials of the search"
+    if problem is not None:
+        context.progress.note(f"{problem}, which the new training does not offer: its last weights are taken")
+        averaging, stop_at, stopped = PluginChoice(name="last"), None, None
+    configuration = chosen.configuration.model_copy(update={"averaging": averaging, "stop_at": stop_at})
     try:
         judge = ValidationJudge(configuration, load_images(configuration.data), pick_device())
-        weights, _ = average_checkpoints(averaging, folders, judge)
+        weights, _ = average_checkpoints(averaging, sources.checkpoints, judge, stop_at=stopped, trials=sources.trials)
     except CheckpointError as error:
         raise StageFailedError(f"{error} Restore the file, or run the study again under another name.") from error
     return _Built(chosen, weights, configuration, None)
@@ -254,27 +257,28 @@ def _refit(context: StageContext, train: Trained, before: _Built) -> _Built:
     from trainers.champion import temperature_of
     from trainers.data.images import load_images
 
-    trained = refit(context, train, before.chosen.trained)
+    averaging, stop_at = before.configuration.averaging, before.configuration.stop_at
+    chooses = needs_validation(averaging)
+    trained = refit(context, train, before.chosen.trained, stop_at=None if chooses else stop_at)
     if trained is None:
         context.progress.note("the deadline or budget ended before the champion was trained on all images")
         return before
     chosen = before.chosen._replace(
         trained=trained, stage=context.stage, configuration=retrained_configuration(context, train, trained)
     )
-    averaging = before.configuration.averaging
-    if needs_validation(averaging):
+    if chooses:
         context.progress.note(
             f"averaging {describe_plugin(averaging)} chooses by validation images, of which none is left: the last "
             "weights are taken"
         )
-        averaging = PluginChoice(name="last")
+        averaging, stop_at = PluginChoice(name="last"), None
     context.progress.note(
         f"the champion was trained again on the training and validation part ({trained.metrics['epochs']:.0f} epochs): "
         "no validation figure is left"
     )
     data = load_images(before.configuration.data)
     temperature = temperature_of(before.weights, before.configuration, data)
-    return _build(context, chosen, averaging)._replace(temperature=temperature)
+    return _build(context, train, chosen, averaging, stop_at)._replace(temperature=temperature)
 
 
 def _describe_finalists(finalists: Sequence[Finalist], metric: DecidingMetric) -> str:

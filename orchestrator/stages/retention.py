@@ -1,8 +1,10 @@
 """Folders of checkpoints, and the cleanup after training."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from orchestrator.spec.stage_model import StageModel
 from orchestrator.stages.context import StageContext, StageFailedError
 from orchestrator.store.records import TrialRecord
 
@@ -33,6 +35,25 @@ def checkpoint_folders(context: StageContext, trial: TrialRecord) -> tuple[Path,
             "Restore the folder, or run the study again under another name."
         )
     return folders
+
+
+def num_kept(later: Sequence[StageModel], *, keep_checkpoints: int, epochs: int) -> int:
+    """Number of newest epochs whose weights a training keeps: `keep_checkpoints`, or more if a later stage needs them.
+
+    Args:
+        later: The stages after the train stage; those after the next train stage read other trainings.
+        keep_checkpoints: The setting of the train stage.
+        epochs: Number of epochs of the training.
+    """
+    readers = itertools.takewhile(lambda stage: stage.stage != "train", later)
+    return max([keep_checkpoints, *(stage.checkpoints_read(epochs) for stage in readers)])
+
+
+def num_kept_by(context: StageContext, name: str, *, keep_checkpoints: int, epochs: int) -> int:
+    """Like `num_kept`, for the train stage of a study with the given name."""
+    stages = context.spec.stages
+    (position,) = (index for index, stage in enumerate(stages) if stage.name == name)
+    return num_kept(stages[position + 1 :], keep_checkpoints=keep_checkpoints, epochs=epochs)
 
 
 def drop_checkpoints(

@@ -13,14 +13,14 @@ from orchestrator.spec.problems import Problem
 from orchestrator.spec.stage_model import Count, StageName
 from orchestrator.spec.yaml_source import KeyPath
 from orchestrator.stages.context import StageContext, StageFailedError
-from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
+from orchestrator.stages.kind import FinishedStage, StageKind, StageOutcome, StageResult
 from orchestrator.stages.plugin_search import PluginSearchModel
 from orchestrator.stages.trade_off import pareto_front
-from orchestrator.stages.train import TRAIN
+from orchestrator.stages.train import TRAIN, TrainResult, TrainStage
 from orchestrator.store.records import TrialRecord
 from plugins import registry
 from plugins.metrics.deciding import ACCURACY, DecidingMetric
-from plugins.protocols import Signal, needed_signals
+from plugins.protocols import CurvePoint, Signal, needed_signals
 from search_spaces.recipes import PluginChoice, base_point, describe_plugin
 from trainers.config import ReplayTask
 
@@ -94,16 +94,13 @@ def run_stopping(context: StageContext, spec: StoppingStage) -> StageOutcome:
     from orchestrator.stages.searching import run_search
 
     train = context.required(TRAIN)
-    whole = {trial.trial for trial in train.result.trials if trial.state == "complete"}
-    if not whole:
+    curves_by_trial = whole_curves(context, train)
+    if not curves_by_trial:
         raise StageFailedError(
             "the stopping stage needs curves of trials that trained for all their epochs, but every trial was stopped "
             "early. Set `stopping: null` in the train stage."
         )
-    trials = [trial for trial in context.store.trials(train.record.id) if trial.number in whole]
-    curves = tuple(
-        tuple(report.point_by(context.metric) for report in context.store.reports(trial.id)) for trial in trials
-    )
+    curves = tuple(curves_by_trial.values())
     search = Search(
         num_trials=spec.num_trials,
         objectives=OBJECTIVES,
@@ -138,6 +135,18 @@ def run_stopping(context: StageContext, spec: StoppingStage) -> StageOutcome:
         texts={"stopping.csv": _table(replays, spec)},
         plots=_plots(context, replays, chosen),
     )
+
+
+def whole_curves(
+    context: StageContext, train: FinishedStage[TrainStage, TrainResult]
+) -> dict[int, tuple[CurvePoint, ...]]:
+    """The curves of the trials that trained for all their epochs, by the trial's number, in their order."""
+    whole = {trial.trial for trial in train.result.trials if trial.state == "complete"}
+    return {
+        trial.number: tuple(report.point_by(context.metric) for report in context.store.reports(trial.id))
+        for trial in context.store.trials(train.record.id)
+        if trial.number in whole
+    }
 
 
 def choose_criterion(trials: list[TrialRecord], *, max_accuracy_lost: float) -> TrialRecord:

@@ -24,7 +24,7 @@ from orchestrator.stages.context import StageContext
 from orchestrator.stages.grow import GROW, GrowStage
 from orchestrator.stages.improvement import with_patience
 from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
-from orchestrator.stages.retention import CUT, drop_checkpoints, trial_folder
+from orchestrator.stages.retention import CUT, drop_checkpoints, num_kept_by, trial_folder
 from orchestrator.stages.screen import SCREEN, ScreenStage
 from orchestrator.stages.starting_weights import StartingWeights, plan_start, stored_weights
 from orchestrator.stages.topology_ranking import choose_candidates
@@ -37,6 +37,7 @@ from plugins.metrics.deciding import ACCURACY, DecidingMetric
 from plugins.metrics.names import RECORDED_METRICS, metric_key
 from plugins.protocols import Signal
 from search_spaces.dimensions import Choice, Dimension, Point
+from search_spaces.ema_rates import EmaRates
 from search_spaces.ramps import Ramp
 from search_spaces.recipes import PLUGIN_FIELDS, PluginChoice, Recipe, RecipeSpace, base_point, parse_recipe_space
 from trainers.config import Configuration, DataConfig, TrainTask
@@ -88,7 +89,9 @@ class TrainStage(StageModel):
         default=None, description="end the search if this many trials in a row have not improved it"
     )
     keep_checkpoints: Count = Field(
-        default=8, description="number of newest epochs whose weights are kept for averaging"
+        default=8,
+        description="number of newest epochs whose weights are kept for averaging; an `averaging` stage with `stop_at` "
+        "keeps as many as it needs",
     )
     rank_by: Literal["last", "best"] = Field(
         default="last",
@@ -520,7 +523,7 @@ def _task(context: StageContext, spec: TrainStage, trial: TrialRecord) -> TrainT
         configuration=configuration_of(context, spec, trial),
         folder=trial_folder(context, trial),
         earlier_epochs=context.earlier_epochs,
-        keep_checkpoints=spec.keep_checkpoints,
+        keep_checkpoints=num_kept_by(context, spec.name, keep_checkpoints=spec.keep_checkpoints, epochs=spec.epochs),
         signals=_signals(context, spec),
         best_score=_best_score(context, trial) if spec.stopping is not None else None,
     )
@@ -572,6 +575,8 @@ def _flat_recipe(recipe: Recipe, space: RecipeSpace) -> dict[str, Any]:
         elif isinstance(value, Ramp):
             flat[key] = str(value)
             flat.update({f"{key}.{part}": given for part, given in value.model_dump().items()})
+        elif isinstance(value, EmaRates):
+            flat[key] = str(value)
         else:
             flat[key] = value
     return flat

@@ -1,4 +1,4 @@
-"""A weighted sum of state dicts, shared by the averaging methods."""
+"""A choice of checkpoints and their weighted sum, shared by the averaging methods."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -36,6 +36,28 @@ def weighted_sum(checkpoints: Sequence[StateDict], weights: Sequence[float]) -> 
             total.add_(checkpoint[name].double(), alpha=weight)
         result[name] = total.to(newest.dtype)
     return result
+
+
+def every_nth(checkpoints: Sequence[StateDict], *, window: int, spacing: int = 1) -> list[StateDict]:
+    """`window` checkpoints, oldest first: every `spacing`-th one, counted back from the newest.
+
+    Raises:
+        ValueError: There are fewer than `num_spanned(window, spacing)` checkpoints.
+    """
+    needed = num_spanned(window, spacing)
+    if window < 1 or spacing < 1 or needed > len(checkpoints):
+        raise ValueError(
+            f"`window` and `spacing` must be at least 1 and span no more than the {len(checkpoints)} checkpoints "
+            f"saved, but got {window=}, {spacing=}, which span {needed}. Keep more checkpoints or lower `window` or "
+            "`spacing`."
+        )
+    newest = len(checkpoints) - 1
+    return [checkpoints[newest - back * spacing] for back in reversed(range(window))]
+
+
+def num_spanned(window: int, spacing: int) -> int:
+    """Number of newest checkpoints that `every_nth` needs."""
+    return (window - 1) * spacing + 1
 
 
 def copy_newest(checkpoints: Sequence[StateDict]) -> "dict[str, Tensor]":

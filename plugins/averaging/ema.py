@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
+from plugins.averaging.arithmetic import every_nth, weighted_sum
 from plugins.protocols import PluginCard, StateDict
 
 if TYPE_CHECKING:
@@ -46,11 +47,4 @@ class Ema:
         Raises:
             ValueError: There are fewer than `window` checkpoints, or they differ in keys or shapes.
         """
-        from plugins.averaging.arithmetic import weighted_sum
-
-        if self.window > len(checkpoints):
-            raise ValueError(
-                f"`window` must lie between 1 and the {len(checkpoints)} checkpoints saved, "
-                f"but got window={self.window}. Keep more checkpoints or lower it."
-            )
-        return weighted_sum(checkpoints[-self.window :], ema_weights(self.window, decay=self.decay))
+        return weighted_sum(every_nth(checkpoints, window=self.window), ema_weights(self.window, decay=self.decay))

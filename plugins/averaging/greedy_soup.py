@@ -3,11 +3,11 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from plugins.averaging.arithmetic import check_alike, weighted_sum
+from plugins.averaging.arithmetic import check_alike, every_nth, weighted_sum
 from plugins.protocols import Evaluated, PluginCard, StateDict
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def greedy_soup(
 
 @dataclass(frozen=True, kw_only=True)
 class GreedySoup:
-    """A greedy soup of the newest checkpoints as a plug-in; `greedy_soup` does the arithmetic."""
+    """A greedy soup as a plug-in, of one trial's newest checkpoints or of several trials."""
 
     card: ClassVar[PluginCard] = PluginCard(
         source=(
@@ -66,7 +66,15 @@ class GreedySoup:
         needs=("validation images",),
     )
     window: Annotated[int, Field(ge=1)] = 5
-    """Number of newest checkpoints to consider."""
+    """Number of newest checkpoints, or of best trials, to consider."""
+    across: Literal["epochs", "trials"] = "epochs"
+    """`epochs`: checkpoints of the best trial; `trials`: the newest weights of the best trials of its topology, which
+    should have started from the same weights."""
+
+    @property
+    def reads(self) -> str | None:
+        """`trials` if it mixes several trials."""
+        return "trials" if self.across == "trials" else None
 
     @property
     def num_needed(self) -> int:
@@ -81,10 +89,5 @@ class GreedySoup:
         Raises:
             ValueError: There are fewer than `window` checkpoints, or they differ in keys or shapes.
         """
-        if self.window > len(checkpoints):
-            raise ValueError(
-                f"`window` must lie between 1 and the {len(checkpoints)} checkpoints saved, "
-                f"but got window={self.window}. Keep more checkpoints or lower it."
-            )
-        soup, _ = greedy_soup(checkpoints[-self.window :], evaluate)
+        soup, _ = greedy_soup(every_nth(checkpoints, window=self.window), evaluate)
         return soup

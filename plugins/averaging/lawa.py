@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
+from plugins.averaging.arithmetic import every_nth, num_spanned, weighted_sum
 from plugins.protocols import PluginCard, StateDict
 
 if TYPE_CHECKING:
@@ -29,23 +30,15 @@ def average_latest(checkpoints: Sequence[StateDict], *, window: int, spacing: in
 
     Source: Kaddour 2022, arXiv:2209.14981.
     """
-    from plugins.averaging.arithmetic import weighted_sum
-
-    needed = (window - 1) * spacing + 1
-    if window < 1 or spacing < 1 or needed > len(checkpoints):
-        raise ValueError(
-            f"`window` and `spacing` must be at least 1 and span no more than the {len(checkpoints)} checkpoints "
-            f"saved, but got {window=}, {spacing=}, which span {needed}. Keep more checkpoints or lower `window` or "
-            "`spacing`."
-        )
-    newest = len(checkpoints) - 1
-    chosen = [checkpoints[newest - back * spacing] for back in reversed(range(window))]
-    return weighted_sum(chosen, [1 / window] * window)
+    return weighted_sum(every_nth(checkpoints, window=window, spacing=spacing), [1 / window] * window)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lawa:
-    """LAWA as a plug-in; `average_latest` does the arithmetic."""
+    """LAWA as a plug-in; `average_latest` does the arithmetic.
+
+    At a high learning rate, before any decay, wide spacing helps most (early averaging, Sanyal et al. 2023).
+    """
 
     card: ClassVar[PluginCard] = PluginCard(
         source="Kaddour 2022, arXiv:2209.14981; spacing as in Sanyal et al. 2023, arXiv:2306.03241",
@@ -59,7 +52,7 @@ class Lawa:
     @property
     def num_needed(self) -> int:
         """`(window - 1) * spacing + 1`."""
-        return (self.window - 1) * self.spacing + 1
+        return num_spanned(self.window, self.spacing)
 
     def average(self, checkpoints: Sequence[StateDict]) -> "dict[str, Tensor]":
         """The mean of every `spacing`-th of the newest checkpoints; see `average_latest`."""

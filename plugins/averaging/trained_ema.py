@@ -1,32 +1,24 @@
 """The exponential moving average over all steps, maintained during training."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import Annotated, ClassVar
 
-from plugins.averaging.arithmetic import copy_newest
-from plugins.protocols import PluginCard, StateDict
+from pydantic import Field
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from plugins.averaging.maintained import MaintainedAverage
+from plugins.protocols import PluginCard
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedEma:
+class TrainedEma(MaintainedAverage):
     """The moving average saved with the newest checkpoint. The field `ema` of the recipe sets its decay."""
 
     card: ClassVar[PluginCard] = PluginCard(
-        source="Polyak and Juditsky 1992; over all training steps",
-        cost="one read of 1 checkpoint; a second copy of the weights during training, updated at every step",
+        source="Polyak and Juditsky 1992; over all training steps, with a warm-up of the decay",
+        cost="one read of 1 checkpoint; a further copy of the weights for each decay during training, updated at every "
+        "step",
         needs=("a recipe with `ema`",),
     )
     reads: ClassVar[str] = "ema"
-
-    @property
-    def num_needed(self) -> int:
-        """1."""
-        return 1
-
-    def average(self, checkpoints: Sequence[StateDict]) -> "dict[str, Tensor]":
-        """A copy of the newest moving average."""
-        return copy_newest(checkpoints)
+    rate: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of the average to take; needed if the recipe maintains several."""

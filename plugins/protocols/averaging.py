@@ -26,9 +26,12 @@ class Evaluated(NamedTuple):
 class Averager(Protocol):
     """A method that merges several checkpoints, of one trial or of several trials of one topology, into one model.
 
-    With a class attribute `reads`, `"ema"` or `"swa"`, it receives the averages maintained during training
-    (`recipe.ema`, `recipe.swa`) instead of the weights. With `"best"`, it receives the checkpoint with the best
-    validation metric alone.
+    An optional attribute `reads` selects what it receives instead of the weights of one trial's consecutive epochs:
+
+    - `"ema"` or `"swa"`: the averages maintained during training (`recipe.ema`, `recipe.swa`); an attribute `rate`
+      selects one of several moving averages by its decay;
+    - `"best"`: the checkpoint with the best validation metric alone;
+    - `"trials"`: the newest weights of each trial of the best trial's topology, the best trial last.
     """
 
     card: ClassVar[PluginCard]

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from plugins.protocols import PluginCard
-from plugins.schedules.decay_forms import DecayForm, decayed
+from search_spaces.decay_forms import DecayForm, decayed
 
 
 @dataclass(frozen=True, kw_only=True)

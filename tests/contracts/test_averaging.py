@@ -1,5 +1,8 @@
 """Rules for every averaging method, and the behaviour of ours."""
 
+import math
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,8 +11,11 @@ from plugins.averaging.arithmetic import weighted_sum
 from plugins.averaging.ema import ema_weights
 from plugins.averaging.greedy_soup import greedy_soup
 from plugins.averaging.lawa import average_latest
+from plugins.averaging.lcsc import search_coefficients
+from plugins.averaging.wsm import decay_weights
 from plugins.protocols import Averager, Evaluated, EvaluatingAverager, PluginCard, StateDict
 from plugins.registry import PluginSettingsError, available, create
+from search_spaces.decay_forms import DecayForm
 from tests.rounding import rounded
 
 Averaging = Averager | EvaluatingAverager
@@ -41,8 +47,22 @@ def test_it_has_a_card(averager: Averaging) -> None:
     assert averager.card.cost
 
 
-def test_it_reads_weights_the_best_ones_or_an_average_of_training(averager: Averaging) -> None:
-    assert getattr(averager, "reads", None) in (None, "ema", "swa", "best")
+def test_it_reads_something_that_a_study_offers(averager: Averaging) -> None:
+    assert getattr(averager, "reads", None) in (None, "ema", "swa", "best", "trials")
+
+
+def test_it_gives_the_same_average_twice(averager: Averaging) -> None:
+    def judge(weights: StateDict) -> Evaluated:
+        distance = abs(weights["weight"][0, 0].item() - 7.3)
+        return Evaluated(loss=distance, accuracy=1 / (1 + distance))
+
+    found = []
+    for _ in range(2):
+        checkpoints = checkpoints_of([float(number) for number in range(12)])
+        evaluates = isinstance(averager, EvaluatingAverager)
+        result = averager.average_by(checkpoints, judge) if evaluates else averager.average(checkpoints)
+        found.append(result["weight"])
+    assert torch.equal(*found)
 
 
 def test_inputs_are_left_unchanged(averager: Averaging) -> None:
@@ -200,10 +220,99 @@ def test_a_soup_considers_the_newest_of_its_window() -> None:
     assert judge.asked == [3.0, 4.0, 3.5]
 
 
+def test_a_soup_of_trials_reads_trials() -> None:
+    assert create("averaging", "greedy-soup", {"across": "trials"}).reads == "trials"
+    assert create("averaging", "greedy-soup").reads is None
+
+
+def test_a_uniform_soup_is_the_mean_of_the_best_trials() -> None:
+    soup = create("averaging", "uniform-soup", {"window": 2}).average(checkpoints_of([100.0, 1.0, 2.0]))
+    assert soup["weight"][0, 0].item() == 1.5
+
+
+# --- WSM ---
+
+
+@pytest.mark.parametrize("form", ["linear", "cosine", "1-sqrt"])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_wsm_gives_each_update_the_weight_of_the_decay(form: DecayForm, count: int) -> None:
+    def decay(progress: float) -> float:
+        falls = {"linear": 1 - progress, "cosine": math.cos(math.pi * progress / 2) ** 2, "1-sqrt": 1 - progress**0.5}
+        return falls[form]
+
+    # Weights after updates of sizes 1, 10, 100, ...: the mean has each update with the factor of its decay.
+    updates = [10.0**number for number in range(count)]
+    states = [sum(updates[: number + 1]) for number in range(count)]
+    expected = sum(update * (decay(number / count) if number else 1.0) for number, update in enumerate(updates))
+    found = sum(weight * state for weight, state in zip(decay_weights(count, form), states, strict=True))
+    assert found == pytest.approx(expected, rel=1e-9)
+    value = create("averaging", "wsm", {"window": count, "decay": form}).average(checkpoints_of([50.0, *states]))
+    assert value["weight"][0, 0].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_wsm_with_a_linear_decay_is_lawa() -> None:
+    states = checkpoints_of([4.0, 1.0, 3.0, 9.0, 2.0, 7.0])
+    wsm = create("averaging", "wsm", {"window": 3, "spacing": 2, "decay": "linear"}).average(states)
+    torch.testing.assert_close(wsm["weight"], average_latest(states, window=3, spacing=2)["weight"])
+
+
+# --- LCSC ---
+
+
+def search(target: list[float], **settings: int) -> tuple[list[float], list[list[float]]]:
+    """The coefficients found if those nearest to `target` are best, and all that were tried."""
+    asked: list[list[float]] = []
+
+    def judge(coefficients: Sequence[float]) -> tuple[float, float]:
+        asked.append(list(coefficients))
+        return -math.dist(coefficients, target), 0.0
+
+    given = {"num_evaluations": 300, "population": 6, "seed": 0, **settings}
+    return search_coefficients(len(target), judge, deviation=0.1, **given), asked
+
+
+def test_lcsc_finds_coefficients_outside_of_the_simplex() -> None:
+    target = [0.5, -0.9, 1.4]
+    found, asked = search(target)
+    assert math.dist(found, target) < 0.1
+    assert len(asked) == 300
+    assert all(sum(coefficients) == pytest.approx(1.0) for coefficients in asked)
+    assert found == search(target)[0]
+    assert found != search(target, seed=1)[0]
+
+
+def test_lcsc_begins_with_the_newest_the_mean_and_moving_averages_and_keeps_its_limit() -> None:
+    _, asked = search([0.0, 0.0, 1.0], num_evaluations=4)
+    assert asked[:2] == [[0.0, 0.0, 1.0], [1 / 3, 1 / 3, 1 / 3]]
+    assert asked[2:] == [ema_weights(3, decay=0.5), ema_weights(3, decay=0.8)]
+    assert len(search([0.0, 0.0, 1.0], num_evaluations=2)[1]) == 2
+
+
+def test_lcsc_is_never_worse_than_the_newest_checkpoint_and_counts_its_evaluations() -> None:
+    judge = Judge(3.1)
+    settings = {"window": 3, "spacing": 2, "evaluations": 25}
+    found = create("averaging", "lcsc", settings).average_by(checkpoints_of([9.0, 1.0, 5.0, 4.0, 7.0, 2.0]), judge)
+    assert len(judge.asked) == 25
+    assert judge.asked[0] == 2.0
+    assert judge.asked[1] == pytest.approx(7 / 3)  # 1, 4 and 2
+    assert abs(found["weight"][0, 0].item() - 3.1) == min(abs(asked - 3.1) for asked in judge.asked)
+
+
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("lawa", {"window": 0}), ("lawa", {"spacing": 0}), ("ema", {"decay": 1}), ("greedy-soup", {"window": 0})],
+    [
+        ("wsm", {"decay": "step"}),
+        ("lcsc", {"evaluations": 0}),
+        ("lcsc", {"deviation": 0.0}),
+        ("uniform-soup", {"window": 0}),
+        ("trained-ema", {"rate": 1.0}),
+        ("greedy-soup", {"across": "seeds"}),
+        ("lawa", {"window": 0}),
+        ("lawa", {"spacing": 0}),
+        ("ema", {"decay": 1}),
+        ("greedy-soup", {"window": 0}),
+    ],
 )
-def test_settings_that_mean_nothing_are_refused(name: str, settings: dict[str, int]) -> None:
+def test_settings_that_mean_nothing_are_refused(name: str, settings: dict[str, float | str]) -> None:
     with pytest.raises(PluginSettingsError, match=next(iter(settings))):
         create("averaging", name, settings)

@@ -39,6 +39,7 @@ CAPABILITIES: dict[str, dict[str, Any]] = {
     "paced": {"curriculum": {"name": "paced", "start": 0.5}},
     "balanced classes": {"class_weights": "balanced"},
     "maintained averages": {"ema": 0.9, "swa": 0.3},
+    "averages at several rates": {"ema": {"rates": [0.5, 0.9]}, "schedule": {"name": "cosine-restarts", "period": 1}},
 }
 """Recipes that each add one thing to the plain one."""
 

@@ -87,6 +87,18 @@ def test_ema_is_the_moving_average_of_the_weights_with_a_warm_up_of_its_decay() 
     torch.testing.assert_close(row.averages()["ema"][name], view, rtol=1e-5, atol=1e-7)
 
 
+def test_several_moving_averages_are_those_of_single_ones() -> None:
+    several = make({"ema": {"rates": [0.1, 0.95]}})
+    singles = [make({"ema": rate}) for rate in (0.1, 0.95)]
+    for row in (several, *singles):
+        for number in range(1, 4):
+            generator = torch.Generator().manual_seed(number)
+            row.update(torch.randn(row.layout.num_numbers, generator=generator), step_settings())
+    assert list(several.averages()) == ["ema-0.1", "ema-0.95"]
+    for found, single in zip(several.averages().values(), singles, strict=True):
+        assert equal(found, single.averages()["ema"])
+
+
 def test_swa_is_the_mean_of_the_epochs_after_its_start() -> None:
     row = make({"swa": 0.5})
     seen = []

@@ -2,7 +2,8 @@
 
     epoch-0012/model.safetensors        the weights
     epoch-0012/optimizer.safetensors    the optimizer's tensors; only in the newest two
-    epoch-0012/ema.safetensors          averages that training maintains, if the recipe asks for them (also swa)
+    epoch-0012/ema.safetensors          averages that training maintains, if the recipe asks for them: ema, or
+                                        ema-0.99 and ema-0.999, and swa
     epoch-0012/manifest.json            epoch, reports so far, configuration digest, sha256 of each file
 
 A folder gets its final name only when it is complete, so a killed process leaves the previous checkpoint. Files are not
@@ -31,9 +32,8 @@ from trainers.config import CheckpointRecord, Configuration, EpochReport
 
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
-AVERAGES = ("ema", "swa")
-"""Names of the averages that training maintains; each has a file `NAME.safetensors`."""
 MANIFEST = "manifest.json"
+_SUFFIX = ".safetensors"
 _KEEP_RESUMABLE = 2
 _TEMPORARY = ".part-"
 
@@ -222,9 +222,9 @@ def load_newest(folder: Path, *, accepted: Collection[str], damaged: list[str] |
             weights = read_tensors(path / WEIGHTS, manifest.files.get(WEIGHTS))
             optimizer = read_tensors(path / OPTIMIZER, manifest.files.get(OPTIMIZER))
             averages = {
-                name: read_tensors(path / average_file(name), manifest.files[average_file(name)])
-                for name in AVERAGES
-                if average_file(name) in manifest.files
+                file.removesuffix(_SUFFIX): read_tensors(path / file, sha256)
+                for file, sha256 in manifest.files.items()
+                if file not in (WEIGHTS, OPTIMIZER)
             }
         except CheckpointError as error:
             logger.warning("%s Using the previous checkpoint.", error)
@@ -253,7 +253,7 @@ def load_weights(path: Path, *, average: str | None = None) -> dict[str, Tensor]
 
     Args:
         path: Folder of the checkpoint.
-        average: One of `AVERAGES`; `None` for the weights.
+        average: Its name, such as `ema`; `None` for the weights.
 
     Raises:
         CheckpointError: The checkpoint or the average is missing, or its content does not match the manifest.
@@ -265,14 +265,14 @@ def load_weights(path: Path, *, average: str | None = None) -> dict[str, Tensor]
     if file not in manifest.files:
         raise CheckpointError(
             f"the checkpoint {path} must have the average {average!r}, but training did not maintain it. Set "
-            f"recipe.{average} and train again."
+            f"recipe.{average.partition('-')[0]} and train again."
         )
     return read_tensors(path / file, manifest.files[file])
 
 
 def average_file(name: str) -> str:
     """File name of an average that training maintains."""
-    return f"{name}.safetensors"
+    return f"{name}{_SUFFIX}"
 
 
 def saved(folder: Path) -> tuple[CheckpointRecord, ...]:
@@ -291,7 +291,7 @@ def prune(folder: Path, *, keep: int, best: int | None = None) -> None:
     newest_first = epoch_folders(folder)[::-1]
     with writing(folder):
         for place, path in enumerate(newest_first):
-            if place >= keep and _epoch_of(path) != best:
+            if place >= keep and epoch_of(path) != best:
                 _remove(path)
             elif place >= _KEEP_RESUMABLE:
                 (path / OPTIMIZER).unlink(missing_ok=True)
@@ -413,10 +413,11 @@ def _record(path: Path, manifest: Manifest) -> CheckpointRecord:
 def epoch_folders(folder: Path) -> list[Path]:
     """Folders of the checkpoints in a training's folder, oldest first."""
     found = [path for path in folder.glob("epoch-*") if path.name.removeprefix("epoch-").isdigit()]
-    return sorted(found, key=_epoch_of)
+    return sorted(found, key=epoch_of)
 
 
-def _epoch_of(path: Path) -> int:
+def epoch_of(path: Path) -> int:
+    """The epoch of a checkpoint, from the name of its folder."""
     return int(path.name.removeprefix("epoch-"))
 
 

@@ -177,7 +177,7 @@ def follow(
         stopper = create("stopping", task.configuration.stopping.name, task.configuration.stopping.settings)
     reason: str | None = None
     try:
-        while len(history) < len(course.plan):
+        while len(history) < task.configuration.last_epoch:
             if stopper is not None and history:
                 points = [report.point_by(metric) for report in history]
                 reason = stopper.reason_to_stop(planned(points, num_epochs=len(course.plan), best=task.best_score))
@@ -206,7 +206,7 @@ def follow(
     except _InterruptedError:
         return TaskOutcome(
             state="interrupted",
-            reason=f"asked to end in epoch {len(history) + 1} of {len(course.plan)}",
+            reason=f"asked to end in epoch {len(history) + 1} of {task.configuration.last_epoch}",
             checkpoints=checkpoints.saved(task.folder),
         )
     checkpoints.prune(task.folder, keep=task.keep_checkpoints, best=best_report(history, metric).epoch)

@@ -21,6 +21,7 @@ from plugins.protocols import (
     is_block,
 )
 from plugins.registry import create
+from search_spaces.ema_rates import ema_names
 from search_spaces.recipes import Recipe
 from search_spaces.step_settings import StepSettings
 from trainers.training.checkpoints import Checkpoint
@@ -52,7 +53,8 @@ class Row:
         self._elsewhere = self.optimizer if isinstance(self.optimizer, EvaluatedElsewhere) else None
         self.state: OptimizerState = self.optimizer.start(self.layout, self.values)
         self._extra: OptimizerState = {}
-        self._ema = None if recipe.ema is None else self.values.clone()
+        self._ema_decays = ema_names(recipe.ema)
+        self._emas = {name: self.values.clone() for name in self._ema_decays}
         self._swa = None if recipe.swa is None else torch.zeros_like(self.values)
         self._ema_updates = self._swa_epochs = 0
 
@@ -100,11 +102,12 @@ class Row:
         if gradient is not self._gradient and gradient._base is not self._gradient:
             self._gradient.copy_(gradient)  # costs less than new views of all segments, which optimizers keep of a row
         self.optimizer.update(self.layout, self.values, self._gradient, self.state, settings)
-        if self._ema is not None and self.recipe.ema is not None:
+        if self._emas:
             self._ema_updates += 1
             # Warm-up of the decay: a fixed decay would retain the initial weights for too long.
-            decay = min(self.recipe.ema, (1 + self._ema_updates) / (10 + self._ema_updates))
-            self._ema.lerp_(self.values_to_evaluate(), 1 - decay)
+            limit, present = (1 + self._ema_updates) / (10 + self._ema_updates), self.values_to_evaluate()
+            for name, decay in self._ema_decays.items():
+                self._emas[name].lerp_(present, 1 - min(decay, limit))
 
     @torch.no_grad()
     def finish_epoch(self, progress: float) -> None:
@@ -141,10 +144,8 @@ class Row:
         return self._state_dict(self.values_to_evaluate())
 
     def averages(self) -> dict[str, dict[str, Tensor]]:
-        """State dicts of the maintained averages by name: `ema`, and `swa` once it includes an epoch."""
-        found = {}
-        if self._ema is not None:
-            found["ema"] = self._state_dict(self._ema)
+        """State dicts of the maintained averages by name: moving ones (`ema_names`), and `swa` once it has an epoch."""
+        found = {name: self._state_dict(values) for name, values in self._emas.items()}
         if self._swa is not None and self._swa_epochs:
             found["swa"] = self._state_dict(self._swa)
         return found
@@ -159,7 +160,7 @@ class Row:
             on_cpu = value.cpu()
             parts = [on_cpu.clone() for _ in self.names] if value.ndim == 0 else self.layout.views(on_cpu)
             tensors |= {f"{index}.{name}": part for index, part in enumerate(parts)}
-        if self._ema is not None:
+        if self._emas:
             tensors[_EMA_UPDATES] = torch.tensor(self._ema_updates)
         if self._swa is not None:
             tensors[_SWA_EPOCHS] = torch.tensor(self._swa_epochs)
@@ -181,7 +182,7 @@ class Row:
             else:
                 self._extra[name] = torch.zeros_like(self.values)
                 self._fill(self._extra[name], parts)
-        for average, target in (("ema", self._ema), ("swa", self._swa)):
+        for average, target in {**self._emas, "swa": self._swa}.items():
             if target is not None:
                 state = checkpoint.averages.get(average, checkpoint.weights)
                 self._fill(target, [state[name] for name in self.names])
