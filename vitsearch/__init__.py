@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         FinalChoice,
         JointAugmentation,
         LabelLoss,
+        LearnsFromStage,
         Loss,
         LossContext,
         Metric,
@@ -125,6 +126,7 @@ __all__ = [
     "Integer",
     "JointAugmentation",
     "LabelLoss",
+    "LearnsFromStage",
     "Loss",
     "LossContext",
     "Metric",
@@ -210,9 +212,9 @@ _HOMES = {
     "plugins.protocols": (
         "Augmentation Averager Candidate CurveModel CurvePoint DeclaresLength DeclaresPacking Enumeration "
         "EpochSchedule Evaluated EvaluatedElsewhere EvaluatingAverager ExampleOrder FinalChoice JointAugmentation "
-        "LabelLoss Loss LossContext Metric Mixing NeedsSignals Now Optimizer OptimizerState OrderContext "
-        "ParameterLayout PluginCard PoolProxy Proxy ProxyModel ProxyScore Sampler Schedule Segment Selection Signal "
-        "StackedLabelLoss StateDict StepMethod Stopper TransformerBlock TwoGradients"
+        "LabelLoss LearnsFromStage Loss LossContext Metric Mixing NeedsSignals Now Optimizer OptimizerState "
+        "OrderContext ParameterLayout PluginCard PoolProxy Proxy ProxyModel ProxyScore Sampler Schedule Segment "
+        "Selection Signal StackedLabelLoss StateDict StepMethod Stopper TransformerBlock TwoGradients"
     ),
     "plugins.registry": "DuplicatePluginError UnknownPluginError",
     "search_spaces.base": "Costs Growable ImageTask SearchSpace Topology",

@@ -9,6 +9,8 @@ from orchestrator.spec.problems import Problem
 from orchestrator.spec.stage_model import StageModel
 from orchestrator.spec.topology_checks import topology_text_problems
 from orchestrator.spec.yaml_source import KeyPath
+from plugins import registry
+from plugins.protocols import LearnsFromStage
 from search_spaces.recipes import PLUGIN_FIELDS, PluginChoice, Recipe
 from trainers.config import Configuration, DataConfig
 from trainers.data.sources import check_source
@@ -56,6 +58,8 @@ def configuration_problems(configuration: Configuration) -> Iterator[Problem]:
     recipe = configuration.recipe
     wrong = list(_recipe_plugin_problems(recipe))
     yield from wrong
+    if not wrong:
+        yield from _stage_problems_of_schedule(recipe.schedule)
     yield from choice_problems("averaging", configuration.averaging, ("averaging",))
     yield from averaging_problems(configuration)
     yield from choice_problems("metrics", configuration.metric, ("metric",))
@@ -67,6 +71,16 @@ def configuration_problems(configuration: Configuration) -> Iterator[Problem]:
     problem = None if wrong or unfit else method_problem(recipe.curriculum, [configuration.topology.partition(":")[0]])
     if problem:
         yield Problem(("recipe", "curriculum"), problem)
+
+
+def _stage_problems_of_schedule(choice: PluginChoice) -> Iterator[Problem]:
+    schedule = registry.create("schedules", choice.name, choice.settings)
+    if isinstance(schedule, LearnsFromStage) and schedule.stage is not None:
+        yield Problem(
+            ("recipe", "schedule"),
+            f"must not depend on a stage of a study, but {choice.name} names the stage {schedule.stage!r}. Give its "
+            "`norms` instead, as `vitsearch best` prints them.",
+        )
 
 
 def _recipe_plugin_problems(recipe: Recipe) -> Iterator[Problem]:

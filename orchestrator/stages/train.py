@@ -24,6 +24,7 @@ from orchestrator.stages.context import StageContext
 from orchestrator.stages.grow import GROW, GrowStage
 from orchestrator.stages.improvement import with_patience
 from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
+from orchestrator.stages.learned_schedules import learn_schedules, stage_problems, stages_read, with_learned_schedule
 from orchestrator.stages.retention import CUT, drop_checkpoints, num_kept_by, trial_folder
 from orchestrator.stages.screen import SCREEN, ScreenStage
 from orchestrator.stages.starting_weights import StartingWeights, plan_start, stored_weights
@@ -40,7 +41,7 @@ from search_spaces.dimensions import Choice, Dimension, Point
 from search_spaces.ema_rates import EmaRates
 from search_spaces.ramps import Ramp
 from search_spaces.recipes import PLUGIN_FIELDS, PluginChoice, Recipe, RecipeSpace, base_point, parse_recipe_space
-from trainers.config import Configuration, DataConfig, TrainTask
+from trainers.config import Configuration, DataConfig, EpochReport, TrainTask
 
 CHANGEABLE = frozenset(
     ("learning_rate", "weight_decay", "label_smoothing", "drop_path", "augmentation", "curriculum", "gradient_clip")
@@ -136,6 +137,10 @@ class TrainStage(StageModel):
         """The recipe's fixed values and dimensions."""
         return parse_recipe_space(self.recipe)
 
+    @property
+    def signals_read(self) -> frozenset[Signal]:
+        return frozenset({Signal.GRADIENT_NORM}) if stages_read(self.recipe) else frozenset()
+
     def own_problems(self, at: KeyPath) -> Iterator[Problem]:
         yield from sampler_problems(self.sampler, self._dimensions(), (*at, "sampler"))
         if self.stopping is not None:
@@ -143,6 +148,7 @@ class TrainStage(StageModel):
         yield from recipe_problems(self.recipe, (*at, "recipe"))
 
     def order_problems(self, before: Sequence[StageModel], at: KeyPath) -> Iterator[Problem]:
+        yield from stage_problems(self.recipe, before, (*at, "recipe", "schedule"))
         has_grown = latest(before, GrowStage) is not None
         yield from _candidate_problems(self, latest(before, ScreenStage), has_grown, at)
 
@@ -230,6 +236,7 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
     from orchestrator.stages.searching import run_search
     from orchestrator.stages.trial_pages import share_trials
 
+    learn_schedules(context.folder, spec.recipe, lambda name: _best_curve(context, name))
     begun = context.store.trials(context.stage.id)
     candidates, grown_from = _candidates(context, spec, begun)
     weights = None
@@ -317,6 +324,16 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
     )
 
 
+def _best_curve(context: StageContext, name: str) -> list[EpochReport]:
+    """The reports of the best trial of an earlier train stage."""
+    records = zip(context.store.stages(context.study.id), context.spec.stages, strict=False)
+    record, spec = next((record, spec) for record, spec in records if spec.name == name)
+    assert isinstance(spec, TrainStage), "checked with the study file"
+    trials = context.store.trials(record.id)
+    best = TRAIN.read(record, spec, lambda: trials).best.trial
+    return context.store.reports(next(trial for trial in trials if trial.number == best).id)
+
+
 def _recorded(trial: TrialRecord, metric: DecidingMetric) -> dict[str, float]:
     """The validation metrics of a trial. Those of version 0.1.0 have accuracy and loss alone."""
     keys = dict.fromkeys([*map(metric_key, RECORDED_METRICS), metric.key])
@@ -326,7 +343,8 @@ def _recorded(trial: TrialRecord, metric: DecidingMetric) -> dict[str, float]:
 def _largest(context: StageContext, spec: TrainStage, candidates: list[str]) -> list[Configuration]:
     """Each candidate with the base recipe and the largest batch size in the search."""
     space = spec.recipe_space
-    recipe = space.base.model_copy(update={"batch_size": space.largest_batch_size})
+    base = with_learned_schedule(space.base, context.folder)
+    recipe = base.model_copy(update={"batch_size": space.largest_batch_size})
     return [
         Configuration(data=context.spec.data, topology=candidate, recipe=recipe, epochs=spec.epochs, seed=0)
         for candidate in candidates
@@ -338,7 +356,7 @@ def configuration_of(context: StageContext, spec: TrainStage, trial: TrialRecord
     return Configuration(
         data=context.spec.data,
         topology=str(trial.point["topology"]),
-        recipe=spec.recipe_space.decode(trial.point),
+        recipe=with_learned_schedule(spec.recipe_space.decode(trial.point), context.folder.parent / spec.name),
         epochs=spec.epochs,
         seed=trial.seed,
         stopping=spec.stopping,

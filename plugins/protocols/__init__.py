@@ -25,7 +25,7 @@ from plugins.protocols.proxies import (
     is_block,
 )
 from plugins.protocols.samplers import Enumeration, FinalChoice, Sampler
-from plugins.protocols.schedules import EpochSchedule, Schedule
+from plugins.protocols.schedules import EpochSchedule, LearnsFromStage, Schedule
 from plugins.protocols.signals import (
     CLASS_SIGNALS,
     CURVE_FIELDS,
@@ -61,6 +61,7 @@ __all__ = [
     "FinalChoice",
     "JointAugmentation",
     "LabelLoss",
+    "LearnsFromStage",
     "Loss",
     "LossContext",
     "Metric",

@@ -1,6 +1,7 @@
 """The interfaces of learning-rate schedules."""
 
-from typing import ClassVar, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from plugins.protocols.cards import PluginCard
 
@@ -26,4 +27,22 @@ class EpochSchedule(Protocol):
 
     def factor_after(self, epochs: float, num_epochs: int) -> float:
         """Factor between 0 and 1 after `epochs` of the `num_epochs` epochs of the training."""
+        ...
+
+
+@runtime_checkable
+class LearnsFromStage(Protocol):
+    """An optional part of a schedule that depends on the gradient norms of an earlier train stage."""
+
+    @property
+    def stage(self) -> str | None:
+        """Name of that stage; `None` if the settings contain the norms."""
+        ...
+
+    def learned(self, norms: Sequence[float]) -> dict[str, Any]:
+        """The settings of a schedule that contains the norms instead of the name.
+
+        Args:
+            norms: Mean gradient norm of each epoch of the stage's best trial.
+        """
         ...

@@ -3,19 +3,25 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from plugins.protocols import EpochSchedule, PluginCard, Schedule, can_pack, is_independent_of_length
 from plugins.registry import PluginSettingsError, available, create
+from plugins.schedules.refined_linear import smoothed
 from trainers.training.plan import learning_rate
 
 NUM_EPOCHS = 10
 PROGRESS = [step / 50 for step in range(51)]
 
 
+EXAMPLES = {"refined-linear": {"norms": "1, 1, 1"}}
+"""Settings of schedules that need some."""
+
+
 @pytest.fixture(params=list(available("schedules")))
 def schedule(request: pytest.FixtureRequest) -> Schedule | EpochSchedule:
-    return create("schedules", request.param)
+    return create("schedules", request.param, EXAMPLES.get(request.param))
 
 
 def factor(schedule: Schedule | EpochSchedule, progress: float) -> float:
@@ -112,9 +118,46 @@ def test_a_cycle_ends_with_the_last_step_of_an_epoch() -> None:
     assert max(rates[20::21]) < 0.01
 
 
+def test_refined_linear_of_constant_norms_is_linear() -> None:
+    assert factors("refined-linear", PROGRESS, norms="2.5, 2.5, 2.5") == pytest.approx(factors("linear", PROGRESS))
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_refined_linear_is_the_authors_formula_in_the_middle_of_each_epoch(power: float) -> None:
+    norms, steps = [0.9, 0.3, 0.4, 0.7], 1_000_000
+    weights = np.repeat(np.array(norms) ** -power, steps)
+    rates = weights * (weights.sum() - weights.cumsum())  # w_t * sum of w_p over p > t
+    expected = rates[steps // 2 :: steps]
+    text = ", ".join(map(str, norms))
+    found = factors("refined-linear", [0.125, 0.375, 0.625, 0.875], norms=text, power=power, smoothing=0.0)
+    assert np.array(found) / max(found) == pytest.approx(expected / expected.max(), abs=2e-6)
+    assert factors("refined-linear", [1.0], norms=text) == [0.0]
+
+
+def test_refined_linear_smooths_with_a_median_that_reflects_the_ends() -> None:
+    norms = [5.0, 1.0, 2.0, 9.0, 3.0, 4.0]
+    assert smoothed(norms, 0.0) == norms
+    padded = np.pad(norms, 1, mode="reflect")
+    assert smoothed(norms, 0.4) == [float(np.median(padded[place : place + 3])) for place in range(6)]
+
+
+def test_refined_linear_with_a_stage_gets_its_norms() -> None:
+    schedule = create("schedules", "refined-linear", {"stage": "pilot", "power": 2.0})
+    with pytest.raises(ValueError, match="Outside of a study, give `norms`"):
+        schedule.factor_after(0.0, 3)
+    settings = schedule.learned([0.5, 0.25])
+    assert settings == {"norms": "0.5, 0.25", "power": 2.0, "smoothing": 0.1}
+    assert create("schedules", "refined-linear", settings).stage is None
+
+
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
+        ("refined-linear", {"norms": "1.0"}),
+        ("refined-linear", {"norms": "1.0, 0"}),
+        ("refined-linear", {"norms": "1.0, x"}),
+        ("refined-linear", {"stage": "pilot", "norms": "1, 2"}),
+        ("refined-linear", {"power": 0, "norms": "1, 2"}),
         ("cosine", {"floor": 1.5}),
         ("uba", {"phi": 0}),
         ("uba", {"phi": math.inf}),
