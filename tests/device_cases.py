@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from plugins.protocols import Signal
-from plugins.registry import available, create, parse_topology
+from plugins.registry import available, create, parse_topology, setting_types
 from search_spaces.base import ImageTask
 from search_spaces.recipes import PluginChoice
 from tests.unit.training import TOPOLOGY, Recorder, configuration, digits
@@ -61,7 +61,10 @@ def _score(space: str, name: str, device: torch.device) -> dict[str, float]:
     task = ImageTask(image_size=32, in_channels=1, num_classes=10)
     images = torch.randn(8, 1, 32, 32, generator=torch.Generator().manual_seed(5)).to(device)
     labels = (torch.arange(8) % 3).to(device)
-    proxy = create("proxies", name, {"formula": FORMULA} if name == "expression" else {})
+    settings: dict[str, Any] = {"formula": FORMULA} if name == "expression" else {}
+    if "repeats" in setting_types("proxies", name):
+        settings["repeats"] = 1  # the simulated device is slow
+    proxy = create("proxies", name, settings)
     candidate = make_candidate(parse_topology(SPACES[space]), images, task, seed=0, labels=labels, companions=(proxy,))
     with full_precision():
         return proxy.score(candidate)._asdict()
@@ -163,7 +166,8 @@ class _StopsAfterAnEpoch(Recorder):
 
 
 def _configuration(space: str, recipe: dict[str, Any], *, epochs: int = 1) -> Configuration:
-    return configuration(recipe=recipe, epochs=epochs).model_copy(update={"topology": SPACES[space]})
+    given = {"batch_size": 32, **recipe}
+    return configuration(recipe=given, epochs=epochs).model_copy(update={"topology": SPACES[space]})
 
 
 def _checked(outcome: TaskOutcome) -> dict[str, float]:
