@@ -25,6 +25,8 @@ _UPPER_HALF = "16-bit colour"
 _FRAMES = "vitsearch-frames"
 FORMAT_SCALES: Scales = {"16-bit": 65535.0, "float": 1.0, _UPPER_HALF: 255.0}
 """The values that mean white by the formats themselves."""
+_BLOCK = 2**22
+"""Bytes that Pillow reads and decodes at a time. Between its own blocks of 64 KiB, threads wait for each other."""
 _BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _ORIENTATION = 0x0112
 _ON_ITS_SIDE, _FROM_THE_RIGHT, _FROM_BELOW = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
@@ -253,6 +255,7 @@ def _opened(item: Item, side: int | None) -> _Opened:
             has_frames = bool(getattr(image, "is_animated", False))
             width, height = image.size
             reduced_by = _reduce(image, side)
+            image.decodermaxblock = _BLOCK
             upright = ImageOps.exif_transpose(image)
             if image.mode == "RGBA" and "LA;16" in stored:  # Pillow makes 16-bit grey with alpha coloured
                 upright = upright.convert("LA")
