@@ -25,6 +25,7 @@ KINDS = (
     "schedules",
     "curricula",
     "optimizers",
+    "rates",
     "losses",
     "metrics",
     "augmentations",

@@ -99,6 +99,19 @@ class Recipe(BaseModel):
     optimizer: PluginChoice = Field(
         default=PluginChoice(name="adamw"), description="rule that updates the weights from a gradient"
     )
+    rates: MethodList = Field(
+        default=(PluginChoice(name="uniform"),),
+        description="rules for the learning rates of the parts of the network, such as blockwise, layer-decay or mup; "
+        "the factors of several rules are multiplied",
+    )
+    learning_rate_scaling: Literal["none", "linear", "sqrt"] = Field(
+        default="none",
+        description="multiply the learning rate by the ratio of the batch size to `base_batch_size` (`linear`) or by "
+        "its square root (`sqrt`), in every step if the batch size changes",
+    )
+    base_batch_size: int = Field(
+        default=64, ge=1, description="batch size for which `learning_rate` is meant; `none` does not use it"
+    )
     loss: PluginChoice = Field(default=PluginChoice(name="cross-entropy"), description="loss to minimise")
     dropout: Annotated[float | Ramp, Bounds(ge=0, lt=1)] = Field(
         default=0.0, description="share of activations set to zero after the embedding, attention and MLP layers"
@@ -139,11 +152,14 @@ PLUGIN_FIELDS: dict[str, str] = {
     "schedule": "schedules",
     "curriculum": "curricula",
     "optimizer": "optimizers",
+    "rates": "rates",
     "loss": "losses",
     "augmentation": "augmentations",
     "mixing": "augmentations",
 }
 """Recipe fields that name plug-ins, and the kind of those plug-ins."""
+METHOD_LISTS = frozenset({"curriculum", "rates"})
+"""Fields of these that take a list of plug-ins which are applied together."""
 
 
 class RecipeSpace(BaseModel):
@@ -167,7 +183,7 @@ class RecipeSpace(BaseModel):
         fields: dict[str, Any] = {name: getattr(self.base, name) for name in Recipe.model_fields}
         for name in Recipe.model_fields:
             key = f"recipe.{name}"
-            if name == "curriculum":
+            if name in METHOD_LISTS:
                 fields[name] = decode_methods(key, point) or fields[name]
             elif name in PLUGIN_FIELDS:
                 fields[name] = decode_plugin(key, point) or fields[name]
@@ -196,7 +212,7 @@ def parse_recipe_space(raw: Mapping[str, Any]) -> RecipeSpace:
             fixed[name] = value  # `Recipe` rejects it and suggests the nearest name
             continue
         key = f"recipe.{name}"
-        if name == "curriculum":
+        if name in METHOD_LISTS:
             fixed[name], found = parse_method_dimensions(key, value)
             dimensions.extend(found)
             continue

@@ -47,6 +47,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": "sgd", "learning_rate": 0.02},
     "muon": {"optimizer": "muon"},
     "sam": {"optimizer": "sam"},
+    "lion": {"optimizer": "lion", "learning_rate": 2e-4},
+    "lamb": {"optimizer": "lamb"},
+    "schedule-free": {"optimizer": "schedule-free-adamw"},
+    "root": {"optimizer": "root"},
+    "sophia": {"optimizer": {"name": "sophia", "period": 2}, "learning_rate": 2e-4},
+    "tvlars": {"optimizer": "tvlars"},
+    "rates": {"rates": ["blockwise", {"name": "layer-decay", "decay": 0.8}], "learning_rate": 5e-4},
     "mixup": {"mixing": "mixup"},
     "cutmix": {"mixing": "cutmix"},
     "dropout": {"dropout": 0.2, "class_weights": "balanced", "ema": 0.9, "swa": 0.2},
@@ -54,7 +61,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-_PACKED = ("regularised", "progressive", "muon", "sam", "mixup", "dropout")
+_PACKED = ("regularised", "progressive", "muon", "sam", "sophia", "rates", "mixup", "dropout")
 
 
 def _score(space: str, name: str, device: torch.device) -> dict[str, float]:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from orchestrator.study.growth import SpecChangedError
     from orchestrator.study.lock import StudyBusyError
     from plugins.protocols import (
+        AppliesRates,
         Augmentation,
         Averager,
         Candidate,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         EvaluatedElsewhere,
         EvaluatingAverager,
         ExampleOrder,
+        ExcludesOptimizers,
         FinalChoice,
         JointAugmentation,
         LabelLoss,
@@ -53,17 +55,23 @@ if TYPE_CHECKING:
         LossContext,
         Metric,
         Mixing,
+        NeedsCurvature,
         NeedsSignals,
+        NetworkDescription,
+        NetworkPart,
         Now,
         Optimizer,
         OptimizerState,
         OrderContext,
         ParameterLayout,
+        PartFactors,
         PluginCard,
         PoolProxy,
         Proxy,
         ProxyModel,
         ProxyScore,
+        RatedPart,
+        RateRule,
         Sampler,
         Schedule,
         Segment,
@@ -92,6 +100,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "AppliesRates",
     "AtLeast",
     "Augmentation",
     "Averager",
@@ -119,6 +128,7 @@ __all__ = [
     "EvaluatedElsewhere",
     "EvaluatingAverager",
     "ExampleOrder",
+    "ExcludesOptimizers",
     "FinalChoice",
     "GrowResult",
     "Growable",
@@ -133,13 +143,17 @@ __all__ = [
     "Mixing",
     "ModelError",
     "ModelReport",
+    "NeedsCurvature",
     "NeedsSignals",
+    "NetworkDescription",
+    "NetworkPart",
     "NoChampionError",
     "Now",
     "Optimizer",
     "OptimizerState",
     "OrderContext",
     "ParameterLayout",
+    "PartFactors",
     "PluginCard",
     "Point",
     "PoolProxy",
@@ -150,6 +164,8 @@ __all__ = [
     "Proxy",
     "ProxyModel",
     "ProxyScore",
+    "RateRule",
+    "RatedPart",
     "Real",
     "Sampler",
     "Schedule",
@@ -210,10 +226,11 @@ _HOMES = {
     "orchestrator.study.growth": "SpecChangedError",
     "orchestrator.study.lock": "StudyBusyError",
     "plugins.protocols": (
-        "Augmentation Averager Candidate CurveModel CurvePoint DeclaresLength DeclaresPacking Enumeration "
-        "EpochSchedule Evaluated EvaluatedElsewhere EvaluatingAverager ExampleOrder FinalChoice JointAugmentation "
-        "LabelLoss LearnsFromStage Loss LossContext Metric Mixing NeedsSignals Now Optimizer OptimizerState "
-        "OrderContext ParameterLayout PluginCard PoolProxy Proxy ProxyModel ProxyScore Sampler Schedule Segment "
+        "AppliesRates Augmentation Averager Candidate CurveModel CurvePoint DeclaresLength DeclaresPacking "
+        "Enumeration EpochSchedule Evaluated EvaluatedElsewhere EvaluatingAverager ExampleOrder ExcludesOptimizers "
+        "FinalChoice JointAugmentation LabelLoss LearnsFromStage Loss LossContext Metric Mixing NeedsCurvature "
+        "NeedsSignals NetworkDescription NetworkPart Now Optimizer OptimizerState OrderContext ParameterLayout "
+        "PartFactors PluginCard PoolProxy Proxy ProxyModel ProxyScore RateRule RatedPart Sampler Schedule Segment "
         "Selection Signal StackedLabelLoss StateDict StepMethod Stopper TransformerBlock TwoGradients"
     ),
     "plugins.registry": "DuplicatePluginError UnknownPluginError",

@@ -14,6 +14,7 @@ from plugins.protocols import LearnsFromStage
 from search_spaces.recipes import PLUGIN_FIELDS, PluginChoice, Recipe
 from trainers.config import Configuration, DataConfig
 from trainers.data.sources import check_source
+from trainers.training.methods import excluded_optimizer
 
 
 def study_problems(data: DataConfig, stages: Sequence[StageModel]) -> Iterator[Problem]:
@@ -71,6 +72,9 @@ def configuration_problems(configuration: Configuration) -> Iterator[Problem]:
     problem = None if wrong or unfit else method_problem(recipe.curriculum, [configuration.topology.partition(":")[0]])
     if problem:
         yield Problem(("recipe", "curriculum"), problem)
+    problem = None if wrong else excluded_optimizer(recipe.rates, recipe.optimizer.name)
+    if problem:
+        yield Problem(("recipe", "rates"), problem)
 
 
 def _stage_problems_of_schedule(choice: PluginChoice) -> Iterator[Problem]:

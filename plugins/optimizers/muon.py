@@ -62,6 +62,15 @@ def block_matrices(layout: ParameterLayout, *, split_qkv: bool) -> tuple[Matrix,
     return tuple(matrices)
 
 
+def check_has_blocks(layout: ParameterLayout, *, optimizer: str) -> None:
+    """Raise ValueError if a model has no weight matrices of blocks."""
+    if not block_matrices(layout, split_qkv=False):
+        raise ValueError(
+            f"optimizer {optimizer}: the model must have blocks with the linear layers attn.qkv, attn.proj, mlp.fc1 "
+            f"and mlp.fc2, but its parameters are {', '.join(layout.names[:4])}, ... Choose the optimizer adamw."
+        )
+
+
 @lru_cache(maxsize=64)
 def other_segments(layout: ParameterLayout) -> tuple[Segment, ...]:
     """The segments of a row that hold all other parameters, as few as possible."""
@@ -123,11 +132,7 @@ class Muon:
         Raises:
             ValueError: The model has no blocks.
         """
-        if not block_matrices(layout, split_qkv=self.split_qkv):
-            raise ValueError(
-                "optimizer muon: the model must have blocks with the linear layers attn.qkv, attn.proj, mlp.fc1 and "
-                f"mlp.fc2, but its parameters are {', '.join(layout.names[:4])}, ... Choose the optimizer adamw."
-            )
+        check_has_blocks(layout, optimizer="muon")
         return start_adamw(values)
 
     def update(

@@ -7,10 +7,13 @@ from plugins.protocols.curricula import ExampleOrder, Now, OrderContext, Selecti
 from plugins.protocols.losses import LabelLoss, Loss, LossContext, StackedLabelLoss
 from plugins.protocols.metrics import Metric
 from plugins.protocols.optimizers import (
+    AppliesRates,
     EvaluatedElsewhere,
+    NeedsCurvature,
     Optimizer,
     OptimizerState,
     ParameterLayout,
+    RatedPart,
     Segment,
     TwoGradients,
 )
@@ -24,6 +27,7 @@ from plugins.protocols.proxies import (
     TransformerBlock,
     is_block,
 )
+from plugins.protocols.rates import ExcludesOptimizers, NetworkDescription, NetworkPart, PartFactors, RateRule
 from plugins.protocols.samplers import Enumeration, FinalChoice, Sampler
 from plugins.protocols.schedules import EpochSchedule, LearnsFromStage, Schedule
 from plugins.protocols.signals import (
@@ -45,6 +49,7 @@ __all__ = [
     "CURVE_FIELDS",
     "CURVE_METRICS",
     "SIGNAL_COSTS",
+    "AppliesRates",
     "Augmentation",
     "Averager",
     "Candidate",
@@ -58,6 +63,7 @@ __all__ = [
     "EvaluatedElsewhere",
     "EvaluatingAverager",
     "ExampleOrder",
+    "ExcludesOptimizers",
     "FinalChoice",
     "JointAugmentation",
     "LabelLoss",
@@ -66,17 +72,23 @@ __all__ = [
     "LossContext",
     "Metric",
     "Mixing",
+    "NeedsCurvature",
     "NeedsSignals",
+    "NetworkDescription",
+    "NetworkPart",
     "Now",
     "Optimizer",
     "OptimizerState",
     "OrderContext",
     "ParameterLayout",
+    "PartFactors",
     "PluginCard",
     "PoolProxy",
     "Proxy",
     "ProxyModel",
     "ProxyScore",
+    "RateRule",
+    "RatedPart",
     "Sampler",
     "Schedule",
     "Segment",

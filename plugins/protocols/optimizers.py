@@ -22,6 +22,15 @@ class Segment(NamedTuple):
     """Whether weight decay applies to it."""
 
 
+class RatedPart(NamedTuple):
+    """A part of a row of parameters with a learning rate of its own."""
+
+    start: int
+    stop: int
+    factor: float
+    """Its learning rate as a factor of the rate of the step."""
+
+
 @lru_cache(maxsize=256)
 def _lengths_between(segments: tuple[Segment, ...], num_numbers: int) -> list[int]:
     """Lengths of the gap before each segment, of the segment, and of the rest of the row, in turn."""
@@ -48,6 +57,8 @@ class ParameterLayout:
     """Number of parameters with weight decay. They are the first ones."""
     num_numbers: int
     """Length `P` of the row."""
+    rates: tuple[RatedPart, ...] = ()
+    """Parts with another learning rate, in ascending order. All other parameters have the rate of the step."""
 
     @property
     def decay_end(self) -> int:
@@ -88,6 +99,27 @@ class ParameterLayout:
     def _parts(self) -> "dict[tuple[tuple[Segment, ...], int], tuple[Tensor, ...]]":
         return {}
 
+    def rate_factors(self, values: "Tensor") -> "Tensor | None":
+        """The factor of each number's learning rate, shape (P,), with the device and dtype of `values`.
+
+        It is `None` if all factors are 1. The tensor is made once for each device and must not be changed.
+        """
+        import torch
+
+        if not self.rates:
+            return None
+        key = (values.device, values.dtype)
+        if key not in self._factors:
+            factors = torch.ones(self.num_numbers, dtype=values.dtype)
+            for part in self.rates:
+                factors[part.start : part.stop] = part.factor
+            self._factors[key] = factors.to(values.device)
+        return self._factors[key]
+
+    @cached_property
+    def _factors(self) -> "dict[tuple[torch.device, torch.dtype], Tensor]":
+        return {}
+
     def views(self, values: "Tensor") -> "list[Tensor]":
         """Views of the parameters, (..., *shape) each, into values (..., P)."""
         # The backward pass of a split is one concatenation. The one of each slice would fill a whole row with zeros.
@@ -112,7 +144,8 @@ OptimizerState = dict[str, "Tensor"]
 class Optimizer(Protocol):
     """An update rule for the weights: pure functions over one flat row of parameters.
 
-    It may declare `packs` (`DeclaresPacking`).
+    It may declare `packs` (`DeclaresPacking`). Its step must be proportional to the learning rate, because training
+    scales the steps of the parts in `layout.rates`; otherwise it must declare `applies_rates` (`AppliesRates`).
     """
 
     card: ClassVar[PluginCard]
@@ -155,4 +188,46 @@ class EvaluatedElsewhere(Protocol):
 
     def evaluated(self, layout: ParameterLayout, values: "Tensor", state: OptimizerState) -> "Tensor":
         """The weights (P,) to evaluate."""
+        ...
+
+
+@runtime_checkable
+class AppliesRates(Protocol):
+    """An optional part of an optimizer whose step is not proportional to the learning rate, such as one that averages.
+
+    Training scales the steps of all other optimizers by `layout.rate_factors`.
+    """
+
+    applies_rates: ClassVar[bool]
+    """True: `update` multiplies learning rates by `layout.rate_factors` itself."""
+
+
+@runtime_checkable
+class NeedsCurvature(Protocol):
+    """An optional part of an optimizer that estimates the curvature of the loss every few steps.
+
+    Before such a step, training computes the gradient of the cross-entropy on the images of the step, with classes
+    drawn from the predictions of the model itself, and calls `observe`.
+    """
+
+    @property
+    def observation_period(self) -> int:
+        """Number of steps from one estimate to the next, at least 1. It tells the cost of a step."""
+        ...
+
+    def is_observation_due(self, state: OptimizerState) -> bool:
+        """Whether the next step needs an estimate."""
+        ...
+
+    def observe(
+        self, layout: ParameterLayout, sampled_gradient: "Tensor", num_images: int, state: OptimizerState
+    ) -> None:
+        """Update the estimate in `state`, in place.
+
+        Args:
+            layout: Layout of the row.
+            sampled_gradient: Gradient (P,) of the mean cross-entropy with drawn classes; it may be overwritten.
+            num_images: Number of images of the mean.
+            state: The state before the step.
+        """
         ...

@@ -8,10 +8,20 @@ from torch import Tensor, nn
 
 from plugins.optimizers.muon import block_matrices, other_segments
 from plugins.optimizers.sam import worst_nearby
-from plugins.protocols import Optimizer, OptimizerState, ParameterLayout, PluginCard, TwoGradients
+from plugins.protocols import (
+    NeedsCurvature,
+    Optimizer,
+    OptimizerState,
+    ParameterLayout,
+    PluginCard,
+    RatedPart,
+    TwoGradients,
+)
 from plugins.registry import PluginSettingsError, available, create
+from search_spaces.recipes import Recipe
 from search_spaces.step_settings import StepSettings
 from tests.steps import flat_row, is_padding, layout_of, step_settings
+from trainers.training.row import Row
 
 NAMES = sorted(available("optimizers"))
 NUM_STEPS = 6
@@ -183,6 +193,49 @@ def test_a_training_goes_on_with_a_state_that_was_taken_apart_by_parameter(optim
     assert torch.equal(row, expected)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_part_with_a_rate_of_its_own_moves_as_in_a_training_with_that_rate(name: str) -> None:
+    """A fused weight of queries, keys and values, and a bias; each optimizer sees them as parts of their own."""
+    recipe = Recipe.model_validate({"optimizer": name})
+    chosen = {place: LAYOUT.names[place] for place in (1, len(LAYOUT.names) - 1)}
+    parts = tuple(
+        RatedPart(LAYOUT.starts[place], LAYOUT.starts[place] + LAYOUT.shapes[place].numel(), 2.5) for place in chosen
+    )
+    rows = [tiny_row(recipe), tiny_row(recipe), tiny_row(recipe, parts)]
+    for step, gradient in enumerate(GRADIENTS):
+        for row, factor in zip(rows, (1.0, 2.5, 1.0), strict=True):
+            row.update(flat_row(LAYOUT, gradient), settings_of(step, learning_rate=factor * RATES[step]))
+    plain, faster, rated = (by_name(LAYOUT, row.values_to_evaluate()) for row in rows)
+    for parameter in LAYOUT.names:
+        expected = faster if parameter in chosen.values() else plain
+        torch.testing.assert_close(rated[parameter], expected[parameter], rtol=1e-5, atol=2e-6)
+        assert not torch.allclose(plain[parameter], faster[parameter], rtol=1e-4)
+
+
+def tiny_row(recipe: Recipe, rates: tuple[RatedPart, ...] = ()) -> Row:
+    model = TinyVit()
+    model.load_state_dict(VALUES)
+    return Row(model, recipe, rates)
+
+
+def test_an_observation_is_due_at_once_and_once_per_period() -> None:
+    for name in NAMES:
+        optimizer = create("optimizers", name)
+        if not isinstance(optimizer, NeedsCurvature):
+            continue
+        values = flat_row(LAYOUT, VALUES)
+        state = optimizer.start(LAYOUT, values)
+        due = []
+        for _ in range(2 * optimizer.observation_period + 1):
+            due.append(optimizer.is_observation_due(state))
+            optimizer.update(LAYOUT, values, flat_row(LAYOUT, GRADIENTS[0]), state, settings_of(0))
+        assert [step for step, is_due in enumerate(due) if is_due] == [
+            0,
+            optimizer.observation_period,
+            2 * optimizer.observation_period,
+        ], name
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if isinstance(create("optimizers", name), TwoGradients)])
 def test_a_probe_changes_neither_values_nor_state(name: str) -> None:
     optimizer = create("optimizers", name)
@@ -302,12 +355,13 @@ def test_muon_and_adamw_share_a_row_without_overlap() -> None:
     assert owners.max() == 1
 
 
-def test_muon_needs_a_model_with_blocks() -> None:
+@pytest.mark.parametrize("name", ["muon", "root"])
+def test_optimizers_of_matrices_need_a_model_with_blocks(name: str) -> None:
     layout = layout_of(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)))
     with pytest.raises(
         ValueError, match=r"must have blocks .* but its parameters are 0\.weight.* Choose the optimizer"
     ):
-        create("optimizers", "muon").start(layout, torch.zeros(layout.num_numbers))
+        create("optimizers", name).start(layout, torch.zeros(layout.num_numbers))
 
 
 def test_sam_probes_at_the_distance_rho_along_the_gradient() -> None:
@@ -334,6 +388,13 @@ def test_sam_takes_the_step_of_its_base(base: str) -> None:
         ("muon", {"num_iterations": 0}, "num_iterations"),
         ("sam", {"rho": 0.0}, "rho"),
         ("sam", {"base": "muon"}, "base"),
+        ("lion", {"beta2": 1.0}, "beta2"),
+        ("lamb", {"eps": 0.0}, "eps"),
+        ("schedule-free-adamw", {"beta1": 0.0}, "beta1"),
+        ("root", {"quantile": 0.0}, "quantile"),
+        ("adabound", {"gamma": 0.0}, "gamma"),
+        ("sophia", {"period": 0}, "period"),
+        ("tvlars", {"delay_steps": -1}, "delay_steps"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(name: str, settings: dict[str, object], place: str) -> None:

@@ -13,6 +13,7 @@ from tests.unit.test_loop import InterruptedInside, equal, weights_of, without_t
 from tests.unit.training import CPU, Recorder, configuration, digits, run
 from trainers.config import Configuration, TrainTask
 from trainers.training.checkpoints import load_weights
+from trainers.training.course import Course
 from trainers.training.packed import train_packed
 from trainers.training.packing import can_be_packed
 
@@ -36,6 +37,10 @@ CAPABILITIES: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": {"name": "sgd", "momentum": 0.9}, "learning_rate": 0.05},
     "muon": {"optimizer": "muon"},
     "sam": {"optimizer": {"name": "sam", "rho": 0.1}},
+    "sophia": {"optimizer": {"name": "sophia", "period": 3}, "learning_rate": 5e-4},
+    "schedule-free": {"optimizer": "schedule-free-adamw", "schedule": "constant"},
+    "rates of parts": {"rates": ["blockwise", {"name": "mup", "base_width": 2}], "learning_rate": 5e-4},
+    "scaled rate": {"learning_rate_scaling": "sqrt", "base_batch_size": 96},
     "paced": {"curriculum": {"name": "paced", "start": 0.5}},
     "balanced classes": {"class_weights": "balanced"},
     "maintained averages": {"ema": 0.9, "swa": 0.3},
@@ -187,6 +192,9 @@ def test_costs_are_counted_as_steps_are_made(tmp_path: Path) -> None:
     assert [report.training_macs < macs[0] / 2 for report in grown.reports] == [True, True, False, False]
     assert grown.reports[-1].training_macs == macs[0]
     assert [report.training_macs for report in twice.reports] == [2 * one for one in macs]
+    estimated = Recorder()
+    run(config_of("sophia", topology=AUTOFORMER, epochs=4), tmp_path / "estimated", estimated)
+    assert [report.training_macs for report in estimated.reports] == pytest.approx([4 / 3 * one for one in macs])
 
 
 def test_growing_batches_visit_every_image_and_follow_the_schedule(tmp_path: Path) -> None:
@@ -196,6 +204,22 @@ def test_growing_batches_visit_every_image_and_follow_the_schedule(tmp_path: Pat
     rates = [report.learning_rate for report in recorder.reports]
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < 0.2 * rates[0]
+
+
+@pytest.mark.parametrize(("rule", "power"), [("linear", 1.0), ("sqrt", 0.5)])
+def test_the_learning_rate_follows_the_batch_size(rule: str, power: float) -> None:
+    plain, scaled = config_of("growing batches", epochs=4), config_of("growing batches", epochs=4)
+    recipe = scaled.recipe.model_copy(update={"learning_rate_scaling": rule, "base_batch_size": 20})
+    scaled = scaled.model_copy(update={"recipe": recipe})
+    model = torch.nn.Linear(1, 1)
+    before, after = (
+        list(Course.lay_out(config, digits(), model, CPU).steps(1, None, [])) for config in (plain, scaled)
+    )
+    sizes = {step.settings.batch_size for step in after}
+    assert len(sizes) > 2
+    for one, other in zip(before, after, strict=True):
+        ratio = other.settings.learning_rate / one.settings.learning_rate
+        assert ratio == pytest.approx((other.settings.batch_size / 20) ** power)
 
 
 def test_averages_that_training_maintains_are_kept_with_each_checkpoint(tmp_path: Path) -> None:

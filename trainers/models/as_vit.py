@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,10 @@ class AsViT(nn.Module):
 
     Source: Chen et al. 2022, As-ViT, arXiv:2202.11921; head (linear, tanh, linear) and padding as in the authors' code.
     """
+
+    initial_exponent: ClassVar[float] = 0.0
+    """Exponent of the fan-in in the standard deviation of initial linear weights
+    (`plugins.protocols.NetworkDescription`)."""
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """AutoFormer as a torch module, built from its topology."""
 
 from itertools import starmap
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,10 @@ class AutoFormer(nn.Module):
     Source: Chen et al. 2021, AutoFormer, arXiv:2107.00651; the network is that of ViT-Bench-101 (Wei et al. 2024,
     Auto-Prox, arXiv:2312.09059): without the supernet's relative position and shared weights.
     """
+
+    initial_exponent: ClassVar[float] = 0.0
+    """Exponent of the fan-in in the standard deviation of initial linear weights
+    (`plugins.protocols.NetworkDescription`)."""
 
     def __init__(
         self,

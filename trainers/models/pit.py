@@ -1,7 +1,7 @@
 """PiT as a torch module, built from its topology."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +59,10 @@ class Pit(nn.Module):
     Source: Heo et al. 2021, PiT, arXiv:2103.16302; the network is that of ViT-Bench-101 (Wei et al. 2024, Auto-Prox,
     arXiv:2312.09059). There the drop-path rate would reach its maximum one block after the last; here the last has it.
     """
+
+    initial_exponent: ClassVar[float] = -0.5
+    """Exponent of the fan-in in the standard deviation of initial linear weights
+    (`plugins.protocols.NetworkDescription`)."""
 
     def __init__(
         self,

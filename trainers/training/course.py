@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from plugins.protocols import EpochSchedule, Now, OrderContext, Schedule, Selection, TwoGradients
+from plugins.protocols import EpochSchedule, NeedsCurvature, Now, OrderContext, Schedule, Selection, TwoGradients
 from plugins.registry import create, load, parse_topology
 from search_spaces.base import ImageTask
 from search_spaces.ramps import Ramp, value_at, whole_at
@@ -20,7 +20,7 @@ from trainers.data.images import ImageData
 from trainers.hardware.devices import derive_seed, make_generator
 from trainers.models.building import topology_costs
 from trainers.training.methods import Methods
-from trainers.training.plan import EpochPlan, learning_rate, num_steps, plan_epochs, steps_before
+from trainers.training.plan import EpochPlan, batch_scale, learning_rate, num_steps, plan_epochs, steps_before
 from trainers.training.step import Step
 
 
@@ -115,11 +115,12 @@ class Course:
     def macs(self, step: Step) -> int:
         """Multiply-accumulates of a step: one forward pass and one backward pass, which costs as much as two.
 
-        An optimizer with two gradients per step takes twice as many.
+        An optimizer with two gradients per step takes twice as many. If it estimates the curvature every few steps,
+        the estimate's share in a step is counted.
         """
         settings = step.settings
         forward = self.forward_macs(settings.image_size, settings.model_options)
-        return 3 * forward * len(step.indices) * self._num_gradients
+        return round(3 * forward * len(step.indices) * self._num_gradients)
 
     def forward_macs(self, image_size: int, options: Mapping[str, int]) -> int:
         """Multiply-accumulates of one image's forward pass in training."""
@@ -158,9 +159,12 @@ class Course:
         return {}
 
     @cached_property
-    def _num_gradients(self) -> int:
+    def _num_gradients(self) -> float:
+        """Number of gradients per step, on average."""
         choice = self.configuration.recipe.optimizer
-        return 2 if isinstance(create("optimizers", choice.name, choice.settings), TwoGradients) else 1
+        optimizer = create("optimizers", choice.name, choice.settings)
+        estimates = 1 / optimizer.observation_period if isinstance(optimizer, NeedsCurvature) else 0
+        return (2 if isinstance(optimizer, TwoGradients) else 1) + estimates
 
     @cached_property
     def _class_weights(self) -> tuple[float, ...] | None:
@@ -195,7 +199,8 @@ class Course:
                 warmup=recipe.warmup,
                 schedule=self.schedule,
                 num_epochs=self.num_epochs,
-            ),
+            )
+            * self._batch_scale(batch_size),
             weight_decay=value_at(recipe.weight_decay, progress),
             gradient_clip=None if recipe.gradient_clip is None else value_at(recipe.gradient_clip, progress),
             label_smoothing=value_at(recipe.label_smoothing, progress),
@@ -208,9 +213,16 @@ class Course:
             class_weights=self._class_weights,
         )
         adjusted = self.methods.adjust(now, initial)
+        if adjusted.batch_size != batch_size and "learning_rate" not in self.methods.changes:
+            scale = self._batch_scale(adjusted.batch_size) / self._batch_scale(batch_size)
+            adjusted = replace(adjusted, learning_rate=adjusted.learning_rate * scale)
         if adjusted.image_size != size:
             self.check_image_size(adjusted.image_size)
         return adjusted
+
+    def _batch_scale(self, batch_size: int) -> float:
+        recipe = self.configuration.recipe
+        return batch_scale(recipe.learning_rate_scaling, batch_size, base=recipe.base_batch_size)
 
     def _visits(self, selection: Selection) -> tuple[Tensor, Tensor | None]:
         """Indices and weights of a pass, on the device."""

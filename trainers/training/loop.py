@@ -34,6 +34,7 @@ from trainers.training.losses import (
     mean_loss,
 )
 from trainers.training.methods import Methods
+from trainers.training.network import prepare_rates
 from trainers.training.reporting import Reporter
 from trainers.training.row import Row
 from trainers.training.signals import SignalMeter
@@ -109,14 +110,16 @@ def make_row(configuration: Configuration, data: ImageData, device: torch.device
 
     Raises:
         trainers.weights.errors.WeightsError: These weights cannot be read.
+        UnsuitableRatesError: The recipe's rates do not suit the model or the optimizer.
     """
     recipe, task = configuration.recipe, data.task
     # Known blocks receive drop-path factors with each step; other models draw their own, at a fixed rate.
     rate = 0.0 if isinstance(recipe.drop_path, Ramp) else recipe.drop_path
     model = build_model(configuration.topology, task, seed=configuration.seed, device=device, drop_path=rate)
+    rates = prepare_rates(model, recipe, configuration.topology, task)
     if configuration.weights is not None:
         load_initial(model, read_prepared(configuration.weights), configuration.topology, data.class_names)
-    row = Row(model, recipe)
+    row = Row(model, recipe, rates)
     if row.num_blocks == 0 and isinstance(recipe.drop_path, Ramp):
         raise ValueError(
             f"recipe.drop_path may change during training only if the model has blocks (`plugins.protocols."

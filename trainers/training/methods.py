@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from plugins.protocols import ExampleOrder, Now, StepMethod
-from plugins.registry import create
+from plugins.protocols import ExampleOrder, ExcludesOptimizers, Now, StepMethod
+from plugins.registry import create, load
 from search_spaces.recipes import PluginChoice
 from search_spaces.step_settings import StepSettings
 
@@ -120,3 +120,16 @@ def _check_declared(name: str, method: StepMethod, before: StepSettings, after: 
                 f"the method {name!r} must declare every field that it sets in `changes`, but it set {one.name}, which "
                 "it does not declare. Update its package."
             )
+
+
+def excluded_optimizer(rates: Sequence[PluginChoice], optimizer: str) -> str | None:
+    """Why one of the rules must not be combined with an optimizer, in words; `None` if all may."""
+    for choice in rates:
+        rule = load("rates", choice.name)
+        if isinstance(rule, ExcludesOptimizers) and optimizer in rule.excluded_optimizers:
+            names = ", ".join(sorted(rule.excluded_optimizers))
+            return (
+                f"rates {choice.name!r} must not be combined with the optimizers {names}, for which its factors are "
+                f"wrong, but the optimizer is {optimizer!r}. Choose another optimizer or other rates."
+            )
+    return None

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from plugins.protocols import EpochSchedule, Schedule
 
@@ -87,3 +87,17 @@ def learning_rate(
     if isinstance(schedule, EpochSchedule):
         return base
     return base * schedule.factor((done - warming_up) / max(total - warming_up, 1))
+
+
+def batch_scale(rule: Literal["none", "linear", "sqrt"], batch_size: int, *, base: int) -> float:
+    """Factor of the learning rate for a batch size.
+
+    Args:
+        rule: `linear` for the ratio of the batch sizes, `sqrt` for its square root, `none` for 1.
+        batch_size: Number of images in a step.
+        base: Batch size for which the learning rate is meant.
+
+    Source: Goyal et al. 2017, arXiv:1706.02677 (linear); Krizhevsky 2014, arXiv:1404.5997 (square root).
+    """
+    ratio = batch_size / base
+    return {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[rule]

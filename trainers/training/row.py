@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from plugins.protocols import (
+    AppliesRates,
     EvaluatedElsewhere,
+    NeedsCurvature,
     Optimizer,
     OptimizerState,
     ParameterLayout,
+    RatedPart,
     TwoGradients,
     is_block,
 )
@@ -40,17 +43,21 @@ class Row:
     Args:
         model: The model. Its parameters become views of the row.
         recipe: Selects the optimizer and the averages to maintain.
+        rates: Parts of the row with another learning rate.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+    def __init__(self, model: nn.Module, recipe: Recipe, rates: tuple[RatedPart, ...] = ()) -> None:
         self.model = model
         self.recipe = recipe
         self.num_blocks = sum(is_block(module) for module in model.modules())
-        self.layout, self.values, self._parameters = _lay_out(model)
+        self.layout, self.values, self._parameters = _lay_out(model, rates)
         self._has_ties = len(list(model.named_parameters(remove_duplicate=False))) > len(self._parameters)
         self.optimizer: Optimizer = create("optimizers", recipe.optimizer.name, recipe.optimizer.settings)
         self.two_gradients = self.optimizer if isinstance(self.optimizer, TwoGradients) else None
         self._elsewhere = self.optimizer if isinstance(self.optimizer, EvaluatedElsewhere) else None
+        self._curvature = self.optimizer if isinstance(self.optimizer, NeedsCurvature) else None
+        applies_rates = isinstance(self.optimizer, AppliesRates) and self.optimizer.applies_rates
+        self._step_factors = None if applies_rates else self.layout.rate_factors(self.values)
         self.state: OptimizerState = self.optimizer.start(self.layout, self.values)
         self._extra: OptimizerState = {}
         self._ema_decays = ema_names(recipe.ema)
@@ -101,13 +108,28 @@ class Row:
         """Take one optimizer step with a gradient (P,), which may be overwritten."""
         if gradient is not self._gradient and gradient._base is not self._gradient:
             self._gradient.copy_(gradient)  # costs less than new views of all segments, which optimizers keep of a row
+        before = None if self._step_factors is None else self.values.clone()
         self.optimizer.update(self.layout, self.values, self._gradient, self.state, settings)
+        if before is not None and self._step_factors is not None:
+            # A step is proportional to the learning rate, so scaling it has the effect of another rate.
+            torch.lerp(before, self.values, self._step_factors, out=self.values)
         if self._emas:
             self._ema_updates += 1
             # Warm-up of the decay: a fixed decay would retain the initial weights for too long.
             limit, present = (1 + self._ema_updates) / (10 + self._ema_updates), self.values_to_evaluate()
             for name, decay in self._ema_decays.items():
                 self._emas[name].lerp_(present, 1 - min(decay, limit))
+
+    @property
+    def is_observation_due(self) -> bool:
+        """Whether the optimizer needs an estimate of the curvature before the next step."""
+        return self._curvature is not None and self._curvature.is_observation_due(self.state)
+
+    @torch.no_grad()
+    def observe(self, sampled_gradient: Tensor, num_images: int) -> None:
+        """Give the optimizer a gradient (P,) with drawn classes, which it may overwrite; see `NeedsCurvature`."""
+        assert self._curvature is not None
+        self._curvature.observe(self.layout, sampled_gradient, num_images, self.state)
 
     @torch.no_grad()
     def finish_epoch(self, progress: float) -> None:
@@ -203,8 +225,8 @@ class Row:
         return {name: ours.get(name, value) for name, value in self.model.state_dict().items()}
 
 
-def _lay_out(model: nn.Module) -> tuple[ParameterLayout, Tensor, list[nn.Parameter]]:
-    """Put the parameters of a model into one row; those with weight decay come first.
+def layout_of(model: nn.Module, rates: tuple[RatedPart, ...] = ()) -> ParameterLayout:
+    """The layout of a model's parameters in one row; those with weight decay come first.
 
     Weights of linear layers and convolutions are decayed. Biases, norms, class tokens and positions are not, as in
     DeiT.
@@ -217,24 +239,31 @@ def _lay_out(model: nn.Module) -> tuple[ParameterLayout, Tensor, list[nn.Paramet
     for _, parameter in ordered:
         starts.append(end)
         end += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
-    layout = ParameterLayout(
+    return ParameterLayout(
         names=tuple(name for name, _ in ordered),
         shapes=tuple(parameter.shape for _, parameter in ordered),
         starts=tuple(starts),
         num_decayed=len(decayed),
         num_numbers=end,
+        rates=rates,
     )
-    first = ordered[0][1]
-    values = torch.zeros(end, dtype=first.dtype, device=first.device)
+
+
+def _lay_out(model: nn.Module, rates: tuple[RatedPart, ...]) -> tuple[ParameterLayout, Tensor, list[nn.Parameter]]:
+    """Put the parameters of a model into one row."""
+    layout = layout_of(model, rates)
+    known = dict(model.named_parameters())
+    ordered = [known[name] for name in layout.names]
+    values = torch.zeros(layout.num_numbers, dtype=ordered[0].dtype, device=ordered[0].device)
     replaced: dict[int, nn.Parameter] = {}
-    for (_, parameter), view in zip(ordered, layout.views(values), strict=True):
+    for parameter, view in zip(ordered, layout.views(values), strict=True):
         view.copy_(parameter.detach())
         replaced[id(parameter)] = nn.Parameter(view)
     for module in model.modules():
         for name, old in module._parameters.items():
             if old is not None and id(old) in replaced:
                 module._parameters[name] = replaced[id(old)]
-    return layout, values, [replaced[id(parameter)] for _, parameter in ordered]
+    return layout, values, [replaced[id(parameter)] for parameter in ordered]
 
 
 def pack_problem(row: Row) -> str | None:

@@ -6,7 +6,7 @@ Legend: `K` models of `P` numbers, `B` images of shape (C, S, S), `L` blocks.
 import math
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -31,6 +31,7 @@ from trainers.data.mapping import gather
 from trainers.hardware.devices import autocast
 from trainers.models.blocks import draw_keep_factors, unfused_attention
 from trainers.models.dropout import Dropout
+from trainers.training.drawn_classes import cross_entropy_of_drawn, draw_numbers
 from trainers.training.evaluation import Normalizer
 from trainers.training.row import Row
 
@@ -85,6 +86,9 @@ class Batch:
     keep: Tensor | torch.Generator | None
     """Drop-path factors, shape (L, 2, B), or a generator if the model has no known blocks and draws them itself; `None`
     drops nothing."""
+    draws: Tensor | None = None
+    """Uniform random numbers, shape (B,). If given, the loss is the cross-entropy with classes that they draw from the
+    model's own predictions."""
 
 
 def step_key(row: Row, step: Step) -> Hashable:
@@ -227,6 +231,12 @@ def learn(batches: Sequence[Batch], watch: Callable[[int, Tensor], None] | None 
         points = [_probe(batch, gradient) for batch, gradient in zip(batches, gradients.unbind(0), strict=True)]
         _, gradients = _gradients(batches, points)
     norms = _norms(gradients, rows)
+    due = [number for number, row in enumerate(rows) if row.is_observation_due]
+    sampled: dict[int, Tensor] = {}
+    if due:
+        gradients = gradients.clone()  # a single gradient lies in a row that the next computation overwrites
+        drawn = [_with_drawn_classes(batches[number]) for number in due]
+        sampled = dict(zip(due, _gradients(drawn, [values[number] for number in due])[1].unbind(0), strict=True))
     if watch is not None:
         for number, gradient in enumerate(gradients.unbind(0)):
             watch(number, gradient)
@@ -234,10 +244,17 @@ def learn(batches: Sequence[Batch], watch: Callable[[int, Tensor], None] | None 
     answers: list[Tensor | Exception] = list(losses.detach().unbind(0))
     for number, (batch, gradient) in enumerate(zip(batches, gradients.unbind(0), strict=True)):
         try:
+            if number in sampled:
+                batch.row.observe(sampled[number], len(batch.labels))
             batch.row.update(gradient, batch.step.settings)
         except Exception as error:  # becomes the answer of its row; the others take their step
             answers[number] = error
     return answers
+
+
+def _with_drawn_classes(batch: Batch) -> Batch:
+    draws = draw_numbers(batch.step.augmentation_seed, len(batch.labels))
+    return replace(batch, draws=draws.to(batch.images.device))
 
 
 @torch.no_grad()
@@ -342,6 +359,8 @@ def _fill(tensors: Sequence[Tensor], dim: int) -> Tensor:
 
 def _mean_loss(batch: Batch, logits: Tensor) -> Tensor:
     """The loss of a batch from its logits (B, classes), a scalar."""
+    if batch.draws is not None:
+        return cross_entropy_of_drawn(logits, batch.draws)
     plugin: Loss = _plugin("losses", batch.row.recipe.loss).plugin
     smoothing = batch.step.settings.label_smoothing
     if batch.targets is None and batch.weights is None and isinstance(plugin, LabelLoss):
@@ -365,7 +384,7 @@ def _stacked_losses(batches: Sequence[Batch], logits: Tensor, sizes: Sequence[in
     """The loss of each row, shape (K,), from the first `sizes` images of each row's logits (K, B, classes)."""
     losses = [_plugin("losses", batch.row.recipe.loss) for batch in batches]
     plugin: Loss = losses[0].plugin
-    is_plain = all(batch.targets is None and batch.weights is None for batch in batches)
+    is_plain = all(batch.targets is batch.weights is batch.draws is None for batch in batches)
     if is_plain and len({loss.key for loss in losses}) == 1 and isinstance(plugin, StackedLabelLoss):
         labels = _fill([batch.labels for batch in batches], 0)
         smoothing = [batch.step.settings.label_smoothing for batch in batches]
