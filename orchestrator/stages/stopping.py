@@ -127,7 +127,7 @@ def run_stopping(context: StageContext, spec: StoppingStage) -> StageOutcome:
             within_limit=lost <= spec.max_accuracy_lost,
             num_curves=len(curves),
             front=tuple(_replayed(trial, spec) for trial in pareto_front(replays, OBJECTIVES)),
-            best_of_each=tuple(_replayed(trial, spec) for trial in _best_of_each(replays, spec)),
+            best_of_each=tuple(_replayed(trial, spec) for trial in best_of_each(replays, spec)),
         ),
         summary=f"{describe_plugin(criterion)} saves {100 * saved:.0f} % of the epochs "
         f"for {context.metric.amount(lost)}",
@@ -160,7 +160,7 @@ def choose_criterion(trials: list[TrialRecord], *, max_accuracy_lost: float) -> 
     return min(trials, key=lambda trial: (trial.metrics["accuracy_lost"], -trial.metrics["epochs_saved"], trial.number))
 
 
-def _best_of_each(trials: Sequence[TrialRecord], spec: StoppingStage) -> list[TrialRecord]:
+def best_of_each(trials: Sequence[TrialRecord], spec: StoppingStage) -> list[TrialRecord]:
     """The chosen trial of each criterion, by name; the most epochs saved first."""
     by_name: dict[str, list[TrialRecord]] = {}
     for trial in trials:

@@ -543,11 +543,11 @@ def _task(context: StageContext, spec: TrainStage, trial: TrialRecord) -> TrainT
         earlier_epochs=context.earlier_epochs,
         keep_checkpoints=num_kept_by(context, spec.name, keep_checkpoints=spec.keep_checkpoints, epochs=spec.epochs),
         signals=_signals(context, spec),
-        best_score=_best_score(context, trial) if spec.stopping is not None else None,
+        best_score=best_score_before(context, trial) if spec.stopping is not None else None,
     )
 
 
-def _best_score(context: StageContext, trial: TrialRecord) -> float | None:
+def best_score_before(context: StageContext, trial: TrialRecord) -> float | None:
     """The best score with which a trial before this one ended, without those that were stopped early."""
     metric = context.metric
     earlier = [

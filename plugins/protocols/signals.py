@@ -68,7 +68,7 @@ SIGNAL_COSTS: Mapping[Signal, str] = {
     Signal.TRAINING_ACCURACY: _OF_TRAINING,
     Signal.CLASS_TRAINING_ACCURACY: _OF_TRAINING,
     Signal.LAYER_CHANGE: "two norms of the weights per epoch, and a copy of the weights",
-    Signal.NEURAL_PERSISTENCE: "a spanning tree of each weight matrix per epoch, on the CPU: about 0.3 s per million "
+    Signal.NEURAL_PERSISTENCE: "a spanning tree of each weight matrix per epoch, on the CPU: about 0.1 s per million "
     "weights",
     Signal.EVIDENCE: "128 gradients of single images per epoch",
     Signal.GRADIENT_DISPARITY: "5 gradients of a batch per epoch, held in memory at once",

@@ -8,6 +8,7 @@ Legend: `n` observed epochs, `S` shapes.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Extrapolation(NamedTuple):
         return float(brentq(lambda value: 1 - self.chance_above(value) - probability, low, high))
 
 
+@lru_cache(maxsize=64)
 def shapes_of(num_epochs: int) -> "tuple[NDArray[np.float64], NDArray[np.float64]]":
     """The shapes in epochs 1 to `num_epochs`, (S, num_epochs), each 1 in the first, and their prior weights (S,).
 
@@ -73,7 +75,10 @@ def shapes_of(num_epochs: int) -> "tuple[NDArray[np.float64], NDArray[np.float64
     stretched = [np.exp(-(epochs**d - 1) / s**d) for d in STRETCHES for s in times]
     families = (powers, [1 / np.log2(epochs + 1)], stretched)
     weights = [np.full(len(family), 1 / (len(families) * len(family))) for family in families]
-    return np.array([shape for family in families for shape in family]), np.concatenate(weights)
+    found = np.array([shape for family in families for shape in family]), np.concatenate(weights)
+    for array in found:
+        array.setflags(write=False)  # all callers share them
+    return found
 
 
 def extrapolate(values: Sequence[float], *, num_epochs: int) -> Extrapolation:

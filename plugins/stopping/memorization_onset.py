@@ -4,12 +4,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 from pydantic import Field
 
 from plugins.protocols import SIGNAL_COSTS, CurvePoint, PluginCard, Signal
 from plugins.stopping.recorded import recorded, recorded_by_class
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
 
 MIN_EPOCHS = 4
 """Number of epochs before the first fit, which has three parameters."""
@@ -46,15 +52,27 @@ def fit_rise(accuracies: tuple[float, ...]) -> Rise | None:
 
     if max(accuracies) <= 0:
         return None
+
+    def rise(t: "Floats", a: float, b: float, c: float) -> "Floats":
+        accuracy: Floats = a * (1 - np.exp(-(t**b) / c))
+        return accuracy
+
+    def slopes(t: "Floats", a: float, b: float, c: float) -> "Floats":
+        power = t**b
+        left = np.exp(-power / c)
+        change = a * left * power / c
+        return np.column_stack([1 - left, change * np.log(t), -change / c])
+
     epochs = np.arange(1, len(accuracies) + 1, dtype=float)
     try:
         found, _ = curve_fit(
-            lambda t, a, b, c: a * (1 - np.exp(-(t**b) / c)),
+            rise,
             epochs,
             np.asarray(accuracies),
             p0=(1, 1, 1),
             sigma=np.geomspace(1, 0.1, len(accuracies)),
             bounds=([0, 0, 0], [1, 1, np.inf]),
+            jac=slopes,
         )
     except RuntimeError:  # no convergence
         return None

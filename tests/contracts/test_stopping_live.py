@@ -8,9 +8,10 @@ import pytest
 from plugins.protocols import CurvePoint, Signal, Stopper
 from plugins.registry import available, create
 from search_spaces.recipes import PluginChoice
-from tests.unit.training import Recorder, configuration, run
-from trainers.config import Configuration
+from tests.unit.training import CPU, Recorder, configuration, digits, run
+from trainers.config import Configuration, TrainTask
 from trainers.tasks.replay import replay_curve
+from trainers.training.loop import train
 
 EPOCHS = 7
 QUICK: dict[str, dict[str, Any]] = {
@@ -61,3 +62,18 @@ def test_most_criteria_stop_in_this_test(whole: list[CurvePoint]) -> None:
         if replay_curve(create("stopping", name, settings), whole).stopped_after is not None
     ]
     assert len(stopped) >= len(QUICK) - 3, stopped
+
+
+def test_a_training_sees_the_best_result_of_the_study(whole: list[CurvePoint], tmp_path: Path) -> None:
+    choice = PluginChoice(name="curve-extrapolation", settings={"min_epochs": 3})
+    stopper: Stopper = create("stopping", choice.name, choice.settings)
+    ends = []
+    for best in (-1.0, 2.0):
+        recorder, folder = Recorder(), tmp_path / str(best)
+        task = TrainTask(configuration=config_of(stopping=choice), folder=folder, best_score=best)
+        outcome = train(task, digits(), recorder, CPU)
+        ends.append(replay_curve(stopper, whole, best=best).stopped_after)
+        assert len(recorder.reports) == (ends[-1] or EPOCHS)
+        assert outcome.state == ("stopped" if ends[-1] else "complete")
+    assert ends[0] is None
+    assert ends[1] is not None

@@ -213,6 +213,9 @@ def test_stopping_replays_every_curve_and_chooses_within_its_limit(tiny: Finishe
     else:
         assert not result["within_limit"]
         assert result["accuracy_lost"] == min(trial.metrics["accuracy_lost"] for trial in trials)
+    names = [stage.decode(trials[row["trial"]].point).name for row in result["best_of_each"]]
+    assert sorted(names) == sorted({stage.decode(trial.point).name for trial in trials})
+    assert result["criterion"]["name"] in names
 
 
 # --- averaging ---

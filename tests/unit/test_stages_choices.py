@@ -1,15 +1,17 @@
 """Choices that stages make from their trials: a trial, a stopping criterion, a growth step."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from orchestrator.engines.interfaces import Objective
 from orchestrator.stages.grow import GrowStage, GrowthSuggester, choose_step, growth_candidates
 from orchestrator.stages.searching import is_better
-from orchestrator.stages.stopping import OBJECTIVES, choose_criterion
+from orchestrator.stages.stopping import OBJECTIVES, StoppingStage, best_of_each, choose_criterion
 from orchestrator.stages.trade_off import pareto_front
-from orchestrator.stages.train import sort_trials
+from orchestrator.stages.train import best_score_before, sort_trials
 from orchestrator.store.records import TrialRecord
 from plugins.metrics.deciding import ACCURACY, DecidingMetric
 from plugins.registry import parse_topology
@@ -80,6 +82,36 @@ def test_the_front_holds_what_nothing_beats() -> None:
             for other in trials
         )
         assert beaten == (trial not in pareto_front(trials, OBJECTIVES))
+
+
+def test_each_criterion_has_a_best_setting() -> None:
+    stage = StoppingStage.model_validate(
+        {"stage": "stopping", "num_trials": 4, "criteria": [{"name": "patience", "epochs": [1, 2]}, "label-wave"]}
+    )
+    trials = [
+        replayed(number, saved, lost).model_copy(update={"point": point})
+        for number, (saved, lost, point) in enumerate(
+            [
+                (0.2, 0.0, {"stopping.criterion": "patience", "stopping.criterion.patience.epochs": 2}),
+                (0.4, 0.0, {"stopping.criterion": "patience", "stopping.criterion.patience.epochs": 1}),
+                (0.6, 0.1, {"stopping.criterion": "label-wave"}),
+            ]
+        )
+    ]
+    assert [trial.number for trial in best_of_each(trials, stage)] == [2, 1]
+
+
+def test_a_training_is_compared_with_earlier_ones_that_were_not_stopped() -> None:
+    metrics = [{"val_accuracy": accuracy} for accuracy in (0.5, 0.7, 0.9, 0.6, 0.8)]
+    states = ("complete", "complete", "stopped", "running", "complete")
+    rows = [
+        make_trial(number, metrics=one).model_copy(update={"state": state})
+        for number, (one, state) in enumerate(zip(metrics, states, strict=True))
+    ]
+    store = SimpleNamespace(trials=lambda _: rows)
+    context: Any = SimpleNamespace(metric=ACCURACY, store=store, stage=SimpleNamespace(id=1))
+    assert best_score_before(context, rows[3]) == 0.7
+    assert best_score_before(context, rows[0]) is None
 
 
 # --- growth ---
