@@ -17,7 +17,7 @@ from trainers.training.block_signals import BlockWatch
 from trainers.training.evaluation import Normalizer
 from trainers.training.gradient_signals import GradientSample
 from trainers.training.row import Row
-from trainers.training.signal_arithmetic import effective_rank, largest_eigenvalue, neural_persistence
+from trainers.training.signal_arithmetic import effective_rank, evidence, largest_eigenvalue, neural_persistence
 from trainers.training.signals import SignalMeter
 from trainers.training.step import TrainingImages
 
@@ -83,6 +83,15 @@ def test_the_evidence_is_that_of_mahsereci(model: SoftmaxRegression) -> None:
     count = len(gradients)
     ratios = gradients.mean(0) ** 2 / gradients.var(0, ddof=1)
     assert measured(model, Signal.EVIDENCE) == pytest.approx(1 - count * ratios.mean(), rel=1e-6)
+
+
+def test_parameters_without_influence_are_no_evidence() -> None:
+    gradients = torch.randn(20, 3, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    rounding = 1e-9 * torch.randn(20, 2, generator=torch.Generator().manual_seed(10), dtype=torch.float64)
+    both = torch.cat([gradients, rounding, torch.zeros(20, 1, dtype=torch.float64)], 1)
+    found = [evidence(one.sum(0), one.square().sum(0), 20) for one in (gradients, both)]
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+    assert math.isnan(evidence(torch.zeros(3), torch.zeros(3), 20))
 
 
 def test_the_disparity_is_the_mean_distance_between_gradients_of_scaled_losses(model: SoftmaxRegression) -> None:

@@ -9,7 +9,7 @@ from torch.func import grad, vmap
 
 from plugins.protocols import Signal
 from trainers.data.mapping import gather
-from trainers.hardware.devices import make_generator
+from trainers.hardware.devices import full_precision, make_generator
 from trainers.models.blocks import unfused_attention
 from trainers.training.row import Row
 from trainers.training.signal_arithmetic import evidence, largest_eigenvalue, mean_distance
@@ -52,12 +52,13 @@ class GradientSample:
         """
         model.eval()
         found: dict[Signal, float] = {}
-        if Signal.EVIDENCE in wanted:
-            found[Signal.EVIDENCE] = self._evidence()
-        if Signal.GRADIENT_DISPARITY in wanted:
-            found[Signal.GRADIENT_DISPARITY] = self._disparity(model)
-        if Signal.SHARPNESS in wanted:
-            found[Signal.SHARPNESS] = self._sharpness(model)
+        with full_precision():
+            if Signal.EVIDENCE in wanted:
+                found[Signal.EVIDENCE] = self._evidence()
+            if Signal.GRADIENT_DISPARITY in wanted:
+                found[Signal.GRADIENT_DISPARITY] = self._disparity(model)
+            if Signal.SHARPNESS in wanted:
+                found[Signal.SHARPNESS] = self._sharpness(model)
         return found
 
     def _batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-6
+"""Size of a gradient relative to the largest one below which it may consist of rounding errors."""
+
 
 def in_float64(values: Tensor) -> Tensor:
     """Values in float64, or in float32 on a device of Apple, which has no float64."""
@@ -85,15 +88,16 @@ def evidence(total: Tensor, squares: Tensor, count: int) -> float:
         count: The number `B` of images.
 
     Returns:
-        NaN if no parameter's gradient varies. Parameters whose gradient does not vary, such as those without
-        influence, are left out. There is no constant in the denominator (1e-5 in other implementations): it would be
-        larger than most variances of a transformer's gradients.
+        NaN if no parameter's gradient varies. Parameters without influence are left out: those whose gradient is at
+        most a millionth of the largest, and thus rounding, such as that of a key's bias in attention. There is no
+        constant in the denominator (1e-5 in other implementations): it would be larger than most variances of a
+        transformer's gradients.
 
     Source: Mahsereci et al. 2017, arXiv:1703.09580, equation 9.
     """
     mean = total / count
     variance = (squares - total * mean) / (count - 1)
-    varies = variance > 0
+    varies = (variance > 0) & (squares > ROUNDING**2 * squares.max())
     ratios = torch.where(varies, mean**2 / torch.where(varies, variance, 1.0), 0.0)
     return 1 - count * float(ratios.sum() / varies.sum())
 
