@@ -23,7 +23,7 @@ _WIDEST_BAR, _NARROWEST_BAR = 24, 8
 class RemainingTime:
     """Estimates the time left in a stage from the work done since it began here; a pause does not count.
 
-    A running training counts as the share of its epochs that are done.
+    A running training counts as the share of its epochs that are done. An estimate by the stage itself has priority.
 
     Args:
         clock: Gives the time in seconds.
@@ -36,6 +36,7 @@ class RemainingTime:
         self._began = clock()
         self._num_epochs: float | None = None
         self._running: dict[int, int] = {}
+        self._ends_at: float | None = None
 
     @property
     def total(self) -> int:
@@ -54,12 +55,18 @@ class RemainingTime:
 
     @property
     def left_s(self) -> float | None:
-        """Estimated seconds until the last trial ends; `None` before the first one has ended here."""
+        """Estimated seconds until the last trial ends; `None` without an estimate and a trial that has ended here."""
+        if self._ends_at is not None and self._done < self._total:
+            return max(self._ends_at - self._clock(), 0.0)
         ended = self._done - self._done_before
         if not ended:
             return None
         begun = sum(min(epoch / self._num_epochs, 1) for epoch in self._running.values()) if self._num_epochs else 0
         return self.elapsed_s / (ended + begun) * max(self._total - self._done - begun, 0)
+
+    def expect(self, seconds: float) -> None:
+        """Take over an estimate of the time left from now on."""
+        self._ends_at = self._clock() + seconds
 
     def item_ended(self) -> None:
         """Count an item of another kind."""
@@ -139,6 +146,10 @@ class LiveProgress:
             self._line.time.epoch_ended(trial, report)
             self._line.latest = f"(trial {trial.number}, epoch {report.epoch}{'' if value is None else f': {value}'})"
 
+    def time_left(self, seconds: float) -> None:
+        if self._line is not None:
+            self._line.time.expect(seconds)
+
     def trial_ended(self, trial: TrialRecord, *, best: str | None) -> None:
         if self._line is None:
             return
@@ -195,6 +206,9 @@ class PlainProgress:
     def epoch(self, trial: TrialRecord, report: EpochReport, *, value: str | None) -> None:
         self._time.epoch_ended(trial, report)
         self._values[trial.number] = value
+
+    def time_left(self, seconds: float) -> None:
+        self._time.expect(seconds)
 
     def trial_ended(self, trial: TrialRecord, *, best: str | None) -> None:
         self._time.trial_ended(trial)

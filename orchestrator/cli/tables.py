@@ -72,6 +72,7 @@ def status_report(summary: dict[str, Any]) -> RenderableType:
     if summary["leaderboard"]:
         parts += [_title("Leaderboard"), leaderboard(summary["leaderboard"]), *certainty_lines(summary)]
         parts.append(Text(f"  all trials: vitsearch trials {summary['study']}"))
+        parts += time_error_lines(summary)
     if summary["champion"]:
         parts += [_title("Champion"), champion_lines(summary["champion"])]
     tracking = summary["tracking"]
@@ -157,6 +158,17 @@ def certainty_lines(summary: dict[str, Any]) -> list[Text]:
         return []
     text = describe_certainty(RankingCertainty.model_validate(summary["certainty"]))
     return [Text(textwrap.fill(f"{text[0].upper()}{text[1:]}.", 78, initial_indent="  ", subsequent_indent="  "))]
+
+
+def time_error_lines(summary: dict[str, Any]) -> list[Text]:
+    """How well the time of trainings was predicted, as one line; nothing if it is not known."""
+    found = summary["time_error"]
+    if found is None:
+        return []
+    count = found["num_trainings"]
+    trainings = "1 training" if count == 1 else f"{count} trainings"
+    error = f"{100 * found['median_error']:.0f} %"
+    return [Text(f"  time per epoch, predicted from earlier trials: median error {error} ({trainings})")]
 
 
 def champion_lines(champion: dict[str, Any]) -> Text:

@@ -35,6 +35,7 @@ def study_summary(store: Store, study: StudyRecord) -> dict[str, Any]:
         "front": (_last_result(stages, "train") or {}).get("front", []),
         "ranked_by": (_last_result(stages, "train") or {}).get("ranked_by", ACCURACY.key),
         "certainty": (_last_result(stages, "train") or {}).get("certainty"),
+        "time_error": (_last_result(stages, "train") or {}).get("time_error"),
         "leaderboard": (_last_result(stages, "train") or {}).get("leaderboard", []),
         "correlation": _last_result(stages, "correlate"),
         "champion": _last_result(stages, "promote"),

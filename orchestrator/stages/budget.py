@@ -106,11 +106,18 @@ class StageBudget:
         """Note that a training of this execution is complete."""
         self._num_trained += 1
 
+    @property
+    def left_s(self) -> float | None:
+        """Seconds that are left; `None` if time is not limited."""
+        if self.time_s is None:
+            return None
+        return max(self.time_s * self._own_share() - (self.clock() - self._began), 0.0)
+
     def is_over(self, trial: int | None = None) -> bool:
         """Whether the stage must end, or a training before its next epoch."""
         if self.needs_result and not self._has_result:
             return False
-        if self.time_s is not None and self.clock() - self._began >= self.time_s * self._own_share():
+        if self.left_s == 0.0:
             return True
         if self.macs is None:
             return False

@@ -1,6 +1,6 @@
 """The display of a running study."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from orchestrator.store.records import StageRecord, TrialRecord
 from trainers.config import EpochReport
@@ -25,6 +25,15 @@ class Progress(Protocol):
 
     def note(self, message: str) -> None:
         """Show a message."""
+        ...
+
+
+@runtime_checkable
+class ShowsTimeLeft(Protocol):
+    """An optional part of a display."""
+
+    def time_left(self, seconds: float) -> None:
+        """The estimated time left in the search of the running stage has changed."""
         ...
 
 

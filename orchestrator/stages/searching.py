@@ -1,7 +1,7 @@
 """Runs a stage's search and records each change of a trial: rows, MLflow events and the progress display."""
 
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -13,7 +13,9 @@ from orchestrator.engines.interfaces import Objective, Search, Suggestion
 from orchestrator.engines.ray.generations import newest_generation
 from orchestrator.engines.seeds import seed_for
 from orchestrator.stages.context import StageContext, StageFailedError, StageInterruptedError
+from orchestrator.stages.progress import ShowsTimeLeft
 from orchestrator.stages.retention import CUT
+from orchestrator.stages.time_left import SearchTime
 from orchestrator.store.records import FINISHED, USABLE, AttemptRecord, EndedTrial, TrialRecord
 from plugins.metrics.deciding import DecidingMetric
 from trainers.config import EpochReport, TaskOutcome, TrainTask
@@ -41,9 +43,11 @@ def run_search(
     if budget is not None and budget.trials is not None:
         search = replace(search, num_trials=min(asked, budget.trials))
     ledger = StageLedger(context, search, tracked=tracked)
-    done = sum(trial.ended_at is not None for trial in ledger.trials())
+    begun = ledger.trials()
     if further is not None:
+        done = sum(trial.ended_at is not None for trial in begun)
         context.progress.stage_began(context.stage, total=search.num_trials + further, done=done)
+    ledger.expect_end(begun, further=further or 0)
     try:
         trials = context.machinery.engine.run(search, context.machinery.pool, ledger, context.control)
         if context.control.budget_is_over() and not context.control.stop_requested():
@@ -105,6 +109,33 @@ class StageLedger:
         self._watchdog = self._make_watchdog()
         self._best: TrialRecord | None = None
         self._ended: EndedTrial | None = None  # written when the next trial begins
+        self._time: SearchTime | None = None
+
+    def expect_end(self, begun: Sequence[TrialRecord], *, further: int) -> None:
+        """From now on, tell the display the time left, if it shows it.
+
+        Args:
+            begun: The trials of earlier executions.
+            further: Number of trials that another search of the stage adds.
+        """
+        if self._search.epochs is not None and isinstance(self._context.progress, ShowsTimeLeft):
+            search = replace(self._search, num_trials=self._search.num_trials + further)
+            self._time = SearchTime(search, self._context.image_task, begun)
+            self._show_time_left()
+
+    def _show_time_left(self) -> None:
+        left_s = None if self._time is None else self._time.left_s
+        if left_s is None or not isinstance(self._context.progress, ShowsTimeLeft):
+            return
+        budget = self._context.control.budget
+        limit_s = None if budget is None else budget.left_s
+        self._context.progress.time_left(left_s if limit_s is None else min(left_s, limit_s))
+
+    def note_epoch(self, trial: TrialRecord, report: EpochReport) -> None:
+        """Learn from an epoch how long the search takes."""
+        if self._time is not None:
+            self._time.epoch_ended(trial, report)
+            self._show_time_left()
 
     def trials(self) -> list[TrialRecord]:
         trials = self._context.store.trials(self._context.stage.id)
@@ -157,6 +188,7 @@ class StageLedger:
             tracked=self._tracked,
             watchdog=self._watchdog,
             validates=self._search.validates,
+            on_epoch=self.note_epoch,
         )
 
     def finish(self, trial: TrialRecord, outcome: TaskOutcome) -> TrialRecord:
@@ -235,6 +267,9 @@ class StageLedger:
         if record.ended_at is None:
             return
         self._note_best(record)
+        if self._time is not None:
+            self._time.trial_ended(record)
+            self._show_time_left()
         self._context.progress.trial_ended(record, best=self._describe_best())
         for damage in record.details.get("damaged_checkpoints", ()):
             self._context.progress.note(f"trial {record.number} continued from an earlier checkpoint: {damage}")
@@ -349,8 +384,10 @@ class StoringReporter(Reporter):
         tracked: bool,
         watchdog: Watchdog | None = None,
         validates: bool = True,
+        on_epoch: Callable[[TrialRecord, EpochReport], object] = lambda *_: None,
     ) -> None:
         self._validates = validates
+        self._on_epoch = on_epoch
         self._context = context
         self._trial = trial
         self._attempt = attempt
@@ -378,6 +415,7 @@ class StoringReporter(Reporter):
         context.store.add_report(self._attempt, report, study_id=context.study.id, events=events)
         value = context.metric.text(report.value(context.metric)) if self._validates else None
         context.progress.epoch(self._trial, report, value=value)
+        self._on_epoch(self._trial, report)
         if context.control.budget is not None:
             context.control.budget.note_report(self._trial.number, report)
         if self._watchdog is not None:

@@ -28,6 +28,7 @@ from orchestrator.stages.learned_schedules import learn_schedules, stage_problem
 from orchestrator.stages.retention import CUT, drop_checkpoints, num_kept_by, trial_folder
 from orchestrator.stages.screen import SCREEN, ScreenStage
 from orchestrator.stages.starting_weights import StartingWeights, plan_start, stored_weights
+from orchestrator.stages.time_left import CostError, cost_error
 from orchestrator.stages.topology_ranking import choose_candidates
 from orchestrator.stages.trade_off import choose_trial, latencies, promotion_limit, with_cost
 from orchestrator.stages.train_summary import against_baseline, measure_baseline, summary_line
@@ -227,6 +228,8 @@ class TrainResult(StageResult):
     """What the search was warm-started from."""
     certainty: RankingCertainty | None = None
     """How likely the best trial is really the best; `None` for a single trial, and in results of version 0.1.0."""
+    time_error: CostError | None = None
+    """How well the time per epoch was predicted; `None` with fewer than 2 trials, and in results of version 0.1.0."""
 
 
 def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
@@ -308,6 +311,7 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
             weights=weights,
             warm_start=None if warm is None else warm.summary,
             certainty=certainty,
+            time_error=cost_error(all_trials, lambda trial: configuration_of(context, spec, trial), context.image_task),
         ),
         summary=summary_line(
             context, trials, chosen, ranked_by=objectives[0].metric, baseline=baseline[context.metric.key]

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
-from orchestrator.cli.tables import status_report, study_table
+from orchestrator.cli.tables import status_report, study_table, time_error_lines
 
 
 def printed(renderable: RenderableType, width: int = 80) -> str:
@@ -48,3 +48,10 @@ def test_the_status_shows_a_whole_topology_in_80_columns() -> None:
     assert max(len(line.rstrip()) for line in lines) <= 80
     column = lines[1].index("result")
     assert "".join(line[column:].strip() for line in lines[2:]) == topology
+
+
+def test_the_status_tells_how_well_the_time_of_trainings_was_predicted() -> None:
+    (line,) = time_error_lines({"time_error": {"num_trainings": 9, "median_error": 0.123}})
+    assert "median error 12 % (9 trainings)" in line.plain
+    assert len(line.plain) <= 80
+    assert time_error_lines({"time_error": None}) == []

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.cli.progress import LiveProgress, PlainProgress, RemainingTime, StageLine, short_time
-from orchestrator.stages.progress import as_percent
+from orchestrator.stages.progress import ShowsTimeLeft, as_percent
 from tests.fakes import make_stage, make_trial
 from trainers.config import EpochReport
 
@@ -141,6 +141,31 @@ def test_the_time_left_counts_the_epochs_of_trials_that_run() -> None:
     assert left.left_s == pytest.approx(30 / 1.5 * 2.5)
     left.trial_ended(trained(1, 0.5))
     assert left.left_s == pytest.approx(30)
+
+
+def test_an_estimate_by_the_stage_has_priority_and_runs_down() -> None:
+    clock = Clock()
+    left = RemainingTime(total=4, done=0, clock=clock)
+    left.expect(100.0)
+    clock.now += 30
+    assert left.left_s == pytest.approx(70.0)
+    left.trial_ended(trained(0, 0.5))
+    assert left.left_s == pytest.approx(70.0)
+    clock.now += 90
+    assert left.left_s == 0.0
+
+
+@DISPLAYS
+def test_a_display_shows_the_estimate_of_the_stage(display: type, terminal: bool) -> None:
+    def tell(progress) -> None:
+        assert isinstance(progress, ShowsTimeLeft)
+        progress.stage_began(make_stage("train"), total=3, done=0)
+        progress.time_left(600.0)
+        progress.epoch(trained(0, 0.5), REPORT, value="50.0 %")
+        if not terminal:
+            progress.trial_ended(trained(0, 0.5), best=None)
+
+    assert "10 min left" in shown(display, terminal=terminal, tell=tell)
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])

@@ -1,0 +1,174 @@
+"""Estimates the time left in a search of trainings, from a model of their cost that learns from every epoch."""
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import fmean, median
+
+from orchestrator.engines.cost_model import (
+    CostModel,
+    ObservedCost,
+    TrainingShape,
+    fit_epoch_s,
+    prediction_error,
+)
+from orchestrator.engines.interfaces import Search
+from orchestrator.stages.kind import StageResult
+from orchestrator.store.records import TrialRecord
+from search_spaces.base import ImageTask
+from trainers.config import Configuration, EpochReport, TrainTask
+
+_MOST_SIZES = 100
+"""Number of different trainings whose time is predicted to estimate that of a new trial."""
+
+
+class CostError(StageResult):
+    """How well the model of cost predicted the time per epoch of each training from the trainings before it."""
+
+    num_trainings: int
+    median_error: float
+    """Median of |predicted / measured - 1|."""
+
+
+def observe(configuration: Configuration, trial: TrialRecord, task: ImageTask) -> ObservedCost | None:
+    """The time per epoch of a trial that has ended with a result; `None` if its rows do not tell.
+
+    Args:
+        configuration: Its training.
+        trial: The trial.
+        task: Image size, channels and classes of the data.
+    """
+    metrics = trial.metrics
+    if not trial.is_usable or not {"wall_time_s", "epochs", "training_macs", "throughput_images_per_s"} <= set(metrics):
+        return None
+    epochs = metrics["epochs"]
+    num_images = metrics["throughput_images_per_s"] * metrics["wall_time_s"] / epochs
+    shape = TrainingShape.of(configuration, task, num_images=num_images)._replace(
+        epoch_macs=metrics["training_macs"] / epochs, pack_size=int(trial.details.get("pack_size", 1))
+    )
+    return ObservedCost(shape, metrics["wall_time_s"] / epochs)
+
+
+def cost_error(
+    trials: Sequence[TrialRecord], configuration_of: Callable[[TrialRecord], Configuration], task: ImageTask
+) -> CostError | None:
+    """The error of the model over the trials of a stage, in the order in which they ended; `None` with fewer than 2.
+
+    Args:
+        trials: The trials.
+        configuration_of: The training of a trial.
+        task: Image size, channels and classes of the data.
+    """
+    ended = sorted((one for one in trials if one.ended_at is not None), key=lambda one: one.ended_at or 0.0)
+    observed = [one for trial in ended if (one := observe(configuration_of(trial), trial, task)) is not None]
+    found = prediction_error(observed)
+    return None if found is None else CostError(num_trainings=found.num_predicted, median_error=found.median)
+
+
+class SearchTime:
+    """The time left in a search, counted in predicted epochs.
+
+    Concurrent trials share the remaining work. Time outside of epochs, such as that of checkpoints, is taken from the
+    trials that have ended here.
+
+    Args:
+        search: The search.
+        task: Image size, channels and classes of the data.
+        known: Trials of earlier executions.
+        clock: Gives the time in seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        task: ImageTask,
+        known: Sequence[TrialRecord] = (),
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._search = search
+        self._task = task
+        self._clock = clock
+        self._shapes: dict[int, TrainingShape] = {}
+        self._seconds: dict[int, list[float]] = {}
+        """Wall time of each epoch by trial."""
+        self._done: dict[int, int] = {}
+        """Newest epoch of each running trial."""
+        self._ended: set[int] = {trial.number for trial in known if trial.ended_at is not None}
+        self._num_epochs = [trial.metrics["epochs"] for trial in known if trial.is_usable and "epochs" in trial.metrics]
+        self._begun_earlier = {trial.number for trial in known}
+        self._overheads: list[float] = []
+        self._of_sizes: list[TrainingShape] | None = None
+        self._earlier = [one for trial in known if (one := self._observe(trial)) is not None]
+        self._model: CostModel | None = fit_epoch_s(self._earlier)
+
+    def epoch_ended(self, trial: TrialRecord, report: EpochReport) -> None:
+        """Learn from an epoch, which a resumed training may have reported before."""
+        self._done[trial.number] = report.epoch
+        shape = self._shape(trial, report)
+        if shape is None:
+            return
+        self._seconds.setdefault(trial.number, []).append(report.wall_time_s)
+        self._refit()
+
+    def trial_ended(self, trial: TrialRecord) -> None:
+        """Learn from a trial."""
+        self._ended.add(trial.number)
+        self._done.pop(trial.number, None)
+        if not trial.is_usable:
+            return
+        self._num_epochs.append(trial.metrics.get("epochs", float(self._search.epochs or 0)))
+        trained = sum(self._seconds.get(trial.number, ()))
+        if trial.ended_at is not None and trained > 0 and trial.number not in self._begun_earlier:
+            self._overheads.append((trial.ended_at - trial.started_at) / trained)
+        pack_size = int(trial.details.get("pack_size", 1))
+        if trial.number in self._shapes:
+            self._shapes[trial.number] = self._shapes[trial.number]._replace(pack_size=pack_size)
+        self._refit()
+
+    @property
+    def left_s(self) -> float | None:
+        """Estimated seconds until the last trial ends; `None` if nothing is known yet."""
+        epochs = self._search.epochs
+        if self._model is None or not epochs:
+            return None
+        expected = fmean(self._num_epochs) if self._num_epochs else float(epochs)
+        running = sum(
+            max(expected - done, 0.0) * self._model.predict(self._shapes[number])
+            for number, done in self._done.items()
+            if number in self._shapes
+        )
+        num_new = max(self._search.num_trials - len(self._ended) - len(self._done), 0)
+        new = num_new * expected * self._epoch_s_of_new()
+        overhead = max(median(self._overheads), 1.0) if self._overheads else 1.0
+        return (running + new) * overhead / max(len(self._done), 1)
+
+    def _epoch_s_of_new(self) -> float:
+        """Mean time of an epoch of the trials that have not begun: of each size, else of those known so far."""
+        assert self._model is not None
+        known = [*self._shapes.values(), *(one.shape for one in self._earlier)]
+        return fmean(self._model.predict(shape) for shape in self._sizes(known[0]) or known)
+
+    def _sizes(self, like: TrainingShape) -> list[TrainingShape]:
+        """The shapes of all sizes of the search, with the images and the packs of another shape."""
+        if self._of_sizes is None:
+            configurations = list(self._search.sizes())[:_MOST_SIZES]
+            shapes = [TrainingShape.of(one, self._task, num_images=like.num_images) for one in configurations]
+            self._of_sizes = [shape._replace(pack_size=like.pack_size) for shape in shapes]
+        return self._of_sizes
+
+    def _observe(self, trial: TrialRecord) -> ObservedCost | None:
+        task = self._search.make_task(trial) if trial.is_usable else None
+        return observe(task.configuration, trial, self._task) if isinstance(task, TrainTask) else None
+
+    def _shape(self, trial: TrialRecord, report: EpochReport) -> TrainingShape | None:
+        if trial.number not in self._shapes:
+            task = self._search.make_task(trial)
+            if not isinstance(task, TrainTask):
+                return None
+            shape = TrainingShape.of(task.configuration, self._task, num_images=float(report.num_images))
+            self._shapes[trial.number] = shape._replace(epoch_macs=report.training_macs or shape.epoch_macs)
+        return self._shapes[trial.number]
+
+    def _refit(self) -> None:
+        here = [ObservedCost(self._shapes[number], median(seconds)) for number, seconds in self._seconds.items()]
+        self._model = fit_epoch_s([*self._earlier, *here])
