@@ -17,6 +17,7 @@ from trainers.config import (
 from trainers.data.fitting import load_for_training
 from trainers.data.images import load_images
 from trainers.hardware.devices import pick_device
+from trainers.hardware.peak_memory import forget_peak, with_peak
 from trainers.tasks.averaging import average
 from trainers.tasks.replay import replay
 from trainers.tasks.scoring import score_topology, scoring_batch
@@ -63,10 +64,12 @@ def run_packed(task: PackedTrainTask, reporters: Sequence[Reporter]) -> Iterator
     left = set(range(len(task.tasks)))
     try:
         data = load_for_training(task.tasks[0].configuration)
-        for position, outcome in train_packed(task.tasks, data, wrapped, pick_device()):
+        device = pick_device()
+        forget_peak(device)
+        for position, outcome in train_packed(task.tasks, data, wrapped, device):
             wrapped[position].raise_again()
             left.remove(position)
-            yield position, outcome
+            yield position, with_peak(outcome, device)
     except Exception as error:  # as in `run_task`
         failed = failed_outcome(describe_failure(error))
     for one in wrapped:
@@ -104,7 +107,9 @@ def _run(task: Task, reporter: Reporter) -> TaskOutcome:
         return replay(task)
     device = pick_device()
     if isinstance(task, TrainTask):
-        return train(task, load_for_training(task.configuration), reporter, device)
+        data = load_for_training(task.configuration)
+        forget_peak(device)
+        return with_peak(train(task, data, reporter, device), device)
     if isinstance(task, AverageTask):
         return average(task, load_images(task.configuration.data), device)
     return _score(task, device)

@@ -168,7 +168,10 @@ def time_error_lines(summary: dict[str, Any]) -> list[Text]:
     count = found["num_trainings"]
     trainings = "1 training" if count == 1 else f"{count} trainings"
     error = f"{100 * found['median_error']:.0f} %"
-    return [Text(f"  time per epoch, predicted from earlier trials: median error {error} ({trainings})")]
+    lines = [Text(f"  time per epoch, predicted from earlier trials: median error {error} ({trainings})")]
+    if found.get("memory_error") is not None:
+        lines.append(Text(f"  memory on the GPU, predicted likewise: median error {100 * found['memory_error']:.0f} %"))
+    return lines
 
 
 def champion_lines(champion: dict[str, Any]) -> Text:

@@ -9,6 +9,7 @@ from orchestrator.engines.cost_model import (
     ObservedCost,
     TrainingShape,
     fit_epoch_s,
+    fit_memory_gib,
     prediction_error,
 )
 from orchestrator.engines.interfaces import Search
@@ -16,17 +17,20 @@ from orchestrator.stages.kind import StageResult
 from orchestrator.store.records import TrialRecord
 from search_spaces.base import ImageTask
 from trainers.config import Configuration, EpochReport, TrainTask
+from trainers.hardware.peak_memory import MEMORY_PEAK
 
 _MOST_SIZES = 100
 """Number of different trainings whose time is predicted to estimate that of a new trial."""
 
 
 class CostError(StageResult):
-    """How well the model of cost predicted the time per epoch of each training from the trainings before it."""
+    """How well the model of cost predicted each training from the trainings before it."""
 
     num_trainings: int
     median_error: float
-    """Median of |predicted / measured - 1|."""
+    """Median of |predicted / measured - 1| for the time per epoch."""
+    memory_error: float | None = None
+    """The same for the peak of the memory on a GPU; `None` on a CPU."""
 
 
 def observe(configuration: Configuration, trial: TrialRecord, task: ImageTask) -> ObservedCost | None:
@@ -48,6 +52,16 @@ def observe(configuration: Configuration, trial: TrialRecord, task: ImageTask) -
     return ObservedCost(shape, metrics["wall_time_s"] / epochs)
 
 
+def on_newest_device(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The trials that have ended on the same device as the newest of them, in the order in which they ended.
+
+    Rows of version 0.1.0 do not tell the device; they count as one.
+    """
+    ended = sorted((one for one in trials if one.ended_at is not None), key=lambda one: one.ended_at or 0.0)
+    places = [(one.details.get("host"), one.details.get("device")) for one in ended]
+    return [one for one, place in zip(ended, places, strict=True) if place == places[-1]]
+
+
 def cost_error(
     trials: Sequence[TrialRecord], configuration_of: Callable[[TrialRecord], Configuration], task: ImageTask
 ) -> CostError | None:
@@ -58,10 +72,24 @@ def cost_error(
         configuration_of: The training of a trial.
         task: Image size, channels and classes of the data.
     """
-    ended = sorted((one for one in trials if one.ended_at is not None), key=lambda one: one.ended_at or 0.0)
+    ended = on_newest_device(trials)
     observed = [one for trial in ended if (one := observe(configuration_of(trial), trial, task)) is not None]
     found = prediction_error(observed)
-    return None if found is None else CostError(num_trainings=found.num_predicted, median_error=found.median)
+    if found is None:
+        return None
+    memory = prediction_error(
+        [
+            ObservedCost(one.shape, trial.metrics[MEMORY_PEAK])
+            for trial in ended
+            if MEMORY_PEAK in trial.metrics and (one := observe(configuration_of(trial), trial, task)) is not None
+        ],
+        fit_memory_gib,
+    )
+    return CostError(
+        num_trainings=found.num_predicted,
+        median_error=found.median,
+        memory_error=None if memory is None else memory.median,
+    )
 
 
 class SearchTime:
@@ -98,7 +126,7 @@ class SearchTime:
         self._begun_earlier = {trial.number for trial in known}
         self._overheads: list[float] = []
         self._of_sizes: list[TrainingShape] | None = None
-        self._earlier = [one for trial in known if (one := self._observe(trial)) is not None]
+        self._earlier = [one for trial in on_newest_device(known) if (one := self._observe(trial)) is not None]
         self._model: CostModel | None = fit_epoch_s(self._earlier)
 
     def epoch_ended(self, trial: TrialRecord, report: EpochReport) -> None:

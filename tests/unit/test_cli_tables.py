@@ -54,4 +54,6 @@ def test_the_status_tells_how_well_the_time_of_trainings_was_predicted() -> None
     (line,) = time_error_lines({"time_error": {"num_trainings": 9, "median_error": 0.123}})
     assert "median error 12 % (9 trainings)" in line.plain
     assert len(line.plain) <= 80
+    on_gpu = time_error_lines({"time_error": {"num_trainings": 1, "median_error": 0.1, "memory_error": 0.04}})
+    assert [line.plain.rpartition("median error ")[2] for line in on_gpu] == ["10 % (1 training)", "4 %"]
     assert time_error_lines({"time_error": None}) == []

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from orchestrator.engines.cost_model import (
     MIN_FITTED,
@@ -15,12 +16,13 @@ from orchestrator.engines.cost_model import (
     prediction_error,
 )
 from orchestrator.engines.interfaces import Objective, Search
-from orchestrator.stages.time_left import SearchTime, cost_error, observe
+from orchestrator.stages.time_left import SearchTime, cost_error, observe, on_newest_device
 from orchestrator.store.records import TrialRecord
 from search_spaces.base import ImageTask
 from search_spaces.recipes import Recipe
 from tests.fakes import make_trial
-from trainers.config import Configuration, DataConfig, EpochReport, TrainTask
+from trainers.config import Configuration, DataConfig, EpochReport, TaskOutcome, TrainTask
+from trainers.hardware.peak_memory import MEMORY_PEAK, with_peak
 from trainers.models.building import topology_costs
 
 TASK = ImageTask(image_size=32, in_channels=3, num_classes=10)
@@ -246,3 +248,30 @@ def test_trials_without_a_time_teach_nothing() -> None:
     assert observe(configuration(), make_trial(0, metrics={"val_accuracy": 0.5}), TASK) is None
     assert observe(configuration(), ended(0, state="failed"), TASK) is None
     assert cost_error([ended(0)], lambda _: configuration(), TASK) is None
+
+
+def test_only_trainings_on_the_device_of_the_newest_count() -> None:
+    fast = [ended(number, ended_at=float(number), details={"host": "a", "device": "cpu"}) for number in range(3)]
+    slow = [ended(9, seconds=90.0, ended_at=1.5, details={"host": "b", "device": "cpu"})]
+    assert [trial.number for trial in on_newest_device([*slow, *fast])] == [0, 1, 2]
+    found = cost_error([*slow, *fast], lambda _: configuration(), TASK)
+    assert found is not None
+    assert found.median_error == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_error_of_the_memory_is_told_for_trials_on_a_gpu() -> None:
+    trials = [ended(number, ended_at=float(number)) for number in range(3)]
+    for trial, gib in zip(trials, (1.0, 1.0, 2.0), strict=True):
+        trial.metrics[MEMORY_PEAK] = gib
+    found = cost_error(trials, lambda _: configuration(), TASK)
+    assert found is not None
+    assert found.memory_error == pytest.approx(0.25)  # 0 for trial 1, 1/2 for trial 2
+
+
+def test_the_peak_of_a_training_is_one_of_its_metrics_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 3 * 2**30)
+    outcome = TaskOutcome(state="complete", metrics={"val_accuracy": 0.5})
+    assert with_peak(outcome, torch.device("cuda")).metrics == {"val_accuracy": 0.5, MEMORY_PEAK: 3.0}
+    assert with_peak(outcome, torch.device("cpu")) == outcome
+    failed = TaskOutcome(state="failed", reason="out of memory")
+    assert with_peak(failed, torch.device("cuda")) == failed
