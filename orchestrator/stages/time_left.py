@@ -1,6 +1,5 @@
 """Estimates the time left in a search of trainings, from a model of their cost that learns from every epoch."""
 
-import time
 from collections.abc import Callable, Sequence
 from statistics import fmean, median
 
@@ -102,20 +101,11 @@ class SearchTime:
         search: The search.
         task: Image size, channels and classes of the data.
         known: Trials of earlier executions.
-        clock: Gives the time in seconds since 1970.
     """
 
-    def __init__(
-        self,
-        search: Search,
-        task: ImageTask,
-        known: Sequence[TrialRecord] = (),
-        *,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, search: Search, task: ImageTask, known: Sequence[TrialRecord] = ()) -> None:
         self._search = search
         self._task = task
-        self._clock = clock
         self._shapes: dict[int, TrainingShape] = {}
         self._seconds: dict[int, list[float]] = {}
         """Wall time of each epoch by trial."""

@@ -136,13 +136,6 @@ def test_a_shape_holds_the_closed_forms_of_its_topology() -> None:
 # --- the time left ---
 
 
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def search_of(num_trials: int, *, topologies: Sequence[str] = (SMALL,), epochs: int | None = 3) -> Search:
     def make_task(trial: TrialRecord) -> TrainTask:
         topology = topologies[trial.number % len(topologies)]
@@ -184,7 +177,7 @@ def ended(
 
 
 def test_the_time_left_is_known_after_the_first_epoch() -> None:
-    left = SearchTime(search_of(4), TASK, clock=Clock())
+    left = SearchTime(search_of(4), TASK)
     assert left.left_s is None
     left.epoch_ended(make_trial(0), report(1, seconds=2.0))
     assert left.left_s == pytest.approx((2 + 3 * 3) * 2.0)
@@ -193,7 +186,7 @@ def test_the_time_left_is_known_after_the_first_epoch() -> None:
 
 
 def test_a_larger_network_is_expected_to_take_longer() -> None:
-    left = SearchTime(search_of(2, topologies=(SMALL, LARGE)), TASK, clock=Clock())
+    left = SearchTime(search_of(2, topologies=(SMALL, LARGE)), TASK)
     left.epoch_ended(make_trial(0), report(3, seconds=1.0))
     ratio = topology_costs(LARGE, TASK).macs / topology_costs(SMALL, TASK).macs
     assert left.left_s == pytest.approx(3 * (1 + ratio) / 2)
@@ -202,14 +195,14 @@ def test_a_larger_network_is_expected_to_take_longer() -> None:
 
 
 def test_concurrent_trials_share_the_work_that_is_left() -> None:
-    left = SearchTime(search_of(4), TASK, clock=Clock())
+    left = SearchTime(search_of(4), TASK)
     for number in (0, 1):
         left.epoch_ended(make_trial(number), report(1, seconds=2.0))
     assert left.left_s == pytest.approx((2 * 2 + 2 * 3) * 2.0 / 2)
 
 
 def test_trials_that_ended_early_and_time_outside_of_epochs_count() -> None:
-    left = SearchTime(search_of(3), TASK, clock=Clock())
+    left = SearchTime(search_of(3), TASK)
     left.epoch_ended(make_trial(0), report(1, seconds=2.0))
     left.trial_ended(ended(0, seconds=2.0, epochs=1.0, started_at=1000.0, ended_at=1003.0))
     assert left.left_s == pytest.approx(2 * 1 * 2.0 * 1.5)
@@ -217,7 +210,7 @@ def test_trials_that_ended_early_and_time_outside_of_epochs_count() -> None:
 
 def test_a_resumed_search_knows_its_time_from_earlier_trials() -> None:
     known = [ended(0, seconds=6.0), make_trial(1, state="waiting", ended_at=None)]
-    left = SearchTime(search_of(3), TASK, known, clock=Clock())
+    left = SearchTime(search_of(3), TASK, known)
     assert left.left_s == pytest.approx(2 * 3 * 2.0)
     for epoch in (1, 2):  # reported again by the resumed training
         left.epoch_ended(make_trial(1), report(epoch, seconds=2.0))
@@ -227,7 +220,7 @@ def test_a_resumed_search_knows_its_time_from_earlier_trials() -> None:
 
 
 def test_a_search_without_epochs_has_no_such_estimate() -> None:
-    assert SearchTime(search_of(3, epochs=None), TASK, clock=Clock()).left_s is None
+    assert SearchTime(search_of(3, epochs=None), TASK).left_s is None
 
 
 # --- its error over a stage ---
