@@ -42,8 +42,8 @@ SHARED_NAMES = frozenset(
     }
 )
 
-# Functions of the public API whose names are those of the functions that they call.
-PUBLIC = frozenset({"load_model", "run_study"})
+# Functions of the public API whose names others have: those of the functions that they call, and `tables.load`.
+PUBLIC = frozenset({"load", "load_model", "run_study"})
 
 # A subprocess imports everything that a bare GPU machine needs, while the other packages are blocked.
 BARE_MACHINE = """
