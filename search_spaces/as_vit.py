@@ -2,13 +2,13 @@
 
 The first stage has one token per 4 x 4 pixels; each later stage halves the grid and doubles the width. The text form is
 `kernel,split,expansion,depth|...|heads,width`, such as `8,2,3,5|4,1,2,2|4,1,4,5|4,1,6,2|32,180`; the depth may be
-omitted if it is 1, the width if it is 32.
+omitted if it is 1, the width if it is 32. Options of the blocks are a further part (`search_spaces.options`).
 
 Source: Chen et al. 2022, As-ViT, arXiv:2202.11921.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -16,6 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from search_spaces import costs as layer_costs
 from search_spaces.base import Costs, ImageTask, Topology
 from search_spaces.dimensions import Choice, Dimension, Integer, Point, Scalar
+from search_spaces.options import (
+    NO_OPTIONS,
+    BlockOptions,
+    OptionSearch,
+    head_norm_problem,
+    split_options,
+    with_options,
+)
 from search_spaces.text_form import read_part, shown
 
 PATCH_STRIDE = 4
@@ -57,6 +65,8 @@ class AsViTTopology(Topology):
     """Attention heads of the last stage; each earlier stage has half as many as the next."""
     width: int = DEFAULT_WIDTH
     """Channels of the first stage; each later stage has twice as many, up to `MAX_WIDTH`."""
+    options: BlockOptions = NO_OPTIONS
+    """Optional parts of the blocks."""
 
     @model_validator(mode="after")
     def _values_are_of_the_space(self) -> "AsViTTopology":
@@ -74,7 +84,7 @@ class AsViTTopology(Topology):
     @property
     def text(self) -> str:
         stages = (f"{stage.kernel},{stage.split},{stage.expansion},{stage.depth}" for stage in self.stages)
-        return "|".join([*stages, f"{self.heads},{self.width}"])
+        return with_options([*stages, f"{self.heads},{self.width}"], self.options)
 
     @property
     def id(self) -> str:
@@ -93,6 +103,17 @@ class AsViTTopology(Topology):
         return first, second, third, fourth
 
     @property
+    def auxiliary_widths(self) -> tuple[int, ...]:
+        """Widths of the features that auxiliary heads classify."""
+        return self.widths[:-1] if self.options.deep_supervision else ()
+
+    @property
+    def layer_widths(self) -> tuple[int, ...]:
+        """Channels of each stage, and the hidden channels of its MLPs."""
+        hidden = (stage.expansion * width for stage, width in zip(self.stages, self.widths, strict=True))
+        return *self.widths, *hidden
+
+    @property
     def width_unit(self) -> int:
         """1: any width is possible."""
         return 1
@@ -101,6 +122,11 @@ class AsViTTopology(Topology):
     def stage_heads(self) -> tuple[int, int, int, int]:
         """Attention heads of each stage."""
         return self.heads // 8, self.heads // 4, self.heads // 2, self.heads
+
+    @property
+    def head_widths(self) -> tuple[int, ...]:
+        """Channels per head of each stage."""
+        return tuple(width // heads for width, heads in zip(self.widths, self.stage_heads, strict=True))
 
     def with_size(self, *, depths: Sequence[int] | None = None, width: int | None = None) -> "AsViTTopology":
         """The same seed topology with other depths, another width, or both; `None` leaves a value unchanged.
@@ -118,7 +144,12 @@ class AsViTTopology(Topology):
             stage.model_copy(update={"depth": depth}) for stage, depth in zip(self.stages, new_depths, strict=True)
         )
         return AsViTTopology.model_validate(
-            {"stages": stages, "heads": self.heads, "width": self.width if width is None else width}
+            {
+                "stages": stages,
+                "heads": self.heads,
+                "width": self.width if width is None else width,
+                "options": self.options,
+            }
         )
 
 
@@ -129,6 +160,7 @@ class AsViTSpace(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     width: int = Field(default=DEFAULT_WIDTH, ge=1, le=MAX_WIDTH, description="channels of the first stage")
     depths: tuple[int, int, int, int] = Field(default=(1, 1, 1, 1), description="blocks of each stage")
+    options: OptionSearch = Field(default=OptionSearch(), description="optional parts of the blocks")
 
     @model_validator(mode="after")
     def _each_stage_has_a_block(self) -> "AsViTSpace":
@@ -139,7 +171,10 @@ class AsViTSpace(BaseModel):
         return self
 
     def dimensions(self) -> tuple[Dimension, ...]:
-        """Kernel, split and expansion of each stage, and the heads. The last stage's split is always 1."""
+        """Kernel, split and expansion of each stage, the heads, and searched options.
+
+        The last stage's split is always 1.
+        """
         found: list[Dimension] = []
         for name, options in _OPTIONS.items():
             if len(options) == 1:
@@ -148,7 +183,7 @@ class AsViTSpace(BaseModel):
                 found.append(Integer(name=name, low=options[0], high=options[-1]))
             else:
                 found.append(Choice(name=name, options=options))
-        return tuple(found)
+        return (*found, *self.options.dimensions())
 
     def decode(self, point: Point) -> AsViTTopology:
         """The topology at a point; keys that are not dimensions of this space are ignored.
@@ -161,13 +196,13 @@ class AsViTSpace(BaseModel):
             if len(options) > 1 and name not in point:
                 raise ValueError(f"a point must have a value for {name}, but got only {', '.join(point) or 'nothing'}.")
             values[name] = point[name] if len(options) > 1 else options[0]
-        return _from_values(values, depths=self.depths, width=self.width)
+        return _from_values(values, depths=self.depths, width=self.width, options=self.options.at(point))
 
     def encode(self, topology: Topology) -> Point:
-        """The point of a topology that has this space's width and depths.
+        """The point of a topology that has this space's width, depths and options.
 
         Raises:
-            ValueError: The topology has another width or other depths.
+            ValueError: The topology has another width, other depths or other options.
         """
         own = _as_vit(topology)
         if (own.width, own.depths) != (self.width, self.depths):
@@ -175,16 +210,22 @@ class AsViTSpace(BaseModel):
                 f"topologies of this space must have width {self.width} and depths {self.depths}, but got {own.text} "
                 f"with width {own.width} and depths {own.depths}. Use `with_size`, or a space with these settings."
             )
-        return {name: value for name, value in _values(own).items() if len(_OPTIONS[name]) > 1}
+        if not self.options.contains(own.options):
+            raise ValueError(
+                f"topologies of this space must have the options {self.options.text}, but got {own.text}. "
+                "Use a space with its options."
+            )
+        point: Point = {name: value for name, value in _values(own).items() if len(_OPTIONS[name]) > 1}
+        return point | self.options.values(own.options)
 
     @classmethod
     def parse(cls, text: str) -> AsViTTopology:
-        """Read `kernel,split,expansion[,depth]|` four times and `heads[,width]`.
+        """Read `kernel,split,expansion[,depth]|` four times, `heads[,width]`, and options if there are any.
 
         Raises:
             ValueError: The text is malformed or a value is not in the space; the message names the character.
         """
-        parts = text.split("|")
+        parts, options = split_options(text, num_parts=5)
         if len(parts) != 5:
             raise ValueError(
                 "an As-ViT topology must have five parts separated by '|', four stages and the heads "
@@ -200,41 +241,42 @@ class AsViTSpace(BaseModel):
             stages.append(read_part(text, part, start, f"stage {index + 1}", names, 3, check))
             start += len(part) + 1
         last = read_part(text, parts[4], start, "the last part", ("heads", "width"), 1, _last_value_problem)
-        return AsViTTopology.model_validate({"stages": stages, **last})
+        return AsViTTopology.model_validate({"stages": stages, **last, "options": options})
 
     def describe(self, topology: Topology) -> dict[str, Scalar]:
-        """All fields by flat name, from `topology.stage1.kernel` to `topology.width`."""
+        """All fields by flat name, from `topology.stage1.kernel` to `topology.width`, and its options."""
         own = _as_vit(topology)
         flat: dict[str, Scalar] = {}
         for index, stage in enumerate(own.stages, start=1):
             flat |= {f"topology.stage{index}.{name}": value for name, value in stage}
-        return flat | {"topology.heads": own.heads, "topology.width": own.width}
+        sizes: dict[str, Scalar] = {"topology.heads": own.heads, "topology.width": own.width}
+        return flat | sizes | self.options.describe(own.options)
 
     def sample(self, rng: random.Random) -> AsViTTopology:
         """A topology with each dimension drawn uniformly and independently."""
-        return self.decode({name: rng.choice(options) for name, options in _OPTIONS.items()})
+        return self.decode({name: rng.choice(options) for name, options in self._choices().items()})
 
     def mutate(self, topology: Topology, rng: random.Random) -> AsViTTopology:
         """A topology that differs in one dimension, drawn uniformly; width and depths are unchanged."""
-        own = _as_vit(topology)
-        values = _values(own)
-        name = rng.choice([name for name, options in _OPTIONS.items() if len(options) > 1])
-        values[name] = rng.choice([option for option in _OPTIONS[name] if option != values[name]])
-        return _from_values(values, depths=own.depths, width=own.width)
+        own, choices = _as_vit(topology), self._choices()
+        values = self._values(own)
+        name = rng.choice([name for name, options in choices.items() if len(options) > 1])
+        values[name] = rng.choice([option for option in choices[name] if option != values[name]])
+        return self._changed(own, values)
 
     def crossover(self, first: Topology, second: Topology, rng: random.Random) -> AsViTTopology:
         """Each dimension from either parent; width and depths are those of `first`."""
-        own, other = _as_vit(first), _values(_as_vit(second))
-        values = {name: rng.choice((value, other[name])) for name, value in _values(own).items()}
-        return _from_values(values, depths=own.depths, width=own.width)
+        own, other = _as_vit(first), self._values(_as_vit(second))
+        values = {name: rng.choice((value, other[name])) for name, value in self._values(own).items()}
+        return self._changed(own, values)
 
     def neighbours(self, topology: Topology) -> tuple[AsViTTopology, ...]:
         """All topologies that differ in exactly one dimension; width and depths are unchanged."""
         own = _as_vit(topology)
-        values = _values(own)
+        values = self._values(own)
         return tuple(
-            _from_values({**values, name: option}, depths=own.depths, width=own.width)
-            for name, options in _OPTIONS.items()
+            self._changed(own, {**values, name: option})
+            for name, options in self._choices().items()
             for option in options
             if option != values[name]
         )
@@ -257,16 +299,17 @@ class AsViTSpace(BaseModel):
                     f"each head needs a channel, but stage {index} has {heads} heads and {width} channels. "
                     f"Use a width of {own.heads // 8} or more, or fewer heads."
                 )
-        return None
+        return head_norm_problem(own.options, own.head_widths)
 
     @classmethod
-    def costs(cls, topology: Topology, task: ImageTask, *, stride_factor: int = 1) -> Costs:
+    def costs(cls, topology: Topology, task: ImageTask, *, stride_factor: int = 1, auxiliary: bool = False) -> Costs:
         """Parameters and MACs of the model that `trainers.models.as_vit` builds.
 
         Args:
             topology: The topology of the model.
             task: Image size, channels and classes.
             stride_factor: Factor by which the token grid is coarser, as in the model's `forward`.
+            auxiliary: Whether auxiliary heads are computed, as in the model's `forward`.
         """
         own = _as_vit(topology)
         side = task.image_size // (PATCH_STRIDE * stride_factor)
@@ -281,26 +324,64 @@ class AsViTSpace(BaseModel):
                     layer_costs.layer_norm(patch),
                     layer_costs.linear(patch, width, tokens=side**2, bias=False),
                 ]
-            parts.append(layer_costs.times(stage.depth, _block_costs(stage, width, heads, side)))
+            if index == len(widths) - 1 and own.options.merged_tokens:
+                parts += _merging_block_costs(stage, width, heads, side**2, own.options)
+            else:
+                parts.append(layer_costs.times(stage.depth, _block_costs(stage, width, heads, side, own.options)))
         last = widths[-1]
         parts += [
             layer_costs.layer_norm(last),
             layer_costs.linear(last, last, tokens=1),
             layer_costs.linear(last, task.num_classes, tokens=1),
+            layer_costs.auxiliary_classifiers(own.auxiliary_widths, task.num_classes, computed=auxiliary),
         ]
         return layer_costs.total(parts)
 
+    def _choices(self) -> dict[str, tuple[Scalar, ...]]:
+        """Values of each dimension, and the only split of the last stage."""
+        return {**_OPTIONS, **self.options.choices}
 
-def _block_costs(stage: Stage, width: int, heads: int, side: int) -> Costs:
+    def _values(self, topology: AsViTTopology) -> dict[str, Scalar]:
+        return {**_values(topology), **self.options.values(topology.options)}
+
+    def _changed(self, topology: AsViTTopology, values: Mapping[str, Scalar]) -> AsViTTopology:
+        """The topology with other values of the dimensions."""
+        options = self.options.at(values, base=topology.options)
+        return _from_values(values, depths=topology.depths, width=topology.width, options=options)
+
+
+def _block_costs(stage: Stage, width: int, heads: int, side: int, options: BlockOptions) -> Costs:
     """One block on a grid of `side` x `side` tokens."""
-    inner = width // heads * heads
+    head_width = width // heads
     return layer_costs.transformer_block(
         width,
-        inner=inner,
+        heads=heads,
+        head_width=head_width,
         hidden=stage.expansion * width,
         tokens=side**2,
-        products=layer_costs.windowed_attention_products(inner, side=side, split=stage.split),
+        products=layer_costs.windowed_attention_products(
+            heads * head_width, side=side, split=stage.split, sigmoid=options.sigmoid_attention
+        ),
+        options=options,
     )
+
+
+def _merging_block_costs(stage: Stage, width: int, heads: int, tokens: int, options: BlockOptions) -> Iterator[Costs]:
+    """The blocks of the last stage if they merge tokens; attention is computed for a single token, too."""
+    head_width = width // heads
+    for _ in range(stage.depth):
+        merged = layer_costs.num_merged(tokens, options.merged_tokens, num_kept=0)
+        yield layer_costs.transformer_block(
+            width,
+            heads=heads,
+            head_width=head_width,
+            hidden=stage.expansion * width,
+            tokens=tokens,
+            products=layer_costs.attention_products(heads * head_width, windows=1, tokens=tokens),
+            options=options,
+            merged=merged,
+        )
+        tokens -= merged
 
 
 def _flat_options() -> dict[str, tuple[int, ...]]:
@@ -325,12 +406,16 @@ def _values(topology: AsViTTopology) -> dict[str, int]:
     return flat | {"topology.heads": topology.heads}
 
 
-def _from_values(values: Mapping[str, Any], *, depths: Sequence[int], width: int) -> AsViTTopology:
+def _from_values(
+    values: Mapping[str, Any], *, depths: Sequence[int], width: int, options: BlockOptions
+) -> AsViTTopology:
     stages = [
         {name: values[f"topology.stage{index}.{name}"] for name in _STAGE_VALUES} | {"depth": depth}
         for index, depth in enumerate(depths, start=1)
     ]
-    return AsViTTopology.model_validate({"stages": stages, "heads": values["topology.heads"], "width": width})
+    return AsViTTopology.model_validate(
+        {"stages": stages, "heads": values["topology.heads"], "width": width, "options": options}
+    )
 
 
 def _as_vit(topology: Topology) -> AsViTTopology:

@@ -2,7 +2,8 @@
 
 The text form is `heads,ratio|heads,ratio|...|hidden_dim,patch_size`, with one part for each block and a last one, such
 as `3,3.5|4,4|3,4|192,16`; the patch size may be omitted if it is 16. The last part may have a third number, the width
-of a head; without it the heads of a block share `hidden_dim` evenly.
+of a head; without it the heads of a block share `hidden_dim` evenly. Options of the blocks are a further part
+(`search_spaces.options`).
 
 Source: Chen et al. 2021, AutoFormer, arXiv:2107.00651; networks as in ViT-Bench-101 (Wei et al. 2024, Auto-Prox,
 arXiv:2312.09059), without relative position.
@@ -18,6 +19,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from search_spaces import costs as layer_costs
 from search_spaces.base import Costs, ImageTask, Topology
 from search_spaces.dimensions import AtLeast, Choice, Dimension, Integer, Point, Scalar
+from search_spaces.options import (
+    NO_OPTIONS,
+    BlockOptions,
+    OptionSearch,
+    head_norm_problem,
+    split_options,
+    with_options,
+)
 from search_spaces.text_form import MAX_NUMBER, NUM_DECIMALS, decimal, fail, read_part, shown
 
 DEFAULT_PATCH_SIZE = 16
@@ -46,6 +55,8 @@ class AutoFormerTopology(Topology):
     """Channels of a head. With `None`, the heads of a block share `hidden_dim`, as in the networks of the benchmark.
     With a number, queries, keys and values have `heads * head_width` channels, as in the authors' code (where it is
     64)."""
+    options: BlockOptions = NO_OPTIONS
+    """Optional parts of the blocks."""
 
     @model_validator(mode="after")
     def _each_block_is_described(self) -> "AutoFormerTopology":
@@ -60,7 +71,7 @@ class AutoFormerTopology(Topology):
     def text(self) -> str:
         blocks = (f"{heads},{decimal(ratio)}" for heads, ratio in zip(self.num_heads, self.mlp_ratio, strict=True))
         last = (self.hidden_dim, self.patch_size, *(() if self.head_width is None else (self.head_width,)))
-        return "|".join([*blocks, ",".join(map(str, last))])
+        return with_options([*blocks, ",".join(map(str, last))], self.options)
 
     @property
     def id(self) -> str:
@@ -75,6 +86,18 @@ class AutoFormerTopology(Topology):
     def head_widths(self) -> tuple[int, ...]:
         """Channels per head of each block."""
         return tuple(self.head_width or self.hidden_dim // heads for heads in self.num_heads)
+
+    @property
+    def auxiliary_blocks(self) -> tuple[int, ...]:
+        """The blocks, counted from 1, whose tokens auxiliary heads classify: at a third and two thirds of the depth."""
+        if not self.options.deep_supervision:
+            return ()
+        return tuple(sorted({max(1, self.depth // 3), max(1, 2 * self.depth // 3)}))
+
+    @property
+    def layer_widths(self) -> tuple[int, ...]:
+        """`hidden_dim`, and the hidden channels of each block's MLP."""
+        return self.hidden_dim, *self.hidden_widths
 
     @property
     def depths(self) -> tuple[int]:
@@ -113,6 +136,7 @@ class AutoFormerTopology(Topology):
             mlp_ratio=tuple(self.mlp_ratio[min(index, last)] for index in range(depth)),
             patch_size=self.patch_size,
             head_width=self.head_width,
+            options=self.options,
         )
         problem = None if width is None else _sharing_problem(resized)
         if problem:
@@ -150,6 +174,7 @@ class AutoFormerSpace(BaseModel):
         description="channels of a head; `shared`: the heads of a block share hidden_dim; "
         "`usual`: shared for tiny, 64 for small and base",
     )
+    options: OptionSearch = Field(default=OptionSearch(), description="optional parts of the blocks")
 
     @model_validator(mode="after")
     def _heads_can_share_the_width(self) -> "AutoFormerSpace":
@@ -174,7 +199,10 @@ class AutoFormerSpace(BaseModel):
         return None if self.head_width == "shared" else self.head_width
 
     def dimensions(self) -> tuple[Dimension, ...]:
-        """`hidden_dim` and `depth`, then heads and MLP ratio of each block; optional blocks depend on `depth`."""
+        """`hidden_dim` and `depth`, heads and MLP ratio of each block, and searched options.
+
+        Blocks that not all topologies have depend on `depth`.
+        """
         ranges = self._ranges
         step = ranges.hidden_dim[1] - ranges.hidden_dim[0]
         low, high = ranges.depth[0], ranges.depth[-1]
@@ -187,7 +215,7 @@ class AutoFormerSpace(BaseModel):
             heads, ratio = _block_names(block)
             found.append(Integer(name=heads, low=ranges.heads[0], high=ranges.heads[-1], when=when))
             found.append(Choice(name=ratio, options=ranges.mlp_ratio, when=when))
-        return tuple(found)
+        return (*found, *self.options.dimensions())
 
     def decode(self, point: Point) -> AutoFormerTopology:
         """The topology at a point; blocks beyond its depth and keys of other spaces are ignored.
@@ -196,12 +224,12 @@ class AutoFormerSpace(BaseModel):
             ValueError: A dimension is missing or has a value outside its range.
         """
         depths, depth = self._ranges.depth, point.get("topology.depth")
-        for name, options in self._options(depth if isinstance(depth, int) and depth in depths else 0).items():
+        for name, options in self._sizes(depth if isinstance(depth, int) and depth in depths else 0).items():
             if name not in point:
                 raise ValueError(f"a point must have a value for {name}, but got only {', '.join(point) or 'nothing'}.")
             if point[name] not in options:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, options))}, but got {point[name]!r}.")
-        return _from_values(point, self.patch_size, self._fixed_head_width)
+        return _from_values(point, self.patch_size, self._fixed_head_width, self.options.at(point))
 
     def encode(self, topology: Topology) -> Point:
         """The point of a topology of this space. It has no dimensions for blocks that the topology lacks.
@@ -210,25 +238,25 @@ class AutoFormerSpace(BaseModel):
             ValueError: The topology is not in this space.
         """
         own = _autoformer(topology)
-        point, options = _values(own), self._options(own.depth)
+        point, options = _values(own), self._sizes(own.depth)
         settings = (self.patch_size, self._fixed_head_width)
-        has_settings = (own.patch_size, own.head_width) == settings
+        has_settings = (own.patch_size, own.head_width) == settings and self.options.contains(own.options)
         if not has_settings or any(value not in options[name] for name, value in point.items()):
             raise ValueError(
                 f"a topology must be in the space (size {self.size}, patch size {self.patch_size}, head width "
-                f"{self._fixed_head_width or 'shared'}) to have a point, but got {own.text}. "
-                "Use a space with its settings."
+                f"{self._fixed_head_width or 'shared'}, options {self.options.text}) to have a point, but got "
+                f"{own.text}. Use a space with its settings."
             )
-        return point
+        return point | self.options.values(own.options)
 
     @classmethod
     def parse(cls, text: str) -> AutoFormerTopology:
-        """Read `heads,ratio|` for each block and `hidden_dim[,patch_size[,head_width]]`.
+        """Read `heads,ratio|` for each block, `hidden_dim[,patch_size[,head_width]]`, and options if there are any.
 
         Raises:
             ValueError: The text is malformed; the message names the character.
         """
-        *blocks, last = text.split("|")
+        (*blocks, last), options = split_options(text)
         if not blocks:
             raise ValueError(
                 "an AutoFormer topology must have a part heads,ratio for each block and a last part hidden_dim, "
@@ -249,6 +277,7 @@ class AutoFormerSpace(BaseModel):
             num_heads=tuple(block["heads"] for block in found),
             mlp_ratio=tuple(block["ratio"] for block in found),
             **sizes,
+            options=options,
         )
         problem = _sharing_problem(topology)
         if problem:
@@ -266,7 +295,7 @@ class AutoFormerSpace(BaseModel):
         }
         deepest = max(own.depth, self._ranges.depth[-1])
         names = [name for block in range(1, deepest + 1) for name in _block_names(block)]
-        return sizes | dict.fromkeys(names) | _values(own)
+        return sizes | dict.fromkeys(names) | _values(own) | self.options.describe(own.options)
 
     def sample(self, rng: random.Random) -> AutoFormerTopology:
         """A topology with each dimension drawn uniformly and independently."""
@@ -277,21 +306,21 @@ class AutoFormerSpace(BaseModel):
     def mutate(self, topology: Topology, rng: random.Random) -> AutoFormerTopology:
         """A topology that differs in one dimension, drawn uniformly; added blocks repeat the last one."""
         own = _autoformer(topology)
-        values = _values(own)
+        values = self._values(own)
         name = rng.choice(list(self._options(own.depth)))
         return self._changed(own, name, rng.choice(self._other_options(own.depth, name, values[name])))
 
     def crossover(self, first: Topology, second: Topology, rng: random.Random) -> AutoFormerTopology:
         """Each dimension from either parent that has it; patch size and head width are those of `first`."""
         own = _autoformer(first)
-        one, other = _values(own), _values(_autoformer(second))
+        one, other = self._values(own), self._values(_autoformer(second))
         values = {name: rng.choice([parent[name] for parent in (one, other) if name in parent]) for name in one | other}
-        return _from_values(values, own.patch_size, own.head_width)
+        return _from_values(values, own.patch_size, own.head_width, self.options.at(values, base=own.options))
 
     def neighbours(self, topology: Topology) -> tuple[AutoFormerTopology, ...]:
         """All topologies that differ in exactly one dimension; added blocks repeat the last one."""
         own = _autoformer(topology)
-        values = _values(own)
+        values = self._values(own)
         return tuple(
             self._changed(own, name, option)
             for name in self._options(own.depth)
@@ -315,12 +344,20 @@ class AutoFormerSpace(BaseModel):
                     f"each MLP needs a hidden channel, but block {index} has a ratio of {own.mlp_ratio[index - 1]} "
                     f"to a hidden_dim of {own.hidden_dim}. Raise one of them."
                 )
+        if own.options.deep_supervision and own.depth == 1:
+            return "deep_supervision needs an inner block, but there is only one block. Use 2 or more."
         problem = _sharing_problem(own)
-        return None if problem is None else f"hidden_dim {problem}"
+        return head_norm_problem(own.options, own.head_widths) if problem is None else f"hidden_dim {problem}"
 
     @classmethod
-    def costs(cls, topology: Topology, task: ImageTask) -> Costs:
-        """Parameters and MACs of the model that `trainers.models.autoformer` builds."""
+    def costs(cls, topology: Topology, task: ImageTask, *, auxiliary: bool = False) -> Costs:
+        """Parameters and MACs of the model that `trainers.models.autoformer` builds.
+
+        Args:
+            topology: The topology of the model.
+            task: Image size, channels and classes.
+            auxiliary: Whether auxiliary heads are computed, as in the model's `forward`.
+        """
         own = _autoformer(topology)
         width, patches = own.hidden_dim, (task.image_size // own.patch_size) ** 2
         tokens = patches + 1
@@ -329,16 +366,37 @@ class AutoFormerSpace(BaseModel):
             Costs(parameters=(1 + tokens) * width, macs=0),
         ]
         for heads, head_width, hidden in zip(own.num_heads, own.head_widths, own.hidden_widths, strict=True):
-            inner = heads * head_width
-            products = layer_costs.attention_products(inner, windows=1, tokens=tokens)
+            merged = layer_costs.num_merged(tokens, own.options.merged_tokens, num_kept=1)
             parts.append(
-                layer_costs.transformer_block(width, inner=inner, hidden=hidden, tokens=tokens, products=products)
+                layer_costs.transformer_block(
+                    width,
+                    heads=heads,
+                    head_width=head_width,
+                    hidden=hidden,
+                    tokens=tokens,
+                    products=layer_costs.attention_products(heads * head_width, windows=1, tokens=tokens),
+                    options=own.options,
+                    merged=merged,
+                )
             )
-        parts += [layer_costs.layer_norm(width), layer_costs.linear(width, task.num_classes, tokens=1)]
+            tokens -= merged
+        widths = [width for _ in own.auxiliary_blocks]
+        parts += [
+            layer_costs.layer_norm(width),
+            layer_costs.linear(width, task.num_classes, tokens=1),
+            layer_costs.auxiliary_classifiers(widths, task.num_classes, computed=auxiliary),
+        ]
         return layer_costs.total(parts)
 
     def _options(self, depth: int) -> dict[str, Sequence[Any]]:
         """Values of each dimension of a topology with this depth."""
+        return {**self._sizes(depth), **self.options.choices}
+
+    def _values(self, topology: AutoFormerTopology) -> dict[str, Scalar]:
+        return {**_values(topology), **self.options.values(topology.options)}
+
+    def _sizes(self, depth: int) -> dict[str, Sequence[Any]]:
+        """Values of each dimension besides options."""
         ranges = self._ranges
         options: dict[str, Sequence[Any]] = {"topology.hidden_dim": ranges.hidden_dim, "topology.depth": ranges.depth}
         for block in range(1, depth + 1):
@@ -351,10 +409,14 @@ class AutoFormerSpace(BaseModel):
     def _changed(self, topology: AutoFormerTopology, name: str, value: Any) -> AutoFormerTopology:
         if name == "topology.depth":
             return topology.with_size(depths=(value,))
-        return _from_values({**_values(topology), name: value}, topology.patch_size, topology.head_width)
+        values = {**self._values(topology), name: value}
+        options = self.options.at(values, base=topology.options)
+        return _from_values(values, topology.patch_size, topology.head_width, options)
 
 
-def _from_values(values: Mapping[str, Any], patch_size: int, head_width: int | None) -> AutoFormerTopology:
+def _from_values(
+    values: Mapping[str, Any], patch_size: int, head_width: int | None, options: BlockOptions
+) -> AutoFormerTopology:
     """The topology of flat values; values of blocks beyond its depth are ignored."""
     blocks = [_block_names(block) for block in range(1, values["topology.depth"] + 1)]
     return AutoFormerTopology(
@@ -364,6 +426,7 @@ def _from_values(values: Mapping[str, Any], patch_size: int, head_width: int | N
         mlp_ratio=tuple(values[ratio] for _, ratio in blocks),
         patch_size=patch_size,
         head_width=head_width,
+        options=options,
     )
 
 

@@ -1,7 +1,8 @@
 """PiT's search space: vision transformers of three stages with pooling of the tokens between them.
 
 The text form is `depth,heads|depth,heads|depth,heads|mlp_ratio,base_dim,patch_size`, such as `2,2|8,4|4,4|6,16,16`; the
-patch size may be omitted if it is 16. Patches overlap by half.
+patch size may be omitted if it is 16. Options of the blocks are a further part (`search_spaces.options`). Patches
+overlap by half.
 
 Source: Heo et al. 2021, PiT, arXiv:2103.16302; sampled as in ViT-Bench-101 (Wei et al. 2024, Auto-Prox,
 arXiv:2312.09059).
@@ -17,6 +18,14 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from search_spaces import costs as layer_costs
 from search_spaces.base import Costs, ImageTask, Topology
 from search_spaces.dimensions import Choice, Dimension, Integer, Point, Scalar
+from search_spaces.options import (
+    NO_OPTIONS,
+    BlockOptions,
+    OptionSearch,
+    head_norm_problem,
+    split_options,
+    with_options,
+)
 from search_spaces.text_form import MAX_NUMBER, fail, read_part, shown
 
 NUM_STAGES = 3
@@ -64,6 +73,8 @@ class PitTopology(Topology):
     """Attention heads of each stage; each number divides the next."""
     patch_size: _Whole = DEFAULT_PATCH_SIZE
     """Side of a patch in pixels, an even number; neighbouring patches are half of it apart."""
+    options: BlockOptions = NO_OPTIONS
+    """Optional parts of the blocks."""
 
     @field_validator("patch_size")
     @classmethod
@@ -76,7 +87,7 @@ class PitTopology(Topology):
     @property
     def text(self) -> str:
         stages = (f"{depth},{heads}" for depth, heads in zip(self.depth, self.num_heads, strict=True))
-        return "|".join([*stages, f"{self.mlp_ratio},{self.base_dim},{self.patch_size}"])
+        return with_options([*stages, f"{self.mlp_ratio},{self.base_dim},{self.patch_size}"], self.options)
 
     @property
     def id(self) -> str:
@@ -87,6 +98,21 @@ class PitTopology(Topology):
         """Channels of each stage."""
         first, second, third = (self.base_dim * heads for heads in self.num_heads)
         return first, second, third
+
+    @property
+    def head_widths(self) -> tuple[int]:
+        """`base_dim`, the channels per head of every stage."""
+        return (self.base_dim,)
+
+    @property
+    def auxiliary_widths(self) -> tuple[int, ...]:
+        """Widths of the features that auxiliary heads classify."""
+        return self.widths[:-1] if self.options.deep_supervision else ()
+
+    @property
+    def layer_widths(self) -> tuple[int, ...]:
+        """Channels of each stage, and the hidden channels of its MLPs."""
+        return *self.widths, *(self.mlp_ratio * width for width in self.widths)
 
     @property
     def stride(self) -> int:
@@ -132,6 +158,7 @@ class PitSpace(BaseModel):
     patch_size: _Whole = Field(
         default=DEFAULT_PATCH_SIZE, description="side of a patch in pixels, an even number; patches overlap by half"
     )
+    options: OptionSearch = Field(default=OptionSearch(), description="optional parts of the blocks")
 
     @field_validator("patch_size")
     @classmethod
@@ -142,12 +169,13 @@ class PitSpace(BaseModel):
         return value
 
     def dimensions(self) -> tuple[Dimension, ...]:
-        """Width of a head, MLP ratio, depths of the three stages as one choice, and their heads as one choice."""
+        """Width of a head, MLP ratio, depths of all stages as one choice, heads of all stages too, searched options."""
         return (
             Integer(name="topology.base_dim", low=16, high=40, step=8),
             Integer(name="topology.mlp_ratio", low=2, high=8, step=2),
             Choice(name="topology.depth", options=_OPTIONS["topology.depth"]),
             Choice(name="topology.num_heads", options=_OPTIONS["topology.num_heads"]),
+            *self.options.dimensions(),
         )
 
     def decode(self, point: Point) -> PitTopology:
@@ -161,7 +189,7 @@ class PitSpace(BaseModel):
                 raise ValueError(f"a point must have a value for {name}, but got only {', '.join(point) or 'nothing'}.")
             if point[name] not in options:
                 raise ValueError(f"{name} must be one of {'; '.join(map(str, options))}, but got {point[name]!r}.")
-        return _from_values(point, self.patch_size)
+        return _from_values(point, self.patch_size, self.options.at(point))
 
     def encode(self, topology: Topology) -> Point:
         """The point of a topology of this space.
@@ -171,21 +199,22 @@ class PitSpace(BaseModel):
         """
         own = _pit(topology)
         point = _values(own)
-        if own.patch_size != self.patch_size or any(value not in _OPTIONS[name] for name, value in point.items()):
+        has_settings = own.patch_size == self.patch_size and self.options.contains(own.options)
+        if not has_settings or any(value not in _OPTIONS[name] for name, value in point.items()):
             raise ValueError(
-                f"a topology must be in the space with patch size {self.patch_size} to have a point, but got "
-                f"{own.text}. Use a space with its patch size; grown topologies have no point."
+                f"a topology must be in the space with patch size {self.patch_size} and options {self.options.text} to "
+                f"have a point, but got {own.text}. Use a space with its settings; grown topologies have no point."
             )
-        return point
+        return point | self.options.values(own.options)
 
     @classmethod
     def parse(cls, text: str) -> PitTopology:
-        """Read `depth,heads|` three times and `mlp_ratio,base_dim[,patch_size]`.
+        """Read `depth,heads|` three times, `mlp_ratio,base_dim[,patch_size]`, and options if there are any.
 
         Raises:
             ValueError: The text is malformed; the message names the character.
         """
-        *stages, last = text.split("|")
+        (*stages, last), options = split_options(text, num_parts=NUM_STAGES + 1)
         if len(stages) != NUM_STAGES:
             raise ValueError(
                 "a PiT topology must have four parts separated by '|', three stages and the sizes "
@@ -203,38 +232,38 @@ class PitSpace(BaseModel):
         stages_of = {
             field: tuple(stage[name] for stage in found) for field, name in (("depth", "depth"), ("num_heads", "heads"))
         }
-        return PitTopology.model_validate({**stages_of, **sizes})
+        return PitTopology.model_validate({**stages_of, **sizes, "options": options})
 
     def describe(self, topology: Topology) -> dict[str, Scalar]:
         """All fields by flat name; depths and heads are texts such as `2,8,4`."""
         own = _pit(topology)
-        return {**_values(own), "topology.patch_size": own.patch_size}
+        return {**_values(own), "topology.patch_size": own.patch_size, **self.options.describe(own.options)}
 
     def sample(self, rng: random.Random) -> PitTopology:
         """A topology with each dimension drawn uniformly and independently."""
-        return self.decode({name: rng.choice(options) for name, options in _OPTIONS.items()})
+        return self.decode({name: rng.choice(options) for name, options in self._choices().items()})
 
     def mutate(self, topology: Topology, rng: random.Random) -> PitTopology:
         """A topology that differs in one dimension, drawn uniformly."""
-        own = _pit(topology)
-        values = _values(own)
-        name = rng.choice(list(_OPTIONS))
-        values[name] = rng.choice([option for option in _OPTIONS[name] if option != values[name]])
-        return _from_values(values, own.patch_size)
+        own, choices = _pit(topology), self._choices()
+        values = self._values(own)
+        name = rng.choice(list(choices))
+        values[name] = rng.choice([option for option in choices[name] if option != values[name]])
+        return self._changed(own, values)
 
     def crossover(self, first: Topology, second: Topology, rng: random.Random) -> PitTopology:
         """Each dimension from either parent; the patch size is that of `first`."""
-        own, other = _pit(first), _values(_pit(second))
-        values = {name: rng.choice((value, other[name])) for name, value in _values(own).items()}
-        return _from_values(values, own.patch_size)
+        own, other = _pit(first), self._values(_pit(second))
+        values = {name: rng.choice((value, other[name])) for name, value in self._values(own).items()}
+        return self._changed(own, values)
 
     def neighbours(self, topology: Topology) -> tuple[PitTopology, ...]:
         """All topologies that differ in exactly one dimension."""
         own = _pit(topology)
-        values = _values(own)
+        values = self._values(own)
         return tuple(
-            _from_values({**values, name: option}, own.patch_size)
-            for name, options in _OPTIONS.items()
+            self._changed(own, {**values, name: option})
+            for name, options in self._choices().items()
             for option in options
             if option != values[name]
         )
@@ -254,11 +283,17 @@ class PitSpace(BaseModel):
         for stage, (fewer, more) in enumerate(pairwise(own.num_heads), start=2):
             if more % fewer:
                 return f"the heads of stage {stage} {_heads_problem(fewer, more)}"
-        return None
+        return head_norm_problem(own.options, own.head_widths)
 
     @classmethod
-    def costs(cls, topology: Topology, task: ImageTask) -> Costs:
-        """Parameters and MACs of the model that `trainers.models.pit` builds."""
+    def costs(cls, topology: Topology, task: ImageTask, *, auxiliary: bool = False) -> Costs:
+        """Parameters and MACs of the model that `trainers.models.pit` builds.
+
+        Args:
+            topology: The topology of the model.
+            task: Image size, channels and classes.
+            auxiliary: Whether auxiliary heads are computed, as in the model's `forward`.
+        """
         own = _pit(topology)
         widths = own.widths
         side = (task.image_size - own.patch_size) // own.stride + 1
@@ -266,7 +301,7 @@ class PitSpace(BaseModel):
             layer_costs.convolution(task.in_channels, widths[0], kernel=own.patch_size, positions=side**2),
             Costs(parameters=(1 + side**2) * widths[0], macs=0),
         ]
-        for index, (depth, width) in enumerate(zip(own.depth, widths, strict=True)):
+        for index, (depth, width, heads) in enumerate(zip(own.depth, widths, own.num_heads, strict=True)):
             if index:
                 before, side = widths[index - 1], -(-side // 2)
                 parts += [
@@ -274,13 +309,39 @@ class PitSpace(BaseModel):
                     layer_costs.linear(before, width, tokens=1),
                 ]
             tokens = side**2 + 1
-            products = layer_costs.attention_products(width, windows=1, tokens=tokens)
-            block = layer_costs.transformer_block(
-                width, inner=width, hidden=own.mlp_ratio * width, tokens=tokens, products=products
-            )
-            parts.append(layer_costs.times(depth, block))
-        parts += [layer_costs.layer_norm(widths[-1]), layer_costs.linear(widths[-1], task.num_classes, tokens=1)]
+            wanted = own.options.merged_tokens if index == NUM_STAGES - 1 else 0
+            for _ in range(depth):
+                merged = layer_costs.num_merged(tokens, wanted, num_kept=1)
+                parts.append(
+                    layer_costs.transformer_block(
+                        width,
+                        heads=heads,
+                        head_width=own.base_dim,
+                        hidden=own.mlp_ratio * width,
+                        tokens=tokens,
+                        products=layer_costs.attention_products(width, windows=1, tokens=tokens),
+                        options=own.options,
+                        merged=merged,
+                    )
+                )
+                tokens -= merged
+        parts += [
+            layer_costs.layer_norm(widths[-1]),
+            layer_costs.linear(widths[-1], task.num_classes, tokens=1),
+            layer_costs.auxiliary_classifiers(own.auxiliary_widths, task.num_classes, computed=auxiliary),
+        ]
         return layer_costs.total(parts)
+
+    def _choices(self) -> dict[str, tuple[Any, ...]]:
+        """Values of each dimension."""
+        return {**_OPTIONS, **self.options.choices}
+
+    def _values(self, topology: PitTopology) -> dict[str, Scalar]:
+        return {**_values(topology), **self.options.values(topology.options)}
+
+    def _changed(self, topology: PitTopology, values: Mapping[str, Scalar]) -> PitTopology:
+        """The topology with other values of the dimensions."""
+        return _from_values(values, topology.patch_size, self.options.at(values, base=topology.options))
 
 
 def _joined(values: Sequence[int]) -> str:
@@ -306,7 +367,7 @@ def _values(topology: PitTopology) -> dict[str, Scalar]:
     }
 
 
-def _from_values(values: Mapping[str, Any], patch_size: int) -> PitTopology:
+def _from_values(values: Mapping[str, Any], patch_size: int, options: BlockOptions) -> PitTopology:
     return PitTopology.model_validate(
         {
             "base_dim": values["topology.base_dim"],
@@ -314,6 +375,7 @@ def _from_values(values: Mapping[str, Any], patch_size: int) -> PitTopology:
             "depth": [int(number) for number in values["topology.depth"].split(",")],
             "num_heads": [int(number) for number in values["topology.num_heads"].split(",")],
             "patch_size": patch_size,
+            "options": options,
         }
     )
 

@@ -32,6 +32,7 @@ from trainers.weights.prepared import write_prepared
 from trainers.weights.reading import SourceWeights
 
 SPACES = {"as-vit": TOPOLOGY, "autoformer": "autoformer:2,2|2,2|16,8", "pit": "pit:1,2|1,2|1,2|2,8,8"}
+WITH_OPTIONS = {"as-vit with options": f"{TOPOLOGY}|qk_norm,layer_scale,grn,sigmoid_attention,deep_supervision"}
 FORMULA = "mean(frobenius(minmax(attention.weight)) + sqrt(sigmoid(mean(mlp.gradient))))"
 UNMEASURED = ("latency", "az-nas", "combined")
 """Proxies without comparable values: `latency` is a time, the others rank a pool of topologies."""
@@ -174,7 +175,8 @@ class _StopsAfterAnEpoch(Recorder):
 
 def _configuration(space: str, recipe: dict[str, Any], *, epochs: int = 1) -> Configuration:
     given = {"batch_size": 32, **recipe}
-    return configuration(recipe=given, epochs=epochs).model_copy(update={"topology": SPACES[space]})
+    topology = (SPACES | WITH_OPTIONS)[space]
+    return configuration(recipe=given, epochs=epochs).model_copy(update={"topology": topology})
 
 
 def _checked(outcome: TaskOutcome) -> dict[str, float]:
@@ -198,7 +200,8 @@ def _cases() -> dict[str, Callable[[torch.device], dict[str, float]]]:
         **{f"train {space} {recipe}": partial(_train, space, recipe) for space in SPACES for recipe in _of(space)},
         **{f"pack {space} plain": partial(_pack, space, "plain") for space in SPACES},
         **{f"pack as-vit {recipe}": partial(_pack, "as-vit", recipe) for recipe in _PACKED},
-        **{f"signals {space}": partial(_signals, space) for space in SPACES},
+        **{f"pack {space} plain": partial(_pack, space, "plain") for space in WITH_OPTIONS},
+        **{f"signals {space}": partial(_signals, space) for space in (*SPACES, *WITH_OPTIONS)},
         **{f"drop and resize {space}": partial(_drop_and_resize, space) for space in SPACES},
         **{f"start from weights {space}": partial(_start_from_weights, space) for space in ("as-vit", "autoformer")},
         "gather images from the CPU": _gather,

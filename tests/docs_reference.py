@@ -32,8 +32,10 @@ from orchestrator.stages.train import Candidates
 from plugins import registry
 from plugins.protocols import SIGNAL_COSTS, ExampleOrder, Mixing, Signal, StepMethod
 from search_spaces.ema_rates import EmaRates, OneOrSeveral
+from search_spaces.options import OptionSearch
 from search_spaces.ramps import Bounds, Ramp
 from search_spaces.recipes import PluginChoice, Recipe
+from search_spaces.shape_rules import ShapeRules
 from trainers.config import Configuration, DataConfig
 
 MODELS: dict[str, type[BaseModel]] = {
@@ -47,6 +49,8 @@ MODELS: dict[str, type[BaseModel]] = {
     "candidates": Candidates,
     "warm-start": WarmStart,
     "limits": Limits,
+    "options": OptionSearch,
+    "multiples": ShapeRules,
     "truth": TruthSource,
     "recipe": Recipe,
     "configuration": Configuration,
@@ -202,6 +206,8 @@ def takes(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         return ", ".join(f"`{option}`" for option in arguments)
     if origin is tuple and arguments[0] is PluginChoice and _takes_one_alone(metadata):
         return "plug-in, or list of plug-ins"
+    if origin is tuple and _takes_one_alone(metadata):
+        return f"{takes(arguments[0])}, or a list of values"
     if origin is tuple:
         count = "" if arguments[-1] is ... else f"{len(arguments)} "
         items = re.sub("^(whole number|number|text|plug-in|stage|signal)", r"\1s", takes(arguments[0]))

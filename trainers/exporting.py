@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save as save_tensors
+from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from trainers.champion import Predictor
 from trainers.export_formats import ExportFormat
+from trainers.models.auxiliary_heads import AUXILIARY, auxiliary_heads
 from trainers.models.blocks import unfused_attention
 from trainers.serving import ServingGraph
 
@@ -123,7 +125,8 @@ def exported_program(predictor: Predictor) -> ExportedProgram:
         2, card.task.image_size + 3, card.task.image_size + 5, card.task.in_channels, dtype=torch.uint8
     )
     sizes = {0: Dim("N", min=1), 1: Dim("H", min=1), 2: Dim("W", min=1)}
-    with torch.no_grad(), unfused_attention():  # fused attention depends on the device
+    # Fused attention depends on the device.
+    with torch.no_grad(), unfused_attention(), _without_auxiliary_heads(predictor.model):
         program = torch.export.export(graph, (example,), dynamic_shapes={INPUT_NAME: sizes})
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
@@ -131,7 +134,8 @@ def exported_program(predictor: Predictor) -> ExportedProgram:
 
 
 def _write_safetensors(predictor: Predictor, file: Path, facts: dict[str, Any]) -> None:
-    weights = {name: value.detach().cpu().contiguous() for name, value in predictor.model.state_dict().items()}
+    with _without_auxiliary_heads(predictor.model) as model:
+        weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     file.write_bytes(save_tensors(weights, metadata=_as_text(facts)))
 
 
@@ -155,6 +159,19 @@ def _write_onnx(predictor: Predictor, file: Path, facts: dict[str, Any]) -> None
     program.model.metadata_props.update(_as_text(facts))
     program.model.producer_name = "vitsearch"
     program.save(file, external_data=False)
+
+
+@contextmanager
+def _without_auxiliary_heads(model: nn.Module) -> Iterator[nn.Module]:
+    """Inside, the model lacks the classifiers of inner features, which only training computes."""
+    heads = auxiliary_heads(model)
+    if heads is not None:
+        delattr(model, AUXILIARY)
+    try:
+        yield model
+    finally:
+        if heads is not None:
+            model.add_module(AUXILIARY, heads)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from orchestrator.spec.stage_model import StageModel
 from orchestrator.spec.study_file import StudySpec, differences
 from orchestrator.spec.yaml_source import KeyPath, format_path
 from search_spaces.dimensions import Point
+from search_spaces.shape_rules import ShapeRules
 from search_spaces.widening import widen
 
 Effect = Literal["execution", "reopens", "extends", "rescores", "lengthens", "repeats", "identity"]
@@ -80,6 +81,10 @@ def _lower(old: int | None, new: int | None, _begun: BegunStage) -> str | None:
     return "must not exclude topologies that were allowed" if new is not None and (old is None or new < old) else None
 
 
+def _stricter(old: ShapeRules, new: ShapeRules, _begun: BegunStage) -> str | None:
+    return None if new.contains(old) else "must not exclude topologies that were allowed"
+
+
 EXECUTION, REPEATS, IDENTITY = Rule(effect="execution"), Rule(effect="repeats"), Rule(effect="identity")
 
 STUDY: Mapping[str, Rule] = {
@@ -126,6 +131,7 @@ STAGES: Mapping[str, Mapping[str, Rule]] = {
         "limits.max_params": Rule(effect="extends", problem=_lower),
         "limits.min_macs": Rule(effect="extends", problem=_higher),
         "limits.max_macs": Rule(effect="extends", problem=_lower),
+        "limits.multiples": Rule(effect="extends", problem=_stricter),
     },
     "grow": dict.fromkeys(
         (
@@ -137,6 +143,7 @@ STAGES: Mapping[str, Mapping[str, Rule]] = {
             "width_ratios",
             "repeats",
             "reduction",
+            "multiples",
             "proxies",
             "batch_size",
         ),

@@ -9,6 +9,7 @@ from orchestrator.spec.yaml_source import KeyPath
 from plugins import registry
 from search_spaces.base import ImageTask, SearchSpace, Topology
 from search_spaces.dimensions import Choice, Dimension, Point, is_active
+from search_spaces.shape_rules import ShapeRules
 from trainers.config import NOISE, DataConfig
 from trainers.data.sources import BUILT_IN, DIGITS, noise_task
 
@@ -60,6 +61,29 @@ def extreme_cost(
             break
     value, topology = min(ends, key=lambda end: end[0])
     return sign * value, topology
+
+
+def shape_problem(space: SearchSpace, rules: ShapeRules) -> str | None:
+    """Why a space has no topology that keeps shape rules; `None` if a search for one finds it.
+
+    The search begins at the first topology and at each of its neighbours, and follows neighbours that break the rules
+    at fewer widths. It finds one if no more than two dimensions must be right together.
+    """
+
+    def num_broken(topology: Topology) -> int:
+        return len(rules.broken(topology))
+
+    first = first_topology(space)
+    try:
+        ends = [_descend(space, first, num_broken, enough=0)]
+        for start in space.neighbours(first) if ends[0][0] else ():
+            ends.append(_descend(space, start, num_broken, enough=0))
+            if not ends[-1][0]:
+                return None
+    except ValueError as error:
+        return plain(error)
+    problem = rules.problem(min(ends, key=lambda end: end[0])[1])
+    return None if problem is None else f"must be kept by a topology of the space: {problem}"
 
 
 def _descend(

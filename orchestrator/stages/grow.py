@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Literal
 
 from pydantic import Field
@@ -9,7 +10,7 @@ from pydantic import Field
 from orchestrator.engines.interfaces import Objective, Search, Suggestion
 from orchestrator.reports.csv_text import csv_text
 from orchestrator.spec.plugin_checks import proxy_problems
-from orchestrator.spec.problems import Problem
+from orchestrator.spec.problems import Problem, plain
 from orchestrator.spec.proxy_choices import Direction, proxy_directions
 from orchestrator.spec.stage_model import Count, Fraction, StageModel, StageName, latest
 from orchestrator.spec.topology_checks import first_topology, search_space_of, smallest_task, topology_text_problems
@@ -24,6 +25,7 @@ from plugins.protocols import FinalChoice
 from search_spaces.base import Costs, Growable, ImageTask, Topology
 from search_spaces.dimensions import Point
 from search_spaces.recipes import PluginChoice
+from search_spaces.shape_rules import ShapeRules, width_step
 from trainers.config import DataConfig, ScoreTask
 
 CEILING = 1.375
@@ -60,6 +62,11 @@ class GrowStage(StageModel):
     reduction: Count = Field(
         default=4,
         description="score networks with 1/reduction of the width; the width then grows in multiples of `reduction`",
+    )
+    multiples: ShapeRules = Field(
+        default=ShapeRules(),
+        description="numbers that the widths of every grown network must be multiples of; a step without a possible "
+        "width within `width_ratios` takes the next possible one",
     )
     proxies: tuple[PluginChoice, ...] = Field(
         default=(PluginChoice(name="ntk-condition"), PluginChoice(name="length-distortion")),
@@ -115,6 +122,8 @@ class GrowStage(StageModel):
                         f"must be above {value:,}, the {cost} of `topology`, but got {target:,}. Raise it.",
                     )
             problem = growth_start_problem(start, self.reduction, task)
+            if not problem and (shape := _shape_problem(start, self)):
+                yield Problem((*at, "multiples"), shape)
             if problem:
                 yield Problem((*at, "reduction") if isinstance(start, Growable) else at, problem)
 
@@ -151,7 +160,7 @@ def run_grow(context: StageContext, spec: GrowStage) -> StageOutcome:
     Each step adds one block to one stage and widens the network by one ratio. Every combination is scored at the
     reduced width, and the one with the lowest sum of ranks is chosen. The rule, ratios, scores and reduction are those
     of the As-ViT paper, which did not test other spaces. Widths are whole multiples of `reduction * width_unit`, so
-    that both the network and its reduced form can be built.
+    that both the network and its reduced form can be built, and keep the shape rules in `multiples`.
 
     Raises:
         StageFailedError: The target cannot be reached within `max_steps` or below the ceiling.
@@ -176,7 +185,7 @@ def run_grow(context: StageContext, spec: GrowStage) -> StageOutcome:
         choice.model_copy(update={"settings": {"repeats": spec.repeats, **choice.settings}}) for choice in spec.proxies
     )
     search = Search(
-        num_trials=spec.max_steps * len(spec.width_ratios) * len(_growable(start).depths),
+        num_trials=spec.max_steps * (len(spec.width_ratios) + spec.multiples.is_strict) * len(_growable(start).depths),
         objectives=tuple(Objective(name, way) for name, way in suggester.directions.items()),
         suggester=suggester,
         make_task=lambda trial: ScoreTask(
@@ -267,7 +276,8 @@ class GrowthSuggester:
         ]
         self._expected = {str(point["topology"]) for point in self._queue}
         if not self._queue:
-            self.ending = f"every further step exceeds {CEILING} times the target or cannot be built"
+            rules = " or breaks the shape rules" if self._spec.multiples.is_strict else ""
+            self.ending = f"every further step exceeds {CEILING} times the target or cannot be built{rules}"
 
     def _step(self) -> None:
         if not self._scored:
@@ -294,18 +304,34 @@ class GrowthSuggester:
 
 
 def growth_candidates(topology: Topology, spec: GrowStage) -> list[Topology]:
-    """Full-size candidates of the next step: one more block in one stage, with each distinct width of the ratios."""
+    """Full-size candidates of the next step: one more block in one stage, with each distinct width of the ratios.
+
+    With shape rules, widths are multiples of the smallest step at which the rules hold. If no ratio gives a larger
+    width, the next one is added.
+    """
     assert isinstance(topology, Growable)
-    step = spec.reduction * topology.width_unit
-    width = topology.width // step
-    widths = list(dict.fromkeys(round(width * (1 + ratio)) for ratio in spec.width_ratios))
-    return [
-        topology.with_size(
-            depths=tuple(depth + (place == stage) for place, depth in enumerate(topology.depths)),
-            width=wider * step,
-        )
-        for stage, wider in itertools.product(range(len(topology.depths)), widths)
-    ]
+    unit = spec.reduction * topology.width_unit
+    width = topology.width // unit
+    widths = [unit * round(width * (1 + ratio)) for ratio in spec.width_ratios]
+    if spec.multiples.is_strict:
+        widths = _widths_by_rules(topology, spec, multiple=unit)
+    candidates = []
+    for stage, wider in itertools.product(range(len(topology.depths)), dict.fromkeys(widths)):
+        depths = tuple(depth + (place == stage) for place, depth in enumerate(topology.depths))
+        with suppress(ValueError):  # wider than the space allows
+            candidates.append(topology.with_size(depths=depths, width=wider))
+    return [candidate for candidate in candidates if spec.multiples.problem(candidate) is None]
+
+
+def _widths_by_rules(topology: Topology, spec: GrowStage, *, multiple: int) -> list[int]:
+    """Widths of the next step that keep the shape rules, none smaller than the present one; empty if there are none."""
+    step = width_step(topology, spec.multiples, multiple=multiple)
+    if step is None:
+        return []
+    width = _growable(topology).width
+    wanted = [step * round(width * (1 + ratio) / step) for ratio in spec.width_ratios]
+    widths = [wider for wider in wanted if wider >= width]
+    return widths if any(wider > width for wider in widths) else [*widths, (width // step + 1) * step]
 
 
 def choose_step(trials: list[TrialRecord], directions: Mapping[str, Direction]) -> TrialRecord:
@@ -403,6 +429,23 @@ def growth_start_problem(topology: Topology, reduction: int, task: ImageTask) ->
     return (
         f"must allow scoring every start at 1/{reduction} of its width, but {topology.id} cannot be built at that "
         f"width: {problem} Lower `reduction` or start wider."
+    )
+
+
+def _shape_problem(start: Topology, spec: GrowStage) -> str | None:
+    """Why no width of a start keeps the shape rules, or `None`."""
+    if not spec.multiples.is_strict:
+        return None
+    multiple = spec.reduction * _growable(start).width_unit
+    try:
+        step = width_step(start, spec.multiples, multiple=multiple)
+    except ValueError as error:
+        return plain(error)
+    if step is not None:
+        return None
+    return (
+        f"must hold at some width that is a multiple of {multiple} (`reduction` x {multiple // spec.reduction}), but "
+        f"they hold at none for {start.id}. Use smaller numbers or another start."
     )
 
 

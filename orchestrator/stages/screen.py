@@ -13,7 +13,13 @@ from orchestrator.spec.plugin_checks import choice_problems, one_of, proxy_probl
 from orchestrator.spec.problems import Problem
 from orchestrator.spec.proxy_choices import Direction, parts_of, proxy_directions, scored_choices
 from orchestrator.spec.stage_model import Count, SpecModel, StageModel, StageName
-from orchestrator.spec.topology_checks import extreme_cost, first_topology, largest_task, smallest_task
+from orchestrator.spec.topology_checks import (
+    extreme_cost,
+    first_topology,
+    largest_task,
+    shape_problem,
+    smallest_task,
+)
 from orchestrator.spec.yaml_source import KeyPath
 from orchestrator.stages.context import StageContext
 from orchestrator.stages.improvement import with_patience
@@ -24,6 +30,7 @@ from plugins import registry
 from search_spaces.base import Costs, SearchSpace
 from search_spaces.dimensions import Dimension, Point
 from search_spaces.recipes import PluginChoice
+from search_spaces.shape_rules import ShapeRules
 from trainers.config import DataConfig, ScoreTask
 
 _COST_PROXIES = frozenset({"params", "flops", "depth", "latency"})
@@ -31,7 +38,7 @@ _COST_PROXIES = frozenset({"params", "flops", "depth", "latency"})
 
 
 class Limits(SpecModel):
-    """Bounds on a topology's closed-form costs; an omitted bound does not limit the search."""
+    """Bounds on a topology's closed-form costs, and rules of its shape; an omitted one does not limit the search."""
 
     min_params: Count | None = Field(default=None, description="minimum number of parameters")
     max_params: Count | None = Field(default=None, description="maximum number of parameters")
@@ -40,6 +47,9 @@ class Limits(SpecModel):
     )
     max_macs: Count | None = Field(
         default=None, description="maximum number of multiply-accumulates per image and forward pass"
+    )
+    multiples: ShapeRules = Field(
+        default=ShapeRules(), description="numbers that widths must be multiples of, such as 64, for faster hardware"
     )
 
     def bounds(self) -> tuple[tuple[Literal["parameters", "macs"], int | None, int | None], ...]:
@@ -73,7 +83,9 @@ class ScreenStage(StageModel):
         description="proxies that rank the topologies, by the sum of their ranks; by default the first two that "
         "measure more than size",
     )
-    limits: Limits = Field(default=Limits(), description="bounds on parameters and multiply-accumulates")
+    limits: Limits = Field(
+        default=Limits(), description="bounds on parameters and multiply-accumulates, and shape rules"
+    )
 
     @property
     def proxy_names(self) -> tuple[str, ...]:
@@ -113,6 +125,10 @@ class ScreenStage(StageModel):
             yield Problem((*at, "space"), f"must fit images of {size} pixels (data.image_size), but {problem}")
         else:
             yield from _limit_problems(self, space, data, (*at, "limits"))
+            shape = shape_problem(space, self.limits.multiples)
+            if shape:
+                advice = "Choose other settings of the space, or smaller numbers."
+                yield Problem((*at, "limits", "multiples"), f"{shape}. {advice}")
 
     def _dimensions(self) -> tuple[Dimension, ...] | None:
         """The dimensions to search; `None` if the space is invalid, which is reported separately."""
@@ -264,7 +280,7 @@ def _limit_problems(stage: ScreenStage, space: SearchSpace, data: DataConfig, at
 
 def _topology_problem(space: SearchSpace, point: Point, spec: ScreenStage, context: StageContext) -> str | None:
     topology = space.decode(point)
-    problem = space.problem(topology, context.image_task)
+    problem = space.problem(topology, context.image_task) or spec.limits.multiples.problem(topology)
     return problem or _limit_problem(spec, space.costs(topology, context.image_task))
 
 

@@ -26,6 +26,7 @@ from plugins.protocols.proxies import (
     ProxyScore,
     TransformerBlock,
     is_block,
+    is_curve_model,
 )
 from plugins.protocols.rates import ExcludesOptimizers, NetworkDescription, NetworkPart, PartFactors, RateRule
 from plugins.protocols.samplers import Enumeration, FinalChoice, Sampler
@@ -104,6 +105,7 @@ __all__ = [
     "class_key",
     "class_values",
     "is_block",
+    "is_curve_model",
     "is_independent_of_length",
     "needed_signals",
     "planned",

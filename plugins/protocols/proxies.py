@@ -38,6 +38,14 @@ class CurveModel(ProxyModel, Protocol):
         ...
 
 
+def is_curve_model(module: "torch.nn.Module") -> TypeGuard[CurveModel]:
+    """Whether a model computes derivatives along curves itself.
+
+    `isinstance` tells this of a class. A single model whose options rule it out has `features_along = None`.
+    """
+    return isinstance(module, CurveModel) and module.features_along is not None
+
+
 class TransformerBlock(Protocol):
     """A pre-norm block: `stream = x + attn(norm1(x))`, then `stream + mlp(norm2(stream))`.
 
@@ -47,12 +55,15 @@ class TransformerBlock(Protocol):
 
     norm1: "torch.nn.Module"
     attn: "torch.nn.Module"
-    """Has the linear layers `qkv` and `proj`, the number of `heads`, and `attention_weights(tokens)`: the attention
-    weights between the tokens of each window, shape (B, ..., heads, N, N), with rows that sum to 1. The signal
-    `attention_logit` also needs `attention_logits(tokens)`, the scores before the softmax."""
+    """Has the linear layers `qkv` and `proj`, the number of `heads`, and `attention_weights`: from the module's inputs,
+    the attention weights between the tokens of each window, shape (B, ..., heads, N, N), with rows that sum to 1. The
+    signal `attention_logit` also needs `attention_logits`, the scores before the softmax."""
     norm2: "torch.nn.Module"
     mlp: "torch.nn.Module"
-    """Has the linear layers `fc1` and `fc2`, with the activation module `act` between them."""
+    """Has the linear layers `fc1` and `fc2`, with the activation module `act` between them.
+
+    If the output of a branch is multiplied by a factor of each channel, `attn` and `mlp` apply it and have it as the
+    parameter `scale.gamma`; other models have no `scale`, or `None`."""
 
 
 def is_block(module: "torch.nn.Module") -> TypeGuard[TransformerBlock]:

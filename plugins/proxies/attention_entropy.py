@@ -44,7 +44,7 @@ class AttentionEntropy:
     card: ClassVar[PluginCard] = PluginCard(
         source="Serianni & Kalita 2023, arXiv:2306.00288; entropy of the attention rows instead of their maximum",
         cost="per repeat, one shared forward pass of the batch; the attention weights of `images` images again",
-        needs=("images",),
+        needs=("images", "a topology that merges no tokens"),
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "minimize"
     repeats: Annotated[int, Field(ge=1)] = 1
@@ -61,9 +61,10 @@ class AttentionEntropy:
         """The score of one network."""
         import torch
 
-        from plugins.proxies.block_features import is_finite, num_blocks
+        from plugins.proxies.block_features import is_finite, num_blocks, require_all_tokens
         from plugins.proxies.repeats import on_all_cores
 
+        require_all_tokens(recorded, "attention-entropy")
         if not is_finite(recorded):
             return float("nan")
 

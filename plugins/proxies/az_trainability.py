@@ -34,7 +34,7 @@ class AzTrainability:
     card: ClassVar[PluginCard] = PluginCard(
         source="Lee & Ham 2024 (AZ-NAS), arXiv:2403.19232; real images instead of Gaussian noise",
         cost="per repeat, one shared forward pass of the batch, and a separate backward pass through the activations",
-        needs=("images",),
+        needs=("images", "a topology that merges no tokens"),
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
     repeats: Annotated[int, Field(ge=1)] = 1
@@ -49,11 +49,12 @@ class AzTrainability:
         """The score of one network."""
         import torch
 
-        from plugins.proxies.block_features import num_blocks
+        from plugins.proxies.block_features import num_blocks, require_all_tokens
         from plugins.proxies.repeats import on_all_cores
         from plugins.proxies.spectra import largest_singular_value
 
         num_blocks(recorded)
+        require_all_tokens(recorded, "az-trainability")
         seeds = torch.randint(2**62, (len(recorded.parts),), generator=recorded.generator()).tolist()
         jobs = [(part, torch.Generator().manual_seed(seed)) for part, seed in zip(recorded.parts, seeds, strict=True)]
         device = recorded.candidate.images.device.type

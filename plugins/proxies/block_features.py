@@ -50,6 +50,21 @@ def num_blocks(recorded: RecordedPass) -> int:
     return count
 
 
+def require_all_tokens(recorded: RecordedPass, proxy: str) -> None:
+    """Refuse a network that merges tokens, for a proxy that compares the tokens before and after a branch.
+
+    Raises:
+        ValueError: A block has fewer tokens after its attention than before.
+    """
+    for block in recorded.parts[0].blocks:
+        before, after = block.stream[:2]
+        if before.shape != after.shape:
+            raise ValueError(
+                f"{proxy} needs the same tokens before and after attention, but {recorded.candidate.topology.id} "
+                "merges tokens. Set the option merged_tokens to 0, or remove the proxy from the study."
+            )
+
+
 def is_finite(recorded: RecordedPass) -> bool:
     """Whether the logits are finite. Scores that count signs do not notice non-finite values."""
     return all(bool(torch.isfinite(part.logits).all()) for part in recorded.parts)

@@ -7,7 +7,7 @@ Legend: `B` images, `N` tokens, `D` width of the residual stream, `I` channels o
 | `weight` | weights of query, key, value and projection, one row per channel of a head: (4 I, D) | (2 M, D) |
 | `gradient` | gradient of the mean cross-entropy over the batch with respect to `weight` | the same |
 | `saliency` | elementwise product of `weight` and `gradient` | the same |
-| `activation` | output that is added to the residual stream: (B N, D) | the same |
+| `activation` | output that is added to the residual stream, with its layer scale: (B N, D) | the same |
 | `activation_gradient` | gradient with respect to `activation`, and thus also to `stream`: (B N, D) | the same |
 | `stream` | residual stream after the addition: (B N, D) | the same |
 
@@ -86,9 +86,9 @@ class _Block:
         part, _, quantity = name.partition(".")
         block = self.records[0].block
         if part == "attention":
-            reads, writes, place = block.attn.get_submodule("qkv"), block.attn.get_submodule("proj"), 1
+            module, reads, writes, place = block.attn, *_layers(block.attn, "qkv", "proj"), 1
         else:
-            reads, writes, place = block.mlp.get_submodule("fc1"), block.mlp.get_submodule("fc2"), 2
+            module, reads, writes, place = block.mlp, *_layers(block.mlp, "fc1", "fc2"), 2
         match quantity:
             case "weight":
                 return _side_by_side(reads.get_parameter("weight"), writes.get_parameter("weight"))
@@ -97,11 +97,13 @@ class _Block:
             case "saliency":
                 return self.tensor(f"{part}.weight") * self._gradient(reads, writes)
             case "activation":
-                return _rows(recorded.outputs[self.names[writes]] for recorded in self.recorded.parts)
+                outputs = _rows(recorded.outputs[self.names[writes]] for recorded in self.recorded.parts)
+                return outputs if (scale := _scale(module)) is None else outputs * scale
             case "activation_gradient":
                 shares = [len(one.images) / len(self.recorded.candidate.images) for one in self.recorded.parts]
                 gradients = [one.outputs[self.names[writes]] for one in self.recorded.gradients]
-                return _rows(share * gradient for share, gradient in zip(shares, gradients, strict=True))
+                rows = _rows(share * gradient for share, gradient in zip(shares, gradients, strict=True))
+                return rows if (scale := _scale(module)) is None else rows / scale
             case _:
                 return _rows(record.stream[place] for record in self.records)
 
@@ -152,6 +154,16 @@ class _Matrix:
         """Inner products of the columns, (D, D), in float64, since float32 would lose the small singular values."""
         double = self.tensor.double()
         return double.mT @ double
+
+
+def _layers(module: torch.nn.Module, *names: str) -> tuple[torch.nn.Module, ...]:
+    return tuple(module.get_submodule(name) for name in names)
+
+
+def _scale(module: torch.nn.Module) -> Tensor | None:
+    """The layer scale (D,) between the last linear layer of a branch and the residual stream; `None` without one."""
+    scale = getattr(module, "scale", None)
+    return None if scale is None else scale.get_parameter("gamma").detach()
 
 
 def _side_by_side(reads: Tensor, writes: Tensor) -> Tensor:

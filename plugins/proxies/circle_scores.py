@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plugins.protocols import Candidate, CurveModel, ProxyScore
+from plugins.protocols import Candidate, ProxyScore, is_curve_model
 from plugins.proxies.input_circle import circle_angles, circle_basis, circle_weights, curve_derivatives
 from plugins.proxies.repeats import networks, on_all_cores, seed_groups, summarize
 
@@ -50,7 +50,7 @@ def _curves_of_seeds(candidate: Candidate, seeds: Sequence[int], angles: Tensor,
         return circle_basis(images.shape[1:], generator=torch.Generator().manual_seed(seed)).to(images)
 
     models, bases = networks(candidate, seeds), list(on_all_cores(basis_of, seeds, device=images.device.type))
-    if not all(isinstance(model, CurveModel) for model in models):
+    if not all(is_curve_model(model) for model in models):
         plain = (candidate.build(seed=seed, normalization=False) for seed in seeds)
         return curves_by_autograd(plain, bases, angles, order=order)
     if len(angles) <= len(FEW):

@@ -11,9 +11,20 @@ from search_spaces.dimensions import Choice, Dimension, Integer, is_active
 TASK = ImageTask(image_size=32, in_channels=3, num_classes=10)
 
 
-@pytest.fixture(params=sorted(available("spaces")))
+SEARCHED = {"qk_norm": [False, True], "merged_tokens": [3, 1], "grn": True}
+"""Options of blocks, two of them searched."""
+
+
+@pytest.fixture(
+    params=[
+        pytest.param((name, options), id=f"{name} with options" if options else name)
+        for name in sorted(available("spaces"))
+        for options in ({}, SEARCHED)
+    ]
+)
 def space(request: pytest.FixtureRequest) -> SearchSpace:
-    return create_space(request.param)
+    name, options = request.param
+    return create_space(name, {"options": options})
 
 
 def _sample(space: SearchSpace, count: int = 20) -> list[Topology]:

@@ -1,4 +1,4 @@
-"""Studies on the spaces other than As-ViT: every stage that depends on topologies."""
+"""Studies on the spaces other than As-ViT, with options of their blocks: every stage that depends on topologies."""
 
 from pathlib import Path
 
@@ -26,6 +26,7 @@ stages:
     max_steps: 4
     repeats: 1
     reduction: 1
+    multiples: {head_width: 2}
     batch_size: 4
   - stage: train
     candidates: {best: 2, spread: 2}
@@ -45,13 +46,13 @@ stages:
 """
 SPACES = {
     "autoformer": {
-        "space": "{name: autoformer, patch_size: 16}",
-        "start": "autoformer:2,2|4,2|16,8",
+        "space": "{name: autoformer, patch_size: 16, options: {layer_scale: [false, true], merged_tokens: 1}}",
+        "start": "autoformer:2,2|4,2|16,8|grn,deep_supervision",
         "target": "16_000",
     },
     "pit": {
-        "space": "{name: pit, patch_size: 8}",
-        "start": "pit:1,1|1,2|1,2|2,8,8",
+        "space": "{name: pit, patch_size: 8, options: {qk_norm: true, sigmoid_attention: [false, true]}}",
+        "start": "pit:1,1|1,2|1,2|2,8,8|layer_scale,deep_supervision",
         "target": "18_000",
     },
 }

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from search_spaces.base import ImageTask
+from search_spaces.options import NO_OPTIONS, BlockOptions
 from tests.contracts.test_models import build, small
 from tests.unit.training import CPU, configuration
 from trainers.champion import ModelCard, Predictor
@@ -26,10 +27,12 @@ CLASSES = ("ant", "bee & co", "çicada", "d", "e")
 SPACES = ("as-vit", "autoformer", "pit")
 
 
-def predictor_of(space: str, *, channels: int = 3, resize: str = "crop") -> Predictor:
+def predictor_of(
+    space: str, *, channels: int = 3, resize: str = "crop", options: BlockOptions = NO_OPTIONS
+) -> Predictor:
     """A model with random weights that are large enough for its predictions to differ between images."""
     task = ImageTask(image_size=32, in_channels=channels, num_classes=len(CLASSES))
-    topology = small(space)
+    topology = small(space).model_copy(update={"options": options})
     model = build(topology, task)
     for weight in model.parameters():
         weight.data.mul_(3)
@@ -88,11 +91,19 @@ RUN = {ExportFormat.torch_export: run_torch_export, ExportFormat.onnx: run_onnx}
 
 
 @pytest.mark.parametrize("export_format", list(RUN))
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize(
+    ("space", "options"),
+    [
+        *((space, NO_OPTIONS) for space in SPACES),
+        ("as-vit", BlockOptions(qk_norm=True, layer_scale=True, grn=True)),
+        ("autoformer", BlockOptions(qk_norm=True, layer_scale=True, grn=True, sigmoid_attention=True, merged_tokens=1)),
+    ],
+    ids=[*SPACES, "as-vit with options", "autoformer with options"],
+)
 def test_an_exported_graph_predicts_images_of_any_number_and_size(
-    space: str, export_format: ExportFormat, tmp_path: Path
+    space: str, options: BlockOptions, export_format: ExportFormat, tmp_path: Path
 ) -> None:
-    predictor = predictor_of(space)
+    predictor = predictor_of(space, options=options)
     file, _ = export_model(predictor, tmp_path / f"model{export_format.suffix}", export_format)
     for count, height, width in [(3, 32, 32), (1, 32, 32), (2, 90, 50), (1, 20, 41)]:
         images = photos(count, height, width)

@@ -38,10 +38,10 @@ TOPOLOGY = "as-vit:4,2,3|2,1,2|2,1,4|2,1,3|16,16"
 A, B, C = (Statistic("mean", "mlp.weight"), Statistic("l1", "mlp.gradient"), Statistic("std", "attention.stream"))
 
 
-def _recorded(*, seed: int = 3, num_images: int = 6) -> RecordedPass:
+def _recorded(*, seed: int = 3, num_images: int = 6, options: str = "") -> RecordedPass:
     generator = torch.Generator().manual_seed(5)
     images = torch.randn(num_images, 1, 32, 32, generator=generator, dtype=torch.float64)
-    return record_pass(make_candidate(registry.parse_topology(TOPOLOGY), images, TASK, seed=0), seed)
+    return record_pass(make_candidate(registry.parse_topology(TOPOLOGY + options), images, TASK, seed=0), seed)
 
 
 def _value(text: str, **rows: list[float]) -> list[float]:
@@ -187,9 +187,9 @@ def test_no_statistic_of_the_search_is_another_one_under_a_second_name() -> None
 # --- statistics ---
 
 
-@pytest.fixture(scope="module")
-def recorded() -> RecordedPass:
-    return _recorded()
+@pytest.fixture(scope="module", params=["", "|qk_norm,layer_scale,grn,sigmoid_attention"], ids=["plain", "options"])
+def recorded(request: pytest.FixtureRequest) -> RecordedPass:
+    return _recorded(options=request.param)
 
 
 def _num_terms(recorded: RecordedPass) -> int:

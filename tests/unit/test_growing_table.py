@@ -107,13 +107,19 @@ def test_epochs_may_grow_unless_trials_copied_each_other() -> None:
     assert len(grow(new, old, train=3).refused) == 1
 
 
-def test_limits_may_only_be_loosened() -> None:
-    limits = [{"max_params": 10**7}, {"max_params": 2 * 10**7}, {}]
+@pytest.mark.parametrize(
+    ("limits", "field"),
+    [
+        ([{"max_params": 10**7}, {"max_params": 2 * 10**7}, {}], "max_params"),
+        ([{"multiples": {"width": 32, "head_width": 4}}, {"multiples": {"width": 16}}, {}], "multiples"),
+    ],
+)
+def test_limits_may_only_be_loosened(limits: list[dict[str, Any]], field: str) -> None:
     tight, loose, none = (spec({**SCREEN, "limits": one}) for one in limits)
     for old, new in ((tight, loose), (tight, none), (loose, none)):
         assert grow(old, new, screen=4).extended == {"screen"}
         (line,) = grow(new, old, screen=4).refused
-        assert line.startswith("stages[0].limits.max_params")
+        assert line.startswith(f"stages[0].limits.{field}")
 
 
 def test_a_further_proxy_scores_the_topologies_again_unless_it_changes_the_ranking() -> None:

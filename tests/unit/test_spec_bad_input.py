@@ -306,6 +306,13 @@ BAD: dict[str, Bad] = {
         "stages[0].limits.min_params",
         ("must be at most", "as-vit:8,", "got 1,000,000,000"),
     ),
+    "shape rules that no topology keeps": Bad(
+        "num_trials: 8",
+        "num_trials: 8\n    limits: {multiples: {width: 24}}",
+        7,
+        "stages[0].limits.multiples",
+        ("must be kept by a topology of the space", "each width must be a multiple of 24", "has a width of"),
+    ),
     "limits that contradict each other": Bad(
         "num_trials: 8",
         "num_trials: 8\n    limits:\n      max_params: 1_000_000\n      min_params: 2_000_000",

@@ -19,6 +19,7 @@ from search_spaces.as_vit import AsViTTopology
 from search_spaces.base import ImageTask
 from search_spaces.recipes import PluginChoice
 from tests.fakes import make_trial
+from trainers.config import DataConfig
 
 TASK = ImageTask(image_size=32, in_channels=1, num_classes=10)
 SCALING = {"ntk-condition": "minimize", "length-distortion": "maximize"}
@@ -141,6 +142,29 @@ def test_growth_in_the_reduced_width_is_a_multiple_in_the_real_one() -> None:
     assert {topology.width for topology in found} == {4 * round(16 * 1.1), 4 * round(16 * 1.2)}
     assert all(sum(topology.depths) == sum(wide.depths) + 1 for topology in found)
     assert len(found) == 8
+
+
+@pytest.mark.parametrize(
+    ("width", "widths"),
+    [(64, {64, 128}), (60, {64}), (128, {128, 192}), (640, {640, 704, 768}), (1000, {1024}), (90, {128})],
+)
+def test_growth_keeps_shape_rules_and_can_always_go_on(width: int, widths: set[int]) -> None:
+    spec = stage(width_ratios=[0.05, 0.10, 0.15, 0.20], multiples={"width": 64, "head_width": 8})
+    found = growth_candidates(start().with_size(width=width), spec)
+    assert {one.width for one in found if isinstance(one, AsViTTopology)} == widths
+    assert all(spec.multiples.problem(one) is None for one in found)
+
+
+def test_growth_of_a_wide_network_ends_at_the_largest_width() -> None:
+    found = growth_candidates(start().with_size(width=1024), stage(width_ratios=[0.05]))
+    assert found == []
+
+
+def test_rules_that_no_width_keeps_are_refused_before_growth() -> None:
+    spec = stage(topology=start().id, reduction=3, multiples={"width": 1024})
+    (problem,) = spec.data_problems([], DataConfig(source="digits", image_size=32), ("stages", 0))
+    assert problem.path == ("stages", 0, "multiples")
+    assert "must hold at some width that is a multiple of 3" in problem.message
 
 
 def test_the_lowest_sum_of_ranks_is_taken() -> None:

@@ -1,5 +1,7 @@
 """Weights of one model in another: exact, selected, interpolated, resized, and the last layer by class name."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -230,3 +232,51 @@ def test_a_larger_merging_kernel_can_learn_in_its_new_places() -> None:
     scale: Tensor = found.state["stages.1.embed.norm.weight"].view(4, 4, 4)
     assert (scale[0] == 1).all()
     assert (scale[1:3, 1:3] != 1).all()
+
+
+# --- options of blocks ---
+
+
+@pytest.mark.parametrize("space", sorted(LARGE))
+def test_options_are_selected_with_the_layers_that_they_belong_to(space: str) -> None:
+    options = "|qk_norm,layer_scale,grn,sigmoid_attention"
+    source = source_of(LARGE[space] + options)
+    assert fit(source, LARGE[space] + options).text == "starts from all weights as they are"
+    found = fit(source, SMALL[space] + options)
+    assert found.fresh == ()
+    for name, rows in (("attn.scale.gamma", "attn.proj.bias"), ("mlp.grn.gamma", "mlp.fc1.bias")):
+        for scale, layer in ((key.replace(rows, name), key) for key in found.state if key.endswith(rows)):
+            places = [source.tensors[layer].tolist().index(value) for value in found.state[layer].tolist()]
+            assert torch.equal(found.state[scale], source.tensors[scale][places])
+
+
+def test_a_layer_scale_that_only_one_side_has_changes_nothing() -> None:
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    plain, scaled = LARGE["autoformer"], f"{LARGE['autoformer']}|layer_scale"
+    for old, new, words in (
+        (plain, scaled, "layer scales of 1"),
+        (scaled, plain, "layer scales multiplied into their layers"),
+    ):
+        source = source_of(old)
+        source = replace(source, tensors={name: 0.2 * value for name, value in source.tensors.items()})
+        found = fit(source, new)
+        assert found.fresh == ()
+        assert words in found.text
+        logits = []
+        for topology, state in ((old, source.tensors), (new, found.state)):
+            model = build_model(topology, task(), seed=0, device=CPU).eval()
+            model.load_state_dict(dict(state))
+            logits.append(model(images).detach())
+        torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_keeps_its_weights_if_its_options_are_new() -> None:
+    found = fit(source_of(LARGE["pit"]), f"{LARGE['pit']}|qk_norm,grn")
+    assert {name.rsplit(".", 2)[1] for name in found.fresh} == {"query_norm", "key_norm", "grn"}
+    assert all(name in found.exact for name in found.state if name.endswith(("qkv.weight", "fc1.weight")))
+
+
+def test_a_layer_scale_is_as_new_as_its_layer() -> None:
+    found = fit(source_of("autoformer:2,2|32,8"), "autoformer:2,4|32,8|layer_scale")
+    assert torch.equal(found.state["blocks.0.mlp.scale.gamma"], torch.full((32,), 0.1))
+    assert torch.equal(found.state["blocks.0.attn.scale.gamma"], torch.ones(32))

@@ -12,8 +12,11 @@ from search_spaces.base import ImageTask
 from trainers.models.as_vit_curve import grid_features_along
 from trainers.models.as_vit_layers import PatchEmbedding, PatchMerging, StageBlocks, WindowAttention
 from trainers.models.assembly import ModelBuilder, draw_convolutions, draw_linears
-from trainers.models.blocks import Block, Linear, keep_factors, layer_norm
+from trainers.models.auxiliary_heads import AuxiliaryHeads, with_auxiliary
+from trainers.models.block_options import OptionalParts
+from trainers.models.blocks import Block, Linear, SelfAttention, keep_factors, layer_norm
 from trainers.models.dropout import Dropout, DropoutSites, dropout_sites
+from trainers.models.token_merging import TokenMerging
 
 INIT_STD = 0.02
 
@@ -45,7 +48,11 @@ class AsViT(nn.Module):
     ) -> None:
         super().__init__()
         self.drop_path = drop_path
+        self.merged_tokens = topology.options.merged_tokens
+        if self.merged_tokens:
+            self.features_along = None  # type: ignore[assignment,method-assign]  # not a `CurveModel`
         widths, heads = topology.widths, topology.stage_heads
+        parts = OptionalParts(topology.options, num_blocks=sum(topology.depths), normalization=normalization)
         self.stages = nn.ModuleList()
         for index, stage in enumerate(topology.stages):
             width = widths[index]
@@ -59,9 +66,10 @@ class AsViT(nn.Module):
             blocks = [
                 Block(
                     width,
-                    WindowAttention(width, heads=heads[index], split=stage.split),
+                    self._attention(width, heads[index], stage.split, parts, is_last=index == len(widths) - 1),
                     hidden=stage.expansion * width,
                     normalization=normalization,
+                    parts=parts,
                 )
                 for _ in range(stage.depth)
             ]
@@ -72,6 +80,9 @@ class AsViT(nn.Module):
         self.depths = topology.depths
         draw_linears(self, generator, std=INIT_STD)
         draw_convolutions(self, generator)
+        if topology.auxiliary_widths:
+            self.auxiliary = AuxiliaryHeads(topology.auxiliary_widths, task.num_classes, normalization=normalization)
+            draw_linears(self.auxiliary, generator, std=INIT_STD)
 
     def forward(
         self,
@@ -80,6 +91,7 @@ class AsViT(nn.Module):
         generator: torch.Generator | Tensor | None = None,
         dropout: Dropout | None = None,
         stride_factor: int = 1,
+        auxiliary: bool = False,
     ) -> Tensor:
         """Logits (B, classes) of images (B, C, H, W).
 
@@ -90,26 +102,45 @@ class AsViT(nn.Module):
             dropout: Rate and seed of dropout in training mode; `None` drops nothing.
             stride_factor: Factor of the stride and dilation of the first projection. Each side of every token grid is
                 divided by it (rounded up); the weights are the same.
+            auxiliary: Whether to return (B, 1 + heads, classes): the logits, then those of the auxiliary heads.
         """
-        logits: Tensor = self.head(self.norm(self._tokens(images, generator, dropout, stride_factor)).mean((1, 2)))
-        return logits
+        merging = self._merging()
+        inner: list[Tensor] | None = [] if auxiliary else None
+        tokens = self.norm(self._tokens(images, generator, merging, dropout, stride_factor, inner))
+        logits: Tensor = self.head(_mean(tokens, merging))
+        return logits if inner is None else with_auxiliary(logits, self.auxiliary, inner)
 
     def forward_features(self, images: Tensor, *, generator: torch.Generator | Tensor | None = None) -> Tensor:
         """Features (B, D): the mean of the last stage's tokens before the final norm."""
-        return self._tokens(images, generator).mean((1, 2))
+        merging = self._merging()
+        return _mean(self._tokens(images, generator, merging), merging)
 
     def features_along(self, directions: Tensor, weights: Tensor) -> Tensor:
         """Features and derivatives along a curve of images, without norms; see `plugins.protocols.CurveModel`."""
         return grid_features_along([cast("StageBlocks", stage) for stage in self.stages], directions, weights)
 
+    def _attention(self, width: int, heads: int, split: int, parts: OptionalParts, *, is_last: bool) -> SelfAttention:
+        """Attention in windows of a grid; of a sequence in the last stage if its tokens are merged."""
+        if is_last and self.merged_tokens:
+            return SelfAttention(width, heads=heads, head_width=width // heads, parts=parts)
+        return WindowAttention(width, heads=heads, split=split, parts=parts)
+
+    def _merging(self) -> TokenMerging | None:
+        return TokenMerging(self.merged_tokens, num_kept=0) if self.merged_tokens else None
+
     def _tokens(
         self,
         images: Tensor,
         generator: torch.Generator | Tensor | None,
+        merging: TokenMerging | None,
         dropout: Dropout | None = None,
         stride_factor: int = 1,
+        inner: list[Tensor] | None = None,
     ) -> Tensor:
-        """The last stage's tokens, (B, H, W, D)."""
+        """The last stage's tokens, (B, H, W, D), or (B, N, D) if they are merged.
+
+        The features of auxiliary heads are added to `inner`.
+        """
         keep = self._keep_factors(images, generator)
         sites = dropout_sites(self, images, num_blocks=sum(self.depths), dropout=dropout)
         embedding = {"stride_factor": stride_factor} if stride_factor > 1 else {}
@@ -117,7 +148,10 @@ class AsViT(nn.Module):
         for stage, depth in zip(self.stages, self.depths, strict=True):
             some = slice(start, start + depth)
             dropped = DropoutSites(sites.embedding if start == 0 else None, sites.blocks[some])
-            tokens = stage(tokens, keep[some], dropped, **embedding)
+            is_last = start + depth == sum(self.depths)
+            tokens = stage(tokens, keep[some], dropped, merging if is_last else None, **embedding)
+            if inner is not None and not is_last:
+                inner.append(tokens.mean((1, 2)))
             embedding = {}
             start += depth
         return tokens
@@ -127,6 +161,11 @@ class AsViT(nn.Module):
         return keep_factors(
             self, images, num_blocks=sum(self.depths), rate=self.drop_path, num_dims=4, generator=generator
         )
+
+
+def _mean(tokens: Tensor, merging: TokenMerging | None) -> Tensor:
+    """Mean over the tokens, (B, D)."""
+    return tokens.mean((1, 2)) if merging is None else merging.mean(tokens)
 
 
 build_as_vit = ModelBuilder(AsViT, AsViTSpace)

@@ -19,6 +19,7 @@ from trainers.models.taylor import (
     add_mlp,
     derivative_factors,
     hidden_activations,
+    scaled_layer,
     slices,
 )
 
@@ -88,8 +89,9 @@ def _pool(tokens: Tensor, block: Block) -> Tensor:
     """Mean of the tokens (K, n, D) after the MLP, whose hidden activations are averaged before its last layer."""
     num, points, count, _ = tokens.shape
     hidden = hidden_activations(tokens.flatten(1, 2), block.mlp).view(num, points, count, -1).mean(2)
-    added = torch.matmul(hidden, block.mlp.fc2.weight.t())
-    added[0] += block.mlp.fc2.bias
+    weight, bias = scaled_layer(block.mlp.fc2, block.mlp.scale)
+    added = torch.matmul(hidden, weight.t())
+    added[0] += bias
     return tokens.mean(2) + added
 
 

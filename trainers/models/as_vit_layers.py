@@ -7,17 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.costs import attention_window
+from trainers.models.block_options import PLAIN, OptionalParts
 from trainers.models.blocks import (
     Block,
     Convolution,
     Linear,
     SelfAttention,
-    attend,
     attention_logits,
-    attention_weights,
     layer_norm,
 )
 from trainers.models.dropout import DropoutSites
+from trainers.models.token_merging import TokenMerging
 
 
 class PatchEmbedding(nn.Module):
@@ -81,50 +81,51 @@ class WindowAttention(SelfAttention):
     """Multi-head attention within `split` x `split` windows of the grid, without a position bias.
 
     A head has `width // heads` channels, so that the heads together may have fewer than `width`. In a window of one
-    token, the output of attention is the token's value, so that queries and keys are not computed. If `split` does not
-    divide a side of the grid, `search_spaces.costs.attention_window` defines the windows.
+    token, the output of softmax attention is the token's value, so that queries and keys do not matter. If `split` does
+    not divide a side of the grid, `search_spaces.costs.attention_window` defines the windows.
     """
 
-    def __init__(self, width: int, *, heads: int, split: int) -> None:
-        super().__init__(width, heads=heads, head_width=width // heads)
+    def __init__(self, width: int, *, heads: int, split: int, parts: OptionalParts = PLAIN) -> None:
+        super().__init__(width, heads=heads, head_width=width // heads, parts=parts)
         self.split = split
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, merging: TokenMerging | None = None) -> Tensor:
+        assert merging is None, "windows keep all tokens"
         height, across = tokens.shape[1:3]
         inner = self.heads * self.head_width
         rows, columns = self._window(height, across)
-        if rows == columns == 1:
+        if rows == columns == 1 and not self.is_sigmoid:
             mixed = self.qkv(tokens)[..., 2 * inner :]
         elif (rows, columns) == (height, across):
             query, key, value = self._heads(tokens.flatten(1, 2))
-            mixed = attend(query, key, value).transpose(1, 2).reshape(-1, height, across, inner)
+            mixed = self._attend(query, key, value).transpose(1, 2).reshape(-1, height, across, inner)
         else:
-            mixed = self._attend_in_windows(self.qkv(tokens), rows, columns)
-        out: Tensor = self.proj(mixed)
-        return out
+            mixed = self._attend_in_windows(self._project(tokens), rows, columns)
+        return self._output(mixed)
 
-    def attention_weights(self, tokens: Tensor) -> Tensor:
+    def attention_weights(self, tokens: Tensor, merging: TokenMerging | None = None) -> Tensor:  # noqa: ARG002
         """Attention weights (B, windows, heads, N, N) for the module's input (B, H, W, D).
 
-        Rows sum to 1. Tokens that pad a window have weight 0; their own rows are uniform over the other tokens.
+        Rows sum to 1. Tokens that pad a window have weight 0; their own rows are uniform over the other tokens. The
+        weights of sigmoid attention are divided by the sum of their row.
         """
         batch, height, across, _ = tokens.shape
         rows, columns = self._window(height, across)
         if rows == columns == 1:
             return tokens.new_ones(batch, height * across, self.heads, 1, 1)
-        (query, key, _), is_real = self._windows(self.qkv(tokens), rows, columns)
-        return attention_weights(query, key, is_real).view(batch, -1, self.heads, *[rows * columns] * 2)
+        (query, key, _), is_real = self._windows(self._project(tokens), rows, columns)
+        return self._weights(query, key, is_real).view(batch, -1, self.heads, *[rows * columns] * 2)
 
-    def attention_logits(self, tokens: Tensor) -> Tensor:
-        """The scaled scores before the softmax of `attention_weights`.
+    def attention_logits(self, tokens: Tensor, merging: TokenMerging | None = None) -> Tensor:  # noqa: ARG002
+        """The scaled scores before the softmax of `attention_weights`, or before the shift and sigmoid.
 
-        They are -inf for tokens that only fill a window up, and 0 for windows of one token.
+        They are -inf for tokens that only fill a window up, and 0 for windows of one token with softmax attention.
         """
         batch, height, across, _ = tokens.shape
         rows, columns = self._window(height, across)
-        if rows == columns == 1:
+        if rows == columns == 1 and not self.is_sigmoid:
             return tokens.new_zeros(batch, height * across, self.heads, 1, 1)
-        (query, key, _), is_real = self._windows(self.qkv(tokens), rows, columns)
+        (query, key, _), is_real = self._windows(self._project(tokens), rows, columns)
         return attention_logits(query, key, is_real).view(batch, -1, self.heads, *[rows * columns] * 2)
 
     def _window(self, height: int, across: int) -> tuple[int, int]:
@@ -135,7 +136,7 @@ class WindowAttention(SelfAttention):
         """Attention within windows of `rows` x `columns` tokens, (B, H, W, 3 * inner) to (B, H, W, inner)."""
         batch, height, across, _ = qkv.shape
         (query, key, value), is_real = self._windows(qkv, rows, columns)
-        mixed = attend(query, key, value, is_real)
+        mixed = self._attend(query, key, value, is_real)
         down, right = -(-height // rows), -(-across // columns)
         mixed = mixed.reshape(batch, down, right, self.heads, rows, columns, self.head_width)
         mixed = mixed.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, down * rows, right * columns, -1)
@@ -168,16 +169,27 @@ class StageBlocks(nn.Module):
         self.embed = embed
         self.blocks = nn.ModuleList(blocks)
 
-    def forward(self, inputs: Tensor, keep: Sequence[Tensor | None], dropout: DropoutSites, **embedding: int) -> Tensor:
+    def forward(
+        self,
+        inputs: Tensor,
+        keep: Sequence[Tensor | None],
+        dropout: DropoutSites,
+        merging: TokenMerging | None = None,
+        **embedding: int,
+    ) -> Tensor:
         """Images (B, C, H, W) or the previous stage's tokens to this stage's tokens.
 
         Args:
             inputs: The input of the patch embedding or merging.
             keep: The `keep` of each block.
             dropout: Dropout after the patch embedding and in the blocks.
+            merging: Merges tokens in the blocks, which are then a sequence (B, N, D); `None` keeps them all.
             embedding: Options of the patch embedding.
         """
         tokens = dropout.embed(self.embed(inputs, **embedding))
+        if merging is not None:
+            tokens = tokens.flatten(1, 2)
+            keep = [None if factors is None else factors.squeeze(-1) for factors in keep]
         for block, factors, dropped in zip(self.blocks, keep, dropout.blocks, strict=True):
-            tokens = block(tokens, factors, dropped)
+            tokens = block(tokens, factors, dropped, merging)
         return tokens

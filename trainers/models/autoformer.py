@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from search_spaces.autoformer import AutoFormerSpace, AutoFormerTopology
 from search_spaces.base import ImageTask
 from trainers.models.assembly import ModelBuilder, draw_convolutions, draw_linears, draw_normal
+from trainers.models.auxiliary_heads import AuxiliaryHeads, with_auxiliary
+from trainers.models.block_options import OptionalParts
 from trainers.models.blocks import Block, Convolution, Linear, SelfAttention, keep_factors, layer_norm
 from trainers.models.dropout import Dropout, dropout_sites
 from trainers.models.positions import resize_positions
 from trainers.models.token_curve import blocks_along, token_features_along
+from trainers.models.token_merging import TokenMerging
 
 INIT_STD = 0.02
 NORM_EPS = 1e-6
@@ -47,15 +50,20 @@ class AutoFormer(nn.Module):
     ) -> None:
         super().__init__()
         self.drop_path = drop_path
+        self.merged_tokens = topology.options.merged_tokens
+        if self.merged_tokens:
+            self.features_along = None  # type: ignore[assignment,method-assign]  # not a `CurveModel`
         width = topology.hidden_dim
         self.side = task.image_size // topology.patch_size
         self.patch_embed = Convolution(task.in_channels, width, topology.patch_size, topology.patch_size)
         self.class_token = nn.Parameter(torch.empty(1, 1, width))
         self.position = nn.Parameter(torch.empty(1, 1 + self.side**2, width))
 
+        parts = OptionalParts(topology.options, topology.depth, normalization, NORM_EPS)
+
         def block(heads: int, head_width: int, hidden: int) -> Block:
-            attention = SelfAttention(width, heads=heads, head_width=head_width)
-            return Block(width, attention, hidden=hidden, normalization=normalization, eps=NORM_EPS)
+            attention = SelfAttention(width, heads=heads, head_width=head_width, parts=parts)
+            return Block(width, attention, hidden=hidden, normalization=normalization, eps=NORM_EPS, parts=parts)
 
         sizes = zip(topology.num_heads, topology.head_widths, topology.hidden_widths, strict=True)
         self.blocks = nn.ModuleList(starmap(block, sizes))
@@ -65,9 +73,19 @@ class AutoFormer(nn.Module):
         draw_convolutions(self, generator)
         draw_normal(self.class_token, generator, std=INIT_STD)
         draw_normal(self.position, generator, std=INIT_STD)
+        self.auxiliary_blocks = topology.auxiliary_blocks
+        if self.auxiliary_blocks:
+            widths = (width,) * len(self.auxiliary_blocks)
+            self.auxiliary = AuxiliaryHeads(widths, task.num_classes, normalization=normalization, eps=NORM_EPS)
+            draw_linears(self.auxiliary, generator, std=INIT_STD)
 
     def forward(
-        self, images: Tensor, *, generator: torch.Generator | Tensor | None = None, dropout: Dropout | None = None
+        self,
+        images: Tensor,
+        *,
+        generator: torch.Generator | Tensor | None = None,
+        dropout: Dropout | None = None,
+        auxiliary: bool = False,
     ) -> Tensor:
         """Logits (B, classes) of images (B, C, H, W).
 
@@ -76,13 +94,18 @@ class AutoFormer(nn.Module):
             generator: Source of the drop-path masks, on the CPU, needed in training mode if `drop_path` is above 0; or
                 the factors of `draw_keep_factors`, which apply regardless of `drop_path`.
             dropout: Rate and seed of dropout in training mode; `None` drops nothing.
+            auxiliary: Whether to return (B, 1 + heads, classes): the logits, then those of the auxiliary heads.
         """
-        logits: Tensor = self.head(self.norm(self._tokens(images, generator, dropout))[:, 1:].mean(1))
-        return logits
+        merging = self._merging()
+        inner: list[Tensor] | None = [] if auxiliary else None
+        tokens = self.norm(self._tokens(images, generator, merging, dropout, inner))
+        logits: Tensor = self.head(_mean(tokens, merging))
+        return logits if inner is None else with_auxiliary(logits, self.auxiliary, inner)
 
     def forward_features(self, images: Tensor, *, generator: torch.Generator | Tensor | None = None) -> Tensor:
         """Features (B, D): the mean of the patch tokens before the final norm."""
-        return self._tokens(images, generator)[:, 1:].mean(1)
+        merging = self._merging()
+        return _mean(self._tokens(images, generator, merging), merging)
 
     def features_along(self, directions: Tensor, weights: Tensor) -> Tensor:
         """Features and derivatives along a curve of images, without norms; see `plugins.protocols.CurveModel`."""
@@ -93,10 +116,18 @@ class AutoFormer(nn.Module):
 
         return token_features_along(self.patch_embed, constant, features_of, directions, weights)
 
+    def _merging(self) -> TokenMerging | None:
+        return TokenMerging(self.merged_tokens, num_kept=1) if self.merged_tokens else None
+
     def _tokens(
-        self, images: Tensor, generator: torch.Generator | Tensor | None, dropout: Dropout | None = None
+        self,
+        images: Tensor,
+        generator: torch.Generator | Tensor | None,
+        merging: TokenMerging | None,
+        dropout: Dropout | None = None,
+        inner: list[Tensor] | None = None,
     ) -> Tensor:
-        """The tokens (B, N, D) after the last block."""
+        """The tokens (B, N, D) after the last block; the features of auxiliary heads are added to `inner`."""
         sites = dropout_sites(self, images, num_blocks=len(self.blocks), dropout=dropout)
         keep = keep_factors(
             self, images, num_blocks=len(self.blocks), rate=self.drop_path, num_dims=3, generator=generator
@@ -105,8 +136,10 @@ class AutoFormer(nn.Module):
         patches = grid.flatten(2).transpose(1, 2)
         positions = self._positions(grid.shape[-2], grid.shape[-1])
         tokens = sites.embed(torch.cat([self.class_token.expand(images.shape[0], -1, -1), patches], 1) + positions)
-        for block, factors, dropped in zip(self.blocks, keep, sites.blocks, strict=True):
-            tokens = block(tokens, factors, dropped)
+        for number, (block, factors, dropped) in enumerate(zip(self.blocks, keep, sites.blocks, strict=True), start=1):
+            tokens = block(tokens, factors, dropped, merging)
+            if inner is not None and number in self.auxiliary_blocks:
+                inner.append(_mean(tokens, merging))
         return tokens
 
     def _positions(self, rows: int, columns: int) -> Tensor:
@@ -115,6 +148,11 @@ class AutoFormer(nn.Module):
             return self.position
         grid = self.position[0, 1:].reshape(self.side, self.side, -1)
         return torch.cat([self.position[:, :1], resize_positions(grid, rows, columns).flatten(0, 1)[None]], 1)
+
+
+def _mean(tokens: Tensor, merging: TokenMerging | None) -> Tensor:
+    """Mean over the patch tokens of (B, N, D)."""
+    return tokens[:, 1:].mean(1) if merging is None else merging.mean(tokens)
 
 
 build_autoformer = ModelBuilder(AutoFormer, AutoFormerSpace)

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainers.models.block_options import PLAIN, OptionalParts, sigmoid_weights
 from trainers.models.dropout import BlockDropout, DropoutSite
+from trainers.models.token_merging import TokenMerging
 
 FEW_TOKENS = 64
 """Largest number of tokens for which attention on a CPU is computed as two matrix products."""
@@ -35,36 +37,79 @@ class Convolution(nn.Conv2d):
 class SelfAttention(nn.Module):
     """Multi-head attention of all tokens of an image, (B, N, D) to the same shape.
 
-    The heads together may have fewer or more channels than `width`.
+    The heads together may have fewer or more channels than `width`. With the option `layer_scale`, the output is what
+    the block adds to its input: the scale is included.
     """
 
-    def __init__(self, width: int, *, heads: int, head_width: int) -> None:
+    def __init__(self, width: int, *, heads: int, head_width: int, parts: OptionalParts = PLAIN) -> None:
         super().__init__()
         self.heads = heads
         self.head_width = head_width
         self.qkv = Linear(width, 3 * heads * head_width)
+        self.query_norm = parts.head_norm(head_width)
+        self.key_norm = parts.head_norm(head_width)
         self.proj = Linear(heads * head_width, width)
+        self.scale = parts.layer_scale(width)
+        self.is_sigmoid = parts.options.sigmoid_attention
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, merging: TokenMerging | None = None) -> Tensor:
         query, key, value = self._heads(tokens)
-        out: Tensor = self.proj(attend(query, key, value).transpose(-3, -2).flatten(-2))
-        return out
+        if merging is not None:
+            merging.keys = key.mean(1)
+        mixed = self._attend(query, key, value, sizes=_key_sizes(merging))
+        return self._output(mixed.transpose(-3, -2).flatten(-2))
 
-    def attention_weights(self, tokens: Tensor) -> Tensor:
-        """Attention weights (B, heads, N, N) for the module's input (B, N, D); rows sum to 1."""
+    def attention_weights(self, tokens: Tensor, merging: TokenMerging | None = None) -> Tensor:
+        """Attention weights (B, heads, N, N) for the module's input (B, N, D); rows sum to 1.
+
+        The weights of sigmoid attention are divided by the sum of their row.
+        """
         query, key, _ = self._heads(tokens)
-        return attention_weights(query, key)
+        return self._weights(query, key, sizes=_key_sizes(merging))
 
-    def attention_logits(self, tokens: Tensor) -> Tensor:
-        """The scaled scores before the softmax of `attention_weights`."""
+    def attention_logits(self, tokens: Tensor, merging: TokenMerging | None = None) -> Tensor:  # noqa: ARG002
+        """The scaled scores before the softmax of `attention_weights`, or before the shift and sigmoid."""
         query, key, _ = self._heads(tokens)
         return attention_logits(query, key)
 
+    def _project(self, tokens: Tensor) -> Tensor:
+        """Queries, keys and values of all heads, each side by side: (..., D) to (..., 3 heads d)."""
+        qkv: Tensor = self.qkv(tokens)
+        if self.query_norm is None or self.key_norm is None:
+            return qkv
+        query, key, value = qkv.view(*qkv.shape[:-1], 3, self.heads, self.head_width).unbind(-3)
+        normed = [self.query_norm(query).to(value.dtype), self.key_norm(key).to(value.dtype)]
+        return torch.stack([*normed, value], -3).flatten(-3)
+
     def _heads(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of tokens (B, N, D), each (B, heads, N, d)."""
-        parts = self.qkv(tokens).view(*tokens.shape[:2], 3, self.heads, self.head_width)
+        parts = self._project(tokens).view(*tokens.shape[:2], 3, self.heads, self.head_width)
         query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
         return query, key, value
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        is_real: Tensor | None = None,
+        *,
+        sizes: Tensor | None = None,
+    ) -> Tensor:
+        """See `attend`."""
+        return attend(query, key, value, is_real, sigmoid=self.is_sigmoid, sizes=sizes)
+
+    def _weights(
+        self, query: Tensor, key: Tensor, is_real: Tensor | None = None, *, sizes: Tensor | None = None
+    ) -> Tensor:
+        """Weights of the values, with rows that sum to 1."""
+        weights = attention_weights(query, key, is_real, sigmoid=self.is_sigmoid, sizes=sizes)
+        return weights / weights.sum(-1, keepdim=True) if self.is_sigmoid else weights
+
+    def _output(self, mixed: Tensor) -> Tensor:
+        """What the block adds to its input, from the mixed values of all heads."""
+        out: Tensor = self.proj(mixed)
+        return out if self.scale is None else self.scale(out)
 
 
 @contextmanager
@@ -81,7 +126,22 @@ def unfused_attention() -> Iterator[None]:
         _FUSED.reset(token)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, is_real: Tensor | None = None) -> Tensor:
+def _key_sizes(merging: TokenMerging | None) -> Tensor | None:
+    """Number of tokens that each key stands for, (B, 1, 1, N); `None` if it is 1 for all."""
+    if merging is None or merging.sizes is None:
+        return None
+    return merging.sizes[:, None, None]
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    is_real: Tensor | None = None,
+    *,
+    sigmoid: bool = False,
+    sizes: Tensor | None = None,
+) -> Tensor:
     """Scaled dot-product attention, shapes (..., N, d).
 
     On a CPU and with few tokens, two matrix products take as little as 0.6 of the time of torch's fused kernel.
@@ -91,17 +151,33 @@ def attend(query: Tensor, key: Tensor, value: Tensor, is_real: Tensor | None = N
         key: Keys of each head.
         value: Values of each head.
         is_real: True for the keys to attend to, broadcast to (..., N, N); `None` for all.
+        sigmoid: Whether the weights come from a sigmoid instead of the softmax.
+        sizes: Number of tokens that each key stands for, broadcast to (..., N, N), instead of `is_real`; `None`: 1.
     """
-    if not _FUSED.get() or (query.device.type == "cpu" and query.shape[-2] <= FEW_TOKENS):
-        mixed: Tensor = attention_weights(query, key, is_real) @ value
+    if sigmoid or not _FUSED.get() or (query.device.type == "cpu" and query.shape[-2] <= FEW_TOKENS):
+        mixed: Tensor = attention_weights(query, key, is_real, sigmoid=sigmoid, sizes=sizes) @ value
         return mixed
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=is_real)
+    mask = is_real if sizes is None else sizes.log().to(query.dtype)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
-def attention_weights(query: Tensor, key: Tensor, is_real: Tensor | None = None) -> Tensor:
+def attention_weights(
+    query: Tensor,
+    key: Tensor,
+    is_real: Tensor | None = None,
+    *,
+    sigmoid: bool = False,
+    sizes: Tensor | None = None,
+) -> Tensor:
     """Weights of the values in `attend`, shape (..., N, N)."""
-    weights: Tensor = attention_logits(query, key, is_real).softmax(-1)
-    return weights
+    logits = attention_logits(query, key, is_real)
+    if sigmoid:
+        counted = is_real if sizes is None else sizes
+        weights = sigmoid_weights(logits, key.shape[-2] if counted is None else counted.sum(-1, keepdim=True))
+        return weights if sizes is None else weights * sizes
+    if sizes is not None:
+        logits = logits + sizes.log()
+    return logits.softmax(-1)
 
 
 def attention_logits(query: Tensor, key: Tensor, is_real: Tensor | None = None) -> Tensor:
@@ -111,46 +187,67 @@ def attention_logits(query: Tensor, key: Tensor, is_real: Tensor | None = None) 
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, linear."""
+    """Linear, GELU, linear; with options, GRN before the second layer, and a layer scale after it."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, *, parts: OptionalParts = PLAIN) -> None:
         super().__init__()
         self.fc1 = Linear(width, hidden)
         self.act = nn.GELU()
+        self.grn = parts.response_norm(hidden)
         self.fc2 = Linear(hidden, width)
+        self.scale = parts.layer_scale(width)
 
     def forward(self, tokens: Tensor, dropout: DropoutSite | None = None) -> Tensor:
         """Tokens (..., D) to the same shape; `dropout` applies to the hidden activations."""
         hidden = self.act(self.fc1(tokens))
+        if self.grn is not None:
+            hidden = self.grn(hidden)
         out: Tensor = self.fc2(hidden if dropout is None else dropout(hidden))
-        return out
+        return out if self.scale is None else self.scale(out)
 
 
 class Block(nn.Module):
     """Pre-norm attention and MLP, each added to its input."""
 
     def __init__(
-        self, width: int, attention: SelfAttention, *, hidden: int, normalization: bool, eps: float = 1e-5
+        self,
+        width: int,
+        attention: SelfAttention,
+        *,
+        hidden: int,
+        normalization: bool,
+        eps: float = 1e-5,
+        parts: OptionalParts = PLAIN,
     ) -> None:
         super().__init__()
         self.norm1 = layer_norm(width, normalization=normalization, eps=eps)
         self.attn: SelfAttention = attention
         self.norm2 = layer_norm(width, normalization=normalization, eps=eps)
-        self.mlp = Mlp(width, hidden)
+        self.mlp = Mlp(width, hidden, parts=parts)
 
-    def forward(self, tokens: Tensor, keep: Tensor | None = None, dropout: BlockDropout | None = None) -> Tensor:
-        """Tokens, (B, H, W, D) or (B, N, D), to the same shape.
+    def forward(
+        self,
+        tokens: Tensor,
+        keep: Tensor | None = None,
+        dropout: BlockDropout | None = None,
+        merging: TokenMerging | None = None,
+    ) -> Tensor:
+        """Tokens, (B, H, W, D) or (B, N, D), to the same shape, or to fewer tokens if some are merged.
 
         Args:
             tokens: A grid or a sequence, as the block's attention takes it.
             keep: Factors of the two branches, shape (2, B, 1, 1, 1) or (2, B, 1, 1); 0 drops a branch of an image.
                 `None` keeps both.
             dropout: The block's dropout; `None` drops nothing.
+            merging: Merges tokens between attention and MLP, a sequence (B, N, D); `None` keeps all tokens.
         """
-        branch = self.attn(self.norm1(tokens))
+        normed = self.norm1(tokens)
+        branch = self.attn(normed) if merging is None else self.attn(normed, merging)
         if dropout is not None:
             branch = dropout.attention(branch)
         tokens = tokens + branch if keep is None else torch.addcmul(tokens, branch, keep[0])
+        if merging is not None:
+            tokens = merging.merge(tokens)
         if dropout is None:
             branch = self.mlp(self.norm2(tokens))
         else:

@@ -46,6 +46,16 @@ def topology_costs(topology: str, task: ImageTask, **options: int) -> Costs:
     return costs
 
 
+def training_options(topology: str) -> dict[str, int]:
+    """Options of `topology_costs` that hold in training only: auxiliary heads are computed.
+
+    Args:
+        topology: `space:text`.
+    """
+    options = getattr(parse_topology(topology), "options", None)
+    return {"auxiliary": True} if getattr(options, "deep_supervision", False) else {}
+
+
 def fitting_image_sizes(topology: str, task: ImageTask) -> tuple[int, ...]:
     """Image sizes, ascending up to the task's, that a model built for the task accepts in its `forward`.
 

@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from search_spaces.base import ImageTask
 from search_spaces.pit import PitSpace, PitTopology
 from trainers.models.assembly import ModelBuilder, draw_convolutions, draw_normal, draw_uniform
+from trainers.models.auxiliary_heads import AuxiliaryHeads, with_auxiliary
+from trainers.models.block_options import OptionalParts
 from trainers.models.blocks import Block, Convolution, Linear, SelfAttention, keep_factors, layer_norm
 from trainers.models.dropout import Dropout, dropout_sites
 from trainers.models.positions import resize_positions
 from trainers.models.token_curve import blocks_along, token_features_along
+from trainers.models.token_merging import TokenMerging
 
 INIT_STD = 0.02
 NORM_EPS = 1e-6
@@ -75,6 +78,9 @@ class Pit(nn.Module):
     ) -> None:
         super().__init__()
         self.drop_path = drop_path
+        self.merged_tokens = topology.options.merged_tokens
+        if self.merged_tokens:
+            self.features_along = None  # type: ignore[assignment,method-assign]  # not a `CurveModel`
         self.depths = topology.depth
         widths = topology.widths
         self.side = (task.image_size - topology.patch_size) // topology.stride + 1
@@ -82,9 +88,12 @@ class Pit(nn.Module):
         self.class_token = nn.Parameter(torch.empty(1, 1, widths[0]))
         self.position = nn.Parameter(torch.empty(1, widths[0], self.side, self.side))
 
+        parts = OptionalParts(topology.options, sum(topology.depth), normalization, NORM_EPS)
+
         def block(width: int, heads: int) -> Block:
-            attention = SelfAttention(width, heads=heads, head_width=topology.base_dim)
-            return Block(width, attention, hidden=topology.mlp_ratio * width, normalization=normalization, eps=NORM_EPS)
+            attention = SelfAttention(width, heads=heads, head_width=topology.base_dim, parts=parts)
+            hidden = topology.mlp_ratio * width
+            return Block(width, attention, hidden=hidden, normalization=normalization, eps=NORM_EPS, parts=parts)
 
         self.stages = nn.ModuleList(
             nn.ModuleList(block(width, heads) for _ in range(depth))
@@ -99,9 +108,21 @@ class Pit(nn.Module):
         draw_convolutions(self, generator)
         draw_normal(self.class_token, generator, std=INIT_STD)
         draw_normal(self.position, generator, std=INIT_STD)
+        if topology.auxiliary_widths:
+            self.auxiliary = AuxiliaryHeads(
+                topology.auxiliary_widths, task.num_classes, normalization=normalization, eps=NORM_EPS
+            )
+            for module in self.auxiliary.modules():
+                if isinstance(module, nn.Linear):
+                    draw_uniform(module, module.in_features**-0.5, generator)
 
     def forward(
-        self, images: Tensor, *, generator: torch.Generator | Tensor | None = None, dropout: Dropout | None = None
+        self,
+        images: Tensor,
+        *,
+        generator: torch.Generator | Tensor | None = None,
+        dropout: Dropout | None = None,
+        auxiliary: bool = False,
     ) -> Tensor:
         """Logits (B, classes) of images (B, C, H, W).
 
@@ -110,18 +131,24 @@ class Pit(nn.Module):
             generator: Source of the drop-path masks, on the CPU, needed in training mode if `drop_path` is above 0; or
                 the factors of `draw_keep_factors`, which apply regardless of `drop_path`.
             dropout: Rate and seed of dropout in training mode; `None` drops nothing.
+            auxiliary: Whether to return (B, 1 + heads, classes): the logits, then those of the auxiliary heads.
         """
-        logits: Tensor = self.head(self.norm(self._tokens(images, generator, dropout)[:, 0]))
-        return logits
+        inner: list[Tensor] | None = [] if auxiliary else None
+        logits: Tensor = self.head(self.norm(self._tokens(images, generator, dropout, inner)[:, 0]))
+        return logits if inner is None else with_auxiliary(logits, self.auxiliary, inner)
 
     def forward_features(self, images: Tensor, *, generator: torch.Generator | Tensor | None = None) -> Tensor:
         """Features (B, D): the class token after the last stage, before the final norm."""
         return self._tokens(images, generator)[:, 0]
 
     def _tokens(
-        self, images: Tensor, generator: torch.Generator | Tensor | None, dropout: Dropout | None = None
+        self,
+        images: Tensor,
+        generator: torch.Generator | Tensor | None,
+        dropout: Dropout | None = None,
+        inner: list[Tensor] | None = None,
     ) -> Tensor:
-        """The tokens (B, N, D) after the last stage."""
+        """The tokens (B, N, D) after the last stage; the features of auxiliary heads are added to `inner`."""
         keep = self._keep_factors(images, generator)
         sites = dropout_sites(self, images, num_blocks=sum(self.depths), dropout=dropout)
         grid = self.patch_embed(images)
@@ -134,9 +161,13 @@ class Pit(nn.Module):
             if index:
                 tokens = self.pools[index - 1](tokens, side)
                 side = -(-side // 2)
+            merges = self.merged_tokens and index == len(self.depths) - 1
+            merging = TokenMerging(self.merged_tokens, num_kept=1) if merges else None
             some = slice(start, start + depth)
             for block, factors, dropped in zip(stage.children(), keep[some], sites.blocks[some], strict=True):
-                tokens = block(tokens, factors, dropped)
+                tokens = block(tokens, factors, dropped, merging)
+            if inner is not None and index < len(self.depths) - 1:
+                inner.append(tokens[:, 0])
             start += depth
         return tokens
 

@@ -12,8 +12,9 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from trainers.models.block_options import LayerScale, sigmoid_weights
 from trainers.models.blocks import Mlp, SelfAttention
 
 NUMBERS_AT_ONCE = 2**19
@@ -38,13 +39,21 @@ def slices(total: int, size: int) -> Iterator[slice]:
 
 def add_mlp(tokens: Tensor, mlp: Mlp) -> None:
     """Add the MLP's output to tokens (K, B, N, D), in place."""
+    weight, bias = scaled_layer(mlp.fc2, mlp.scale)
     rows = tokens.view(len(tokens), -1, tokens.shape[-1])
     step = max(1, NUMBERS_AT_ONCE // (len(tokens) * mlp.fc1.out_features))
     for start in range(0, rows.shape[1], step):
         block = rows[:, start : start + step]
         for part, hidden in zip(block, hidden_activations(block, mlp), strict=True):
-            part.addmm_(hidden, mlp.fc2.weight.t())
-        block[0] += mlp.fc2.bias
+            part.addmm_(hidden, weight.t())
+        block[0] += bias
+
+
+def scaled_layer(layer: nn.Linear, scale: LayerScale | None) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a linear layer that includes the layer scale after it."""
+    if scale is None:
+        return layer.weight, layer.bias
+    return layer.weight * scale.gamma.unsqueeze(1), layer.bias * scale.gamma
 
 
 def hidden_activations(rows: Tensor, mlp: Mlp) -> Tensor:
@@ -75,11 +84,13 @@ def gelu_(curve: Tensor) -> None:
 def add_attention(tokens: Tensor, attention: SelfAttention) -> Tensor:
     """Tokens (K, B, N, D) with the output of attention added; their memory may be reused.
 
-    If it is faster, and if the scores are small enough for it to be exact within the dtype's precision, attention is
-    computed to first order in its scores, as one matrix per window. An untrained network without normalisation is such
-    a case: its scores are below 1e-3. Otherwise attention is computed exactly.
+    If it is faster, and if the scores are small enough for it to be exact within the dtype's precision, softmax
+    attention is computed to first order in its scores, as one matrix per window. An untrained network without
+    normalisation is such a case: its scores are below 1e-3. Otherwise, attention is computed exactly.
     """
     count, width = tokens.shape[2:]
+    if attention.is_sigmoid:
+        return _add_projected(tokens, exact_attention(tokens, attention), attention)
     if count == 1:
         weight, bias = attention.qkv.weight.chunk(3)[2], attention.qkv.bias.chunk(3)[2]
         values = torch.matmul(tokens, weight.t())
@@ -96,8 +107,9 @@ def add_attention(tokens: Tensor, attention: SelfAttention) -> Tensor:
 
 def _add_projected(tokens: Tensor, mixed: Tensor, attention: SelfAttention) -> Tensor:
     """Add the projection of `mixed` (K, B, N, I) to tokens (K, B, N, D) in place, and return them."""
-    tokens[0] += attention.proj.bias
-    tokens.view(-1, tokens.shape[-1]).addmm_(mixed.flatten(0, 2), attention.proj.weight.t())
+    weight, bias = scaled_layer(attention.proj, attention.scale)
+    tokens[0] += bias
+    tokens.view(-1, tokens.shape[-1]).addmm_(mixed.flatten(0, 2), weight.t())
     return tokens
 
 
@@ -115,21 +127,22 @@ def first_order_attention(tokens: Tensor, attention: SelfAttention) -> Tensor | 
     heads, depth = attention.heads, attention.head_width
     query, key, value = attention.qkv.weight.chunk(3)
     query_bias, _, value_bias = attention.qkv.bias.chunk(3)
+    proj, proj_bias = scaled_layer(attention.proj, attention.scale)
     means = tokens.mean(2)
     covariance = _covariance(tokens, means)
     if not _scores_are_negligible(means[0], covariance[0], attention, count):
         return None
     keys = torch.matmul(key, covariance).view(-1, heads, depth, width).transpose(0, 1).reshape(heads, -1, width)
     mixed = torch.bmm(keys, value.view(heads, depth, width).mT)
-    projected = torch.bmm(mixed, attention.proj.weight.t().view(heads, depth, width))
+    projected = torch.bmm(mixed, proj.t().view(heads, depth, width))
     projected = projected.view(heads, -1, depth, width).transpose(0, 1).reshape(num, windows, heads * depth, width)
     projected *= depth**-0.5
     maps = torch.matmul(query.t(), projected)
     maps[0].diagonal(dim1=-2, dim2=-1).add_(1)
     mean_value = torch.matmul(means, value.t())
     mean_value[0] += value_bias
-    shift = torch.matmul(mean_value, attention.proj.weight.t()) + torch.matmul(query_bias, projected)
-    shift[0] += attention.proj.bias
+    shift = torch.matmul(mean_value, proj.t()) + torch.matmul(query_bias, projected)
+    shift[0] += proj_bias
     added = torch.empty_like(tokens)
     for index in range(num):
         torch.baddbmm(shift[index].unsqueeze(1), tokens[index], maps[0], out=added[index])
@@ -166,7 +179,9 @@ def exact_attention(tokens: Tensor, attention: SelfAttention) -> Tensor:
     """Output of attention before its projection, (K, B, N, I), from tokens (K, B, N, D), in blocks of scores.
 
     With scores `S_j`, softmax `P` of `S_0`, `E_0 = P`, `E_1 = P S_1` and `E_2 = P (S_2 + S_1^2 / 2)`, the sums
-    `n_j = sum_i E_(j-i) [V_i 1_i]` contain both values and normalisers; their quotient is the output.
+    `n_j = sum_i E_(j-i) [V_i 1_i]` contain both values and normalisers; their quotient is the output. Sigmoid attention
+    has no normaliser: with `P = sigmoid(S_0 - log N)`, the factors are `E_1 = P' S_1` and
+    `E_2 = P' S_2 + P'' S_1^2 / 2`.
     """
     num, windows, count, _ = tokens.shape
     heads, depth = attention.heads, attention.head_width
@@ -186,11 +201,11 @@ def exact_attention(tokens: Tensor, attention: SelfAttention) -> Tensor:
         some = slice(first, first + at_once)
         for top in range(0, count, rows):
             block = slice(top, top + rows)
-            mixed[some, block] = _mix(query[some, block], key[some], value[some], num)
+            mixed[some, block] = _mix(query[some, block], key[some], value[some], num, sigmoid=attention.is_sigmoid)
     return mixed.view(windows, heads, count, num, depth).permute(3, 0, 2, 1, 4).reshape(num, windows, count, -1)
 
 
-def _mix(query: Tensor, key: Tensor, value: Tensor, num: int) -> Tensor:
+def _mix(query: Tensor, key: Tensor, value: Tensor, num: int, *, sigmoid: bool) -> Tensor:
     """Rows of attention, (b, rows, K, d).
 
     Args:
@@ -198,23 +213,44 @@ def _mix(query: Tensor, key: Tensor, value: Tensor, num: int) -> Tensor:
         key: Concatenated coefficients from first to last, shape (b, N, K d).
         value: Concatenated coefficients, each followed by the coefficient of 1, shape (b, N, K (d + 1)).
         num: Number of coefficients `K`.
+        sigmoid: Whether attention has sigmoid weights.
     """
     depth = key.shape[-1] // num
     scores = [
         torch.bmm(query[..., (num - 1 - index) * depth :], key[..., : (index + 1) * depth].mT) for index in range(num)
     ]
-    weights = torch.softmax(scores[0], -1)
-    if num > 2:
-        scores[2].addcmul_(scores[1], scores[1], value=0.5).mul_(weights)
-    if num > 1:
-        scores[1].mul_(weights)
+    weights = _sigmoid_factors(scores) if sigmoid else _softmax_factors(scores)
     sums = torch.bmm(weights, value)
     for index in range(1, num):
         start = index * (depth + 1)
         sums[..., start:] += torch.bmm(scores[index], value[..., :-start])
     parts = sums.view(*sums.shape[:-1], num, depth + 1)
     out, normalizer = parts[..., :depth], parts[..., depth:]
+    if sigmoid:
+        return out
     for index in range(1, num):
         for low in range(index):
             out[..., index, :] -= out[..., low, :] * normalizer[..., index - low, :]
     return out
+
+
+def _softmax_factors(scores: list[Tensor]) -> Tensor:
+    """`E_0` of softmax attention; the other scores become `E_1` and `E_2` in place."""
+    weights = torch.softmax(scores[0], -1)
+    if len(scores) > 2:
+        scores[2].addcmul_(scores[1], scores[1], value=0.5).mul_(weights)
+    if len(scores) > 1:
+        scores[1].mul_(weights)
+    return weights
+
+
+def _sigmoid_factors(scores: list[Tensor]) -> Tensor:
+    """`E_0` of sigmoid attention; the other scores become `E_1` and `E_2` in place."""
+    weights = sigmoid_weights(scores[0], scores[0].shape[-1])
+    slope = weights * (1 - weights)
+    if len(scores) > 2:
+        bend = (1 - 2 * weights).mul_(scores[1]).mul_(scores[1])
+        scores[2].add_(bend, alpha=0.5).mul_(slope)
+    if len(scores) > 1:
+        scores[1].mul_(slope)
+    return weights

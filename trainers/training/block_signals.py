@@ -29,17 +29,17 @@ class BlockWatch:
         self._peaks: dict[int, Tensor] = {}
         self._sums: dict[int, Tensor] = {}
 
-    def on_attention(self, attention: Any, tokens: Tensor) -> None:
-        """Record the entropy of the attention weights for the input `tokens` of an attention module."""
-        weights = attention.attention_weights(tokens)
+    def on_attention(self, attention: Any, *inputs: Any) -> None:
+        """Record the entropy of the attention weights for the inputs of an attention module."""
+        weights = attention.attention_weights(*inputs)
         num_keys = weights.shape[-1]
         if num_keys > 1:
             wide = in_float64(weights)
             self._entropies.append(torch.special.entr(wide).sum(-1).mean() / wide.new_tensor(num_keys).log())
 
-    def on_logits(self, attention: Any, tokens: Tensor) -> None:
-        """Record the largest attention logit for the input `tokens` of an attention module."""
-        logits = attention.attention_logits(tokens)
+    def on_logits(self, attention: Any, *inputs: Any) -> None:
+        """Record the largest attention logit for the inputs of an attention module."""
+        logits = attention.attention_logits(*inputs)
         self._logits.append(torch.where(logits.isinf(), 0.0, logits).abs().max())
 
     def on_peaks(self, key: int, activation: Tensor) -> None:
@@ -76,9 +76,9 @@ def watched_blocks(model: nn.Module, wanted: frozenset[Signal]) -> Iterator[Bloc
     handles = []
     for number, block in enumerate(module for module in model.modules() if is_block(module)):
         if Signal.ATTENTION_ENTROPY in wanted:
-            handles.append(block.attn.register_forward_pre_hook(_first_input(watch.on_attention)))
+            handles.append(block.attn.register_forward_pre_hook(_inputs(watch.on_attention)))
         if Signal.ATTENTION_LOGIT in wanted:
-            handles.append(block.attn.register_forward_pre_hook(_first_input(watch.on_logits)))
+            handles.append(block.attn.register_forward_pre_hook(_inputs(watch.on_logits)))
         if wanted & {Signal.DEAD_UNITS, Signal.DORMANT_UNITS}:
             act = block.mlp.get_submodule("act")
             if Signal.DEAD_UNITS in wanted:
@@ -92,8 +92,8 @@ def watched_blocks(model: nn.Module, wanted: frozenset[Signal]) -> Iterator[Bloc
             handle.remove()
 
 
-def _first_input(take: Callable[[Any, Tensor], None]) -> Callable[[nn.Module, Any], None]:
-    return lambda module, inputs: take(module, inputs[0])
+def _inputs(take: Callable[..., None]) -> Callable[[nn.Module, Any], None]:
+    return lambda module, inputs: take(module, *inputs)
 
 
 def _output(take: Callable[[int, Tensor], None], key: int) -> Callable[[nn.Module, Any, Tensor], None]:

@@ -18,7 +18,7 @@ from search_spaces.step_settings import StepSettings
 from trainers.config import Configuration, EpochReport
 from trainers.data.images import ImageData
 from trainers.hardware.devices import derive_seed, make_generator
-from trainers.models.building import topology_costs
+from trainers.models.building import topology_costs, training_options
 from trainers.training.methods import Methods
 from trainers.training.plan import EpochPlan, batch_scale, learning_rate, num_steps, plan_epochs, steps_before
 from trainers.training.step import Step
@@ -119,7 +119,7 @@ class Course:
         the estimate's share in a step is counted.
         """
         settings = step.settings
-        forward = self.forward_macs(settings.image_size, settings.model_options)
+        forward = self.forward_macs(settings.image_size, {**settings.model_options, **self._training_options})
         return round(3 * forward * len(step.indices) * self._num_gradients)
 
     def forward_macs(self, image_size: int, options: Mapping[str, int]) -> int:
@@ -129,6 +129,10 @@ class Course:
             task = self.task.model_copy(update={"image_size": image_size})
             self._known_macs[key] = topology_costs(self.configuration.topology, task, **options).macs
         return self._known_macs[key]
+
+    @cached_property
+    def _training_options(self) -> dict[str, int]:
+        return training_options(self.configuration.topology)
 
     @property
     def difficulty_macs(self) -> int:

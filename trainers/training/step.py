@@ -29,11 +29,18 @@ from search_spaces.recipes import PluginChoice
 from search_spaces.step_settings import StepSettings
 from trainers.data.mapping import gather
 from trainers.hardware.devices import autocast
+from trainers.models.auxiliary_heads import auxiliary_heads
 from trainers.models.blocks import draw_keep_factors, unfused_attention
 from trainers.models.dropout import Dropout
 from trainers.training.drawn_classes import cross_entropy_of_drawn, draw_numbers
 from trainers.training.evaluation import Normalizer
 from trainers.training.row import Row
+
+AUXILIARY_WEIGHT = 0.3
+"""Weight of the loss of each auxiliary head of a model with deep supervision.
+
+Source: Szegedy et al. 2015, arXiv:1409.4842, section 5.
+"""
 
 Item = TypeVar("Item")
 
@@ -294,11 +301,17 @@ def _plain_gradient(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def _forward_options(batch: Batch) -> dict[str, Any]:
-    options: dict[str, Any] = {"generator": batch.keep, **batch.step.settings.model_options}
+    options: dict[str, Any] = {"generator": batch.keep, **_model_options(batch)}
     if batch.step.settings.dropout > 0:
         seed = torch.tensor(batch.step.dropout_seed, device=batch.images.device)
         options["dropout"] = Dropout(batch.step.settings.dropout, seed)
     return options
+
+
+def _model_options(batch: Batch) -> dict[str, Any]:
+    """Options of the model's `forward` for all images. Auxiliary heads are computed if there are any."""
+    auxiliary = {"auxiliary": True} if auxiliary_heads(batch.row.model) else {}
+    return {**batch.step.settings.model_options, **auxiliary}
 
 
 def _stacked_gradients(batches: Sequence[Batch], values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -308,7 +321,7 @@ def _stacked_gradients(batches: Sequence[Batch], values: Sequence[Tensor]) -> tu
     images = _fill([batch.images for batch in batches], 0)
     keep = _keep_together(batches, max(sizes), images)
     together = torch.stack(list(values)).requires_grad_()
-    options = dict(batches[0].step.settings.model_options)
+    options = _model_options(batches[0])
     dropout = _dropout_together(batches, images.device)
 
     def forward(parameters: list[Tensor], images: Tensor, keep: Tensor | None, dropout: Dropout | None) -> Any:
@@ -358,7 +371,13 @@ def _fill(tensors: Sequence[Tensor], dim: int) -> Tensor:
 
 
 def _mean_loss(batch: Batch, logits: Tensor) -> Tensor:
-    """The loss of a batch from its logits (B, classes), a scalar."""
+    """The loss of a batch from its logits (B, classes), a scalar.
+
+    With auxiliary heads, the logits have shape (B, 1 + heads, classes), and the weighted losses of the heads are added.
+    """
+    if logits.ndim == 3:
+        own, *others = (_mean_loss(batch, one) for one in logits.unbind(1))
+        return own + AUXILIARY_WEIGHT * torch.stack(others).sum()
     if batch.draws is not None:
         return cross_entropy_of_drawn(logits, batch.draws)
     plugin: Loss = _plugin("losses", batch.row.recipe.loss).plugin
@@ -381,10 +400,10 @@ def _soft_targets(batch: Batch, logits: Tensor, smoothing: float) -> Tensor:
 
 
 def _stacked_losses(batches: Sequence[Batch], logits: Tensor, sizes: Sequence[int]) -> Tensor:
-    """The loss of each row, shape (K,), from the first `sizes` images of each row's logits (K, B, classes)."""
+    """The loss of each row, shape (K,), from the first `sizes` images of each row's logits (K, B, [heads,] classes)."""
     losses = [_plugin("losses", batch.row.recipe.loss) for batch in batches]
     plugin: Loss = losses[0].plugin
-    is_plain = all(batch.targets is batch.weights is batch.draws is None for batch in batches)
+    is_plain = logits.ndim == 3 and all(batch.targets is batch.weights is batch.draws is None for batch in batches)
     if is_plain and len({loss.key for loss in losses}) == 1 and isinstance(plugin, StackedLabelLoss):
         labels = _fill([batch.labels for batch in batches], 0)
         smoothing = [batch.step.settings.label_smoothing for batch in batches]

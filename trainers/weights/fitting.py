@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces.base import ImageTask
+from trainers.models.auxiliary_heads import AUXILIARY
 from trainers.models.building import build_model, space_of
 from trainers.weights.axes import Axes, axes_of
 from trainers.weights.reading import SourceWeights
@@ -17,6 +18,11 @@ _POSITION = "position"
 """Name of learned position embeddings in our models."""
 _UNITS = ("attn", "mlp", "embed")
 """Modules whose tensors are only useful together."""
+_OPTIONAL = ("query_norm", "key_norm", "grn", "scale")
+"""Modules of optional parts within these. The others are useful without them."""
+_SCALE = ".scale.gamma"
+_HEADS = f"{AUXILIARY}."
+"""Prefix of the classifiers of inner features."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +89,8 @@ def fit_weights(source: SourceWeights, model: nn.Module, topology: str, class_na
     Tensors of equal meaning and size are taken as they are. From larger ones, evenly spaced elements are selected along
     each dimension, and the first blocks of each stage. A tensor that is larger than its source in any dimension stays
     fresh, together with the other tensors of its attention, MLP or patch merging. Positions are interpolated to the
-    model's grid, patch embeddings resized, and rows of the last layer matched by class name.
+    model's grid, patch embeddings resized, and rows of the last layer matched by class name. Layer scales that only one
+    of both has change nothing: they begin at 1, or are multiplied into the layer before them.
 
     Args:
         source: The weights.
@@ -150,9 +157,9 @@ class _Fitting:
         self._axes = axes_of(model)
         self._old_axes = {} if old_model is None else axes_of(old_model)
         self._class_names = tuple(class_names)
-        self._changed: dict[str, str] = {}
+        self._tensors, self._changed = _without_scales(source.tensors, own)
         modules = list(model.named_modules())
-        linears = [name for name, module in modules if isinstance(module, nn.Linear)]
+        linears = [name for name, module in modules if isinstance(module, nn.Linear) and not name.startswith(_HEADS)]
         self._head = linears[-1] if linears else ""
         self._patches, self._embed = _first_convolution(model)
         self._old_embed = None if old_model is None else _first_convolution(old_model)[1]
@@ -161,15 +168,16 @@ class _Fitting:
         """Fit all tensors."""
         found = {name: self._fit(name) for name in self._own}
         missing = {_unit(name) for name, value in found.items() if value is None}
+        missing |= {_unit(name) for name in found if _unit(f"{_scaled_layer(name)}.weight") in missing}
         taken = {name: value for name, value in found.items() if value is not None and _unit(name) not in missing}
         known = self._known_rows()
         head = {name: value for name, value in taken.items() if self._is_head(name)}
         if not any(_is_learned(name, value) for name, value in taken.items() if name not in head):
             reason = "no layer of it has a counterpart of at least its size in the weights"
             return _nothing(self._own, reason, len(self._class_names))
-        exact = tuple(name for name, value in taken.items() if self._is_exact(name, value))
-        fresh = tuple(name for name in self._own if name not in taken)
         changed = {name: words for name, words in self._changed.items() if name in taken}
+        exact = tuple(name for name, value in taken.items() if name not in changed and self._is_exact(name, value))
+        fresh = tuple(name for name in self._own if name not in taken)
         return Fit(
             state={**self._own, **{name: value.to(self._own[name].dtype) for name, value in taken.items()}},
             exact=exact,
@@ -189,12 +197,18 @@ class _Fitting:
         return name.rpartition(".")[0] == self._head
 
     def _is_exact(self, name: str, value: Tensor) -> bool:
-        old = self._source.tensors[name]
-        return old.shape == value.shape and torch.equal(old, value)
+        old = self._tensors.get(name)
+        return old is not None and old.shape == value.shape and torch.equal(old, value)
 
     def _fit(self, name: str) -> Tensor | None:
-        old, own = self._source.tensors.get(name), self._own[name]
+        old, own = self._tensors.get(name), self._own[name]
+        layer = _scaled_layer(name)
+        if old is None and layer is not None and f"{layer}.weight" in self._tensors:
+            self._changed[name] = "layer scales of 1"
+            return torch.ones_like(own)
         if old is None or old.dim() != own.dim():
+            return None
+        if name.startswith(_HEADS) and not self._has_same_classes:
             return None
         if self._is_head(name):
             return self._fit_head(name, old)
@@ -292,6 +306,33 @@ class _Fitting:
         return fitted
 
 
+def _scaled_layer(name: str) -> str | None:
+    """Name of the linear layer before a layer scale; `None` if the tensor is none."""
+    module = name.removesuffix(_SCALE)
+    if module == name:
+        return None
+    return f"{module}.proj" if module.endswith("attn") else f"{module}.fc2"
+
+
+def _without_scales(
+    tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a source, with each layer scale that the model lacks multiplied into the layer before it.
+
+    Also returns what was changed, in words, by the name of the tensor.
+    """
+    found, changed = dict(tensors), {}
+    for name in tensors:
+        layer = _scaled_layer(name)
+        if layer is None or name in own or f"{layer}.weight" not in tensors:
+            continue
+        scale = found.pop(name)
+        for parameter, factor in ((f"{layer}.weight", scale.unsqueeze(1)), (f"{layer}.bias", scale)):
+            found[parameter] = found[parameter] * factor
+            changed[parameter] = "layer scales multiplied into their layers"
+    return found, changed
+
+
 def _is_learned(name: str, value: Tensor) -> bool:
     """Whether a tensor is the weight of a layer, which carries what a model has learned."""
     return name.endswith("weight") and value.dim() > 1
@@ -321,6 +362,8 @@ def _with_kernel(each: tuple[tuple[int, ...], ...], kernel: int) -> tuple[tuple[
 def _unit(name: str) -> str:
     """The module whose tensors are useful together."""
     parts = name.split(".")
+    if parts[-2:-1] and parts[-2] in _OPTIONAL:
+        return ".".join(parts[:-1])
     for unit in _UNITS:
         if unit in parts:
             return ".".join(parts[: parts.index(unit) + 1])
