@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from plugins.protocols import Signal
+from plugins.protocols import PoolProxy, Signal
 from plugins.registry import available, create, load, parse_topology
 from search_spaces.base import Costs, ImageTask, Topology
 from search_spaces.recipes import PluginChoice, Recipe
@@ -64,7 +64,8 @@ class TablePlan(_Frozen):
     )
     signals: tuple[Signal, ...] = Field(default=(), description="signals of each epoch")
     proxies: Literal["all"] | tuple[PluginChoice, ...] = Field(
-        default="all", description="scores of each topology; `all` are those that need no settings"
+        default="all",
+        description="scores of each topology; `all` are those that need neither settings nor other topologies",
     )
     topologies: tuple[str, ...] = Field(min_length=2)
     recipes: dict[str, Recipe] = Field(min_length=2)
@@ -106,10 +107,10 @@ class TablePlan(_Frozen):
         return (self.epochs - epoch) % self.test_every == 0
 
     def proxy_choices(self) -> tuple[PluginChoice, ...]:
-        """The proxies that score each topology."""
+        """The proxies that score each topology, without those that need other topologies or settings."""
         if self.proxies != "all":
             return self.proxies
-        return tuple(PluginChoice(name=name) for name in available("proxies") if _needs_no_settings(name))
+        return tuple(PluginChoice(name=name) for name in available("proxies") if _scores_alone(name))
 
     def score_key(self, topology: str, data_digest: str) -> str:
         """Identifies the scores of a topology: equal for equal inputs."""
@@ -249,12 +250,11 @@ def _draw_pit(rng: Random) -> Topology:
     return topology
 
 
-def _needs_no_settings(proxy: str) -> bool:
+def _scores_alone(proxy: str) -> bool:
     try:
-        create("proxies", proxy)
-    except ValueError:
+        return not isinstance(create("proxies", proxy), PoolProxy)
+    except ValueError:  # it needs settings
         return False
-    return True
 
 
 def _digest(content: Mapping[str, Any]) -> str:

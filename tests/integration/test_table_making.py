@@ -262,6 +262,12 @@ def test_pairs_with_further_seeds_are_spread_over_topologies_and_recipes() -> No
     assert len({cell.topology for cell in repeated}) == len({cell.recipe for cell in repeated}) == 2
 
 
+def test_all_proxies_are_those_that_score_a_topology_alone() -> None:
+    names = {choice.name for choice in PLAN.model_copy(update={"proxies": "all"}).proxy_choices()}
+    assert {"params", "ntk-condition", "zico"} <= names
+    assert not names & {"az-nas", "expression"}
+
+
 def test_proposed_topologies_are_spread_evenly_over_a_range() -> None:
     found = choose_topologies(6, low=5e5, high=4e6, tries=2000)
     assert {text.partition(":")[0] for text in found} == {"as-vit", "pit"}
