@@ -70,9 +70,11 @@ SIGNAL_COSTS: Mapping[Signal, str] = {
     Signal.LAYER_CHANGE: "two norms of the weights per epoch, and a copy of the weights",
     Signal.NEURAL_PERSISTENCE: "a spanning tree of each weight matrix per epoch, on the CPU: about 0.1 s per million "
     "weights",
-    Signal.EVIDENCE: "128 gradients of single images per epoch",
-    Signal.GRADIENT_DISPARITY: "5 gradients of a batch per epoch, held in memory at once",
-    Signal.SHARPNESS: "10 products of a Hessian and a vector per epoch, each as expensive as about two gradients",
+    Signal.EVIDENCE: "128 gradients of single images per epoch: as much as training on about 300 images",
+    Signal.GRADIENT_DISPARITY: "5 gradients of 128 images per epoch, held in memory at once: as much as training on "
+    "about 500 images",
+    Signal.SHARPNESS: "10 products of the Hessian of 128 images and a vector per epoch: as much as training on about "
+    "2,200 images",
 }
 """What each signal costs. Signals of the validation part share one pass, except the effective rank."""
 
