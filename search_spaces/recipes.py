@@ -120,7 +120,7 @@ class Recipe(BaseModel):
         default=1.0, description="factor for the augmentation's ranges; 0 disables augmentation"
     )
     mixing: PluginChoice = Field(
-        default=PluginChoice(name="none"), description="mixes the images and targets of a batch: mixup, cutmix"
+        default=PluginChoice(name="none"), description="mixes the images and targets of a batch: mixup, cutmix, maskmix"
     )
     mixing_strength: Annotated[float | Ramp, Bounds(ge=0, le=1)] = Field(
         default=1.0, description="share of batches that are mixed"

@@ -59,10 +59,23 @@ RECIPES: dict[str, dict[str, Any]] = {
     "cutmix": {"mixing": "cutmix"},
     "dropout": {"dropout": 0.2, "class_weights": "balanced", "ema": 0.9, "swa": 0.2},
     "growing": {"batch_size": {"from": 16, "to": 32}},
+    "maskmix": {"mixing": "maskmix"},
+    "focal": {"loss": "focal"},
+    "balanced-softmax": {"loss": "balanced-softmax"},
+    "z-loss": {"loss": "z-loss"},
+    "early-learning": {"loss": "early-learning"},
+    "guidance": {"loss": "guidance"},
+    "mutual": {"loss": "mutual"},
+    "cross-split": {"loss": "cross-split"},
+}
+TEACHER_LOSSES: dict[str, dict[str, Any]] = {
+    "soft": {"loss": {"name": "soft-distillation", "only_where_better": True}},
+    "hard": {"loss": "hard-distillation", "augmentation": "shift"},
+    "alone": {"loss": "teacher-labels", "mixing": "mixup"},
 }
 
 
-_PACKED = ("regularised", "progressive", "muon", "sam", "sophia", "rates", "mixup", "dropout")
+_PACKED = ("regularised", "progressive", "muon", "sam", "sophia", "rates", "mixup", "dropout", "early-learning")
 
 
 def _score(space: str, name: str, device: torch.device) -> dict[str, float]:
@@ -151,6 +164,26 @@ def _start_from_weights(space: str, device: torch.device) -> dict[str, float]:
         return _checked(train(TrainTask(configuration=given, folder=folder / "trial"), digits(), Recorder(), device))
 
 
+def _learn_from_teacher(loss: str, device: torch.device) -> dict[str, float]:
+    data = digits()
+    model = build_model(SPACES["autoformer"], data.task, seed=9, device=torch.device("cpu"))
+    source = SourceWeights(
+        source="here",
+        sha256="0" * 64,
+        tensors=dict(model.state_dict()),
+        topology=SPACES["autoformer"],
+        task=data.task,
+        class_names=data.class_names,
+        mean=data.mean,
+        std=data.std,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        teacher = write_prepared(Path(folder), source)
+        config = _configuration("as-vit", TEACHER_LOSSES[loss]).model_copy(update={"teacher": teacher})
+        task = TrainTask(configuration=config, folder=Path(folder) / "training")
+        return _checked(train(task, data, Recorder(), device))
+
+
 def _gather(device: torch.device) -> dict[str, float]:
     """Images that do not fit on the device stay on the CPU, and their batches are sent to it."""
     images = torch.arange(240, dtype=torch.uint8).reshape(20, 3, 2, 2)
@@ -204,6 +237,7 @@ def _cases() -> dict[str, Callable[[torch.device], dict[str, float]]]:
         **{f"signals {space}": partial(_signals, space) for space in (*SPACES, *WITH_OPTIONS)},
         **{f"drop and resize {space}": partial(_drop_and_resize, space) for space in SPACES},
         **{f"start from weights {space}": partial(_start_from_weights, space) for space in ("as-vit", "autoformer")},
+        **{f"learn from a teacher {loss}": partial(_learn_from_teacher, loss) for loss in TEACHER_LOSSES},
         "gather images from the CPU": _gather,
         "go on, average and predict": _go_on_average_and_predict,
     }

@@ -255,11 +255,11 @@ def save_model(
             "Choose another name."
         )
     content = pack_tensors(weights)
-    weights_from = configuration.weights
-    if weights_from is not None:  # the copy of these weights belongs to the training, not to the model
-        weights_from = weights_from.model_copy(update={"file": None})
+    named = {"weights": configuration.weights, "teacher": configuration.teacher}
+    # The copies of their files belong to the training, not to the model.
+    without_files = {name: one and one.model_copy(update={"file": None}) for name, one in named.items()}
     card = ModelCard(
-        configuration=configuration.model_copy(update={"weights": weights_from}),
+        configuration=configuration.model_copy(update=without_files),
         task=data.task,
         class_names=data.class_names,
         mean=data.mean,

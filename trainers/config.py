@@ -57,7 +57,18 @@ class DataConfig(_Plain):
         description="`drop`: leave out training images that are also in the validation or test part, compared by their "
         "pixels",
     )
-    split_seed: int = Field(default=0, ge=0, description="seed of the split, the subsets and `noise`")
+    label_noise: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="fraction of the training labels to replace with wrong ones, to study methods against wrong "
+        "labels; validation and test labels stay as they are",
+    )
+    label_noise_kind: Literal["symmetric", "pairs"] = Field(
+        default="symmetric",
+        description="`symmetric`: any other class at random; `pairs`: the next class, and the first for the last",
+    )
+    split_seed: int = Field(default=0, ge=0, description="seed of the split, the subsets, `label_noise` and `noise`")
     num_classes: int | None = Field(
         default=None,
         ge=2,
@@ -88,6 +99,20 @@ class DataConfig(_Plain):
         return self
 
     @model_validator(mode="after")
+    def _labels_can_be_replaced(self) -> "DataConfig":
+        if self.label_noise > 0 and self.source == NOISE:
+            raise ValueError(
+                f"`label_noise` needs a source with real labels, but the labels of `source: {NOISE}` are random "
+                "already. Remove it."
+            )
+        if self.label_noise == 0 and self.label_noise_kind != "symmetric":
+            raise ValueError(
+                f"`label_noise_kind: {self.label_noise_kind}` needs a `label_noise` above 0, but got 0. Set it, or "
+                "remove the kind."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _only_noise_has_a_number_of_classes(self) -> "DataConfig":
         if self.num_classes is not None and self.source != NOISE:
             raise ValueError(
@@ -98,7 +123,10 @@ class DataConfig(_Plain):
 
 
 class InitialWeights(_Plain):
-    """Weights that a training starts from, written as what the user names: `photos@champion`, a folder or a file."""
+    """Weights that a training starts from, or those of its teacher, written as what the user names.
+
+    Examples are `photos@champion`, a folder or a file.
+    """
 
     source: str = Field(min_length=1, description="`STUDY@champion`, a model folder, a .safetensors or a .pth file")
     sha256: str | None = Field(default=None, description="sha256 of the file; `null` before it is read")
@@ -135,6 +163,11 @@ class Configuration(_Plain):
         default=None,
         ge=1,
         description="epoch after which the training ends although its schedule has `epochs`; null trains all epochs",
+    )
+    teacher: InitialWeights | None = Field(
+        default=None,
+        description="trained model whose predictions a loss such as `soft-distillation` learns from: "
+        "`STUDY@champion` or a model folder",
     )
     metric: PluginChoice = Field(
         default=ACCURACY_CHOICE, description="validation metric by which checkpoints and their averages are compared"

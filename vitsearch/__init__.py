@@ -48,11 +48,13 @@ if TYPE_CHECKING:
         ExampleOrder,
         ExcludesOptimizers,
         FinalChoice,
+        GuidedLoss,
         JointAugmentation,
         LabelLoss,
         LearnsFromStage,
         Loss,
         LossContext,
+        LossInput,
         Metric,
         Mixing,
         NeedsCurvature,
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
         ProxyScore,
         RatedPart,
         RateRule,
+        ReadsInputs,
         Sampler,
         Schedule,
         Segment,
@@ -79,6 +82,7 @@ if TYPE_CHECKING:
         Signal,
         StackedLabelLoss,
         StateDict,
+        StatefulLoss,
         StepMethod,
         Stopper,
         TransformerBlock,
@@ -132,6 +136,7 @@ __all__ = [
     "FinalChoice",
     "GrowResult",
     "Growable",
+    "GuidedLoss",
     "ImageTask",
     "Integer",
     "JointAugmentation",
@@ -139,6 +144,7 @@ __all__ = [
     "LearnsFromStage",
     "Loss",
     "LossContext",
+    "LossInput",
     "Metric",
     "Mixing",
     "ModelError",
@@ -166,6 +172,7 @@ __all__ = [
     "ProxyScore",
     "RateRule",
     "RatedPart",
+    "ReadsInputs",
     "Real",
     "Sampler",
     "Schedule",
@@ -180,6 +187,7 @@ __all__ = [
     "StackedLabelLoss",
     "StageResult",
     "StateDict",
+    "StatefulLoss",
     "StepMethod",
     "StepSettings",
     "Stopper",
@@ -228,10 +236,11 @@ _HOMES = {
     "plugins.protocols": (
         "AppliesRates Augmentation Averager Candidate CurveModel CurvePoint DeclaresLength DeclaresPacking "
         "Enumeration EpochSchedule Evaluated EvaluatedElsewhere EvaluatingAverager ExampleOrder ExcludesOptimizers "
-        "FinalChoice JointAugmentation LabelLoss LearnsFromStage Loss LossContext Metric Mixing NeedsCurvature "
-        "NeedsSignals NetworkDescription NetworkPart Now Optimizer OptimizerState OrderContext ParameterLayout "
-        "PartFactors PluginCard PoolProxy Proxy ProxyModel ProxyScore RateRule RatedPart Sampler Schedule Segment "
-        "Selection Signal StackedLabelLoss StateDict StepMethod Stopper TransformerBlock TwoGradients"
+        "FinalChoice GuidedLoss JointAugmentation LabelLoss LearnsFromStage Loss LossContext LossInput Metric Mixing "
+        "NeedsCurvature NeedsSignals NetworkDescription NetworkPart Now Optimizer OptimizerState OrderContext "
+        "ParameterLayout PartFactors PluginCard PoolProxy Proxy ProxyModel ProxyScore RateRule RatedPart ReadsInputs "
+        "Sampler Schedule Segment Selection Signal StackedLabelLoss StateDict StatefulLoss StepMethod Stopper "
+        "TransformerBlock TwoGradients"
     ),
     "plugins.registry": "DuplicatePluginError UnknownPluginError",
     "search_spaces.base": "Costs Growable ImageTask SearchSpace Topology",

@@ -53,7 +53,7 @@ def train_command(
             "model in it with --overwrite.",
             status=BAD_INPUT,
         )
-    from orchestrator.study.reusing import start_from_weights
+    from orchestrator.study.reusing import start_from_weights, with_teacher
     from trainers.champion import finish_model, train_configuration
     from trainers.data.fitting import load_for_training
 
@@ -69,6 +69,8 @@ def train_command(
                 configuration, start = start_from_weights(configuration, data, checkpoints, load_settings())
                 if not quiet:
                     note(start)
+            if configuration.teacher is not None:
+                configuration = with_teacher(configuration, checkpoints, load_settings())
             with stop_on_signal(control):
                 outcome, weights = train_configuration(configuration, checkpoints, reporter, data=data)
             if outcome.state == "interrupted":

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from orchestrator.spec.averaging_checks import averaging_problems
+from orchestrator.spec.loss_checks import loss_problems
 from orchestrator.spec.method_checks import method_problem, role_problem
 from orchestrator.spec.plugin_checks import choice_problems
 from orchestrator.spec.problems import Problem
@@ -61,6 +62,7 @@ def configuration_problems(configuration: Configuration) -> Iterator[Problem]:
     yield from wrong
     if not wrong:
         yield from _stage_problems_of_schedule(recipe.schedule)
+        yield from loss_problems(configuration)
     yield from choice_problems("averaging", configuration.averaging, ("averaging",))
     yield from averaging_problems(configuration)
     yield from choice_problems("metrics", configuration.metric, ("metric",))

@@ -110,6 +110,8 @@ DATA: Mapping[str, Rule] = dict.fromkeys(
         "background",
         "skip_broken",
         "duplicates",
+        "label_noise",
+        "label_noise_kind",
         "split_seed",
         "num_classes",
     ),
@@ -163,6 +165,7 @@ STAGES: Mapping[str, Mapping[str, Rule]] = {
         "stopping": IDENTITY,
         "recipe": Rule(effect="extends"),
         "weights": IDENTITY,
+        "teacher": IDENTITY,
         "warm_start": IDENTITY,
         "signals": IDENTITY,
     },
@@ -187,7 +190,7 @@ STAGES: Mapping[str, Mapping[str, Rule]] = {
 }
 """Fields of each kind of stage, besides `stage` and `name`, which identify it. `recipe` is compared by dimensions."""
 
-READ_AT_START: Mapping[str, tuple[str, ...]] = {"train": ("weights", "warm_start")}
+READ_AT_START: Mapping[str, tuple[str, ...]] = {"train": ("weights", "teacher", "warm_start")}
 """Fields that name what a stage takes from elsewhere. It is read and kept when the study begins, so that even a stage
 that has not begun keeps them."""
 INDEPENDENT = frozenset({"screen"})

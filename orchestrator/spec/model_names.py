@@ -1,12 +1,34 @@
-"""How files name existing models: `STUDY@champion`, or the path of a model folder or a file with weights."""
+"""How files name existing models: `STUDY@champion`, the path of a model folder or a file with weights, or a trial."""
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from orchestrator.spec.yaml_source import absolute_path
 
 CHAMPION_SUFFIX = "@champion"
 """Follows a study's name, as in MLflow's addresses of models."""
+
+
+_TRIAL = re.compile(r"(?:(?P<study>[a-z0-9._-]+)/)?(?P<stage>[a-z0-9._-]+)@(?:best|trial-(?P<number>\d+))")
+
+
+class NamedTrial(NamedTuple):
+    """A trial of a `train` stage."""
+
+    study: str | None
+    """`None` for the study that names it."""
+    stage: str
+    number: int | None
+    """`None` for the best one."""
+
+
+def trial_named(text: str) -> NamedTrial | None:
+    """The trial that `STAGE@best`, `STAGE@trial-7` or one of them after `STUDY/` names; `None` for other texts."""
+    found = _TRIAL.fullmatch(text)
+    if found is None:
+        return None
+    return NamedTrial(found["study"], found["stage"], None if found["number"] is None else int(found["number"]))
 
 
 def champion_of(text: str) -> str | None:
@@ -27,3 +49,9 @@ def with_absolute_weights(raw: Any, folder: Path) -> Any:
     if isinstance(raw, dict) and isinstance(raw.get("source"), str):
         return {**raw, "source": absolute_model(raw["source"], folder)}
     return raw
+
+
+def with_absolute_teacher(raw: Any, folder: Path) -> Any:
+    """The unchecked `teacher` of a file with an absolute path, if it is one; see `with_absolute_weights`."""
+    source = raw.get("source") if isinstance(raw, dict) else raw
+    return raw if isinstance(source, str) and trial_named(source) else with_absolute_weights(raw, folder)

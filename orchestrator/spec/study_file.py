@@ -16,7 +16,7 @@ from orchestrator.spec.checks import configuration_problems, source_problems, st
 from orchestrator.spec.cost import Cost, CostName
 from orchestrator.spec.engine import EngineSpec, PoolName, ResourceSpec, engine_problems
 from orchestrator.spec.metric_checks import limit_problem, metric_problems
-from orchestrator.spec.model_names import with_absolute_weights
+from orchestrator.spec.model_names import with_absolute_teacher, with_absolute_weights
 from orchestrator.spec.problems import NAME_PATTERN, Problem, all_problems, distinct
 from orchestrator.spec.stage_model import StageModel
 from orchestrator.spec.stage_registry import stage_models
@@ -211,9 +211,10 @@ def _with_overrides(source: YamlSource, overrides: Mapping[str, Any]) -> tuple[Y
     if isinstance(block, dict) and isinstance(block.get("source"), str):
         folder = Path.cwd() if ("data", "source") in given else Path(source.file).absolute().parent
         data["data"] = {**block, "source": _absolute(block["source"], folder)}
-    if "weights" in data:
-        folder = Path.cwd() if ("weights",) in given else Path(source.file).absolute().parent
-        data["weights"] = with_absolute_weights(data["weights"], folder)
+    for key, with_absolute in (("weights", with_absolute_weights), ("teacher", with_absolute_teacher)):
+        if key in data:
+            folder = Path.cwd() if (key,) in given else Path(source.file).absolute().parent
+            data[key] = with_absolute(data[key], folder)
     if isinstance(data.get("stages"), list):
         folder = Path(source.file).absolute().parent
         data["stages"] = [_with_absolute_paths(stage, folder) for stage in data["stages"]]

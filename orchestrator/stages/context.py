@@ -104,10 +104,12 @@ class StageContext:
         """Numbers of epochs that the trainings of this stage had before the study grew."""
         return self.shared.growths.earlier_epochs(self.stage.name)
 
-    def earlier(self, kind: StageKind[S, R]) -> FinishedStage[S, R] | None:
-        """The latest stage of a kind before this one, with its result; `None` if there is none."""
+    def earlier(self, kind: StageKind[S, R], *, name: str | None = None) -> FinishedStage[S, R] | None:
+        """The latest stage of a kind before this one, or that with a name, with its result; `None` if there is none."""
         before = zip(self.store.stages(self.study.id), self.spec.stages[: self.stage.position], strict=False)
-        found = [(record, spec) for record, spec in before if isinstance(spec, kind.model)]
+        found = [
+            (record, spec) for record, spec in before if isinstance(spec, kind.model) and name in (None, spec.name)
+        ]
         if not found:
             return None
         record, spec = found[-1]

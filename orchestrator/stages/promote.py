@@ -198,6 +198,7 @@ def run_promote(context: StageContext, spec: PromoteStage) -> StageOutcome:
                     "baseline_accuracy": f"{report.baseline.accuracy:.4f}",
                     "averaged_from": context.run_tree.trial_key(chosen.stage, chosen.trained.number),
                     **({"initialised_from": train.result.weights.lineage} if train.result.weights else {}),
+                    **({"taught_by": train.result.teacher.lineage} if train.result.teacher else {}),
                 },
                 text=described,
             )

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from trainers.weights.reading import SourceWeights
 
 _INDEX = "initial-weights.json"
+TEACHER_INDEX = "teacher.json"
+"""Names the file with the weights of the teacher."""
 
 
 class StartingWeights(StageResult):
@@ -31,34 +33,41 @@ class StartingWeights(StageResult):
         return f"{self.source} (sha256 {self.sha256[:12]})"
 
 
-def has_stored_weights(folder: Path) -> bool:
+def has_stored_weights(folder: Path, index: str = _INDEX) -> bool:
     """Whether weights are kept in the folder of a stage."""
-    return (folder / _INDEX).is_file()
+    return (folder / index).is_file()
 
 
-def store_weights(folder: Path, weights: "SourceWeights") -> None:
-    """Keep weights in the folder of a stage."""
+def store_weights(folder: Path, weights: "SourceWeights", index: str = _INDEX) -> None:
+    """Keep weights in the folder of a stage.
+
+    Args:
+        folder: The folder.
+        weights: Weights to start from, or those of a teacher.
+        index: Name of the file that names them: `TEACHER_INDEX` for a teacher.
+    """
     from trainers.weights.prepared import write_prepared
 
     prepared = write_prepared(folder, weights)
     assert prepared.file is not None
     relative = prepared.model_copy(update={"file": Path(prepared.file.name)})  # a home can be moved
-    temporary = folder / f".{_INDEX}"
+    temporary = folder / f".{index}"
     temporary.write_text(relative.model_dump_json(), encoding="utf-8")
-    temporary.replace(folder / _INDEX)
+    temporary.replace(folder / index)
 
 
-def stored_weights(folder: Path) -> InitialWeights:
-    """The weights that are kept in the folder of a stage.
+def stored_weights(folder: Path, index: str = _INDEX) -> InitialWeights:
+    """The weights that are kept in the folder of a stage; see `store_weights`.
 
     Raises:
         StageFailedError: There are none.
     """
     try:
-        found = InitialWeights.model_validate_json((folder / _INDEX).read_bytes())
+        found = InitialWeights.model_validate_json((folder / index).read_bytes())
     except (OSError, ValueError) as error:
+        what = "of the teacher" if index == TEACHER_INDEX else "that the trials start from"
         raise StageFailedError(
-            f"{folder / _INDEX} must name the weights that the trials start from, but cannot be read ({error}). "
+            f"{folder / index} must name the weights {what}, but cannot be read ({error}). "
             "Restore the folder, or run the study again under another name."
         ) from error
     assert found.file is not None

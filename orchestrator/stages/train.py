@@ -10,9 +10,10 @@ from pydantic import ConfigDict, Field
 from orchestrator.engines.interfaces import Objective, Search
 from orchestrator.spec.budget import Budget
 from orchestrator.spec.cost import Cost
+from orchestrator.spec.loss_checks import searched_loss_problems
 from orchestrator.spec.method_checks import image_size_problems, method_lists, method_problem
-from orchestrator.spec.model_names import with_absolute_weights
-from orchestrator.spec.plugin_checks import choice_problems, sampler_problems
+from orchestrator.spec.model_names import trial_named, with_absolute_teacher, with_absolute_weights
+from orchestrator.spec.plugin_checks import choice_problems, one_of, sampler_problems
 from orchestrator.spec.problems import Problem
 from orchestrator.spec.recipe_checks import recipe_problems
 from orchestrator.spec.stage_model import Count, SpecModel, StageModel, StageName, latest
@@ -27,7 +28,8 @@ from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
 from orchestrator.stages.learned_schedules import learn_schedules, stage_problems, stages_read, with_learned_schedule
 from orchestrator.stages.retention import CUT, drop_checkpoints, num_kept_by, trial_folder
 from orchestrator.stages.screen import SCREEN, ScreenStage
-from orchestrator.stages.starting_weights import StartingWeights, plan_start, stored_weights
+from orchestrator.stages.starting_weights import TEACHER_INDEX, StartingWeights, plan_start, stored_weights
+from orchestrator.stages.teaching import EarlierTrial, StageTeacher, plan_teacher
 from orchestrator.stages.time_left import CostError, cost_error
 from orchestrator.stages.topology_ranking import choose_candidates
 from orchestrator.stages.trade_off import choose_trial, latencies, promotion_limit, with_cost
@@ -42,7 +44,7 @@ from search_spaces.dimensions import Choice, Dimension, Point
 from search_spaces.ema_rates import EmaRates
 from search_spaces.ramps import Ramp
 from search_spaces.recipes import PLUGIN_FIELDS, PluginChoice, Recipe, RecipeSpace, base_point, parse_recipe_space
-from trainers.config import Configuration, DataConfig, EpochReport, TrainTask
+from trainers.config import Configuration, DataConfig, EpochReport, InitialWeights, TrainTask
 
 CHANGEABLE = frozenset(
     ("learning_rate", "weight_decay", "label_smoothing", "drop_path", "augmentation", "curriculum", "gradient_clip")
@@ -110,6 +112,12 @@ class TrainStage(StageModel):
         description="weights that the trials start from: `STUDY@champion`, a model folder, a .safetensors or a .pth "
         "file; null starts from random weights",
     )
+    teacher: str | None = Field(
+        default=None,
+        min_length=1,
+        description="trained model whose predictions losses such as `soft-distillation` learn from: `STUDY@champion`, "
+        "a model folder, or a trial of an earlier stage (`STAGE@best`, `STAGE@trial-7`)",
+    )
     warm_start: WarmStart | None = Field(
         default=None, description="where the first points after the base recipe come from; null samples all points"
     )
@@ -125,10 +133,12 @@ class TrainStage(StageModel):
 
     @classmethod
     def with_absolute_paths(cls, raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        """Resolve the paths of weights and warm start."""
+        """Resolve the paths of weights, teacher and warm start."""
         given = dict(raw)
         if "weights" in given:
             given["weights"] = with_absolute_weights(given["weights"], folder)
+        if "teacher" in given:
+            given["teacher"] = with_absolute_teacher(given["teacher"], folder)
         if "warm_start" in given:
             given["warm_start"] = with_absolute_warm_start(given["warm_start"], folder)
         return given
@@ -146,15 +156,32 @@ class TrainStage(StageModel):
         yield from sampler_problems(self.sampler, self._dimensions(), (*at, "sampler"))
         if self.stopping is not None:
             yield from choice_problems("stopping", self.stopping, (*at, "stopping"))
-        yield from recipe_problems(self.recipe, (*at, "recipe"))
+        wrong = list(recipe_problems(self.recipe, (*at, "recipe")))
+        yield from wrong or searched_loss_problems(self.recipe, self.teacher, at)
 
     def order_problems(self, before: Sequence[StageModel], at: KeyPath) -> Iterator[Problem]:
         yield from stage_problems(self.recipe, before, (*at, "recipe", "schedule"))
         has_grown = latest(before, GrowStage) is not None
         yield from _candidate_problems(self, latest(before, ScreenStage), has_grown, at)
+        named = None if self.teacher is None else trial_named(self.teacher)
+        earlier = [stage.name for stage in before if isinstance(stage, TrainStage)]
+        if named is not None and named.study is not None:
+            yield Problem(
+                (*at, "teacher"),
+                "must be a trial of an earlier stage of this study (STAGE@best, STAGE@trial-7), a model folder or "
+                f"STUDY@champion, but got {self.teacher!r}. Name one of these.",
+            )
+        elif named is not None and named.stage not in earlier:
+            yield Problem((*at, "teacher"), one_of("the train stages before this one", named.stage, earlier))
 
     def data_problems(self, before: Sequence[StageModel], data: DataConfig, at: KeyPath) -> Iterator[Problem]:
         """Yield topologies and image sizes that do not fit the images, and curricula that the models do not support."""
+        if Signal.MEMORIZED_LABELS in self.signals and data.label_noise == 0:
+            yield Problem(
+                (*at, "signals"),
+                f"the signal {Signal.MEMORIZED_LABELS.value} needs wrong labels, but data.label_noise is 0. Set it, or "
+                "remove the signal.",
+            )
         unfit = [
             problem
             for index, text in enumerate(self.topologies)
@@ -224,6 +251,8 @@ class TrainResult(StageResult):
     num_failed: int
     weights: StartingWeights | None = None
     """The weights that the trials started from; `None` for random weights."""
+    teacher: StageTeacher | None = None
+    """The model that the trials learned from; `None` for none."""
     warm_start: WarmStarted | None = None
     """What the search was warm-started from."""
     certainty: RankingCertainty | None = None
@@ -245,6 +274,7 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
     weights = None
     if spec.weights is not None:
         weights = plan_start(context, stored_weights(context.folder), candidates)
+    teacher = None if spec.teacher is None else plan_teacher(context, spec.teacher, _named_trial(context, spec.teacher))
     scores, cost = _proxy_scores(context), context.spec.cost
     objectives = with_cost(ranking(context, spec), cost)
     measured: Mapping[str, float] = {}
@@ -269,7 +299,7 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
         suggester=with_patience(suggester, objectives, spec.no_improvement, least=len(base)),
         make_task=lambda trial: _task(context, spec, trial),
         parameters=lambda point: training_parameters(context, spec, point),
-        links=lambda point: _links(point, grown_from, weights, warm),
+        links=lambda point: _links(point, grown_from, weights, teacher, warm),
         known_metrics=lambda point: scores.get(str(point["topology"]), {}),
         measured=lambda point: {"latency_ms": measured[str(point["topology"])]} if measured else {},
         epochs=spec.epochs,
@@ -309,6 +339,7 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
             chosen=chosen.reason,
             num_failed=sum(trial.state == "failed" for trial in context.store.trials(context.stage.id)),
             weights=weights,
+            teacher=teacher,
             warm_start=None if warm is None else warm.summary,
             certainty=certainty,
             time_error=cost_error(all_trials, lambda trial: configuration_of(context, spec, trial), context.image_task),
@@ -324,7 +355,7 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
             **({} if certainty is None else {"probability_best": certainty.probability}),
         },
         plots=(*_plots(context, ordered), *draw_search(context, search, dimensions, ordered, best, base)),
-        events=tuple(context.run_tree.stage_linked(context.stage, _stage_links(weights, warm))),
+        events=tuple(context.run_tree.stage_linked(context.stage, _stage_links(weights, teacher, warm))),
     )
 
 
@@ -350,7 +381,14 @@ def _largest(context: StageContext, spec: TrainStage, candidates: list[str]) -> 
     base = with_learned_schedule(space.base, context.folder)
     recipe = base.model_copy(update={"batch_size": space.largest_batch_size})
     return [
-        Configuration(data=context.spec.data, topology=candidate, recipe=recipe, epochs=spec.epochs, seed=0)
+        Configuration(
+            data=context.spec.data,
+            topology=candidate,
+            recipe=recipe,
+            epochs=spec.epochs,
+            seed=0,
+            teacher=_teacher_of(context, spec),
+        )
         for candidate in candidates
     ]
 
@@ -365,8 +403,24 @@ def configuration_of(context: StageContext, spec: TrainStage, trial: TrialRecord
         seed=trial.seed,
         stopping=spec.stopping,
         weights=None if spec.weights is None else stored_weights(context.folder.parent / spec.name),
+        teacher=_teacher_of(context, spec),
         metric=context.metric.choice,
     )
+
+
+def _named_trial(context: StageContext, source: str) -> EarlierTrial | None:
+    """The trial of an earlier stage that a text names; `None` if it names another model."""
+    named = trial_named(source)
+    stage = None if named is None else context.earlier(TRAIN, name=named.stage)
+    if named is None or stage is None:
+        return None
+    number = stage.result.best.trial if named.number is None else named.number
+    return EarlierTrial(named.stage, stage.record.id, number, is_best_epoch=stage.spec.rank_by == "best")
+
+
+def _teacher_of(context: StageContext, spec: TrainStage) -> InitialWeights | None:
+    """The teacher of a stage's trials."""
+    return None if spec.teacher is None else stored_weights(context.folder.parent / spec.name, TEACHER_INDEX)
 
 
 def may_continue(spec: TrainStage, trial: TrialRecord) -> bool:
@@ -381,20 +435,29 @@ def may_continue(spec: TrainStage, trial: TrialRecord) -> bool:
 
 
 def _links(
-    point: Point, grown_from: Mapping[str, str], weights: StartingWeights | None, warm: WarmPlan | None
+    point: Point,
+    grown_from: Mapping[str, str],
+    weights: StartingWeights | None,
+    teacher: StageTeacher | None,
+    warm: WarmPlan | None,
 ) -> dict[str, str]:
     """Where a trial comes from, for MLflow."""
     found = {
         "grown_from": grown_from.get(str(point["topology"])),
         "initialised_from": None if weights is None else weights.lineage,
+        "taught_by": None if teacher is None else teacher.lineage,
         "warm_started_from": None if warm is None else warm.origin(point),
     }
     return {name: origin for name, origin in found.items() if origin is not None}
 
 
-def _stage_links(weights: StartingWeights | None, warm: WarmPlan | None) -> dict[str, str]:
-    """Where the stage started from, for MLflow."""
+def _stage_links(
+    weights: StartingWeights | None, teacher: StageTeacher | None, warm: WarmPlan | None
+) -> dict[str, str]:
+    """Where the stage started from, and what taught it, for MLflow."""
     found = {} if weights is None else {"initialised_from": weights.lineage}
+    if teacher is not None:
+        found["taught_by"] = teacher.lineage
     return found if warm is None else {**found, "warm_started_from": warm.summary.origin}
 
 
@@ -420,12 +483,15 @@ def _warm_plan(
             context.study.data_digest,
             spec,
             None if spec.weights is None else stored_weights(context.folder).sha256,
+            None if spec.teacher is None else stored_weights(context.folder, TEACHER_INDEX).sha256,
         ),
         num_trials=spec.num_trials,
     )
 
 
-def train_conditions(data: DataConfig, data_digest: str, spec: TrainStage, weights: str | None) -> dict[str, Any]:
+def train_conditions(
+    data: DataConfig, data_digest: str, spec: TrainStage, weights: str | None, teacher: str | None
+) -> dict[str, Any]:
     """What the results of a train stage depend on besides topology, recipe and seed.
 
     Args:
@@ -433,6 +499,7 @@ def train_conditions(data: DataConfig, data_digest: str, spec: TrainStage, weigh
         data_digest: Their digest.
         spec: The stage.
         weights: sha256 of the weights that its trials start from.
+        teacher: sha256 of the teacher.
     """
     stopping = None if spec.stopping is None else spec.stopping.model_dump(mode="json")
     return conditions_of(
@@ -441,6 +508,7 @@ def train_conditions(data: DataConfig, data_digest: str, spec: TrainStage, weigh
         epochs=spec.epochs,
         stopping=stopping,
         weights=weights,
+        teacher=teacher,
     )
 
 

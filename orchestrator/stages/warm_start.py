@@ -106,10 +106,20 @@ def stored_warm_start(folder: Path) -> WarmStartRecord:
 
 
 def conditions_of(
-    *, data: Mapping[str, Any], data_digest: str, epochs: int, stopping: Any, weights: str | None
+    *,
+    data: Mapping[str, Any],
+    data_digest: str,
+    epochs: int,
+    stopping: Any,
+    weights: str | None,
+    teacher: str | None = None,
 ) -> dict[str, Any]:
-    """What the results of a stage depend on besides topology, recipe and seed, as JSON data."""
-    return {"data": [data_digest, dict(data)], "epochs": epochs, "stopping": stopping, "weights": weights}
+    """What the results of a stage depend on besides topology, recipe and seed, as JSON data.
+
+    A stage without a teacher has no entry for it, so that conditions stored by earlier versions are equal.
+    """
+    found = {"data": [data_digest, dict(data)], "epochs": epochs, "stopping": stopping, "weights": weights}
+    return found if teacher is None else {**found, "teacher": teacher}
 
 
 def plan_warm_start(

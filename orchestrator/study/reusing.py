@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, NamedTuple
 from pydantic import ValidationError
 
 from orchestrator.settings import Settings
-from orchestrator.spec.model_names import champion_of
+from orchestrator.spec.model_names import champion_of, trial_named
 from orchestrator.spec.problems import plain
 from orchestrator.spec.study_file import StudySpec
 from orchestrator.spec.warm_start import WarmStart, WarmStartError
 from orchestrator.spec.yaml_source import read_yaml
 from orchestrator.stages.retention import CUT
-from orchestrator.stages.starting_weights import has_stored_weights, store_weights, stored_weights
+from orchestrator.stages.starting_weights import TEACHER_INDEX, has_stored_weights, store_weights, stored_weights
 from orchestrator.stages.train import TrainStage, ranking_by, sort_trials, train_conditions
 from orchestrator.stages.warm_start import PastTrial, WarmStartRecord, has_stored_warm_start, store_warm_start
 from orchestrator.store.records import StudyRecord, TrialRecord
 from orchestrator.study.access import find_champion, find_study, open_existing, study_folder
 from plugins.metrics.deciding import DecidingMetric
-from trainers.config import Configuration
+from trainers.config import Configuration, InitialWeights
 from trainers.weights.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class ReusedInputs(NamedTuple):
     """What the stages of a study take from elsewhere, by stage name."""
 
     weights: dict[str, "SourceWeights"]
+    teachers: dict[str, "SourceWeights"]
     warm_starts: dict[str, WarmStartRecord]
 
 
@@ -52,6 +53,7 @@ def read_reused(spec: StudySpec, study: StudyRecord | None, settings: Settings) 
     """
     folder = None if study is None else study_folder(settings, study)
     weights: dict[str, SourceWeights] = {}
+    teachers: dict[str, SourceWeights] = {}
     warm_starts: dict[str, WarmStartRecord] = {}
     for stage in spec.stages:
         if not isinstance(stage, TrainStage):
@@ -59,9 +61,12 @@ def read_reused(spec: StudySpec, study: StudyRecord | None, settings: Settings) 
         own = None if folder is None else folder / stage.name
         if stage.weights is not None and not (own and has_stored_weights(own)):
             weights[stage.name] = read_named_weights(stage.weights, settings, own_study=spec.study)
+        is_elsewhere = stage.teacher is not None and trial_named(stage.teacher) is None
+        if is_elsewhere and not (own and has_stored_weights(own, TEACHER_INDEX)):
+            teachers[stage.name] = read_teacher(stage.teacher or "", settings, own_study=spec.study)
         if stage.warm_start is not None and not (own and has_stored_warm_start(own)):
             warm_starts[stage.name] = read_warm_start(stage.warm_start, settings, own_study=spec.study)
-    return ReusedInputs(weights, warm_starts)
+    return ReusedInputs(weights, teachers, warm_starts)
 
 
 def store_reused(inputs: ReusedInputs, folder: Path) -> None:
@@ -73,6 +78,8 @@ def store_reused(inputs: ReusedInputs, folder: Path) -> None:
     """
     for stage, weights in inputs.weights.items():
         store_weights(folder / stage, weights)
+    for stage, teacher in inputs.teachers.items():
+        store_weights(folder / stage, teacher, TEACHER_INDEX)
     for stage, record in inputs.warm_starts.items():
         store_warm_start(folder / stage, record)
 
@@ -101,6 +108,20 @@ def read_named_weights(source: str, settings: Settings, *, own_study: str | None
             "before it ends. Name another one."
         )
     return read_weights(Path(find_champion(name, settings)["folder"]), source=source)
+
+
+def read_teacher(source: str, settings: Settings, *, own_study: str | None = None) -> "SourceWeights":
+    """Read the trained model that a user names as teacher; arguments and errors are those of `read_named_weights`."""
+    try:
+        found = read_named_weights(source, settings, own_study=own_study)
+    except WeightsError as error:
+        raise WeightsError(f"teacher: {error}") from error
+    if found.topology is None or found.task is None or not found.mean:
+        raise WeightsError(
+            f"teacher {source}: must be a whole model, but only weights were found: topology, classes or normalisation "
+            "are unknown. Name a model folder or STUDY@champion."
+        )
+    return found
 
 
 def read_warm_start(source: WarmStart, settings: Settings, *, own_study: str) -> WarmStartRecord:
@@ -161,11 +182,14 @@ def _of_study(name: str, top: int, settings: Settings) -> WarmStartRecord:
             weights = stage.weights
             if weights is not None and has_stored_weights(folder):
                 weights = stored_weights(folder).sha256
+            teacher = None
+            if stage.teacher is not None and has_stored_weights(folder, TEACHER_INDEX):
+                teacher = stored_weights(folder, TEACHER_INDEX).sha256
             return WarmStartRecord(
                 origin=f"study {name}",
                 first=tuple(past(trial) for trial in sort_trials(trials, (objective,))[:top]),
                 results=tuple(past(trial) for trial in trials if not {"scheduler", CUT} & trial.details.keys()),
-                conditions=train_conditions(spec.data, study.data_digest, stage, weights),
+                conditions=train_conditions(spec.data, study.data_digest, stage, weights, teacher),
             )
     raise WarmStartError(
         f"warm_start: study {name!r} must have a trained model, but has none yet. See: vitsearch status {name}"
@@ -230,3 +254,54 @@ def start_from_weights(
         )
     left = f"; ignored: {source.ignored_text}" if source.ignored else ""
     return configuration.model_copy(update={"weights": weights}), f"weights {weights.source}: {fit.text}{left}"
+
+
+def with_teacher(configuration: Configuration, folder: Path, settings: Settings) -> Configuration:
+    """Prepare the teacher of a configuration for its training.
+
+    Args:
+        configuration: A configuration with `teacher`.
+        folder: Receives a copy of its weights, unless the configuration already names one.
+        settings: Settings of this installation.
+
+    Raises:
+        WeightsError: The teacher cannot be read, or is not the one that the configuration was trained with.
+        orchestrator.study.access.UnknownStudyError: The study that is named does not exist.
+        orchestrator.study.access.NoChampionError: It has no champion yet.
+    """
+    from trainers.weights.prepared import write_prepared
+
+    teacher = configuration.teacher
+    assert teacher is not None
+    if teacher.file is not None and teacher.file.is_file():
+        return configuration
+    found = _kept_teacher(teacher, settings) or read_teacher(teacher.source, settings)
+    if teacher.sha256 not in (None, found.sha256):
+        raise WeightsError(
+            f"teacher {teacher.source}: must have the sha256 {teacher.sha256} of the configuration, but has "
+            f"{found.sha256}: it has changed since. Restore it, or remove `sha256` to learn from the new one."
+        )
+    return configuration.model_copy(update={"teacher": write_prepared(folder, found)})
+
+
+def _kept_teacher(teacher: InitialWeights, settings: Settings) -> "SourceWeights | None":
+    """A trial of a study that taught other trials of it, from the copy in the folder of their stage.
+
+    Raises:
+        WeightsError: There is no copy of these weights.
+        orchestrator.study.access.UnknownStudyError: The study does not exist.
+    """
+    from trainers.weights.prepared import read_prepared
+
+    named = trial_named(teacher.source)
+    if named is None:
+        return None
+    folder = None if named.study is None else study_folder(settings, find_study(named.study, settings))
+    for index in sorted(folder.glob(f"*/{TEACHER_INDEX}")) if folder is not None else ():
+        kept = stored_weights(index.parent, TEACHER_INDEX)
+        if kept.source == teacher.source and teacher.sha256 in (None, kept.sha256):
+            return read_prepared(kept)
+    raise WeightsError(
+        f"teacher {teacher.source}: must be a trial that taught in its study, whose folder has a copy of the weights, "
+        "but there is none. Name a model folder or STUDY@champion."
+    )

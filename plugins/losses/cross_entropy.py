@@ -15,6 +15,7 @@ class CrossEntropy:
     """The usual classification loss, `-sum_c target_c log softmax(logits)_c`."""
 
     card: ClassVar[PluginCard] = PluginCard(source="the plain baseline; as `torch.nn.CrossEntropyLoss`", cost="nothing")
+    independent_of_length: ClassVar[bool] = True
 
     def loss(
         self,

@@ -4,7 +4,17 @@ from plugins.protocols.augmentations import Augmentation, JointAugmentation, Mix
 from plugins.protocols.averaging import Averager, Evaluated, EvaluatingAverager, StateDict
 from plugins.protocols.cards import PluginCard
 from plugins.protocols.curricula import ExampleOrder, Now, OrderContext, Selection, StepMethod
-from plugins.protocols.losses import LabelLoss, Loss, LossContext, StackedLabelLoss
+from plugins.protocols.losses import (
+    GuidedLoss,
+    LabelLoss,
+    Loss,
+    LossContext,
+    LossInput,
+    ReadsInputs,
+    StackedLabelLoss,
+    StatefulLoss,
+    loss_inputs,
+)
 from plugins.protocols.metrics import Metric
 from plugins.protocols.optimizers import (
     AppliesRates,
@@ -66,11 +76,13 @@ __all__ = [
     "ExampleOrder",
     "ExcludesOptimizers",
     "FinalChoice",
+    "GuidedLoss",
     "JointAugmentation",
     "LabelLoss",
     "LearnsFromStage",
     "Loss",
     "LossContext",
+    "LossInput",
     "Metric",
     "Mixing",
     "NeedsCurvature",
@@ -90,6 +102,7 @@ __all__ = [
     "ProxyScore",
     "RateRule",
     "RatedPart",
+    "ReadsInputs",
     "Sampler",
     "Schedule",
     "Segment",
@@ -97,6 +110,7 @@ __all__ = [
     "Signal",
     "StackedLabelLoss",
     "StateDict",
+    "StatefulLoss",
     "StepMethod",
     "Stopper",
     "TransformerBlock",
@@ -107,6 +121,7 @@ __all__ = [
     "is_block",
     "is_curve_model",
     "is_independent_of_length",
+    "loss_inputs",
     "needed_signals",
     "planned",
 ]

@@ -35,6 +35,8 @@ class Signal(StrEnum):
     """Fraction of the training images, without augmentation, whose label is predicted."""
     CLASS_TRAINING_ACCURACY = "class_training_accuracy"
     """The training accuracy of each class: `class_training_accuracy.0` and so on, in the order of the classes."""
+    MEMORIZED_LABELS = "memorized_labels"
+    """Fraction of the training images with a wrong label (`data.label_noise`) that are predicted as that label."""
     LAYER_CHANGE = "layer_change"
     """Change of a weight matrix in the epoch relative to its norm, averaged over the matrices."""
     NEURAL_PERSISTENCE = "neural_persistence"
@@ -52,7 +54,7 @@ CLASS_SIGNALS = frozenset({Signal.CLASS_TRAINING_ACCURACY})
 """Signals with one number per class, recorded under the names of `class_key`."""
 
 _OF_VALIDATION = "one forward pass of the validation part per epoch"
-_OF_TRAINING = "one forward pass of the training part per epoch, shared by the three signals of that part"
+_OF_TRAINING = "one forward pass of the training part per epoch, shared by the four signals of that part"
 SIGNAL_COSTS: Mapping[Signal, str] = {
     Signal.GRADIENT_NORM: "one dot product per step",
     Signal.GRADIENT_NOISE: "one dot product and one sum per step",
@@ -67,6 +69,7 @@ SIGNAL_COSTS: Mapping[Signal, str] = {
     Signal.CHANGED_TRAINING_PREDICTIONS: _OF_TRAINING,
     Signal.TRAINING_ACCURACY: _OF_TRAINING,
     Signal.CLASS_TRAINING_ACCURACY: _OF_TRAINING,
+    Signal.MEMORIZED_LABELS: _OF_TRAINING,
     Signal.LAYER_CHANGE: "two norms of the weights per epoch, and a copy of the weights",
     Signal.NEURAL_PERSISTENCE: "a spanning tree of each weight matrix per epoch, on the CPU: about 0.1 s per million "
     "weights",

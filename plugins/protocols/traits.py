@@ -18,7 +18,7 @@ def can_pack(plugin: object) -> bool:
 
 @runtime_checkable
 class DeclaresLength(Protocol):
-    """A schedule or curriculum that declares whether its steps depend on the number of epochs of the training."""
+    """A schedule, curriculum or loss that declares whether its steps depend on the number of epochs of the training."""
 
     independent_of_length: ClassVar[bool]
     """Whether the steps of a longer training begin with the steps of a shorter one, so that a training that has ended
@@ -26,5 +26,5 @@ class DeclaresLength(Protocol):
 
 
 def is_independent_of_length(plugin: Any) -> bool:
-    """Whether a training with this schedule or curriculum can be continued for more epochs. By default it cannot."""
+    """Whether a training with this plug-in can be continued for more epochs. By default it cannot."""
     return isinstance(plugin, DeclaresLength) and plugin.independent_of_length

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from plugins.augmentations.cutmix import draw_box
+from plugins.augmentations.maskmix import draw_mask
 from plugins.augmentations.mixup import draw_share
 from plugins.augmentations.randaugment import scale_operation
 from plugins.protocols import Augmentation, JointAugmentation, Mixing, PluginCard
@@ -155,7 +156,7 @@ def test_the_targets_tell_what_the_images_are_made_of(mixing: Mixing) -> None:
         torch.testing.assert_close(images.mean((2, 3)), targets, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "maskmix"])
 def test_mixing_mixes(name: str) -> None:
     mixed = [mix(create("augmentations", name, {"alpha": 1.0}), batch(), seed=seed) for seed in range(20)]
     assert sum(bool((targets.max(1).values < 0.999).any()) for _, targets in mixed) > 10
@@ -254,9 +255,10 @@ def test_mixup_blends_images_by_the_share_of_their_targets() -> None:
     torch.testing.assert_close(images, torch.einsum("bn,nchw->bchw", targets, plain), rtol=1e-5, atol=1e-5)
 
 
-def test_cutmix_takes_each_pixel_from_one_of_two_images() -> None:
+@pytest.mark.parametrize("name", ["cutmix", "maskmix"])
+def test_cutmix_and_maskmix_take_each_pixel_from_one_of_two_images(name: str) -> None:
     plain = batch(num_images=NUM_CLASSES)
-    images, targets = mix(create("augmentations", "cutmix"), plain, seed=3)
+    images, targets = mix(create("augmentations", name), plain, seed=3)
     own = images.eq(plain)
     assert 0 < own.float().mean() < 1
     # An image's own class weighs as much as the share of pixels that it keeps.
@@ -288,7 +290,22 @@ def test_a_box_has_at_most_its_share_of_the_image(share: float) -> None:
     assert max(areas) > 0.5 * (1 - share) or share == 1.0
 
 
-@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize(("size", "patch"), [(16, 4), (16, 5)])
+def test_a_mask_of_maskmix_keeps_a_share_of_whole_patches(size: int, patch: int, share: float) -> None:
+    mask = draw_mask(size, patch, share, torch.Generator().manual_seed(2))
+    assert mask.shape == (size, size)
+    count = -(-size // patch)
+    kept = []
+    for row in range(count):
+        for column in range(count):
+            part = mask[row * patch : (row + 1) * patch, column * patch : (column + 1) * patch]
+            assert part.all() or not part.any()
+            kept.append(bool(part.all()))
+    assert sum(kept) == round(share * count**2)
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "maskmix"])
 def test_an_alpha_of_zero_is_refused(name: str) -> None:
     with pytest.raises(PluginSettingsError, match="alpha"):
         create("augmentations", name, {"alpha": 0})

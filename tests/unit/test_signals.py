@@ -50,6 +50,8 @@ def training_images(count: int = 40) -> TrainingImages:
         labels=torch.from_numpy(draws.integers(0, NUM_CLASSES, count)),
         num_classes=NUM_CLASSES,
         normalizer=Normalizer((0.5,), (0.25,), torch.device("cpu")),
+        class_counts=torch.ones(NUM_CLASSES),
+        digest="",
     )
 
 

@@ -83,7 +83,7 @@ def warn_of_copies(parts: Mapping[str, ImageSplit], findings: DataFindings, *, a
             )
     classes: dict[bytes, set[int]] = {}
     for name, split in parts.items():
-        for digest, label in zip(digests[name], split.labels.tolist(), strict=True):
+        for digest, label in zip(digests[name], split.as_in_source().labels.tolist(), strict=True):
             classes.setdefault(digest, set()).add(label)
     doubtful = sum(len(labels) > 1 for labels in classes.values())
     if doubtful:

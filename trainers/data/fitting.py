@@ -22,10 +22,13 @@ def load_for_training(configuration: Configuration) -> ImageData:
     data = load_images(configuration.data)
     if configuration.train_on == "train":
         return data
+    labels = torch.cat([data.train.labels, data.validation.labels])
+    truth = data.train.true_labels
     return replace(
         data,
         train=ImageSplit(
             images=joined(data.train.images, data.validation.images),
-            labels=torch.cat([data.train.labels, data.validation.labels]),
+            labels=labels,
+            true_labels=None if truth is None else torch.cat([truth, data.validation.labels]),
         ),
     )

@@ -17,6 +17,7 @@ from trainers.config import NOISE, DataConfig
 from trainers.data.cache import Notes, load_rows
 from trainers.data.cache_settings import cache_settings
 from trainers.data.decoding import Chosen
+from trainers.data.label_noise import noisy_labels, tell_of_noise
 from trainers.data.listing import DataError, DataFindings, Source
 from trainers.data.mapping import batches, gather, select
 from trainers.data.noise import draw_noise
@@ -36,13 +37,20 @@ class ImageSplit:
     """Shape (N, C, S, S), uint8."""
     labels: Tensor
     """Shape (N,), int64."""
+    true_labels: Tensor | None = None
+    """Classes before `data.label_noise`, shape (N,); `None` if the labels are as in the source."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def to(self, device: torch.device) -> "ImageSplit":
         """A copy on another device."""
-        return ImageSplit(images=self.images.to(device), labels=self.labels.to(device))
+        truth = None if self.true_labels is None else self.true_labels.to(device)
+        return ImageSplit(images=self.images.to(device), labels=self.labels.to(device), true_labels=truth)
+
+    def as_in_source(self) -> "ImageSplit":
+        """The same images with their labels before `data.label_noise`."""
+        return self if self.true_labels is None else ImageSplit(images=self.images, labels=self.true_labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +98,10 @@ def load_images(config: DataConfig) -> ImageData:
             [chosen["test"]], config, findings=DataFindings(), num_channels=decoded.num_channels, scales=decoded.scales
         )
         train, notes = without_copies(train, [validation, *test.splits], source.findings), None
+    if config.label_noise > 0:
+        labels = noisy_labels(train.labels, config, len(source.class_names))
+        tell_of_noise(config, train.labels, labels, source.findings)
+        train = ImageSplit(images=train.images, labels=labels, true_labels=train.labels)
     mean, std, digest, constant = _facts(source.class_names, train, validation, notes)
     for message in constant:
         source.findings.warn("constant", message)
@@ -272,7 +284,7 @@ def _facts(class_names: tuple[str, ...], train: ImageSplit, validation: ImageSpl
     found = _Facts(
         *channel_statistics(train.images),
         digest=_digest(class_names, [train, validation]),
-        constant=classes_without_content(train, class_names),
+        constant=classes_without_content(train.as_in_source(), class_names),
     )
     if notes is not None:
         notes.write(key, found._asdict())

@@ -150,7 +150,7 @@ def dry_run(configuration: Configuration, task: ImageTask, device: "torch.device
     short = configuration.model_copy(update={"recipe": recipe, "epochs": 1, "stopping": None, "weights": None})
     before = _taken(device)
     with tempfile.TemporaryDirectory() as folder:
-        data = _noise(task, num_train=_STEPS * batch_size)
+        data = _noise(task, num_train=_STEPS * batch_size, class_names=_class_names(configuration, task))
         outcome = train(TrainTask(configuration=short, folder=Path(folder)), data, SilentReporter(), device)
     if outcome.state != "complete":
         raise DryRunError(f"a dry run must end as complete, but it is {outcome.state}: {outcome.reason}")
@@ -180,7 +180,16 @@ def _peak(device: "torch.device") -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
 
 
-def _noise(task: ImageTask, *, num_train: int) -> "ImageData":
+def _class_names(configuration: Configuration, task: ImageTask) -> tuple[str, ...]:
+    """Names of as many classes as the data have; those of the teacher, which must know them, if there is one."""
+    if configuration.teacher is None:
+        return tuple(map(str, range(task.num_classes)))
+    from trainers.weights.prepared import read_prepared
+
+    return read_prepared(configuration.teacher).class_names[: task.num_classes]
+
+
+def _noise(task: ImageTask, *, num_train: int, class_names: tuple[str, ...]) -> "ImageData":
     import torch
 
     from trainers.data.images import ImageData, ImageSplit
@@ -197,7 +206,7 @@ def _noise(task: ImageTask, *, num_train: int) -> "ImageData":
     return ImageData(
         name="dry run",
         task=task,
-        class_names=tuple(map(str, range(task.num_classes))),
+        class_names=class_names,
         mean=(0.5,) * task.in_channels,
         std=(0.3,) * task.in_channels,
         train=split(num_train),

@@ -99,7 +99,7 @@ def accepted_digests(configuration: Configuration) -> frozenset[str]:
     return frozenset(accepted)
 
 
-_PLACES = {"weights": {"source", "file"}}
+_PLACES = {"weights": {"source", "file"}, "teacher": {"source", "file"}}
 """Fields that say where something is stored, which a training does not depend on."""
 _FIELDS_0_1_0: Mapping[str, frozenset[str] | None] = {
     "data": frozenset(

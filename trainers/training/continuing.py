@@ -40,7 +40,7 @@ DEPENDENCE: Mapping[str, Dependence] = {
     "rates": "none",
     "learning_rate_scaling": "none",
     "base_batch_size": "none",
-    "loss": "none",
+    "loss": "plugin",
     "dropout": "ramp",
     "augmentation_strength": "ramp",
     "mixing": "none",

@@ -9,7 +9,16 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from plugins.protocols import EpochSchedule, NeedsCurvature, Now, OrderContext, Schedule, Selection, TwoGradients
+from plugins.protocols import (
+    EpochSchedule,
+    LossInput,
+    NeedsCurvature,
+    Now,
+    OrderContext,
+    Schedule,
+    Selection,
+    TwoGradients,
+)
 from plugins.registry import create, load, parse_topology
 from search_spaces.base import ImageTask
 from search_spaces.ramps import Ramp, value_at, whole_at
@@ -19,6 +28,8 @@ from trainers.config import Configuration, EpochReport
 from trainers.data.images import ImageData
 from trainers.hardware.devices import derive_seed, make_generator
 from trainers.models.building import topology_costs, training_options
+from trainers.training.companions import macs_per_visit
+from trainers.training.loss_needs import inputs_of
 from trainers.training.methods import Methods
 from trainers.training.plan import EpochPlan, batch_scale, learning_rate, num_steps, plan_epochs, steps_before
 from trainers.training.step import Step
@@ -116,11 +127,12 @@ class Course:
         """Multiply-accumulates of a step: one forward pass and one backward pass, which costs as much as two.
 
         An optimizer with two gradients per step takes twice as many. If it estimates the curvature every few steps,
-        the estimate's share in a step is counted.
+        the estimate's share in a step is counted. The networks that the loss reads are added.
         """
         settings = step.settings
         forward = self.forward_macs(settings.image_size, {**settings.model_options, **self._training_options})
-        return round(3 * forward * len(step.indices) * self._num_gradients)
+        beside = self._companion_macs(settings.image_size)
+        return round((3 * forward * self._num_gradients * self._num_models + beside) * len(step.indices))
 
     def forward_macs(self, image_size: int, options: Mapping[str, int]) -> int:
         """Multiply-accumulates of one image's forward pass in training."""
@@ -133,6 +145,12 @@ class Course:
     @cached_property
     def _training_options(self) -> dict[str, int]:
         return training_options(self.configuration.topology)
+
+    def _companion_macs(self, image_size: int) -> int:
+        """Multiply-accumulates per image of the networks that the loss reads."""
+        if image_size not in self._known_companion_macs:
+            self._known_companion_macs[image_size] = macs_per_visit(self.configuration, self.task, image_size)
+        return self._known_companion_macs[image_size]
 
     @property
     def difficulty_macs(self) -> int:
@@ -161,6 +179,14 @@ class Course:
     @cached_property
     def _known_macs(self) -> dict[tuple[int, frozenset[tuple[str, int]]], int]:
         return {}
+
+    @cached_property
+    def _known_companion_macs(self) -> dict[int, int]:
+        return {}
+
+    @cached_property
+    def _num_models(self) -> int:
+        return 2 if LossInput.PEER in inputs_of(self.configuration.recipe.loss) else 1
 
     @cached_property
     def _num_gradients(self) -> float:

@@ -9,21 +9,23 @@ import torch
 from torch import Tensor
 
 from plugins.metrics.deciding import DecidingMetric
-from plugins.protocols import Signal, Stopper, needed_signals, planned
+from plugins.protocols import LossInput, Signal, Stopper, needed_signals, planned
 from plugins.registry import create
 from search_spaces.base import ImageTask
 from search_spaces.ramps import Ramp, largest
 from search_spaces.recipes import PluginChoice
 from trainers.config import Configuration, EpochReport, TaskOutcome, TrainTask
 from trainers.data.images import ImageData
-from trainers.hardware.devices import cpu_threads, fits_on
+from trainers.hardware.devices import cpu_threads, derive_seed, fits_on
 from trainers.models.building import build_model, topology_costs
 from trainers.training import checkpoints, fencing
 from trainers.training.best_epoch import best_report
+from trainers.training.companions import macs_of_table, make_companions
 from trainers.training.continuing import settle_earlier_checkpoints
 from trainers.training.course import Course
 from trainers.training.evaluation import Evaluation, Normalizer, evaluate, example_losses
 from trainers.training.learner import Learner, RowLearner
+from trainers.training.loss_needs import inputs_of
 from trainers.training.losses import (
     STEPS_PER_FINITE_CHECK,
     NotFiniteError,
@@ -31,6 +33,7 @@ from trainers.training.losses import (
     check_validation,
     final_metrics,
     further_metrics,
+    initial_loss_state,
     mean_loss,
 )
 from trainers.training.methods import Methods
@@ -109,6 +112,7 @@ def make_row(configuration: Configuration, data: ImageData, device: torch.device
     """A newly initialised model, ready for training, with the weights that the configuration starts from.
 
     Raises:
+        ValueError: The recipe does not fit the model, or its loss lacks what it reads.
         trainers.weights.errors.WeightsError: These weights cannot be read.
         UnsuitableRatesError: The recipe's rates do not suit the model or the optimizer.
     """
@@ -125,7 +129,21 @@ def make_row(configuration: Configuration, data: ImageData, device: torch.device
             f"recipe.drop_path may change during training only if the model has blocks (`plugins.protocols."
             f"TransformerBlock`), but {type(model).__name__} has none. Use a plain number."
         )
+    row.companions = make_companions(configuration, data, model, device)
+    row.loss_state = initial_loss_state(recipe, len(data.train), task.num_classes, device)
+    if LossInput.PEER in inputs_of(recipe.loss):
+        row.peer = _make_peer(configuration, data, device, rate)
     return row
+
+
+def _make_peer(configuration: Configuration, data: ImageData, device: torch.device, drop_path: float) -> Row:
+    """A second model of the topology with other random weights, which is trained with the first."""
+    recipe = configuration.recipe.model_copy(update={"ema": None, "swa": None})
+    seed = derive_seed(configuration.seed, "peer")
+    model = build_model(configuration.topology, data.task, seed=seed, device=device, drop_path=drop_path)
+    peer = Row(model, recipe, prepare_rates(model, recipe, configuration.topology, data.task))
+    peer.loss_state = initial_loss_state(recipe, len(data.train), data.task.num_classes, device)
+    return peer
 
 
 def _train(task: TrainTask, data: ImageData, reporter: Reporter, device: torch.device) -> TaskOutcome:
@@ -246,6 +264,8 @@ def _epoch(
     if course.measures_difficulty(epoch):
         difficulty = yield MeasureDifficulty()
         training_macs += course.difficulty_macs
+    if epoch == 1:
+        training_macs += macs_of_table(course.configuration, len(course.labels))
     for step in course.steps(epoch, difficulty, history):
         if reporter.should_stop():
             raise _InterruptedError
@@ -334,4 +354,7 @@ def training_images(data: ImageData, device: torch.device) -> TrainingImages:
         labels=data.train.labels.to(device),
         num_classes=data.task.num_classes,
         normalizer=Normalizer(data.mean, data.std, device),
+        class_counts=data.train.labels.bincount(minlength=data.task.num_classes).float().to(device),
+        digest=data.digest,
+        true_labels=None if data.train.true_labels is None else data.train.true_labels.to(device),
     )

@@ -8,10 +8,14 @@ from torch import Tensor
 
 from plugins.metrics.deciding import DecidingMetric
 from plugins.metrics.names import metric_key
+from plugins.protocols import StatefulLoss
+from plugins.registry import create
 from search_spaces.base import ImageTask
+from search_spaces.recipes import Recipe
 from trainers.config import EpochReport
 from trainers.models.building import topology_costs
 from trainers.training.best_epoch import best_report
+from trainers.training.loss_needs import mixing_problem
 
 STEPS_PER_FINITE_CHECK = 16
 """Number of steps between checks of the loss. Reading a loss waits for the GPU, so not every step is checked."""
@@ -22,6 +26,21 @@ class NotFiniteError(Exception):
 
 
 _ADVICE = "Lower the learning rate, or use a gradient clip and a longer warm-up."
+
+
+def initial_loss_state(recipe: Recipe, num_images: int, num_classes: int, device: torch.device) -> dict[str, Tensor]:
+    """The state of a recipe's loss before the first step, on a device; empty if it keeps none.
+
+    Raises:
+        ValueError: The recipe mixes images, but its loss keeps a state of each image.
+    """
+    plugin = create("losses", recipe.loss.name, recipe.loss.settings)
+    if not isinstance(plugin, StatefulLoss):
+        return {}
+    problem = mixing_problem(recipe.loss, recipe.mixing)
+    if problem is not None:
+        raise ValueError(f"recipe.mixing {problem}")
+    return {name: value.to(device) for name, value in plugin.initial_state(num_images, num_classes).items()}
 
 
 def check_losses(losses: Sequence[Tensor], epoch: int) -> None:

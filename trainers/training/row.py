@@ -5,6 +5,7 @@ Legend: `P` numbers in a row.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -28,10 +29,15 @@ from search_spaces.ema_rates import ema_names
 from search_spaces.recipes import Recipe
 from search_spaces.step_settings import StepSettings
 from trainers.training.checkpoints import Checkpoint
+from trainers.training.companions import Companions
 
 _ALIGNMENT = 16
 """Numbers of float32 in 64 bytes, torch's own alignment, on which the rounding of matrix products depends."""
 _TRAINED = "trained_values"
+_LOSS = "loss."
+"""Begins the names of the loss's state in a checkpoint."""
+_PEER_WEIGHTS, _PEER_STATE = "peer.weights.", "peer.optimizer."
+"""Begin the names of the second model's tensors."""
 _EMA_UPDATES, _SWA_EPOCHS = "averages.ema_updates", "averages.swa_epochs"
 
 
@@ -59,6 +65,12 @@ class Row:
         applies_rates = isinstance(self.optimizer, AppliesRates) and self.optimizer.applies_rates
         self._step_factors = None if applies_rates else self.layout.rate_factors(self.values)
         self.state: OptimizerState = self.optimizer.start(self.layout, self.values)
+        self.loss_state: dict[str, Tensor] = {}
+        """State of the loss by name, of any shape; checkpoints keep it with the optimizer state."""
+        self.companions: Companions | None = None
+        """Frozen networks whose outputs the loss reads."""
+        self.peer: Row | None = None
+        """A second model, trained at the same time, whose outputs the loss reads; checkpoints keep it."""
         self._extra: OptimizerState = {}
         self._ema_decays = ema_names(recipe.ema)
         self._emas = {name: self.values.clone() for name in self._ema_decays}
@@ -186,6 +198,10 @@ class Row:
             tensors[_EMA_UPDATES] = torch.tensor(self._ema_updates)
         if self._swa is not None:
             tensors[_SWA_EPOCHS] = torch.tensor(self._swa_epochs)
+        tensors |= {f"{_LOSS}{name}": value.cpu() for name, value in self.loss_state.items()}
+        if self.peer is not None:
+            tensors |= {f"{_PEER_WEIGHTS}{name}": value for name, value in self.peer.weights().items()}
+            tensors |= {f"{_PEER_STATE}{name}": value for name, value in self.peer.optimizer_tensors().items()}
         return tensors
 
     @torch.no_grad()
@@ -208,6 +224,10 @@ class Row:
             if target is not None:
                 state = checkpoint.averages.get(average, checkpoint.weights)
                 self._fill(target, [state[name] for name in self.names])
+        if self.peer is not None:
+            self.peer.restore(_peer_in(checkpoint))
+        for name, value in self.loss_state.items():
+            value.copy_(checkpoint.optimizer[f"{_LOSS}{name}"])
         self._ema_updates = int(checkpoint.optimizer.get(_EMA_UPDATES, torch.tensor(0)))
         self._swa_epochs = int(checkpoint.optimizer.get(_SWA_EPOCHS, torch.tensor(0)))
 
@@ -223,6 +243,15 @@ class Row:
         """The model's state dict with parameters from a row, which is copied to the CPU at once."""
         ours = dict(zip(self.names, self.layout.views(values.cpu()), strict=True))
         return {name: ours.get(name, value) for name, value in self.model.state_dict().items()}
+
+
+def _peer_in(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint of the second model inside that of the first."""
+    weights, optimizer = (
+        {name.removeprefix(prefix): value for name, value in checkpoint.optimizer.items() if name.startswith(prefix)}
+        for prefix in (_PEER_WEIGHTS, _PEER_STATE)
+    )
+    return replace(checkpoint, weights=weights, optimizer=optimizer, averages={})
 
 
 def layout_of(model: nn.Module, rates: tuple[RatedPart, ...] = ()) -> ParameterLayout:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from plugins.protocols import CLASS_SIGNALS, Signal, class_key
 from trainers.data.images import ImageSplit
+from trainers.data.label_noise import memorized_fraction
 from trainers.data.mapping import batches, gather
 from trainers.training.block_signals import BLOCK_SIGNALS, watched_blocks
 from trainers.training.evaluation import logits_of
@@ -27,7 +28,12 @@ _OF_STEPS = frozenset({Signal.GRADIENT_NORM, Signal.GRADIENT_NOISE})
 _OF_CHANGES = frozenset({Signal.WEIGHT_PERSISTENCE, Signal.LAYER_CHANGE})
 _OF_VALIDATION = BLOCK_SIGNALS | {Signal.CHANGED_PREDICTIONS, Signal.LOG_Z}
 _OF_TRAINING = frozenset(
-    {Signal.CHANGED_TRAINING_PREDICTIONS, Signal.TRAINING_ACCURACY, Signal.CLASS_TRAINING_ACCURACY}
+    {
+        Signal.CHANGED_TRAINING_PREDICTIONS,
+        Signal.TRAINING_ACCURACY,
+        Signal.CLASS_TRAINING_ACCURACY,
+        Signal.MEMORIZED_LABELS,
+    }
 )
 
 
@@ -193,6 +199,10 @@ class SignalMeter:
             assert self._predicted_training is not None
             found[Signal.CHANGED_TRAINING_PREDICTIONS] = share(predicted != self._predicted_training)
             self._predicted_training = predicted
+        if Signal.MEMORIZED_LABELS in self.wanted and self._training.true_labels is not None:
+            memorized = memorized_fraction(predicted, labels, self._training.true_labels)
+            if memorized is not None:
+                found[Signal.MEMORIZED_LABELS] = memorized
         if self.wanted & CLASS_SIGNALS:
             sizes = torch.bincount(labels, minlength=self._training.num_classes).tolist()
             right = torch.bincount(labels[is_right], minlength=self._training.num_classes).tolist()

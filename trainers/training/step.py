@@ -6,6 +6,7 @@ Legend: `K` models of `P` numbers, `B` images of shape (C, S, S), `L` blocks.
 import math
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,9 +21,12 @@ from plugins.protocols import (
     LabelLoss,
     Loss,
     LossContext,
+    LossInput,
     Mixing,
     Now,
     StackedLabelLoss,
+    StatefulLoss,
+    loss_inputs,
 )
 from plugins.registry import create
 from search_spaces.recipes import PluginChoice
@@ -32,6 +36,7 @@ from trainers.hardware.devices import autocast
 from trainers.models.auxiliary_heads import auxiliary_heads
 from trainers.models.blocks import draw_keep_factors, unfused_attention
 from trainers.models.dropout import Dropout
+from trainers.training.companions import NO_OUTPUTS, Outputs, at_size, watched_layers
 from trainers.training.drawn_classes import cross_entropy_of_drawn, draw_numbers
 from trainers.training.evaluation import Normalizer
 from trainers.training.row import Row
@@ -74,6 +79,12 @@ class TrainingImages(NamedTuple):
     """Shape (N,), int64."""
     num_classes: int
     normalizer: Normalizer
+    class_counts: Tensor
+    """Number of images of each class, shape (classes,), float32."""
+    digest: str
+    """Identifies the images together with their number."""
+    true_labels: Tensor | None = None
+    """Labels before `data.label_noise`, shape (N,); `None` if there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +104,12 @@ class Batch:
     keep: Tensor | torch.Generator | None
     """Drop-path factors, shape (L, 2, B), or a generator if the model has no known blocks and draws them itself; `None`
     drops nothing."""
+    class_counts: Tensor
+    """Number of training images of each class, shape (classes,), float32."""
+    outputs: Outputs = NO_OUTPUTS
+    """Outputs of the networks beside the model that its loss reads."""
+    member: int = 0
+    """1 if the row is the second model of a training, otherwise 0."""
     draws: Tensor | None = None
     """Uniform random numbers, shape (B,). If given, the loss is the cross-entropy with classes that they draw from the
     model's own predictions."""
@@ -116,7 +133,7 @@ def prepare(rows: Sequence[Row], steps: Sequence[Step], source: TrainingImages) 
     """The batches of steps with the same key. Their random numbers are drawn here, in one thread."""
     sizes = [len(step.indices) for step in steps]
     indices = torch.cat([step.indices for step in steps])
-    pixels = _at_size(source.normalizer.scale(gather(source.images, indices)), steps[0].settings.image_size)
+    pixels = at_size(source.normalizer.scale(gather(source.images, indices)), steps[0].settings.image_size)
     changed = _augment(torch.split(pixels, sizes), steps)
     labels = torch.split(source.labels[indices], sizes)
     mixed = [
@@ -132,15 +149,26 @@ def prepare(rows: Sequence[Row], steps: Sequence[Step], source: TrainingImages) 
             targets=mixed[number][1],
             weights=_image_weights(step, labels[number]),
             keep=drop_path_factors(row, step, images[number]),
+            class_counts=source.class_counts,
+            outputs=_outputs(row, step, mixed[number][0], images[number], source),
         )
         for number, (row, step) in enumerate(zip(rows, steps, strict=True))
     ]
 
 
-def _at_size(pixels: Tensor, size: int) -> Tensor:
-    if pixels.shape[-1] == size:
-        return pixels
-    return F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+def _outputs(row: Row, step: Step, pixels: Tensor, images: Tensor, source: TrainingImages) -> Outputs:
+    """Outputs of the networks beside the row's model, from pixels on a scale of 0 to 1 and from normalised images."""
+    found = NO_OUTPUTS
+    if row.companions is not None:
+        found = row.companions.outputs(pixels, images, step.indices, source.images, source.digest)
+    return found if row.peer is None else found._replace(peer=_evaluated_logits(row.peer, images))
+
+
+@torch.no_grad()
+def _evaluated_logits(row: Row, images: Tensor) -> Tensor:
+    """Logits (B, classes) of a model as it is evaluated."""
+    with row.evaluated() as model, autocast(images.device):
+        return at_least_float32(model.eval()(images))
 
 
 def _augment(batches: Sequence[Tensor], steps: Sequence[Step]) -> list[Tensor]:
@@ -233,10 +261,10 @@ def learn(batches: Sequence[Batch], watch: Callable[[int, Tensor], None] | None 
     """
     rows = [batch.row for batch in batches]
     values = [row.values for row in rows]
-    losses, gradients = _gradients(batches, values)
+    losses, gradients, logits = _gradients(batches, values)
     if rows[0].two_gradients is not None:
         points = [_probe(batch, gradient) for batch, gradient in zip(batches, gradients.unbind(0), strict=True)]
-        _, gradients = _gradients(batches, points)
+        _, gradients, _ = _gradients(batches, points)
     norms = _norms(gradients, rows)
     due = [number for number, row in enumerate(rows) if row.is_observation_due]
     sampled: dict[int, Tensor] = {}
@@ -254,14 +282,27 @@ def learn(batches: Sequence[Batch], watch: Callable[[int, Tensor], None] | None 
             if number in sampled:
                 batch.row.observe(sampled[number], len(batch.labels))
             batch.row.update(gradient, batch.step.settings)
+            _observe(batch, logits[number])
         except Exception as error:  # becomes the answer of its row; the others take their step
             answers[number] = error
+            continue
+        if batch.row.peer is not None:
+            (of_peer,) = learn([_peer_batch(batch, batch.row.peer)])
+            answers[number] = of_peer if isinstance(of_peer, Exception) else answers[number]
     return answers
 
 
 def _with_drawn_classes(batch: Batch) -> Batch:
     draws = draw_numbers(batch.step.augmentation_seed, len(batch.labels))
     return replace(batch, draws=draws.to(batch.images.device))
+
+
+def _peer_batch(batch: Batch, peer: Row) -> Batch:
+    """The batch of the second model of a training, which learns from the first one after its step."""
+    step = batch.step._replace(dropout_seed=batch.step.dropout_seed + 1)
+    outputs = batch.outputs._replace(peer=_evaluated_logits(batch.row, batch.images))
+    keep = drop_path_factors(peer, step, batch.images)
+    return replace(batch, row=peer, step=step, outputs=outputs, keep=keep, member=1)
 
 
 @torch.no_grad()
@@ -271,8 +312,19 @@ def _probe(batch: Batch, gradient: Tensor) -> Tensor:
     return row.two_gradients.probe(row.layout, row.values, gradient, row.state, batch.step.settings)
 
 
-def _gradients(batches: Sequence[Batch], values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Losses (K,) and gradients (K, P) of the rows' models at the given values, one (P,) per row."""
+class _Computed(NamedTuple):
+    """Results of `K` models for one batch each."""
+
+    losses: Tensor
+    """Shape (K,)."""
+    gradients: Tensor
+    """Shape (K, P)."""
+    logits: Sequence[Tensor]
+    """Logits of each model, shape (B, classes), or (B, 1 + heads, classes) with auxiliary heads, without gradient."""
+
+
+def _gradients(batches: Sequence[Batch], values: Sequence[Tensor]) -> _Computed:
+    """Losses and gradients of the rows' models at the given values, one (P,) per row."""
     row = batches[0].row
     if not row.model.training:
         row.model.train()
@@ -290,14 +342,16 @@ def _gradients(batches: Sequence[Batch], values: Sequence[Tensor]) -> tuple[Tens
             row.values.copy_(kept)
 
 
-def _plain_gradient(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Loss (1,) and gradient (1, P) of one model."""
+def _plain_gradient(batch: Batch) -> _Computed:
+    """The results of one model."""
     row = batch.row
-    with autocast(batch.images.device):
-        logits = row.model(batch.images, **_forward_options(batch))
-    loss = _mean_loss(batch, at_least_float32(logits))
+    reads_layers = LossInput.LAYERS in loss_inputs(_plugin("losses", row.recipe.loss).plugin)
+    nothing: AbstractContextManager[list[Tensor]] = nullcontext([])
+    with autocast(batch.images.device), watched_layers(row.model) if reads_layers else nothing as layers:
+        logits = at_least_float32(row.model(batch.images, **_forward_options(batch)))
+    loss = loss_of(batch, logits, layers)
     gradients = torch.autograd.grad(loss, row.parameters(), materialize_grads=True)
-    return loss[None], row.gather(gradients)[None]
+    return _Computed(loss[None], row.gather(gradients)[None], [logits.detach()])
 
 
 def _forward_options(batch: Batch) -> dict[str, Any]:
@@ -314,8 +368,8 @@ def _model_options(batch: Batch) -> dict[str, Any]:
     return {**batch.step.settings.model_options, **auxiliary}
 
 
-def _stacked_gradients(batches: Sequence[Batch], values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Losses (K,) and gradients (K, P). Smaller batches are padded with images that do not count in the loss."""
+def _stacked_gradients(batches: Sequence[Batch], values: Sequence[Tensor]) -> _Computed:
+    """The results of several models. Smaller batches are padded with images that do not count in the loss."""
     row = batches[0].row
     sizes = [len(batch.labels) for batch in batches]
     images = _fill([batch.images for batch in batches], 0)
@@ -330,10 +384,12 @@ def _stacked_gradients(batches: Sequence[Batch], values: Sequence[Tensor]) -> tu
 
     in_dims = (0, 0, None if keep is None else 0, None if dropout is None else 0)
     with autocast(images.device), unfused_attention():
-        logits = vmap(forward, in_dims=in_dims)(row.layout.views(together), images, keep, dropout)
-    losses = _stacked_losses(batches, at_least_float32(logits), sizes)
+        found = vmap(forward, in_dims=in_dims)(row.layout.views(together), images, keep, dropout)
+    logits = at_least_float32(found)
+    losses = _stacked_losses(batches, logits, sizes)
     (gradients,) = torch.autograd.grad(losses.sum(), together)
-    return losses, gradients
+    own = [one[:size] for one, size in zip(logits.detach().unbind(0), sizes, strict=True)]
+    return _Computed(losses, gradients, own)
 
 
 def _dropout_together(batches: Sequence[Batch], device: torch.device) -> Dropout | None:
@@ -370,14 +426,15 @@ def _fill(tensors: Sequence[Tensor], dim: int) -> Tensor:
 # --- losses ---
 
 
-def _mean_loss(batch: Batch, logits: Tensor) -> Tensor:
-    """The loss of a batch from its logits (B, classes), a scalar.
+def loss_of(batch: Batch, logits: Tensor, layers: Sequence[Tensor] = ()) -> Tensor:
+    """The loss of a batch from its logits (B, classes), a scalar; `layers` are the activations that it may read.
 
     With auxiliary heads, the logits have shape (B, 1 + heads, classes), and the weighted losses of the heads are added.
     """
     if logits.ndim == 3:
-        own, *others = (_mean_loss(batch, one) for one in logits.unbind(1))
-        return own + AUXILIARY_WEIGHT * torch.stack(others).sum()
+        first, *others = logits.unbind(1)
+        of_heads = torch.stack([loss_of(batch, one) for one in others]).sum()
+        return loss_of(batch, first, layers) + AUXILIARY_WEIGHT * of_heads
     if batch.draws is not None:
         return cross_entropy_of_drawn(logits, batch.draws)
     plugin: Loss = _plugin("losses", batch.row.recipe.loss).plugin
@@ -385,10 +442,33 @@ def _mean_loss(batch: Batch, logits: Tensor) -> Tensor:
     if batch.targets is None and batch.weights is None and isinstance(plugin, LabelLoss):
         of_labels: Tensor = plugin.mean_of_labels(logits, batch.labels, label_smoothing=smoothing)
         return of_labels
-    context = LossContext(labels=batch.labels, now=batch.step.now)
-    losses = plugin.loss(logits, _soft_targets(batch, logits, smoothing), context)
+    losses = plugin.loss(logits, _soft_targets(batch, logits, smoothing), _context(batch, layers))
     mean: Tensor = losses.mean() if batch.weights is None else (losses * batch.weights).sum() / batch.weights.sum()
     return mean
+
+
+def _context(batch: Batch, layers: Sequence[Tensor] = ()) -> LossContext:
+    return LossContext(
+        labels=batch.labels,
+        now=batch.step.now,
+        indices=batch.step.indices,
+        class_counts=batch.class_counts,
+        state=batch.row.loss_state,
+        teacher=batch.outputs.teacher,
+        start=batch.outputs.start,
+        layers=layers,
+        guide_layers=batch.outputs.guide_layers,
+        peer=batch.outputs.peer,
+        member=batch.member,
+    )
+
+
+@torch.no_grad()
+def _observe(batch: Batch, logits: Tensor) -> None:
+    """Update the state of the batch's loss, if it has one, with the logits (B, classes) of the step."""
+    plugin = _plugin("losses", batch.row.recipe.loss).plugin
+    if isinstance(plugin, StatefulLoss):
+        plugin.observe(logits if logits.ndim == 2 else logits[:, 0], _context(batch))  # without auxiliary heads
 
 
 def _soft_targets(batch: Batch, logits: Tensor, smoothing: float) -> Tensor:
@@ -410,7 +490,7 @@ def _stacked_losses(batches: Sequence[Batch], logits: Tensor, sizes: Sequence[in
         means: Tensor = plugin.means_of_labels(logits, labels, sizes, label_smoothing=smoothing)
         return means
     return torch.stack(
-        [_mean_loss(batch, own[:size]) for batch, own, size in zip(batches, logits.unbind(0), sizes, strict=True)]
+        [loss_of(batch, own[:size]) for batch, own, size in zip(batches, logits.unbind(0), sizes, strict=True)]
     )
 
 

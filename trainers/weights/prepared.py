@@ -1,4 +1,4 @@
-"""Weights to start from, kept with a training in one file, so that it can resume without their source."""
+"""Weights to start from, or of a teacher, kept with a training in one file: it can resume without their source."""
 
 import json
 import os
@@ -14,6 +14,8 @@ from trainers.weights.errors import WeightsError
 from trainers.weights.reading import SourceWeights
 
 _TOPOLOGY, _TASK, _CLASSES, _SHA256, _IGNORED = "topology", "task", "class_names", "sha256", "ignored"
+_MEAN, _STD = "mean", "std"
+"""Not in files of earlier versions."""
 
 
 def write_prepared(folder: Path, weights: SourceWeights) -> InitialWeights:
@@ -26,6 +28,8 @@ def write_prepared(folder: Path, weights: SourceWeights) -> InitialWeights:
         _CLASSES: list(weights.class_names),
         _SHA256: weights.sha256,
         _IGNORED: list(weights.ignored),
+        _MEAN: list(weights.mean),
+        _STD: list(weights.std),
     }
     content = save_tensors(
         {name: value.contiguous() for name, value in weights.tensors.items()},
@@ -74,4 +78,6 @@ def _read(file: Path, sha256: str, source: str) -> SourceWeights:
         task=None if known[_TASK] is None else ImageTask.model_validate(known[_TASK]),
         class_names=tuple(known[_CLASSES]),
         ignored=tuple(known[_IGNORED]),
+        mean=tuple(known.get(_MEAN, ())),
+        std=tuple(known.get(_STD, ())),
     )

@@ -38,6 +38,10 @@ class SourceWeights:
     task: ImageTask | None = None
     class_names: tuple[str, ...] = ()
     """Classes of the last layer, in order; empty if unknown."""
+    mean: tuple[float, ...] = ()
+    """Mean per channel of the pixels that it was trained on, on a scale of 0 to 1; empty if unknown."""
+    std: tuple[float, ...] = ()
+    """Their standard deviation."""
     ignored: tuple[str, ...] = field(default=())
     """Names of tensors that our models do not have."""
 
@@ -54,6 +58,8 @@ class _Known(NamedTuple):
     topology: str
     task: ImageTask
     class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 class _Configuration(BaseModel):
@@ -68,6 +74,8 @@ class _Card(BaseModel):
     configuration: _Configuration
     task: ImageTask
     class_names: tuple[str, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     weights_sha256: str
 
 
@@ -90,7 +98,9 @@ def read_weights(path: Path, *, source: str) -> SourceWeights:
     left: tuple[str, ...] = ()
     if is_plain_transformer(tensors):
         tensors, left = from_plain_transformer(tensors)
-    known = _known_of_export(file) if card is None else _Known(card.configuration.topology, card.task, card.class_names)
+    known = _known_of_export(file)
+    if card is not None:
+        known = _Known(card.configuration.topology, card.task, card.class_names, card.mean, card.std)
     return SourceWeights(
         source=source,
         sha256=sha256,
@@ -98,6 +108,8 @@ def read_weights(path: Path, *, source: str) -> SourceWeights:
         topology=None if known is None else known.topology,
         task=None if known is None else known.task,
         class_names=() if known is None else known.class_names,
+        mean=() if known is None else known.mean,
+        std=() if known is None else known.std,
         ignored=left,
     )
 
@@ -153,7 +165,9 @@ def _known_of_export(file: Path) -> _Known | None:
         names = tuple(map(str, json.loads(metadata["class_names"])))
         _, channels, size, _ = json.loads(metadata["input"])["shape"]
         task = ImageTask(image_size=size, in_channels=channels, num_classes=len(names))
-        return _Known(metadata["topology"], task, names)
+        pixels = json.loads(metadata.get("preprocessing", "{}"))
+        mean, std = tuple(pixels.get("mean", ())), tuple(pixels.get("std", ()))
+        return _Known(metadata["topology"], task, names, mean, std)
     except (KeyError, ValueError, TypeError):  # metadata of another program
         return None
 
