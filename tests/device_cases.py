@@ -44,6 +44,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "randaugment": {"augmentation": "randaugment"},
     "cyclical": {"curriculum": "cyclical"},
     "paced": {"curriculum": "paced"},
+    "pruning": {"curriculum": {"name": "pruning", "difficulty_epochs": 1, "difficulty_runs": 1}},
+    "weights by difficulty": {
+        "curriculum": {"name": "difficulty-weights", "difficulty": "grand", "difficulty_epochs": 1}
+    },
+    "harmonizing": {"loss": "gradient-harmonizing"},
     "progressive": {"curriculum": "progressive-tokenization"},
     "sgd": {"optimizer": "sgd", "learning_rate": 0.02},
     "muon": {"optimizer": "muon"},

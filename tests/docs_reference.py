@@ -30,7 +30,7 @@ from orchestrator.spec.warm_start import WarmStart
 from orchestrator.stages.screen import Limits
 from orchestrator.stages.train import Candidates
 from plugins import registry
-from plugins.protocols import SIGNAL_COSTS, ExampleOrder, Mixing, Signal, StepMethod
+from plugins.protocols import SIGNAL_COSTS, ExampleOrder, ExampleWeights, Mixing, Signal, StepMethod
 from search_spaces.ema_rates import EmaRates, OneOrSeveral
 from search_spaces.options import OptionSearch
 from search_spaces.ramps import Bounds, Ramp
@@ -154,7 +154,12 @@ def _roles(kind: str, name: str) -> dict[str, str]:
         method = registry.create(kind, name)
         changes = sorted(method.changes) if isinstance(method, StepMethod) else []
         order = "yes" if isinstance(method, ExampleOrder) else ""
-        return {"Orders examples": order, "Changes": ", ".join(f"`{field}`" for field in changes)}
+        weights = "yes" if isinstance(method, ExampleWeights) else ""
+        return {
+            "Orders examples": order,
+            "Weights examples": weights,
+            "Changes": ", ".join(f"`{field}`" for field in changes),
+        }
     if kind == "augmentations":
         plugin = registry.create(kind, name)
         offers = {"augmentation": hasattr(plugin, "augment"), "mixing": isinstance(plugin, Mixing)}
@@ -168,8 +173,10 @@ def _plugin_settings(plugin: Any) -> Iterator[tuple[str, str, str, str]]:
         for name, field in plugin.model_fields.items():
             yield name, takes(field.annotation, field.metadata), _default(field), field.description or ""
     elif dataclasses.is_dataclass(plugin) and isinstance(plugin, type):
-        hints, about = get_type_hints(plugin, include_extras=True), _attribute_docstrings(plugin)
-        for entry in dataclasses.fields(plugin):
+        hints, about = get_type_hints(plugin, include_extras=True), {}
+        for base in reversed(plugin.__mro__):
+            about |= _attribute_docstrings(base) if dataclasses.is_dataclass(base) else {}
+        for entry in sorted(dataclasses.fields(plugin), key=lambda entry: entry.name not in plugin.__annotations__):
             default = "required" if entry.default is dataclasses.MISSING else f"`{_as_yaml(entry.default)}`"
             yield entry.name, takes(hints[entry.name]), default, about.get(entry.name, "")
 

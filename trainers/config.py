@@ -331,7 +331,8 @@ class EpochReport(_Plain):
         default=0.0,
         ge=0,
         description="multiply-accumulates of this epoch's training, in closed form: 3 forward passes (the backward "
-        "pass counts as 2) per image visited, and 1 per image whose difficulty was measured; 0 if unknown",
+        "pass counts as 2) per image visited, and 1 per image whose difficulty was measured; in the first epoch also "
+        "those of trainings that measured a difficulty before, even if its values were known; 0 if unknown",
     )
     wall_time_s: float
     signals: dict[str, float] = Field(default_factory=dict, description="measured signals, by name")

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         Candidate,
         CurveModel,
         CurvePoint,
+        DeclaresImageSizes,
         DeclaresLength,
         DeclaresPacking,
         Enumeration,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         EvaluatedElsewhere,
         EvaluatingAverager,
         ExampleOrder,
+        ExampleWeights,
         ExcludesOptimizers,
         FinalChoice,
         GuidedLoss,
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
         Metric,
         Mixing,
         NeedsCurvature,
+        NeedsPriorDifficulty,
         NeedsSignals,
         NetworkDescription,
         NetworkPart,
@@ -69,6 +72,7 @@ if TYPE_CHECKING:
         PartFactors,
         PluginCard,
         PoolProxy,
+        PriorDifficulty,
         Proxy,
         ProxyModel,
         ProxyScore,
@@ -121,6 +125,7 @@ __all__ = [
     "DataChangedError",
     "DataError",
     "DatabaseUnavailableError",
+    "DeclaresImageSizes",
     "DeclaresLength",
     "DeclaresPacking",
     "Dimension",
@@ -132,6 +137,7 @@ __all__ = [
     "EvaluatedElsewhere",
     "EvaluatingAverager",
     "ExampleOrder",
+    "ExampleWeights",
     "ExcludesOptimizers",
     "FinalChoice",
     "GrowResult",
@@ -150,6 +156,7 @@ __all__ = [
     "ModelError",
     "ModelReport",
     "NeedsCurvature",
+    "NeedsPriorDifficulty",
     "NeedsSignals",
     "NetworkDescription",
     "NetworkPart",
@@ -165,6 +172,7 @@ __all__ = [
     "PoolProxy",
     "Prediction",
     "Predictor",
+    "PriorDifficulty",
     "Progress",
     "PromoteResult",
     "Proxy",
@@ -234,13 +242,13 @@ _HOMES = {
     "orchestrator.study.growth": "SpecChangedError",
     "orchestrator.study.lock": "StudyBusyError",
     "plugins.protocols": (
-        "AppliesRates Augmentation Averager Candidate CurveModel CurvePoint DeclaresLength DeclaresPacking "
-        "Enumeration EpochSchedule Evaluated EvaluatedElsewhere EvaluatingAverager ExampleOrder ExcludesOptimizers "
-        "FinalChoice GuidedLoss JointAugmentation LabelLoss LearnsFromStage Loss LossContext LossInput Metric Mixing "
-        "NeedsCurvature NeedsSignals NetworkDescription NetworkPart Now Optimizer OptimizerState OrderContext "
-        "ParameterLayout PartFactors PluginCard PoolProxy Proxy ProxyModel ProxyScore RateRule RatedPart ReadsInputs "
-        "Sampler Schedule Segment Selection Signal StackedLabelLoss StateDict StatefulLoss StepMethod Stopper "
-        "TransformerBlock TwoGradients"
+        "AppliesRates Augmentation Averager Candidate CurveModel CurvePoint DeclaresImageSizes DeclaresLength "
+        "DeclaresPacking Enumeration EpochSchedule Evaluated EvaluatedElsewhere EvaluatingAverager ExampleOrder "
+        "ExampleWeights ExcludesOptimizers FinalChoice GuidedLoss JointAugmentation LabelLoss LearnsFromStage Loss "
+        "LossContext LossInput Metric Mixing NeedsCurvature NeedsPriorDifficulty NeedsSignals NetworkDescription "
+        "NetworkPart Now Optimizer OptimizerState OrderContext ParameterLayout PartFactors PluginCard PoolProxy "
+        "PriorDifficulty Proxy ProxyModel ProxyScore RateRule RatedPart ReadsInputs Sampler Schedule Segment "
+        "Selection Signal StackedLabelLoss StateDict StatefulLoss StepMethod Stopper TransformerBlock TwoGradients"
     ),
     "plugins.registry": "DuplicatePluginError UnknownPluginError",
     "search_spaces.base": "Costs Growable ImageTask SearchSpace Topology",

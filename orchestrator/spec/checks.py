@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from orchestrator.spec.averaging_checks import averaging_problems
 from orchestrator.spec.loss_checks import loss_problems
-from orchestrator.spec.method_checks import method_problem, role_problem
+from orchestrator.spec.method_checks import method_fit_problem, method_problem, role_problem
 from orchestrator.spec.plugin_checks import choice_problems
 from orchestrator.spec.problems import Problem
 from orchestrator.spec.stage_model import StageModel
@@ -71,7 +71,12 @@ def configuration_problems(configuration: Configuration) -> Iterator[Problem]:
     yield from source_problems(configuration.data)
     unfit = list(topology_text_problems(configuration.topology, configuration.data, ("topology",)))
     yield from unfit
-    problem = None if wrong or unfit else method_problem(recipe.curriculum, [configuration.topology.partition(":")[0]])
+    if wrong or unfit:
+        return
+    topology = registry.parse_topology(configuration.topology)
+    problem = method_problem(recipe.curriculum, [topology.id.partition(":")[0]]) or method_fit_problem(
+        recipe.curriculum, recipe.model_dump(mode="json")["image_size"], configuration.data, [topology]
+    )
     if problem:
         yield Problem(("recipe", "curriculum"), problem)
     problem = None if wrong else excluded_optimizer(recipe.rates, recipe.optimizer.name)

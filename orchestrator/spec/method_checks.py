@@ -38,9 +38,7 @@ def method_problem(methods: Sequence[PluginChoice], spaces: Collection[str]) -> 
     The settings of the methods may be ranges. A model option that changes the cost of the forward pass is also a
     keyword of the space's `costs`, so the check builds no model.
     """
-    corners = [plugin_corners("recipe.curriculum", method) for method in methods]
-    for position in range(max(map(len, corners))):
-        chosen = [found[min(position, len(found) - 1)] for found in corners]
+    for chosen in _corners(methods):
         try:
             made = Methods.of(chosen)
         except ValueError as error:
@@ -57,6 +55,41 @@ def method_problem(methods: Sequence[PluginChoice], spaces: Collection[str]) -> 
     return None
 
 
+def method_fit_problem(
+    methods: Sequence[PluginChoice], image_size: Any, data: DataConfig, topologies: Sequence[Topology]
+) -> str | None:
+    """Why images of the sizes that methods set do not fit the topologies, or the images the model that measures a
+    difficulty; `None` if all fit.
+
+    Args:
+        methods: Methods that `method_problem` accepts.
+        image_size: The `image_size` of the recipe in a study file, or `None`.
+        data: Size of the images.
+        topologies: Topologies that are trained.
+    """
+    largest = _written_sizes(image_size) or {data.image_size}
+    for chosen in _corners(methods):
+        made = Methods.of(chosen)
+        for size in sorted({size for one in largest for size in made.image_sizes(one)}):
+            for topology in topologies:
+                problem = _size_problem(topology, data, size)
+                if problem:
+                    return f"images of {size} pixels must fit {topology.id}, but {problem}"
+        for needed in made.prior_difficulties:
+            if needed.topology is not None:
+                problem = _size_problem(registry.parse_topology(needed.topology), data, data.image_size)
+                if problem:
+                    return f"`difficulty_topology` must fit the images, but for {needed.topology}, {problem}"
+    return None
+
+
+def _corners(methods: Sequence[PluginChoice]) -> Iterator[list[PluginChoice]]:
+    """The methods with the extremes of the ranges in their settings."""
+    corners = [plugin_corners("recipe.curriculum", method) for method in methods]
+    for position in range(max(map(len, corners))):
+        yield [found[min(position, len(found) - 1)] for found in corners]
+
+
 def role_problem(field: str, choice: PluginChoice) -> str | None:
     """Why an installed plug-in of the right kind does not suit a recipe field, or `None` if it does."""
     if field not in _ROLES:
@@ -71,9 +104,23 @@ def role_problem(field: str, choice: PluginChoice) -> str | None:
 
 def image_size_problems(raw: Any, data: DataConfig, topologies: Sequence[Topology], at: KeyPath) -> Iterator[Problem]:
     """Yield values of `image_size` that exceed the image size of the data or do not fit the topologies."""
+    for size in sorted(_written_sizes(raw)):
+        if size > data.image_size:
+            yield Problem(
+                at, f"must be at most the {data.image_size} pixels of data.image_size, but got {size}. Lower it."
+            )
+            return
+        for topology in topologies:
+            problem = _size_problem(topology, data, size)
+            if problem:
+                yield Problem(at, f"images of {size} pixels must fit {topology.id}, but {problem}")
+                return
+
+
+def _written_sizes(raw: Any) -> set[int]:
+    """The image sizes in an entry of a study file, without those of searched functions of progress."""
     sizes: set[int] = set()
-    values: list[Any] = raw if isinstance(raw, list) else [raw]
-    for value in values:
+    for value in raw if isinstance(raw, list) else [raw]:
         if isinstance(value, int):
             sizes.add(value)
         elif (
@@ -82,15 +129,10 @@ def image_size_problems(raw: Any, data: DataConfig, topologies: Sequence[Topolog
             ramp = Recipe.model_validate({"image_size": value}).image_size
             assert isinstance(ramp, Ramp)
             sizes |= {round(size) for size in ramp.values()}
-    for size in sorted(sizes):
-        if size > data.image_size:
-            yield Problem(
-                at, f"must be at most the {data.image_size} pixels of data.image_size, but got {size}. Lower it."
-            )
-            return
-        for topology in topologies:
-            space = registry.load("spaces", topology.id.partition(":")[0])
-            problem = space.problem(topology, smallest_task(data).model_copy(update={"image_size": size}))
-            if problem:
-                yield Problem(at, f"images of {size} pixels must fit {topology.id}, but {problem}")
-                return
+    return sizes
+
+
+def _size_problem(topology: Topology, data: DataConfig, size: int) -> str | None:
+    space = registry.load("spaces", topology.id.partition(":")[0])
+    problem: str | None = space.problem(topology, smallest_task(data).model_copy(update={"image_size": size}))
+    return problem

@@ -11,7 +11,12 @@ from orchestrator.engines.interfaces import Objective, Search
 from orchestrator.spec.budget import Budget
 from orchestrator.spec.cost import Cost
 from orchestrator.spec.loss_checks import searched_loss_problems
-from orchestrator.spec.method_checks import image_size_problems, method_lists, method_problem
+from orchestrator.spec.method_checks import (
+    image_size_problems,
+    method_fit_problem,
+    method_lists,
+    method_problem,
+)
 from orchestrator.spec.model_names import trial_named, with_absolute_teacher, with_absolute_weights
 from orchestrator.spec.plugin_checks import choice_problems, one_of, sampler_problems
 from orchestrator.spec.problems import Problem
@@ -40,6 +45,7 @@ from plugins import registry
 from plugins.metrics.deciding import ACCURACY, DecidingMetric
 from plugins.metrics.names import RECORDED_METRICS, metric_key
 from plugins.protocols import Signal
+from search_spaces.base import Topology
 from search_spaces.dimensions import Choice, Dimension, Point
 from search_spaces.ema_rates import EmaRates
 from search_spaces.ramps import Ramp
@@ -190,7 +196,7 @@ class TrainStage(StageModel):
         yield from unfit
         if unfit:
             return
-        yield from _curriculum_problems(self, before, at)
+        yield from _curriculum_problems(self, before, data, at)
         yield from _image_size_problems(self, before, data, at)
 
     def _dimensions(self) -> tuple[Dimension, ...] | None:
@@ -712,13 +718,17 @@ def _candidate_problems(
         )
 
 
-def _curriculum_problems(stage: TrainStage, before: Sequence[StageModel], at: KeyPath) -> Iterator[Problem]:
+def _curriculum_problems(
+    stage: TrainStage, before: Sequence[StageModel], data: DataConfig, at: KeyPath
+) -> Iterator[Problem]:
     """Yield curricula that the models of the stage do not support."""
     if "curriculum" not in stage.recipe:
         return
     path, spaces = (*at, "recipe", "curriculum"), _trained_spaces(stage, before)
     for place, methods in method_lists(stage.recipe["curriculum"]):
-        problem = method_problem(methods, spaces)
+        problem = method_problem(methods, spaces) or method_fit_problem(
+            methods, stage.recipe.get("image_size"), data, _some_topologies(stage, before)
+        )
         if problem:
             yield Problem((*path, *place), problem)
 
@@ -730,13 +740,17 @@ def _image_size_problems(
     raw = stage.recipe.get("image_size")
     if raw is None:
         return
+    yield from image_size_problems(raw, data, _some_topologies(stage, before), (*at, "recipe", "image_size"))
+
+
+def _some_topologies(stage: TrainStage, before: Sequence[StageModel]) -> list[Topology]:
+    """The topologies that the stage names, or one of the space that an earlier stage searches."""
     texts = list(stage.topologies)
     screen = latest(before, ScreenStage)
     if not texts and screen is not None:
         space = screen.search_space
         texts = [space.decode(base_point(space.dimensions())).id]
-    topologies = [registry.parse_topology(text) for text in texts]
-    yield from image_size_problems(raw, data, topologies, (*at, "recipe", "image_size"))
+    return [registry.parse_topology(text) for text in texts]
 
 
 def _signals(context: StageContext, spec: TrainStage) -> tuple[Signal, ...]:

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from plugins.curricula.difficulty import COST_OF_CHOICE, ByDifficulty
 from plugins.protocols import OrderContext, PluginCard, Selection
 
 
@@ -33,19 +34,19 @@ def cycle_sizes(num_epochs: float, *, start: float, end: float, alpha: float) ->
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cyclical:
+class Cyclical(ByDifficulty):
     """CCL as a plug-in: sizes from `cycle_sizes`, examples drawn with a probability proportional to 1 / loss."""
 
     card: ClassVar[PluginCard] = PluginCard(
         source=(
-            "Kesgin and Amasyali 2022, arXiv:2202.05531. Difference: the difficulty of an example is its loss under "
-            "the model being trained, measured at the start of each epoch (equal for all examples in the first epoch); "
-            "the paper measures it with a separate model, trained beforehand"
+            "Kesgin and Amasyali 2022, arXiv:2202.05531. Difference: by default, the difficulty of an example is its "
+            "loss under the model being trained, measured at the start of each epoch (equal for all examples in the "
+            "first epoch); the paper measures it with a separate model, trained beforehand, as does `difficulty: "
+            "trained-loss`, with `difficulty_runs: 1` and as many `difficulty_epochs` as the training"
         ),
-        cost="one forward pass of the training set per epoch with a partial pass",
+        cost=COST_OF_CHOICE,
         needs=("difficulty",),
     )
-    needs_difficulty: ClassVar[bool] = True
     start: Annotated[float, Field(ge=0.01, le=1)] = 0.25
     """Smallest pass, as a fraction of the training set."""
     end: Annotated[float, Field(ge=0.01, le=1)] = 1.0
@@ -54,6 +55,7 @@ class Cyclical:
     """Factor between the sizes of consecutive passes."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.start > self.end:
             raise ValueError(
                 f"`start` must not exceed `end`, but got start={self.start}, end={self.end}. Lower `start`."

@@ -1,9 +1,9 @@
 """Every example once per epoch, in random order."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from plugins.curricula.mixtures import whole_passes
 from plugins.protocols import OrderContext, PluginCard, Selection
 
 
@@ -17,9 +17,7 @@ class NoCurriculum:
 
     def passes(self, num_epochs: float) -> tuple[float, ...]:
         """Whole passes, then a smaller one for the remaining fraction of an epoch."""
-        whole = math.floor(num_epochs)
-        rest = num_epochs - whole
-        return (1.0,) * whole + ((rest,) if rest else ())
+        return whole_passes(num_epochs)
 
     def select(self, size: int, context: OrderContext) -> Selection:
         """Draw `size` examples uniformly without replacement."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
+from plugins.curricula.difficulty import COST_OF_CHOICE, ByDifficulty
 from plugins.protocols import OrderContext, PluginCard, Selection
 
 if TYPE_CHECKING:
@@ -63,20 +64,19 @@ def easiest_per_class(size: int, *, difficulty: "Tensor", labels: "Tensor") -> "
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paced:
+class Paced(ByDifficulty):
     """Self-paced easy-to-hard training as a plug-in; `paced_sizes` and `easiest_per_class` do the arithmetic."""
 
     card: ClassVar[PluginCard] = PluginCard(
         source=(
             "Hacohen and Weinshall 2019, arXiv:1904.03626, fixed exponential pacing. Differences: difficulty is the "
-            "loss under the model being trained (equal for all examples in the first epoch) instead of a teacher's "
-            "confidence; growth is counted in visits of the training set, not in batches; defaults are 0.25 and 1 "
-            "epoch instead of 0.04 and 100 batches; class proportions are kept"
+            "loss under the model being trained (equal for all examples in the first epoch), or one of `difficulty`, "
+            "instead of a teacher's confidence; growth is counted in visits of the training set, not in batches; "
+            "defaults are 0.25 and 1 epoch instead of 0.04 and 100 batches; class proportions are kept"
         ),
-        cost="one forward pass of the training set per epoch with a partial pass",
+        cost=COST_OF_CHOICE,
         needs=("difficulty",),
     )
-    needs_difficulty: ClassVar[bool] = True
     start: Annotated[float, Field(ge=0.01, le=1)] = 0.25
     """First pass, as a fraction of the training set."""
     increase: Annotated[float, Field(gt=1)] = 1.9

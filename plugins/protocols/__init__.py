@@ -3,7 +3,18 @@
 from plugins.protocols.augmentations import Augmentation, JointAugmentation, Mixing
 from plugins.protocols.averaging import Averager, Evaluated, EvaluatingAverager, StateDict
 from plugins.protocols.cards import PluginCard
-from plugins.protocols.curricula import ExampleOrder, Now, OrderContext, Selection, StepMethod
+from plugins.protocols.curricula import (
+    DeclaresImageSizes,
+    ExampleOrder,
+    ExampleWeights,
+    NeedsPriorDifficulty,
+    Now,
+    OrderContext,
+    PriorDifficulty,
+    Selection,
+    StepMethod,
+    needed_prior_difficulty,
+)
 from plugins.protocols.losses import (
     GuidedLoss,
     LabelLoss,
@@ -66,6 +77,7 @@ __all__ = [
     "Candidate",
     "CurveModel",
     "CurvePoint",
+    "DeclaresImageSizes",
     "DeclaresLength",
     "DeclaresPacking",
     "Enumeration",
@@ -74,6 +86,7 @@ __all__ = [
     "EvaluatedElsewhere",
     "EvaluatingAverager",
     "ExampleOrder",
+    "ExampleWeights",
     "ExcludesOptimizers",
     "FinalChoice",
     "GuidedLoss",
@@ -86,6 +99,7 @@ __all__ = [
     "Metric",
     "Mixing",
     "NeedsCurvature",
+    "NeedsPriorDifficulty",
     "NeedsSignals",
     "NetworkDescription",
     "NetworkPart",
@@ -97,6 +111,7 @@ __all__ = [
     "PartFactors",
     "PluginCard",
     "PoolProxy",
+    "PriorDifficulty",
     "Proxy",
     "ProxyModel",
     "ProxyScore",
@@ -122,6 +137,7 @@ __all__ = [
     "is_curve_model",
     "is_independent_of_length",
     "loss_inputs",
+    "needed_prior_difficulty",
     "needed_signals",
     "planned",
 ]

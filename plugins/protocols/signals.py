@@ -37,6 +37,10 @@ class Signal(StrEnum):
     """The training accuracy of each class: `class_training_accuracy.0` and so on, in the order of the classes."""
     MEMORIZED_LABELS = "memorized_labels"
     """Fraction of the training images with a wrong label (`data.label_noise`) that are predicted as that label."""
+    CLASS_VAL_LOSS = "class_val_loss"
+    """The validation loss of each class: `class_val_loss.0` and so on, in the order of the classes."""
+    CLASS_VAL_ERROR = "class_val_error"
+    """The share of the validation images of each class that are classified wrongly: `class_val_error.0` and so on."""
     LAYER_CHANGE = "layer_change"
     """Change of a weight matrix in the epoch relative to its norm, averaged over the matrices."""
     NEURAL_PERSISTENCE = "neural_persistence"
@@ -50,7 +54,7 @@ class Signal(StrEnum):
     """Largest eigenvalue, by absolute value, of the Hessian of the loss on 128 training images."""
 
 
-CLASS_SIGNALS = frozenset({Signal.CLASS_TRAINING_ACCURACY})
+CLASS_SIGNALS = frozenset({Signal.CLASS_TRAINING_ACCURACY, Signal.CLASS_VAL_LOSS, Signal.CLASS_VAL_ERROR})
 """Signals with one number per class, recorded under the names of `class_key`."""
 
 _OF_VALIDATION = "one forward pass of the validation part per epoch"
@@ -70,6 +74,8 @@ SIGNAL_COSTS: Mapping[Signal, str] = {
     Signal.TRAINING_ACCURACY: _OF_TRAINING,
     Signal.CLASS_TRAINING_ACCURACY: _OF_TRAINING,
     Signal.MEMORIZED_LABELS: _OF_TRAINING,
+    Signal.CLASS_VAL_LOSS: _OF_VALIDATION,
+    Signal.CLASS_VAL_ERROR: _OF_VALIDATION,
     Signal.LAYER_CHANGE: "two norms of the weights per epoch, and a copy of the weights",
     Signal.NEURAL_PERSISTENCE: "a spanning tree of each weight matrix per epoch, on the CPU: about 0.1 s per million "
     "weights",

@@ -1,26 +1,47 @@
 """Rules for every curriculum, and the behaviour of ours."""
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from plugins.protocols import ExampleOrder, OrderContext, PluginCard, Selection, StepMethod
+from plugins.protocols import (
+    ExampleOrder,
+    ExampleWeights,
+    OrderContext,
+    PluginCard,
+    Selection,
+    StepMethod,
+    needed_prior_difficulty,
+)
 from plugins.registry import PluginSettingsError, available, create
 from search_spaces.step_settings import StepSettings
 from tests.steps import now, step_settings
+from tests.unit.test_loop import InterruptedInside, equal, weights_of, without_time
+from tests.unit.training import CPU, Recorder, configuration, digits, run
+from trainers.config import TrainTask
+from trainers.training.packed import train_packed
+from trainers.training.packing import can_be_packed
 
 NUM_IMAGES = 60
 LABELS = torch.arange(NUM_IMAGES) % 3
 DIFFICULTY = torch.rand(NUM_IMAGES, generator=torch.Generator().manual_seed(1))
 NAMES = sorted(available("curricula"))
 ORDERS = [name for name in NAMES if isinstance(create("curricula", name), ExampleOrder)]
+WEIGHTS = [name for name in NAMES if isinstance(create("curricula", name), ExampleWeights)]
 METHODS = [name for name in NAMES if isinstance(create("curricula", name), StepMethod)]
 
 
 @pytest.fixture(params=ORDERS)
 def order(request: pytest.FixtureRequest) -> ExampleOrder:
+    return create("curricula", request.param)
+
+
+@pytest.fixture(params=WEIGHTS)
+def weighting(request: pytest.FixtureRequest) -> ExampleWeights:
     return create("curricula", request.param)
 
 
@@ -33,7 +54,7 @@ def context(
     *, seed: int = 0, difficulty: Tensor | None = None, labels: Tensor = LABELS, progress: float = 0.5
 ) -> OrderContext:
     generator = torch.Generator().manual_seed(seed)
-    return OrderContext(now=now(progress), labels=labels, difficulty=difficulty, generator=generator)
+    return OrderContext(now=now(progress), labels=labels, difficulty=difficulty, generator=generator, seed=17)
 
 
 def select(order: ExampleOrder, size: int, *, seed: int = 0, difficulty: Tensor | None = None) -> Tensor:
@@ -41,12 +62,12 @@ def select(order: ExampleOrder, size: int, *, seed: int = 0, difficulty: Tensor 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_has_a_card_and_is_an_order_or_a_method(name: str) -> None:
+def test_it_has_a_card_and_orders_weights_or_adjusts(name: str) -> None:
     curriculum = create("curricula", name)
     assert isinstance(curriculum.card, PluginCard)
     assert curriculum.card.source
     assert curriculum.card.cost
-    assert isinstance(curriculum, ExampleOrder | StepMethod)
+    assert isinstance(curriculum, ExampleOrder | ExampleWeights | StepMethod)
 
 
 # --- orders of examples ---
@@ -90,7 +111,9 @@ def test_an_order_leaves_its_inputs_unchanged(order: ExampleOrder) -> None:
 
 def test_an_order_says_whether_it_needs_difficulty(order: ExampleOrder) -> None:
     assert isinstance(order.needs_difficulty, bool)
-    if not order.needs_difficulty:
+    needed = needed_prior_difficulty(order)
+    assert not (order.needs_difficulty and needed)
+    if not order.needs_difficulty and needed is None:
         assert torch.equal(select(order, 20), select(order, 20, difficulty=DIFFICULTY))
 
 
@@ -142,6 +165,31 @@ def test_the_balanced_order_mixes_the_classes_within_a_pass() -> None:
     assert set(RARE[visits[:33]].tolist()) == {0, 1, 4}
 
 
+# --- weights of examples ---
+
+
+@pytest.mark.parametrize("difficulty", [None, DIFFICULTY, torch.zeros(NUM_IMAGES)], ids=["none", "some", "zero"])
+@pytest.mark.parametrize("progress", [0.0, 0.4, 0.99])
+def test_weights_are_finite_and_the_same_every_time(
+    weighting: ExampleWeights, progress: float, difficulty: Tensor | None
+) -> None:
+    before = None if difficulty is None else difficulty.clone()
+    first, second = (weighting.weigh(context(difficulty=difficulty, progress=progress)) for _ in range(2))
+    assert isinstance(weighting.needs_difficulty_in(now(progress)), bool)
+    if first is not None:
+        assert first.shape == (NUM_IMAGES,)
+        assert torch.all(first.isfinite() & (first >= 0))
+        assert second is not None
+        assert torch.equal(first, second)
+    assert before is None or torch.equal(difficulty, before)
+
+
+def test_weights_differ_somewhere(weighting: ExampleWeights) -> None:
+    found = weighting.weigh(context(difficulty=DIFFICULTY, progress=0.1))
+    assert found is not None
+    assert found.unique().numel() > 1
+
+
 # --- methods that adjust steps ---
 
 
@@ -178,6 +226,44 @@ def test_a_method_depends_on_its_arguments_alone(method: StepMethod) -> None:
     forth = [method.adjust(moment, step_settings()) for moment in moments]
     back = [method.adjust(moment, step_settings()) for moment in reversed(moments)]
     assert forth == back[::-1]
+
+
+# --- in a training ---
+
+
+QUICK = {"difficulty_epochs": 1, "difficulty_runs": 1}
+SETTINGS: dict[str, dict[str, Any]] = {"pruning": QUICK, "pruning-by-budget": QUICK, "skill-it": {"rate": 1.0}}
+"""Settings that train little or have an effect soon."""
+TOPOLOGIES = {
+    "progressive-tokenization": "as-vit:4,4,2,1|2,4,2,1|2,2,2,1|2,1,2,1|16,4",
+    "progressive-resolution": "autoformer:2,2|2,2|16,8",
+}
+"""Topologies whose models support a curriculum."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_training_is_the_same_after_interruptions_and_in_a_pack(name: str, tmp_path: Path) -> None:
+    others = ("as-vit:4,4,2,1|2,4,2,1|2,2,2,1|2,1,2,1|16,4", "autoformer:2,2|2,2|16,8", "pit:1,1|1,1|1,1|2,8,8")
+    topology = TOPOLOGIES.get(name, others[NAMES.index(name) % 3])
+    recipe = {"batch_size": 24, "curriculum": {"name": name, **SETTINGS.get(name, {})}}
+    config = configuration(epochs=2, recipe=recipe).model_copy(update={"topology": topology})
+    straight, resumed, packed = Recorder(), Recorder(), Recorder()
+    expected = run(config, tmp_path / "straight", straight)
+    assert expected.state == "complete", expected.reason
+    for epoch in (1, 2):
+        run(config, tmp_path / "broken", InterruptedInside(epoch, batch=2))
+    assert equal(weights_of(run(config, tmp_path / "broken", resumed)), weights_of(expected))
+    assert without_time(resumed.reports) == without_time(straight.reports)
+    tasks = [
+        TrainTask(configuration=config.model_copy(update={"seed": seed}), folder=tmp_path / str(seed))
+        for seed in (config.seed, 6)
+    ]
+    if can_be_packed(*tasks) is not None:
+        return
+    dict(train_packed(tasks, digits(), [packed, Recorder()], CPU))
+    for found, wanted in zip(packed.reports, straight.reports, strict=True):
+        assert found.train_loss == pytest.approx(wanted.train_loss, rel=2e-3)
+        assert (found.num_images, found.training_macs) == (wanted.num_images, wanted.training_macs)
 
 
 # --- ours ---

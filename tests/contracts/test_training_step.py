@@ -42,6 +42,13 @@ CAPABILITIES: dict[str, dict[str, Any]] = {
     "rates of parts": {"rates": ["blockwise", {"name": "mup", "base_width": 2}], "learning_rate": 5e-4},
     "scaled rate": {"learning_rate_scaling": "sqrt", "base_batch_size": 96},
     "paced": {"curriculum": {"name": "paced", "start": 0.5}},
+    "weights by difficulty": {"curriculum": {"name": "difficulty-weights", "until": 0.7}},
+    "batches by noise": {"curriculum": {"name": "noise-batches", "scale": 0.3}},
+    "progressive resolution": {
+        "curriculum": {"name": "progressive-resolution", "stages": 3, "multiple": 16},
+        "dropout": 0.2,
+    },
+    "gradient harmonizing": {"loss": "gradient-harmonizing"},
     "balanced classes": {"class_weights": "balanced"},
     "maintained averages": {"ema": 0.9, "swa": 0.3},
     "averages at several rates": {"ema": {"rates": [0.5, 0.9]}, "schedule": {"name": "cosine-restarts", "period": 1}},
@@ -63,7 +70,7 @@ STABLE_SIGNALS = (
 )
 """Signals that rounding changes little; the others are shares of a few images or units."""
 
-_NEEDS_POSITIONS = {"growing resolution"}
+_NEEDS_POSITIONS = {"growing resolution", "progressive resolution"}
 """Sizes that As-ViT, whose images are multiples of 32 pixels, does not take on images of 32."""
 
 

@@ -74,3 +74,35 @@ def test_a_single_configuration_is_checked_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(available("curricula")))
 def test_as_vit_follows_every_curriculum(name: str) -> None:
     assert method_problem([PluginChoice(name=name)], ["as-vit"]) is None
+
+
+@pytest.mark.parametrize(
+    ("trained", "curriculum", "message"),
+    [
+        (BOTH, "progressive-resolution", "images of 16 pixels must fit as-vit:"),
+        (
+            ANOTHER,
+            "{name: progressive-resolution, start: 0.5, multiple: 12}",
+            "images of 12 pixels must fit autoformer:",
+        ),
+        (ANOTHER, "progressive-resolution", None),
+        (BOTH, "{name: progressive-resolution, start: 1}", None),
+        (
+            BOTH,
+            "{name: pruning, difficulty_topology: 'autoformer:2,2|16,24'}",
+            "`difficulty_topology` must fit the images",
+        ),
+        (BOTH, "[none, {name: pruning, difficulty_topology: 'autoformer:2,2|16,8'}]", None),
+        (BOTH, "[[pruning, difficulty-weights, noise-batches]]", None),
+        (BOTH, "[[pruning, pacing]]", "'pruning' and 'pacing' both do"),
+    ],
+)
+def test_methods_must_fit_the_images_and_each_other(
+    tmp_path: Path, trained: str, curriculum: str, message: str | None
+) -> None:
+    found = check(tmp_path, "as-vit", trained, curriculum)
+    if message is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert message in found

@@ -13,8 +13,10 @@ from plugins.registry import create
 from search_spaces.recipes import PluginChoice
 from search_spaces.step_settings import StepSettings
 from tests.steps import now, step_settings
-from tests.unit.training import Recorder, configuration, digits, run
+from tests.unit.training import CPU, TOPOLOGY, Recorder, configuration, digits, run
+from trainers.models.building import build_model
 from trainers.training import methods
+from trainers.training.course import Course
 from trainers.training.methods import MethodConflictError, Methods
 
 CARD = PluginCard(source="this test", cost="nothing")
@@ -95,6 +97,38 @@ def test_a_change_that_is_not_declared_is_an_error(installed: Callable[..., tupl
         found.adjust(now(), step_settings())
     with pytest.raises(ValueError, match=r"'wrong'.* but got 'colour'"):
         Methods.of(installed(wrong=Setter("dropout", 0.1, declared="colour")))
+
+
+class Weights:
+    """Weights the images by their number, times a factor."""
+
+    card: ClassVar[PluginCard] = CARD
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def needs_difficulty_in(self, now: Now) -> bool:
+        return False
+
+    def weigh(self, context: OrderContext) -> torch.Tensor | None:
+        return self.factor * torch.arange(len(context.labels)) if context.now.epoch == 1 else None
+
+
+def test_weights_of_an_order_and_of_methods_are_multiplied(installed: Callable[..., tuple[PluginChoice, ...]]) -> None:
+    config = configuration(epochs=2)
+    choices = installed(twice=Twice(), once=Weights(1.0), triple=Weights(3.0))
+    config = config.model_copy(update={"recipe": config.recipe.model_copy(update={"curriculum": choices})})
+    course = Course.lay_out(config, digits(), build_model(TOPOLOGY, digits().task, seed=0, device=CPU), CPU)
+    assert len(course.methods.plugins) == 3
+    first, second = (list(course.steps(epoch, None, ())) for epoch in (1, 2))
+    indices = torch.cat([step.indices for step in first])
+    half = len(indices) // 2
+    expected = 3.0 * indices**2 * torch.cat([torch.ones(half), torch.full((half,), 0.5)])
+    found = torch.cat([step.weights for step in first if step.weights is not None])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)
+    assert found.min() > 0  # so that a step of images with the weight 0 has a finite loss
+    assert second[0].weights is not None
+    assert second[0].weights.max() == 1.0
 
 
 class OldSelect(Twice):

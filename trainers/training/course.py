@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -11,13 +11,16 @@ from torch import Tensor, nn
 
 from plugins.protocols import (
     EpochSchedule,
+    ExampleOrder,
+    ExampleWeights,
     LossInput,
     NeedsCurvature,
     Now,
     OrderContext,
+    PriorDifficulty,
     Schedule,
-    Selection,
     TwoGradients,
+    needed_prior_difficulty,
 )
 from plugins.registry import create, load, parse_topology
 from search_spaces.base import ImageTask
@@ -34,6 +37,9 @@ from trainers.training.methods import Methods
 from trainers.training.plan import EpochPlan, batch_scale, learning_rate, num_steps, plan_epochs, steps_before
 from trainers.training.step import Step
 
+_LEAST_WEIGHT = 1e-8
+"""Smallest weight of an image in the loss, so that a step whose images all have the weight 0 has a finite loss."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
@@ -47,6 +53,8 @@ class Course:
     methods: Methods
     schedule: Schedule | EpochSchedule
     plan: tuple[EpochPlan, ...]
+    prior_difficulties: Mapping[PriorDifficulty, Tensor] = field(default_factory=dict)
+    """Difficulties of the training images that were measured before training, each of shape (N,)."""
 
     @classmethod
     def lay_out(cls, configuration: Configuration, data: ImageData, model: nn.Module, device: torch.device) -> "Course":
@@ -71,6 +79,11 @@ class Course:
         _check_model(model, recipe, methods)
         for size in _sizes(recipe.image_size):
             course.check_image_size(size)
+        for largest in _sizes(recipe.image_size) or (data.task.image_size,):
+            for size in methods.image_sizes(largest):
+                course.check_image_size(size)
+        for needed in methods.prior_difficulties:
+            course.check_difficulty_topology(needed)
         return course
 
     @property
@@ -78,49 +91,45 @@ class Course:
         """Number of reporting epochs."""
         return len(self.plan)
 
-    def measures_difficulty(self, epoch: int) -> bool:
-        """Whether the example order needs the losses of the images at the start of an epoch."""
-        is_partial = any(size < len(self.labels) for size in self.plan[epoch - 1].sizes)
-        return self.methods.order.needs_difficulty and is_partial and epoch > 1
+    def with_prior_difficulty(self, needed: PriorDifficulty, values: Tensor) -> "Course":
+        """The same course with a difficulty (N,) that was measured before training."""
+        return replace(self, prior_difficulties={**self.prior_difficulties, needed: values})
+
+    def measures_difficulty(self, epoch: int, history: Sequence[EpochReport]) -> bool:
+        """Whether a method needs the current losses of the images at the start of an epoch."""
+        if epoch == 1:
+            return False
+        now = self._now(epoch, history, self._clock(epoch, history))
+        weighting = any(method.needs_difficulty_in(now) for method in self.methods.weighting)
+        return weighting or self._order_needs_difficulty(epoch)
 
     def steps(self, epoch: int, difficulty: Tensor | None, history: Sequence[EpochReport]) -> Iterator[Step]:
         """The steps of an epoch, created on request.
 
         Args:
             epoch: Number of the epoch, starting at 1.
-            difficulty: Loss of each image, if measured.
+            difficulty: Current loss of each image, if measured.
             history: Reports of the previous epochs.
         """
         seed = self.configuration.seed
         clock = self._clock(epoch, history)
-        signals = _signals_of(history)
         order = make_generator(seed, "order", epoch)
         drop_path = make_generator(seed, "drop-path", epoch)
         number = 0
         for size in self.plan[epoch - 1].sizes:
-            now = Now(epoch=epoch, num_epochs=self.num_epochs, progress=clock.progress, signals=signals)
-            selection = self.methods.order.select(
-                size, OrderContext(now=now, labels=self.labels, difficulty=difficulty, generator=order)
-            )
-            indices, weights = self._visits(selection)
-            start = 0
-            while start < size:
-                now = replace(now, progress=clock.progress)
-                settings = self._settings(now, clock)
-                left = size - start
-                stop = start + -(-left // math.ceil(left / settings.batch_size))
+            now = self._now(epoch, history, clock)
+            indices, weights = self._visits(size, now, difficulty, order)
+            for start, stop, at, settings in self._batches(size, now, clock):
                 yield Step(
                     indices=indices[start:stop],
                     weights=None if weights is None else weights[start:stop],
                     settings=settings,
-                    now=now,
+                    now=at,
                     augmentation_seed=derive_seed(seed, "augment", epoch, number),
                     mixing=self._mixing_generator(settings, epoch, number),
                     drop_path=drop_path,
                     dropout_seed=derive_seed(seed, "dropout", epoch, number) if settings.dropout > 0 else 0,
                 )
-                clock.tick(stop - start)
-                start = stop
                 number += 1
 
     def macs(self, step: Step) -> int:
@@ -129,10 +138,7 @@ class Course:
         An optimizer with two gradients per step takes twice as many. If it estimates the curvature every few steps,
         the estimate's share in a step is counted. The networks that the loss reads are added.
         """
-        settings = step.settings
-        forward = self.forward_macs(settings.image_size, {**settings.model_options, **self._training_options})
-        beside = self._companion_macs(settings.image_size)
-        return round((3 * forward * self._num_gradients * self._num_models + beside) * len(step.indices))
+        return self._step_macs(step.settings, len(step.indices))
 
     def forward_macs(self, image_size: int, options: Mapping[str, int]) -> int:
         """Multiply-accumulates of one image's forward pass in training."""
@@ -152,10 +158,29 @@ class Course:
             self._known_companion_macs[image_size] = macs_per_visit(self.configuration, self.task, image_size)
         return self._known_companion_macs[image_size]
 
-    @property
-    def difficulty_macs(self) -> int:
-        """Multiply-accumulates to measure the difficulty of all images."""
-        return self.forward_macs(self.task.image_size, {}) * len(self.labels)
+    def difficulty_macs(self, epoch: int, history: Sequence[EpochReport]) -> int:
+        """Multiply-accumulates to measure difficulties for an epoch, with the prior difficulties in the first."""
+        macs = sum(self._prior_macs(needed) for needed in self.methods.prior_difficulties) if epoch == 1 else 0
+        if self.measures_difficulty(epoch, history):
+            macs += self.forward_macs(self.task.image_size, {}) * len(self.labels)
+        return macs
+
+    def planned_macs(self, *, with_prior: bool = True) -> int:
+        """Multiply-accumulates of the whole training, with those to measure difficulties.
+
+        Args:
+            with_prior: Whether those to measure difficulties before training count.
+        """
+        prior = sum(self._prior_macs(needed) for needed in self.methods.prior_difficulties)
+        total, visited = 0 if with_prior else -prior, 0
+        for epoch, planned in enumerate(self.plan, start=1):
+            clock = _Clock(done=visited, total=sum(one.num_images for one in self.plan), counts_steps=False)
+            total += self.difficulty_macs(epoch, ())
+            for size in planned.sizes:
+                for start, stop, _, settings in self._batches(size, self._now(epoch, (), clock), clock):
+                    total += self._step_macs(settings, stop - start)
+            visited += planned.num_images
+        return total
 
     def check_image_size(self, size: int) -> None:
         """Raise ValueError if the model cannot be trained on images of this size."""
@@ -170,11 +195,35 @@ class Course:
         if problem is not None:
             raise ValueError(f"recipe.image_size: images of {size} pixels do not fit the topology: {problem}")
 
+    def check_difficulty_topology(self, needed: PriorDifficulty) -> None:
+        """Raise ValueError if the model that measures a difficulty cannot be trained on the images."""
+        if needed.topology is None:
+            return
+        space = load("spaces", needed.topology.partition(":")[0])
+        problem = space.problem(parse_topology(needed.topology), self.task)
+        if problem is not None:
+            raise ValueError(
+                f"recipe.curriculum: `difficulty_topology` must fit the images, but for {needed.topology}, {problem} "
+                "Choose another topology."
+            )
+
     @cached_property
     def has_fixed_steps(self) -> bool:
         """Whether the number of steps is known in advance because the batch size is constant."""
         is_ramp = isinstance(self.configuration.recipe.batch_size, Ramp)
         return not is_ramp and "batch_size" not in self.methods.changes
+
+    def _step_macs(self, settings: StepSettings, num_images: int) -> int:
+        forward = self.forward_macs(settings.image_size, {**settings.model_options, **self._training_options})
+        beside = self._companion_macs(settings.image_size)
+        return round((3 * forward * self._num_gradients * self._num_models + beside) * num_images)
+
+    def _prior_macs(self, needed: PriorDifficulty) -> int:
+        """Multiply-accumulates to measure a difficulty before training: short trainings, then one pass."""
+        topology = needed.topology or self.configuration.topology
+        trained = topology_costs(topology, self.task, **training_options(topology)).macs
+        measured = topology_costs(topology, self.task).macs * (3 if needed.kind == "grand" else 1)
+        return needed.runs * (3 * needed.epochs * trained + measured) * len(self.labels)
 
     @cached_property
     def _known_macs(self) -> dict[tuple[int, frozenset[tuple[str, int]]], int]:
@@ -254,10 +303,54 @@ class Course:
         recipe = self.configuration.recipe
         return batch_scale(recipe.learning_rate_scaling, batch_size, base=recipe.base_batch_size)
 
-    def _visits(self, selection: Selection) -> tuple[Tensor, Tensor | None]:
+    def _now(self, epoch: int, history: Sequence[EpochReport], clock: "_Clock") -> Now:
+        past = tuple(_signals_of(report) for report in history)
+        return Now(
+            epoch=epoch,
+            num_epochs=self.num_epochs,
+            progress=clock.progress,
+            signals=past[-1] if past else {},
+            past=past,
+        )
+
+    def _batches(self, size: int, now: Now, clock: "_Clock") -> Iterator[tuple[int, int, Now, StepSettings]]:
+        """Start, stop, moment and settings of each batch of a pass. They differ by at most one image in size."""
+        start = 0
+        while start < size:
+            now = replace(now, progress=clock.progress)
+            settings = self._settings(now, clock)
+            left = size - start
+            stop = start + -(-left // math.ceil(left / settings.batch_size))
+            yield start, stop, now, settings
+            clock.tick(stop - start)
+            start = stop
+
+    def _visits(
+        self, size: int, now: Now, difficulty: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor | None]:
         """Indices and weights of a pass, on the device."""
-        weights = None if selection.weights is None else selection.weights.float().to(self.device)
-        return selection.indices.to(self.device), weights
+        seed = derive_seed(self.configuration.seed, "order")
+
+        def context(method: ExampleOrder | ExampleWeights, current: Tensor | None) -> OrderContext:
+            needed = needed_prior_difficulty(method)
+            known = current if needed is None else self.prior_difficulties[needed]
+            return OrderContext(now=now, labels=self.labels, difficulty=known, generator=generator, seed=seed)
+
+        order = self.methods.order
+        current = difficulty if self._order_needs_difficulty(now.epoch) else None
+        indices, weights = order.select(size, context(order, current))
+        for method in self.methods.weighting:
+            more = method.weigh(context(method, difficulty))
+            if more is not None:
+                own = more.float()[indices]
+                weights = own if weights is None else weights.float() * own
+        if weights is not None:
+            weights = weights.float().clamp(min=_LEAST_WEIGHT).to(self.device)
+        return indices.to(self.device), weights
+
+    def _order_needs_difficulty(self, epoch: int) -> bool:
+        is_partial = any(size < len(self.labels) for size in self.plan[epoch - 1].sizes)
+        return self.methods.order.needs_difficulty and is_partial and epoch > 1
 
     def _mixing_generator(self, settings: StepSettings, epoch: int, number: int) -> torch.Generator | None:
         if settings.mixing.name == "none" or settings.mixing_strength == 0.0:
@@ -284,17 +377,14 @@ class _Clock:
         self.done += 1 if self.counts_steps else num_images
 
 
-def _signals_of(history: Sequence[EpochReport]) -> dict[str, float]:
-    """Signals of the last finished epoch, for methods."""
-    if not history:
-        return {}
-    last = history[-1]
+def _signals_of(report: EpochReport) -> dict[str, float]:
+    """Losses, accuracy and signals of an epoch, for methods."""
     return {
-        "train_loss": last.train_loss,
-        "val_loss": last.val_loss,
-        "val_accuracy": last.val_accuracy,
-        **last.metrics,
-        **last.signals,
+        "train_loss": report.train_loss,
+        "val_loss": report.val_loss,
+        "val_accuracy": report.val_accuracy,
+        **report.metrics,
+        **report.signals,
     }
 
 

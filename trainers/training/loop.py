@@ -3,13 +3,14 @@
 import time
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from plugins.metrics.deciding import DecidingMetric
-from plugins.protocols import LossInput, Signal, Stopper, needed_signals, planned
+from plugins.protocols import LossInput, PriorDifficulty, Signal, Stopper, needed_signals, planned
 from plugins.registry import create
 from search_spaces.base import ImageTask
 from search_spaces.ramps import Ramp, largest
@@ -38,12 +39,26 @@ from trainers.training.losses import (
 )
 from trainers.training.methods import Methods
 from trainers.training.network import prepare_rates
+from trainers.training.prior_difficulty import StoppedError, measure_prior_difficulty
 from trainers.training.reporting import Reporter
 from trainers.training.row import Row
 from trainers.training.signals import SignalMeter
 from trainers.training.step import Step, TrainingImages, learn, prepare
 from trainers.weights.fitting import load_initial
 from trainers.weights.prepared import read_prepared
+
+
+class MeasurePriorDifficulty(NamedTuple):
+    """Requests a difficulty of each training image that is measured before training.
+
+    The answer is a tensor (N,) on the CPU, or a `StoppedError` or `NotFiniteError`.
+    """
+
+    needed: PriorDifficulty
+    configuration: Configuration
+    folder: Path
+    """Folder of the training."""
+    should_stop: Callable[[], bool]
 
 
 class MeasureDifficulty(NamedTuple):
@@ -68,7 +83,7 @@ class Save(NamedTuple):
     """Writes the checkpoint, in any thread. The weights must not change meanwhile."""
 
 
-Request = Step | MeasureDifficulty | Validate | MeasureSignals | Save
+Request = Step | MeasurePriorDifficulty | MeasureDifficulty | Validate | MeasureSignals | Save
 
 
 class _InterruptedError(Exception):
@@ -198,6 +213,8 @@ def follow(
         stopper = create("stopping", task.configuration.stopping.name, task.configuration.stopping.settings)
     reason: str | None = None
     try:
+        if len(history) < task.configuration.last_epoch:
+            course = yield from _with_prior_difficulties(course, task, reporter)
         while len(history) < task.configuration.last_epoch:
             if stopper is not None and history:
                 points = [report.point_by(metric) for report in history]
@@ -224,7 +241,7 @@ def follow(
         return TaskOutcome(
             state="failed", error="not-finite", reason=str(error), checkpoints=checkpoints.saved(task.folder)
         )
-    except _InterruptedError:
+    except (_InterruptedError, StoppedError):
         return TaskOutcome(
             state="interrupted",
             reason=f"asked to end in epoch {len(history) + 1} of {task.configuration.last_epoch}",
@@ -238,6 +255,21 @@ def follow(
         details={"damaged_checkpoints": damaged} if damaged else {},
         checkpoints=checkpoints.saved(task.folder),
     )
+
+
+def _with_prior_difficulties(course: Course, task: TrainTask, reporter: Reporter) -> Generator[Request, Any, Course]:
+    """The course with the difficulties of images that its methods need before training.
+
+    Raises:
+        StoppedError: The reporter asked to end.
+        NotFiniteError: A difficulty is not finite.
+    """
+    for needed in course.methods.prior_difficulties:
+        values = yield MeasurePriorDifficulty(needed, task.configuration, task.folder, reporter.should_stop)
+        if isinstance(values, Exception):
+            raise values
+        course = course.with_prior_difficulty(needed, values)
+    return course
 
 
 def _save(task: TrainTask, **given: Any) -> None:
@@ -259,11 +291,10 @@ def _epoch(
     started = time.perf_counter()
     losses: list[Tensor] = []
     sizes: list[int] = []
-    rate = training_macs = 0.0
+    rate, training_macs = 0.0, float(course.difficulty_macs(epoch, history))
     difficulty: Tensor | None = None
-    if course.measures_difficulty(epoch):
+    if course.measures_difficulty(epoch, history):
         difficulty = yield MeasureDifficulty()
-        training_macs += course.difficulty_macs
     if epoch == 1:
         training_macs += macs_of_table(course.configuration, len(course.labels))
     for step in course.steps(epoch, difficulty, history):
@@ -332,6 +363,8 @@ class _SingleTraining:
             return None
         if isinstance(request, MeasureSignals):
             return self._meter.measure()
+        if isinstance(request, MeasurePriorDifficulty):
+            return answer_prior_difficulty(request, self._data, self._source)
         with self._row.evaluated() as model:
             if isinstance(request, Validate):
                 return evaluate(model, self._data.validation, self._source.normalizer, metric=request.metric)
@@ -344,6 +377,23 @@ class _SingleTraining:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+
+def answer_prior_difficulty(
+    request: MeasurePriorDifficulty, data: ImageData, source: TrainingImages
+) -> Tensor | StoppedError | NotFiniteError:
+    """The answer to a request for a difficulty that is measured before training."""
+    try:
+        return measure_prior_difficulty(
+            request.needed,
+            request.configuration,
+            data,
+            source,
+            folder=request.folder,
+            should_stop=request.should_stop,
+        )
+    except (StoppedError, NotFiniteError) as error:
+        return error
 
 
 def training_images(data: ImageData, device: torch.device) -> TrainingImages:

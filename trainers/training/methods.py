@@ -1,11 +1,20 @@
-"""The methods of a recipe: at most one orders the examples; the others adjust the settings of steps."""
+"""The methods of a recipe: at most one orders the examples; the others weight them or adjust the settings of steps."""
 
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from plugins.protocols import ExampleOrder, ExcludesOptimizers, Now, StepMethod
+from plugins.protocols import (
+    DeclaresImageSizes,
+    ExampleOrder,
+    ExampleWeights,
+    ExcludesOptimizers,
+    Now,
+    PriorDifficulty,
+    StepMethod,
+    needed_prior_difficulty,
+)
 from plugins.registry import create, load
 from search_spaces.recipes import PluginChoice
 from search_spaces.step_settings import StepSettings
@@ -25,6 +34,8 @@ class Methods:
     order: ExampleOrder
     adjusting: tuple[tuple[str, StepMethod], ...]
     """Names and methods, in the order of the recipe."""
+    weighting: tuple[ExampleWeights, ...] = ()
+    """Methods that weight the examples."""
 
     @classmethod
     def of(cls, choices: Sequence[PluginChoice]) -> "Methods":
@@ -46,7 +57,8 @@ class Methods:
         order = orders[0][1] if orders else create("curricula", NO_ORDER)
         adjusting = tuple((name, plugin) for name, plugin in made if isinstance(plugin, StepMethod))
         _check_fields(adjusting)
-        return cls(order=order, adjusting=adjusting)
+        weighting = tuple(plugin for _, plugin in made if isinstance(plugin, ExampleWeights))
+        return cls(order=order, adjusting=adjusting, weighting=weighting)
 
     @property
     def changes(self) -> frozenset[str]:
@@ -56,7 +68,19 @@ class Methods:
     @property
     def plugins(self) -> tuple[object, ...]:
         """All methods of the recipe."""
-        return (self.order, *(method for _, method in self.adjusting))
+        methods = (self.order, *self.weighting, *(method for _, method in self.adjusting))
+        return tuple({id(method): method for method in methods}.values())
+
+    @property
+    def prior_difficulties(self) -> tuple[PriorDifficulty, ...]:
+        """The difficulties that must be measured before training, each once."""
+        needed = (needed_prior_difficulty(method) for method in (self.order, *self.weighting))
+        return tuple(dict.fromkeys(one for one in needed if one is not None))
+
+    def image_sizes(self, largest: int) -> tuple[int, ...]:
+        """The image sizes that the methods set if the recipe's image size is `largest` pixels, sorted."""
+        declaring = [method for _, method in self.adjusting if isinstance(method, DeclaresImageSizes)]
+        return tuple(sorted({size for method in declaring for size in method.image_sizes(largest)}))
 
     def owner(self, field: str) -> str:
         """Name of the method that sets a field."""
@@ -77,10 +101,11 @@ class Methods:
 
 
 def _check_form(name: str, plugin: Any) -> None:
-    if not isinstance(plugin, ExampleOrder | StepMethod):
+    if not isinstance(plugin, ExampleOrder | ExampleWeights | StepMethod):
         raise ValueError(
-            f"the curriculum {name!r} must have `passes` and `select` (an example order) or `changes` and `adjust` (a "
-            f"step method; `plugins.protocols`), but {type(plugin).__name__} has neither. Update its package."
+            f"the curriculum {name!r} must have `passes` and `select` (an example order), `weigh` (example weights) or "
+            f"`changes` and `adjust` (a step method; `plugins.protocols`), but {type(plugin).__name__} has none of "
+            "them. Update its package."
         )
     if hasattr(plugin, "model_options"):
         raise ValueError(

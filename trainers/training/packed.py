@@ -19,10 +19,12 @@ from trainers.training.failures import describe_failure, failed_outcome, free_me
 from trainers.training.learner import RowLearner
 from trainers.training.loop import (
     MeasureDifficulty,
+    MeasurePriorDifficulty,
     MeasureSignals,
     Request,
     Save,
     Validate,
+    answer_prior_difficulty,
     follow,
     make_row,
     step_macs,
@@ -117,7 +119,7 @@ def _run(trainings: "Sequence[_Training]", pack: "_Pack") -> Iterator[tuple[int,
             if training.outcome is not None:
                 yield training.position, training.outcome
         going = [training for training in going if training.outcome is None]
-        for kind in (MeasureDifficulty, Validate, MeasureSignals, Save, Step):
+        for kind in (MeasurePriorDifficulty, MeasureDifficulty, Validate, MeasureSignals, Save, Step):
             asking = [training for training in going if isinstance(training.question[1], kind)]
             if asking:
                 answers = pack.answer([training.question for training in asking])
@@ -197,6 +199,9 @@ class _Pack:
         requests = [request for _, request in questions]
         if isinstance(requests[0], Save):
             return list(self._pool.map(_caught(lambda request: request.write()), requests))
+        if isinstance(requests[0], MeasurePriorDifficulty):
+            measure = _caught(partial(answer_prior_difficulty, data=self.data, source=self.source))
+            return [measure(request) for request in requests if isinstance(request, MeasurePriorDifficulty)]
         if isinstance(requests[0], MeasureSignals):
             return self._side_by_side(_caught(lambda learner: learner.meter.measure()), learners)
         if isinstance(requests[0], Step):

@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from plugins.protocols import Signal
 
 ROUNDING = 1e-6
 """Size of a gradient relative to the largest one below which it may consist of rounding errors."""
@@ -20,6 +23,28 @@ def in_float64(values: Tensor) -> Tensor:
 def share(flags: Tensor) -> float:
     """The fraction of true values, the same to the last bit on every device."""
     return int(flags.sum()) / flags.numel()
+
+
+def class_means(logits: Tensor, labels: Tensor) -> dict[Signal, dict[int, float]]:
+    """Mean cross-entropy and share of wrong predictions of each class that has images, by class.
+
+    Args:
+        logits: Shape (N, classes).
+        labels: Shape (N,), int64, on the same device.
+    """
+    classes = labels.cpu()
+    counts = torch.bincount(classes, minlength=logits.shape[1])
+    known = counts.nonzero()[:, 0].tolist()
+    of_images = {
+        Signal.CLASS_VAL_LOSS: F.cross_entropy(logits, labels, reduction="none"),
+        Signal.CLASS_VAL_ERROR: (logits.argmax(1) != labels).float(),
+    }
+    found = {}
+    for signal, values in of_images.items():
+        sums = torch.zeros(len(counts), dtype=torch.float64).index_add(0, classes, values.cpu().double())
+        means = (sums / counts).tolist()
+        found[signal] = {number: means[number] for number in known}
+    return found
 
 
 def effective_rank(features: Tensor) -> float:

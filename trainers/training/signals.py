@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from plugins.protocols import CLASS_SIGNALS, Signal, class_key
+from plugins.protocols import Signal, class_key
 from trainers.data.images import ImageSplit
 from trainers.data.label_noise import memorized_fraction
 from trainers.data.mapping import batches, gather
@@ -17,7 +17,7 @@ from trainers.training.block_signals import BLOCK_SIGNALS, watched_blocks
 from trainers.training.evaluation import logits_of
 from trainers.training.gradient_signals import GRADIENT_SIGNALS, GradientSample
 from trainers.training.row import Row
-from trainers.training.signal_arithmetic import effective_rank, in_float64, neural_persistence, share
+from trainers.training.signal_arithmetic import class_means, effective_rank, in_float64, neural_persistence, share
 from trainers.training.step import TrainingImages, at_least_float32
 
 _LAST_CHANGE = "signals.last_change"
@@ -26,7 +26,8 @@ _BATCH_FOR_RANK = 256
 
 _OF_STEPS = frozenset({Signal.GRADIENT_NORM, Signal.GRADIENT_NOISE})
 _OF_CHANGES = frozenset({Signal.WEIGHT_PERSISTENCE, Signal.LAYER_CHANGE})
-_OF_VALIDATION = BLOCK_SIGNALS | {Signal.CHANGED_PREDICTIONS, Signal.LOG_Z}
+_OF_CLASSES = frozenset({Signal.CLASS_VAL_LOSS, Signal.CLASS_VAL_ERROR})
+_OF_VALIDATION = BLOCK_SIGNALS | _OF_CLASSES | {Signal.CHANGED_PREDICTIONS, Signal.LOG_Z}
 _OF_TRAINING = frozenset(
     {
         Signal.CHANGED_TRAINING_PREDICTIONS,
@@ -155,7 +156,7 @@ class SignalMeter:
         """Signals of the weights to evaluate; values of single classes are added to `by_class`."""
         found: dict[Signal, float] = {}
         if self.wanted & _OF_VALIDATION:
-            found |= self._of_validation(model)
+            found |= self._of_validation(model, by_class)
         if self.wanted & _OF_TRAINING:
             found |= self._of_training(model, by_class)
         if Signal.EFFECTIVE_RANK in self.wanted:
@@ -172,13 +173,18 @@ class SignalMeter:
         sizes = torch._foreach_norm(layout.views(before)[: layout.num_decayed])
         return float((torch.stack(changes) / torch.stack(sizes)).mean())
 
-    def _of_validation(self, model: nn.Module) -> dict[Signal, float]:
+    def _of_validation(self, model: nn.Module, by_class: dict[str, float]) -> dict[Signal, float]:
+        """Signals of the validation part; values of single classes are added to `by_class`."""
         found: dict[Signal, float] = {}
         is_watched = bool(self.wanted & BLOCK_SIGNALS)
         with watched_blocks(model, self.wanted) if is_watched else nullcontext() as watched:
             logits = self._logits(model, self._validation.images)
         if watched is not None:
             found |= watched.signals()
+        if self.wanted & _OF_CLASSES:
+            for signal, values in class_means(logits, self._validation.labels.to(logits.device)).items():
+                if signal in self.wanted:
+                    by_class |= {class_key(signal, number): value for number, value in values.items()}
         if Signal.LOG_Z in self.wanted:
             found[Signal.LOG_Z] = float(in_float64(logits.logsumexp(1)).mean())
         if Signal.CHANGED_PREDICTIONS in self.wanted:
@@ -203,7 +209,7 @@ class SignalMeter:
             memorized = memorized_fraction(predicted, labels, self._training.true_labels)
             if memorized is not None:
                 found[Signal.MEMORIZED_LABELS] = memorized
-        if self.wanted & CLASS_SIGNALS:
+        if Signal.CLASS_TRAINING_ACCURACY in self.wanted:
             sizes = torch.bincount(labels, minlength=self._training.num_classes).tolist()
             right = torch.bincount(labels[is_right], minlength=self._training.num_classes).tolist()
             for number, (size, count) in enumerate(zip(sizes, right, strict=True)):
