@@ -137,7 +137,7 @@ def test_harmonizing_weights_are_inverse_to_the_density_of_gradient_norms() -> N
 def test_the_harmonized_loss_weights_cross_entropies() -> None:
     logits = torch.tensor([[4.0, 0.0], [4.0, 0.0], [0.0, 4.0]])
     labels = torch.tensor([0, 0, 0])
-    context = LossContext(labels=labels, now=now(0.5))
+    context = LossContext(labels=labels, now=now(0.5), indices=torch.arange(3), class_counts=torch.tensor([3.0, 0.0]))
     found = create("losses", "gradient-harmonizing").loss(logits, torch.eye(2)[labels], context)
     easy, hard = math.log1p(math.exp(-4)), math.log1p(math.exp(4))
     assert found.tolist() == pytest.approx([0.75 * easy, 0.75 * easy, 1.5 * hard], abs=1e-6)

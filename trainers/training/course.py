@@ -31,7 +31,7 @@ from trainers.config import Configuration, EpochReport
 from trainers.data.images import ImageData
 from trainers.hardware.devices import derive_seed, make_generator
 from trainers.models.building import topology_costs, training_options
-from trainers.training.companions import macs_per_visit
+from trainers.training.companions import macs_of_table, macs_per_visit
 from trainers.training.loss_needs import inputs_of
 from trainers.training.methods import Methods
 from trainers.training.plan import EpochPlan, batch_scale, learning_rate, num_steps, plan_epochs, steps_before
@@ -172,7 +172,8 @@ class Course:
             with_prior: Whether those to measure difficulties before training count.
         """
         prior = sum(self._prior_macs(needed) for needed in self.methods.prior_difficulties)
-        total, visited = 0 if with_prior else -prior, 0
+        total = macs_of_table(self.configuration, len(self.labels)) - (0 if with_prior else prior)
+        visited = 0
         for epoch, planned in enumerate(self.plan, start=1):
             clock = _Clock(done=visited, total=sum(one.num_images for one in self.plan), counts_steps=False)
             total += self.difficulty_macs(epoch, ())
