@@ -21,6 +21,8 @@ from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map
 
+from trainers.hardware import devices
+
 aten = torch.ops.aten
 _COPIES = {aten.copy_.default, aten._to_copy.default}
 _READS = {aten.index.Tensor, aten._unsafe_index.Tensor}
@@ -28,7 +30,13 @@ _WRITES = {aten.index_put.default, aten.index_put_.default, aten._index_put_impl
 """Operations on the device that accept indices on the CPU."""
 
 
+WITHOUT_FLOAT64 = " without float64"
+"""Suffix of a case that runs on a device without float64, such as Apple's GPU."""
+
+
 class _Backend(backend_registration._DummyBackendModule):
+    lacks_float64 = False
+
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.float32, torch.bfloat16]
 
@@ -84,6 +92,10 @@ def _run(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     result = tree_map(_dense, operation(*args_here, **kwargs_here))
     if not goes_there:
         return result
+    if _Backend.lacks_float64 and any(
+        isinstance(one, torch.Tensor) and one.dtype == torch.float64 for one in tree_flatten(result)[0]
+    ):
+        raise TypeError(f"{operation}: the device has no float64")
     result = tree_map(lambda one: OnDevice(one) if isinstance(one, torch.Tensor) else one, result)
     if not is_there or operation is aten._to_copy.default:
         return result
@@ -136,10 +148,15 @@ def other_device() -> Iterator[torch.device]:
         yield torch.device("other", 0)
 
 
-def _answer(case: Callable[[torch.device], dict[str, float]]) -> dict[str, Any]:
+def _answer(case: Callable[[torch.device], dict[str, float]], *, lacks_float64: bool) -> dict[str, Any]:
     here = case(torch.device("cpu"))
+    lacking = {"mps", "other"} if lacks_float64 else {"mps"}
     try:
-        with other_device() as device:
+        with (
+            other_device() as device,
+            patch.object(_Backend, "lacks_float64", lacks_float64),
+            patch.object(devices, "WITHOUT_FLOAT64", lacking),
+        ):
             return {"here": here, "there": case(device), "error": None}
     except Exception:  # the test shows any error
         return {"here": here, "there": {}, "error": traceback.format_exc()}
@@ -151,7 +168,9 @@ def main() -> None:
     torch.set_num_threads(1)
     backend_registration._setup_privateuseone_for_python_backend("other", _Backend())
     for line in sys.stdin:
-        sys.stdout.write(json.dumps(_answer(CASES[line.strip()])) + "\n")
+        name = line.strip()
+        case = CASES[name.removesuffix(WITHOUT_FLOAT64)]
+        sys.stdout.write(json.dumps(_answer(case, lacks_float64=name.endswith(WITHOUT_FLOAT64))) + "\n")
         sys.stdout.flush()
 
 

@@ -9,6 +9,7 @@ from plugins.metrics.deciding import ACCURACY_CHOICE, DecidingMetric
 from plugins.protocols import CurvePoint, Signal
 from search_spaces.recipes import PluginChoice, Recipe
 
+Precision = Literal["auto", "float32", "bfloat16"]
 NOISE = "noise"
 """The value of `data.source` for generated images."""
 
@@ -223,6 +224,16 @@ class Resources(_Plain):
         ge=0,
         description="memory to keep free per trial, as a fraction of the memory measured in a dry run",
     )
+    precision: Precision = Field(
+        default="auto",
+        description="number format of the products in forward and backward passes; `auto` is bfloat16 on CUDA GPUs "
+        "that have it, and float32 elsewhere. Weights, losses and optimizers always use float32",
+    )
+    compile: bool = Field(
+        default=False,
+        description="compile models with `torch.compile`, which takes a minute per topology and pays for long "
+        "trainings; packs are not compiled. Without a C++ compiler, a training says so and runs as usual",
+    )
 
     @model_validator(mode="after")
     def _more_than_one_gpu_is_a_whole_number(self) -> "Resources":
@@ -279,6 +290,9 @@ class TrainTask(_Plain):
     none."""
     fence: Fence | None = None
     """Fence of this attempt; `None` if there is only ever one attempt."""
+    precision: Precision = "auto"
+    compile: bool = False
+    """Whether to use `torch.compile`, unless the training is part of a pack."""
 
 
 class PackedTrainTask(_Plain):
@@ -309,6 +323,7 @@ class AverageTask(_Plain):
     """Epoch at which the training is taken to have ended; `None` for its last one."""
     trials: tuple[Path, ...] = ()
     """The newest checkpoint of each trial of the same topology, the best trial last; for methods that mix trials."""
+    precision: Precision = "auto"
 
 
 Task = Annotated[ScoreTask | TrainTask | ReplayTask | AverageTask, Field(discriminator="kind")]

@@ -1,5 +1,6 @@
 """The trial worker: a function of plain data, independent of engines, databases and MLflow."""
 
+import platform
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -16,7 +17,7 @@ from trainers.config import (
 )
 from trainers.data.fitting import load_for_training
 from trainers.data.images import load_images
-from trainers.hardware.devices import pick_device
+from trainers.hardware.devices import computing_in, describe_device, pick_device
 from trainers.hardware.peak_memory import forget_peak, with_peak
 from trainers.tasks.averaging import average
 from trainers.tasks.replay import replay
@@ -69,7 +70,7 @@ def run_packed(task: PackedTrainTask, reporters: Sequence[Reporter]) -> Iterator
         for position, outcome in train_packed(task.tasks, data, wrapped, device):
             wrapped[position].raise_again()
             left.remove(position)
-            yield position, with_peak(outcome, device)
+            yield position, _with_place(with_peak(outcome, device), device)
     except Exception as error:  # as in `run_task`
         failed = failed_outcome(describe_failure(error))
     for one in wrapped:
@@ -77,6 +78,12 @@ def run_packed(task: PackedTrainTask, reporters: Sequence[Reporter]) -> Iterator
     free_memory()
     for position in sorted(left):
         yield position, failed.model_copy(update={"details": {**failed.details, "pack_size": len(task.tasks)}})
+
+
+def _with_place(outcome: TaskOutcome, device: torch.device) -> TaskOutcome:
+    """The outcome of a training with the machine and the device in its details."""
+    place = {"host": platform.node(), "device": describe_device(device)}
+    return outcome.model_copy(update={"details": {**outcome.details, **place}})
 
 
 class _ErrorKeepingReporter(Reporter):
@@ -109,10 +116,11 @@ def _run(task: Task, reporter: Reporter) -> TaskOutcome:
     if isinstance(task, TrainTask):
         data = load_for_training(task.configuration)
         forget_peak(device)
-        return with_peak(train(task, data, reporter, device), device)
+        return _with_place(with_peak(train(task, data, reporter, device), device), device)
     if isinstance(task, AverageTask):
-        return average(task, load_images(task.configuration.data), device)
-    return _score(task, device)
+        with computing_in(task.precision):
+            return average(task, load_images(task.configuration.data), device)
+    return _score(task, pick_device(needs_float64=True))
 
 
 def _score(task: ScoreTask, device: torch.device) -> TaskOutcome:

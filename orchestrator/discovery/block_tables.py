@@ -86,7 +86,7 @@ def measure_topologies(
     from trainers.hardware.devices import describe_device, pick_device
     from trainers.tasks.scoring import scoring_batch
 
-    data, device = load_images(truth.data), pick_device()
+    data, device = load_images(truth.data), pick_device(needs_float64=True)
     space = truth.topologies[0].partition(":")[0]
     given = {
         "images": data.digest,

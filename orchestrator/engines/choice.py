@@ -183,7 +183,7 @@ def _describe(machine: Machine) -> str:
         return "1 GPU" if machine.num_gpus == 1 else f"{machine.num_gpus} GPUs"
     cores = "1 CPU core" if machine.num_cpus == 1 else f"{machine.num_cpus} CPU cores"
     if machine.has_mps:
-        return f"{cores}, and an Apple GPU that cannot be used, because it lacks float64"
+        return f"{cores}, and an Apple GPU for trainings"
     return f"{cores}, no GPU"
 
 

@@ -190,6 +190,7 @@ def run_averaging(context: StageContext, spec: AveragingStage) -> StageOutcome:
             averaging=spec.decode(trial.point),
             stop_at=spec.decode_stop(trial.point, sources),
             trials=sources.trials if reads_of(spec.decode(trial.point)) == "trials" else (),
+            precision=context.spec.resources.precision,
         ),
     )
     averages = sort_trials(run_search(context, search), objectives)

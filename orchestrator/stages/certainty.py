@@ -120,14 +120,15 @@ def _paired_covariance(
     """
     from orchestrator.evaluation.ranking_certainty import covariance_of_hits, smallest_error
     from trainers.data.images import load_images
-    from trainers.hardware.devices import pick_device
+    from trainers.hardware.devices import computing_in, pick_device
     from trainers.tasks.comparing import evenly_spaced, validation_logits
 
     data, metric = load_images(context.spec.data), context.metric
     indices = evenly_spaced(len(data.validation), _MAX_IMAGES)
     labels = data.validation.labels[indices]
     models = [(configuration_of(trial), _checkpoint(context, trial, ranked_by)) for trial in trials]
-    logits = validation_logits(models, data, indices, pick_device())
+    with computing_in(context.spec.resources.precision):
+        logits = validation_logits(models, data, indices, pick_device())
     measure = metric.create().measure
     if len(indices) == len(data.validation):
         for trial, one in zip(trials, logits, strict=True):

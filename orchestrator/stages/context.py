@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from orchestrator.engines.interfaces import Engine, Pool
 from orchestrator.engines.seeds import seed_for
@@ -98,6 +98,12 @@ class StageContext:
     @property
     def seed(self) -> int:
         return seed_for(self.spec.seed, self.stage.name)
+
+    @property
+    def computation(self) -> dict[str, Any]:
+        """Fields of a training's task that say how it is computed, from the study's resources."""
+        resources = self.spec.resources
+        return {"precision": resources.precision, "compile": resources.compile}
 
     @property
     def earlier_epochs(self) -> tuple[int, ...]:

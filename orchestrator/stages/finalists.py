@@ -180,6 +180,7 @@ def _search(
             keep_checkpoints=num_kept_by(
                 context, train.spec.name, keep_checkpoints=train.spec.keep_checkpoints, epochs=train.spec.epochs
             ),
+            **context.computation,
         )
 
     def sizes() -> list[Configuration]:

@@ -228,7 +228,7 @@ def _build(
         StageFailedError: A checkpoint is missing or damaged.
     """
     from trainers.data.images import load_images
-    from trainers.hardware.devices import pick_device
+    from trainers.hardware.devices import computing_in, pick_device
     from trainers.tasks.averaging import ValidationJudge, average_checkpoints
     from trainers.training.checkpoints import CheckpointError
 
@@ -244,7 +244,10 @@ def _build(
     configuration = chosen.configuration.model_copy(update={"averaging": averaging, "stop_at": stop_at})
     try:
         judge = ValidationJudge(configuration, load_images(configuration.data), pick_device())
-        weights, _ = average_checkpoints(averaging, sources.checkpoints, judge, stop_at=stopped, trials=sources.trials)
+        with computing_in(context.spec.resources.precision):
+            weights, _ = average_checkpoints(
+                averaging, sources.checkpoints, judge, stop_at=stopped, trials=sources.trials
+            )
     except CheckpointError as error:
         raise StageFailedError(f"{error} Restore the file, or run the study again under another name.") from error
     return _Built(chosen, weights, configuration, None)

@@ -622,6 +622,7 @@ def _task(context: StageContext, spec: TrainStage, trial: TrialRecord) -> TrainT
         keep_checkpoints=num_kept_by(context, spec.name, keep_checkpoints=spec.keep_checkpoints, epochs=spec.epochs),
         signals=_signals(context, spec),
         best_score=best_score_before(context, trial) if spec.stopping is not None else None,
+        **context.computation,
     )
 
 

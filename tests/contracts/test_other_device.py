@@ -13,6 +13,7 @@ from torch.utils import backend_registration
 
 from plugins.protocols import Signal
 from tests.device_cases import CASES, FEW, differences
+from tests.other_device import WITHOUT_FLOAT64
 
 ROOT = Path(__file__).resolve().parents[2]
 Ask = Callable[[str], dict[str, Any]]
@@ -50,6 +51,17 @@ def test_a_device_computes_the_same_and_no_tensor_is_on_another(ask: Ask, name: 
     answer = ask(name)
     assert answer["error"] is None, answer["error"]
     assert answer["here"]
+    assert differences(answer["here"], answer["there"]) == []
+
+
+@pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this version of torch has no devices in Python",
+)
+@pytest.mark.parametrize("name", ["train as-vit dropout", "signals as-vit"])
+def test_a_training_needs_no_float64_on_its_device(ask: Ask, name: str) -> None:
+    answer = ask(name + WITHOUT_FLOAT64)
+    assert answer["error"] is None, answer["error"]
     assert differences(answer["here"], answer["there"]) == []
 
 

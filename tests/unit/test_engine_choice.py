@@ -42,7 +42,7 @@ def chosen(folder: Path, text: str = "", **machine: object) -> ExecutionSetup:
         ("resources: {cpus_per_trial: 3}", {}, "optuna", "auto", "running up to 2 trials at a time"),
         ("resources: {cpus_per_trial: 8}", {}, "optuna", "inline", "running one trial at a time"),
         ("resources: {trials_per_pack: 4}", {}, "optuna", "inline", "no GPU: running packs of up to 4 trials"),
-        ("", {"has_mps": True}, "optuna", "auto", "8 CPU cores, and an Apple GPU that cannot be used"),
+        ("", {"has_mps": True}, "optuna", "auto", "8 CPU cores, and an Apple GPU for trainings"),
         ("", {"ray_address": "h:1"}, "optuna", "ray", "RAY_ADDRESS names the cluster h:1"),
         ("", {"num_gpus": 2, "gpu_gib": 8.0}, "optuna", "ray", "2 GPUs: running several"),
         ("", {"num_gpus": 1, "gpu_gib": 24.0}, "optuna", "ray", "images of 32 px fit on a GPU of 24 GiB"),

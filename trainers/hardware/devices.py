@@ -1,25 +1,43 @@
 """The device that a worker computes on, its precision and threads, and its random seeds."""
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
+from trainers.config import Precision
 from trainers.hardware.host import GIB, available_cores, available_memory_gib
 from trainers.hardware.resources import Devices, Gpu, has_room
 
+logger = logging.getLogger(__name__)
+
+WITHOUT_FLOAT64 = {"mps"}
+"""Types of devices that lack float64."""
 _MACS_PER_THREAD = 10**9
 """Work per step that justifies one more CPU thread; with less, waiting for other threads costs more than it saves."""
 
 
-def pick_device() -> torch.device:
-    """The current CUDA GPU if there is one, else the CPU."""
+def pick_device(*, needs_float64: bool = False) -> torch.device:
+    """The current CUDA GPU if there is one, else Apple's GPU, else the CPU.
+
+    Args:
+        needs_float64: Whether the work needs float64, which Apple's GPU lacks. Training does not: see `summable`.
+    """
     if torch.cuda.is_available():
         # TF32 for operations that bf16 autocast leaves in float32 (the loss, the evaluation of saved weights).
         torch.set_float32_matmul_precision("high")
         return torch.device("cuda", torch.cuda.current_device())
+    if torch.backends.mps.is_available() and not needs_float64:
+        return torch.device("mps")
     return torch.device("cpu")
+
+
+def summable(values: torch.Tensor) -> torch.Tensor:
+    """Values on a device that can sum in float64: their own, or the CPU for Apple's GPU, which lacks float64."""
+    return values.cpu() if values.device.type in WITHOUT_FLOAT64 else values
 
 
 def describe_device(device: torch.device) -> str:
@@ -90,9 +108,36 @@ def useful_threads(step_macs: float, available: int) -> int:
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """bf16 autocast on GPUs that support bf16; float32 on other devices."""
-    enabled = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    """Mixed precision for forward passes: bf16 or float32, as `computing_in` says."""
+    enabled = _precision == "bfloat16" or (_precision == "auto" and device.type == "cuda")
+    if enabled and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        enabled = False
+        if _precision == "bfloat16":
+            _say_once(f"{describe_device(device)} has no bfloat16, so float32 is used.")
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+@contextmanager
+def computing_in(precision: Precision) -> Iterator[None]:
+    """Use a precision for all forward passes of this process, in every thread, inside the context.
+
+    Args:
+        precision: `auto` is bf16 on CUDA GPUs that have it, and float32 on other devices.
+    """
+    global _precision
+    before, _precision = _precision, precision
+    try:
+        yield
+    finally:
+        _precision = before
+
+
+_precision: Precision = "auto"
+
+
+@cache
+def _say_once(message: str) -> None:
+    logger.warning(message)
 
 
 def derive_seed(seed: int, purpose: str, *numbers: int) -> int:

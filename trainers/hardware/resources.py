@@ -33,7 +33,7 @@ class Devices(_Frozen):
     """Main memory that this process may still allocate."""
     gpus: tuple[Gpu, ...] = ()
     has_mps: bool = False
-    """Whether there is an Apple GPU. Trials do not use it: evaluation needs float64, which MPS does not support."""
+    """Whether there is an Apple GPU. Trainings use it; scores need float64, which it lacks, and use the CPU."""
 
 
 class TrialMemory(_Frozen):

@@ -27,7 +27,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """
     from scipy.optimize import minimize_scalar
 
-    values = logits.double().cpu()
+    values = logits.cpu().double()
     rest = 1 / (len(labels) + 1)
     own = values.gather(1, labels.cpu()[:, None])[:, 0]
     target = (1 - rest) * own + rest * values.mean(1)

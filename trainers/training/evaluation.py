@@ -14,7 +14,7 @@ from plugins.registry import create
 from search_spaces.recipes import PluginChoice
 from trainers.data.images import ImageSplit
 from trainers.data.mapping import batches
-from trainers.hardware.devices import autocast
+from trainers.hardware.devices import autocast, summable
 
 _PIXELS_PER_BATCH = 1 << 19
 """Limits the activations of one evaluation batch: 512 images of 32 x 32 pixels."""
@@ -68,6 +68,7 @@ def evaluate(
 
 def judge(logits: Tensor, labels: Tensor, *, metric: PluginChoice | None = None) -> Evaluation:
     """Metrics of logits (N, classes) for labels (N,), and a further one."""
+    logits, labels = summable(logits), summable(labels)
     metrics = {name: _metric(name).measure(logits, labels) for name in RECORDED_METRICS}
     if metric is not None and metric.name not in metrics:
         plugin: Metric = create("metrics", metric.name, metric.settings)

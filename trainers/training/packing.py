@@ -39,6 +39,8 @@ def can_be_packed(first: TrainTask, second: TrainTask) -> str | None:
             return f"{unpackable} cannot be computed with stacked weights"
     if one.metric != other.metric:
         return f"their metrics differ: {one.metric.name} and {other.metric.name}, or with other settings"
+    if first.precision != second.precision:
+        return f"their precisions differ: {first.precision} and {second.precision}"
     if first.alone or second.alone:
         return "one of them must be trained alone"
     if first.folder == second.folder:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainers.hardware import devices
 from plugins.protocols import Signal
 
 ROUNDING = 1e-6
@@ -16,8 +17,8 @@ ROUNDING = 1e-6
 
 
 def in_float64(values: Tensor) -> Tensor:
-    """Values in float64, or in float32 on a device of Apple, which has no float64."""
-    return values.float() if values.device.type == "mps" else values.double()
+    """Values in float64, or in float32 on a device that has no float64."""
+    return values.float() if values.device.type in devices.WITHOUT_FLOAT64 else values.double()
 
 
 def share(flags: Tensor) -> float:

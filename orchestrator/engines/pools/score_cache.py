@@ -75,7 +75,7 @@ class ScoreCache:
                     "split_seed": task.data.split_seed,
                     "batch_size": task.batch_size,
                     "num_classes": task.num_classes or data.task.num_classes,
-                    "device": describe_device(pick_device()),
+                    "device": describe_device(pick_device(needs_float64=True)),
                     "dtype": _DTYPE,
                 }
             )

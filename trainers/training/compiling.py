@@ -1,0 +1,47 @@
+"""Compiles the forward pass of a model with `torch.compile`, where that works."""
+
+import logging
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+_COMPILER_MODULES = ("torch._dynamo", "torch._inductor", "torch._functorch")
+
+logger = logging.getLogger(__name__)
+
+
+class CompiledForward:
+    """Computes a model's forward pass with kernels that `torch.compile` makes in the first call.
+
+    If they cannot be made, for instance because there is no C++ compiler, the model itself computes, and the log says
+    so once. Results equal those of the model up to rounding.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._compiled: Any = torch.compile(model)
+        self.problem: str | None = None
+        """Why the model itself computes; `None` if the compiled one does."""
+
+    def __call__(self, images: torch.Tensor, **options: Any) -> Any:
+        """The model's output."""
+        if self.problem is None:
+            try:
+                return self._compiled(images, **options)
+            except Exception as error:  # the compiler raises errors of many classes
+                if not type(error).__module__.startswith(_COMPILER_MODULES):
+                    raise
+                self.problem = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            logger.warning("Training without torch.compile, which fails here: %s", self.problem)
+        return self._model(images, **options)
+
+
+@cache
+def say_packs_are_not_compiled() -> None:
+    """Log, once per process, that `compile` has no effect on trainings in a pack."""
+    logger.warning("resources.compile has no effect on trainings in a pack.")
