@@ -1,11 +1,12 @@
 """Runs a stage's search and records each change of a trial: rows, MLflow events and the progress display."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -16,9 +17,11 @@ from orchestrator.stages.context import StageContext, StageFailedError, StageInt
 from orchestrator.stages.progress import ShowsTimeLeft
 from orchestrator.stages.retention import CUT
 from orchestrator.stages.time_left import SearchTime
+from orchestrator.stages.trial_notes import notes_of
 from orchestrator.store.records import FINISHED, USABLE, AttemptRecord, EndedTrial, TrialRecord
 from plugins.metrics.deciding import DecidingMetric
 from trainers.config import EpochReport, TaskOutcome, TrainTask
+from trainers.hardware.stragglers import SpeedTable
 from trainers.training.reporting import Reporter
 from trainers.training.watchdog import Watchdog
 
@@ -108,6 +111,7 @@ class StageLedger:
         self._trials: dict[int, TrialRecord] = {}  # running trials under the watchdog
         self._watchdog = self._make_watchdog()
         self._best: TrialRecord | None = None
+        self._speeds = SpeedTable()
         self._ended: EndedTrial | None = None  # written when the next trial begins
         self._time: SearchTime | None = None
 
@@ -141,6 +145,7 @@ class StageLedger:
         trials = self._context.store.trials(self._context.stage.id)
         for trial in trials:
             self._note_best(trial)
+            self._note_speed(trial.number, trial.metrics, trial.details)
         return trials
 
     def begin(self, number: int, suggestion: Suggestion) -> TrialRecord:
@@ -201,6 +206,9 @@ class StageLedger:
         if outcome.state in USABLE:
             more = self._search.measured(trial.point)
             outcome = outcome.model_copy(update={"metrics": {**outcome.metrics, **more}}) if more else outcome
+        slow = self._note_speed(trial.number, outcome.metrics, outcome.details)
+        if slow is not None:
+            outcome = outcome.model_copy(update={"details": {**outcome.details, "slow": slow}})
         events: list[str] = []
         if self._tracked and outcome.state == "interrupted":
             events = self._context.run_tree.trial_interrupted(self._context.stage, trial, at=time.time())
@@ -271,8 +279,8 @@ class StageLedger:
             self._time.trial_ended(record)
             self._show_time_left()
         self._context.progress.trial_ended(record, best=self._describe_best())
-        for damage in record.details.get("damaged_checkpoints", ()):
-            self._context.progress.note(f"trial {record.number} continued from an earlier checkpoint: {damage}")
+        for note in notes_of(record.details):
+            self._context.progress.note(f"trial {record.number} {note}")
 
     def curve(self, trial: TrialRecord) -> list[EpochReport]:
         return self._context.store.reports(trial.id)
@@ -340,6 +348,7 @@ class StageLedger:
             configuration_yaml=configuration,
             checkpoint=newest,
             result=self._result_of(ended),
+            notes=notes_of(outcome.details),
         )
 
     def _result_of(self, trial: TrialRecord) -> str | None:
@@ -354,6 +363,21 @@ class StageLedger:
         objectives = self._search.objectives
         if trial.is_usable and objectives and (self._best is None or is_better(trial, self._best, objectives)):
             self._best = trial
+
+    def _note_speed(self, number: int, metrics: Mapping[str, float], details: Mapping[str, Any]) -> str | None:
+        """Note how fast a training was; returns a description if it was much slower than others like it.
+
+        Trainings are alike if an image costs the same work, and they ran on the same type of device, in packs of the
+        same size.
+        """
+        speed, macs = metrics.get("throughput_images_per_s"), metrics.get("training_macs", 0.0)
+        if speed is None or not macs or "device" not in details:
+            return None
+        wall_time_s = metrics["wall_time_s"]
+        cost = macs / (speed * wall_time_s)
+        kind = (metrics["parameters"], f"{cost:.2g}", details["device"], details.get("pack_size", 1))
+        slow = self._speeds.note(kind, number, speed, wall_time_s=wall_time_s)
+        return None if slow is None else f"{slow}, on {details['host']} ({details['device']})"
 
     def _describe_best(self) -> str | None:
         if self._best is None or not self._search.objectives:

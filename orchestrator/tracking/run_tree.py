@@ -327,6 +327,7 @@ class RunTree:
         configuration_yaml: str,
         checkpoint: Path | None,
         result: str | None = None,
+        notes: Sequence[str] = (),
     ) -> Rows:
         """Log the end of a trial: final metrics, configuration, newest checkpoint (weights only), state and name.
 
@@ -337,6 +338,7 @@ class RunTree:
             configuration_yaml: Everything needed to train it again.
             checkpoint: Folder of its newest checkpoint.
             result: The metric that decides, as short text for the run's name.
+            notes: What users should know about how it ran; they become the tag `vitsearch.notes`.
         """
         key = self.trial_key(stage, trial.number)
         ended_at = trial.ended_at or trial.started_at
@@ -346,6 +348,8 @@ class RunTree:
             configuration = [LogText(key=key, text=configuration_yaml, artifact_file="configuration.yaml")]
         final = {name: value for name, value in trial.metrics.items() if not _has_curve(name)}
         tags = {"vitsearch.state": trial.state, **({"vitsearch.reason": trial.reason} if trial.reason else {})}
+        if notes:
+            tags["vitsearch.notes"] = "\n".join(notes)
         result = "failed" if trial.state == "failed" else result
         tags["mlflow.runName"] = trial_name(trial.number, result=result, parameters=trial.metrics.get("parameters"))
         return _rows(

@@ -1,6 +1,6 @@
 """Computes the number of workers that fit on the nodes of a Ray cluster."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import NamedTuple
 
 _ROUNDING = 1e-6
@@ -43,6 +43,12 @@ def fits(node: Node, num_cpus: float, num_gpus: float) -> int:
     elif num_gpus:
         limits.append(int(node.num_gpus) * int(1 / num_gpus + _ROUNDING))  # a share of a single GPU
     return int(min(limits)) if limits else 0
+
+
+def node_elsewhere(nodes: Mapping[str, Node], avoided: Set[str], *, num_cpus: float, num_gpus: float) -> str | None:
+    """The largest node, by its id, on which a worker can be started that must avoid some; `None` if there is none."""
+    fitting = {name: node for name, node in nodes.items() if name not in avoided and fits(node, num_cpus, num_gpus)}
+    return max(fitting, key=lambda name: (fitting[name].num_gpus, fitting[name].num_cpus), default=None)
 
 
 def described(nodes: Sequence[Node]) -> str:

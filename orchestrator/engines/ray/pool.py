@@ -4,6 +4,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 from orchestrator.engines.interfaces import EngineUnavailableError, Lost
 from orchestrator.engines.pools.pack_queue import PackQueue
 from orchestrator.engines.ray.cluster import RayCluster
-from orchestrator.engines.ray.placement import Node
+from orchestrator.engines.ray.placement import Node, node_elsewhere
+from orchestrator.engines.ray.stragglers import Stragglers
 from orchestrator.engines.ray.trial_resources import Share, SharePlanner
 from orchestrator.engines.ray.worker import UNRESPONSIVE, Ended, Reported, Taken, TaskWorker, Work, WorkerSettings
 from trainers.config import Configuration, Resources, Task, TaskOutcome, TrainTask
@@ -41,6 +43,10 @@ class _Worker:
     has_answered: bool = False
     asked_at: float = field(default_factory=time.monotonic)
     """Time of the last request for messages."""
+    node: str | None = None
+    """Id of its node, once it has answered; `None` on this machine."""
+    device: str = ""
+    """Type of the accelerator of its node, as Ray names it."""
 
 
 class RayPool:
@@ -70,6 +76,7 @@ class RayPool:
         self._queue = PackQueue()
         self._ended: deque[tuple[int, TaskOutcome | Lost]] = deque()
         self._alone: set[int] = set()  # tasks that must not share a worker
+        self._stragglers = Stragglers()
         self._task_s: float | None = None  # of short tasks, smoothed
         self._latest: tuple[Share, bool] | None = None
         self._nodes: Sequence[Node] = ()  # as of the last check that all workers fit
@@ -178,13 +185,16 @@ class RayPool:
     def _worker_for(self, key: int) -> _Worker | None:
         """The worker for the next task: an idle one, a new one, or the one with the fewest tasks."""
         task, _, share = self._tasks[key]
+        elsewhere = self._node_elsewhere(key, share)
         fitting = [worker for worker in self._workers if worker.share == share]
+        if elsewhere is not None:
+            fitting = [worker for worker in fitting if worker.node not in self._stragglers.nodes_of(key)]
         least = min(fitting, key=lambda worker: len(worker.keys), default=None)
         if least is not None and not least.keys:
             return least
         if self._may_start(share):
             self._make_room(share)
-            return self._start(share)
+            return self._start(share, elsewhere)
         if least is None or isinstance(task, TrainTask) or key in self._alone:
             return None
         takes_more = len(least.keys) < self._depth() and not any(other in self._alone for other in least.keys)
@@ -222,11 +232,40 @@ class RayPool:
         minutes = self.settings.silent_minutes
         return _TAKE_S if minutes is None else min(_TAKE_S, 15 * minutes)
 
-    def _start(self, share: Share) -> _Worker:
+    def _node_elsewhere(self, key: int, share: Share) -> str | None:
+        """A node for a task that was slow on another one; `None` if it was not, or if there is no other node."""
+        avoided = self._stragglers.nodes_of(key)
+        if not avoided:
+            return None
+        return node_elsewhere(self._nodes_by_id(), avoided, num_cpus=share.num_cpus, num_gpus=share.num_gpus)
+
+    def _nodes_by_id(self) -> dict[str, Node]:
+        return {
+            name: Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+            for name, resources in self._resources_by_id().items()
+        }
+
+    def _resources_by_id(self) -> dict[str, dict[str, float]]:
         import ray
 
+        return {node["NodeID"]: node["Resources"] for node in self.cluster.call(ray.nodes) if node["Alive"]}
+
+    def _note_place(self, worker: _Worker) -> None:
+        import ray
+
+        with suppress(ray.exceptions.RayError):  # its death is noticed with its next messages
+            worker.node = ray.get(worker.handle.node_id.remote(), timeout=_GET_S)
+            resources = self._resources_by_id().get(worker.node or "", {})
+            worker.device = " ".join(sorted(name for name in resources if name.startswith("accelerator_type:")))
+
+    def _start(self, share: Share, node: str | None = None) -> _Worker:
+        """Start a worker, on a certain node if it has room."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        where = {} if node is None else {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
         actor = ray.remote(TaskWorker).options(
-            num_cpus=share.num_cpus, num_gpus=share.num_gpus, max_concurrency=3, max_restarts=0
+            num_cpus=share.num_cpus, num_gpus=share.num_gpus, max_concurrency=3, max_restarts=0, **where
         )
         handle = self.cluster.call(partial(actor.remote, self.settings.run_task, self.settings.run_packed))
         worker = _Worker(handle, share, handle.take.remote(0))  # answered once it has started
@@ -266,11 +305,17 @@ class RayPool:
         except ray.exceptions.RayError as error:
             self._on_worker_death(worker, error)
             return
+        if not worker.has_answered and not self.cluster.is_local:
+            self._note_place(worker)
         worker.has_answered = True
         worker.messages, worker.asked_at = worker.handle.take.remote(self._take_s), time.monotonic()
         for message in taken.messages:
             if isinstance(message, Reported):
-                self._tasks[message.key][1].report(message.report)
+                task, reporter, share = self._tasks[message.key]
+                reporter.report(message.report)
+                if worker.node is not None and isinstance(task, TrainTask):
+                    kind = (worker.device, share, len(worker.keys))
+                    self._stragglers.note(message.key, task, message.report, kind=kind, node=worker.node)
             else:
                 self._note_end(worker, message)
         self._check_progress(worker, taken.silent_s)
@@ -307,6 +352,7 @@ class RayPool:
             self._run_alone([ended.key])
             return
         self._alone.discard(ended.key)
+        self._stragglers.forget(ended.key)
         task, _, _ = self._tasks.pop(ended.key)
         self._ended.append((ended.key, ended.outcome))
         if not isinstance(task, TrainTask):

@@ -99,6 +99,13 @@ class TaskWorker:
         """End the process at once, without Ray, which has died."""
         os._exit(0)
 
+    def node_id(self) -> str:
+        """Ray's id of the node that this worker runs on."""
+        import ray
+
+        found: str = ray.get_runtime_context().get_node_id()
+        return found
+
     def process_id(self) -> int:
         """Process id of this worker on its machine."""
         return os.getpid()
