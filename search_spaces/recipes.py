@@ -146,6 +146,13 @@ class Recipe(BaseModel):
         lt=1,
         description="progress after which the weights of all epochs are averaged, saved with each checkpoint",
     )
+    spike_guard: float | None = Field(
+        default=None,
+        gt=0,
+        description="if the loss of a step is not finite, or exceeds the median of the last 100 by this many robust "
+        "standard deviations, go back to the start of the epoch and leave out the steps around it, up to 3 times; null "
+        "never goes back",
+    )
 
 
 PLUGIN_FIELDS: dict[str, str] = {

@@ -140,7 +140,7 @@ def test_a_training_that_is_interrupted_in_every_epoch_is_the_same(
     expected = run(config, tmp_path / "straight", straight, device=device)
     assert expected.state == "complete", expected.reason
     for epoch in range(1, 4):
-        run(config, tmp_path / "broken", InterruptedInside(epoch, batch=2), device=device)
+        run(config, tmp_path / "broken", InterruptedInside(epoch), device=device)
     resumed = Recorder()
     outcome = run(config, tmp_path / "broken", resumed, device=device)
     assert equal(weights_of(outcome), weights_of(expected))

@@ -11,7 +11,7 @@ The backward pass keeps one float32 number per element of each site.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,20 @@ class Dropout(NamedTuple):
     """An int64 tensor without dimensions. Equal seeds give equal masks, so use a new seed in each training step."""
 
 
+class DropoutOfPart(Dropout):
+    """Dropout of one of several passes that compute a step. The masks are those of a single pass."""
+
+    first: int
+    """Number of images of the step before this pass."""
+
+    @classmethod
+    def after(cls, first: int, *, rate: float, seed: Tensor) -> Self:
+        """Dropout of the images after the `first` ones."""
+        made = cls(rate, seed)
+        made.first = first
+        return made
+
+
 class DropoutSite(NamedTuple):
     """One place in a model where values are dropped."""
 
@@ -39,10 +53,14 @@ class DropoutSite(NamedTuple):
     """An int32 tensor without dimensions, a multiple of 65536; values whose hash is below it are dropped."""
     scale: Tensor
     """Factor of the kept values, 1 / (1 - rate), without dimensions."""
+    earlier: float = 0.0
+    """Number of earlier images of the step, as a multiple of the images of this pass."""
 
     def __call__(self, values: Tensor) -> Tensor:
         """Set some of the values (B, ...) to 0 and scale the others. Each image has a different mask."""
-        kept = _is_kept(math.prod(values.shape), self.keys, self.threshold, values.device).reshape(values.shape)
+        count = math.prod(values.shape)
+        start = round(self.earlier * count)
+        kept = _is_kept(start, count, self.keys, self.threshold, values.device).reshape(values.shape)
         factors = kept * self.scale
         return (values * factors).to(values.dtype)
 
@@ -75,7 +93,7 @@ def dropout_sites(model: nn.Module, images: Tensor, *, num_blocks: int, dropout:
 
     Args:
         model: Nothing is dropped unless it is in training mode.
-        images: The batch, (B, C, H, W); only its device matters.
+        images: The batch, (B, C, H, W); only its device and length matter.
         num_blocks: Number of blocks of the whole model.
         dropout: Rate and seed. `None`, or a float rate of 0, drops nothing and costs nothing.
 
@@ -95,7 +113,8 @@ def dropout_sites(model: nn.Module, images: Tensor, *, num_blocks: int, dropout:
     threshold = (num_dropped - _LEVELS // 2).to(torch.int32) * _LEVELS
     scale = _LEVELS / (_LEVELS - num_dropped)
     keys = _site_keys(dropout.seed.to(images.device, non_blocking=True), 1 + SITES_PER_BLOCK * num_blocks)
-    embedding, *sites = (DropoutSite(key, threshold, scale) for key in keys.unbind(0))
+    earlier = dropout.first / len(images) if isinstance(dropout, DropoutOfPart) else 0.0
+    embedding, *sites = (DropoutSite(key, threshold, scale, earlier) for key in keys.unbind(0))
     blocks = [BlockDropout(*sites[start : start + SITES_PER_BLOCK]) for start in range(0, len(sites), SITES_PER_BLOCK)]
     return DropoutSites(embedding, blocks)
 
@@ -112,8 +131,10 @@ def _site_keys(seed: Tensor, num_sites: int) -> Tensor:
     return torch.stack((mixed << 32 >> 32, mixed >> 32), -1).to(torch.int32)
 
 
-def _is_kept(count: int, keys: Tensor, threshold: Tensor, device: torch.device) -> Tensor:
-    """Whether each of `count` values is kept: two for each of the hashes of 0, 1, 2, ..., by the halves of its bits.
+def _is_kept(start: int, count: int, keys: Tensor, threshold: Tensor, device: torch.device) -> Tensor:
+    """Whether each of `count` values is kept, from value `start` on.
+
+    There are two for each of the hashes of 0, 1, 2, ..., by the halves of its bits.
 
     The second key is added between the rounds: with one key only, the masks of two sites could be permutations of each
     other.
@@ -121,14 +142,15 @@ def _is_kept(count: int, keys: Tensor, threshold: Tensor, device: torch.device) 
     Source: Appleby, MurmurHash3, the 32-bit finalizer (public domain).
     """
     first, second = keys.unbind(0)
-    hashes = torch.arange((count + 1) // 2, dtype=torch.int32, device=device) ^ first
+    hashes = torch.arange(start // 2, (start + count + 1) // 2, dtype=torch.int32, device=device) ^ first
     hashes ^= _shift_right(hashes, 16, 32)
     hashes *= _signed(0x85EBCA6B, 32)
     hashes += second
     hashes ^= _shift_right(hashes, 13, 32)
     hashes *= _signed(0xC2B2AE35, 32)
     hashes ^= _shift_right(hashes, 16, 32)
-    return torch.stack((hashes << 16 >= threshold, hashes >= threshold), -1).flatten()[:count]
+    halves = torch.stack((hashes << 16 >= threshold, hashes >= threshold), -1).flatten()
+    return halves[start % 2 : start % 2 + count]
 
 
 def _shift_right(numbers: Tensor, count: int, num_bits: int) -> Tensor:

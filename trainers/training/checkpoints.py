@@ -60,6 +60,8 @@ class Manifest(BaseModel):
     """sha256 of each file."""
     damaged: tuple[str, ...] = ()
     """Problems of damaged checkpoints that this training could not resume from."""
+    spikes: tuple[str, ...] = ()
+    """Loss spikes after which this training went back (`trainers.training.spikes`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,8 @@ class Checkpoint:
     """State dicts of the averages that training maintains, by name."""
     damaged: tuple[str, ...] = ()
     """Problems of newer checkpoints, and of others earlier in this training."""
+    spikes: tuple[str, ...] = ()
+    """Loss spikes after which this training went back."""
 
 
 def configuration_digest(configuration: Configuration) -> str:
@@ -163,6 +167,7 @@ def save(
     best: int | None = None,
     averages: Mapping[str, Mapping[str, Tensor]] | None = None,
     damaged: Sequence[str] = (),
+    spikes: Sequence[str] = (),
 ) -> CheckpointRecord:
     """Write the checkpoint of the newest epoch in `history`, then remove files that are no longer retained.
 
@@ -176,6 +181,7 @@ def save(
         best: An epoch whose weights are kept, too.
         averages: State dicts of the averages that training maintains, by name.
         damaged: Problems of earlier checkpoints of this training.
+        spikes: Loss spikes after which this training went back.
 
     Raises:
         CheckpointWriteError: A file cannot be written. Earlier checkpoints are intact.
@@ -189,6 +195,7 @@ def save(
         history=tuple(history),
         files={name: sha256_of(data) for name, data in content.items()},
         damaged=tuple(damaged),
+        spikes=tuple(spikes),
     )
     target = folder / f"epoch-{epoch:04d}"
     with writing(target):
@@ -244,6 +251,7 @@ def load_newest(folder: Path, *, accepted: Collection[str], damaged: list[str] |
             history=manifest.history,
             averages=averages,
             damaged=(*manifest.damaged, *found),
+            spikes=manifest.spikes,
         )
     return None
 
@@ -363,8 +371,13 @@ def sha256_of(data: bytes) -> str:
 
 
 def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
-    """Tensors in the safetensors format."""
-    return save_tensors({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    """Tensors in the safetensors format. Numbers may be the same tensor under several names."""
+    return save_tensors({name: _apart(value.detach().cpu().contiguous()) for name, value in tensors.items()})
+
+
+def _apart(tensor: Tensor) -> Tensor:
+    """safetensors rejects names that share memory."""
+    return tensor.clone() if tensor.ndim == 0 else tensor
 
 
 def read_tensors(file: Path, sha256: str | None) -> dict[str, Tensor]:

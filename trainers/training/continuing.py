@@ -49,6 +49,7 @@ DEPENDENCE: Mapping[str, Dependence] = {
     "class_weights": "none",
     "ema": "none",
     "swa": "if set",
+    "spike_guard": "none",
 }
 """One entry for each field of a recipe."""
 

@@ -99,7 +99,7 @@ class Course:
         """Whether a method needs the current losses of the images at the start of an epoch."""
         if epoch == 1:
             return False
-        now = self._now(epoch, history, self._clock(epoch, history))
+        now = self._now(epoch, history, self._clock(epoch))
         weighting = any(method.needs_difficulty_in(now) for method in self.methods.weighting)
         return weighting or self._order_needs_difficulty(epoch)
 
@@ -112,7 +112,7 @@ class Course:
             history: Reports of the previous epochs.
         """
         seed = self.configuration.seed
-        clock = self._clock(epoch, history)
+        clock = self._clock(epoch)
         order = make_generator(seed, "order", epoch)
         drop_path = make_generator(seed, "drop-path", epoch)
         number = 0
@@ -255,12 +255,12 @@ class Course:
         weights = torch.where(counts > 0, len(self.labels) / ((counts > 0).sum() * counts.clamp(min=1)), 0.0)
         return tuple(weights.tolist())
 
-    def _clock(self, epoch: int, history: Sequence[EpochReport]) -> "_Clock":
+    def _clock(self, epoch: int) -> "_Clock":
         if self.has_fixed_steps:
             batch_size = whole_at(self.configuration.recipe.batch_size, 0.0)
             total = num_steps(self.plan, batch_size)
             return _Clock(done=steps_before(self.plan, epoch, batch_size), total=total, counts_steps=True)
-        visited = sum(report.num_images for report in history)
+        visited = sum(one.num_images for one in self.plan[: epoch - 1])  # including those of steps that were left out
         return _Clock(done=visited, total=sum(one.num_images for one in self.plan), counts_steps=False)
 
     def _settings(self, now: Now, clock: "_Clock") -> StepSettings:

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Protocol
 
-from torch import Tensor
-
 from trainers.training.checkpoints import Checkpoint
+from trainers.training.compiling import CompiledForward
+from trainers.training.memory import described_parts
 from trainers.training.row import Row
+from trainers.training.saving import HostCopies, Snapshot
 from trainers.training.signals import SignalMeter
 
 
@@ -25,16 +26,12 @@ class Learner(Protocol):
         """Handle the end of an epoch's steps. `progress` in (0, 1] is the completed fraction of the epochs."""
         ...
 
-    def weights(self) -> Mapping[str, Tensor]:
-        """The state dict to evaluate, valid until the next step."""
+    def snapshot(self) -> Snapshot:
+        """A copy of both, and of the averages that training maintains."""
         ...
 
-    def averages(self) -> Mapping[str, Mapping[str, Tensor]]:
-        """State dicts of the averages that training maintains, by name, valid until the next step."""
-        ...
-
-    def optimizer_tensors(self) -> Mapping[str, Tensor]:
-        """The optimizer state by parameter index, such as `3.exp_avg`, valid until the next step."""
+    def details(self) -> Mapping[str, str]:
+        """What a user must know about how the steps were computed, for the details of the outcome."""
         ...
 
 
@@ -54,11 +51,19 @@ class RowLearner(Learner):
     def finish_epoch(self, progress: float) -> None:
         self.row.finish_epoch(progress)
 
-    def weights(self) -> dict[str, Tensor]:
-        return self.row.weights()
+    def snapshot(self) -> Snapshot:
+        copies = HostCopies()
+        return Snapshot(
+            weights=self.row.weights(copies),
+            averages=self.row.averages(copies),
+            optimizer=self.row.optimizer_tensors(copies),
+            wait=copies.wait,
+        )
 
-    def averages(self) -> dict[str, dict[str, Tensor]]:
-        return self.row.averages()
-
-    def optimizer_tensors(self) -> dict[str, Tensor]:
-        return self.row.optimizer_tensors()
+    def details(self) -> dict[str, str]:
+        found = {}
+        if (parts := described_parts(self.row)) is not None:
+            found["memory"] = parts
+        if isinstance(self.row.forward, CompiledForward) and self.row.forward.problem is not None:
+            found["not_compiled"] = self.row.forward.problem
+        return found

@@ -1,7 +1,7 @@
 """The training loop. All randomness depends on seed and epoch, so a resumed training gives the same result."""
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,14 +17,16 @@ from search_spaces.ramps import Ramp, largest
 from search_spaces.recipes import PluginChoice
 from trainers.config import Configuration, EpochReport, TaskOutcome, TrainTask
 from trainers.data.images import ImageData
-from trainers.hardware.devices import cpu_threads, derive_seed, fits_on
+from trainers.hardware.devices import computing_in, cpu_threads, derive_seed, fits_on
 from trainers.models.building import build_model, topology_costs
 from trainers.training import checkpoints, fencing
 from trainers.training.best_epoch import best_report
 from trainers.training.companions import macs_of_table, make_companions
+from trainers.training.compiling import CompiledForward
 from trainers.training.continuing import settle_earlier_checkpoints
 from trainers.training.course import Course
 from trainers.training.evaluation import Evaluation, Normalizer, evaluate, example_losses
+from trainers.training.failures import free_memory
 from trainers.training.learner import Learner, RowLearner
 from trainers.training.loss_needs import inputs_of
 from trainers.training.losses import (
@@ -37,12 +39,15 @@ from trainers.training.losses import (
     initial_loss_state,
     mean_loss,
 )
+from trainers.training.memory import can_be_halved, halve, state_of_draws
 from trainers.training.methods import Methods
 from trainers.training.network import prepare_rates
 from trainers.training.prior_difficulty import StoppedError, measure_prior_difficulty
 from trainers.training.reporting import Reporter
 from trainers.training.row import Row
+from trainers.training.saving import CheckpointWriter, Saver, Snapshot
 from trainers.training.signals import SignalMeter
+from trainers.training.spikes import SpikeGuard
 from trainers.training.step import Step, TrainingImages, learn, prepare
 from trainers.weights.fitting import load_initial
 from trainers.weights.prepared import read_prepared
@@ -76,14 +81,7 @@ class MeasureSignals(NamedTuple):
     """Requests the signals of the epoch. The answer is a dict of their values by name."""
 
 
-class Save(NamedTuple):
-    """Requests a checkpoint. The answer, after it is written, is `None`."""
-
-    write: Callable[[], object]
-    """Writes the checkpoint, in any thread. The weights must not change meanwhile."""
-
-
-Request = Step | MeasurePriorDifficulty | MeasureDifficulty | Validate | MeasureSignals | Save
+Request = Step | MeasurePriorDifficulty | MeasureDifficulty | Validate | MeasureSignals
 
 
 class _InterruptedError(Exception):
@@ -104,7 +102,7 @@ def train(task: TrainTask, data: ImageData, reporter: Reporter, device: torch.de
         with the remaining checkpoints. Metrics are those of the last epoch, and the best of all epochs as `..._best`.
     """
     # Set here rather than in callers: the number of threads slightly changes the weights for the same seed.
-    with cpu_threads(step_macs(task.configuration, data.task)):
+    with cpu_threads(step_macs(task.configuration, data.task)), computing_in(task.precision):
         return _train(task, data, reporter, device)
 
 
@@ -164,32 +162,47 @@ def _make_peer(configuration: Configuration, data: ImageData, device: torch.devi
 def _train(task: TrainTask, data: ImageData, reporter: Reporter, device: torch.device) -> TaskOutcome:
     configuration = task.configuration
     row = make_row(configuration, data, device)
+    if task.compile:
+        row.forward = CompiledForward(row.model)
     course = Course.lay_out(configuration, data, row.model, device)
     source = training_images(data, device)
     meter = SignalMeter(wanted_signals(task), row, data.validation, source, seed=configuration.seed)
     learner = RowLearner(row, meter)
     training = _SingleTraining(learner, data, source)
-    requests = follow(task, data.task, course, learner, reporter)
     answer: object = None
-    while True:
-        try:
-            request = requests.send(answer)
-        except StopIteration as ended:
-            outcome: TaskOutcome = ended.value
-            return outcome
-        answer = training.answer(request)
+    with CheckpointWriter() as writer:
+        requests = follow(task, data.task, course, learner, writer, reporter)
+        while True:
+            try:
+                request = requests.send(answer)
+            except StopIteration as ended:
+                outcome: TaskOutcome = ended.value
+                return outcome
+            try:
+                answer = training.answer(request)
+            except Exception as error:  # `follow` passes on the last report, then raises it again
+                requests.throw(error)
 
 
 def follow(
-    task: TrainTask, image_task: ImageTask, course: Course, learner: Learner, reporter: Reporter
+    task: TrainTask,
+    image_task: ImageTask,
+    course: Course,
+    learner: Learner,
+    writer: CheckpointWriter,
+    reporter: Reporter,
 ) -> Generator[Request, Any, TaskOutcome]:
     """Run a training as a generator that yields requests, receives the answers and returns the outcome.
+
+    A checkpoint is written while the next epoch trains. Once it is written, the report of its epoch is passed on:
+    between two steps, and before the next epoch ends. So no reported epoch is ever lost.
 
     Args:
         task: The configuration and the folder of its checkpoints.
         image_task: Image size, channels and classes of the data.
         course: The steps.
         learner: Owner of the weights that answer the requests; checkpoints are restored into it.
+        writer: Writes the checkpoints.
         reporter: Called after each epoch, when its checkpoint is written.
     """
     digest = checkpoints.configuration_digest(task.configuration)
@@ -212,6 +225,9 @@ def follow(
     if task.configuration.stopping is not None:
         stopper = create("stopping", task.configuration.stopping.name, task.configuration.stopping.settings)
     reason: str | None = None
+    threshold = task.configuration.recipe.spike_guard
+    guard = None if threshold is None else SpikeGuard(threshold, checkpoint)
+    saver = Saver(writer, reporter)
     try:
         if len(history) < task.configuration.last_epoch:
             course = yield from _with_prior_difficulties(course, task, reporter)
@@ -221,38 +237,48 @@ def follow(
                 reason = stopper.reason_to_stop(planned(points, num_epochs=len(course.plan), best=task.best_score))
             if reason is not None:
                 break
-            report = yield from _epoch(course, learner, history, reporter)
+            report = yield from _epoch(course, learner, history, guard, saver, reporter)
             history.append(report)
-            yield Save(
-                partial(
-                    _save,
-                    task,
-                    weights=learner.weights(),
-                    averages=learner.averages(),
-                    optimizer=learner.optimizer_tensors(),
-                    history=history,
-                    configuration=digest,
-                    damaged=damaged,
-                    best=best_report(history, metric).epoch,
-                )
+            write = partial(
+                _save,
+                task,
+                learner.snapshot(),
+                guard_state={} if guard is None else guard.tensors(),
+                history=tuple(history),
+                configuration=digest,
+                damaged=tuple(damaged),
+                spikes=() if guard is None else tuple(guard.returns),
+                best=best_report(history, metric).epoch,
             )
-            reporter.report(report)
+            saver.save(write, report)
+        saver.settle()
     except NotFiniteError as error:
+        saver.settle()
         return TaskOutcome(
             state="failed", error="not-finite", reason=str(error), checkpoints=checkpoints.saved(task.folder)
         )
     except (_InterruptedError, StoppedError):
+        saver.settle()
         return TaskOutcome(
             state="interrupted",
             reason=f"asked to end in epoch {len(history) + 1} of {task.configuration.last_epoch}",
             checkpoints=checkpoints.saved(task.folder),
         )
+    except Exception:
+        saver.settle()
+        raise
+    finally:
+        saver.close()
     checkpoints.prune(task.folder, keep=task.keep_checkpoints, best=best_report(history, metric).epoch)
     return TaskOutcome(
         state="complete" if reason is None else "stopped",
         reason=reason,
         metrics=final_metrics(history, task.configuration.topology, image_task, metric),
-        details={"damaged_checkpoints": damaged} if damaged else {},
+        details={
+            **({"damaged_checkpoints": damaged} if damaged else {}),
+            **({"loss_spikes": guard.returns} if guard is not None and guard.returns else {}),
+            **learner.details(),
+        },
         checkpoints=checkpoints.saved(task.folder),
     )
 
@@ -272,14 +298,27 @@ def _with_prior_difficulties(course: Course, task: TrainTask, reporter: Reporter
     return course
 
 
-def _save(task: TrainTask, **given: Any) -> None:
+def _save(task: TrainTask, state: Snapshot, *, guard_state: Mapping[str, Tensor], **given: Any) -> None:
     """Write a checkpoint, unless a newer attempt at the training has begun."""
+    state.wait()
     fencing.check(task.fence)
-    checkpoints.save(task.folder, keep=task.keep_checkpoints, **given)
+    checkpoints.save(
+        task.folder,
+        weights=state.weights,
+        averages=state.averages,
+        optimizer={**state.optimizer, **guard_state},
+        keep=task.keep_checkpoints,
+        **given,
+    )
 
 
 def _epoch(
-    course: Course, learner: Learner, history: Sequence[EpochReport], reporter: Reporter
+    course: Course,
+    learner: Learner,
+    history: Sequence[EpochReport],
+    guard: SpikeGuard | None,
+    saver: Saver,
+    reporter: Reporter,
 ) -> Generator[Request, Any, EpochReport]:
     """Train for one epoch and validate.
 
@@ -289,40 +328,92 @@ def _epoch(
     """
     epoch = len(history) + 1
     started = time.perf_counter()
-    losses: list[Tensor] = []
-    sizes: list[int] = []
-    rate, training_macs = 0.0, float(course.difficulty_macs(epoch, history))
-    difficulty: Tensor | None = None
-    if course.measures_difficulty(epoch, history):
-        difficulty = yield MeasureDifficulty()
-    if epoch == 1:
-        training_macs += macs_of_table(course.configuration, len(course.labels))
-    for step in course.steps(epoch, difficulty, history):
-        if reporter.should_stop():
-            raise _InterruptedError
-        losses.append((yield step))
-        sizes.append(len(step.indices))
-        rate = step.settings.learning_rate
-        training_macs += course.macs(step)
-        if len(losses) % STEPS_PER_FINITE_CHECK == 0:
-            check_losses(losses, epoch)
-    check_losses(losses, epoch)
+    beginning = None if guard is None else learner.snapshot()
+    training_macs = float(macs_of_table(course.configuration, len(course.labels))) if epoch == 1 else 0.0
+    while True:
+        steps = yield from _steps(course, history, guard, saver, reporter)
+        training_macs += steps.macs
+        if steps.is_whole:
+            break
+        assert beginning is not None
+        learner.restore(beginning.as_checkpoint(epoch - 1))
+        learner.begin()
+    if saver.settle() and reporter.should_stop():  # this report must be able to end the training before another epoch
+        raise _InterruptedError
     learner.finish_epoch(epoch / course.num_epochs)
     validation: Evaluation = yield Validate(course.configuration.metric)
     check_validation(validation.loss, validation.metrics, epoch)
     signals: dict[str, float] = yield MeasureSignals()
+    if guard is not None:
+        guard.finish_epoch()
     return EpochReport(
         epoch=epoch,
-        train_loss=mean_loss(losses, sizes),
+        train_loss=mean_loss(steps.losses, steps.sizes),
         val_loss=validation.loss,
         val_accuracy=validation.accuracy,
         metrics=further_metrics(validation.metrics),
-        learning_rate=rate,
-        num_images=sum(sizes),
+        learning_rate=steps.learning_rate,
+        num_images=sum(steps.sizes),
         training_macs=training_macs,
         wall_time_s=time.perf_counter() - started,
         signals=signals,
     )
+
+
+class _Steps(NamedTuple):
+    """The steps of an epoch that were taken."""
+
+    losses: list[Tensor]
+    sizes: list[int]
+    """Number of images of each step."""
+    learning_rate: float
+    """Learning rate of the last step."""
+    macs: float
+    is_whole: bool
+    """Whether the epoch is finished; otherwise it must begin again."""
+
+
+def _steps(
+    course: Course, history: Sequence[EpochReport], guard: SpikeGuard | None, saver: Saver, reporter: Reporter
+) -> Generator[Request, Any, _Steps]:
+    """Take the steps of the next epoch. Raises as `_epoch` does."""
+    epoch = len(history) + 1
+    numbers: list[int] = []
+    losses: list[Tensor] = []
+    sizes: list[int] = []
+    rate, macs = 0.0, float(course.difficulty_macs(epoch, history))
+    difficulty: Tensor | None = None
+    if course.measures_difficulty(epoch, history):
+        difficulty = yield MeasureDifficulty()
+    for number, step in enumerate(course.steps(epoch, difficulty, history), start=1):
+        saver.poll()
+        if reporter.should_stop():
+            raise _InterruptedError
+        if guard is not None and guard.leaves_out(number):
+            continue
+        losses.append((yield step))
+        numbers.append(number)
+        sizes.append(len(step.indices))
+        rate = step.settings.learning_rate
+        macs += course.macs(step)
+        if len(losses) % STEPS_PER_FINITE_CHECK == 0 and _is_spike(guard, numbers, losses, epoch):
+            return _Steps(losses, sizes, rate, macs, is_whole=False)
+    is_whole = len(losses) % STEPS_PER_FINITE_CHECK == 0 or not _is_spike(guard, numbers, losses, epoch)
+    return _Steps(losses, sizes, rate, macs, is_whole)
+
+
+def _is_spike(guard: SpikeGuard | None, numbers: Sequence[int], losses: Sequence[Tensor], epoch: int) -> bool:
+    """Examine the losses of an epoch since the last call, and return whether the epoch must begin again.
+
+    Raises:
+        NotFiniteError: A loss is NaN or infinite.
+    """
+    newest = (len(losses) - 1) % STEPS_PER_FINITE_CHECK + 1
+    values = torch.stack(list(losses[-newest:])).tolist()
+    if guard is not None and guard.must_return(numbers[-newest:], values, epoch):
+        return True
+    check_losses(values, numbers[-newest:], epoch)
+    return False
 
 
 def cut_short(
@@ -358,9 +449,6 @@ class _SingleTraining:
         """The answer to a request."""
         if isinstance(request, Step):
             return self._step(request)
-        if isinstance(request, Save):
-            request.write()
-            return None
         if isinstance(request, MeasureSignals):
             return self._meter.measure()
         if isinstance(request, MeasurePriorDifficulty):
@@ -371,9 +459,20 @@ class _SingleTraining:
             return example_losses(model, self._data.train, self._source.normalizer)
 
     def _step(self, step: Step) -> Tensor:
-        batches = prepare([self._row], [step], self._source)
+        (batch,) = prepare([self._row], [step], self._source)
         watch = (lambda _, gradient: self._meter.take(gradient)) if self._meter.watches_steps else None
-        (answer,) = learn(batches, watch)
+        drawn = state_of_draws(batch)
+        answers: Sequence[Tensor | Exception] = ()
+        try:
+            answers = learn([batch], watch)
+        except Exception as error:
+            if not can_be_halved(batch, error):
+                raise
+        if not answers:  # here, the error no longer keeps tensors alive
+            free_memory()
+            halve(batch, drawn)
+            answers = learn([batch], watch)
+        (answer,) = answers
         if isinstance(answer, Exception):
             raise answer
         return answer

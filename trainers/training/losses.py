@@ -43,15 +43,18 @@ def initial_loss_state(recipe: Recipe, num_images: int, num_classes: int, device
     return {name: value.to(device) for name, value in plugin.initial_state(num_images, num_classes).items()}
 
 
-def check_losses(losses: Sequence[Tensor], epoch: int) -> None:
-    """Check the newest losses of an epoch.
+def check_losses(losses: Sequence[float], numbers: Sequence[int], epoch: int) -> None:
+    """Check losses of an epoch.
+
+    Args:
+        losses: The losses.
+        numbers: Numbers of their steps.
+        epoch: Number of the epoch.
 
     Raises:
         NotFiniteError: A loss is NaN or infinite; the first one is named.
     """
-    newest = losses[-STEPS_PER_FINITE_CHECK:]
-    values = torch.stack(list(newest)).tolist()
-    for step, value in enumerate(values, start=len(losses) - len(newest) + 1):
+    for step, value in zip(numbers, losses, strict=True):
         if not math.isfinite(value):
             raise NotFiniteError(f"the training loss is {value} at step {step} of epoch {epoch}. {_ADVICE}")
 

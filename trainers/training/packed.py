@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from search_spaces.ramps import largest
 from trainers.config import TaskOutcome, TrainTask
 from trainers.data.images import ImageData, ImageSplit
-from trainers.hardware.devices import useful_threads
+from trainers.hardware.devices import computing_in, useful_threads
+from trainers.training.compiling import say_packs_are_not_compiled
 from trainers.training.course import Course
 from trainers.training.evaluation import Normalizer, evaluate, example_losses, judge, logits_of, losses_of
 from trainers.training.failures import describe_failure, failed_outcome, free_memory, is_out_of_memory
@@ -22,7 +23,6 @@ from trainers.training.loop import (
     MeasurePriorDifficulty,
     MeasureSignals,
     Request,
-    Save,
     Validate,
     answer_prior_difficulty,
     follow,
@@ -31,9 +31,11 @@ from trainers.training.loop import (
     training_images,
     wanted_signals,
 )
+from trainers.training.memory import can_be_halved, halve
 from trainers.training.packing import can_be_packed
 from trainers.training.reporting import Reporter
 from trainers.training.row import Row, pack_problem
+from trainers.training.saving import CheckpointWriter
 from trainers.training.signals import SignalMeter
 from trainers.training.step import Batch, StackedModel, Step, chunks, learn, prepare, step_key
 
@@ -44,7 +46,7 @@ _SMALL_STEP_MACS = 24 * 10**6
 than shared operations save, so the models of a pack learn one after another, or one per thread."""
 _PIXELS_ON_CPU = 1 << 22
 """Number of float32 pixels to prepare at a time on a CPU: 16 MiB."""
-_SAVING_THREADS = 4
+_SAVING_THREADS = 2
 
 logger = logging.getLogger(__name__)
 
@@ -81,12 +83,18 @@ def train_packed(
         ValueError: The tasks cannot be packed.
     """
     _check(tasks, reporters)
+    if any(task.compile for task in tasks):
+        say_packs_are_not_compiled()
     threads = torch.get_num_threads()
-    workers = threads if device.type == "cpu" else _SAVING_THREADS
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    workers = threads if device.type == "cpu" else 1
+    with (
+        ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        CheckpointWriter(_SAVING_THREADS) as writer,
+        computing_in(tasks[0].precision),
+    ):
         try:
             torch.set_num_threads(1)
-            pack = _Pack(tasks, data, device, pool, threads)
+            pack = _Pack(tasks, data, device, pool, threads, writer)
             trainings = [_Training(position, task, reporters[position], pack) for position, task in enumerate(tasks)]
             for position, outcome in _run(trainings, pack):
                 torch.set_num_threads(threads)
@@ -119,7 +127,7 @@ def _run(trainings: "Sequence[_Training]", pack: "_Pack") -> Iterator[tuple[int,
             if training.outcome is not None:
                 yield training.position, training.outcome
         going = [training for training in going if training.outcome is None]
-        for kind in (MeasurePriorDifficulty, MeasureDifficulty, Validate, MeasureSignals, Save, Step):
+        for kind in (MeasurePriorDifficulty, MeasureDifficulty, Validate, MeasureSignals, Step):
             asking = [training for training in going if isinstance(training.question[1], kind)]
             if asking:
                 answers = pack.answer([training.question for training in asking])
@@ -154,7 +162,7 @@ class _Training:
         course = Course.lay_out(configuration, data, row.model, pack.device)
         meter = SignalMeter(wanted_signals(task), row, data.validation, pack.source, seed=configuration.seed)
         self._learner = RowLearner(row, meter)
-        return (yield from follow(task, data.task, course, self._learner, reporter))
+        return (yield from follow(task, data.task, course, self._learner, pack.writer, reporter))
 
     def advance(self, answer: object) -> None:
         """Send the answer to the last request, and receive the next request or the outcome."""
@@ -175,11 +183,18 @@ class _Pack:
     """Holds the data on the device and answers simultaneous requests of trainings of one topology."""
 
     def __init__(
-        self, tasks: Sequence[TrainTask], data: ImageData, device: torch.device, pool: ThreadPoolExecutor, threads: int
+        self,
+        tasks: Sequence[TrainTask],
+        data: ImageData,
+        device: torch.device,
+        pool: ThreadPoolExecutor,
+        threads: int,
+        writer: CheckpointWriter,
     ) -> None:
         configuration = tasks[0].configuration
         self.data = data
         self.device = device
+        self.writer = writer
         self._pool = pool
         self._threads = threads
         self.source = training_images(data, device)
@@ -197,8 +212,6 @@ class _Pack:
         """Answers to requests of one kind, or the exceptions that they raised."""
         learners = [learner for learner, _ in questions]
         requests = [request for _, request in questions]
-        if isinstance(requests[0], Save):
-            return list(self._pool.map(_caught(lambda request: request.write()), requests))
         if isinstance(requests[0], MeasurePriorDifficulty):
             measure = _caught(partial(answer_prior_difficulty, data=self.data, source=self.source))
             return [measure(request) for request in requests if isinstance(request, MeasurePriorDifficulty)]
@@ -235,15 +248,18 @@ class _Pack:
         return min(self._stack_size, every)
 
     def _learn(self, batches: Sequence[Batch], meters: Mapping[int, SignalMeter]) -> list[Tensor | Exception]:
-        """Losses of the batches. If they cannot be computed together, smaller stacks are tried."""
+        """Losses of the batches. If they cannot be computed together, smaller stacks are tried, then half batches."""
         try:
             watch = partial(_watch, batches, meters) if meters else None
             return learn(batches, watch)
         except Exception as error:
-            if len(batches) == 1:
+            if len(batches) == 1 and not can_be_halved(batches[0], error):
                 return [error]
             lacks_memory, reason = is_out_of_memory(error), describe_failure(error).reason
         free_memory()
+        if len(batches) == 1:
+            halve(batches[0], None)  # models of a pack draw nothing themselves
+            return self._learn(batches, meters)
         if lacks_memory:
             half = -(-len(batches) // 2)
             self._stack_size = min(self._stack_size, half)

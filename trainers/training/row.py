@@ -3,7 +3,7 @@
 Legend: `P` numbers in a row.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -56,6 +56,10 @@ class Row:
         self.model = model
         self.recipe = recipe
         self.num_blocks = sum(is_block(module) for module in model.modules())
+        self.forward: Callable[..., Any] = model
+        """Computes logits with the model's own parameters in a step that is computed alone."""
+        self.num_parts = 1
+        """Number of parts of a batch whose gradients are computed one after another, to save memory."""
         self.layout, self.values, self._parameters = _lay_out(model, rates)
         self._has_ties = len(list(model.named_parameters(remove_duplicate=False))) > len(self._parameters)
         self.optimizer: Optimizer = create("optimizers", recipe.optimizer.name, recipe.optimizer.settings)
@@ -173,35 +177,37 @@ class Row:
 
     # --- checkpoints ---
 
-    def weights(self) -> dict[str, Tensor]:
-        """The state dict to evaluate, on the CPU, valid until the next step."""
-        return self._state_dict(self.values_to_evaluate())
+    # By default, these are on the CPU and valid until the next step. `copy` copies a row to main memory in another way.
 
-    def averages(self) -> dict[str, dict[str, Tensor]]:
+    def weights(self, copy: Callable[[Tensor], Tensor] = Tensor.cpu) -> dict[str, Tensor]:
+        """The state dict to evaluate."""
+        return self._state_dict(self.values_to_evaluate(), copy)
+
+    def averages(self, copy: Callable[[Tensor], Tensor] = Tensor.cpu) -> dict[str, dict[str, Tensor]]:
         """State dicts of the maintained averages by name: moving ones (`ema_names`), and `swa` once it has an epoch."""
-        found = {name: self._state_dict(values) for name, values in self._emas.items()}
+        found = {name: self._state_dict(values, copy) for name, values in self._emas.items()}
         if self._swa is not None and self._swa_epochs:
-            found["swa"] = self._state_dict(self._swa)
+            found["swa"] = self._state_dict(self._swa, copy)
         return found
 
-    def optimizer_tensors(self) -> dict[str, Tensor]:
-        """The optimizer state, on the CPU, by parameter index: `3.exp_avg` belongs to the fourth parameter.
+    def optimizer_tensors(self, copy: Callable[[Tensor], Tensor] = Tensor.cpu) -> dict[str, Tensor]:
+        """The optimizer state by parameter index: `3.exp_avg` belongs to the fourth parameter.
 
         Numbers shared by all parameters (`step`) are repeated for each, as in `torch.optim`.
         """
         tensors: dict[str, Tensor] = {}
         for name, value in {**self.state, **self._extra, **self._values_besides()}.items():
-            on_cpu = value.cpu()
-            parts = [on_cpu.clone() for _ in self.names] if value.ndim == 0 else self.layout.views(on_cpu)
+            on_cpu = copy(value)
+            parts = [on_cpu] * len(self.names) if value.ndim == 0 else self.layout.views(on_cpu)
             tensors |= {f"{index}.{name}": part for index, part in enumerate(parts)}
         if self._emas:
             tensors[_EMA_UPDATES] = torch.tensor(self._ema_updates)
         if self._swa is not None:
             tensors[_SWA_EPOCHS] = torch.tensor(self._swa_epochs)
-        tensors |= {f"{_LOSS}{name}": value.cpu() for name, value in self.loss_state.items()}
+        tensors |= {f"{_LOSS}{name}": copy(value) for name, value in self.loss_state.items()}
         if self.peer is not None:
-            tensors |= {f"{_PEER_WEIGHTS}{name}": value for name, value in self.peer.weights().items()}
-            tensors |= {f"{_PEER_STATE}{name}": value for name, value in self.peer.optimizer_tensors().items()}
+            tensors |= {f"{_PEER_WEIGHTS}{name}": value for name, value in self.peer.weights(copy).items()}
+            tensors |= {f"{_PEER_STATE}{name}": value for name, value in self.peer.optimizer_tensors(copy).items()}
         return tensors
 
     @torch.no_grad()
@@ -239,10 +245,11 @@ class Row:
         """The weights in training, if the optimizer evaluates and saves other weights."""
         return {} if self._elsewhere is None else {_TRAINED: self.values}
 
-    def _state_dict(self, values: Tensor) -> dict[str, Tensor]:
+    def _state_dict(self, values: Tensor, copy: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """The model's state dict with parameters from a row, which is copied to the CPU at once."""
-        ours = dict(zip(self.names, self.layout.views(values.cpu()), strict=True))
-        return {name: ours.get(name, value) for name, value in self.model.state_dict().items()}
+        ours = dict(zip(self.names, self.layout.views(copy(values)), strict=True))
+        state = self.model.state_dict()
+        return {name: ours[name] if name in ours else copy(value) for name, value in state.items()}
 
 
 def _peer_in(checkpoint: Checkpoint) -> Checkpoint:

@@ -35,7 +35,7 @@ from trainers.data.mapping import gather
 from trainers.hardware.devices import autocast
 from trainers.models.auxiliary_heads import auxiliary_heads
 from trainers.models.blocks import draw_keep_factors, unfused_attention
-from trainers.models.dropout import Dropout
+from trainers.models.dropout import Dropout, DropoutOfPart
 from trainers.training.companions import NO_OUTPUTS, Outputs, at_size, watched_layers
 from trainers.training.drawn_classes import cross_entropy_of_drawn, draw_numbers
 from trainers.training.evaluation import Normalizer
@@ -113,6 +113,8 @@ class Batch:
     draws: Tensor | None = None
     """Uniform random numbers, shape (B,). If given, the loss is the cross-entropy with classes that they draw from the
     model's own predictions."""
+    first: int = 0
+    """Number of images of the step before these, if its gradient is computed in parts."""
 
 
 def step_key(row: Row, step: Step) -> Hashable:
@@ -345,20 +347,73 @@ def _gradients(batches: Sequence[Batch], values: Sequence[Tensor]) -> _Computed:
 def _plain_gradient(batch: Batch) -> _Computed:
     """The results of one model."""
     row = batch.row
+    first, *others = [(batch, 1.0)] if row.num_parts == 1 else micro_batches_of(batch, row.num_parts)
+    loss, gradients, logits = _gradient_of_part(*first)
+    for part, share in others:
+        more, added, further = _gradient_of_part(part, share)
+        loss, logits = loss + more, torch.cat([logits, further])
+        gradients = list(torch._foreach_add(gradients, added))
+    return _Computed(loss[None], row.gather(gradients)[None], [logits])
+
+
+def _gradient_of_part(batch: Batch, share: float) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Loss, a scalar, and gradient of each parameter, both times `share`; and the logits (B, classes)."""
+    row = batch.row
     reads_layers = LossInput.LAYERS in loss_inputs(_plugin("losses", row.recipe.loss).plugin)
     nothing: AbstractContextManager[list[Tensor]] = nullcontext([])
     with autocast(batch.images.device), watched_layers(row.model) if reads_layers else nothing as layers:
-        logits = at_least_float32(row.model(batch.images, **_forward_options(batch)))
-    loss = loss_of(batch, logits, layers)
+        logits = at_least_float32(row.forward(batch.images, **_forward_options(batch)))
+    loss = loss_of(batch, logits, layers) if share > 0 else logits.sum()
+    if share != 1.0:
+        loss = share * loss
     gradients = torch.autograd.grad(loss, row.parameters(), materialize_grads=True)
-    return _Computed(loss[None], row.gather(gradients)[None], [logits.detach()])
+    return loss.detach(), list(gradients), logits.detach()
+
+
+def micro_batches_of(batch: Batch, count: int) -> list[tuple[Batch, float]]:
+    """Cut a batch into at most `count` parts of about equal size.
+
+    Returns:
+        The parts, each with its share of the batch's loss: the batch's loss is the sum of theirs times these shares. A
+        loss that compares images of a batch sees those of a part.
+    """
+    size = len(batch.labels)
+    total = None if batch.weights is None else batch.weights.sum()
+    found = []
+    for places in chunks(range(size), -(-size // count)):
+        cut = slice(places[0], places[-1] + 1)
+        changed = {name: _cut(getattr(batch, name), cut, size) for name in _OF_IMAGES}
+        keep = batch.keep[..., cut] if isinstance(batch.keep, Tensor) else batch.keep
+        weights = None if batch.step.weights is None else batch.step.weights[cut]
+        step = batch.step._replace(indices=batch.step.indices[cut], weights=weights)
+        part = replace(batch, **changed, keep=keep, step=step, first=cut.start)
+        share = len(places) / size if part.weights is None or total is None else float(part.weights.sum() / total)
+        found.append((part, share))
+    return found
+
+
+_OF_IMAGES = ("images", "labels", "targets", "weights", "draws", "outputs")
+"""Fields of a batch with an entry for each image: tensors, or tuples of tensors."""
+
+
+def _cut(value: Any, cut: slice, size: int) -> Any:
+    """The entries of some images; `size` is the number of all images."""
+    if isinstance(value, Tensor):
+        return value[cut] if value.ndim and len(value) == size else value
+    if isinstance(value, tuple):
+        parts = [_cut(one, cut, size) for one in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return [_cut(one, cut, size) for one in value] if isinstance(value, list) else value
 
 
 def _forward_options(batch: Batch) -> dict[str, Any]:
     options: dict[str, Any] = {"generator": batch.keep, **_model_options(batch)}
-    if batch.step.settings.dropout > 0:
+    rate = batch.step.settings.dropout
+    if rate > 0:
         seed = torch.tensor(batch.step.dropout_seed, device=batch.images.device)
-        options["dropout"] = Dropout(batch.step.settings.dropout, seed)
+        options["dropout"] = (
+            DropoutOfPart.after(batch.first, rate=rate, seed=seed) if batch.first else Dropout(rate, seed)
+        )
     return options
 
 
