@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainers.hardware import devices
 from plugins.protocols import Signal
+from trainers.hardware import devices
 
 ROUNDING = 1e-6
 """Size of a gradient relative to the largest one below which it may consist of rounding errors."""
