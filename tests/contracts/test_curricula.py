@@ -251,7 +251,7 @@ def test_a_training_is_the_same_after_interruptions_and_in_a_pack(name: str, tmp
     expected = run(config, tmp_path / "straight", straight)
     assert expected.state == "complete", expected.reason
     for epoch in (1, 2):
-        run(config, tmp_path / "broken", InterruptedInside(epoch, batch=2))
+        run(config, tmp_path / "broken", InterruptedInside(epoch))
     assert equal(weights_of(run(config, tmp_path / "broken", resumed)), weights_of(expected))
     assert without_time(resumed.reports) == without_time(straight.reports)
     tasks = [

@@ -38,15 +38,18 @@ def without_time(reports: list[EpochReport]) -> list[EpochReport]:
 
 
 class InterruptedInside(Recorder):
-    """Asks to stop before a batch of an epoch: in the first one before the second, later after the last report."""
+    """Asks to stop in an epoch: in the first one before a batch, later as soon as the epoch before is reported.
 
-    def __init__(self, epoch: int) -> None:
+    A report follows once its checkpoint is written, at any batch of the next epoch.
+    """
+
+    def __init__(self, epoch: int, batch: int = 2) -> None:
         super().__init__()
-        self.epoch = epoch
+        self.epoch, self.batch = epoch, batch
 
     def should_stop(self) -> bool:
         self.asked += len(self.reports) == self.epoch - 1
-        return self.asked >= (2 if self.epoch == 1 else 1)
+        return self.asked >= (self.batch if self.epoch == 1 else 1)
 
 
 def test_training_learns_and_reports_every_epoch(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_a_loss_gives_the_same_training_alone_interrupted_and_in_a_pack(
     expected = run(config, tmp_path / "straight", straight)
     assert expected.state == "complete", expected.reason
     for epoch in (1, 2):
-        run(config, tmp_path / "broken", InterruptedInside(epoch, batch=2))
+        run(config, tmp_path / "broken", InterruptedInside(epoch))
     outcome = run(config, tmp_path / "broken", resumed)
     assert equal(weights_of(outcome), weights_of(expected))
     assert without_time(resumed.reports) == without_time(straight.reports)
