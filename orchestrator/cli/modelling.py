@@ -60,7 +60,7 @@ def train_command(
     checkpoints = target.with_name(f"{target.name}.checkpoints")
     control = StopRequest()
     validates = configuration.train_on == "train"
-    reporter = EpochLines(control, epochs=configuration.epochs, quiet=quiet, validates=validates)
+    reporter = EpochLines(control, epochs=configuration.last_epoch, quiet=quiet, validates=validates)
     try:
         with exit_on_error(file):
             with show_decoding(stderr, quiet=quiet):

@@ -137,7 +137,7 @@ def refit(context: StageContext, train: Trained, source: TrialRecord, *, stop_at
     point = {name: value for name, value in source.point.items() if name != REPEAT}
     epochs = int(source.metrics["epochs"])
     point |= {FINALIST: number, REFIT: epochs}
-    if stop_at is not None:
+    if stop_at is not None and stop_at < epochs:  # else, early stopping ended the trial before
         point[STOP_AT] = stop_at
     points = [*(trial.point for trial in before), point]
     # The loss of the training is all that can be compared.

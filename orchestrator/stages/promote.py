@@ -280,6 +280,8 @@ def _refit(context: StageContext, train: Trained, before: _Built) -> _Built:
         f"the champion was trained again on the training and validation part ({trained.metrics['epochs']:.0f} epochs): "
         "no validation figure is left"
     )
+    if stop_at is not None and chosen.configuration.stop_at is None:  # the training is shorter than that
+        stop_at = None
     data = load_images(before.configuration.data)
     temperature = temperature_of(before.weights, before.configuration, data)
     return _build(context, train, chosen, averaging, stop_at)._replace(temperature=temperature)

@@ -145,7 +145,7 @@ class StageLedger:
         trials = self._context.store.trials(self._context.stage.id)
         for trial in trials:
             self._note_best(trial)
-            self._note_speed(trial.number, trial.metrics, trial.details)
+            self._note_speed(trial, trial.metrics, trial.details)
         return trials
 
     def begin(self, number: int, suggestion: Suggestion) -> TrialRecord:
@@ -206,7 +206,7 @@ class StageLedger:
         if outcome.state in USABLE:
             more = self._search.measured(trial.point)
             outcome = outcome.model_copy(update={"metrics": {**outcome.metrics, **more}}) if more else outcome
-        slow = self._note_speed(trial.number, outcome.metrics, outcome.details)
+        slow = self._note_speed(trial, outcome.metrics, outcome.details)
         if slow is not None:
             outcome = outcome.model_copy(update={"details": {**outcome.details, "slow": slow}})
         events: list[str] = []
@@ -260,7 +260,9 @@ class StageLedger:
         epoch, epochs = curve[-1].epoch, task.configuration.epochs
         found = cut_short(task, curve, self._context.image_task, state="complete" if epoch == epochs else "stopped")
         reason = f"the {budget.described} ended it after epoch {epoch} of {epochs}"
-        return found if epoch == epochs else found.model_copy(update={"reason": reason, "details": {CUT: "budget"}})
+        if epoch == epochs:
+            return found
+        return found.model_copy(update={"reason": reason, "details": {**found.details, CUT: "budget"}})
 
     def settle(self) -> None:
         if self._ended is not None:
@@ -364,19 +366,20 @@ class StageLedger:
         if trial.is_usable and objectives and (self._best is None or is_better(trial, self._best, objectives)):
             self._best = trial
 
-    def _note_speed(self, number: int, metrics: Mapping[str, float], details: Mapping[str, Any]) -> str | None:
+    def _note_speed(self, trial: TrialRecord, metrics: Mapping[str, float], details: Mapping[str, Any]) -> str | None:
         """Note how fast a training was; returns a description if it was much slower than others like it.
 
-        Trainings are alike if an image costs the same work, and they ran on the same type of device, in packs of the
-        same size.
+        Trainings are alike if an image costs the same work, with the same batch size and methods, and they ran on the
+        same type of device, in packs of the same size.
         """
         speed, macs = metrics.get("throughput_images_per_s"), metrics.get("training_macs", 0.0)
         if speed is None or not macs or "device" not in details:
             return None
         wall_time_s = metrics["wall_time_s"]
         cost = macs / (speed * wall_time_s)
-        kind = (metrics["parameters"], f"{cost:.2g}", details["device"], details.get("pack_size", 1))
-        slow = self._speeds.note(kind, number, speed, wall_time_s=wall_time_s)
+        methods = tuple(item for item in sorted(trial.point.items()) if _changes_speed(item[0]))
+        kind = (metrics["parameters"], f"{cost:.2g}", methods, details["device"], details.get("pack_size", 1))
+        slow = self._speeds.note(kind, trial.number, speed, wall_time_s=wall_time_s)
         return None if slow is None else f"{slow}, on {details['host']} ({details['device']})"
 
     def _describe_best(self) -> str | None:
@@ -388,6 +391,18 @@ class StageLedger:
         value = self._best.metrics[metric]
         text = deciding.text(value) if metric.removesuffix("_best") == deciding.key else f"{metric} {value:.4g}"
         return f"{text} (trial {self._best.number})"
+
+
+_SPEED_FIELDS = frozenset(
+    {"batch_size", "optimizer", "augmentation", "mixing", "loss", "curriculum", "image_size", "ema"}
+)
+"""Recipe fields on which the images per second depend, besides the work of an image."""
+
+
+def _changes_speed(name: str) -> bool:
+    """Whether the images per second of a training depend on the dimension of this name."""
+    first, _, rest = name.partition(".")
+    return first == "recipe" and rest.partition(".")[0] in _SPEED_FIELDS
 
 
 def _newest_of(task: TrainTask) -> TrainTask:

@@ -43,8 +43,8 @@ class NoiseBatches:
         source=(
             "McCandlish et al. 2018, arXiv:1812.06162, the simple noise scale as the batch size to use. Differences: "
             "the noise is measured over the steps of an epoch, during which the mean gradient changes, so it is "
-            "overestimated; the batch size changes between epochs and never shrinks; the learning rate stays that of "
-            "the recipe"
+            "overestimated; the batch size changes between epochs and never shrinks; the learning rate follows it only "
+            "with `learning_rate_scaling`"
         ),
         cost="one dot product and one addition of a gradient per step",
         needs=("gradient noise",),

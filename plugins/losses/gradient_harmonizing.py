@@ -43,6 +43,7 @@ class GradientHarmonizing:
         ),
         cost="a histogram of the batch",
     )
+    independent_of_length: ClassVar[bool] = True
     bins: Annotated[int, Field(ge=2)] = 10
     """Number of bins of the gradient norm."""
 

@@ -336,6 +336,16 @@ def discard(folder: Path) -> None:
             _remove(path)
 
 
+def notes_of_newest(folder: Path) -> dict[str, list[str]]:
+    """What the newest checkpoint of a training tells about it, as details of an outcome; empty if there is none."""
+    folders = epoch_folders(folder)
+    if not folders:
+        return {}
+    manifest = read_manifest(folders[-1])
+    notes = {"damaged_checkpoints": list(manifest.damaged), "loss_spikes": list(manifest.spikes)}
+    return {name: found for name, found in notes.items() if found}
+
+
 def read_manifest(path: Path) -> Manifest:
     """The manifest of a checkpoint.
 

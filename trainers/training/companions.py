@@ -20,6 +20,7 @@ from trainers.config import Configuration, InitialWeights
 from trainers.data.images import ImageData
 from trainers.data.mapping import batches
 from trainers.hardware.devices import autocast
+from trainers.models.auxiliary_heads import AUXILIARY, auxiliary_heads
 from trainers.models.building import build_model, space_of, topology_costs
 from trainers.training.evaluation import Normalizer
 from trainers.training.loss_needs import guide_of, inputs_of, missing_teacher
@@ -124,7 +125,10 @@ def load_teacher(
     assert source.topology is not None
     assert source.task is not None
     model = build_model(source.topology, source.task, seed=0, device=device)
-    model.load_state_dict(source.tensors)
+    if auxiliary_heads(model) is not None:  # only training computes them, and exported files lack them
+        delattr(model, AUXILIARY)
+    used = {name: value for name, value in source.tensors.items() if not name.startswith(f"{AUXILIARY}.")}
+    model.load_state_dict(used)
     order = torch.tensor([source.class_names.index(name) for name in class_names], device=device)
     normalizer = Normalizer(source.mean, source.std, device)
     return Teacher(model.eval().requires_grad_(requires_grad=False), normalizer, order, source.task.image_size)

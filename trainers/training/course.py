@@ -158,12 +158,15 @@ class Course:
             self._known_companion_macs[image_size] = macs_per_visit(self.configuration, self.task, image_size)
         return self._known_companion_macs[image_size]
 
+    def prior_macs(self) -> int:
+        """Multiply-accumulates to measure the difficulties that are needed before training."""
+        return sum(self._prior_macs(needed) for needed in self.methods.prior_difficulties)
+
     def difficulty_macs(self, epoch: int, history: Sequence[EpochReport]) -> int:
-        """Multiply-accumulates to measure difficulties for an epoch, with the prior difficulties in the first."""
-        macs = sum(self._prior_macs(needed) for needed in self.methods.prior_difficulties) if epoch == 1 else 0
-        if self.measures_difficulty(epoch, history):
-            macs += self.forward_macs(self.task.image_size, {}) * len(self.labels)
-        return macs
+        """Multiply-accumulates to measure the current loss of each image for an epoch, if it is needed."""
+        if not self.measures_difficulty(epoch, history):
+            return 0
+        return self.forward_macs(self.task.image_size, {}) * len(self.labels)
 
     def planned_macs(self, *, with_prior: bool = True) -> int:
         """Multiply-accumulates of the whole training, with those to measure difficulties.
@@ -171,8 +174,7 @@ class Course:
         Args:
             with_prior: Whether those to measure difficulties before training count.
         """
-        prior = sum(self._prior_macs(needed) for needed in self.methods.prior_difficulties)
-        total = macs_of_table(self.configuration, len(self.labels)) - (0 if with_prior else prior)
+        total = macs_of_table(self.configuration, len(self.labels)) + (self.prior_macs() if with_prior else 0)
         visited = 0
         for epoch, planned in enumerate(self.plan, start=1):
             clock = _Clock(done=visited, total=sum(one.num_images for one in self.plan), counts_steps=False)
@@ -396,6 +398,15 @@ def _sizes(size: int | Ramp | None) -> tuple[int, ...]:
     return tuple(sorted({round(value) for value in size.values()})) if isinstance(size, Ramp) else (size,)
 
 
+def _without_dropout(methods: Methods) -> str:
+    """What to do if a model has no dropout."""
+    if "dropout" not in methods.changes:
+        return "Set it to 0."
+    return (
+        f"The curriculum {methods.owner('dropout')!r} changes it: choose another, or settings with which it does not."
+    )
+
+
 def _check_model(model: nn.Module, recipe: Recipe, methods: Methods) -> None:
     """Raise ValueError if the model's forward pass lacks an option that the recipe needs."""
     prefix = "model_options."
@@ -412,5 +423,5 @@ def _check_model(model: nn.Module, recipe: Recipe, methods: Methods) -> None:
     if drops and "dropout" not in known:
         raise ValueError(
             f"recipe.dropout needs a model whose forward pass has the option 'dropout', but {type(model).__name__} has "
-            "none. Set it to 0."
+            f"none. {_without_dropout(methods)}"
         )

@@ -255,7 +255,11 @@ def follow(
     except NotFiniteError as error:
         saver.settle()
         return TaskOutcome(
-            state="failed", error="not-finite", reason=str(error), checkpoints=checkpoints.saved(task.folder)
+            state="failed",
+            error="not-finite",
+            reason=str(error),
+            details={"loss_spikes": guard.returns} if guard is not None and guard.returns else {},
+            checkpoints=checkpoints.saved(task.folder),
         )
     except (_InterruptedError, StoppedError):
         saver.settle()
@@ -327,9 +331,11 @@ def _epoch(
         _InterruptedError: The reporter asked to end.
     """
     epoch = len(history) + 1
-    started = time.perf_counter()
+    started, reporting_s = time.perf_counter(), saver.reporting_s
     beginning = None if guard is None else learner.snapshot()
-    training_macs = float(macs_of_table(course.configuration, len(course.labels))) if epoch == 1 else 0.0
+    training_macs = 0.0
+    if epoch == 1:
+        training_macs += macs_of_table(course.configuration, len(course.labels)) + course.prior_macs()
     while True:
         steps = yield from _steps(course, history, guard, saver, reporter)
         training_macs += steps.macs
@@ -355,7 +361,7 @@ def _epoch(
         learning_rate=steps.learning_rate,
         num_images=sum(steps.sizes),
         training_macs=training_macs,
-        wall_time_s=time.perf_counter() - started,
+        wall_time_s=time.perf_counter() - started - (saver.reporting_s - reporting_s),
         signals=signals,
     )
 
@@ -432,6 +438,7 @@ def cut_short(
     return TaskOutcome(
         state=state,
         metrics=final_metrics(history, task.configuration.topology, image_task, metric),
+        details=checkpoints.notes_of_newest(task.folder),
         checkpoints=checkpoints.saved(task.folder),
     )
 

@@ -1,24 +1,27 @@
 """What a training does when a step runs out of memory: it computes the gradient in two parts from then on."""
 
 import logging
+from typing import TYPE_CHECKING
 
 import torch
 
 from trainers.training.failures import is_out_of_memory
 from trainers.training.row import Row
-from trainers.training.step import Batch
+
+if TYPE_CHECKING:
+    from trainers.training.step import Batch
 
 _MOST_PARTS = 2
 
 logger = logging.getLogger(__name__)
 
 
-def can_be_halved(batch: Batch, error: Exception) -> bool:
+def can_be_halved(batch: "Batch", error: Exception) -> bool:
     """Whether the step of a batch that raised `error` may be tried again in halves: once, if it ran out of memory."""
     return is_out_of_memory(error) and batch.row.num_parts < _MOST_PARTS and len(batch.labels) > 1
 
 
-def halve(batch: Batch, drawn: torch.Tensor | None) -> None:
+def halve(batch: "Batch", drawn: torch.Tensor | None) -> None:
     """Compute the gradients of a row in halves from now on, and log it.
 
     Args:
@@ -35,13 +38,14 @@ def halve(batch: Batch, drawn: torch.Tensor | None) -> None:
     )
 
 
-def state_of_draws(batch: Batch) -> torch.Tensor | None:
+def state_of_draws(batch: "Batch") -> torch.Tensor | None:
     """State of the generator from which a model without known blocks draws its drop-path masks; otherwise `None`."""
     return batch.keep.get_state() if isinstance(batch.keep, torch.Generator) else None
 
 
 def described_parts(row: Row) -> str | None:
     """The details of a training that ran out of memory and continued; `None` for others."""
-    if row.num_parts == 1:
+    num_parts = max(row.num_parts, 1 if row.peer is None else row.peer.num_parts)
+    if num_parts == 1:
         return None
-    return f"a step did not fit into memory, so gradients were computed in {row.num_parts} parts of each batch"
+    return f"a step did not fit into memory, so gradients were computed in {num_parts} parts of each batch"

@@ -31,7 +31,7 @@ from trainers.config import Configuration
 from trainers.data.cache_settings import cache_settings
 from trainers.data.images import ImageData
 from trainers.data.mapping import batches
-from trainers.hardware.devices import cpu_threads
+from trainers.hardware.devices import computing_in, cpu_threads
 from trainers.models.blocks import unfused_attention
 from trainers.models.building import build_model, topology_costs
 from trainers.training.course import Course
@@ -129,7 +129,7 @@ def _measure(
     started = time.perf_counter()
     device = source.normalizer.mean.device
     macs = topology_costs(configuration.topology, data.task).macs
-    with cpu_threads(3 * macs * 64):
+    with cpu_threads(3 * macs * 64), computing_in("auto"):  # kept values must not depend on who measures them
         model = build_model(configuration.topology, data.task, seed=configuration.seed, device=device, drop_path=0.0)
         row = Row(model, configuration.recipe)
         course = Course.lay_out(configuration, data, model, device)

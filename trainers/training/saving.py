@@ -1,5 +1,6 @@
 """Saves checkpoints while training continues: the state is copied at once, and a thread writes the copy."""
 
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -101,6 +102,8 @@ class Saver:
         self._writer = writer
         self._reporter = reporter
         self._pending: tuple[Future[None], EpochReport] | None = None
+        self.reporting_s = 0.0
+        """Seconds spent in the reporter, which are not part of the training."""
 
     def save(self, write: Callable[[], None], report: EpochReport) -> None:
         """Start to write the checkpoint of a report, after the one before.
@@ -131,7 +134,9 @@ class Saver:
         written, report = self._pending
         self._pending = None
         written.result()
+        started = time.perf_counter()
         self._reporter.report(report)
+        self.reporting_s += time.perf_counter() - started
         return True
 
     def close(self) -> None:

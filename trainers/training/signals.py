@@ -76,6 +76,7 @@ class SignalMeter:
 
     def begin(self) -> None:
         """Record the present weights of the row as the start (or continuation) of training."""
+        self._num_steps = 0
         self._norms, self._squares, self._mean = (torch.zeros_like(self._row.values[0]) for _ in range(3))
         if Signal.GRADIENT_NOISE in self.wanted:
             self._mean = torch.zeros_like(self._row.values)

@@ -39,6 +39,8 @@ from trainers.models.dropout import Dropout, DropoutOfPart
 from trainers.training.companions import NO_OUTPUTS, Outputs, at_size, watched_layers
 from trainers.training.drawn_classes import cross_entropy_of_drawn, draw_numbers
 from trainers.training.evaluation import Normalizer
+from trainers.training.failures import free_memory
+from trainers.training.memory import can_be_halved, halve, state_of_draws
 from trainers.training.row import Row
 
 AUXILIARY_WEIGHT = 0.3
@@ -289,14 +291,34 @@ def learn(batches: Sequence[Batch], watch: Callable[[int, Tensor], None] | None 
             answers[number] = error
             continue
         if batch.row.peer is not None:
-            (of_peer,) = learn([_peer_batch(batch, batch.row.peer)])
+            of_peer = _learn_second(batch, batch.row.peer)
             answers[number] = of_peer if isinstance(of_peer, Exception) else answers[number]
     return answers
 
 
+def _learn_second(batch: Batch, peer: Row) -> Tensor | Exception:
+    """The step of the second model of a training, in halves if it does not fit into memory.
+
+    The first model has taken its step, so nothing is raised: the caller would repeat both steps.
+    """
+    try:
+        second = _peer_batch(batch, peer)
+        drawn = state_of_draws(second)
+        try:
+            return learn([second])[0]
+        except Exception as error:  # becomes the answer unless it can be helped
+            if not can_be_halved(second, error):
+                return error
+        free_memory()
+        halve(second, drawn)
+        return learn([second])[0]
+    except Exception as error:  # becomes the answer, too
+        return error
+
+
 def _with_drawn_classes(batch: Batch) -> Batch:
     draws = draw_numbers(batch.step.augmentation_seed, len(batch.labels))
-    return replace(batch, draws=draws.to(batch.images.device))
+    return replace(batch, draws=draws.to(batch.images.device), weights=None)  # a plain mean, also in parts
 
 
 def _peer_batch(batch: Batch, peer: Row) -> Batch:

@@ -141,7 +141,7 @@ class TrialBook(NotPickled):
         value = curve[-1].as_result()[metric]
         reason = f"{self._scheduler} stopped it at epoch {rung} of {self._search.epochs}, with {metric} {value:.4g}"
         outcome = cut_short(task, curve, image_task, state="stopped")
-        details = {"scheduler": self._scheduler, "rung": rung}
+        details = {**outcome.details, "scheduler": self._scheduler, "rung": rung}
         self.finish(live, outcome.model_copy(update={"reason": reason, "details": details}))
 
     def lose(self, live: LiveTrial, reason: str) -> None:
