@@ -377,7 +377,7 @@ class StageLedger:
             return None
         wall_time_s = metrics["wall_time_s"]
         cost = macs / (speed * wall_time_s)
-        methods = tuple(item for item in sorted(trial.point.items()) if _changes_speed(item[0]))
+        methods = tuple(item for item in sorted(trial.point.items()) if changes_speed(item[0]))
         kind = (metrics["parameters"], f"{cost:.2g}", methods, details["device"], details.get("pack_size", 1))
         slow = self._speeds.note(kind, trial.number, speed, wall_time_s=wall_time_s)
         return None if slow is None else f"{slow}, on {details['host']} ({details['device']})"
@@ -399,7 +399,7 @@ _SPEED_FIELDS = frozenset(
 """Recipe fields on which the images per second depend, besides the work of an image."""
 
 
-def _changes_speed(name: str) -> bool:
+def changes_speed(name: str) -> bool:
     """Whether the images per second of a training depend on the dimension of this name."""
     first, _, rest = name.partition(".")
     return first == "recipe" and rest.partition(".")[0] in _SPEED_FIELDS

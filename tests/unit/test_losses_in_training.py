@@ -218,6 +218,22 @@ def test_a_teacher_answers_in_the_order_of_the_classes_and_at_its_own_size(tmp_p
     assert teaching.logits(pixels).shape == (5, 10)
 
 
+def test_a_teacher_with_auxiliary_heads_is_read_with_and_without_them(tmp_path: Path) -> None:
+    topology = "as-vit:4,4,2,1|2,4,2,1|2,2,2,1|2,1,2,1|16,4|deep_supervision"
+    tensors = build_model(topology, digits().task, seed=9, device=CPU).state_dict()
+    heads = {name for name in tensors if name.startswith("auxiliary.")}
+    assert heads
+    pixels, names = digits().train.images[:5].float() / 255, digits().class_names
+    given = teacher_weights(topology=topology, tensors=tensors)
+    exported = teacher_weights(topology=topology, tensors={k: v for k, v in tensors.items() if k not in heads})
+    one, other = (
+        load_teacher(write_prepared(tmp_path / place, weights), names, 1, CPU).logits(pixels)
+        for place, weights in (("whole", given), ("exported", exported))
+    )
+    assert one.shape == (5, 10)
+    assert torch.equal(one, other)
+
+
 def replace_size(size: int) -> torch.nn.Module:
     task = digits().task.model_copy(update={"image_size": size})
     return build_model(TEACHER, task, seed=9, device=CPU).eval()

@@ -101,6 +101,16 @@ def test_a_training_that_runs_out_of_memory_goes_on_in_halves_and_it_is_said(
     assert expected.details == {}
 
 
+def test_the_second_model_of_a_training_goes_on_in_halves_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configuration(epochs=1, recipe={"batch_size": 18, "loss": "mutual"})
+    expected = run(config, tmp_path / "whole")
+    limit(monkeypatch, 9)
+    outcome = run(config, tmp_path / "halves")
+    assert outcome.state == "complete"
+    assert "memory" in outcome.details
+    assert outcome.metrics["val_loss"] == pytest.approx(expected.metrics["val_loss"], rel=1e-3)
+
+
 def test_a_training_whose_halves_do_not_fit_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit(monkeypatch, 8)
     recorder = Recorder()

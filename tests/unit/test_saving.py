@@ -196,3 +196,19 @@ def test_copies_of_a_gpu_are_pinned_and_complete_after_waiting() -> None:
     assert all(value.is_pinned() for value in snapshot.weights.values())
     for name, view in zip(row.names, row.layout.views(expected), strict=True):
         assert torch.equal(snapshot.weights[name], view)
+
+
+def test_the_time_of_a_reporter_is_no_time_of_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    late = [0.0]
+    clock = time.perf_counter
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + late[0])
+
+    class Slow(Recorder):
+        def report(self, report: EpochReport) -> None:
+            super().report(report)
+            late[0] += 1000.0
+
+    recorder = Slow()
+    run(CONFIGURATION, tmp_path, recorder)
+    assert late == [3000.0]
+    assert all(report.wall_time_s < 1000 for report in recorder.reports)

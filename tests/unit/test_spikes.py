@@ -10,12 +10,14 @@ import pytest
 import torch
 from scipy.stats import median_abs_deviation
 
+from plugins.protocols import Signal
 from tests.unit.test_loop import equal, weights_of, without_time
 from tests.unit.training import CPU, Recorder, configuration, digits, run
 from trainers.config import Configuration, TaskOutcome, TrainTask
 from trainers.hardware.devices import derive_seed
 from trainers.training import loop, packed
 from trainers.training.packed import train_packed
+from trainers.training.signals import SignalMeter
 from trainers.training.spikes import MOST_RETURNS, find_spike
 
 RECIPE = {"batch_size": 8, "drop_path": 0.1, "augmentation": "shift"}
@@ -102,6 +104,27 @@ def test_a_training_goes_back_and_leaves_the_steps_around_a_spike_out(guarded: t
     assert recorder.reports[2].train_loss < 5
     ordinary, twice = (recorder.reports[number].training_macs for number in (1, 2))
     assert twice > 1.5 * ordinary  # the first attempt at the epoch counts
+
+
+def test_signals_of_steps_leave_the_abandoned_attempt_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, loop, (3, 9))
+    taken: list[float] = []
+    begin, take = SignalMeter.begin, SignalMeter.take
+
+    def begin_again(meter: SignalMeter) -> None:
+        taken.clear()
+        begin(meter)
+
+    def note(meter: SignalMeter, gradient: torch.Tensor) -> None:
+        taken.append(float(gradient.norm()))
+        take(meter, gradient)
+
+    monkeypatch.setattr(SignalMeter, "begin", begin_again)
+    monkeypatch.setattr(SignalMeter, "take", note)
+    recorder = Recorder()
+    run(config(), tmp_path, recorder, signals=(Signal.GRADIENT_NORM,))
+    first = taken[:8]  # epoch 3, after the return: twelve steps without four
+    assert recorder.reports[2].signals["gradient_norm"] == pytest.approx(sum(first) / len(first), rel=1e-4)
 
 
 @pytest.mark.parametrize("epochs", [2, 3])

@@ -8,6 +8,7 @@ from scipy.stats import median_abs_deviation
 
 from orchestrator.engines.ray.placement import Node, node_elsewhere
 from orchestrator.engines.ray.stragglers import Stragglers
+from orchestrator.stages.searching import changes_speed
 from tests.unit.training import configuration
 from trainers.config import EpochReport, TrainTask
 from trainers.hardware.stragglers import SpeedTable, is_straggler
@@ -92,3 +93,8 @@ def test_a_training_that_is_slow_on_a_node_avoids_it_until_it_ends(caplog: pytes
     assert found.nodes_of(9) == {"bad"}
     found.forget(9)
     assert found.nodes_of(9) == set()
+
+
+def test_methods_that_change_the_speed_of_a_training_are_told_from_those_that_do_not() -> None:
+    names = ("recipe.batch_size.from", "recipe.optimizer", "recipe.learning_rate", "recipe.weight_decay", "topology")
+    assert [changes_speed(name) for name in names] == [True, True, False, False, False]
