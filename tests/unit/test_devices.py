@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,12 +10,13 @@ from pydantic import ValidationError
 
 from search_spaces.base import ImageTask
 from tests.unit.training import CPU, TOPOLOGY, configuration
-from trainers.config import Configuration, Resources
+from trainers.config import Configuration, Resources, TaskOutcome, TrainTask
 from trainers.hardware import devices as trainer_devices
 from trainers.hardware.devices import describe_devices, useful_threads
 from trainers.hardware.host import GIB, available_cores, available_memory_gib
 from trainers.hardware.resources import Devices, Gpu, TrialMemory, TrialResources, largest_pack, plan_resources
 from trainers.tasks.dry_run import DryRunError, dry_run, measure_apart, measure_classes, memory_key
+from trainers.training import loop
 
 TASK = ImageTask(image_size=32, in_channels=1, num_classes=10)
 SMALL = TrialMemory(process_gib=1.0, training_gib=1.0)
@@ -196,6 +198,19 @@ def test_a_dry_run_tells_what_a_training_takes() -> None:
 
 
 @pytest.mark.slow
+def test_a_dry_run_computes_as_the_trials_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[str] = []
+    train = loop.train
+
+    def noted(task: TrainTask, *others: Any) -> TaskOutcome:
+        used.append(task.precision)
+        return train(task, *others)
+
+    monkeypatch.setattr(loop, "train", noted)
+    dry_run(training(), TASK, CPU, precision="bfloat16")
+    assert used == ["bfloat16"]
+
+
 def test_a_process_of_its_own_measures_a_larger_batch_as_larger() -> None:
     small, large = (measure_apart(training(batch_size=size), TASK, num_images=2**20) for size in (2, 2048))
     assert large.training_gib > small.training_gib + 0.1

@@ -14,7 +14,7 @@ from plugins.registry import create, load, parse_topology
 from search_spaces.base import Costs, ImageTask
 from search_spaces.ramps import largest
 from search_spaces.recipes import PluginChoice
-from trainers.config import Configuration, TrainTask
+from trainers.config import Configuration, Precision, TrainTask
 from trainers.hardware.host import GIB
 from trainers.hardware.resources import Devices, TrialMemory
 
@@ -86,7 +86,12 @@ def measure_classes(
 
 
 def measure_apart(
-    configuration: Configuration, task: ImageTask, *, num_images: int, timeout_s: float = _SECONDS
+    configuration: Configuration,
+    task: ImageTask,
+    *,
+    num_images: int,
+    precision: Precision = "auto",
+    timeout_s: float = _SECONDS,
 ) -> TrialMemory:
     """Dry-run a training in a child process, on the device that trials use.
 
@@ -94,12 +99,17 @@ def measure_apart(
         configuration: What to train. Its data are not loaded.
         task: Image size, channels and classes of the data.
         num_images: Number of training images, which each process keeps on its device.
+        precision: Number format of the trainings.
         timeout_s: Timeout of the child process, in seconds.
 
     Raises:
         DryRunError: The training does not fit, fails or takes too long.
     """
-    question = {"configuration": configuration.model_dump(mode="json"), "task": task.model_dump(mode="json")}
+    question = {
+        "configuration": configuration.model_dump(mode="json"),
+        "task": task.model_dump(mode="json"),
+        "precision": precision,
+    }
     memory = TrialMemory.model_validate_json(_ask(json.dumps(question), timeout_s))
     images_gib = num_images * task.in_channels * task.image_size**2 / GIB
     return memory.model_copy(update={"process_gib": memory.process_gib + images_gib})
@@ -130,7 +140,9 @@ def _ask(question: str, timeout_s: float) -> str:
     return finished.stdout.strip().splitlines()[-1]
 
 
-def dry_run(configuration: Configuration, task: ImageTask, device: "torch.device") -> TrialMemory:
+def dry_run(
+    configuration: Configuration, task: ImageTask, device: "torch.device", *, precision: Precision = "auto"
+) -> TrialMemory:
     """Train for two steps on noise, evaluate and save, in this process, which should be a new one.
 
     Raises:
@@ -151,7 +163,8 @@ def dry_run(configuration: Configuration, task: ImageTask, device: "torch.device
     before = _taken(device)
     with tempfile.TemporaryDirectory() as folder:
         data = _noise(task, num_train=_STEPS * batch_size, class_names=_class_names(configuration, task))
-        outcome = train(TrainTask(configuration=short, folder=Path(folder)), data, SilentReporter(), device)
+        whole = TrainTask(configuration=short, folder=Path(folder), precision=precision)
+        outcome = train(whole, data, SilentReporter(), device)
     if outcome.state != "complete":
         raise DryRunError(f"a dry run must end as complete, but it is {outcome.state}: {outcome.reason}")
     return TrialMemory(process_gib=before, training_gib=max(0.0, _peak(device) - before))
@@ -230,7 +243,8 @@ def main() -> None:
         return
     configuration = Configuration.model_validate(question["configuration"])
     task = ImageTask.model_validate(question["task"])
-    sys.stdout.write(dry_run(configuration, task, pick_device()).model_dump_json() + "\n")
+    found = dry_run(configuration, task, pick_device(), precision=question["precision"])
+    sys.stdout.write(found.model_dump_json() + "\n")
 
 
 if __name__ == "__main__":

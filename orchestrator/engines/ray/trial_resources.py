@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from orchestrator.engines.ray.cluster import RayCluster
 from search_spaces.base import ImageTask
-from trainers.config import Configuration, ReplayTask, Resources, Task, TrainTask
+from trainers.config import Configuration, Precision, ReplayTask, Resources, Task, TrainTask
 from trainers.hardware.host import GIB
 from trainers.hardware.resources import Devices, TrialMemory, has_room, largest_pack, plan_resources
 from trainers.tasks.dry_run import (
@@ -72,7 +72,7 @@ class SharePlanner:
         if not self._uses_gpus() and is_mapped(data.train.images):
             num_images = 0  # they stay in a file that all workers share
         self._measured = self._cluster.call(
-            lambda: ray.get(measure.remote(list(configurations), data.task, num_images, known))
+            lambda: ray.get(measure.remote(list(configurations), data.task, num_images, known, self._limits.precision))
         )
 
     def __call__(self, task: Task) -> Share:
@@ -149,6 +149,7 @@ def measure_on_node(
     image_task: ImageTask,
     num_images: int,
     known: dict[MemoryKey, TrialMemory],
+    precision: Precision = "auto",
 ) -> Measured:
     """Dry-run trainings on this machine. Classes that cannot be measured are left out.
 
@@ -157,6 +158,7 @@ def measure_on_node(
         image_task: Image size, channels and classes of the data.
         num_images: Number of images that a training keeps on its device, if they fit there.
         known: Classes that are already measured.
+        precision: Number format of the trainings.
     """
     found, devices = dict(known), describe_devices_apart()
     num_bytes = num_images * image_task.in_channels * image_task.image_size**2
@@ -168,6 +170,9 @@ def measure_on_node(
     for alike in by_class.values():
         with contextlib.suppress(DryRunError):
             found = measure_classes(
-                alike, image_task, lambda one: measure_apart(one, image_task, num_images=num_images), found
+                alike,
+                image_task,
+                lambda one: measure_apart(one, image_task, num_images=num_images, precision=precision),
+                found,
             )
     return Measured(devices, found)
