@@ -287,12 +287,29 @@ def _note_what_is_left_out(context: StageContext, spec: AveragingStage, sources:
         context.progress.note(
             f"stage {spec.name!r} has {trials} of the best topology to average, too few for {too_few}"
         )
-    ends = [spec.decode_stop({stop_epochs.KEY: value}, sources) for value in stop_epochs.all_values(spec.stop_at)]
-    problems = [sources.problem(corner, context.metric, stop_at=end) for corner in corners for end in ends]
-    if None not in problems:
+    ends = {
+        value: spec.decode_stop({stop_epochs.KEY: value}, sources) for value in stop_epochs.all_values(spec.stop_at)
+    }
+    problems = {
+        value: [sources.problem(corner, context.metric, stop_at=end) for corner in corners]
+        for value, end in ends.items()
+    }
+    missing = [str(value) for value, found in problems.items() if None not in found]
+    if len(missing) == len(ends):
         raise StageFailedError(
             f"stage {spec.name!r} must have an average that can be computed from the checkpoints on disk, but "
-            f"{problems[0]}. Add `last` to its methods, and the last epoch to `stop_at` if it is given."
+            f"{next(iter(problems.values()))[0]}. Add `last` to its methods, and the last epoch to `stop_at` if it is "
+            "given."
+        )
+    if missing:
+        context.progress.note(
+            f"stage {spec.name!r} leaves out the epochs {', '.join(missing)} of `stop_at`: the training kept no checkpoints "
+            "for them. Run the study under another name to average them"
+        )
+    if stop_epochs.BY_CRITERION in ends and ends[stop_epochs.BY_CRITERION] is None:
+        context.progress.note(
+            f"stage {spec.name!r}: the criterion of the stopping stage does not end this trial, so that `stopping` means "
+            "its last epoch"
         )
 
 
