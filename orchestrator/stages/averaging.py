@@ -303,13 +303,13 @@ def _note_what_is_left_out(context: StageContext, spec: AveragingStage, sources:
         )
     if missing:
         context.progress.note(
-            f"stage {spec.name!r} leaves out the epochs {', '.join(missing)} of `stop_at`: the training kept no checkpoints "
-            "for them. Run the study under another name to average them"
+            f"stage {spec.name!r} leaves out the epochs {', '.join(missing)} of `stop_at`: the training kept no "
+            "checkpoints for them. Run the study under another name to average them"
         )
     if stop_epochs.BY_CRITERION in ends and ends[stop_epochs.BY_CRITERION] is None:
         context.progress.note(
-            f"stage {spec.name!r}: the criterion of the stopping stage does not end this trial, so that `stopping` means "
-            "its last epoch"
+            f"stage {spec.name!r}: the criterion of the stopping stage does not end this trial, so that `stopping` "
+            "means its last epoch"
         )
 
 

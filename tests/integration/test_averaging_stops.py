@@ -1,5 +1,6 @@
 """A study that searches averages together with the epoch at which the training could have ended."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,17 @@ def test_a_moving_average_is_that_of_its_rate(rows: Rows, stage: AveragingStage)
         if stage.decode(trial.point).name == "trained-ema"
     }
     assert rates == {0.5, 0.9}
+
+
+def test_epochs_whose_checkpoints_are_gone_are_named(tmp_path: Path) -> None:
+    file, home = tmp_path / "study.yaml", tmp_path / "home"
+    trained = STUDY.partition("  - stage: stopping")[0].replace("num_trials: 2", "num_trials: 1")
+    trained = trained.replace("[0.002, 0.004]", "0.002")
+    file.write_text(trained)
+    assert run_here(file, home).state == "complete"
+    file.write_text(f"{trained}  - {{stage: averaging, num_trials: 4, stop_at: [4, 1, 2], methods: [last]}}\n")
+    progress = RecordingProgress()
+    assert run_here(file, home, progress=progress).state == "complete"
+    notes = [told.value for told in progress.of("note")]
+    # Besides the newest checkpoint, that of the best epoch is kept.
+    assert any(re.search("leaves out the epochs [12](, 2)? of `stop_at`", note) for note in notes), notes

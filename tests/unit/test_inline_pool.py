@@ -56,7 +56,9 @@ def test_a_pack_is_trained_together_and_ends_one_by_one(tmp_path: Path) -> None:
     assert not pool.has_room()
     key, outcome = pool.wait()
     assert (key, outcome.state, outcome.details["pack_size"]) == (1, "stopped", 3)
-    assert [len(recorder.reports) for recorder in recorders] == [2, 2, 2]  # the others have not ended
+    first, stopped, last = (len(recorder.reports) for recorder in recorders)
+    assert stopped == 2
+    assert {first, last} <= {1, 2}  # the others have not ended, and their second checkpoint may not be written yet
     assert not pool.has_room()
     assert [(key, outcome.state) for key, outcome in waited(pool)] == [(0, "complete"), (2, "complete")]
     assert pool.has_room()
