@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.unit.test_loop import equal, weights_of
 from tests.unit.training import CPU, Recorder, configuration, digits, run
-from trainers.config import TaskOutcome, TrainTask
+from trainers.config import Configuration, TaskOutcome, TrainTask
 from trainers.training.compiling import CompiledForward, say_packs_are_not_compiled
 from trainers.training.loop import train
 from trainers.training.packed import train_packed
@@ -19,9 +19,8 @@ CONFIGURATION = configuration(epochs=2, recipe={"drop_path": 0.2, "dropout": 0.1
 CompilerError = type("InductorError", (RuntimeError,), {"__module__": "torch._inductor.exc"})
 
 
-def compiled(folder: Path) -> TaskOutcome:
-    task = TrainTask(configuration=CONFIGURATION, folder=folder, compile=True)
-    return train(task, digits(), Recorder(), CPU)
+def compiled(folder: Path, config: Configuration = CONFIGURATION) -> TaskOutcome:
+    return train(TrainTask(configuration=config, folder=folder, compile=True), digits(), Recorder(), CPU)
 
 
 def fail_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
@@ -70,7 +69,9 @@ def test_packs_say_that_they_are_not_compiled(tmp_path: Path, caplog: pytest.Log
 
 @pytest.mark.slow
 def test_a_compiled_training_is_the_same_up_to_rounding(tmp_path: Path) -> None:
-    outcome, expected = compiled(tmp_path / "compiled"), run(CONFIGURATION, tmp_path / "plain")
+    # One block, because a compiler takes a minute for each block of the usual topology.
+    config = CONFIGURATION.model_copy(update={"topology": "autoformer:1,2|16,8", "epochs": 1})
+    outcome, expected = compiled(tmp_path / "compiled", config), run(config, tmp_path / "plain")
     if "not_compiled" in outcome.details:
         pytest.skip(outcome.details["not_compiled"])
     assert outcome.metrics["val_loss"] == pytest.approx(expected.metrics["val_loss"], rel=1e-3)
