@@ -111,7 +111,7 @@ def test_timms_weights_give_timms_features(tmp_path: Path, form: str, scales: bo
     found = load_initial(model, read_weights(path, source=form), PLAIN, tuple("abcde"))
     assert found.text == "starts from 30 of 32 tensors; a new last layer for 5 classes"
     images = torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
-    ours = model.eval().get_submodule("norm")(model._tokens(images, None))[:, 1:].mean(1)  # type: ignore[operator]
+    ours = model.eval().get_submodule("norm")(model._tokens(images, None, None))[:, 1:].mean(1)  # type: ignore[operator]
     assert_rounded(ours.detach(), timm_features(state, images), 4 * WIDTH * DEPTH, condition=8)
 
 
