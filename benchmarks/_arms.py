@@ -239,7 +239,7 @@ def rows_of(results: Mapping[str, Result], control: str) -> list[dict[str, Any]]
 
 
 class Results:
-    """Results in a JSON file, so that a comparison that was interrupted goes on where it was.
+    """Results in a JSON file, so that an interrupted comparison continues where it was.
 
     Args:
         file: The file, or `None` to keep nothing.

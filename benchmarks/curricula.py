@@ -2,7 +2,7 @@
 
 `python -m benchmarks.curricula --json results.json` compares on scikit-learn's digits; with `--data FOLDER`, which has
 the parquet files of CIFAR-10, also on 4,000 of its images. `--quick` is a rehearsal with little training. A run that
-was interrupted goes on with the same command. The work of a measurement before training counts; arms marked with `*`
+was interrupted continues with the same command. The work of a measurement before training counts; arms marked with `*`
 show what remains if it is free, because another study has already paid for it. Of the intervals of 20 arms, one leaves
 out 0 by chance.
 """

@@ -232,7 +232,7 @@ class Resources(_Plain):
     compile: bool = Field(
         default=False,
         description="compile models with `torch.compile`, which takes a minute per topology and pays for long "
-        "trainings; packs are not compiled. Without a C++ compiler, a training says so and runs as usual",
+        "trainings; packs are not compiled. Without a C++ compiler, a warning is logged and training is not compiled",
     )
 
     @model_validator(mode="after")

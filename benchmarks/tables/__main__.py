@@ -6,7 +6,7 @@
     python -m benchmarks.tables choose --count 24
 
 `make` writes the parquet file beside the plan whenever it ends: when all is done, after `--minutes`, or with Ctrl-C.
-The same command continues: finished trainings are kept in the work folder, and an interrupted one goes on from its
+The same command continues: finished trainings are kept in the work folder, and an interrupted one continues from its
 newest checkpoint. CIFAR10 is a folder with train.parquet and test.parquet (columns `image` and `label`).
 """
 

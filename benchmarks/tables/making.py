@@ -78,7 +78,7 @@ class TableMaker:
 
         Raises:
             trainers.data.listing.DataError: The images cannot be used.
-            ValueError: The source has fewer images than the plan, or no test part of its own; a topology does not fit
+            ValueError: The source has fewer images than the plan, or no separate test part; a topology does not fit
                 its images; or a recipe names an unknown plug-in or setting.
         """
         check_recipes(plan)

@@ -18,7 +18,7 @@ class HardDistillation:
 
     card: ClassVar[PluginCard] = PluginCard(
         source="Touvron et al. 2021, DeiT, arXiv:2012.12877, Eq. 3 (weight 0.5), with one head for both terms; the "
-        "paper also has a distillation token with a head of its own",
+        "paper also has a distillation token with a separate head",
         cost="as `soft-distillation`",
         needs=("teacher",),
     )

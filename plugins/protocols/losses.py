@@ -50,7 +50,7 @@ class LossContext:
     peer: "Tensor | None" = None
     """Logits of the second model, shape (B, classes), without gradient, if the loss reads `LossInput.PEER`."""
     member: int = 0
-    """0 for the trial's model, 1 for the second one. Each has a state of its own."""
+    """0 for the trial's model, 1 for the second one. Each has its own state."""
 
 
 class Loss(Protocol):

@@ -23,7 +23,7 @@ class Segment(NamedTuple):
 
 
 class RatedPart(NamedTuple):
-    """A part of a row of parameters with a learning rate of its own."""
+    """A part of a row of parameters with its own learning rate."""
 
     start: int
     stop: int

@@ -195,7 +195,7 @@ def test_a_training_goes_on_with_a_state_that_was_taken_apart_by_parameter(optim
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_part_with_a_rate_of_its_own_moves_as_in_a_training_with_that_rate(name: str) -> None:
-    """A fused weight of queries, keys and values, and a bias; each optimizer sees them as parts of their own."""
+    """A fused weight of queries, keys and values, and a bias; each optimizer sees them as separate parts."""
     recipe = Recipe.model_validate({"optimizer": name})
     chosen = {place: LAYOUT.names[place] for place in (1, len(LAYOUT.names) - 1)}
     parts = tuple(

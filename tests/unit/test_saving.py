@@ -1,4 +1,4 @@
-"""Checkpoints are written while training goes on, and a report follows once its checkpoint is on disk."""
+"""Checkpoints are written while training continues, and a report follows once its checkpoint is on disk."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""The guard against loss spikes: what it takes for one, and how a training goes on."""
+"""The guard against loss spikes: what counts as one, and how training continues."""
 
 import logging
 import math
