@@ -39,7 +39,7 @@ from trainers.training.losses import (
     initial_loss_state,
     mean_loss,
 )
-from trainers.training.memory import can_be_halved, halve, state_of_draws
+from trainers.training.memory import can_be_halved, draw_again, halve, state_of_draws
 from trainers.training.methods import Methods
 from trainers.training.network import prepare_rates
 from trainers.training.prior_difficulty import StoppedError, measure_prior_difficulty
@@ -468,16 +468,17 @@ class _SingleTraining:
     def _step(self, step: Step) -> Tensor:
         (batch,) = prepare([self._row], [step], self._source)
         watch = (lambda _, gradient: self._meter.take(gradient)) if self._meter.watches_steps else None
-        drawn = state_of_draws(batch)
+        drawn = state_of_draws(batch.keep)
         answers: Sequence[Tensor | Exception] = ()
         try:
             answers = learn([batch], watch)
         except Exception as error:
-            if not can_be_halved(batch, error):
+            if not can_be_halved(self._row, len(batch.labels), error):
                 raise
         if not answers:  # here, the error no longer keeps tensors alive
             free_memory()
-            halve(batch, drawn)
+            halve(self._row, len(batch.labels))
+            draw_again(batch.keep, drawn)
             answers = learn([batch], watch)
         (answer,) = answers
         if isinstance(answer, Exception):

@@ -1,46 +1,45 @@
 """What a training does when a step runs out of memory: it computes the gradient in two parts from then on."""
 
 import logging
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from trainers.training.failures import is_out_of_memory
 from trainers.training.row import Row
 
-if TYPE_CHECKING:
-    from trainers.training.step import Batch
+DrawnMasks = Tensor | torch.Generator | None
+"""Drop-path factors, a generator from which the model draws its own, or nothing."""
 
 _MOST_PARTS = 2
 
 logger = logging.getLogger(__name__)
 
 
-def can_be_halved(batch: "Batch", error: Exception) -> bool:
-    """Whether the step of a batch that raised `error` may be tried again in halves: once, if it ran out of memory."""
-    return is_out_of_memory(error) and batch.row.num_parts < _MOST_PARTS and len(batch.labels) > 1
+def can_be_halved(row: Row, num_images: int, error: Exception) -> bool:
+    """Whether a step that raised `error` may be tried again in halves: once, if it ran out of memory."""
+    return is_out_of_memory(error) and row.num_parts < _MOST_PARTS and num_images > 1
 
 
-def halve(batch: "Batch", drawn: torch.Tensor | None) -> None:
-    """Compute the gradients of a row in halves from now on, and log it.
-
-    Args:
-        batch: The batch that did not fit.
-        drawn: State of the generator from which the model draws, before the step; see `state_of_draws`.
-    """
-    batch.row.num_parts = _MOST_PARTS
-    if drawn is not None and isinstance(batch.keep, torch.Generator):
-        batch.keep.set_state(drawn)
+def halve(row: Row, num_images: int) -> None:
+    """Compute the gradients of a row in halves from now on, and log it."""
+    row.num_parts = _MOST_PARTS
     logger.warning(
         "Not enough memory for a step of %d images: the gradients are computed in %d parts from now on.",
-        len(batch.labels),
+        num_images,
         _MOST_PARTS,
     )
 
 
-def state_of_draws(batch: "Batch") -> torch.Tensor | None:
+def state_of_draws(keep: DrawnMasks) -> Tensor | None:
     """State of the generator from which a model without known blocks draws its drop-path masks; otherwise `None`."""
-    return batch.keep.get_state() if isinstance(batch.keep, torch.Generator) else None
+    return keep.get_state() if isinstance(keep, torch.Generator) else None
+
+
+def draw_again(keep: DrawnMasks, drawn: Tensor | None) -> None:
+    """Set the generator back to a state from `state_of_draws`, so that a repeated step draws the same masks."""
+    if drawn is not None and isinstance(keep, torch.Generator):
+        keep.set_state(drawn)
 
 
 def described_parts(row: Row) -> str | None:

@@ -253,12 +253,12 @@ class _Pack:
             watch = partial(_watch, batches, meters) if meters else None
             return learn(batches, watch)
         except Exception as error:
-            if len(batches) == 1 and not can_be_halved(batches[0], error):
+            if len(batches) == 1 and not can_be_halved(batches[0].row, len(batches[0].labels), error):
                 return [error]
             lacks_memory, reason = is_out_of_memory(error), describe_failure(error).reason
         free_memory()
         if len(batches) == 1:
-            halve(batches[0], None)  # models of a pack draw nothing themselves
+            halve(batches[0].row, len(batches[0].labels))  # models of a pack draw nothing themselves
             return self._learn(batches, meters)
         if lacks_memory:
             half = -(-len(batches) // 2)

@@ -40,7 +40,7 @@ from trainers.training.companions import NO_OUTPUTS, Outputs, at_size, watched_l
 from trainers.training.drawn_classes import cross_entropy_of_drawn, draw_numbers
 from trainers.training.evaluation import Normalizer
 from trainers.training.failures import free_memory
-from trainers.training.memory import can_be_halved, halve, state_of_draws
+from trainers.training.memory import DrawnMasks, can_be_halved, draw_again, halve, state_of_draws
 from trainers.training.row import Row
 
 AUXILIARY_WEIGHT = 0.3
@@ -103,7 +103,7 @@ class Batch:
     """Soft targets before label smoothing, shape (B, classes); `None` uses the labels."""
     weights: Tensor | None
     """Weight of each image, shape (B,)."""
-    keep: Tensor | torch.Generator | None
+    keep: DrawnMasks
     """Drop-path factors, shape (L, 2, B), or a generator if the model has no known blocks and draws them itself; `None`
     drops nothing."""
     class_counts: Tensor
@@ -303,14 +303,15 @@ def _learn_second(batch: Batch, peer: Row) -> Tensor | Exception:
     """
     try:
         second = _peer_batch(batch, peer)
-        drawn = state_of_draws(second)
+        drawn = state_of_draws(second.keep)
         try:
             return learn([second])[0]
         except Exception as error:  # becomes the answer unless it can be helped
-            if not can_be_halved(second, error):
+            if not can_be_halved(peer, len(second.labels), error):
                 return error
         free_memory()
-        halve(second, drawn)
+        halve(peer, len(second.labels))
+        draw_again(second.keep, drawn)
         return learn([second])[0]
     except Exception as error:  # becomes the answer, too
         return error
