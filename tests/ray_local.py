@@ -32,6 +32,7 @@ def cluster_environment() -> dict[str, str]:
     """Variables of every process that starts or uses a cluster of these tests; its workers can import `tests`."""
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # otherwise the other test processes starve the workers
         "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN", secrets.token_hex(32)),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
     }

@@ -263,7 +263,7 @@ def test_a_trial_whose_process_is_killed_under_tune_goes_on_from_its_own_checkpo
 
 
 LOCAL_RAY = """
-import subprocess, sys
+import os, subprocess, sys
 from functools import partial
 from pathlib import Path
 from orchestrator.engines.ray.cluster import RayCluster
@@ -274,7 +274,7 @@ folder = ray._private.worker._global_node.get_temp_dir_path()
 ours = {path.parent.name for path in Path("/proc").glob("[0-9]*/cmdline") if folder in path.read_text(errors="replace")}
 listening = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True).stdout.splitlines()
 places = [line.split()[3] for line in listening if any(f"pid={number}," in line for number in ours)]
-print(folder, *places, flush=True)
+print(ray.get(ray.remote(lambda: os.nice(0)).remote()) - os.nice(0), folder, *places, flush=True)
 if sys.argv[1] == "killed":
     sys.stdin.read()
 """
@@ -282,7 +282,7 @@ if sys.argv[1] == "killed":
 
 @pytest.mark.skipif(shutil.which("ss") is None, reason="`ss` is not installed, which tells who listens where")
 @pytest.mark.parametrize("way", ["ended", pytest.param("killed", marks=pytest.mark.slow)])
-def test_local_ray_listens_on_the_loopback_address_only_and_ends_with_its_process(tmp_path: Path, way: str) -> None:
+def test_local_ray_has_our_priority_listens_on_the_loopback_address_only_and_ends_with_its_process(tmp_path: Path, way: str) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", LOCAL_RAY, way],
         cwd=tmp_path,
@@ -291,10 +291,11 @@ def test_local_ray_listens_on_the_loopback_address_only_and_ends_with_its_proces
         stdout=subprocess.PIPE,
         text=True,
     )
-    folder, *places = process.stdout.readline().split()
+    niceness, folder, *places = process.stdout.readline().split()
     if way == "killed":
         process.kill()
     process.communicate(timeout=60)
+    assert int(niceness) == 0
     assert len(places) >= 3
     assert all("127.0.0.1" in place for place in places), places
     assert wait_until(lambda: folder not in processes())

@@ -50,6 +50,8 @@ _WORKER_VARIABLES = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", FORMULA_FOLDER_VARIAB
 """Variables passed to the workers of a cluster; workers of local Ray inherit all."""
 _LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """On every system; read when Ray is imported."""
+_SAME_PRIORITY = {"RAY_worker_niceness": "0"}
+"""Ray gives its workers a low priority by default, which nearly stops trials while other programs are busy."""
 _FEW_RETRIES = {"RAY_NUM_REDIS_GET_RETRIES": "5"}
 """One per second until a wrong token is reported; read when Ray is imported."""
 
@@ -204,7 +206,8 @@ class RayCluster:
 
     def _start_local(self) -> None:
         _remove_stale_folders()
-        with _environment({**_LOOPBACK_ONLY, "RAY_AUTH_TOKEN": _token()}):
+        priority = {name: os.environ.get(name, value) for name, value in _SAME_PRIORITY.items()}
+        with _environment({**_LOOPBACK_ONLY, **priority, "RAY_AUTH_TOKEN": _token()}):
             for attempt in range(1, _START_TRIES + 1):
                 self._folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_short_temporary()))
                 try:
