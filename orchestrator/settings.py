@@ -1,10 +1,11 @@
 """Settings of an installation, read from environment variables. Reading them creates no files."""
 
+import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import AliasChoices, Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from plugins.registry import use_formulas
 from trainers.data.cache_settings import DEFAULT_GIB, DEFAULT_HOME, FOLDER_NAME, use_cache
@@ -57,6 +58,19 @@ class Settings(BaseSettings):
         description="VITSEARCH_CACHE_GIB: largest size of the decoded images in this folder, in GiB; those that were "
         "not used for longest are removed first; 0 keeps none",
     )
+    data_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default=(),
+        description="VITSEARCH_DATA_ROOTS: folders, separated by colons, that submitted studies may read images and "
+        "other files from; relative paths are relative to the first. A service with tokens reads no others",
+    )
+    server: str | None = Field(
+        default=None,
+        description="VITSEARCH_SERVER: address of the service that `submit`, `list`, `status` and similar commands "
+        "use, such as https://vitsearch.example; unset for the studies in the home folder",
+    )
+    token: SecretStr | None = Field(
+        default=None, description="VITSEARCH_TOKEN: the token that these commands send to the service"
+    )
     tracking: bool = Field(default=True, description="VITSEARCH_TRACKING: `off` sends nothing to MLflow")
 
     def apply(self) -> None:
@@ -79,6 +93,23 @@ class Settings(BaseSettings):
     def _no_url(cls, given: Any) -> Any:
         if isinstance(given, str) and "://" in given:
             raise ValueError("must be a folder, mounted on every machine that uses it")
+        return given
+
+    @field_validator("data_roots", mode="before")
+    @classmethod
+    def _separated(cls, given: Any) -> Any:
+        return [part for part in given.split(os.pathsep) if part] if isinstance(given, str) else given
+
+    @field_validator("data_roots")
+    @classmethod
+    def _absolute_roots(cls, paths: tuple[Path, ...]) -> tuple[Path, ...]:
+        return tuple(path.expanduser().absolute() for path in paths)
+
+    @field_validator("server")
+    @classmethod
+    def _http(cls, given: str | None) -> str | None:
+        if given is not None and not given.startswith(("http://", "https://")):
+            raise ValueError("must be an address such as http://127.0.0.1:8000")
         return given
 
     @field_validator("home", "artifact_root", "cache_folder")

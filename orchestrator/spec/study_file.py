@@ -14,13 +14,22 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from orchestrator.spec.budget import Budget
 from orchestrator.spec.checks import configuration_problems, source_problems, study_problems
 from orchestrator.spec.cost import Cost, CostName
+from orchestrator.spec.data_roots import root_problems
 from orchestrator.spec.engine import EngineSpec, PoolName, ResourceSpec, engine_problems
 from orchestrator.spec.metric_checks import limit_problem, metric_problems
 from orchestrator.spec.model_names import with_absolute_teacher, with_absolute_weights
 from orchestrator.spec.problems import NAME_PATTERN, Problem, all_problems, distinct
 from orchestrator.spec.stage_model import StageModel
 from orchestrator.spec.stage_registry import stage_models
-from orchestrator.spec.yaml_source import KeyPath, SpecError, YamlSource, absolute_path, format_path, read_yaml
+from orchestrator.spec.yaml_source import (
+    KeyPath,
+    SpecError,
+    YamlSource,
+    absolute_path,
+    format_path,
+    parse_yaml,
+    read_yaml,
+)
 from plugins.metrics.deciding import ACCURACY_CHOICE
 from search_spaces.recipes import MethodList
 from trainers.config import Configuration, DataConfig
@@ -96,14 +105,22 @@ def load_spec(path: str | Path, *, overrides: Mapping[str, Any] | None = None) -
     Raises:
         SpecError: All mistakes, each with file and line, the rule, the value found and the nearest valid name.
     """
-    source = read_yaml(path)
-    if "stages" not in source.data and {"topology", "recipe"} <= source.data.keys():
-        raise SpecError(
-            path,
-            "must be a study file, but is the configuration of one model, as `vitsearch best` prints it. Train it "
-            f"with: vitsearch train {path}",
-        )
-    return _checked(source, overrides or {})
+    return _checked_study(read_yaml(path), overrides or {})
+
+
+def parse_spec(raw: bytes, file: str, *, folder: Path, roots: Sequence[Path] | None = None) -> StudySpec:
+    """Check the content of a study file that somebody sent; nothing is written or started.
+
+    Args:
+        raw: The content.
+        file: Name of the file for messages.
+        folder: Folder that relative paths in it refer to.
+        roots: Folders that may contain files named in it; `None` for all. No file elsewhere is looked at.
+
+    Raises:
+        SpecError: All mistakes, as in `load_spec`.
+    """
+    return _checked_study(parse_yaml(raw, file, folder=folder), {}, roots=roots)
 
 
 def make_spec(data: Mapping[str, Any], *, overrides: Mapping[str, Any] | None = None) -> StudySpec:
@@ -119,8 +136,22 @@ def make_spec(data: Mapping[str, Any], *, overrides: Mapping[str, Any] | None = 
     return _checked(YamlSource(file="the study", data=dict(data), marks={}), overrides or {})
 
 
-def _checked(yaml: YamlSource, overrides: Mapping[str, Any]) -> StudySpec:
+def _checked_study(
+    source: YamlSource, overrides: Mapping[str, Any], *, roots: Sequence[Path] | None = None
+) -> StudySpec:
+    if "stages" not in source.data and {"topology", "recipe"} <= source.data.keys():
+        raise SpecError(
+            source.file,
+            "must be a study file, but is the configuration of one model, as `vitsearch best` prints it. Train it "
+            f"with: vitsearch train {source.file}",
+        )
+    return _checked(source, overrides, roots=roots)
+
+
+def _checked(yaml: YamlSource, overrides: Mapping[str, Any], *, roots: Sequence[Path] | None = None) -> StudySpec:
     source, given = _with_overrides(yaml, overrides)
+    if roots is not None:  # before anything looks at the files
+        _raise_all(root_problems(source.data, roots), source, given)
     spec = _validate(StudySpec, source, given, more=_problems_of_sound_parts(source.data))
     execution = engine_problems(spec.engine, spec.pool, spec.resources)
     metric = itertools.chain(metric_problems(spec.metric, spec.engine.scheduler, ("metric",)), _limit_problems(spec))
@@ -209,15 +240,14 @@ def _with_overrides(source: YamlSource, overrides: Mapping[str, Any]) -> tuple[Y
         given.add((*outer, last))
     block = data.get("data")
     if isinstance(block, dict) and isinstance(block.get("source"), str):
-        folder = Path.cwd() if ("data", "source") in given else Path(source.file).absolute().parent
+        folder = Path.cwd() if ("data", "source") in given else source.base
         data["data"] = {**block, "source": _absolute(block["source"], folder)}
     for key, with_absolute in (("weights", with_absolute_weights), ("teacher", with_absolute_teacher)):
         if key in data:
-            folder = Path.cwd() if (key,) in given else Path(source.file).absolute().parent
+            folder = Path.cwd() if (key,) in given else source.base
             data[key] = with_absolute(data[key], folder)
     if isinstance(data.get("stages"), list):
-        folder = Path(source.file).absolute().parent
-        data["stages"] = [_with_absolute_paths(stage, folder) for stage in data["stages"]]
+        data["stages"] = [_with_absolute_paths(stage, source.base) for stage in data["stages"]]
     return replace(source, data=data), frozenset(given)
 
 

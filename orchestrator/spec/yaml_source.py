@@ -64,6 +64,13 @@ class YamlSource:
     """Dicts with text keys, lists, and None, bool, int, float or str."""
     marks: Mapping[KeyPath, Mark]
     """Position of each key and list entry; empty if the data do not come from a file."""
+    folder: Path | None = None
+    """Folder of relative paths in the data; `None` for that of the file."""
+
+    @property
+    def base(self) -> Path:
+        """The folder that relative paths in the data refer to."""
+        return self.folder or Path(self.file).absolute().parent
 
     def line(self, path: KeyPath) -> int | None:
         """Line of `path`, or of its innermost parent in the file; `None` if there is no file."""
@@ -86,7 +93,22 @@ def read_yaml(file: str | Path) -> YamlSource:
             `MAX_DEPTH`, holds more than `MAX_VALUES` values after aliases are expanded, repeats a key, has keys that
             are not text, or uses tags.
     """
-    raw = _read_bytes(file)
+    return parse_yaml(_read_bytes(file), file)
+
+
+def parse_yaml(raw: bytes, file: str | Path, *, folder: Path | None = None) -> YamlSource:
+    """Read one mapping from the content of a YAML file. JSON is YAML, too.
+
+    Args:
+        raw: The content.
+        file: Name of the file for messages.
+        folder: Folder of relative paths in it, if that is not the file's.
+
+    Raises:
+        SpecError: As in `read_yaml`.
+    """
+    _check_size(file, len(raw))
+    _check_encoding(file, raw)
     try:
         _check_events(file, raw)
         node = yaml.compose(raw, Loader=_Loader)
@@ -101,7 +123,7 @@ def read_yaml(file: str | Path) -> YamlSource:
         )
     builder = _Builder(file)
     data = builder.build(node, ())
-    return YamlSource(file=str(file), data=data, marks=builder.marks)
+    return YamlSource(file=str(file), data=data, marks=builder.marks, folder=folder)
 
 
 def format_path(path: KeyPath) -> str:
@@ -121,21 +143,25 @@ def _read_bytes(file: str | Path) -> bytes:
             raise SpecError(
                 file, "must be a regular file, but is a device or a pipe. Save its content to a file first."
             )
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise SpecError(
-                file, f"must be at most {MAX_BYTES:,} bytes, but has {size:,}. Check that it is a study file."
-            )
-        raw = path.read_bytes()
-        raw.decode("utf-8")
+        _check_size(file, path.stat().st_size)
+        return path.read_bytes()
     except OSError as error:
         raise SpecError(file, f"must be readable, but got: {error.strerror}. Check its permissions.") from None
+
+
+def _check_size(file: str | Path, size: int) -> None:
+    if size > MAX_BYTES:
+        raise SpecError(file, f"must be at most {MAX_BYTES:,} bytes, but has {size:,}. Check that it is a study file.")
+
+
+def _check_encoding(file: str | Path, raw: bytes) -> None:
+    try:
+        raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise SpecError(
             file, f"must be text in UTF-8, but byte {raw[error.start]:#04x} is not. Save it as UTF-8.", line=line
         ) from None
-    return raw
 
 
 def _check_events(file: str | Path, raw: bytes) -> None:

@@ -52,6 +52,26 @@ def test_a_relative_home_is_made_absolute(tmp_path: Path, monkeypatch: pytest.Mo
     assert load_settings(home=Path("here")).artifact_root == tmp_path / "here/artifacts"
 
 
+def test_data_roots_are_separated_like_a_search_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VITSEARCH_DATA_ROOTS", os.pathsep.join(["/srv/images", "here", ""]))
+    assert load_settings().data_roots == (Path("/srv/images"), tmp_path / "here")
+
+
+def test_a_token_is_not_shown_with_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITSEARCH_TOKEN", "vs-hidden")
+    settings = load_settings()
+    assert settings.token is not None
+    assert settings.token.get_secret_value() == "vs-hidden"
+    assert "hidden" not in f"{settings!r} {settings} {settings.model_dump_json()}"
+
+
+def test_the_server_must_have_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITSEARCH_SERVER", "vitsearch.example")
+    with pytest.raises(SettingsError, match=r"VITSEARCH_SERVER: must be an address such as http://127\.0"):
+        load_settings()
+
+
 def test_a_wrong_value_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VITSEARCH_TRACKING", "perhaps")
     with pytest.raises(SettingsError, match=r"VITSEARCH_TRACKING: must be on or off, but got 'perhaps'"):
