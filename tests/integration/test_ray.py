@@ -282,7 +282,9 @@ if sys.argv[1] == "killed":
 
 @pytest.mark.skipif(shutil.which("ss") is None, reason="`ss` is not installed, which tells who listens where")
 @pytest.mark.parametrize("way", ["ended", pytest.param("killed", marks=pytest.mark.slow)])
-def test_local_ray_has_our_priority_listens_on_the_loopback_address_only_and_ends_with_its_process(tmp_path: Path, way: str) -> None:
+def test_local_ray_has_our_priority_listens_on_the_loopback_address_only_and_ends_with_its_process(
+    tmp_path: Path, way: str
+) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", LOCAL_RAY, way],
         cwd=tmp_path,
