@@ -24,7 +24,7 @@ from search_spaces.options import (
     split_options,
     with_options,
 )
-from search_spaces.text_form import read_part, shown
+from search_spaces.text_form import MAX_BLOCKS, read_part, shown
 
 PATCH_STRIDE = 4
 """Pixels per token of the first stage along each side."""
@@ -132,7 +132,8 @@ class AsViTTopology(Topology):
         """The same seed topology with other depths, another width, or both; `None` leaves a value unchanged.
 
         Raises:
-            ValueError: A depth is below 1, there are not four depths, or the width is outside 1 to `MAX_WIDTH`.
+            ValueError: A depth is outside 1 to `MAX_BLOCKS`, there are not four depths, or the width is outside 1 to
+                `MAX_WIDTH`.
         """
         new_depths = self.depths if depths is None else tuple(depths)
         if len(new_depths) != 4:
@@ -426,6 +427,8 @@ def _as_vit(topology: Topology) -> AsViTTopology:
 
 def _stage_value_problem(index: int, name: str, value: int) -> str | None:
     if name == "depth":
+        if value > MAX_BLOCKS:
+            return f"must be at most {MAX_BLOCKS:,}, but got {value:,}."
         return None if value >= 1 else f"must be at least 1, but got {value}."
     return _option_problem(_STAGE_VALUES[name][index], value)
 

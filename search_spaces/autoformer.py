@@ -27,7 +27,7 @@ from search_spaces.options import (
     split_options,
     with_options,
 )
-from search_spaces.text_form import MAX_NUMBER, NUM_DECIMALS, decimal, fail, read_part, shown
+from search_spaces.text_form import MAX_BLOCKS, MAX_NUMBER, NUM_DECIMALS, decimal, fail, read_part, shown
 
 DEFAULT_PATCH_SIZE = 16
 
@@ -43,7 +43,7 @@ class AutoFormerTopology(Topology):
 
     hidden_dim: _Whole
     """Width of every block."""
-    depth: int = Field(ge=1)
+    depth: int = Field(ge=1, le=MAX_BLOCKS)
     """Number of blocks."""
     num_heads: tuple[_Whole, ...]
     """Attention heads of each block."""
@@ -120,12 +120,13 @@ class AutoFormerTopology(Topology):
         New blocks repeat the last one.
 
         Raises:
-            ValueError: The depth is below 1, there is not exactly one, or the heads cannot share the width.
+            ValueError: The depth is outside 1 to `MAX_BLOCKS`, there is not exactly one, or the heads cannot share the
+                width.
         """
         new_depths = self.depths if depths is None else tuple(depths)
-        if len(new_depths) != 1 or new_depths[0] < 1:
+        if len(new_depths) != 1 or not 1 <= new_depths[0] <= MAX_BLOCKS:
             raise ValueError(
-                f"`depths` must have one number of blocks, at least 1, but got {list(new_depths)}. "
+                f"`depths` must have one number of blocks from 1 to {MAX_BLOCKS:,}, but got {list(new_depths)}. "
                 "Use depths such as [12]."
             )
         depth, last = new_depths[0], self.depth - 1
@@ -262,6 +263,8 @@ class AutoFormerSpace(BaseModel):
                 "an AutoFormer topology must have a part heads,ratio for each block and a last part hidden_dim, "
                 f"separated by '|' (such as {_EXAMPLE}), but got one part in {shown(text)}."
             )
+        if len(blocks) > MAX_BLOCKS:
+            raise ValueError(f"an AutoFormer topology may have {MAX_BLOCKS:,} blocks, but got {len(blocks):,}.")
         start, found = 0, []
         for index, part in enumerate(blocks, start=1):
             where = f"block {index}"

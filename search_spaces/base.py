@@ -8,14 +8,19 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from search_spaces.dimensions import Dimension, Point, Scalar
 
+MAX_IMAGE_SIZE = 1024
+"""Largest height and width of a model's input, in pixels."""
+MAX_CLASSES = 100_000
+"""Largest number of classes."""
+
 
 class ImageTask(BaseModel):
     """The properties of a model that the data determine: image size, channels and number of classes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    image_size: int = Field(ge=1, description="height and width, pixels")
-    in_channels: int = Field(ge=1)
-    num_classes: int = Field(ge=2)
+    image_size: int = Field(ge=1, le=MAX_IMAGE_SIZE, description="height and width, pixels")
+    in_channels: int = Field(ge=1, le=16)
+    num_classes: int = Field(ge=2, le=MAX_CLASSES)
 
 
 class Costs(NamedTuple):

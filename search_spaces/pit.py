@@ -26,7 +26,7 @@ from search_spaces.options import (
     split_options,
     with_options,
 )
-from search_spaces.text_form import MAX_NUMBER, fail, read_part, shown
+from search_spaces.text_form import MAX_BLOCKS, MAX_NUMBER, fail, read_part, shown
 
 NUM_STAGES = 3
 DEFAULT_PATCH_SIZE = 16
@@ -57,6 +57,7 @@ HEADS = tuple(
 
 _EXAMPLE = "2,2|8,4|4,4|6,16"
 _Whole = Annotated[int, Field(ge=1, le=MAX_NUMBER)]
+_Blocks = Annotated[int, Field(ge=1, le=MAX_BLOCKS)]
 _Triple = tuple[_Whole, _Whole, _Whole]
 
 
@@ -67,7 +68,7 @@ class PitTopology(Topology):
     """Channels of a head; a stage is `base_dim * heads` wide."""
     mlp_ratio: _Whole
     """Hidden width of each MLP as a multiple of its stage's width."""
-    depth: _Triple
+    depth: tuple[_Blocks, _Blocks, _Blocks]
     """Blocks of each stage."""
     num_heads: _Triple
     """Attention heads of each stage; each number divides the next."""
@@ -138,7 +139,8 @@ class PitTopology(Topology):
         """The same topology with other depths, another width, or both; `None` leaves a value unchanged.
 
         Raises:
-            ValueError: A depth is below 1, there are not three depths, or a number is too large for the text form.
+            ValueError: A depth is outside 1 to `MAX_BLOCKS`, there are not three depths, or a number is too large for
+                the text form.
         """
         new_depths = self.depth if depths is None else tuple(depths)
         if len(new_depths) != NUM_STAGES:
@@ -389,6 +391,8 @@ def _pit(topology: Topology) -> PitTopology:
 def _number_problem(name: str, value: int) -> str | None:
     if value < 1:
         return f"must be at least 1, but got {value}."
+    if name == "depth" and value > MAX_BLOCKS:
+        return f"must be at most {MAX_BLOCKS:,}, but got {value:,}."
     if name == "patch_size" and value % 2:
         return f"must be an even number, so that patches can overlap by half, but got {value}."
     return None

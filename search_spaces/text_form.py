@@ -6,6 +6,8 @@ from typing import Any, NoReturn
 
 MAX_NUMBER = 9999
 """Largest integer in a text form."""
+MAX_BLOCKS = 1000
+"""Largest number of blocks of a stage."""
 NUM_DECIMALS = 4
 """Maximum number of decimals of a number."""
 

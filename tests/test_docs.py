@@ -20,7 +20,6 @@ from orchestrator.cli.main import app
 from orchestrator.settings import Settings
 from orchestrator.spec.stage_registry import STAGES
 from orchestrator.spec.study_file import load_spec
-from orchestrator.spec.yaml_source import read_yaml
 from plugins import registry
 from plugins.protocols import CurvePoint
 from plugins.registry import parse_topology
@@ -34,6 +33,7 @@ from trainers.export_formats import ExportFormat
 from trainers.exporting import export_model
 from trainers.models.building import build_model
 from trainers.tasks.scoring import make_candidate
+from trainers.yaml_source import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [

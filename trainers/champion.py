@@ -1,14 +1,15 @@
 """Trained models as self-contained folders: training, saving, loading and prediction."""
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from plugins.metrics.deciding import DecidingMetric
@@ -46,8 +47,14 @@ from trainers.training.checkpoints import WEIGHTS, CheckpointError, pack_tensors
 from trainers.training.evaluation import Evaluation, Normalizer, class_probabilities, evaluate, judge, logits_of
 from trainers.training.loop import train
 from trainers.training.reporting import Reporter
+from trainers.weights.tensor_checks import expected_tensors, largest_file, tensor_problem
+from trainers.yaml_source import OF_MODEL_CARDS, SpecError, read_yaml
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 MODEL_FILE = "model.yaml"
+_SHOWN_MISTAKES = 3
 
 
 class ModelError(ValueError):
@@ -70,8 +77,23 @@ class ModelCard(BaseModel):
     data_digest: str
     metrics: dict[str, float]
     weights_sha256: str
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """The logits are divided by it for probabilities; see `trainers.results.calibration`."""
+
+    @model_validator(mode="after")
+    def _values_fit_together(self) -> "ModelCard":
+        channels, classes = self.task.in_channels, self.task.num_classes
+        if channels not in (1, 3):
+            raise ValueError(f"`task.in_channels` must be 1 (grey) or 3 (RGB), but is {channels}.")
+        if len(self.class_names) != classes:
+            raise ValueError(f"`class_names` must have {classes} names, but has {len(self.class_names)}.")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != channels or not all(map(math.isfinite, values)):
+                raise ValueError(f"`{name}` must have a finite number per channel ({channels}), but is {list(values)}.")
+        for name, values in (("std", self.std), ("scales", tuple(self.scales.values()))):
+            if not all(0 < value < math.inf for value in values):
+                raise ValueError(f"`{name}` must have finite numbers above 0, but has {list(values)}.")
+        return self
 
 
 class Prediction(NamedTuple):
@@ -392,19 +414,54 @@ def load_model(folder: Path, *, device: torch.device | None = None) -> Predictor
         ValueError: The plug-in of the search space is not installed.
     """
     device = device or pick_device()
+    card = read_card(folder)
+    topology = card.configuration.topology
     try:
-        raw = yaml.safe_load((folder / MODEL_FILE).read_bytes())
-        card = ModelCard.model_validate(raw)
-        weights = read_tensors(folder / WEIGHTS, card.weights_sha256)
-    except OSError as error:
-        raise ModelError(
-            f"{folder} must be a model's folder with {MODEL_FILE} and {WEIGHTS}, but: {error.strerror}. "
-            "Use the folder that the champion was saved to."
-        ) from error
-    except (yaml.YAMLError, ValidationError) as error:
-        raise ModelError(f"{folder / MODEL_FILE} must describe a model, but: {error}. Save the model again.") from error
+        expected = expected_tensors(topology, card.task)
+    except ValueError as error:
+        raise ModelError(f"{folder / MODEL_FILE} must describe a model, but: {error} Save the model again.") from error
+    try:
+        weights = read_tensors(folder / WEIGHTS, card.weights_sha256, max_bytes=largest_file(expected))
     except CheckpointError as error:
-        raise ModelError(str(error)) from error
-    model = build_model(card.configuration.topology, card.task, seed=0, device=device)
+        raise ModelError(f"{error} Use the folder that the model was saved to, or save it again.") from error
+    problem = tensor_problem(weights, expected)
+    if problem is not None:
+        raise ModelError(
+            f"{folder / WEIGHTS} must have the weights of the model in {MODEL_FILE}, but: {problem}. Save the model "
+            "again."
+        )
+    model = build_model(topology, card.task, seed=0, device=device)
     model.load_state_dict(weights)
     return Predictor(card, model.eval(), device)
+
+
+def read_card(folder: Path) -> ModelCard:
+    """Read the description in a model's folder. Its values are checked, its weights are not.
+
+    Raises:
+        ModelError: The folder does not contain a description, or it is damaged.
+    """
+    file = folder / MODEL_FILE
+    if not folder.is_dir() or not file.exists():
+        raise ModelError(
+            f"{folder} must be a model's folder with {MODEL_FILE} and {WEIGHTS}, but "
+            f"{f'{MODEL_FILE} does not exist' if folder.is_dir() else 'it does not exist'}. "
+            "Use the folder that the champion was saved to."
+        )
+    try:
+        return ModelCard.model_validate(read_yaml(file, limits=OF_MODEL_CARDS, version="1.1").data)
+    except SpecError as error:
+        where = "" if error.line is None else f"line {error.line}: "
+        raise ModelError(
+            f"{file} must describe a model, but: {where}{f'{error.path}: ' if error.path else ''}{error.message} Use "
+            "another model, or save it again."
+        ) from error
+    except ValidationError as error:
+        found = "; ".join(_mistake(one) for one in error.errors()[:_SHOWN_MISTAKES])
+        raise ModelError(f"{file} must describe a model, but: {found}. Save the model again.") from error
+
+
+def _mistake(error: "ErrorDetails") -> str:
+    where = ".".join(map(str, error["loc"]))
+    what = error["msg"].removeprefix("Value error, ").rstrip(".")
+    return f"{where}: {what}" if where else what

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from plugins.metrics.deciding import ACCURACY_CHOICE, DecidingMetric
 from plugins.protocols import CurvePoint, Signal
+from search_spaces.base import MAX_CLASSES, MAX_IMAGE_SIZE
 from search_spaces.recipes import PluginChoice, Recipe
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -28,7 +29,9 @@ class DataConfig(_Plain):
         "Hugging Face image/label form, or a clone of a repository of the Hugging Face hub; folders and files named "
         "train, validation and test are the parts",
     )
-    image_size: int = Field(default=32, ge=8, le=1024, description="height and width of the model's input, in pixels")
+    image_size: int = Field(
+        default=32, ge=8, le=MAX_IMAGE_SIZE, description="height and width of the model's input, in pixels"
+    )
     resize: Literal["same", "crop", "stretch"] = Field(
         default="same",
         description="`same`: all images must be square and of the same size; `crop`: scale the shorter side and cut "
@@ -73,7 +76,7 @@ class DataConfig(_Plain):
     num_classes: int | None = Field(
         default=None,
         ge=2,
-        le=100_000,
+        le=MAX_CLASSES,
         description="number of classes of `noise`, 10 by default; other sources define their classes",
     )
 

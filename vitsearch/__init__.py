@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from orchestrator.spec.study_file import StudySpec
     from orchestrator.spec.truth_table import TruthError
     from orchestrator.spec.warm_start import WarmStartError
-    from orchestrator.spec.yaml_source import SpecError
     from orchestrator.stages.averaging import AveragingResult
     from orchestrator.stages.grow import GrowResult
     from orchestrator.stages.kind import StageResult
@@ -101,6 +100,7 @@ if TYPE_CHECKING:
     from trainers.data.listing import DataError
     from trainers.results.model_report import ModelReport
     from trainers.weights.errors import WeightsError
+    from trainers.yaml_source import SpecError
     from vitsearch._models import load_model
     from vitsearch._studies import Champion, StudyRun, Trial, load_run, run_study
     from vitsearch._study_files import load_study
@@ -226,7 +226,7 @@ _HOMES = {
     "orchestrator.spec.study_file": "StudySpec",
     "orchestrator.spec.truth_table": "TruthError",
     "orchestrator.spec.warm_start": "WarmStartError",
-    "orchestrator.spec.yaml_source": "SpecError",
+    "trainers.yaml_source": "SpecError",
     "orchestrator.stages.averaging": "AveragingResult",
     "orchestrator.stages.grow": "GrowResult",
     "orchestrator.stages.kind": "StageResult",

@@ -17,9 +17,9 @@ from orchestrator.settings import Settings, load_settings
 from orchestrator.spec.proxy_choices import ALL
 from orchestrator.spec.study_file import StudySpec, make_spec
 from orchestrator.spec.truth_table import TruthError
-from orchestrator.spec.yaml_source import SpecError, absolute_path
 from trainers.config import NOISE
 from trainers.data.sources import BUILT_IN
+from trainers.yaml_source import SpecError, absolute_path
 
 IMAGE_SIZE, NUM_CLASSES = 224, 100
 """Defaults for the published tables."""

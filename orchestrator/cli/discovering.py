@@ -87,10 +87,10 @@ def _truths(options: DiscoverOptions) -> list["GroundTruth"]:
     from orchestrator.evaluation.ground_truth import load_table_truth
     from orchestrator.spec.truth_source import TruthSource
     from orchestrator.spec.truth_table import TruthError
-    from orchestrator.spec.yaml_source import absolute_path
     from trainers.config import DataConfig
     from trainers.data.listing import DataError
     from trainers.data.sources import BUILT_IN
+    from trainers.yaml_source import absolute_path
 
     if options.data in BUILT_IN:
         images: dict[str, Any] = {"source": options.data}

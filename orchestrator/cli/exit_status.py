@@ -14,7 +14,7 @@ STATUS = {
     "orchestrator.settings:SettingsError": BAD_INPUT,
     "orchestrator.spec.truth_table:TruthError": BAD_INPUT,
     "orchestrator.spec.warm_start:WarmStartError": BAD_INPUT,
-    "orchestrator.spec.yaml_source:SpecError": BAD_INPUT,
+    "trainers.yaml_source:SpecError": BAD_INPUT,
     "orchestrator.study.access:UnknownStudyError": BAD_INPUT,
     "orchestrator.study.comparison:NoTrialsError": BAD_INPUT,
     "orchestrator.study.driver:DataChangedError": BAD_INPUT,

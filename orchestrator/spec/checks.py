@@ -9,13 +9,13 @@ from orchestrator.spec.plugin_checks import choice_problems
 from orchestrator.spec.problems import Problem
 from orchestrator.spec.stage_model import StageModel
 from orchestrator.spec.topology_checks import topology_text_problems
-from orchestrator.spec.yaml_source import KeyPath
 from plugins import registry
 from plugins.protocols import LearnsFromStage
 from search_spaces.recipes import PLUGIN_FIELDS, PluginChoice, Recipe
 from trainers.config import Configuration, DataConfig
 from trainers.data.sources import check_source
 from trainers.training.methods import excluded_optimizer
+from trainers.yaml_source import KeyPath
 
 
 def study_problems(data: DataConfig, stages: Sequence[StageModel]) -> Iterator[Problem]:

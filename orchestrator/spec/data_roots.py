@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.spec.problems import Problem, found
-from orchestrator.spec.yaml_source import KeyPath
+from trainers.yaml_source import KeyPath
 
 
 def root_problems(data: Mapping[str, Any], roots: Sequence[Path]) -> Iterator[Problem]:

@@ -10,10 +10,10 @@ from typing import Any, Literal, NamedTuple
 
 from orchestrator.spec.stage_model import StageModel
 from orchestrator.spec.study_file import StudySpec, differences
-from orchestrator.spec.yaml_source import KeyPath, format_path
 from search_spaces.dimensions import Point
 from search_spaces.shape_rules import ShapeRules
 from search_spaces.widening import widen
+from trainers.yaml_source import KeyPath, format_path
 
 Effect = Literal["execution", "reopens", "extends", "rescores", "lengthens", "repeats", "identity"]
 """What a changed field does to its stage.

@@ -5,12 +5,12 @@ from typing import Any
 
 from orchestrator.spec.plugin_checks import plugin_corners
 from orchestrator.spec.problems import Problem
-from orchestrator.spec.yaml_source import KeyPath
 from plugins import registry
 from plugins.protocols import LossInput
 from search_spaces.recipes import PluginChoice
 from trainers.config import Configuration
 from trainers.training.loss_needs import inputs_of, missing_teacher, mixing_problem
+from trainers.yaml_source import KeyPath
 
 
 def searched_loss_problems(recipe: Mapping[str, Any], teacher: str | None, at: KeyPath) -> Iterator[Problem]:

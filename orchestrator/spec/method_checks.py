@@ -7,13 +7,13 @@ from typing import Any
 from orchestrator.spec.plugin_checks import plugin_corners
 from orchestrator.spec.problems import Problem
 from orchestrator.spec.topology_checks import smallest_task
-from orchestrator.spec.yaml_source import KeyPath
 from plugins import registry
 from search_spaces.base import Topology
 from search_spaces.ramps import Ramp, is_ramp
 from search_spaces.recipes import PluginChoice, Recipe
 from trainers.config import DataConfig
 from trainers.training.methods import Methods
+from trainers.yaml_source import KeyPath
 
 _OPTIONS = "model_options."
 _ROLES = {"augmentation": ("augment", "changes single images"), "mixing": ("mix", "mixes images")}

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from orchestrator.spec.cost import COST_NAMES
 from orchestrator.spec.plugin_checks import choice_problems
 from orchestrator.spec.problems import Problem
-from orchestrator.spec.yaml_source import KeyPath
 from plugins.registry import nearest_name
 from search_spaces.recipes import PluginChoice
+from trainers.yaml_source import KeyPath
 
 _FORMS = "must be a metric, or a metric and a cost such as [accuracy, latency]"
 

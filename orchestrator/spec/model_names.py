@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orchestrator.spec.yaml_source import absolute_path
+from trainers.yaml_source import absolute_path
 
 CHAMPION_SUFFIX = "@champion"
 """Follows a study's name, as in MLflow's addresses of models."""

@@ -8,10 +8,10 @@ from pydantic import ValidationError
 from orchestrator.spec.problems import Problem, found, range_problem
 from orchestrator.spec.proxy_choices import parts_of
 from orchestrator.spec.topology_checks import dimension_ends
-from orchestrator.spec.yaml_source import KeyPath
 from plugins import registry
 from search_spaces.dimensions import Dimension, parse_dimension
 from search_spaces.recipes import PluginChoice, decode_plugin, parse_plugin_dimensions
+from trainers.yaml_source import KeyPath
 
 _MAX_CORNERS = 256
 

@@ -9,11 +9,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from orchestrator.spec.yaml_source import KeyPath
 from plugins.registry import nearest_name
 from search_spaces.dimensions import Integer, Real
 from search_spaces.ramps import NUMBER_TAG, RAMP_TAG, Bounds
 from search_spaces.recipes import PluginChoice
+from trainers.yaml_source import KeyPath
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 """Names of studies and stages."""

@@ -8,9 +8,9 @@ from pydantic import ValidationError
 from orchestrator.spec.method_checks import method_lists, role_problem
 from orchestrator.spec.plugin_checks import search_problems
 from orchestrator.spec.problems import Problem, first_problem, range_problem
-from orchestrator.spec.yaml_source import KeyPath
 from search_spaces.recipes import METHOD_LISTS, PLUGIN_FIELDS, PluginChoice, Recipe, parse_recipe_space
 from trainers.training.methods import excluded_optimizer
+from trainers.yaml_source import KeyPath
 
 
 def recipe_problems(recipe: Mapping[str, Any], at: KeyPath) -> Iterator[Problem]:

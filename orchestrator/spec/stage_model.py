@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.spec.problems import NAME_PATTERN, Problem
 from orchestrator.spec.truth_source import TruthSource
-from orchestrator.spec.yaml_source import KeyPath
 from plugins.protocols import Signal
 from trainers.config import DataConfig
+from trainers.yaml_source import KeyPath
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Fraction = Annotated[float, Field(gt=0, lt=1, strict=True)]

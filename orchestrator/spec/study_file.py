@@ -21,19 +21,11 @@ from orchestrator.spec.model_names import with_absolute_teacher, with_absolute_w
 from orchestrator.spec.problems import NAME_PATTERN, Problem, all_problems, distinct
 from orchestrator.spec.stage_model import StageModel
 from orchestrator.spec.stage_registry import stage_models
-from orchestrator.spec.yaml_source import (
-    KeyPath,
-    SpecError,
-    YamlSource,
-    absolute_path,
-    format_path,
-    parse_yaml,
-    read_yaml,
-)
 from plugins.metrics.deciding import ACCURACY_CHOICE
 from search_spaces.recipes import MethodList
 from trainers.config import Configuration, DataConfig
 from trainers.data.sources import BUILT_IN
+from trainers.yaml_source import KeyPath, SpecError, YamlSource, absolute_path, format_path, parse_yaml, read_yaml
 
 Model = TypeVar("Model", bound=BaseModel)
 

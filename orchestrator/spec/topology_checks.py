@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from orchestrator.spec.problems import Problem, plain
-from orchestrator.spec.yaml_source import KeyPath
 from plugins import registry
 from search_spaces.base import ImageTask, SearchSpace, Topology
 from search_spaces.dimensions import Choice, Dimension, Point, is_active
 from search_spaces.shape_rules import ShapeRules
 from trainers.config import NOISE, DataConfig
 from trainers.data.sources import BUILT_IN, DIGITS, noise_task
+from trainers.yaml_source import KeyPath
 
 _DESCENT_STARTS = 3
 

@@ -11,9 +11,11 @@ from pydantic import ValidationError
 
 from orchestrator.spec.problems import found, plain
 from plugins import registry
+from plugins.regular_files import read_regular_file
 from search_spaces.base import ImageTask, SearchSpace, Topology
 
 ARCHITECTURE = "arch"
+_MAX_BYTES = 256 * 1024 * 1024
 _COSTS = {"params": "parameters", "macs": "macs"}
 """Keys of a row that are compared with our closed-form costs, and the matching attribute of `Costs`."""
 
@@ -116,7 +118,7 @@ def file_digest(path: Path) -> str:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular_file(path, max_bytes=_MAX_BYTES)
     except OSError as error:
         raise TruthError(
             f"{path} must be a JSON file of rows, but it cannot be read ({error.strerror}; working directory "

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from orchestrator.spec.model_names import absolute_model
 from orchestrator.spec.stage_model import Count, SpecModel
-from orchestrator.spec.yaml_source import absolute_path
+from trainers.yaml_source import absolute_path
 
 _KINDS = ("study", "model", "file")
 

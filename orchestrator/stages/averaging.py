@@ -20,7 +20,6 @@ from orchestrator.spec.averaging_checks import (
 from orchestrator.spec.plugin_checks import sampler_problems, search_problems
 from orchestrator.spec.problems import Problem
 from orchestrator.spec.stage_model import Count, StageModel, StageName, latest
-from orchestrator.spec.yaml_source import KeyPath
 from orchestrator.stages.averaging_sources import Sources, sources_of
 from orchestrator.stages.context import StageContext, StageFailedError
 from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
@@ -33,6 +32,7 @@ from plugins.metrics.deciding import ACCURACY, DecidingMetric
 from search_spaces.dimensions import Dimension, Scalar
 from search_spaces.recipes import PluginChoice, base_point, describe_plugin
 from trainers.config import AverageTask
+from trainers.yaml_source import KeyPath
 
 _ROUNDING = 1e-9
 

@@ -13,13 +13,13 @@ from orchestrator.spec.proxy_choices import expand_all, is_pool_proxy, with_repe
 from orchestrator.spec.stage_model import Count, Fraction, StageModel, StageName, latest
 from orchestrator.spec.truth_source import TruthSource
 from orchestrator.spec.truth_table import TruthError, read_truth_table
-from orchestrator.spec.yaml_source import KeyPath, absolute_path
 from orchestrator.stages.context import StageContext, StageFailedError
 from orchestrator.stages.kind import StageKind, StageOutcome
 from orchestrator.stages.screen import ScreenStage
 from orchestrator.stages.train import TRAIN
 from orchestrator.stages.verdict_results import CorrelateResult, VerdictSettings
 from search_spaces.recipes import PluginChoice
+from trainers.yaml_source import KeyPath, absolute_path
 
 if TYPE_CHECKING:
     from orchestrator.evaluation.ground_truth import GroundTruth

@@ -14,7 +14,6 @@ from orchestrator.spec.problems import Problem, plain
 from orchestrator.spec.proxy_choices import Direction, proxy_directions
 from orchestrator.spec.stage_model import Count, Fraction, StageModel, StageName, latest
 from orchestrator.spec.topology_checks import first_topology, search_space_of, smallest_task, topology_text_problems
-from orchestrator.spec.yaml_source import KeyPath
 from orchestrator.stages.context import StageContext, StageFailedError, StageInterruptedError
 from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
 from orchestrator.stages.screen import SCREEN, ScreenStage
@@ -27,6 +26,7 @@ from search_spaces.dimensions import Point
 from search_spaces.recipes import PluginChoice
 from search_spaces.shape_rules import ShapeRules, width_step
 from trainers.config import DataConfig, ScoreTask
+from trainers.yaml_source import KeyPath
 
 CEILING = 1.375
 """Networks above this multiple of a target are excluded. As-ViT's code allows 110 M for a target of 80 M."""

@@ -8,12 +8,12 @@ from typing import Any
 from orchestrator.spec.plugin_checks import plugin_corners
 from orchestrator.spec.problems import Problem
 from orchestrator.spec.stage_model import StageModel
-from orchestrator.spec.yaml_source import KeyPath
 from orchestrator.stages.context import StageFailedError
 from plugins import registry
 from plugins.protocols import LearnsFromStage, Signal
 from search_spaces.recipes import PluginChoice, Recipe
 from trainers.config import EpochReport
+from trainers.yaml_source import KeyPath
 
 _FILE = "gradient-norms.json"
 _KEY = "recipe.schedule"

@@ -11,7 +11,6 @@ from orchestrator.spec.averaging_checks import needs_validation, reads_of
 from orchestrator.spec.cost import CostName
 from orchestrator.spec.problems import Problem
 from orchestrator.spec.stage_model import Count, StageModel, StageName, latest
-from orchestrator.spec.yaml_source import KeyPath
 from orchestrator.stages.averaging import AVERAGING, AveragingResult
 from orchestrator.stages.averaging_sources import sources_of
 from orchestrator.stages.context import StageContext, StageFailedError
@@ -32,6 +31,7 @@ from plugins.protocols import StateDict
 from search_spaces.recipes import PluginChoice, describe_plugin
 from trainers.config import Configuration
 from trainers.results.model_report import ModelReport, describe_result
+from trainers.yaml_source import KeyPath
 
 
 class PromoteStage(StageModel):

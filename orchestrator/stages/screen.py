@@ -20,7 +20,6 @@ from orchestrator.spec.topology_checks import (
     shape_problem,
     smallest_task,
 )
-from orchestrator.spec.yaml_source import KeyPath
 from orchestrator.stages.context import StageContext
 from orchestrator.stages.improvement import with_patience
 from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
@@ -32,6 +31,7 @@ from search_spaces.dimensions import Dimension, Point
 from search_spaces.recipes import PluginChoice
 from search_spaces.shape_rules import ShapeRules
 from trainers.config import DataConfig, ScoreTask
+from trainers.yaml_source import KeyPath
 
 _COST_PROXIES = frozenset({"params", "flops", "depth", "latency"})
 """Proxies that measure only size; by default they do not count for the ranking."""

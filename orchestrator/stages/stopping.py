@@ -11,7 +11,6 @@ from orchestrator.reports.csv_text import csv_text
 from orchestrator.spec.plugin_checks import plugin_corners, sampler_problems, search_problems
 from orchestrator.spec.problems import Problem
 from orchestrator.spec.stage_model import Count, StageName
-from orchestrator.spec.yaml_source import KeyPath
 from orchestrator.stages.context import StageContext, StageFailedError
 from orchestrator.stages.kind import FinishedStage, StageKind, StageOutcome, StageResult
 from orchestrator.stages.plugin_search import PluginSearchModel
@@ -23,6 +22,7 @@ from plugins.metrics.deciding import ACCURACY, DecidingMetric
 from plugins.protocols import CurvePoint, Signal, needed_signals
 from search_spaces.recipes import PluginChoice, base_point, describe_plugin
 from trainers.config import ReplayTask
+from trainers.yaml_source import KeyPath
 
 OBJECTIVES = (Objective("epochs_saved", "maximize"), Objective("accuracy_lost", "minimize"))
 

@@ -24,7 +24,6 @@ from orchestrator.spec.recipe_checks import recipe_problems
 from orchestrator.spec.stage_model import Count, SpecModel, StageModel, StageName, latest
 from orchestrator.spec.topology_checks import topology_text_problems
 from orchestrator.spec.warm_start import WarmStart, with_absolute_warm_start
-from orchestrator.spec.yaml_source import KeyPath
 from orchestrator.stages.certainty import RankingCertainty, describe_certainty, rank_certainty
 from orchestrator.stages.context import StageContext
 from orchestrator.stages.grow import GROW, GrowStage
@@ -51,6 +50,7 @@ from search_spaces.ema_rates import EmaRates
 from search_spaces.ramps import Ramp
 from search_spaces.recipes import PLUGIN_FIELDS, PluginChoice, Recipe, RecipeSpace, base_point, parse_recipe_space
 from trainers.config import Configuration, DataConfig, EpochReport, InitialWeights, TrainTask
+from trainers.yaml_source import KeyPath
 
 CHANGEABLE = frozenset(
     ("learning_rate", "weight_decay", "label_smoothing", "drop_path", "augmentation", "curriculum", "gradient_clip")

@@ -13,7 +13,6 @@ from orchestrator.spec.model_names import champion_of, trial_named
 from orchestrator.spec.problems import plain
 from orchestrator.spec.study_file import StudySpec
 from orchestrator.spec.warm_start import WarmStart, WarmStartError
-from orchestrator.spec.yaml_source import read_yaml
 from orchestrator.stages.retention import CUT
 from orchestrator.stages.starting_weights import TEACHER_INDEX, has_stored_weights, store_weights, stored_weights
 from orchestrator.stages.train import TrainStage, ranking_by, sort_trials, train_conditions
@@ -23,6 +22,7 @@ from orchestrator.study.access import find_champion, find_study, open_existing, 
 from plugins.metrics.deciding import DecidingMetric
 from trainers.config import Configuration, InitialWeights
 from trainers.weights.errors import WeightsError
+from trainers.yaml_source import read_yaml
 
 if TYPE_CHECKING:
     from trainers.data.images import ImageData

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
+from trainers.yaml_source import OF_MODEL_CARDS, read_yaml
 
 MODEL_CARD = "model.yaml"
 """The file by which a model's folder is recognised; see `trainers.champion`."""
@@ -26,14 +26,13 @@ def write_flavor(mlflow: Any, folder: Path, *, key: str, card: Path) -> None:
         card: The model's `model.yaml`.
 
     Raises:
-        OSError: The card cannot be read.
-        ValueError: The card is damaged.
+        ValueError: The card cannot be read, or is damaged.
     """
     try:
-        content = yaml.safe_load(card.read_bytes())
+        content = read_yaml(card, limits=OF_MODEL_CARDS, version="1.1").data
         task, digest = content["task"], str(content["weights_sha256"])
         example = _example(int(task["image_size"]), int(task["in_channels"]))
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{card} must describe a model, but: {error!r}. Save the model again.") from error
     schema = mlflow.types.schema
     of = mlflow.types.DataType

@@ -13,6 +13,9 @@ from plugins.proxies.expression import Expression
 from plugins.proxies.formula_text import FormulaError, parse
 from plugins.proxies.formulas import Formula
 from plugins.registry import FORMULA_NAME, FORMULA_SUFFIX, SavedFormula, available, clear_caches, provider
+from plugins.regular_files import read_regular_file
+
+_MAX_BYTES = 64 * 1024
 
 
 class SavedFormulaError(ImportError):
@@ -66,7 +69,7 @@ def save_formula(folder: Path, name: str, formula: Formula, *, comments: str) ->
 
 def _read(path: Path) -> Formula:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_regular_file(path, max_bytes=_MAX_BYTES).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise SavedFormulaError(f"{path} must be a text file with a formula, but it cannot be read ({error})") from None
     found = [(number, line) for number, line in enumerate(lines, start=1) if line.strip() and line.lstrip()[0] != "#"]

@@ -14,7 +14,6 @@ from mlflow import MlflowClient
 from orchestrator.cli.tables import champion_lines
 from orchestrator.settings import load_settings
 from orchestrator.spec.study_file import load_configuration, load_spec
-from orchestrator.spec.yaml_source import SpecError
 from orchestrator.stages.promote import PromoteResult
 from orchestrator.store.repository import Store
 from orchestrator.study.access import find_champion
@@ -25,6 +24,7 @@ from trainers import champion
 from trainers.champion import load_model
 from trainers.config import Configuration
 from trainers.data.images import load_test_images
+from trainers.yaml_source import SpecError
 
 TOPOLOGY = "as-vit:4,4,2,1|2,4,2,1|2,2,2,1|2,1,2,1|16,4"
 STUDY: dict[str, Any] = {

@@ -10,12 +10,12 @@ from sqlalchemy import create_engine, update
 from orchestrator.settings import load_settings
 from orchestrator.spec.study_file import load_spec
 from orchestrator.spec.warm_start import WarmStart, WarmStartError
-from orchestrator.spec.yaml_source import SpecError
 from orchestrator.store.tables import trials
 from orchestrator.study.access import UnknownStudyError, delete_study, find_champion, find_study
 from orchestrator.study.reusing import read_warm_start
 from tests.fakes import RecordingProgress, Switch, Told
 from tests.tiny import CommandLine, Rows, read_rows, run_here
+from trainers.yaml_source import SpecError
 
 ONE = "as-vit:4,4,2,1|2,4,2,1|2,2,2,1|2,1,2,1|16,4"
 TWO = "as-vit:8,4,2,1|2,4,2,1|2,2,2,1|2,1,2,1|16,4"

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from orchestrator.spec.study_file import parse_spec
-from orchestrator.spec.yaml_source import SpecError
+from trainers.yaml_source import SpecError
 
 STUDY = """\
 study: sent

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from orchestrator.spec.study_file import make_spec
-from orchestrator.spec.yaml_source import SpecError
 from plugins.averaging.greedy_soup import greedy_soup
 from plugins.metrics.deciding import ACCURACY, DecidingMetric
 from plugins.protocols import CurvePoint, Evaluated, StateDict
@@ -21,6 +20,7 @@ from trainers.training.checkpoints import accepted_digests, configuration_digest
 from trainers.training.evaluation import judge
 from trainers.training.packed import train_packed
 from trainers.training.packing import can_be_packed
+from trainers.yaml_source import SpecError
 
 LOSS, F1 = (DecidingMetric.of(PluginChoice(name=name)) for name in ("loss", "macro-f1"))
 CPU = torch.device("cpu")

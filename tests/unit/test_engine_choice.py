@@ -9,7 +9,7 @@ from orchestrator.engines.interfaces import EngineUnavailableError
 from orchestrator.engines.ray.placement import Node, can_hold
 from orchestrator.spec import engine as engine_specs
 from orchestrator.spec.study_file import StudySpec, differences, load_spec
-from orchestrator.spec.yaml_source import SpecError
+from trainers.yaml_source import SpecError
 
 STUDY = """\
 study: tiny

@@ -11,12 +11,12 @@ from PIL import Image
 
 from orchestrator.spec.stage_registry import stage_models
 from orchestrator.spec.study_file import StudySpec, differences, load_configuration, load_spec, make_spec
-from orchestrator.spec.yaml_source import SpecError
 from orchestrator.stages.averaging import AveragingStage
 from orchestrator.stages.screen import ScreenStage
 from orchestrator.stages.stopping import StoppingStage
 from orchestrator.stages.train import TrainStage
 from search_spaces.recipes import PluginChoice
+from trainers.yaml_source import SpecError
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALLEST = """\

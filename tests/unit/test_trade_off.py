@@ -5,11 +5,11 @@ import pytest
 from orchestrator.engines.interfaces import Objective
 from orchestrator.spec.cost import Cost
 from orchestrator.spec.study_file import make_spec
-from orchestrator.spec.yaml_source import SpecError
 from orchestrator.stages.trade_off import choose_trial, knee_of, pareto_front, with_cost
 from orchestrator.store.records import TrialRecord
 from tests.fakes import make_trial
 from tests.unit.training import TOPOLOGY
+from trainers.yaml_source import SpecError
 
 ACCURACY, LOSS = Objective("val_accuracy", "maximize"), Objective("val_loss", "minimize")
 LATENCY, PARAMETERS = Cost(name="latency"), Cost(name="parameters")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.spec.yaml_source import MAX_BYTES, MAX_DEPTH, MAX_VALUES, SpecError, format_path, read_yaml
+from trainers.yaml_source import MAX_DEPTH, OF_STUDY_FILES, SpecError, format_path, read_yaml
 
 
 def write(folder: Path, text: str | bytes) -> Path:
@@ -44,7 +44,7 @@ BAD = {
     "deep nesting": ("a: " + "[" * (MAX_DEPTH + 1), 1, "deep"),
     "nesting that would overflow the stack": ("[" * 500_000, 1, "deep"),
     "block nesting": ("- " * 300_000, 1, "deep"),
-    "too many values": ("a:\n" + "- x\n" * MAX_VALUES, MAX_VALUES - 1, "20,000"),
+    "too many values": ("a:\n" + "- x\n" * OF_STUDY_FILES.max_values, OF_STUDY_FILES.max_values - 1, "20,000"),
     "a billion laughs": (BOMB, 1, "20,000"),
     "aliases that nest deeper and deeper": (CHAIN, None, "deep"),
 }
@@ -75,7 +75,9 @@ def test_a_missing_file_a_folder_and_a_device_are_refused_without_a_line(tmp_pat
 def test_fifty_megabytes_are_refused_by_their_size_alone(tmp_path: Path) -> None:
     file = tmp_path / "large.yaml"
     with file.open("wb") as stream:
-        stream.truncate(50 * MAX_BYTES)  # a sparse file: reading it would find zero bytes, which are no YAML
+        stream.truncate(
+            50 * OF_STUDY_FILES.max_bytes
+        )  # a sparse file: reading it would find zero bytes, which are no YAML
     with pytest.raises(SpecError, match="at most 1,048,576 bytes, but has 52,428,800"):
         read_yaml(file)
 

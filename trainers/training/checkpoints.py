@@ -28,7 +28,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from plugins.regular_files import read_regular_file
 from trainers.config import CheckpointRecord, Configuration, EpochReport
+from trainers.weights.tensor_checks import MAX_WEIGHT_BYTES
 
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -390,14 +392,19 @@ def _apart(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.ndim == 0 else tensor
 
 
-def read_tensors(file: Path, sha256: str | None) -> dict[str, Tensor]:
+def read_tensors(file: Path, sha256: str | None, *, max_bytes: int = MAX_WEIGHT_BYTES) -> dict[str, Tensor]:
     """Load the tensors of a safetensors file and verify its sha256.
 
+    Args:
+        file: The file.
+        sha256: Expected sha256 of its content.
+        max_bytes: Largest size, in bytes.
+
     Raises:
-        CheckpointError: The file is missing or its content does not match.
+        CheckpointError: The file is missing, not a regular file or too large, or its content does not match.
     """
     try:
-        data = file.read_bytes()
+        data = read_regular_file(file, max_bytes=max_bytes)
     except OSError as error:
         raise CheckpointError(f"{file} must be readable, but: {error.strerror}.") from error
     found = sha256_of(data)

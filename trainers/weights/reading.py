@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
+from plugins.regular_files import read_regular_file
 from search_spaces.base import ImageTask
 from trainers.weights.errors import WeightsError
 from trainers.weights.foreign_names import from_plain_transformer, is_plain_transformer, state_dict_in
+from trainers.weights.tensor_checks import MAX_WEIGHT_BYTES, not_finite
+from trainers.yaml_source import OF_MODEL_CARDS, SpecError, read_yaml
 
 MODEL_FILE = "model.yaml"
 WEIGHTS_FILE = "model.safetensors"
@@ -94,10 +96,15 @@ def read_weights(path: Path, *, source: str) -> SourceWeights:
     data = _bytes_of(file, path, source)
     sha256 = hashlib.sha256(data).hexdigest()
     card = _card_beside(file, sha256, must_fit=path.is_dir())
-    tensors = {name: value.float() for name, value in _tensors_in(file, data).items() if value.is_floating_point()}
-    left: tuple[str, ...] = ()
+    found = _tensors_in(file, data)
+    left = tuple(name for name, value in found.items() if not value.is_floating_point())
+    tensors = {name: value.float() for name, value in found.items() if value.is_floating_point()}
+    problem = not_finite(tensors) if tensors else f"all of its tensors are whole numbers ({', '.join(left[:_SHOWN])})"
+    if problem is not None:
+        raise WeightsError(f"weights {file}: must be the weights of a trained model, but {problem}. Use another model.")
     if is_plain_transformer(tensors):
-        tensors, left = from_plain_transformer(tensors)
+        tensors, foreign = from_plain_transformer(tensors)
+        left += foreign
     known = _known_of_export(file)
     if card is not None:
         known = _Known(card.configuration.topology, card.task, card.class_names, card.mean, card.std)
@@ -122,7 +129,7 @@ def _bytes_of(file: Path, path: Path, source: str) -> bytes:
             "Name the folder that contains the model, or convert the file."
         )
     try:
-        return file.read_bytes()
+        return read_regular_file(file, max_bytes=MAX_WEIGHT_BYTES)
     except OSError as error:
         what = (
             f"a folder with {MODEL_FILE} and {WEIGHTS_FILE}" if path.is_dir() else "a readable file or a model folder"
@@ -137,12 +144,13 @@ def _card_beside(file: Path, sha256: str, *, must_fit: bool) -> _Card | None:
     """The description of the model beside its weights; `None` if there is none, or it describes other weights."""
     place = file.with_name(MODEL_FILE)
     try:
-        card = _Card.model_validate(yaml.safe_load(place.read_bytes()))
-    except (OSError, yaml.YAMLError, ValidationError) as error:
+        card = _Card.model_validate(read_yaml(place, limits=OF_MODEL_CARDS, version="1.1").data)
+    except (SpecError, ValidationError) as error:
         if must_fit:
+            reason = error.message.rstrip(".") if isinstance(error, SpecError) else "it does not describe a model"
             raise WeightsError(
                 f"weights {file.parent}: a model folder must have an intact {MODEL_FILE}, but {place.name} cannot be "
-                f"read ({type(error).__name__}). Name its {WEIGHTS_FILE} instead, or save the model again."
+                f"read ({reason}). Name its {WEIGHTS_FILE} instead, or save the model again."
             ) from error
         return None
     if card.weights_sha256 == sha256:

@@ -2,19 +2,20 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
-MAX_BYTES = 1024 * 1024
+from plugins.regular_files import UnsuitableFileError, read_regular_file
+
 MAX_DEPTH = 40
-MAX_VALUES = 20_000
 
 KeyPath = tuple[str | int, ...]
 """Path to a value: keys of mappings and indices of lists, from the top."""
+PlainScalar = str | int | float | bool | None
 
 _Loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 
@@ -46,6 +47,19 @@ class SpecError(ValueError):
 
     def __str__(self) -> str:
         return "\n".join([super().__str__(), *map(str, self.others)])
+
+
+class YamlLimits(NamedTuple):
+    """What a file may hold."""
+
+    max_bytes: int = 1024 * 1024
+    max_values: int = 20_000
+    """Values after aliases are expanded."""
+
+
+OF_STUDY_FILES = YamlLimits()
+OF_MODEL_CARDS = YamlLimits(max_bytes=16 * 1024 * 1024, max_values=300_000)
+"""A model's description lists up to 100,000 classes."""
 
 
 class Mark(NamedTuple):
@@ -85,32 +99,53 @@ class YamlSource:
         return SpecError(self.file, message, line=self.line(path), path=path)
 
 
-def read_yaml(file: str | Path) -> YamlSource:
+def read_yaml(
+    file: str | Path, *, limits: YamlLimits = OF_STUDY_FILES, version: Literal["1.1", "1.2"] = "1.2"
+) -> YamlSource:
     """Read one mapping from a YAML file without executing anything in it.
 
+    Args:
+        file: The file.
+        limits: What it may hold.
+        version: How plain scalars are read: as in YAML 1.2, which people expect, or in 1.1, which PyYAML writes. Only
+            with 1.2, numbers must be finite.
+
     Raises:
-        SpecError: The file cannot be read, is larger than `MAX_BYTES`, is not YAML or not a mapping, nests deeper than
-            `MAX_DEPTH`, holds more than `MAX_VALUES` values after aliases are expanded, repeats a key, has keys that
-            are not text, or uses tags.
+        SpecError: The file cannot be read, is larger than the limit, is not YAML or not a mapping, nests deeper than
+            `MAX_DEPTH`, holds too many values after aliases are expanded, repeats a key, has keys that are not text,
+            or uses tags.
     """
-    return parse_yaml(_read_bytes(file), file)
+    return parse_yaml(_read_bytes(file, limits.max_bytes), file, limits=limits, version=version)
 
 
-def parse_yaml(raw: bytes, file: str | Path, *, folder: Path | None = None) -> YamlSource:
+def parse_yaml(
+    raw: bytes,
+    file: str | Path,
+    *,
+    folder: Path | None = None,
+    limits: YamlLimits = OF_STUDY_FILES,
+    version: Literal["1.1", "1.2"] = "1.2",
+) -> YamlSource:
     """Read one mapping from the content of a YAML file. JSON is YAML, too.
 
     Args:
         raw: The content.
         file: Name of the file for messages.
         folder: Folder of relative paths in it, if that is not the file's.
+        limits: As in `read_yaml`.
+        version: As in `read_yaml`.
 
     Raises:
         SpecError: As in `read_yaml`.
     """
-    _check_size(file, len(raw))
+    if len(raw) > limits.max_bytes:
+        raise SpecError(
+            file,
+            f"must have at most {limits.max_bytes:,} bytes, but has {len(raw):,}. Check the file.",
+        )
     _check_encoding(file, raw)
     try:
-        _check_events(file, raw)
+        _check_events(file, raw, limits.max_values)
         node = yaml.compose(raw, Loader=_Loader)
     except yaml.YAMLError as error:
         raise _syntax_error(file, raw, error) from None
@@ -121,7 +156,7 @@ def parse_yaml(raw: bytes, file: str | Path, *, folder: Path | None = None) -> Y
         raise SpecError(
             file, f"must be a mapping of keys to values, but got {found}.", line=1 if node is None else _line(node)
         )
-    builder = _Builder(file)
+    builder = _Builder(file, limits.max_values, _scalar_of_1_1 if version == "1.1" else _scalar_of_1_2)
     data = builder.build(node, ())
     return YamlSource(file=str(file), data=data, marks=builder.marks, folder=folder)
 
@@ -132,26 +167,18 @@ def format_path(path: KeyPath) -> str:
     return text.removeprefix(".")
 
 
-def _read_bytes(file: str | Path) -> bytes:
+def _read_bytes(file: str | Path, max_bytes: int) -> bytes:
     path = Path(file)
     try:
         if path.is_dir():
             raise SpecError(file, "must be a YAML file, but is a folder. Name a file in it.")
-        if not path.exists():
-            raise SpecError(file, "must be a YAML file, but does not exist. Check the path.")
-        if not path.is_file():
-            raise SpecError(
-                file, "must be a regular file, but is a device or a pipe. Save its content to a file first."
-            )
-        _check_size(file, path.stat().st_size)
-        return path.read_bytes()
+        return read_regular_file(path, max_bytes=max_bytes)
+    except FileNotFoundError:
+        raise SpecError(file, "must be a YAML file, but does not exist. Check the path.") from None
+    except UnsuitableFileError as error:
+        raise SpecError(file, f"must be a YAML file, but cannot be read: {error.strerror}. Check the path.") from None
     except OSError as error:
         raise SpecError(file, f"must be readable, but got: {error.strerror}. Check its permissions.") from None
-
-
-def _check_size(file: str | Path, size: int) -> None:
-    if size > MAX_BYTES:
-        raise SpecError(file, f"must be at most {MAX_BYTES:,} bytes, but has {size:,}. Check that it is a study file.")
 
 
 def _check_encoding(file: str | Path, raw: bytes) -> None:
@@ -164,7 +191,7 @@ def _check_encoding(file: str | Path, raw: bytes) -> None:
         ) from None
 
 
-def _check_events(file: str | Path, raw: bytes) -> None:
+def _check_events(file: str | Path, raw: bytes, max_values: int) -> None:
     """Reject input that would overflow the stack of the composer, which is recursive."""
     depth = num_values = num_documents = 0
     for event in yaml.parse(raw, Loader=_Loader):
@@ -179,8 +206,8 @@ def _check_events(file: str | Path, raw: bytes) -> None:
             depth -= 1
         elif isinstance(event, yaml.NodeEvent):
             num_values += 1
-            if num_values > MAX_VALUES:
-                raise _too_many(file, line)
+            if num_values > max_values:
+                raise _too_many(file, line, max_values)
             tag = getattr(event, "tag", None)
             if tag is not None:
                 raise SpecError(file, f"must hold plain values, but got the tag {tag!r}. Remove the tag.", line=line)
@@ -193,16 +220,18 @@ def _check_events(file: str | Path, raw: bytes) -> None:
 class _Builder:
     """Turns composed nodes into plain data; aliases are expanded, within the limits."""
 
-    def __init__(self, file: str | Path) -> None:
-        self.file = file
+    def __init__(
+        self, file: str | Path, max_values: int, read_scalar: Callable[[yaml.ScalarNode], PlainScalar]
+    ) -> None:
+        self.file, self.max_values, self.read_scalar = file, max_values, read_scalar
         self.marks: dict[KeyPath, Mark] = {}
         self.num_values = 0
         self.open: list[int] = []
 
     def build(self, node: yaml.Node, path: KeyPath) -> Any:
         self.num_values += 1
-        if self.num_values > MAX_VALUES:
-            raise _too_many(self.file, _line(node))
+        if self.num_values > self.max_values:
+            raise _too_many(self.file, _line(node), self.max_values)
         self.marks.setdefault(path, Mark(_line(node), node.start_mark.column + 1))
         if isinstance(node, yaml.ScalarNode):
             return node.value if node.style else self._scalar(node, path)
@@ -220,13 +249,11 @@ class _Builder:
         self.open.pop()
         return value
 
-    def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> str | int | float | bool | None:
-        value = _plain_scalar(node.value)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise SpecError(
-                self.file, f"numbers must be finite, but got {node.value!r:.60}.", line=_line(node), path=path
-            )
-        return value
+    def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> PlainScalar:
+        try:
+            return self.read_scalar(node)
+        except ValueError as error:
+            raise SpecError(self.file, str(error), line=_line(node), path=path) from None
 
     def _items(self, node: yaml.Node, path: KeyPath) -> list[Any]:
         return [self.build(child, (*path, index)) for index, child in enumerate(node.value)]
@@ -263,7 +290,24 @@ class _Builder:
             yield key, self.build(value_node, (*path, key))
 
 
-def _plain_scalar(text: str) -> str | int | float | bool | None:
+def _scalar_of_1_2(node: yaml.ScalarNode) -> PlainScalar:
+    value = _plain_scalar(node.value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"numbers must be finite, but got {node.value!r:.60}.")
+    return value
+
+
+def _scalar_of_1_1(node: yaml.ScalarNode) -> PlainScalar:
+    try:
+        value = yaml.constructor.SafeConstructor().construct_object(node)
+    except ValueError as error:  # such as a date in a month 13
+        raise ValueError(f"must be a plain value, but got {node.value!r:.60} ({error}). Put it in quotes.") from None
+    if value is not None and not isinstance(value, str | int | float):
+        raise ValueError(f"must be text, a number or a truth value, but got {node.value!r:.60}. Put it in quotes.")
+    return value
+
+
+def _plain_scalar(text: str) -> PlainScalar:
     if text in _NULL:
         return None
     if text in _BOOL:
@@ -281,10 +325,10 @@ def _line(node: yaml.Node) -> int:
     return int(node.start_mark.line) + 1
 
 
-def _too_many(file: str | Path, line: int) -> SpecError:
+def _too_many(file: str | Path, line: int, max_values: int) -> SpecError:
     return SpecError(
         file,
-        f"must hold at most {MAX_VALUES:,} values after aliases are expanded, but there are more. Make it smaller.",
+        f"must hold at most {max_values:,} values after aliases are expanded, but there are more. Make it smaller.",
         line=line,
     )
 

@@ -1,0 +1,40 @@
+"""Reads files that somebody else may have prepared: regular files only, and no more than a given size."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+
+class UnsuitableFileError(OSError):
+    """A path leads to a device, a pipe or a folder, to a file that is too large, or is not a path at all.
+
+    `strerror` describes it, as for other errors of the system, so that one handler serves both.
+    """
+
+
+def read_regular_file(path: Path, *, max_bytes: int) -> bytes:
+    """The content of a file. Links are followed; opening a pipe does not wait for its writer.
+
+    Args:
+        path: The file.
+        max_bytes: Largest size, in bytes.
+
+    Raises:
+        UnsuitableFileError: It is not a regular file, or too large.
+        OSError: It cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError as error:  # a null byte
+        raise UnsuitableFileError(errno.EINVAL, f"a path cannot be like this ({error})") from None
+    with open(descriptor, "rb") as file:  # noqa: PTH123 - Path.open takes no descriptor
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            what = "a folder" if stat.S_ISDIR(found.st_mode) else "a device or a pipe"
+            raise UnsuitableFileError(errno.EINVAL, f"it must be a regular file, but is {what}", str(path))
+        if found.st_size > max_bytes:
+            raise UnsuitableFileError(
+                errno.EFBIG, f"it must have at most {max_bytes:,} bytes, but has {found.st_size:,}", str(path)
+            )
+        return file.read(max_bytes)
