@@ -73,10 +73,34 @@ class Settings(BaseSettings):
     )
     tracking: bool = Field(default=True, description="VITSEARCH_TRACKING: `off` sends nothing to MLflow")
 
+    max_studies: int | None = Field(
+        default=None,
+        ge=1,
+        description="VITSEARCH_MAX_STUDIES: maximum number of submitted studies that run at a time on this machine, or "
+        "on the cluster that RAY_ADDRESS names; if unset, one per GPU, at least one",
+    )
+    cluster_gpus: int | None = Field(
+        default=None,
+        ge=0,
+        description="VITSEARCH_CLUSTER_GPUS: number of GPUs of the cluster that RAY_ADDRESS names, which submitted "
+        "studies share; if unset, they are not counted",
+    )
+
     def apply(self) -> None:
         """Use the saved formulas and the cache of these settings in this process and its child processes."""
         use_formulas(self.formula_folder)
         use_cache(self.cache_folder, self.cache_gib)
+
+    def environment(self) -> dict[str, str]:
+        """Environment variables that give a driver these settings. Addresses may contain passwords."""
+        texts = {
+            "tracking": "on" if self.tracking else "off",
+            "data_roots": os.pathsep.join(map(str, self.data_roots)),
+            "server": None,  # a driver talks to the database only
+            "token": None,
+        }
+        values = {name: texts.get(name, getattr(self, name)) for name in Settings.model_fields}
+        return {f"VITSEARCH_{name.upper()}": str(value) for name, value in values.items() if value not in (None, "")}
 
     @property
     def formula_folder(self) -> Path:

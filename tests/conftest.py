@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
     from orchestrator.engines.ray.cluster import RayCluster
+    from orchestrator.store.repository import Store
     from tests.postgres import PostgresServer
     from tests.tiny import CommandLine, FinishedStudy
 
@@ -118,6 +119,31 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     from tests.postgres import empty_database
 
     return empty_database(request, tmp_path)
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+def migrated_database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A database with all tables, shared by the tests that use `empty_store`."""
+    from orchestrator.store.database import open_database
+    from tests.postgres import empty_database
+
+    url = empty_database(request, tmp_path_factory.mktemp("store"))
+    open_database(url).dispose()
+    return url
+
+
+@pytest.fixture
+def empty_store(migrated_database: str) -> "Iterator[Store]":
+    """A store whose tables are empty; it costs less than a new database."""
+    from orchestrator.store.repository import Store
+    from orchestrator.store.tables import metadata
+
+    store = Store.open(migrated_database)
+    with store._engine.begin() as connection:
+        for table in reversed(metadata.sorted_tables):
+            connection.execute(table.delete())
+    yield store
+    store.close()
 
 
 @pytest.fixture(scope="session")

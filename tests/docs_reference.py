@@ -116,9 +116,12 @@ def _settings_table() -> str:
         variable, _, meaning = (field.description or "").partition(": ")
         home = {"home": "~/.local/share/vitsearch", "tracking": "on", "database_wait_s": "120", "cache_gib": "32"}
         made = {"database_url": "`vitsearch.db` in the home", "tracking_uri": "`mlflow.db` in the home"}
-        made["cache_folder"] = "`cache` in the home"
-        made |= {"data_roots": "none", "server": "unset", "token": "unset"}
-        default = f"`{home[name]}`" if name in home else made.get(name, "`artifacts` in the home")
+        made |= {
+            "cache_folder": "`cache` in the home",
+            "artifact_root": "`artifacts` in the home",
+            "data_roots": "none",
+        }
+        default = f"`{home[name]}`" if name in home else made.get(name, "unset")
         rows.append((f"`{variable}`", default, meaning))
     return _table(("variable", "default", "meaning"), rows)
 

@@ -16,7 +16,9 @@ from search_spaces.recipes import PluginChoice
 from trainers.yaml_source import KeyPath
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
-"""Names of studies and stages."""
+"""Names of stages, and of studies in their owner's files."""
+STUDY_PATTERN = r"^(?:[a-z0-9][a-z0-9._-]{0,31}~)?[a-z0-9][a-z0-9._-]{0,62}$"
+"""Names of studies in a database: `OWNER~NAME` if the study belongs to another owner than that of the home."""
 _NAME_WORDS = "1 to 63 lower-case letters, digits, dots, dashes or underscores, the first a letter or digit"
 
 
@@ -135,7 +137,7 @@ def _problem(error: ErrorDetails, model: type[BaseModel], tags: Mapping[str, typ
         field = owner.model_fields.get(str(path[-1]))
         what = f" ({field.description})" if field is not None and field.description else ""
         return Problem(path, f"must be given{what}, but is missing. Add it.")
-    if kind == "string_pattern_mismatch" and error["ctx"]["pattern"] == NAME_PATTERN:
+    if kind == "string_pattern_mismatch" and error["ctx"]["pattern"] in (NAME_PATTERN, STUDY_PATTERN):
         return Problem(path, f"must be {_NAME_WORDS}, but got {found(value)}.")
     if kind == "value_error":
         return Problem(path, error["msg"].removeprefix("Value error, "))

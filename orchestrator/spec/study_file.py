@@ -18,7 +18,7 @@ from orchestrator.spec.data_roots import root_problems
 from orchestrator.spec.engine import EngineSpec, PoolName, ResourceSpec, engine_problems
 from orchestrator.spec.metric_checks import limit_problem, metric_problems
 from orchestrator.spec.model_names import with_absolute_teacher, with_absolute_weights
-from orchestrator.spec.problems import NAME_PATTERN, Problem, all_problems, distinct
+from orchestrator.spec.problems import STUDY_PATTERN, Problem, all_problems, distinct
 from orchestrator.spec.stage_model import StageModel
 from orchestrator.spec.stage_registry import stage_models
 from plugins.metrics.deciding import ACCURACY_CHOICE
@@ -43,7 +43,7 @@ class StudySpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     study: str = Field(
-        pattern=NAME_PATTERN, description="name of the study: lower-case letters, digits, dots, dashes and underscores"
+        pattern=STUDY_PATTERN, description="name of the study: lower-case letters, digits, dots, dashes and underscores"
     )
     seed: int = Field(default=0, ge=0, strict=True, description="seed of all random numbers of the study")
     data: DataConfig = Field(description="the images and how they are split")

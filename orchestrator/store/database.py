@@ -13,7 +13,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from orchestrator.settings import SettingsError
 from orchestrator.store.retrying import WAIT_S, set_retry_time
 
-HEAD = "0004"
+HEAD = "0005"
 """The newest migration; a test compares it with `migrations/versions/`."""
 INSTALL_POSTGRES = "pip install 'psycopg[binary]'"
 

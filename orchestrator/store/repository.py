@@ -1,6 +1,5 @@
 """Reads and writes our tables. Every method is one transaction, which includes its events for MLflow."""
 
-import getpass
 import os
 import platform
 import time
@@ -13,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 
+from orchestrator.store.audit_rows import AuditLog
 from orchestrator.store.database import find_database, open_database
 from orchestrator.store.growth_rows import GrowthRows, write_growth
 from orchestrator.store.lost_rows import recover
@@ -32,6 +32,8 @@ from orchestrator.store.score_rows import ScoreTable
 from orchestrator.store.spent_time import stage_time_s, study_time_s, trained_macs
 from orchestrator.store.stale_writes import fence_execution
 from orchestrator.store.study_files import folder_of_study
+from orchestrator.store.study_names import owner_of
+from orchestrator.store.submission_rows import SubmissionQueue
 from orchestrator.store.tables import (
     attempts,
     checkpoints,
@@ -40,9 +42,11 @@ from orchestrator.store.tables import (
     reports,
     stages,
     studies,
+    submissions,
     tracked_runs,
     trials,
 )
+from orchestrator.store.token_rows import TokenTable
 from orchestrator.store.trial_rows import (
     begun_trial,
     count_lost_since_report,
@@ -135,7 +139,7 @@ class Store:
                 spec_digest=digest,
                 data_digest=data_digest,
                 state="waiting",
-                owner=_owner(),
+                owner=owner_of(name),
                 created_at=now,
                 updated_at=now,
             )
@@ -169,12 +173,16 @@ class Store:
         return folder_of_study(self._artifact_root or Path(), study.name, study.uid)
 
     def delete_study(self, study_id: int) -> None:
-        """Delete a study with everything that belongs to it."""
+        """Delete a study with everything that belongs to it, and its submissions that do not run."""
         with self._engine.begin() as connection:
-            uid = connection.execute(select(studies.c.uid).where(studies.c.id == study_id)).scalar()
-            if uid is not None:
-                runs = tracked_runs.c.key.startswith(f"{uid}/", autoescape=True)
+            found = connection.execute(
+                select(studies.c.uid, studies.c.name).where(studies.c.id == study_id)
+            ).one_or_none()
+            if found is not None:
+                runs = tracked_runs.c.key.startswith(f"{found.uid}/", autoescape=True)
                 connection.execute(delete(tracked_runs).where(runs))
+                of_study = (submissions.c.name == found.name, submissions.c.state != "running")
+                connection.execute(delete(submissions).where(*of_study))
             connection.execute(delete(studies).where(studies.c.id == study_id))
 
     # --- executions ---
@@ -481,6 +489,20 @@ class Store:
         """The events of one study that wait for MLflow."""
         return StudyOutbox(self._engine, study_id)
 
+    # --- the service ---
+
+    def queue(self) -> SubmissionQueue:
+        """The submitted studies."""
+        return SubmissionQueue(self._engine)
+
+    def tokens(self) -> TokenTable:
+        """The access tokens."""
+        return TokenTable(self._engine)
+
+    def audit_log(self) -> AuditLog:
+        """Who did what."""
+        return AuditLog(self._engine)
+
     # --- scores ---
 
     def scores(self) -> ScoreTable:
@@ -527,10 +549,3 @@ class Store:
 def _insert(connection: Connection, table: Any, **values: Any) -> int:
     key = connection.execute(insert(table).values(**values)).inserted_primary_key
     return int(key[0]) if key else 0
-
-
-def _owner() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        return str(os.getuid())

@@ -5,6 +5,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     Float,
@@ -17,6 +18,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 
 
@@ -187,4 +189,88 @@ proxy_scores = Table(
     Column("reason", Words),
     Column("wall_time_s", Float, nullable=False),
     Column("created_at", Float, nullable=False),
+)
+
+# --- the service ---
+
+_ACTIVE = text("state IN ('waiting', 'running')")
+
+# A study file that someone submitted. The driver creates the study of its name when it first runs.
+submissions = Table(
+    "submissions",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("uid", String(32), nullable=False, unique=True),
+    Column("owner", String(128), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("spec", JSON, nullable=False),
+    Column("spec_text", Words, nullable=False),
+    Column("wants", JSON, nullable=False),
+    Column("retry_failed", Boolean, nullable=False),
+    Column("shared", Boolean, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("idempotency_key", String(128)),
+    Column("request_digest", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Words),
+    Column("cancel_requested", Boolean, nullable=False),
+    Column("pool", String(255)),
+    Column("devices", JSON),
+    Column("replica", String(64)),
+    Column("lease", Integer, nullable=False),
+    Column("lease_until", Float),
+    Column("heartbeat_at", Float),
+    Column("host", String(255)),
+    Column("pid", Integer),
+    Column("num_deaths", Integer, nullable=False),
+    Column("progress", Integer, nullable=False),
+    Column("device_time_s", Float, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("ended_at", Float),
+    UniqueConstraint("owner", "idempotency_key"),
+    CheckConstraint(f"state IN {_RUN_STATES[:-1]}, 'cancelled')", name="state"),
+    Index("ix_submissions_waiting", "state", "owner", "priority", "id"),
+    Index("ix_submissions_name", "name"),
+    Index("uq_submissions_active", "name", unique=True, sqlite_where=_ACTIVE, postgresql_where=_ACTIVE),
+)
+
+owners = Table(
+    "owners",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("weight", Float, nullable=False),
+    Column("used_s", Float, nullable=False),
+    Column("used_at", Float, nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("uid", String(32), nullable=False, unique=True),
+    Column("owner", String(128), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("label", Words, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("revoked_at", Float),
+    Column("last_used_at", Float),
+    CheckConstraint("role IN ('viewer', 'submitter', 'admin')", name="role"),
+)
+
+audit_events = Table(
+    "audit_events",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("at", Float, nullable=False, index=True),
+    Column("actor", String(128), nullable=False),
+    Column("token", String(32)),
+    Column("action", String(64), nullable=False),
+    Column("subject", Words, nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("details", JSON, nullable=False),
+    CheckConstraint("outcome IN ('done', 'refused')", name="outcome"),
 )

@@ -93,3 +93,15 @@ def test_loading_changes_no_environment_variable_and_no_plugin(tmp_path: Path) -
     load_settings(home=tmp_path / "another")
     assert dict(os.environ) == before
     assert registry.available("proxies") is proxies
+
+
+def test_a_driver_gets_the_same_settings_but_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = load_settings(
+        home=tmp_path, tracking=False, data_roots=f"{tmp_path}/a:{tmp_path}/b", max_studies=3, token="secret"
+    )
+    environment = given.environment()
+    assert "secret" not in str(environment)
+    assert "VITSEARCH_TOKEN" not in environment
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings() == given.model_copy(update={"token": None})

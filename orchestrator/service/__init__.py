@@ -1,0 +1,1 @@
+"""The service: submitted studies run in the background, one driver process each."""

@@ -1,0 +1,146 @@
+"""Submitting studies, and following, cancelling and resuming them.
+
+All functions take an open store. They check names and files; who may do what is checked by the caller.
+"""
+
+import hashlib
+import json
+import uuid
+from pathlib import Path
+
+from orchestrator.service.devices import wanted_devices
+from orchestrator.settings import Settings
+from orchestrator.spec.study_file import StudySpec
+from orchestrator.store.repository import Store
+from orchestrator.store.service_records import NewSubmission, SubmissionRecord
+from orchestrator.store.study_files import log_of_submission
+from orchestrator.store.study_names import full_name, home_owner
+from orchestrator.study.growth import plan_study_growth
+
+PRIORITIES = range(-10, 11)
+"""Priorities among the studies of one owner; higher ones come first."""
+MAX_KEY_LENGTH = 128
+
+
+class UnknownSubmissionError(LookupError):
+    """No study of that name was submitted."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no study {name!r} was submitted. `vitsearch list` shows all studies.")
+
+
+class SubmissionError(ValueError):
+    """A submission has an invalid priority or idempotency key."""
+
+
+def submit_study(
+    store: Store,
+    spec: StudySpec,
+    spec_text: str,
+    *,
+    owner: str | None = None,
+    priority: int = 0,
+    idempotency_key: str | None = None,
+    retry_failed: bool = False,
+    shared: bool = False,
+) -> SubmissionRecord:
+    """Add a checked study file to the queue. If the study exists, it is resumed, or grows to the file.
+
+    Args:
+        store: The store.
+        spec: The study; its name is that in the owner's file.
+        spec_text: Content of the study file, for MLflow.
+        owner: Owner of the study; by default that of the home.
+        priority: One of `PRIORITIES`, among the studies of the owner.
+        idempotency_key: A request repeated with its key returns the submission that it made.
+        retry_failed: Whether failed trials of an existing study run once more.
+        shared: Whether other owners may see the study.
+
+    Raises:
+        SubmissionError: The priority or the key is invalid.
+        orchestrator.store.study_names.NameTakenError: The name contains that of another owner, or is too long.
+        orchestrator.study.growth.SpecChangedError: The study exists, and cannot grow to the file.
+        orchestrator.store.submission_rows.IdempotencyError: The owner used the key for another request.
+        orchestrator.store.submission_rows.StudyActiveError: The study is waiting or running.
+    """
+    if priority not in PRIORITIES:
+        raise SubmissionError(
+            f"priority: must be a whole number from {PRIORITIES.start} to {PRIORITIES.stop - 1}, but got {priority}. "
+            "Change it."
+        )
+    key = idempotency_key
+    if key is not None and not (0 < len(key) <= MAX_KEY_LENGTH and key.isprintable()):
+        raise SubmissionError(
+            f"idempotency key: must be 1 to {MAX_KEY_LENGTH} printable characters, but got {key!r:.150}. Change it."
+        )
+    owner = home_owner() if owner is None else owner
+    named = spec.model_copy(update={"study": full_name(spec.study, owner)})
+    content = named.model_dump(mode="json")
+    new = NewSubmission(
+        uid=uuid.uuid4().hex[:12],
+        owner=owner,
+        name=named.study,
+        spec=content,
+        spec_text=spec_text,
+        wants=wanted_devices(named),
+        request_digest=_digest(content, spec_text, priority, retry_failed, shared),
+        priority=priority,
+        idempotency_key=idempotency_key,
+        retry_failed=retry_failed,
+        shared=shared,
+    )
+    study = store.find_study(named.study)
+    if study is not None and idempotency_key is None:
+        plan_study_growth(store, study, named, retry_failed=retry_failed)
+    return store.queue().add(new)
+
+
+def find_submission(store: Store, name: str) -> SubmissionRecord:
+    """The submission with that `uid`, or the newest one of the study with that full name.
+
+    Raises:
+        UnknownSubmissionError: There is none.
+    """
+    queue = store.queue()
+    found = queue.find(name) or queue.find_latest(name)
+    if found is None:
+        raise UnknownSubmissionError(name)
+    return found
+
+
+def cancel_study(store: Store, name: str) -> SubmissionRecord:
+    """Cancel a submitted study. A running one stops after its current step; what has finished is kept.
+
+    Raises:
+        UnknownSubmissionError: It was not submitted.
+    """
+    return store.queue().request_cancel(find_submission(store, name).uid)
+
+
+def resume_study(store: Store, name: str, *, retry_failed: bool = False) -> SubmissionRecord:
+    """Let a study that was interrupted, cancelled or has failed wait for its turn again.
+
+    Raises:
+        UnknownSubmissionError: It was not submitted.
+        orchestrator.store.submission_rows.StudyActiveError: Another submission of the study is active.
+    """
+    return store.queue().let_wait(find_submission(store, name).uid, retry_failed=retry_failed)
+
+
+def why_waiting(store: Store, submission: SubmissionRecord) -> str | None:
+    """Why a submission waits, in words; `None` if it does not wait."""
+    if submission.state != "waiting":
+        return None
+    if submission.reason is not None:
+        return submission.reason
+    ahead = store.queue().position(submission)
+    return "waits for its turn" + (f" behind {ahead} of {submission.owner}'s studies" if ahead else "")
+
+
+def log_file(settings: Settings, submission: SubmissionRecord) -> Path:
+    """The file with what the drivers of a submission wrote; it exists once the first one has started."""
+    return log_of_submission(settings.artifact_root, submission.uid)
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,99 @@
+"""Claims submitted studies and starts a driver for each, a process that renews its lease itself and may outlive us."""
+
+import logging
+import os
+import platform
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+from orchestrator.service.devices import DevicePool, Placing, device_environment
+from orchestrator.service.submitting import log_file
+from orchestrator.settings import Settings
+from orchestrator.store.errors import DatabaseUnavailableError
+from orchestrator.store.repository import Store
+from orchestrator.store.service_records import SubmissionRecord
+
+DRIVER_MODULE = "orchestrator.cli.background"
+POLL_S = 1.0
+
+_logger = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """One replica of the service's queue. Several may share a database.
+
+    Args:
+        store: The store.
+        settings: Settings of the installation, also of the drivers.
+        pool: The devices that this replica gives to studies.
+    """
+
+    def __init__(self, store: Store, settings: Settings, pool: DevicePool) -> None:
+        self._store, self._settings, self._pool = store, settings, pool
+        self._queue = store.queue()
+        self._drivers: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
+        self.replica = f"{platform.node()[:40]}-{os.getpid()}-{secrets.token_hex(3)}"
+
+    def run(self, should_stop: Callable[[], bool], *, until_idle: bool = False, poll_s: float = POLL_S) -> None:
+        """Start drivers until `should_stop`; those that run then continue without this process.
+
+        Args:
+            should_stop: Asked after every step.
+            until_idle: Whether to end when nothing waits or runs.
+            poll_s: Seconds between two steps.
+        """
+        while not should_stop():
+            try:
+                self.step()
+                if until_idle and self.is_idle():
+                    return
+            except DatabaseUnavailableError as error:
+                _logger.warning("%s", error)
+            time.sleep(poll_s)
+
+    def step(self) -> None:
+        """Note drivers that have ended, and start those that can run now."""
+        self._reap()
+        while (claimed := self._queue.claim(self.replica, self._pool.name, Placing(self._pool))) is not None:
+            self._start(claimed)
+
+    def is_idle(self) -> bool:
+        """Whether nothing waits or runs, in any replica."""
+        return self._queue.count("waiting") == 0 and self._queue.count("running") == 0
+
+    def _start(self, claimed: SubmissionRecord) -> None:
+        log = log_file(self._settings, claimed)
+        devices = device_environment(claimed.devices or {}, self._pool, os.environ)
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("ab") as output:
+                driver = subprocess.Popen(  # noqa: S603 - our own module
+                    [sys.executable, "-P", "-m", DRIVER_MODULE, claimed.uid, str(claimed.lease)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env={**_without_settings(os.environ), **self._settings.environment(), **devices},
+                    cwd=log.parent,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            self._queue.give_up(claimed.uid, claimed.lease, f"its driver could not be started: {error.strerror}")
+            return
+        self._drivers[claimed.uid, claimed.lease] = driver
+
+    def _reap(self) -> None:
+        for (uid, lease), driver in list(self._drivers.items()):
+            status = driver.poll()
+            if status is None:
+                continue
+            del self._drivers[uid, lease]
+            how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+            self._queue.give_up(uid, lease, f"its driver {how}")
+
+
+def _without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without our settings, among them the token of whoever started this process."""
+    return {name: value for name, value in environment.items() if not name.startswith("VITSEARCH_")}

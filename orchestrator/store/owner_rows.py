@@ -1,0 +1,49 @@
+"""Owners, and the device time that they used. What was used long ago counts less."""
+
+import math
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from orchestrator.store.tables import owners, submissions
+
+HALF_LIFE_S = 7 * 86_400.0
+"""After this time, used device time counts half."""
+ADVANCE_S = 60.0
+"""Device time that a running study counts in advance, so that an owner without any does not take all places at once."""
+
+
+def faded(used_s: float, age_s: float) -> float:
+    """The part of used device time that still counts after some time."""
+    return used_s * math.exp2(-max(age_s, 0.0) / HALF_LIFE_S)
+
+
+def charge(connection: Connection, owner: str, spent_s: float, now: float) -> None:
+    """Add device time to what an owner has used."""
+    found = select(owners.c.used_s, owners.c.used_at).where(owners.c.name == owner).with_for_update()
+    row = connection.execute(found).one_or_none()
+    if row is None:
+        new = {"name": owner, "weight": 1.0, "used_s": spent_s, "used_at": now, "created_at": now}
+        connection.execute(insert(owners).values(**new))
+        return
+    used_s = faded(row.used_s, now - row.used_at) + spent_s
+    connection.execute(update(owners).where(owners.c.name == owner).values(used_s=used_s, used_at=now))
+
+
+def owners_in_turn(connection: Connection, now: float) -> list[str]:
+    """Owners with waiting submissions; first the one that has used least, relative to its weight."""
+    waiting = select(submissions.c.owner, func.min(submissions.c.id).label("first"))
+    waiting = waiting.where(submissions.c.state == "waiting").group_by(submissions.c.owner)
+    first = {row.owner: row.first for row in connection.execute(waiting)}
+    running = select(submissions.c.owner, func.count().label("number")).where(submissions.c.state == "running")
+    number: dict[str, int] = {
+        row.owner: row.number for row in connection.execute(running.group_by(submissions.c.owner))
+    }
+    known = {row.name: row for row in connection.execute(select(owners).where(owners.c.name.in_(first)))}
+
+    def used_s(owner: str) -> float:
+        row = known.get(owner)
+        before: float = 0.0 if row is None else faded(row.used_s, now - row.used_at)
+        weight = 1.0 if row is None else float(row.weight)
+        return (before + ADVANCE_S * number.get(owner, 0)) / weight
+
+    return sorted(first, key=lambda owner: (used_s(owner), first[owner]))

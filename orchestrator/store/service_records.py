@@ -1,0 +1,123 @@
+"""Rows of the service's tables as plain data. Times are seconds since 1970, UTC, by the clock of the database."""
+
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+SubmissionState = Literal["waiting", "running", "interrupted", "complete", "failed", "cancelled"]
+ACTIVE: frozenset[str] = frozenset({"waiting", "running"})
+"""States in which a submission is not over."""
+Role = Literal["viewer", "submitter", "admin"]
+Outcome = Literal["done", "refused"]
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class WantedDevices(_Row):
+    """The devices that a study file asks for; `None` leaves the choice to the driver."""
+
+    gpus_per_trial: float | None = None
+    num_trials: int | None = None
+    """Maximum number of concurrent trials."""
+
+
+class SubmissionRecord(_Row):
+    """A study file that someone submitted, and what became of it."""
+
+    id: int
+    uid: str
+    """Identifies the submission; a study has several if its file is submitted again to extend it."""
+    owner: str
+    name: str
+    """Name of the study in the database: `OWNER~NAME`, or `NAME` if it belongs to the owner of the home."""
+    wants: WantedDevices
+    retry_failed: bool
+    shared: bool
+    """Whether other owners may see the study."""
+    priority: int
+    idempotency_key: str | None
+    request_digest: str
+    state: SubmissionState
+    reason: str | None
+    """Why it waits, failed or was interrupted."""
+    cancel_requested: bool
+    pool: str | None
+    """The machine or cluster that runs it, or ran it last."""
+    devices: dict[str, float] | None
+    """Share of each GPU of the pool that it has, by index; `{"*": n}` counts n GPUs of a cluster."""
+    replica: str | None
+    lease: int
+    """Counts the claims: the fencing token of the current one."""
+    lease_until: float | None
+    heartbeat_at: float | None
+    host: str | None
+    pid: int | None
+    num_deaths: int
+    """Number of drivers that died one after another without any progress."""
+    progress: int
+    device_time_s: float
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it waits or runs."""
+        return self.state in ACTIVE
+
+    @property
+    def num_gpus(self) -> float:
+        """GPUs that it has now."""
+        return sum((self.devices or {}).values())
+
+
+class NewSubmission(NamedTuple):
+    """What a new submission consists of."""
+
+    uid: str
+    owner: str
+    name: str
+    spec: dict[str, Any]
+    spec_text: str
+    wants: WantedDevices
+    request_digest: str
+    """Digest of everything that a request with the same idempotency key must repeat."""
+    priority: int = 0
+    idempotency_key: str | None = None
+    retry_failed: bool = False
+    shared: bool = False
+
+
+class Placement(NamedTuple):
+    """The GPUs that a study gets; see `SubmissionRecord.devices`."""
+
+    devices: dict[str, float]
+
+
+class TokenRecord(_Row):
+    """An access token. The secret itself is stored nowhere."""
+
+    uid: str
+    owner: str
+    role: Role
+    label: str
+    created_at: float
+    expires_at: float
+    revoked_at: float | None
+    last_used_at: float | None
+
+
+class AuditRecord(_Row):
+    """Something that someone did, or tried to do."""
+
+    id: int
+    at: float
+    actor: str
+    token: str | None
+    """The `uid` of the token that was used."""
+    action: str
+    subject: str
+    outcome: Outcome
+    details: dict[str, Any]

@@ -1,0 +1,464 @@
+"""The queue of submitted studies. Every method is one transaction.
+
+A running submission has a lease until `lease_until` by the clock of the database, which its driver renews. Each claim
+gets the next number as `lease`; writes with an older number are refused, so that a driver which was believed dead
+changes nothing.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, and_, func, insert, or_, select, text, update
+from sqlalchemy.exc import IntegrityError
+
+from orchestrator.store.database_time import read_time
+from orchestrator.store.owner_rows import charge, owners_in_turn
+from orchestrator.store.retrying import is_repeated, retry_on_outage
+from orchestrator.store.service_records import ACTIVE, NewSubmission, Placement, SubmissionRecord
+from orchestrator.store.tables import attempts, executions, reports, studies, submissions
+
+LEASE_S = 60.0
+"""Time after its last heartbeat at which a driver is taken for dead."""
+MAX_DEATHS = 5
+"""A study whose drivers died this often without any progress fails."""
+Place = Callable[[SubmissionRecord, Sequence[SubmissionRecord]], Placement | str]
+"""Maps a waiting submission and the running ones of the pool to the devices for it, or to the reason why it waits."""
+
+_QUEUE_LOCK = 0x76697471  # "vitq" in ASCII
+_MAX_EXAMINED = 50
+_COLUMNS = [column for column in submissions.c if column.name not in ("spec", "spec_text")]
+
+
+class LeaseLostError(RuntimeError):
+    """A driver no longer has the lease of its submission: another one was started, or it was cancelled."""
+
+
+class StudyActiveError(RuntimeError):
+    """A study of that name is waiting or running already.
+
+    Attributes:
+        name: The study.
+        uid: The active submission.
+    """
+
+    def __init__(self, name: str, uid: str, state: str) -> None:
+        self.name, self.uid = name, uid
+        super().__init__(
+            f"study {name!r} must not be submitted twice at a time, but it is {state} already. Follow it with: "
+            f"vitsearch watch {name}"
+        )
+
+
+class IdempotencyError(ValueError):
+    """An idempotency key was used before with another request."""
+
+
+@retry_on_outage
+class SubmissionQueue:
+    """Reads and writes submissions.
+
+    Args:
+        engine: The database.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def add(self, new: NewSubmission) -> SubmissionRecord:
+        """Add a submission that waits. A request repeated with its idempotency key returns the submission it made.
+
+        Raises:
+            IdempotencyError: The owner used the key for another request.
+            StudyActiveError: The study is waiting or running.
+        """
+        try:
+            return self._add(new)
+        except IntegrityError:  # another request added the same study or key at the same time
+            return self._add(new)
+
+    def _add(self, new: NewSubmission) -> SubmissionRecord:
+        with self._locked() as connection:
+            known = submissions.c.uid == new.uid
+            if new.idempotency_key is not None:
+                key = (submissions.c.owner == new.owner, submissions.c.idempotency_key == new.idempotency_key)
+                known = or_(known, and_(*key))
+            found = _one(connection, known)
+            if found is not None:
+                if found.request_digest != new.request_digest:
+                    raise IdempotencyError(
+                        f"the idempotency key {new.idempotency_key!r} must repeat the same request, but it was used "
+                        f"for study {found.name!r} with another one. Use a new key."
+                    )
+                return found
+            active = _one(connection, submissions.c.name == new.name, submissions.c.state.in_(ACTIVE))
+            if active is not None:
+                raise StudyActiveError(new.name, active.uid, active.state)
+            values = new._asdict() | {
+                "wants": new.wants.model_dump(),
+                "state": "waiting",
+                "cancel_requested": False,
+                "lease": 0,
+                "num_deaths": 0,
+                "progress": 0,
+                "device_time_s": 0.0,
+                "created_at": read_time(connection),
+            }
+            connection.execute(insert(submissions).values(**values))
+            return _known(connection, new.uid)
+
+    def find(self, uid: str) -> SubmissionRecord | None:
+        """The submission with that identifier."""
+        with self._engine.connect() as connection:
+            return _one(connection, submissions.c.uid == uid)
+
+    def find_latest(self, name: str) -> SubmissionRecord | None:
+        """The newest submission of a study."""
+        with self._engine.connect() as connection:
+            return _one(connection, submissions.c.name == name)
+
+    def page(
+        self,
+        *,
+        owner: str | None = None,
+        states: Collection[str] = (),
+        include_shared: bool = False,
+        before: int | None = None,
+        limit: int = 100,
+    ) -> list[SubmissionRecord]:
+        """Submissions, newest first.
+
+        Args:
+            owner: Only those of this owner.
+            states: Only those in one of these states; all if empty.
+            include_shared: With an owner, also those that others share.
+            before: Only those with a lower `id`, for the next page.
+            limit: Maximum number.
+        """
+        conditions: list[Any] = []
+        if owner is not None:
+            own = submissions.c.owner == owner
+            conditions.append(or_(own, submissions.c.shared) if include_shared else own)
+        if states:
+            conditions.append(submissions.c.state.in_(states))
+        if before is not None:
+            conditions.append(submissions.c.id < before)
+        found = select(*_COLUMNS).where(*conditions).order_by(submissions.c.id.desc()).limit(limit)
+        with self._engine.connect() as connection:
+            return [_record(row) for row in connection.execute(found).mappings()]
+
+    def spec_of(self, uid: str) -> tuple[dict[str, Any], str]:
+        """The checked study file of a submission, and its text.
+
+        Raises:
+            KeyError: There is no such submission.
+        """
+        with self._engine.connect() as connection:
+            found = select(submissions.c.spec, submissions.c.spec_text).where(submissions.c.uid == uid)
+            row = connection.execute(found).one_or_none()
+        if row is None:
+            raise KeyError(uid)
+        return dict(row.spec), row.spec_text
+
+    def position(self, submission: SubmissionRecord) -> int:
+        """Number of waiting submissions of the same owner that come first."""
+        mine = submissions.c
+        first = or_(
+            mine.priority > submission.priority, and_(mine.priority == submission.priority, mine.id < submission.id)
+        )
+        found = select(func.count()).where(mine.owner == submission.owner, mine.state == "waiting", first)
+        with self._engine.connect() as connection:
+            return connection.execute(found).scalar_one()
+
+    def count(self, state: str) -> int:
+        """Number of submissions in a state."""
+        with self._engine.connect() as connection:
+            return connection.execute(select(func.count()).where(submissions.c.state == state)).scalar_one()
+
+    def request_cancel(self, uid: str) -> SubmissionRecord:
+        """Cancel a waiting submission, or ask the driver of a running one to stop. Others stay as they are.
+
+        Raises:
+            KeyError: There is no such submission.
+        """
+        with self._locked() as connection:
+            found = _known(connection, uid)
+            if found.state == "waiting":
+                _set(connection, found, state="cancelled", reason=None, ended_at=read_time(connection), devices=None)
+            elif found.state == "running":
+                _set(connection, found, cancel_requested=True)
+            return _known(connection, uid)
+
+    def let_wait(self, uid: str, *, retry_failed: bool = False) -> SubmissionRecord:
+        """Let a submission that was interrupted, cancelled or has failed wait again. Active ones stay as they are.
+
+        Raises:
+            KeyError: There is no such submission.
+            StudyActiveError: Another submission of the study is active.
+        """
+        with self._locked() as connection:
+            found = _known(connection, uid)
+            if found.is_active:
+                return found
+            active = _one(connection, submissions.c.name == found.name, submissions.c.state.in_(ACTIVE))
+            if active is not None:
+                raise StudyActiveError(found.name, active.uid, active.state)
+            again = {"retry_failed": True} if retry_failed else {}
+            _set(
+                connection,
+                found,
+                state="waiting",
+                reason=None,
+                cancel_requested=False,
+                num_deaths=0,
+                ended_at=None,
+                **again,
+            )
+            return _known(connection, uid)
+
+    def share(self, name: str, *, shared: bool) -> None:
+        """Let other owners see a study, or no longer."""
+        with self._engine.begin() as connection:
+            connection.execute(update(submissions).where(submissions.c.name == name).values(shared=shared))
+
+    # --- claims ---
+
+    def claim(self, replica: str, pool: str, place: Place, *, lease_s: float = LEASE_S) -> SubmissionRecord | None:
+        """Claim the next submission that can run in a pool.
+
+        Owners take turns by the device time that they have used; an owner's submissions come in the order of their
+        priority and age. While one waits for GPUs, later ones that need GPUs wait too, so that it is not starved.
+
+        Args:
+            replica: Who claims.
+            pool: The machine or cluster whose devices are used. Only one claim at a time counts them.
+            place: Chooses the devices.
+            lease_s: Time until the first heartbeat.
+
+        Returns:
+            The submission, now running; `None` if none can run now. The reasons are in the rows.
+        """
+        with self._locked() as connection:
+            if connection.dialect.name == "postgresql":  # one claim at a time counts the devices
+                connection.execute(text(f"SELECT pg_advisory_xact_lock({_QUEUE_LOCK})"))
+            now = read_time(connection)
+            if is_repeated():
+                begun = (
+                    submissions.c.replica == replica,
+                    submissions.c.state == "running",
+                    submissions.c.pid.is_(None),
+                )
+                found = _one(connection, *begun)
+                if found is not None:
+                    return found
+            _give_up_dead(connection, now, lease_s)
+            in_pool = (submissions.c.state == "running", submissions.c.pool == pool)
+            running = [_record(row) for row in connection.execute(select(*_COLUMNS).where(*in_pool)).mappings()]
+            for waiting in _in_turn(connection, now):
+                placed = place(waiting, running)
+                if isinstance(placed, str):
+                    if placed != waiting.reason:
+                        _set(connection, waiting, reason=placed)
+                    continue
+                _set(
+                    connection,
+                    waiting,
+                    state="running",
+                    reason=None,
+                    pool=pool,
+                    devices=placed.devices,
+                    replica=replica,
+                    lease=waiting.lease + 1,
+                    lease_until=now + lease_s,
+                    heartbeat_at=now,
+                    host=None,
+                    pid=None,
+                    started_at=waiting.started_at or now,
+                    progress=_progress(connection, waiting.name),
+                )
+                return _known(connection, waiting.uid)
+        return None
+
+    def begin(self, uid: str, lease: int, *, host: str, pid: int, lease_s: float = LEASE_S) -> SubmissionRecord:
+        """Note the process that runs a claimed submission.
+
+        Raises:
+            LeaseLostError: The lease has been lost.
+        """
+        with self._locked() as connection:
+            found = _held(connection, uid, lease)
+            _set(connection, found, host=host, pid=pid, lease_until=read_time(connection) + lease_s)
+            return _known(connection, uid)
+
+    def heartbeat(self, uid: str, lease: int, *, lease_s: float = LEASE_S) -> bool:
+        """Renew a lease, and charge the owner for the devices since the last heartbeat.
+
+        Returns:
+            Whether the submission is to be cancelled.
+
+        Raises:
+            LeaseLostError: The lease has been lost.
+        """
+        with self._locked() as connection:
+            found = _held(connection, uid, lease)
+            now = read_time(connection)
+            spent_s = _charge(connection, found, now)
+            _set(
+                connection,
+                found,
+                lease_until=now + lease_s,
+                heartbeat_at=now,
+                device_time_s=found.device_time_s + spent_s,
+            )
+            return found.cancel_requested
+
+    def end(self, uid: str, lease: int, state: str, reason: str | None = None) -> SubmissionRecord:
+        """Write how a driver ended. `waiting` lets the study be resumed by another one.
+
+        A cancelled submission that did not complete is `cancelled`.
+
+        Raises:
+            LeaseLostError: The lease has been lost.
+        """
+        with self._locked() as connection:
+            if is_repeated():
+                found = _known(connection, uid)
+                if found.state != "running" and found.lease == lease:
+                    return found
+            found = _held(connection, uid, lease)
+            _end(connection, found, read_time(connection), state, reason)
+            return _known(connection, uid)
+
+    def give_up(self, uid: str, lease: int, reason: str) -> SubmissionRecord | None:
+        """Let a submission whose driver died wait for another driver; it fails after `MAX_DEATHS` without progress.
+
+        Returns:
+            The submission; `None` if the driver had written its end, or another one has the lease.
+        """
+        with self._locked() as connection:
+            found = _one(connection, submissions.c.uid == uid)
+            if found is None or found.state != "running" or found.lease != lease:
+                return None
+            _give_up(connection, found, read_time(connection), reason)
+            return _known(connection, uid)
+
+    @contextmanager
+    def _locked(self) -> Iterator[Connection]:
+        """A transaction that reads and then writes. SQLite, which has no locks on rows, has one at a time."""
+        with self._engine.begin() as connection:
+            if connection.dialect.name == "sqlite":
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            yield connection
+
+
+def _in_turn(connection: Connection, now: float) -> Iterator[SubmissionRecord]:
+    """Waiting submissions in the order in which they should run. Rows that another transaction holds are skipped."""
+    num_left = _MAX_EXAMINED
+    for owner in owners_in_turn(connection, now):
+        mine = (submissions.c.state == "waiting", submissions.c.owner == owner)
+        order = (submissions.c.priority.desc(), submissions.c.id)
+        found = select(*_COLUMNS).where(*mine).order_by(*order).limit(num_left).with_for_update(skip_locked=True)
+        rows = connection.execute(found).mappings().all()
+        num_left -= len(rows)
+        yield from map(_record, rows)
+        if num_left <= 0:
+            return
+
+
+def _give_up_dead(connection: Connection, now: float, lease_s: float) -> None:
+    """Let submissions wait again whose drivers have not renewed their lease.
+
+    A lease that ends far in the future was written before the clock of an SQLite machine was set back.
+    """
+    lapsed = or_(submissions.c.lease_until < now, submissions.c.lease_until > now + 2 * max(lease_s, LEASE_S))
+    dead = select(*_COLUMNS).where(submissions.c.state == "running", lapsed).with_for_update(skip_locked=True)
+    for row in connection.execute(dead).mappings().all():
+        _give_up(connection, _record(row), now, "its driver stopped answering")
+
+
+def _give_up(connection: Connection, found: SubmissionRecord, now: float, reason: str) -> None:
+    num_deaths = 1 if _progress(connection, found.name) > found.progress else found.num_deaths + 1
+    if found.cancel_requested:
+        _end(connection, found, now, "cancelled", None)
+    elif num_deaths >= MAX_DEATHS:
+        why = f"{reason}; {num_deaths} drivers died one after another without any progress"
+        _end(connection, found, now, "failed", f"{why}. See: vitsearch logs {found.name}")
+    else:
+        _end(connection, found, now, "waiting", f"{reason}; it will be resumed")
+    _set(connection, found, num_deaths=num_deaths)
+
+
+def _end(connection: Connection, found: SubmissionRecord, now: float, state: str, reason: str | None) -> None:
+    if found.cancel_requested and state not in ("complete", "failed"):
+        state, reason = "cancelled", None
+    spent_s = _charge(connection, found, now)
+    over = {} if state == "waiting" else {"ended_at": now, "cancel_requested": False}
+    _set(
+        connection,
+        found,
+        state=state,
+        reason=reason,
+        devices=None,
+        lease_until=None,
+        device_time_s=found.device_time_s + spent_s,
+        **over,
+    )
+
+
+def _charge(connection: Connection, found: SubmissionRecord, now: float) -> float:
+    """Charge the owner for the time since the last heartbeat; returns it in device seconds.
+
+    A driver that was silent for longer than its lease is charged for the lease only.
+    """
+    silent_s = min(max(now - (found.heartbeat_at or now), 0.0), LEASE_S)
+    spent_s = silent_s * max(found.num_gpus, 1.0)
+    charge(connection, found.owner, spent_s, now)
+    return spent_s
+
+
+def _progress(connection: Connection, name: str) -> int:
+    """Number of epochs and attempts that ended, of all trials of a study."""
+    study = select(studies.c.id).where(studies.c.name == name).scalar_subquery()
+    of_study = attempts.join(executions, executions.c.id == attempts.c.execution_id)
+    done = (
+        select(func.count())
+        .select_from(of_study)
+        .where(executions.c.study_id == study, attempts.c.state.in_(("complete", "stopped", "failed")))
+    )
+    trials_begun = select(attempts.c.trial_id).select_from(of_study).where(executions.c.study_id == study)
+    epochs = select(func.count()).select_from(reports).where(reports.c.trial_id.in_(trials_begun))
+    return int(connection.execute(done).scalar_one() + connection.execute(epochs).scalar_one())
+
+
+def _held(connection: Connection, uid: str, lease: int) -> SubmissionRecord:
+    found = _one(connection, submissions.c.uid == uid, for_update=True)
+    if found is None or found.state != "running" or found.lease != lease:
+        state = "deleted" if found is None else found.state
+        raise LeaseLostError(
+            f"submission {uid} must be running with lease {lease} to be continued by this process, but it is {state}"
+            + (f" with lease {found.lease}" if found is not None and found.lease != lease else "")
+            + ". Another process has taken it over."
+        )
+    return found
+
+
+def _known(connection: Connection, uid: str) -> SubmissionRecord:
+    found = _one(connection, submissions.c.uid == uid, for_update=True)
+    if found is None:
+        raise KeyError(uid)
+    return found
+
+
+def _one(connection: Connection, *conditions: Any, for_update: bool = False) -> SubmissionRecord | None:
+    """The newest submission that meets the conditions."""
+    found = select(*_COLUMNS).where(*conditions).order_by(submissions.c.id.desc()).limit(1)
+    row = connection.execute(found.with_for_update() if for_update else found).mappings().one_or_none()
+    return None if row is None else _record(row)
+
+
+def _set(connection: Connection, found: SubmissionRecord, **values: Any) -> None:
+    connection.execute(update(submissions).where(submissions.c.id == found.id).values(**values))
+
+
+def _record(row: Any) -> SubmissionRecord:
+    return SubmissionRecord.model_validate(dict(row))

@@ -1,0 +1,261 @@
+"""The queue of submitted studies: order, leases, cancelling, and what is refused."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import patch
+
+import pytest
+
+from orchestrator.service.submitting import (
+    SubmissionError,
+    UnknownSubmissionError,
+    cancel_study,
+    find_submission,
+    resume_study,
+    submit_study,
+    why_waiting,
+)
+from orchestrator.spec.study_file import StudySpec, make_spec
+from orchestrator.store.repository import Store
+from orchestrator.store.service_records import Placement, SubmissionRecord
+from orchestrator.store.study_names import NameTakenError, full_name, home_owner, owner_of
+from orchestrator.store.submission_rows import MAX_DEATHS, IdempotencyError, LeaseLostError, StudyActiveError
+
+LAPSED_S = -1.0
+"""A lease that has ended when it begins."""
+
+
+@pytest.fixture
+def store(empty_store: Store) -> Store:
+    return empty_store
+
+
+def spec(name: str = "digits", *, num_trials: int = 2) -> StudySpec:
+    stage = {"stage": "screen", "space": "as-vit", "num_trials": num_trials, "proxies": ["params"]}
+    return make_spec({"study": name, "data": {"source": "noise"}, "stages": [stage]})
+
+
+def submit(store: Store, name: str = "digits", **given: object) -> SubmissionRecord:
+    return submit_study(store, spec(name), f"study: {name}\n", **given)  # type: ignore[arg-type]
+
+
+def anywhere(*_: object) -> Placement:
+    return Placement({})
+
+
+def claim(store: Store, replica: str = "a", lease_s: float = 60.0) -> SubmissionRecord | None:
+    return store.queue().claim(replica, "box", anywhere, lease_s=lease_s)
+
+
+def claimed(store: Store, **given: object) -> SubmissionRecord:
+    found = claim(store, **given)  # type: ignore[arg-type]
+    assert found is not None
+    return found
+
+
+def test_a_submission_waits_until_it_is_claimed_and_keeps_its_file(store: Store) -> None:
+    submitted = submit(store, owner=None)
+    assert (submitted.state, submitted.owner, submitted.name) == ("waiting", home_owner(), "digits")
+    assert why_waiting(store, submitted) == "waits for its turn"
+    running = claimed(store)
+    assert (running.uid, running.state, running.lease, running.pool) == (submitted.uid, "running", 1, "box")
+    assert claim(store) is None
+    content, text = store.queue().spec_of(submitted.uid)
+    assert StudySpec.model_validate(content) == spec()
+    assert text == "study: digits\n"
+
+
+def test_a_repeated_request_makes_one_submission_and_another_request_with_its_key_is_refused(store: Store) -> None:
+    first = submit(store, idempotency_key="k")
+    assert submit(store, idempotency_key="k") == first
+    claimed(store)
+    assert submit(store, idempotency_key="k").uid == first.uid
+    with pytest.raises(IdempotencyError, match="'k' must repeat the same request"):
+        submit(store, idempotency_key="k", priority=1)
+    assert submit(store, "other", owner="alice", idempotency_key="k").uid != first.uid
+
+
+def test_a_study_is_not_submitted_twice_at_a_time(store: Store) -> None:
+    first = submit(store)
+    with pytest.raises(StudyActiveError, match=r"'digits'.*waiting already") as refused:
+        submit(store)
+    assert refused.value.uid == first.uid
+    cancel_study(store, "digits")
+    assert submit(store).uid != first.uid
+    with pytest.raises(StudyActiveError):
+        resume_study(store, first.uid)
+
+
+def test_invalid_requests_are_refused(store: Store) -> None:
+    for wrong in ({"priority": 11}, {"idempotency_key": ""}, {"idempotency_key": "a\nb"}):
+        with pytest.raises(SubmissionError, match="must be"):
+            submit(store, **wrong)
+    with pytest.raises(UnknownSubmissionError, match="'nowhere'"):
+        find_submission(store, "nowhere")
+    assert store.queue().page() == []
+
+
+def test_names_belong_to_their_owner(store: Store) -> None:
+    mine, hers = submit(store), submit(store, owner="alice")
+    assert (mine.name, hers.name) == ("digits", "alice~digits")
+    assert (owner_of(mine.name), owner_of(hers.name)) == (home_owner(), "alice")
+    assert full_name("alice~digits", "alice") == "alice~digits"
+    for name, owner in (("alice~digits", "bob"), ("alice~digits", home_owner()), ("a" * 63, "alice")):
+        with pytest.raises(NameTakenError, match="the name must"):
+            full_name(name, owner)
+
+
+def test_an_owners_studies_run_by_priority_and_owners_take_turns(store: Store) -> None:
+    for name, priority in (("first", 0), ("urgent", 5), ("second", 0)):
+        submit(store, name, owner="alice", priority=priority)
+    for name in ("x", "y"):
+        submit(store, name, owner="bob")
+    order = [claimed(store).name for _ in range(5)]
+    assert order == ["alice~urgent", "bob~x", "alice~first", "bob~y", "alice~second"]
+
+
+def test_an_owner_who_used_more_device_time_comes_later(store: Store) -> None:
+    submit(store, "long", owner="alice")
+    running = claimed(store)
+    with patch("orchestrator.store.submission_rows.read_time", lambda _: time.time() + 40):
+        store.queue().heartbeat(running.uid, running.lease)
+    ended = store.queue().end(running.uid, running.lease, "complete")
+    assert 35 < ended.device_time_s < 120
+    submit(store, "next", owner="alice")
+    submit(store, "one", owner="bob")
+    assert claimed(store).name == "bob~one"
+
+
+def test_a_lapsed_lease_goes_to_another_driver_and_the_old_one_changes_nothing(store: Store) -> None:
+    submit(store)
+    old = claimed(store, lease_s=LAPSED_S)
+    new = claimed(store, replica="b")
+    assert (new.uid, new.lease, new.num_deaths) == (old.uid, old.lease + 1, 1)
+    queue = store.queue()
+    for late in (
+        lambda: queue.begin(old.uid, old.lease, host="h", pid=1),
+        lambda: queue.heartbeat(old.uid, old.lease),
+        lambda: queue.end(old.uid, old.lease, "failed", "late"),
+    ):
+        with pytest.raises(LeaseLostError, match="lease 2"):
+            late()
+    assert queue.give_up(old.uid, old.lease, "late") is None
+    assert queue.find(old.uid) == new
+
+
+def test_a_wrong_clock_of_a_machine_does_not_matter(store: Store) -> None:
+    submit(store)
+    for wrong in (-3600, 3600):
+        with patch("time.time", lambda shift=wrong: 1.8e9 + shift):
+            running = claim(store)
+            assert running is None or running.lease == 1
+            assert store.queue().heartbeat(find_submission(store, "digits").uid, 1) is False
+    found = find_submission(store, "digits")
+    assert found.lease == 1
+    assert abs((found.heartbeat_at or 0) - found.created_at) < 600
+
+
+def test_a_study_whose_drivers_keep_dying_fails_with_the_reason(store: Store) -> None:
+    submit(store)
+    for _ in range(MAX_DEATHS):
+        running = claimed(store)
+        found = store.queue().give_up(running.uid, running.lease, "its driver was killed by signal 9")
+        assert found is not None
+    assert found.state == "failed"
+    assert "signal 9; 5 drivers died one after another without any progress" in (found.reason or "")
+    assert claim(store) is None
+    assert resume_study(store, "digits").num_deaths == 0
+
+
+def test_a_running_study_is_cancelled_by_its_driver_and_a_waiting_one_at_once(store: Store) -> None:
+    queue = store.queue()
+    submit(store, "running")
+    running = claimed(store)
+    submit(store, "waiting")
+    assert cancel_study(store, "waiting").state == "cancelled"
+    assert queue.heartbeat(running.uid, running.lease) is False
+    assert cancel_study(store, "running").state == "running"
+    assert queue.heartbeat(running.uid, running.lease) is True
+    assert queue.end(running.uid, running.lease, "interrupted", "why").state == "cancelled"
+    assert cancel_study(store, "running").state == "cancelled"
+    assert resume_study(store, "running").state == "waiting"
+    again = claimed(store)
+    cancel_study(store, "running")
+    assert queue.end(again.uid, again.lease, "complete").state == "complete"
+
+
+def test_a_cancelled_study_whose_driver_dies_is_not_resumed(store: Store) -> None:
+    submit(store)
+    claimed(store, lease_s=LAPSED_S)
+    cancel_study(store, "digits")
+    assert claim(store) is None
+    assert find_submission(store, "digits").state == "cancelled"
+
+
+def test_concurrent_claims_never_give_a_study_twice(store: Store) -> None:
+    for number in range(12):
+        submit(store, f"s{number}")
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda number: claim(store, replica=f"r{number}"), range(16)))
+    names = [one.name for one in found if one is not None]
+    assert len(names) == 12
+    assert sorted(set(names)) == sorted(names)
+
+
+def test_concurrent_submissions_of_one_study_make_one(store: Store) -> None:
+    def add(number: int) -> str:
+        try:
+            return submit(store, idempotency_key=f"k{number % 2}").uid
+        except StudyActiveError:
+            return "refused"
+
+    with ThreadPoolExecutor(4) as threads:
+        found = set(threads.map(add, range(8)))
+    assert len(found - {"refused"}) == 1
+    assert len(store.queue().page()) == 1
+
+
+def test_pages_show_own_and_shared_submissions_newest_first(store: Store) -> None:
+    for number in range(3):
+        submit(store, f"s{number}", owner="alice")
+    submit(store, "open", owner="bob", shared=True)
+    submit(store, "private", owner="bob")
+    queue = store.queue()
+    names = [one.name for one in queue.page(owner="alice", include_shared=True, limit=3)]
+    assert names == ["bob~open", "alice~s2", "alice~s1"]
+    last = queue.page(owner="alice", include_shared=True, limit=3)[-1]
+    assert [one.name for one in queue.page(owner="alice", before=last.id)] == ["alice~s0"]
+    queue.share("bob~open", shared=False)
+    assert [one.name for one in queue.page(owner="alice", include_shared=True)] == [f"alice~s{n}" for n in (2, 1, 0)]
+    assert queue.page(states=["running"]) == []
+
+
+def test_a_changed_file_that_makes_another_study_is_refused_at_once(store: Store) -> None:
+    from orchestrator.study.growth import SpecChangedError
+
+    begun = spec()
+    store.create_study(
+        "digits",
+        spec=begun.model_dump(mode="json"),
+        digest=begun.digest,
+        data_digest="d",
+        stage_names=[("screen", "screen")],
+    )
+    other = begun.model_copy(update={"seed": 1})
+    with pytest.raises(SpecChangedError, match="seed"):
+        submit_study(store, other, "")
+    assert store.queue().page() == []
+
+
+def test_deleting_a_study_takes_its_waiting_submission_along(store: Store) -> None:
+    study = store.create_study("digits", spec={}, digest="a", data_digest="d", stage_names=[])
+    submit(store, "other")
+    store.queue().add(_copy(store, "digits"))
+    store.delete_study(study.id)
+    assert [one.name for one in store.queue().page()] == ["other"]
+
+
+def _copy(store: Store, name: str):
+    from orchestrator.store.service_records import NewSubmission, WantedDevices
+
+    return NewSubmission("u1", home_owner(), name, {}, "", WantedDevices(), "d")
