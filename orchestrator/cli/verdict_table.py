@@ -14,6 +14,7 @@ _TOO_FEW_TOPOLOGIES = 10
 """With fewer, intervals are so wide that one line says all that is known."""
 _COMBINED = "combined."
 _UNBOUNDED = 10_000
+_NO_TAU: Mapping[str, Any] = {"value": None}
 Row = Mapping[str, Any]
 
 
@@ -78,6 +79,7 @@ class _Verdicts:
             "beats": lambda row: (
                 "all" if row["beats_all"] and row["proxy"] not in baselines else ", ".join(row["beats"])
             ),
+            "same size": lambda row: tau_text(row.get("same_size", {}).get("params", {}).get("tau", _NO_TAU)),
             "given params": lambda row: tau_text(row["partial_tau"]) if row["partial_tau"] else "-",
             "recall": lambda row: _number(row["top_recall"]["value"]),
             "regret (points)" if in_points else "regret": lambda row: _number(row["regret"]["value"], factor),
@@ -128,15 +130,13 @@ def _winners(rows: Sequence[Row], baseline: str) -> list[str]:
 
 
 def _who_wins(rows: Sequence[Row], baseline: str, confidence: float) -> str:
-    """Names the scores that beat the baseline, and states how many scores would be expected to by luck."""
+    """Names the scores that beat the baseline, and states the chance of a wrong mark."""
     winners = _winners(rows, baseline)
     if not winners:
         return f"No single score was shown to predict better than {baseline}."
-    num_compared = sum(baseline in row["minus"] and not row["is_combination"] for row in rows)
-    by_luck = (1 - confidence) / 2 * num_compared
     return (
-        f"Shown to predict better than {baseline}: {', '.join(winners)}. If none of the {num_compared} scores were "
-        f"truly better, about {by_luck:.1f} would still appear better by luck."
+        f"Shown to predict better than {baseline}: {', '.join(winners)}. The chance that any mark is wrong is at most "
+        f"about {100 * (1 - confidence) / 2:g} %, over all scores together."
     )
 
 

@@ -243,4 +243,4 @@ def _verdict_on(name: str, rows: Sequence[Verdict]) -> Verdict:
 
 
 def _row(verdict: Verdict) -> dict[str, Any]:
-    return {**verdict.model_dump(mode="json"), "beats": [one for one in verdict.minus if verdict.beats(one)]}
+    return {**verdict.model_dump(mode="json"), "beats": list(verdict.beaten)}

@@ -46,7 +46,9 @@ def judge_early(
         return None
     weights = resample_weights(len(table), resamples=resamples, seed=seed)
     epochs = [
-        EpochAgreement(epoch=index + 1, tau=interval_of(kendall_tau(weights, column, table[:, -1]), confidence))
+        EpochAgreement(
+            epoch=index + 1, tau=interval_of(kendall_tau(weights, column, table[:, -1]), confidence, len(table))
+        )
         for index, column in enumerate(table.T)
     ]
     first = _first_reliable(epochs, threshold)

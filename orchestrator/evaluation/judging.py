@@ -1,7 +1,7 @@
 """Judges training-free scores: how well each ranks topologies, with intervals and compared with baselines."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,16 +13,30 @@ from orchestrator.evaluation.rank_statistics import (
     Vector,
     Weights,
     kendall_tau,
+    like_sized,
     partial_tau,
     regret,
     resample_weights,
     spearman_rho,
     top_recall,
 )
-from orchestrator.evaluation.verdict import UNDEFINED, Interval, Verdict
+from orchestrator.evaluation.step_down import shown_above_zero
+from orchestrator.evaluation.verdict import UNDEFINED, Interval, SameSize, Verdict
 
 MIN_POINTS = 4
 """Minimum number of topologies for meaningful statistics."""
+
+MIN_FOR_INTERVAL = 8
+"""With fewer topologies, resampling gives intervals that are too narrow, and even of zero width; so none is given."""
+
+MIN_PAIRS = 10
+"""Minimum number of pairs of like size for a tau over them."""
+
+SIZES = ("params", "flops")
+"""Baselines that measure the size of a topology."""
+
+_MARK_RESAMPLES = 20_000
+"""Resamples that decide about marks; more would need much memory and change nothing."""
 
 CONTROL = "params"
 """The score that partial tau holds fixed."""
@@ -47,6 +61,10 @@ def judge_proxies(
     is excluded from the statistics of a proxy if the score of any seed is not finite. A difference uses the topologies
     that both proxies scored.
 
+    Whether taus and differences are shown to be above zero is decided for all proxies together
+    (`step_down.shown_above_zero`), with the error level of one end of the intervals, `(1 - confidence) / 2`: with a
+    single comparison, a mark is what the interval shows.
+
     Args:
         scores: For each proxy and seed, one score per topology. A failed score is not finite.
         accuracy: Accuracy of each topology, in any unit. Topologies with a non-finite accuracy are excluded.
@@ -59,7 +77,7 @@ def judge_proxies(
     Raises:
         ValueError: A baseline or a direction is missing, or a seed does not have one score per topology.
 
-    Source: Kendall 1945 (tau-b); Efron 1979 (bootstrap, percentile interval).
+    Source: Kendall 1945 (tau-b); Efron 1979 (bootstrap, percentile interval); Romano & Wolf 2005 (marks).
     """
     truth = np.asarray(accuracy, dtype=float)
     if missing := [name for name in baselines if name not in scores]:
@@ -75,22 +93,25 @@ def judge_proxies(
         confidence=confidence,
         baselines=tuple(baselines),
     )
-    verdicts = [comparison.verdict(name) for name in scores]
+    verdicts = comparison.with_marks([comparison.verdict(name) for name in scores])
     return sorted(verdicts, key=lambda row: -math.inf if row.tau.value is None else row.tau.value, reverse=True)
 
 
-def interval_of(replicates: Vector, confidence: float) -> Interval:
-    """The first value with the percentile interval of the others; no interval if most of them are undefined.
+def interval_of(replicates: Vector, confidence: float, num_points: int) -> Interval:
+    """The first value with the percentile interval of the others.
+
+    There is no interval with fewer than `MIN_FOR_INTERVAL` points, or if most of the other values are undefined.
 
     Args:
         replicates: The statistic of the sample and of its resamples, shape (1 + resamples,).
         confidence: Confidence level of the interval.
+        num_points: Number of points that were resampled.
     """
     value, resampled = float(replicates[0]), replicates[1:]
     if math.isnan(value):
         return UNDEFINED
     usable = resampled[~np.isnan(resampled)]
-    if len(usable) < 20 or 2 * len(usable) < len(resampled):
+    if num_points < MIN_FOR_INTERVAL or len(usable) < 20 or 2 * len(usable) < len(resampled):
         return Interval(value=value, low=None, high=None)
     tail = (1 - confidence) / 2
     low, high = np.quantile(usable, [tail, 1 - tail])
@@ -147,6 +168,8 @@ class _Comparison:
     baselines: tuple[str, ...]
     kept: dict[str, dict[bytes, NDArray[np.float64]]] = field(default_factory=dict)
     """Cached taus by proxy and topologies. Only those of baselines are kept after the verdict."""
+    compared: dict[tuple[str, str | None], Vector] = field(default_factory=dict)
+    """Replicates of every tau, and of every difference to a baseline, for the marks."""
 
     def verdict(self, name: str) -> Verdict:
         mine = self.scored[name]
@@ -165,24 +188,23 @@ class _Comparison:
             )
         weights, truth, rows = self.weights[:, mine.finite], self.truth[mine.finite], mine.seeds[:, mine.finite]
         taus = self._taus(name, mine.finite)
-        once, tau = taus[:, 0], self._interval(taus)
+        once, tau = taus[:, 0], self._interval(taus, count)
+        self._keep(name, None, taus.mean(0), count)
         partial = self._partial(name) if controlled else None
         if partial is not None and partial.value is None and tau.value is not None:
             notes.append(f"no tau given {CONTROL}: {self._partial_tau_problem(name)}")
         if (abs(once) > _PERFECT).all():
             notes.append("a perfect ranking: resampling cannot show its uncertainty")
-        minus = {baseline: self._difference(name, baseline) for baseline in others}
-        beaten = [baseline for baseline, difference in minus.items() if (difference.low or 0) > 0]
-        if beaten and tau.low is not None and tau.low <= 0:
-            notes.append(f"its tau may be 0 or less: the baselines that it beats ({', '.join(beaten)}) rank even worse")
+            tau = Interval(value=tau.value, low=None, high=None)
         verdict = Verdict(
             **facts,
             tau=tau,
-            spearman=self._interval([spearman_rho(weights, row, truth) for row in rows]),
-            top_recall=self._interval([top_recall(weights, row, truth) for row in rows]),
-            regret=self._interval([regret(weights, row, truth) for row in rows]),
+            spearman=self._interval([spearman_rho(weights, row, truth) for row in rows], count),
+            top_recall=self._interval([top_recall(weights, row, truth) for row in rows], count),
+            regret=self._interval([regret(weights, row, truth) for row in rows], count),
             partial_tau=partial,
-            minus=minus,
+            minus={baseline: self._difference(name, baseline) for baseline in others},
+            same_size={size: self._same_size(name, size) for size in SIZES if size in self.scored},
             seed_spread=float(once.std(ddof=1)) if len(once) > 1 and np.isfinite(once).all() else None,
             note="; ".join(notes) or None,
         )
@@ -190,9 +212,45 @@ class _Comparison:
             self.kept.pop(name)
         return verdict
 
-    def _interval(self, replicates: Sequence[Vector] | NDArray[np.float64]) -> Interval:
+    def with_marks(self, verdicts: Sequence[Verdict]) -> list[Verdict]:
+        """Add what is shown to be above zero, over all scores and baselines together."""
+        if not self.compared:
+            return list(verdicts)
+        keys = list(self.compared)
+        shown = shown_above_zero(np.stack([self.compared[key] for key in keys]), level=(1 - self.confidence) / 2)
+        marks = {key for key, mark in zip(keys, shown.tolist(), strict=True) if mark}
+        return [self._with_mark(row, marks) for row in verdicts]
+
+    def _with_mark(self, row: Verdict, marks: Collection[tuple[str, str | None]]) -> Verdict:
+        above = (row.proxy, None) in marks
+        better = [name for name, gap in row.minus.items() if (gap.low or 0) > 0]
+        note = row.note
+        if better and not above:
+            caveat = f"its tau may be 0 or less: the baselines that it seems to beat ({', '.join(better)}) rank worse"
+            note = "; ".join(filter(None, (note, caveat)))
+        beaten = tuple(name for name in row.minus if above and (row.proxy, name) in marks)
+        return row.model_copy(update={"above_zero": above, "beaten": beaten, "note": note})
+
+    def _keep(self, name: str, baseline: str | None, replicates: Vector, num_points: int) -> None:
+        """Keep the replicates of a tau, or of a difference to a baseline, for the marks."""
+        if num_points >= MIN_FOR_INTERVAL:
+            self.compared[(name, baseline)] = replicates[: 1 + _MARK_RESAMPLES].copy()
+
+    def _interval(self, replicates: Sequence[Vector] | NDArray[np.float64], num_points: int) -> Interval:
         """Interval of the mean over the seeds, from shape (S, 1 + resamples)."""
-        return interval_of(np.mean(replicates, axis=0), self.confidence)
+        return interval_of(np.mean(replicates, axis=0), self.confidence, num_points)
+
+    def _same_size(self, name: str, size: str) -> SameSize:
+        """Tau over the pairs of topologies with about the same parameters or operations."""
+        both = self._both(name, size)
+        pairs = like_sized(np.abs(self.scored[size].seeds[0, both]))
+        count = int(pairs.sum()) // 2
+        if both.sum() < MIN_POINTS or count < MIN_PAIRS:
+            return SameSize(tau=UNDEFINED, num_pairs=count)
+        weights, truth = self.weights[:, both], self.truth[both]
+        rows = self.scored[name].seeds[:, both]
+        taus = [kendall_tau(weights, row, truth, pairs=pairs) for row in rows]
+        return SameSize(tau=self._interval(taus, int(both.sum())), num_pairs=count)
 
     def _taus(self, name: str, mask: Mask) -> NDArray[np.float64]:
         """Taus for each seed and resample on the topologies of a mask, shape (S, 1 + resamples)."""
@@ -209,8 +267,9 @@ class _Comparison:
         both = self._both(name, baseline)
         if both.sum() < MIN_POINTS:
             return UNDEFINED
-        mine, theirs = self._taus(name, both).mean(0), self._taus(baseline, both).mean(0)
-        return interval_of(mine - theirs, self.confidence)
+        gap = self._taus(name, both).mean(0) - self._taus(baseline, both).mean(0)
+        self._keep(name, baseline, gap, int(both.sum()))
+        return interval_of(gap, self.confidence, int(both.sum()))
 
     def _partial(self, name: str) -> Interval:
         """Partial tau given the scores of the control's first seed."""
@@ -221,7 +280,8 @@ class _Comparison:
         rows = zip(self._taus(name, both), self.scored[name].seeds[:, both], strict=True)
         truth_and_control = self._taus(CONTROL, both)[0]
         return self._interval(
-            [partial_tau(taus, kendall_tau(weights, row, control), truth_and_control) for taus, row in rows]
+            [partial_tau(taus, kendall_tau(weights, row, control), truth_and_control) for taus, row in rows],
+            int(both.sum()),
         )
 
     def _partial_tau_problem(self, name: str) -> str:
@@ -261,4 +321,6 @@ def _notes(scored: _Scored, known_truth: Vector, num_unknown: int) -> list[str]:
         notes.append(f"{scored.num_dropped_seeds} of its seeds scored too few topologies to count")
     if MIN_POINTS <= count < 1 / TOP_FRACTION:
         notes.append(f"the top decile of {count} topologies is a single topology")
+    if MIN_POINTS <= count < MIN_FOR_INTERVAL:
+        notes.append(f"no intervals and no marks: they need at least {MIN_FOR_INTERVAL} topologies")
     return notes

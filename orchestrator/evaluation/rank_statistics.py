@@ -15,9 +15,13 @@ from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
 Weights = NDArray[np.uint16]
+Pairs = NDArray[np.bool_]
 
 TOP_FRACTION = 0.1
 """Fraction of the points that counts as the top."""
+
+LIKE_SIZE = 0.1
+"""Two topologies have a like size if the larger one is at most this fraction larger."""
 
 _BLOCK_ELEMENTS = 2**21
 """Approximate number of weights per block. Resamples are processed in blocks, so that a million fit in memory."""
@@ -42,26 +46,51 @@ def resample_weights(num_points: int, *, resamples: int, seed: int) -> Weights:
     return weights
 
 
-def kendall_tau(weights: Weights, x: Vector, y: Vector) -> Vector:
+def kendall_tau(weights: Weights, x: Vector, y: Vector, *, pairs: Pairs | None = None) -> Vector:
     """Kendall's tau-b of `x` and `y`, shape (n,) each, in every resample, shape (R,); nan if one is constant.
 
     With weights `w`, the number of concordant minus discordant pairs is
     `sum_ij w_i w_j sign(x_i - x_j) sign(y_i - y_j) / 2`. The number of pairs without a tie in `x` is
     `(N^2 - sum_g w_g^2) / 2`, where `w_g` is the weight of a group of equal `x`.
 
+    Args:
+        weights: Shape (R, n).
+        x: One ranking.
+        y: The other ranking.
+        pairs: Symmetric mask of the pairs that count, shape (n, n), such as `like_sized`; by default all pairs. Then
+            the pairs without a tie are counted like the concordant ones, with `|sign(x_i - x_j)|`.
+
     Source: Kendall 1945.
     """
     of_x, of_y = _group(x), _group(y)
     # Codes preserve the order, and their differences cannot overflow. Integers below 2^24 are exact in float32.
-    signs = np.sign(of_x.code[:, None] - of_x.code) * np.sign(of_y.code[:, None] - of_y.code)
-    signs = signs.astype(np.float32)
+    x_signs = np.sign(of_x.code[:, None] - of_x.code).astype(np.float32)
+    y_signs = np.sign(of_y.code[:, None] - of_y.code).astype(np.float32)
+    if pairs is not None:
+        x_signs, y_signs = x_signs * pairs, y_signs * pairs
+    signs = x_signs * y_signs
     found = []
     for block in _blocks(weights):
         counts = block.astype(np.float32)
-        agreement = np.einsum("rn,rn->r", counts @ signs, counts, dtype=np.float64)
+        if pairs is None:
+            untied = _untied(block, of_x) * _untied(block, of_y)
+        else:
+            untied = _sum_over_pairs(counts, np.abs(x_signs)) * _sum_over_pairs(counts, np.abs(y_signs))
         with np.errstate(invalid="ignore", divide="ignore"):
-            found.append(agreement / np.sqrt(_untied(block, of_x) * _untied(block, of_y)))
+            found.append(_sum_over_pairs(counts, signs) / np.sqrt(untied))
     return np.concatenate(found)
+
+
+def like_sized(sizes: Vector, *, tolerance: float = LIKE_SIZE) -> Pairs:
+    """Mask (n, n) of the pairs of points whose sizes (n,), all above 0, differ by at most a factor of 1 + tolerance.
+
+    A point and itself are not a pair. A size that is not finite is like no other.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        logs = np.log(sizes)
+        near: Pairs = np.abs(logs[:, None] - logs) <= np.log1p(tolerance) + 1e-12
+    np.fill_diagonal(near, val=False)
+    return near
 
 
 def spearman_rho(weights: Weights, x: Vector, y: Vector) -> Vector:
@@ -127,6 +156,12 @@ def regret(weights: Weights, scores: Vector, truth: Vector) -> Vector:
         best = truth[of_truth.order][of_truth.starts][_last_nonzero(_sums(block, of_truth))]
         found.append(best - reached)
     return np.concatenate(found)
+
+
+def _sum_over_pairs(counts: NDArray[np.float32], values: NDArray[np.float32]) -> Vector:
+    """`sum_ij w_i w_j v_ij` for each row of weights (R, n) and a matrix of values (n, n), shape (R,)."""
+    sums: Vector = np.einsum("rn,rn->r", counts @ values, counts, dtype=np.float64)
+    return sums
 
 
 # --- groups of equal values ---

@@ -1,10 +1,12 @@
 """Verdicts on training-free scores and early rankings, as plain data without NumPy."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Interval(BaseModel):
-    """A statistic with a percentile bootstrap interval; `None` if it is undefined."""
+    """A statistic with its interval; `None` if it is undefined. A value without interval has too few points for one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     value: float | None
@@ -13,6 +15,35 @@ class Interval(BaseModel):
 
 
 UNDEFINED = Interval(value=None, low=None, high=None)
+
+
+class SameSize(BaseModel):
+    """How well a score ranks topologies of like size, between which counting is nearly blind."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    tau: Interval
+    """Kendall's tau-b over the pairs of like size only."""
+    num_pairs: int
+
+
+class Ceiling(BaseModel):
+    """The tau that a perfect score could reach, since accuracies after training are random themselves."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    source: Literal["seeds", "images"]
+    """`seeds`: from several trainings of each topology; `images`: from the number of images that measured the
+    accuracies, which does not contain the effect of the training seed, so that the ceiling may be lower."""
+    reliability: Interval
+    """Share of the differences between the accuracies that is not noise."""
+    tau: Interval
+    """Expected tau between the accuracies and the true ranking."""
+    num_seeds: int
+    """Trainings of each topology; the least, if they differ."""
+
+    @property
+    def may_be_chance(self) -> bool:
+        """Whether the accuracies differ by no more than noise explains, so that no score can be judged by them."""
+        return not (self.reliability.low or 0) > 0
 
 
 class Verdict(BaseModel):
@@ -30,25 +61,84 @@ class Verdict(BaseModel):
     top_recall: Interval
     """Fraction of the true top decile (at least one topology) in the top decile of the score."""
     regret: Interval
-    """Accuracy lost by trusting the score's first choice, in the unit of the accuracy."""
+    """Accuracy lost by trusting the score's first choice, in the unit of the accuracy. It depends on one choice and one
+    best topology: measured, a 95 % interval contains the true value in 79 to 93 % of cases only."""
     partial_tau: Interval | None
     """Kendall's tau given the parameter count; `None` for `params` itself or if `params` was not scored."""
     minus: dict[str, Interval]
     """Paired difference of tau to each other baseline, on the topologies that both scored."""
+    same_size: dict[str, SameSize] = Field(default_factory=dict)
+    """By measure of size (`params`, `flops`): the verdict over pairs of like size."""
     seed_spread: float | None
     """Standard deviation (ddof 1) of tau over the seeds of the proxy; `None` for one seed or an exact score."""
+    above_zero: bool = False
+    """Whether tau is shown to be above 0, at one error level for all scores and differences together."""
+    beaten: tuple[str, ...] = ()
+    """Baselines to which the difference is shown to be above 0, at the same level; empty without `above_zero`."""
     note: str | None
     """Reason for a missing value, or a caveat."""
 
     def beats(self, baseline: str) -> bool:
-        """Whether the interval of the difference to the baseline lies above zero; False for the baseline itself."""
-        low = self.minus.get(baseline, UNDEFINED).low
-        return low is not None and low > 0
+        """Whether the proxy is shown to rank better than a baseline; False for the baseline itself."""
+        return baseline in self.beaten
 
     @property
     def beats_all(self) -> bool:
         """Whether the proxy beats all other baselines; False if there are none."""
         return bool(self.minus) and all(self.beats(baseline) for baseline in self.minus)
+
+
+class TableVerdict(BaseModel):
+    """A score on one of several tables, compared with the strongest baseline there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    table: str
+    num_topologies: int
+    baseline: str
+    """The baseline with the highest tau on this table."""
+    tau: Interval
+    difference: Interval
+    """Tau minus that of the baseline; for the baseline itself, 0."""
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the interval of the difference lies above zero."""
+        return self.difference.low is not None and self.difference.low > 0
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the interval of the difference lies below zero."""
+        return self.difference.high is not None and self.difference.high < 0
+
+
+class JointVerdict(BaseModel):
+    """A score on several tables together."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    proxy: str
+    question: Literal["any size", "like size"]
+    """`any size`: all pairs of topologies; `like size`: the pairs of like size only."""
+    tables: tuple[TableVerdict, ...]
+    """Tables on which the score could be compared, in their order."""
+    num_missing: int
+    """Tables on which it could not, which are left out of the means."""
+    mean_tau: Interval
+    mean_difference: Interval
+    """Mean difference from the strongest baseline of each table; the interval resamples topologies, not tables."""
+    worst: str | None
+    """The table with the lowest difference."""
+    is_better: bool
+    """Whether mean tau and mean difference are shown to be above zero, at one error level for all scores together."""
+
+    @property
+    def num_beaten(self) -> int:
+        """Tables on which the score beats the strongest baseline, by the interval on each table alone."""
+        return sum(table.is_better for table in self.tables)
+
+    @property
+    def num_lost(self) -> int:
+        """Tables on which it is worse than the strongest baseline, by the same interval."""
+        return sum(table.is_worse for table in self.tables)
 
 
 class EpochAgreement(BaseModel):

@@ -203,9 +203,9 @@ def _verdict_row(verdict: Verdict) -> VerdictRow:
     """A verdict with the list of baselines that the proxy beats."""
     return VerdictRow.model_validate(
         {
-            **verdict.model_dump(),
+            **verdict.model_dump(exclude={"beaten"}),
             "is_combination": verdict.proxy.startswith(COMBINED),
-            "beats": [baseline for baseline in verdict.minus if verdict.beats(baseline)],
+            "beats": verdict.beaten,
             "beats_all": verdict.beats_all,
         }
     )

@@ -2,7 +2,9 @@
 
 from typing import Literal, NamedTuple
 
-from orchestrator.evaluation.verdict import EarlyJudgement, Interval
+from pydantic import Field
+
+from orchestrator.evaluation.verdict import EarlyJudgement, Interval, SameSize
 from orchestrator.stages.kind import StageResult
 
 
@@ -40,9 +42,13 @@ class VerdictRow(StageResult):
     regret: Interval
     partial_tau: Interval | None
     minus: dict[str, Interval]
+    same_size: dict[str, SameSize] = Field(default_factory=dict)
+    """By measure of size: the verdict over pairs of like size; empty in results of version 0.1.0."""
     seed_spread: float | None
     note: str | None
     is_combination: bool
+    above_zero: bool | None = None
+    """Whether tau is shown to be above 0 over all scores together; `None` in results of version 0.1.0."""
     beats: tuple[str, ...]
     beats_all: bool
 

@@ -76,11 +76,77 @@ def test_only_a_proxy_whose_paired_interval_excludes_zero_beats_the_baseline() -
     assert not rows["params"].beats("params")
 
 
-def test_a_proxy_that_beats_a_baseline_without_knowing_anything_is_told_so() -> None:
+def test_a_proxy_that_knows_nothing_is_not_marked_and_told_that_the_baseline_ranks_worse() -> None:
     accuracy = list(np.arange(60.0))
     rows = run({"params": accuracy[::-1], "noise": list(np.random.default_rng(5).normal(size=60))}, accuracy)
-    assert rows["noise"].beats("params")
-    assert "its tau may be 0 or less: the baselines that it beats (params) rank even worse" in rows["noise"].note
+    assert rows["noise"].minus["params"].low > 0
+    assert not rows["noise"].beats("params")
+    assert not rows["noise"].above_zero
+    assert "its tau may be 0 or less: the baselines that it seems to beat (params) rank worse" in rows["noise"].note
+
+
+def test_accuracies_of_pure_noise_mark_no_score_although_many_seem_to_beat_a_low_baseline() -> None:
+    """All scores share the chance by which the baseline is low, so their differences are large together."""
+    rng = np.random.default_rng(0)
+    size = rng.normal(size=30)
+    noise = min((rng.normal(size=30) for _ in range(200)), key=lambda drawn: stats.kendalltau(size, drawn).statistic)
+    scores = {f"score{index}": list(0.3 * size + rng.normal(size=30)) for index in range(24)}
+    rows = run({"params": list(size), **scores}, noise).values()
+    assert sum(row.minus["params"].low > 0 for row in rows if row.proxy != "params") >= 5
+    assert not any(row.beaten for row in rows)
+
+
+def test_a_truly_better_score_is_marked_among_many_useless_ones() -> None:
+    rng = np.random.default_rng(2)
+    accuracy = rng.normal(size=60)
+    noise = {f"noise{index}": list(rng.normal(size=60)) for index in range(24)}
+    rows = run(
+        {"params": list(rng.normal(size=60)), "good": list(accuracy + 0.3 * rng.normal(size=60)), **noise}, accuracy
+    )
+    assert [name for name, row in rows.items() if row.beats("params")] == ["good"]
+
+
+def test_below_8_topologies_there_are_no_intervals_and_no_marks() -> None:
+    accuracy = ACCURACY[:7]
+    row = run({"params": [3.0, 1, 2, 7, 5, 6, 4], "good": accuracy}, accuracy)["params"]
+    assert row.tau.value == pytest.approx(stats.kendalltau([3, 1, 2, 7, 5, 6, 4], accuracy).statistic)
+    assert row.tau.low is row.spearman.low is row.regret.low is None
+    assert not row.above_zero
+    assert "no intervals and no marks: they need at least 8 topologies" in row.note
+
+
+def test_a_perfect_ranking_has_no_interval_of_zero_width() -> None:
+    row = run({"params": shuffled(0), "best": ACCURACY})["best"]
+    assert (row.tau.value, row.tau.low, row.tau.high) == (pytest.approx(1), None, None)
+    assert row.above_zero
+
+
+def test_within_a_size_only_pairs_of_like_size_count() -> None:
+    rng = np.random.default_rng(4)
+    params = np.repeat([1e6, 2e6, 4e6, 8e6], 6) * rng.uniform(1, 1.04, 24)
+    accuracy = np.log(params) + 0.2 * rng.normal(size=24)
+    inside = accuracy - np.log(params)
+    rows = run({"params": list(params), "inside": list(inside)}, list(accuracy))
+    groups = [slice(place, place + 6) for place in range(0, 24, 6)]
+    signs = sum(
+        np.sign(
+            np.subtract.outer(inside[group], inside[group]) * np.subtract.outer(accuracy[group], accuracy[group])
+        ).sum()
+        for group in groups
+    )
+    found = rows["inside"].same_size["params"]
+    assert found.num_pairs == 4 * 15
+    assert found.tau.value == pytest.approx(signs / (4 * 30))
+    assert found.tau.low < found.tau.value < found.tau.high
+    assert rows["params"].tau.value > 0.6 > rows["params"].same_size["params"].tau.value
+
+
+def test_without_pairs_of_like_size_there_is_no_tau_within_a_size() -> None:
+    rows = run({"params": [float(4**index) for index in range(12)], "best": ACCURACY})
+    assert rows["best"].same_size["params"].model_dump() == {
+        "tau": {"value": None, "low": None, "high": None},
+        "num_pairs": 0,
+    }
 
 
 def test_a_proxy_beats_all_only_if_it_beats_every_baseline() -> None:

@@ -42,6 +42,8 @@ def verdict(proxy: str, tau: Interval = TAU, *, partial: Interval | None = TAU, 
         partial_tau=partial,
         minus={} if proxy == "params" else {"params": difference},
         seed_spread=None,
+        above_zero=ahead is not None,
+        beaten=("params",) if ahead else (),
         note=None,
     )
 
