@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from orchestrator.safe_text import masked_address
 from plugins.registry import use_formulas
 from trainers.data.cache_settings import DEFAULT_GIB, DEFAULT_HOME, FOLDER_NAME, use_cache
 
@@ -157,7 +158,11 @@ def load_settings(**given: Any) -> Settings:
         must = "must be on or off" if name == "tracking" else f"is invalid ({first['msg']})"
         if first["type"] == "value_error":
             must = str(first["ctx"]["error"])
-        raise SettingsError(f"{variable}: {must}, but got {first['input']!r}. Correct or unset it.") from None
+        raise SettingsError(f"{variable}: {must}, but got {_shown(first['input'])}. Correct or unset it.") from None
+
+
+def _shown(value: object) -> str:
+    return repr(masked_address(value) if isinstance(value, str) and "://" in value else value)
 
 
 def _below_home(data: dict[str, Any], name: str) -> Path:

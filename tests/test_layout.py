@@ -37,7 +37,6 @@ SHARED_NAMES = frozenset(
         "fail",
         "layer_norm",
         "main",
-        "shown",
         "upgrade",
     }
 )

@@ -45,8 +45,13 @@ class SpecError(ValueError):
         where = self.file if line is None else f"{self.file}:{line}"
         super().__init__(f"{where}: {self.path}: {message}" if self.path else f"{where}: {message}")
 
+    @property
+    def lines(self) -> list[str]:
+        """A line for each mistake."""
+        return [super().__str__(), *(line for other in self.others for line in other.lines)]
+
     def __str__(self) -> str:
-        return "\n".join([super().__str__(), *map(str, self.others)])
+        return "\n".join(self.lines)
 
 
 class YamlLimits(NamedTuple):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from orchestrator.cli.quiet import quiet_libraries
+from orchestrator.safe_text import masked_address
 from orchestrator.settings import Settings
 from orchestrator.spec.study_file import StudySpec
 from orchestrator.stages.kind import StageResult, stage_kind
@@ -257,7 +258,7 @@ def _read(name: str, settings: Settings) -> StudyRun:
     with open_existing(settings) as store:
         if store is None:
             raise DatabaseUnavailableError(
-                f"the database {settings.database_url} must exist, but it has disappeared. Restore it."
+                f"the database {masked_address(settings.database_url)} must exist, but it has disappeared. Restore it."
             )
         rows = store.stages(study.id)
         records = {stage.name: store.trials(stage.id) for stage in rows}

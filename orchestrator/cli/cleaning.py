@@ -44,7 +44,7 @@ def delete_command(names: Sequence[str], *, yes: bool) -> None:
         if keeps_runs:
             note("MLflow still shows its runs, because VITSEARCH_TRACKING is off")
     if problems:
-        fail("\n".join(problems), status=FAILED)
+        fail(*problems, status=FAILED)
 
 
 def prune_command(names: Sequence[str], *, dry_run: bool, as_json: bool) -> None:

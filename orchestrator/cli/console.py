@@ -5,28 +5,49 @@ import math
 import re
 import sys
 import textwrap
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from rich.console import Console
+from rich.segment import Segment
+
+from orchestrator.safe_text import printable, without_secrets
 
 _COMMAND = re.compile(r"(?<=: )(vitsearch|pip|make|python) .*$")
 """A command at the end of a line."""
 
-stdout = Console(highlight=False, soft_wrap=False)
-stderr = Console(stderr=True, highlight=False)
+
+class SafeConsole(Console):
+    """A console that shows no secrets, and escapes for the characters with which names could control a terminal."""
+
+    def _render_buffer(self, buffer: Iterable[Segment]) -> str:
+        return super()._render_buffer(
+            segment if segment.control else Segment(_safe(segment.text), segment.style) for segment in buffer
+        )
+
+
+stdout = SafeConsole(highlight=False, soft_wrap=False)
+stderr = SafeConsole(stderr=True, highlight=False)
 
 
 def out(value: Any) -> None:
     """Print a result for people: text or a rich renderable."""
     if isinstance(value, str):
-        stdout.print(value, markup=False, soft_wrap=True)
+        stdout.print(_safe(value), markup=False, soft_wrap=True)
     else:
         stdout.print(value, crop=False)
 
 
 def print_json(value: Any) -> None:
     """Print a result for programs as one JSON document; non-finite numbers become null."""
-    sys.stdout.write(json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False)
+    escaped = (one if one == "\n" or one.isprintable() else json.dumps(one)[1:-1] for one in text)
+    sys.stdout.write((text if text.isascii() else "".join(escaped)) + "\n")
+
+
+def print_text(text: str) -> None:
+    """Print the content of a file, such as a table of comma-separated values. On a terminal, it is made printable."""
+    sys.stdout.write(printable(text, lines=True) if sys.stdout.isatty() else text)
 
 
 def note(message: str) -> None:
@@ -34,15 +55,27 @@ def note(message: str) -> None:
     _say(message)
 
 
-def fail(message: str, *, status: int) -> NoReturn:
-    """Print an error on stderr and exit with a status."""
-    _say(f"vitsearch: {message}")
+def fail(*messages: str, status: int) -> NoReturn:
+    """Print errors on stderr and exit with a status."""
+    for index, message in enumerate(messages):
+        _say(message if index else f"vitsearch: {message}")
     sys.exit(status)
+
+
+def message_lines(message: str) -> str:
+    """A message in which only its first line begins at the left edge, so that no name in it can pass for a message."""
+    first, *others = _safe(message).split("\n")
+    return "\n".join([first, *(line if line.startswith(" ") else f"  {line}" for line in others)])
+
+
+def _safe(text: str) -> str:
+    return without_secrets(printable(text, lines=True))
 
 
 def _say(message: str) -> None:
     """Print a message on stderr: wrapped between words in a terminal, one line for each of its lines elsewhere."""
-    text = wrapped(message, stderr.width) if stderr.is_terminal else message
+    lines = message_lines(message)
+    text = wrapped(lines, stderr.width) if stderr.is_terminal else lines
     stderr.print(text, markup=False, soft_wrap=True)
 
 

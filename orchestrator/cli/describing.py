@@ -12,6 +12,7 @@ from rich.text import Text
 from orchestrator.cli.console import fail, note, out, print_json, stderr
 from orchestrator.cli.decoding import show_decoding
 from orchestrator.cli.exit_status import exit_on_error
+from orchestrator.safe_text import printable
 from orchestrator.spec.study_file import load_spec, make_data_config
 from trainers.data.cache_settings import verified_cache
 from trainers.data.report import DataReport
@@ -51,14 +52,14 @@ def _report(report: DataReport) -> RenderableType:
     for column in table.columns[1:]:
         column.justify = "right"
     for name in report.classes[:_MAX_CLASSES]:
-        table.add_row(name, *(str(part.per_class[name]) for part in report.parts.values()))
+        table.add_row(printable(name), *(str(part.per_class[name]) for part in report.parts.values()))
     if len(report.classes) > _MAX_CLASSES:
         table.add_row(f"... ({len(report.classes)} classes)", *("" for _ in report.parts))
     table.add_row("total", *(str(part.num_images) for part in report.parts.values()), style="bold")
     size = f"{report.image_size} x {report.image_size} pixels"
     found = ", ".join(report.originals[:4]) + (", ..." if len(report.originals) > 4 else "")
     lines = [
-        f"{report.source}: {report.num_images} {report.colours} images of {len(report.classes)} classes",
+        f"{printable(report.source)}: {report.num_images} {report.colours} images of {len(report.classes)} classes",
         f"used at {size} (resize: {report.resize}); as stored: {found}",
         "mean "
         + ", ".join(f"{value:.3f}" for value in report.mean)
@@ -69,10 +70,10 @@ def _report(report: DataReport) -> RenderableType:
     if report.skipped:
         parts += [Text("\nLeft out", style="bold")]
         parts += [
-            Text(f"{one.count}: {one.reason}" + (f", such as {one.examples[0]}" if one.examples else ""))
+            Text(printable(f"{one.count}: {one.reason}" + (f", such as {one.examples[0]}" if one.examples else "")))
             for one in report.skipped
         ]
     if report.warnings:
         parts += [Text("\nWarnings", style="bold red")]
-        parts += [Text(f"- {warning.message}") for warning in report.warnings]
+        parts += [Text(f"- {printable(warning.message)}") for warning in report.warnings]
     return Group(*parts)

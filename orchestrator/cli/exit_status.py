@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from orchestrator.cli.console import fail
+from trainers.yaml_source import SpecError
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -71,7 +72,8 @@ def exit_on_error(file: object = None) -> Iterator[None]:
         if status is None:
             raise
         is_about_file = not _ABOUT_A_FILE.isdisjoint(_names(error))
-        fail(f"{file}: {error}" if file and is_about_file else str(error), status=status)
+        mistakes = error.lines if isinstance(error, SpecError) else [str(error)]
+        fail(*(f"{file}: {one}" if file and is_about_file else one for one in mistakes), status=status)
 
 
 def _names(error: BaseException) -> list[str]:

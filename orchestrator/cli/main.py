@@ -1,7 +1,9 @@
 """`vitsearch`: defines the commands and shows their errors."""
 
+import logging
 import os
 import sys
+import traceback
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +14,7 @@ from orchestrator.cli.console import fail, note, out
 from orchestrator.cli.exit_status import exit_on_error
 from orchestrator.cli.help_text import Commands
 from orchestrator.cli.quiet import quiet_libraries
+from orchestrator.safe_text import SafeFormatter
 from trainers.export_formats import ExportFormat
 
 app = typer.Typer(
@@ -68,6 +71,7 @@ def main() -> None:
     Exit status: 0 success, 1 the study or command could not reach its goal, 2 invalid input, 130 interrupted.
     """
     quiet_libraries()
+    _keep_output_safe()
     try:
         with exit_on_error():
             app()
@@ -75,6 +79,16 @@ def main() -> None:
         fail("interrupted", status=130)
     except BrokenPipeError:  # `vitsearch list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _keep_output_safe() -> None:
+    """Log messages and tracebacks show no secrets and contain no control characters."""
+    formatter = SafeFormatter()
+    if logging.lastResort is not None:  # what prints warnings, since we configure no logging
+        logging.lastResort.setFormatter(formatter)
+    sys.excepthook = lambda kind, error, trace: note(
+        "".join(traceback.format_exception(kind, error, trace)).rstrip("\n")
+    )
 
 
 @app.command("run")

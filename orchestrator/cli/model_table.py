@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.safe_text import printable
 from plugins.metrics.deciding import DecidingMetric
 from trainers.results.model_report import ClassFigures, Estimate, ModelReport
 
@@ -62,12 +63,12 @@ def model_report(report: ModelReport) -> RenderableType:
     if report.mistakes:
         shown = [
             f"{100 * one.probability:5.1f} %  {one.prediction!r} instead of {one.truth!r}"
-            + (f": {one.name}" if one.name else "")
+            + (f": {printable(one.name)}" if one.name else "")
             for one in report.mistakes[:_MAX_MISTAKES]
         ]
         parts += [Text("\nMost confident mistakes", style="bold"), Text("\n".join(shown))]
     if report.notes:
-        parts += [Text("\nNotes", style="bold red"), Text("\n".join(f"- {one}" for one in report.notes))]
+        parts += [Text("\nNotes", style="bold red"), Text("\n".join(f"- {printable(one)}" for one in report.notes))]
     return Group(*parts)
 
 
@@ -86,7 +87,7 @@ def _class_table(report: ModelReport) -> Table:
         rows = sorted(rows, key=lambda one: (one.f1 is None, one.f1))[:_MAX_CLASSES]
         table.title, table.title_justify = f"The {_MAX_CLASSES} weakest of {len(report.per_class)} classes", "left"
     for one in rows:
-        table.add_row(one.name, str(one.support), *map(_percent, (one.precision, one.recall, one.f1)))
+        table.add_row(printable(one.name), str(one.support), *map(_percent, (one.precision, one.recall, one.f1)))
     return table
 
 

@@ -1,15 +1,16 @@
 """The command predict, which classifies image files."""
 
 import csv
-import sys
+import io
 import textwrap
 from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.cli.console import fail, note, out, print_json, stdout
+from orchestrator.cli.console import fail, note, out, print_json, print_text, stdout
 from orchestrator.cli.exit_status import BAD_INPUT
+from orchestrator.safe_text import printable
 from orchestrator.settings import load_settings
 from orchestrator.stages.progress import as_percent
 from orchestrator.study.models import find_model_folder
@@ -46,7 +47,7 @@ def predict_command(model: str, given: Sequence[str], *, top: int, as_csv: bool,
         for one in predictions():
             out(_line(one))
     if problems:
-        fail("\n".join(str(problem) for problem in problems), status=BAD_INPUT)
+        fail(*map(str, problems), status=BAD_INPUT)
 
 
 def find_images(given: Sequence[str], problems: list[DataError]) -> list[Path]:
@@ -79,8 +80,8 @@ def find_images(given: Sequence[str], problems: list[DataError]) -> list[Path]:
 
 def _line(prediction: "Prediction") -> str:
     """One line; on a terminal that is too narrow, the other classes follow below."""
-    text = f"{prediction.path}: {prediction.label} {as_percent(prediction.probability)}"
-    others = ", ".join(f"{label} {as_percent(probability)}" for label, probability in prediction.top[1:])
+    text = printable(f"{prediction.path}: {prediction.label} {as_percent(prediction.probability)}")
+    others = printable(", ".join(f"{label} {as_percent(probability)}" for label, probability in prediction.top[1:]))
     if not others:
         return text
     if stdout.is_terminal and len(text) + len(others) + 3 > stdout.width:
@@ -91,7 +92,12 @@ def _line(prediction: "Prediction") -> str:
 
 def _print_csv(predictions: "Iterator[Prediction]", *, num_ranks: int) -> None:
     ranks = [name for rank in range(2, num_ranks + 1) for name in (f"label_{rank}", f"probability_{rank}")]
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["path", "label", "probability", *ranks])
+    _print_row(["path", "label", "probability", *ranks])
     for one in predictions:
-        writer.writerow([one.path, *(value for pair in one.top for value in pair)])
+        _print_row([one.path, *(value for pair in one.top for value in pair)])
+
+
+def _print_row(values: Sequence[object]) -> None:
+    row = io.StringIO()
+    csv.writer(row, lineterminator="\n").writerow(values)
+    print_text(row.getvalue())

@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.cli.console import message_lines
 from orchestrator.store.records import StageRecord, TrialRecord
 from trainers.config import EpochReport
 
@@ -169,7 +170,7 @@ class LiveProgress:
         self._live.console.print(row)
 
     def note(self, message: str) -> None:
-        self._live.console.print(message, markup=False)
+        self._live.console.print(message_lines(message), markup=False)
 
 
 def short_time(seconds: float) -> str:
@@ -235,4 +236,4 @@ class PlainProgress:
         self._print(message)
 
     def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, soft_wrap=True)
+        self._console.print(message_lines(line), markup=False, soft_wrap=True)

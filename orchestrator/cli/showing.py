@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from orchestrator.cli import tables
-from orchestrator.cli.console import fail, out, print_json
+from orchestrator.cli.console import fail, out, print_json, print_text
 from orchestrator.settings import load_settings
 from plugins import registry
 
@@ -41,7 +41,7 @@ def best_command(name: str) -> None:
 
     champion = find_champion(name, load_settings())
     configuration = Configuration.model_validate(champion["configuration"])
-    print(configuration_yaml(configuration, champion["recommended_stopping"]), end="")  # noqa: T201 - a file's text
+    print_text(configuration_yaml(configuration, champion["recommended_stopping"]))
 
 
 def plugins_command(kind: str | None, name: str | None, *, as_json: bool) -> None:

@@ -30,7 +30,7 @@ def stop_on_signal(control: StopRequest) -> Iterator[None]:
         if control.should_stop():
             raise KeyboardInterrupt
         control.request()
-        note("\nstopping after this step (press Ctrl-C again to stop at once) ...")
+        note("stopping after this step (press Ctrl-C again to stop at once) ...")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

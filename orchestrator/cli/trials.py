@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from orchestrator.cli.console import fail, out, print_json
+from orchestrator.cli.console import fail, out, print_json, print_text
 from orchestrator.cli.exit_status import BAD_INPUT
 from orchestrator.settings import load_settings
 from plugins.registry import nearest_name
@@ -34,7 +34,7 @@ def trials_command(study: str, *, stage: str | None, as_csv: bool, as_json: bool
     if as_json:
         print_json(shown)
     elif as_csv:
-        print(rows_to_csv(shown), end="")  # noqa: T201 - a file's text
+        print_text(rows_to_csv(shown))
     elif shown:
         out("\n\n".join(_block(name, some) for name in names if (some := [r for r in shown if r["stage"] == name])))
     else:

@@ -10,6 +10,7 @@ from sqlalchemy import URL, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
+from orchestrator.safe_text import masked_address, without_secrets
 from orchestrator.settings import SettingsError
 from orchestrator.store.retrying import WAIT_S, set_retry_time
 
@@ -76,12 +77,12 @@ def connect(url: str, *, wait_s: float = WAIT_S) -> Engine:
         raise _unusable(parsed, str(error)) from error
     except ImportError as error:
         raise SettingsError(
-            f"VITSEARCH_DATABASE_URL: {parsed.render_as_string()} needs the driver {parsed.get_driver_name()!r}, which "
+            f"VITSEARCH_DATABASE_URL: {_shown(parsed)} needs the driver {parsed.get_driver_name()!r}, which "
             f"cannot be imported here ({error}). Install it with: {INSTALL_POSTGRES}"
         ) from error
     if parsed.get_backend_name() == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
-    set_retry_time(engine, parsed.render_as_string(), wait_s)
+    set_retry_time(engine, _shown(parsed), wait_s)
     return engine
 
 
@@ -96,10 +97,10 @@ def sqlite_file(url: str) -> Path | None:
 def _parse(url: str) -> URL:
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # ValueError: a port that is no number
         raise SettingsError(
             "VITSEARCH_DATABASE_URL: must be an SQLAlchemy URL, such as sqlite:////srv/vitsearch.db or "
-            f"postgresql://user@host/vitsearch, but got {url!r}. Correct or unset it."
+            f"postgresql://host/vitsearch, but got {masked_address(url)}. Correct or unset it."
         ) from None
     if parsed.drivername in _SHORT_NAMES:
         return parsed.set(drivername="postgresql+psycopg")
@@ -111,10 +112,14 @@ def _parse(url: str) -> URL:
     return parsed
 
 
+def _shown(url: URL) -> str:
+    return masked_address(url.render_as_string())
+
+
 def _unusable(url: URL, reason: str) -> SettingsError:
     return SettingsError(
-        f"VITSEARCH_DATABASE_URL: the database {url.render_as_string()} must be reachable and written by vitsearch, "
-        f"but: {' '.join(reason.split())}. Correct or unset the variable, or start the server."
+        f"VITSEARCH_DATABASE_URL: the database {_shown(url)} must be reachable and written by vitsearch, "
+        f"but: {without_secrets(' '.join(reason.split()))}. Correct or unset the variable, or start the server."
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, delete, func, insert, select, update
 
+from orchestrator.safe_text import without_secrets
 from orchestrator.store.retrying import retry_on_outage
 from orchestrator.store.tables import outbox, studies, tracked_runs
 
@@ -34,11 +35,11 @@ class StudyOutbox:
 
     def postpone(self, event_id: int, error: str) -> None:
         """Note that an event could not be delivered now."""
-        self._update(outbox.c.id == event_id, num_tries=outbox.c.num_tries + 1, error=error)
+        self._update(outbox.c.id == event_id, num_tries=outbox.c.num_tries + 1, error=without_secrets(error))
 
     def reject(self, event_id: int, error: str) -> None:
         """Note that MLflow will never accept an event."""
-        self._update(outbox.c.id == event_id, rejected=1, error=error)
+        self._update(outbox.c.id == event_id, rejected=1, error=without_secrets(error))
 
     def count_owed(self) -> int:
         with self._engine.connect() as connection:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Engine
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, NotSupportedError, ProgrammingError
 
+from orchestrator.safe_text import without_secrets
 from orchestrator.store.errors import DatabaseUnavailableError
 
 WAIT_S = 120.0
@@ -51,7 +52,7 @@ class OutageRetries:
         Raises:
             DatabaseUnavailableError: It should not be tried again.
         """
-        reason = " ".join(str(error.orig).split())
+        reason = without_secrets(" ".join(str(error.orig).split()))
         if not is_temporary(error):
             raise DatabaseUnavailableError(
                 f"the database {self._where} must accept writes, but: {reason}. Earlier writes are kept. Fix the "

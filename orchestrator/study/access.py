@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from orchestrator.safe_text import masked_address
 from orchestrator.settings import Settings
 from orchestrator.store.errors import DatabaseUnavailableError
 from orchestrator.store.records import StudyRecord
@@ -194,5 +195,5 @@ def tracker_of(study: StudyRecord, settings: Settings, store: Store) -> Tracker:
 
 def _database_gone(settings: Settings) -> DatabaseUnavailableError:
     return DatabaseUnavailableError(
-        f"the database {settings.database_url} must exist, but it has disappeared. Restore it."
+        f"the database {masked_address(settings.database_url)} must exist, but it has disappeared. Restore it."
     )

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from filelock import FileLock
 from filelock import Timeout as FileLockTimeout
 
+from orchestrator.safe_text import masked_address, without_secrets
 from orchestrator.tracking.events import (
     DeleteExperiment,
     DescribeExperiment,
@@ -41,7 +42,7 @@ from orchestrator.tracking.events import (
 )
 from orchestrator.tracking.local_files import link_tree, local_path
 from orchestrator.tracking.model_flavor import MODEL_CARD, write_flavor
-from orchestrator.tracking.names import clean_name, clean_tags, is_http, param_text, same_text, shown, slug
+from orchestrator.tracking.names import clean_name, clean_tags, is_http, param_text, same_text, slug
 from orchestrator.tracking.pages import VIEW_TAG, compare_path, runs_path, saved_view, with_links
 from orchestrator.tracking.relocation import relocate, sqlite_path
 from orchestrator.tracking.server import ServerCommand as ServerCommand
@@ -152,6 +153,7 @@ class Tracker:
 
     def __init__(self, tracking_uri: str, artifact_root: Path, run_ids: RunIds | None = None) -> None:
         self._uri, self._artifact_root = tracking_uri, artifact_root.absolute()
+        self._shown_uri = masked_address(tracking_uri)
         self._run_ids = run_ids if run_ids is not None else MemoryRunIds()
         self._experiment_ids: dict[str, str] = {}
         self._opened: Any = None
@@ -193,7 +195,7 @@ class Tracker:
         base = server_url or (self._uri if is_http(self._uri) else None)
         if base is None:
             raise ValueError(
-                f"`server_url` must be given for a store without a server, but is missing for {shown(self._uri)}."
+                f"`server_url` must be given for a store without a server, but is missing for {self._shown_uri}."
             )
         try:
             found = self._client().get_experiment_by_name(experiment)
@@ -520,7 +522,7 @@ class Tracker:
         run_id = self._started(key)
         if run_id is None:
             raise TrackingRejected(
-                f"a run must be started before it is written to, but MLflow at {shown(self._uri)} has no run with "
+                f"a run must be started before it is written to, but MLflow at {self._shown_uri} has no run with "
                 f"the tag {KEY_TAG} = {key}. It was deleted there, its start was refused, or the address changed."
             )
         return run_id
@@ -596,7 +598,7 @@ class Tracker:
         """Turn an error into one of ours: try again later, or never."""
         code = str(getattr(error, "error_code", ""))
         first_line = next(iter(str(error).strip().splitlines()), repr(error))
-        message = shown(f"MLflow at {self._uri}: {first_line}")
+        message = without_secrets(f"MLflow at {self._shown_uri}: {first_line.replace(self._uri, self._shown_uri)}")
         if self._opened is not None and (code in _REFUSALS or code == "RESOURCE_DOES_NOT_EXIST"):
             for event in group:
                 self._experiment_ids.pop(getattr(event, "experiment", ""), None)

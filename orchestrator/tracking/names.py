@@ -87,8 +87,3 @@ def slug(name: str) -> str:
 def is_http(uri: str) -> bool:
     """Whether the address is a tracking server, not a database."""
     return uri.startswith(("http://", "https://"))
-
-
-def shown(text: str) -> str:
-    """The text without user names and passwords in its addresses."""
-    return re.sub(r"//[^/@\s]*@", "//", text)

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from orchestrator.safe_text import masked_address
 from orchestrator.tracking.names import is_http
 
 APP_NAME = "vitsearch"
@@ -37,15 +38,16 @@ def server_command(
     """
     if is_http(tracking_uri):
         raise ValueError(
-            f"an MLflow server must be started on a database, but {tracking_uri} is a server already. Open it in a "
-            "browser."
+            f"an MLflow server must be started on a database, but {masked_address(tracking_uri)} is a server already. "
+            "Open it in a browser."
         )
-    argv = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", tracking_uri]
+    argv = [sys.executable, "-m", "mlflow", "server"]
     argv += ["--artifacts-destination", artifact_root.absolute().as_uri(), "--workers", "1"]
     argv += ["--host", host, "--port", str(port), "--uvicorn-opts", "--log-level warning", "--app-name", APP_NAME]
     if allowed_hosts:
         argv += ["--allowed-hosts", allowed_hosts]
     env = {
+        "MLFLOW_BACKEND_STORE_URI": tracking_uri,  # not an argument, which `ps` shows to everybody
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "GIT_PYTHON_REFRESH": "quiet",
