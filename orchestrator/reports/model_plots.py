@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from orchestrator.reports.drawing import BLUE, GREY, INK, ORANGE, new_figure, write_title
+from orchestrator.reports.drawing import BLUE, GREY, INK, ORANGE, new_figure, printable, write_title
 from trainers.results.model_report import ModelReport
 
 _MAX_NAMED, _MAX_NUMBERED = 40, 20
@@ -15,12 +15,12 @@ def confusion_matrix(report: ModelReport, path: Path) -> None:
 
     Args:
         report: What to draw.
-        path: The PNG file to write.
+        path: The file to write.
     """
     count = len(report.classes)
     shares = [[cell / sum(row) if sum(row) else 0.0 for cell in row] for row in report.confusion]
     side = min(14.0, 3.2 + 0.42 * min(count, _MAX_NAMED))
-    with new_figure(path, width=side + 0.8, height=side) as axes:
+    with new_figure(path, width=side + 0.8, height=side, keep_shape=True) as axes:
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
         axes.grid(visible=False)
         if count <= _MAX_NUMBERED:
@@ -49,7 +49,7 @@ def reliability(report: ModelReport, path: Path) -> None:
 
     Args:
         report: What to draw.
-        path: The PNG file to write.
+        path: The file to write.
     """
     calibration = report.calibration
     filled = [one for one in calibration.bins if one.confidence is not None and one.accuracy is not None]
@@ -86,4 +86,4 @@ def reliability(report: ModelReport, path: Path) -> None:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 18 else f"{name[:16]}..."
+    return printable(name if len(name) <= 18 else f"{name[:16]}...")

@@ -1,4 +1,4 @@
-"""The figures of a study as PNG files. Only Matplotlib's object interface is used: no window, no global state.
+"""The figures of a study as PNG or SVG files. Only Matplotlib's object interface is used: no window, no global state.
 
 Functions import matplotlib lazily, because the import takes half a second and most commands draw nothing.
 """
@@ -13,8 +13,11 @@ from orchestrator.reports.drawing import (
     CYCLE,
     GREEN,
     GREY,
+    INK,
     ORANGE,
     SOFT_INK,
+    legend_below,
+    name_points,
     new_figure,
     plain_log,
     whole_numbers,
@@ -25,6 +28,10 @@ from plugins.protocols import CurvePoint
 
 if TYPE_CHECKING:
     from orchestrator.evaluation.verdict import EarlyJudgement, Verdict
+
+
+_STOP = {"color": INK, "edgecolor": "white", "linewidth": 0.8}
+"""The mark on a learning curve at which a criterion ends it."""
 
 
 class TauInterval(Protocol):
@@ -57,7 +64,7 @@ def scatter_score_against_accuracy(
         scores: One score per topology.
         accuracy: Accuracies of the same topologies.
         tau: Tau between scores and accuracies, oriented so that 1 is a perfect ranking.
-        path: The PNG file to write.
+        path: The file to write.
         target: Description of `accuracy`, such as `c100_kd_acc (published)`.
         unit: Unit of `accuracy`; `fraction` is drawn in percent, other units are labelled as given, such as `%`.
     """
@@ -86,7 +93,7 @@ def correlation_summary(
 
     Args:
         verdicts: One per proxy, in drawing order.
-        path: The PNG file to write.
+        path: The file to write.
         baseline: The proxy whose interval is drawn as a band.
         subject: The predicted quantity for the title, such as `c100_kd_acc of pit`.
     """
@@ -152,14 +159,7 @@ def _summary_legend(axes: Any, verdicts: "Sequence[Verdict]", baseline: str) -> 
     if any(row.partial_tau is not None and row.partial_tau.value is not None for row in verdicts):
         marks.append(mark("tau given params", "D", 5, GREY, markerfacecolor="white"))
     if marks:
-        axes.figure.legend(
-            handles=marks,
-            loc="outside lower center",
-            ncols=len(marks),
-            frameon=False,
-            handletextpad=0.3,
-            columnspacing=1.4,
-        )
+        legend_below(axes, ncols=len(marks), handles=marks, handletextpad=0.3, columnspacing=1.4)
 
 
 def agreement_over_epochs(judgement: "EarlyJudgement", path: Path, *, threshold: float = 0.8) -> None:
@@ -167,7 +167,7 @@ def agreement_over_epochs(judgement: "EarlyJudgement", path: Path, *, threshold:
 
     Args:
         judgement: Tau by epoch.
-        path: The PNG file to write.
+        path: The file to write.
         threshold: The smallest tau of a reliable ranking, drawn as a line.
     """
     points = [(row.epoch, row.tau) for row in judgement.epochs]
@@ -190,18 +190,23 @@ def agreement_over_epochs(judgement: "EarlyJudgement", path: Path, *, threshold:
             f"compare trials after {rungs} of {len(points)} epochs" if rungs else "no epoch before the last is reliable"
         )
         write_title(axes, "How early can a trial be judged?", advice)
-        axes.figure.legend(loc="outside lower center", ncols=4, frameon=False)
+        legend_below(axes)
 
 
 def learning_curves(
-    curves: Mapping[str, Sequence[CurvePoint]], path: Path, *, metric: DecidingMetric = ACCURACY
+    curves: Mapping[str, Sequence[CurvePoint]],
+    path: Path,
+    *,
+    metric: DecidingMetric = ACCURACY,
+    stops: Mapping[str, int] | None = None,
 ) -> None:
     """Draw a validation metric and both losses over epochs, one colour per trial.
 
     Args:
         curves: Learning curves by name, best first; there are eight distinct colours.
-        path: The PNG file to write.
+        path: The file to write.
         metric: The metric, which all points have. For `loss`, the accuracy is drawn.
+        stops: Epoch at which a stopping criterion ends a curve, by name; marked on it.
     """
     metric = ACCURACY if metric.key == "val_loss" else metric
     factor, name_of_metric = (100 if metric.is_fraction else 1), f"validation {metric.words}"
@@ -213,11 +218,18 @@ def learning_curves(
         for index, (name, curve) in enumerate(curves.items()):
             style = {"color": CYCLE[index % len(CYCLE)], "linewidth": 1.8, "marker": "o" if len(curve) == 1 else None}
             epochs = [point.epoch for point in curve]
-            left.plot(epochs, [factor * value_of(point) for point in curve], label=name, **style)
-            right.plot(epochs, [point.val_loss for point in curve], **style)
+            (line,) = left.plot(epochs, [factor * value_of(point) for point in curve], label=name, **style)
+            (losses,) = right.plot(epochs, [point.val_loss for point in curve], **style)
+            name_points(line, [name])
+            name_points(losses, [name])
+            for point in curve:
+                if point.epoch == (stops or {}).get(name):
+                    mark = left.scatter([point.epoch], [factor * value_of(point)], marker="X", s=60, zorder=4, **_STOP)
+                    name_points(mark, [f"{name}: stopped after epoch {point.epoch}"])
             right.plot(epochs, [point.train_loss for point in curve], **{**style, "linewidth": 1.0}, linestyle=":")
         values = [value_of(point) for curve in curves.values() for point in curve]
         reached = f"best epoch: {metric.text(max(values, key=metric.score))}" if values else "no epoch was finished"
+        reached += "; crosses: where the criterion stops" if stops else ""
         write_title(left, name_of_metric[0].upper() + name_of_metric[1:], reached)
         write_title(right, "Loss", "solid: validation, dotted: training")
         left.set_ylabel(name_of_metric + (" (%)" if metric.is_fraction else ""))
@@ -238,7 +250,7 @@ def growth(family: Sequence[Mapping[str, Any]], proxies: Sequence[str], path: Pa
     Args:
         family: One mapping per step: `step`, `parameters`, `width`, `depths` and `scores` by proxy.
         proxies: Names of the proxies in `scores`.
-        path: The PNG file to write.
+        path: The file to write.
     """
     in_millions = any(row["parameters"] >= 1e6 for row in family)
     unit = "millions" if in_millions else "thousands"
@@ -272,15 +284,21 @@ def growth(family: Sequence[Mapping[str, Any]], proxies: Sequence[str], path: Pa
 
 
 def stopping_front(
-    points: Sequence[tuple[float, float]], chosen: int, path: Path, *, metric: DecidingMetric = ACCURACY
+    points: Sequence[tuple[float, float]],
+    chosen: int,
+    path: Path,
+    *,
+    metric: DecidingMetric = ACCURACY,
+    names: Sequence[str] = (),
 ) -> None:
     """Draw epochs saved and the loss of a metric for each stopping criterion, the Pareto front and the chosen one.
 
     Args:
         points: For each criterion, epochs saved as a fraction, and what is lost of the metric.
         chosen: Index of the chosen criterion.
-        path: The PNG file to write.
+        path: The file to write.
         metric: The metric.
+        names: Names of the criteria, for the titles of their points.
     """
     percent = [(100 * saved, lost * (100 if metric.is_fraction else 1)) for saved, lost in points]
     front: list[tuple[float, float]] = []
@@ -288,10 +306,17 @@ def stopping_front(
         if not front or lost < front[-1][1]:
             front.append((saved, lost))
     with new_figure(path) as axes:
-        axes.scatter(*_columns(percent), s=30, color=GREY, alpha=0.7, linewidth=0, label="other criteria", zorder=2)
+        marks = axes.scatter(
+            *_columns(percent), s=30, color=GREY, alpha=0.7, linewidth=0, label="other criteria", zorder=2
+        )
+        if names:
+            name_points(marks, [f"{name}: {_saving(*pair)}" for name, pair in zip(names, percent, strict=True)])
         axes.plot(*_columns(front), color=BLUE, marker="o", markersize=5, label="Pareto front", zorder=3)
         saved, lost = percent[chosen]
-        axes.scatter([saved], [lost], s=190, marker="*", color=ORANGE, edgecolor="white", label="chosen", zorder=4)
+        star = axes.scatter(
+            [saved], [lost], s=190, marker="*", color=ORANGE, edgecolor="white", label="chosen", zorder=4
+        )
+        name_points(star, [f"chosen: {names[chosen] + ': ' if names else ''}{_saving(saved, lost)}"])
         axes.set_xlabel("epochs saved (% of the budget, mean over the recorded curves)")
         axes.set_ylabel(f"{metric.words} lost" + (" (percentage points)" if metric.is_fraction else ""))
         axes.margins(0.08)
@@ -301,6 +326,10 @@ def stopping_front(
             f"chosen: saves {saved:.1f} % of the epochs for {metric.amount(points[chosen][1])}",
         )
         axes.legend(loc="upper left", frameon=False)
+
+
+def _saving(saved: float, lost: float) -> str:
+    return f"{saved:.0f} % of the epochs saved, {lost:.3g} lost"
 
 
 def _tau_text(tau: TauInterval) -> str:

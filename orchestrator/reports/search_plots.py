@@ -16,6 +16,8 @@ from orchestrator.reports.drawing import (
     INK,
     ORANGE,
     SOFT_INK,
+    legend_below,
+    name_points,
     new_figure,
     whole_numbers,
     write_title,
@@ -25,6 +27,8 @@ from plugins.metrics.deciding import DecidingMetric
 _COSTS = {"parameters": "parameters", "macs": "multiply-accumulates", "latency_ms": "latency"}
 _MAX_LABELS = 40
 _MAX_AXES = 9
+_INCHES_PER_HEAD = 0.9
+"""Names below axes are slanted if they have less room."""
 _FEW, _LOG_FROM = 3, 8
 """Up to this many numbers are all labelled; a scale is logarithmic from this ratio of its limits."""
 _LABEL_OFFSETS = ((6, 4), (6, -11), (-6, 4), (-6, -11))
@@ -53,7 +57,7 @@ def metric_against_cost(
         trials: The trials.
         best: Number of the best trial, which gets a star.
         metric: The metric that decides.
-        path: The PNG file to write.
+        path: The file to write.
         cost: Name of the cost in `SearchedTrial.costs`.
     """
     points = [
@@ -68,12 +72,18 @@ def metric_against_cost(
     front = _front(shown, larger_is_better=metric.direction == "maximize")
     with new_figure(path, width=7.0) as axes:
         plain = [point for point in shown if point[0] != best]
-        axes.scatter(*_columns(plain), s=34, color=BLUE, alpha=0.75, linewidth=0, zorder=3, label="trials")
+        marks = axes.scatter(*_columns(plain), s=34, color=BLUE, alpha=0.75, linewidth=0, zorder=3, label="trials")
         axes.plot(*_columns(front), color=GREEN, linewidth=1.6, drawstyle="steps-post", zorder=2, label="Pareto front")
         chosen = [point for point in shown if point[0] == best]
-        axes.scatter(
+        star = axes.scatter(
             *_columns(chosen), s=190, marker="*", color=ORANGE, edgecolor="white", zorder=4, label=f"best: trial {best}"
         )
+        texts = {
+            number: f"trial {number}: {metric.text(value)}, {size:,.5g} {_COSTS.get(cost, cost)}"
+            for number, size, value in points
+        }
+        name_points(marks, [texts[number] for number, _, _ in plain])
+        name_points(star, [texts[number] for number, _, _ in chosen])
         axes.margins(0.08)
         axes.set_xlabel(label)
         axes.set_ylabel(_axis(metric))
@@ -81,7 +91,7 @@ def metric_against_cost(
         _label(axes, sorted(shown, key=lambda point: (point[0] != best, point[0] not in on_front, point[0])))
         title = f"{metric.words[0].upper()}{metric.words[1:]} and {_COSTS.get(cost, cost)}"
         write_title(axes, title, _front_text(front, metric))
-        _legend_below(axes)
+        legend_below(axes)
     return True
 
 
@@ -93,7 +103,7 @@ def search_history(
     Args:
         trials: The trials by number, those that failed as well.
         metric: The metric that decides.
-        path: The PNG file to write.
+        path: The file to write.
         base: Numbers of the trials with the base recipe.
     """
     found = [(trial.number, trial.value) for trial in trials if trial.value is not None and math.isfinite(trial.value)]
@@ -110,7 +120,9 @@ def search_history(
             ("sampled recipe", BLUE, [pair for pair in values if pair[0] not in base]),
         ):
             if chosen:
-                axes.scatter(*_pairs(chosen), s=34, color=colour, linewidth=0, zorder=3, label=label)
+                marks = axes.scatter(*_pairs(chosen), s=34, color=colour, linewidth=0, zorder=3, label=label)
+                texts = {number: f"trial {number}: {metric.text(value)}" for number, value in found}
+                name_points(marks, [texts[number] for number, _ in chosen])
         axes.plot(*_pairs(so_far), color=ORANGE, drawstyle="steps-post", zorder=2, label="best so far")
         failed = [trial.number for trial in trials if trial.value is None]
         if failed:
@@ -124,7 +136,7 @@ def search_history(
         since = f", not beaten by the {last - first} trials after it" if last > first else ""
         text = metric.text(best) if best is not None else ""
         write_title(axes, "History of the search", f"best: {text} by trial {first}{since}")
-        _legend_below(axes)
+        legend_below(axes)
     return True
 
 
@@ -135,7 +147,7 @@ def recipe_importance(shares: Mapping[str, float], num_trials: int, metric: Deci
         shares: Importances by name; they sum to 1.
         num_trials: Number of trials they are estimated from.
         metric: The metric that decides.
-        path: The PNG file to write.
+        path: The file to write.
     """
     if len(shares) < 2 or not any(shares.values()):
         return False
@@ -162,7 +174,7 @@ def parallel_coordinates(trials: Sequence[SearchedTrial], best: int, metric: Dec
         trials: The trials.
         best: Number of the best trial, whose line is thick.
         metric: The metric that decides.
-        path: The PNG file to write.
+        path: The file to write.
     """
     usable = [trial for trial in trials if trial.value is not None and math.isfinite(trial.value)]
     names = dict.fromkeys(name for trial in usable for name in trial.point)
@@ -193,7 +205,9 @@ def parallel_coordinates(trials: Sequence[SearchedTrial], best: int, metric: Dec
                 place_of_text = {"textcoords": "offset points", "xytext": (4, 0), "va": "center"}
                 axes.annotate(text, (place, height), bbox=box, fontsize=8, color=INK, zorder=6, **place_of_text)
         heads = [*(_plain(name).replace(" ", "\n", 1) for name in varied), _axis(metric).replace(" ", "\n", 1)]
-        axes.set_xticks(range(len(heads)), heads)
+        is_narrow = axes.figure.get_figwidth() < _INCHES_PER_HEAD * len(heads)
+        slanted = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if is_narrow else {}
+        axes.set_xticks(range(len(heads)), [one.replace("\n", " ") for one in heads] if is_narrow else heads, **slanted)
         axes.set_yticks([])
         axes.set_xlim(-0.1, len(varied) + 0.55)
         axes.spines[["left", "bottom"]].set_visible(False)
@@ -209,7 +223,7 @@ def averaging_gains(gains: Sequence[tuple[str, float]], metric: DecidingMetric, 
     Args:
         gains: Method with its settings, and its gain, by which it is better if positive.
         metric: The metric that decides.
-        path: The PNG file to write.
+        path: The file to write.
     """
     if len(gains) < 2 or len({gain for _, gain in gains}) < 2:
         return False
@@ -218,10 +232,12 @@ def averaging_gains(gains: Sequence[tuple[str, float]], metric: DecidingMetric, 
     rows = best_first[:20][::-1]
     with new_figure(path, width=7.4, height=1.9 + 0.26 * len(rows)) as axes:
         axes.axvline(0, color=GREY, linewidth=1.2, zorder=1)
-        for place, (_, gain) in enumerate(rows):
+        for place, (name, gain) in enumerate(rows):
             colour = ORANGE if place == len(rows) - 1 else BLUE
             axes.plot([0, factor * gain], [place, place], color=colour, linewidth=1.6, alpha=0.6, zorder=2)
-            axes.scatter([factor * gain], [place], s=40, color=colour, zorder=3)
+            name_points(
+                axes.scatter([factor * gain], [place], s=40, color=colour, zorder=3), [f"{name}: {factor * gain:+.2f}"]
+            )
         axes.set_yticks(range(len(rows)), [name for name, _ in rows])
         axes.grid(axis="y", visible=False)
         axes.margins(x=0.1)
@@ -344,7 +360,3 @@ def _columns(points: Sequence[tuple[int, float, float]]) -> tuple[list[float], l
 
 def _pairs(points: Sequence[tuple[int, float]]) -> tuple[list[float], list[float]]:
     return [float(x) for x, _ in points], [y for _, y in points]
-
-
-def _legend_below(axes: Any) -> None:
-    axes.figure.legend(loc="outside lower center", ncols=4, frameon=False, handletextpad=0.4)

@@ -1,66 +1,104 @@
 """Draws the figures of a train stage's search, and of the averages of its best trial."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from orchestrator.engines.interfaces import Search
+from orchestrator.engines.interfaces import Objective
 from orchestrator.stages.context import StageContext
 from orchestrator.store.records import TrialRecord
-from search_spaces.dimensions import Dimension, Point
+from plugins.metrics.deciding import DecidingMetric
+from search_spaces.dimensions import Dimension
+
+if TYPE_CHECKING:
+    from orchestrator.reports.search_plots import SearchedTrial
 
 
-def draw_search(
-    context: StageContext,
-    search: Search,
+class SearchView(NamedTuple):
+    """What the figures of a search show."""
+
+    trials: list["SearchedTrial"]
+    best: int
+    """Number of the best trial."""
+    base: frozenset[int]
+    """Numbers of the trials with the base recipe."""
+    shares: Mapping[str, float]
+    """Importance of each dimension."""
+    num_whole: int
+    """Trials that ran to their end, from which the importances are estimated."""
+    costs: tuple[str, ...]
+    """Names of the costs to draw the metric against."""
+
+
+def view_search(
+    trials: Sequence[TrialRecord],
+    objectives: Sequence[Objective],
     dimensions: Sequence[Dimension],
-    ordered: Sequence[TrialRecord],
-    best: TrialRecord,
-    base: Sequence[Point],
-) -> tuple[Path, ...]:
-    """Draw the figures in which there is something to see.
+    *,
+    best: int,
+    base: frozenset[int],
+) -> SearchView:
+    """What the figures of a train stage's search show.
 
     Args:
-        context: The context of the stage.
-        search: Its search.
+        trials: All trials of the stage.
+        objectives: Objectives of the search, the metric that decides first.
         dimensions: Dimensions of the search.
-        ordered: Trials with a result, by the first objective, best first.
-        best: The chosen trial; with two objectives, one of the front.
-        base: The points with the base recipe.
+        best: Number of the best trial.
+        base: Numbers of the trials with the base recipe.
     """
     from orchestrator.engines.importance import importances
+    from orchestrator.reports.search_plots import SearchedTrial
+
+    objective, *others = objectives
+    costs = ("parameters", *(other.metric for other in others if other.metric != "parameters"))
+    usable = [trial for trial in trials if trial.is_usable]
+    sizes = _names_by_size(usable)
+    return SearchView(
+        trials=[
+            SearchedTrial(
+                number=trial.number,
+                value=trial.metrics.get(objective.metric) if trial.is_usable else None,
+                costs={name: trial.metrics[name] for name in costs if name in trial.metrics},
+                point={**trial.point, "topology": sizes.get(str(trial.point["topology"]), "")},
+            )
+            for trial in trials
+            if trial.ended_at is not None
+        ],
+        best=best,
+        base=base,
+        shares=importances(dimensions, usable, objective),
+        num_whole=sum(trial.state == "complete" for trial in usable),
+        costs=costs,
+    )
+
+
+def draw_search(view: SearchView, metric: DecidingMetric, folder: Path, *, suffix: str = ".png") -> tuple[Path, ...]:
+    """Draw the figures of a search in which there is something to see.
+
+    Args:
+        view: What to draw.
+        metric: The metric that decides.
+        folder: Receives the files.
+        suffix: `.png`, or `.svg` for a page.
+    """
     from orchestrator.reports.search_plots import (
-        SearchedTrial,
         metric_against_cost,
         parallel_coordinates,
         recipe_importance,
         search_history,
     )
 
-    metric, folder, (objective, *others) = context.metric, context.folder, search.objectives
-    costs = ("parameters", *(other.metric for other in others if other.metric != "parameters"))
-    sizes = _names_by_size(ordered)
-    usable = {trial.number for trial in ordered}
-    shown = [
-        SearchedTrial(
-            number=trial.number,
-            value=trial.metrics.get(objective.metric) if trial.number in usable else None,
-            costs={name: trial.metrics[name] for name in costs if name in trial.metrics},
-            point={**trial.point, "topology": sizes.get(str(trial.point["topology"]), "")},
-        )
-        for trial in context.store.trials(context.stage.id)
-        if trial.ended_at is not None
-    ]
-    shares = importances(dimensions, ordered, objective)
-    num_whole = sum(trial.state == "complete" for trial in ordered)
-    with_base = frozenset(trial.number for trial in ordered if trial.point in base)
+    by_cost = {name: folder / f"metric-and-{name.replace('_', '-')}{suffix}" for name in view.costs}
     names = ("search-history", "importance", "all-trials")
-    history, importance, everything = (folder / f"{name}.png" for name in names)
-    by_cost = {name: folder / f"metric-and-{name.replace('_', '-')}.png" for name in costs}
+    history, importance, everything = (folder / f"{name}{suffix}" for name in names)
     drawn = {
-        **{path: metric_against_cost(shown, best.number, metric, path, cost=name) for name, path in by_cost.items()},
-        history: search_history(shown, metric, history, base=with_base),
-        importance: recipe_importance(shares, num_whole, metric, importance),
-        everything: parallel_coordinates(shown, best.number, metric, everything),
+        **{
+            path: metric_against_cost(view.trials, view.best, metric, path, cost=cost) for cost, path in by_cost.items()
+        },
+        history: search_history(view.trials, metric, history, base=view.base),
+        importance: recipe_importance(view.shares, view.num_whole, metric, importance),
+        everything: parallel_coordinates(view.trials, view.best, metric, everything),
     }
     return tuple(path for path, is_drawn in drawn.items() if is_drawn)
 

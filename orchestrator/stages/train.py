@@ -270,7 +270,7 @@ class TrainResult(StageResult):
 def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
     """Train each candidate with the base recipe, so that accuracies are comparable, then sampled recipes."""
     from orchestrator.engines.suggester import OptunaSuggester
-    from orchestrator.stages.search_figures import draw_search
+    from orchestrator.stages.search_figures import draw_search, view_search
     from orchestrator.stages.searching import run_search
     from orchestrator.stages.trial_pages import share_trials
 
@@ -330,6 +330,8 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
     share_trials(context, search, dimensions, ordered=ordered)
     all_trials = context.store.trials(context.stage.id)
     drop_checkpoints(context, all_trials, best=best, may_continue=lambda trial: may_continue(spec, trial))
+    with_base = frozenset(trial.number for trial in ordered if trial.point in base)
+    view = view_search(all_trials, objectives, dimensions, best=best.number, base=with_base)
     return StageOutcome(
         result=TrainResult(
             candidates=tuple(candidates),
@@ -360,7 +362,7 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
             "num_trials": len(trials),
             **({} if certainty is None else {"probability_best": certainty.probability}),
         },
-        plots=(*_plots(context, ordered), *draw_search(context, search, dimensions, ordered, best, base)),
+        plots=(*_plots(context, ordered), *draw_search(view, context.metric, context.folder)),
         events=tuple(context.run_tree.stage_linked(context.stage, _stage_links(weights, teacher, warm))),
     )
 
