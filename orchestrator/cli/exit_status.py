@@ -32,6 +32,7 @@ STATUS = {
     "orchestrator.study.access:NoChampionError": FAILED,
     "orchestrator.study.access:StudyNotDeletedError": FAILED,
     "orchestrator.study.lock:StudyBusyError": FAILED,
+    "orchestrator.study.report:ReportNotWrittenError": FAILED,
     "orchestrator.tracking.mlflow_client:TrackingUnavailable": FAILED,
     "trainers.training.checkpoints:CheckpointWriteError": FAILED,
 }

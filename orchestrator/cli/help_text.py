@@ -12,6 +12,7 @@ _ORDER = (
     "list",
     "trials",
     "compare",
+    "report",
     "best",
     "train",
     "evaluate",

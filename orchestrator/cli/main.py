@@ -285,6 +285,21 @@ def _trials(
     trials_command(study, stage=stage, as_csv=as_csv, as_json=output is Format.json)
 
 
+@app.command("report")
+def _report(
+    study: StudyArgument,
+    file: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="File to write; by default STUDY-report.html.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    output: FormatOption = Format.text,
+) -> None:
+    """Write a report on a study: one web page with its data, search, results, mistakes, and how to use it."""
+    from orchestrator.cli.reporting import report_command
+
+    report_command(study, file=file, overwrite=overwrite, as_json=output is Format.json)
+
+
 @app.command("best")
 def _best(study: StudyArgument) -> None:
     """Print the champion's complete configuration file, for `vitsearch train`."""

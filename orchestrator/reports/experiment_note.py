@@ -18,6 +18,7 @@ def experiment_note(
     stage_key: Callable[[StageRecord], str],
     trial_key: Callable[[StageRecord, int], str],
     num_validation: int | None = None,
+    report_key: str | None = None,
 ) -> str:
     """The text in Markdown, one paragraph per line, with the links of a `DescribeExperiment`.
 
@@ -27,6 +28,7 @@ def experiment_note(
         stage_key: The key of a stage's run.
         trial_key: The key of a trial's run.
         num_validation: Number of validation images, if known.
+        report_key: Key of the run with the report on the study, if there is one.
     """
     train = _last(stages, "train")
     promote = _last(stages, "promote")
@@ -47,7 +49,7 @@ def experiment_note(
     else:
         parts.append(f"**{study.name}** is {study.state}" + (f": {study.reason}" if study.reason else "."))
     parts.append(f"**Searched:** {_searched(study.spec, stages)}")
-    parts.append(_links(stages, train, promote, stage_key))
+    parts.append(_links(stages, train, promote, stage_key, report_key))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -121,8 +123,9 @@ def _links(
     train: StageRecord | None,
     promote: StageRecord | None,
     stage_key: Callable[[StageRecord], str],
+    report_key: str | None,
 ) -> str:
-    found = []
+    found = [f"[the report](report:{report_key})"] if report_key else []
     if train is not None:
         found += ["[trials, best first](view:trials)", f"[stage {train.name}](run:{stage_key(train)})"]
     if promote is not None:

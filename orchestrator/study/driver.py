@@ -39,7 +39,9 @@ from orchestrator.study.growth import SpecChangedError as SpecChangedError
 from orchestrator.study.growth import plan_study_growth, stored_spec
 from orchestrator.study.lock import StudyBusyError, hold_study
 from orchestrator.study.old_champions import complete_champions, incomplete_champions
+from orchestrator.study.report import render_study
 from orchestrator.study.reusing import read_reused, store_reused
+from orchestrator.tracking.names import REPORT_FILE
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.run_tree import RunTree
 from trainers.data.sources import BUILT_IN
@@ -440,13 +442,32 @@ class _Driver:
         self._machinery.progress.stage_ended(ended, outcome.summary if outcome else reason or state)
 
     def _end(self, execution: ExecutionRecord, state: Any, reason: str | None) -> None:
-        events = self._run_tree.execution_ended(
+        events = self._report(execution) if state == "complete" else []
+        report_key = self._run_tree.execution_key(execution.number) if events else None
+        events += self._run_tree.execution_ended(
             execution, state, ended_at=time.time(), metrics=self._metrics, summary=reason or self._summary
         )
-        events += self._run_tree.experiment_described(self._note(state, reason))
+        events += self._run_tree.experiment_described(self._note(state, reason, report_key=report_key))
         self._store.end_execution(execution, state, reason=reason, events=events)
 
-    def _note(self, state: Any, reason: str | None) -> str:
+    def _report(self, execution: ExecutionRecord) -> list[str]:
+        """Write the report on the complete study, and return the events that show it in MLflow."""
+        if not self._settings.tracking:
+            return []
+        now = time.time()
+        study = self._shared.study.model_copy(update={"state": "complete", "reason": None, "updated_at": now})
+        file = study_folder(self._settings, study) / REPORT_FILE
+        try:
+            file.write_text(render_study(study, self._store, file.parent), encoding="utf-8")
+        except DatabaseUnavailableError:
+            raise
+        except Exception as error:  # whatever is unusual about the study, it is complete
+            _logger.debug("the report was not made", exc_info=True)
+            self._machinery.progress.note(f"MLflow gets no report: {type(error).__name__}: {error}")
+            return []
+        return self._run_tree.reported(execution, file)
+
+    def _note(self, state: Any, reason: str | None, *, report_key: str | None) -> str:
         """The text above the study's runs in MLflow."""
         study = self._shared.study.model_copy(update={"state": state, "reason": reason})
         return experiment_note(
@@ -455,6 +476,7 @@ class _Driver:
             stage_key=self._run_tree.stage_key,
             trial_key=self._run_tree.trial_key,
             num_validation=self._num_validation,
+            report_key=report_key,
         )
 
 

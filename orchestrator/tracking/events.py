@@ -41,8 +41,9 @@ class EnsureExperiment(_Event):
 class DescribeExperiment(_Event):
     """Replace the text above an experiment's runs.
 
-    A link `[text](run:KEY)` leads to a run, `(plots:KEY)` to a run's plots, `(view:NAME)` to a `ShareView` and
-    `(model:NAME)` to a registered model. A link to something that MLflow does not have becomes plain text.
+    A link `[text](run:KEY)` leads to a run, `(plots:KEY)` to a run's plots, `(report:KEY)` to a run's report on its
+    study, `(view:NAME)` to a `ShareView` and `(model:NAME)` to a registered model. A link to something that MLflow does
+    not have becomes plain text.
     """
 
     kind: Literal["describe-experiment"] = "describe-experiment"

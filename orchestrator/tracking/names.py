@@ -8,6 +8,8 @@ from urllib.parse import quote
 
 from orchestrator.tracking.events import ParamValue
 
+REPORT_FILE = "report.html"
+"""Name of the report on a study, in its folder and in MLflow."""
 _MAX_PARAM_LENGTH = 6000
 _MAX_TAG_LENGTH = 8000
 _MAX_NAME_LENGTH = 250

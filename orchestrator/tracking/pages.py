@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from orchestrator.tracking.events import ShareView
-from orchestrator.tracking.names import clean_name
+from orchestrator.tracking.names import REPORT_FILE, clean_name
 
 TRIALS_VIEW = "trials"
 """Name of the experiment's view that compares trained trials."""
@@ -21,7 +21,9 @@ _ALWAYS_SHOWN = ("attributes.`Run Name`", "runDateAndNestInfo", "duration")
 """Ids of the columns that MLflow always shows, in front of all others."""
 _WIDTHS = {"attributes.`Run Name`": 210, "attributes.`Description`": 420}
 _PIXELS_PER_LETTER, _PADDING, _NARROWEST, _WIDEST = 7, 34, 84, 260
-_LINK = re.compile(r"\[([^\]]*)\]\((run|plots|view|model):([^)\s]+)\)")
+_ARTIFACTS = {"run": None, "plots": "plots", "report": REPORT_FILE}
+"""What a link to a run opens, by its kind."""
+_LINK = re.compile(r"\[([^\]]*)\]\((run|plots|report|view|model):([^)\s]+)\)")
 
 
 def column(name: str) -> str:
@@ -99,9 +101,9 @@ def with_links(text: str, experiment_id: str, run_id_of: Callable[[str], str | N
             found = runs_path(experiment_id, view=target)
         elif kind == "model":
             found = f"#/models/{quote(target)}"
-        elif kind in {"run", "plots"}:
+        elif kind in _ARTIFACTS:
             run_id = run_id_of(target)
-            found = run_id and run_path(experiment_id, run_id, artifact="plots" if kind == "plots" else None)
+            found = run_id and run_path(experiment_id, run_id, artifact=_ARTIFACTS[kind])
         return f"[{shown}]({found})" if found else shown
 
     return _LINK.sub(address, text)

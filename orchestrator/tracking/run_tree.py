@@ -169,6 +169,10 @@ class RunTree:
         named = {"scheduler": scheduler["name"]} if scheduler else {}
         return {**{key: self._setup[key] for key in ("engine", "pool", "reason") if key in self._setup}, **named}
 
+    def reported(self, execution: ExecutionRecord, file: Path) -> Rows:
+        """Show the report on the study with the execution that completed it."""
+        return _rows(LogArtifact(key=self.execution_key(execution.number), path=str(file)))
+
     def execution_ended(
         self,
         execution: ExecutionRecord,

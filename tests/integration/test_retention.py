@@ -18,9 +18,11 @@ def test_of_each_training_the_newest_weights_stay_and_of_the_best_those_to_avera
         assert all({file.name for file in epoch.iterdir()} == KEPT for epoch in epochs)
 
 
-def test_mlflow_gets_weights_without_the_state_of_the_optimizer(tmp_path: Path) -> None:
+def test_mlflow_gets_the_report_and_weights_without_the_state_of_the_optimizer(tmp_path: Path) -> None:
     home = tmp_path / "home"
     assert run_here(write_tiny(tmp_path), home, tracking=True).state == "complete"
     kept = sorted((home / "artifacts" / "mlflow").rglob("checkpoint"))
     assert len(kept) == len(read_rows(home).trials["train"])
     assert all({file.name for file in folder.iterdir()} == KEPT for folder in kept)
+    (report,) = (home / "artifacts" / "mlflow").rglob("report.html")
+    assert "The champion has" in report.read_text(encoding="utf-8")

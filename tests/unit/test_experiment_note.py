@@ -60,6 +60,7 @@ def note(found: list[StageRecord], state: str = "complete") -> str:
         stage_key=lambda stage: f"s/{stage.name}",
         trial_key=lambda stage, number: f"s/{stage.name}/{number}",
         num_validation=360,
+        report_key="s/execution/0" if state == "complete" else None,
     )
 
 
@@ -78,6 +79,7 @@ def test_it_says_what_won_by_how_much_and_what_was_searched() -> None:
     )
     assert "[stage train](run:s/train)" in links
     assert "[plots of train](plots:s/train)" in links
+    assert "[the report](report:s/execution/0)" in links
     assert "[trials, best first](view:trials)" in links
 
 
