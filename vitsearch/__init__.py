@@ -88,6 +88,7 @@ if TYPE_CHECKING:
         StatefulLoss,
         StepMethod,
         Stopper,
+        TrainingProxy,
         TransformerBlock,
         TwoGradients,
     )
@@ -205,6 +206,7 @@ __all__ = [
     "StudySpec",
     "Topology",
     "TrainResult",
+    "TrainingProxy",
     "TransformerBlock",
     "Trial",
     "TruthError",
@@ -248,7 +250,8 @@ _HOMES = {
         "LossContext LossInput Metric Mixing NeedsCurvature NeedsPriorDifficulty NeedsSignals NetworkDescription "
         "NetworkPart Now Optimizer OptimizerState OrderContext ParameterLayout PartFactors PluginCard PoolProxy "
         "PriorDifficulty Proxy ProxyModel ProxyScore RateRule RatedPart ReadsInputs Sampler Schedule Segment "
-        "Selection Signal StackedLabelLoss StateDict StatefulLoss StepMethod Stopper TransformerBlock TwoGradients"
+        "Selection Signal StackedLabelLoss StateDict StatefulLoss StepMethod Stopper TrainingProxy TransformerBlock "
+        "TwoGradients"
     ),
     "plugins.registry": "DuplicatePluginError UnknownPluginError",
     "search_spaces.base": "Costs Growable ImageTask SearchSpace Topology",

@@ -8,18 +8,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from plugins import registry
-from plugins.protocols import PoolProxy
+from plugins.protocols import PoolProxy, TrainingProxy
 from search_spaces.recipes import PluginChoice
 
 Direction = Literal["maximize", "minimize"]
 ALL = "all"
-"""In a list of proxies, stands for every installed proxy that needs no settings."""
+"""In a list of proxies, stands for every installed training-free proxy that needs no settings."""
 
 
 def expand_all(choices: Iterable[PluginChoice]) -> tuple[PluginChoice, ...]:
-    """Replace `all` by the installed proxies that the list does not name explicitly.
+    """Replace `all` by the installed training-free proxies that the list does not name explicitly.
 
-    Saved formulas are excluded: their verdict would be too good on the table on which they were searched.
+    Saved formulas are excluded: their verdict would be too good on the table on which they were searched. Proxies
+    that train for a few steps (`plugins.protocols.TrainingProxy`) are excluded, too: their work counts.
     """
     given = list(choices)
     named = {choice.name for choice in given}
@@ -32,7 +33,7 @@ def expand_all(choices: Iterable[PluginChoice]) -> tuple[PluginChoice, ...]:
         others = (
             name
             for name, point in installed.items()
-            if name not in named and not isinstance(point, registry.SavedFormula)
+            if name not in named and not isinstance(point, registry.SavedFormula) and not is_training_proxy(name)
         )
         expanded += [PluginChoice(name=name) for name in others if _needs_no_settings(name)]
     return tuple(expanded)
@@ -46,6 +47,14 @@ def proxy_directions(proxies: Iterable[str]) -> dict[str, Direction]:
 def is_pool_proxy(name: str) -> bool:
     """Whether the installed proxy of that name is only defined for a pool of topologies."""
     return isinstance(registry.load("proxies", name), PoolProxy)  # the class also has these members
+
+
+def is_training_proxy(name: str) -> bool:
+    """Whether the installed proxy of that name trains for a few steps."""
+    try:
+        return isinstance(registry.load("proxies", name), TrainingProxy)
+    except ImportError:
+        return False  # reported when the study is checked
 
 
 def is_random(name: str) -> bool:

@@ -114,6 +114,20 @@ class Proxy(Protocol):
 
 
 @runtime_checkable
+class TrainingProxy(Protocol):
+    """A proxy that trains for a few steps. It is not training-free, and its work is reported with its scores."""
+
+    def training_macs(self, macs: int, num_images: int) -> int:
+        """Multiply-accumulates of one score.
+
+        Args:
+            macs: Multiply-accumulates of the topology per image and forward pass.
+            num_images: Number of images of the batch.
+        """
+        ...
+
+
+@runtime_checkable
 class PoolProxy(Protocol):
     """A score that depends on the other topologies of a pool, computed from the scores of other proxies."""
 

@@ -92,6 +92,13 @@ def test_one_more_proxy_costs_one_proxy(store: Store, computed: list[str]) -> No
     assert {"params", "flops", "parameters", "macs"} <= outcome.metrics.keys()
 
 
+def test_the_work_of_a_known_score_that_trains_is_told_again(store: Store) -> None:
+    few = task({"name": "few-step-loss", "steps": 1})
+    metrics = [score(store, few).metrics for _ in range(2)]
+    assert metrics[0]["few-step-loss.training_macs"] > 0
+    assert {**metrics[0], "wall_time_s": 0} == {**metrics[1], "wall_time_s": 0}
+
+
 @pytest.mark.parametrize(
     "changed",
     [

@@ -156,3 +156,9 @@ def test_a_candidate_builds_fresh_models_that_depend_on_the_seed() -> None:
     assert weight.dtype == torch.float64
     assert torch.equal(weight, again.get_parameter("head.0.weight"))
     assert not torch.equal(weight, other.get_parameter("head.0.weight"))
+
+
+def test_the_work_of_a_score_that_trains_is_a_metric() -> None:
+    outcome = score_topology(_task("few-step-loss", "params"), IMAGES, IMAGE_TASK)
+    assert outcome.metrics["few-step-loss.training_macs"] == outcome.metrics["macs"] * (3 * 10 * 3 + 6)
+    assert "params.training_macs" not in outcome.metrics

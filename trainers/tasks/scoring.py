@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plugins.protocols import Candidate, Proxy, ProxyScore
+from plugins.protocols import Candidate, Proxy, ProxyScore, TrainingProxy
 from plugins.registry import create, load, parse_topology
 from search_spaces.base import Costs, ImageTask, Topology
 from trainers.config import ScoreTask, TaskOutcome
@@ -75,7 +75,18 @@ def score_topology(task: ScoreTask, images: Tensor, image_task: ImageTask, label
         seconds=seconds,
         wall_time_s=time.perf_counter() - start,
         need_all=task.need_all,
+        training_macs=training_macs(task, candidate.costs, num_images=len(images)),
     )
+
+
+def training_macs(task: ScoreTask, costs: Costs, *, num_images: int) -> dict[str, int]:
+    """Multiply-accumulates of each proxy of a task that trains, by name; training-free proxies are absent."""
+    proxies = {choice.name: create("proxies", choice.name, choice.settings) for choice in task.proxies}
+    return {
+        name: proxy.training_macs(costs.macs, num_images)
+        for name, proxy in proxies.items()
+        if isinstance(proxy, TrainingProxy)
+    }
 
 
 def score_outcome(
@@ -87,6 +98,7 @@ def score_outcome(
     seconds: Mapping[str, float],
     wall_time_s: float,
     need_all: bool,
+    training_macs: Mapping[str, int],
 ) -> TaskOutcome:
     """The outcome of scoring one topology.
 
@@ -98,11 +110,12 @@ def score_outcome(
         seconds: Duration by proxy. A pass shared by several proxies counts towards the first.
         wall_time_s: Total duration, in seconds.
         need_all: Whether the outcome is a failure if one proxy fails, and not only if all fail.
+        training_macs: Multiply-accumulates of proxies that train, see `training_macs`.
 
     Returns:
-        Metrics: the value of each proxy under its name and its spread over the repeats under `NAME.spread`;
-        `parameters`, `macs` and `wall_time_s`. Details: `topology`, `seconds` by proxy, and `failures` (error, reason)
-        by proxy, if any failed.
+        Metrics: the value of each proxy under its name and its spread over the repeats under `NAME.spread`; the
+        multiply-accumulates of a proxy that trains under `NAME.training_macs`; `parameters`, `macs` and `wall_time_s`.
+        Details: `topology`, `seconds` by proxy, and `failures` (error, reason) by proxy, if any failed.
     """
     bad = {
         name: Failure("not-finite", f"the score is {score.value}")
@@ -113,6 +126,8 @@ def score_outcome(
     metrics = {"parameters": float(costs.parameters), "macs": float(costs.macs)}
     for name, score in scores.items():
         metrics |= {name: score.value, f"{name}.spread": score.spread}
+        if name in training_macs:
+            metrics[f"{name}.training_macs"] = float(training_macs[name])
     metrics["wall_time_s"] = wall_time_s
     metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
     details: dict[str, Any] = {"topology": topology, "seconds": dict(seconds)}

@@ -144,7 +144,7 @@ def _outcome(task: ScoreTask, known: Mapping[str, ScoreRecord], computed: TaskOu
     """The outcome of the whole task, from the known and the newly computed scores."""
     from plugins.protocols import ProxyScore
     from trainers.data.images import load_images
-    from trainers.tasks.scoring import score_outcome
+    from trainers.tasks.scoring import score_outcome, training_macs
     from trainers.training.failures import Failure
 
     image_task = load_images(task.data).task.model_copy(
@@ -167,14 +167,16 @@ def _outcome(task: ScoreTask, known: Mapping[str, ScoreRecord], computed: TaskOu
             scores[name] = ProxyScore(metrics[name], metrics.get(f"{name}.spread", 0.0))
     seconds = {name: record.wall_time_s for name, record in known.items()}
     topology = registry.parse_topology(task.topology)
+    costs = registry.load("spaces", task.topology.partition(":")[0]).costs(topology, image_task)
     return score_outcome(
         topology.id,
-        registry.load("spaces", task.topology.partition(":")[0]).costs(topology, image_task),
+        costs,
         scores,
         failures,
         seconds=seconds | ({} if computed is None else computed.details["seconds"]),
         wall_time_s=metrics.get("wall_time_s", 0.0),
         need_all=task.need_all,
+        training_macs=training_macs(task, costs, num_images=min(task.batch_size, len(load_images(task.data).train))),
     )
 
 
