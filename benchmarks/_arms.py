@@ -9,7 +9,7 @@ weights are tested once.
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 
 from benchmarks._pairs import paired_difference
 from search_spaces.recipes import Recipe
-from trainers.config import Configuration, DataConfig, TaskOutcome, TrainTask
+from trainers.config import Configuration, DataConfig, InitialWeights, TaskOutcome, TrainTask
 from trainers.data.images import ImageData, load_images, load_test_images
 from trainers.models.building import build_model
 from trainers.training.checkpoints import load_weights
@@ -27,6 +27,8 @@ from trainers.training.loop import train
 from trainers.training.packed import train_packed
 from trainers.training.packing import can_be_packed
 from trainers.training.reporting import SilentReporter
+from trainers.weights.prepared import write_prepared
+from trainers.weights.reading import SourceWeights
 
 _FIRST_TUNING_SEED = 1000
 _MOST_EPOCHS = 100_000
@@ -44,6 +46,8 @@ class Arm:
     """Learning rates to try, if not those of the setting; the same number."""
     counts_measurement: bool = True
     """Whether the work to measure difficulties before training counts."""
+    is_taught: bool = False
+    """Whether its loss needs a teacher."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,22 @@ class Setting:
     """Number of seeds to compare, at least 2."""
     tuning_seeds: int = 1
     """Number of further seeds with which a learning rate is chosen."""
+    teacher: str | None = None
+    """Topology of the teacher, which is trained like the control."""
 
-    def configuration(self, arm: Arm, *, epochs: int, rate: float, seed: int) -> Configuration:
+    def configuration(
+        self, arm: Arm, *, epochs: int, rate: float, seed: int, teacher: InitialWeights | None = None
+    ) -> Configuration:
         """The training of an arm."""
         recipe = Recipe.model_validate({**self.recipe, **arm.changes, "learning_rate": rate})
-        return Configuration(data=self.data, topology=self.topology, recipe=recipe, epochs=epochs, seed=seed)
+        return Configuration(
+            data=self.data,
+            topology=self.topology,
+            recipe=recipe,
+            epochs=epochs,
+            seed=seed,
+            teacher=teacher if arm.is_taught else None,
+        )
 
     def described(self) -> dict[str, Any]:
         """The setting as plain data."""
@@ -94,59 +109,111 @@ def compare(
         known: Results of an earlier call with the same arms and setting, by name; they are not measured again.
         save: Called with the name and the result of each arm as soon as it is known.
     """
-    data = load_images(setting.data)
-    budget = planned_macs(arms[0], setting, setting.epochs, data)
-    found: dict[str, Result] = {}
     for arm in arms:
         if arm.rates is not None and len(arm.rates) != len(setting.rates):
             raise ValueError(
                 f"each arm must try {len(setting.rates)} learning rates, but {arm.name} has {len(arm.rates)}."
             )
-        if arm.name in known:
-            found[arm.name] = known[arm.name]
-        else:
-            found[arm.name] = _measure(arm, setting, data, device, budget=budget)
+    data = load_images(setting.data)
+    budget = planned_macs(arms[0], setting, setting.epochs, data)
+    found: dict[str, Result] = {}
+    with tempfile.TemporaryDirectory() as place:
+        teacher = None
+        for arm in arms:
+            if arm.name in known:
+                found[arm.name] = known[arm.name]
+                continue
+            if arm.is_taught and teacher is None:
+                teacher = train_teacher(arms[0], setting, data, device, Path(place))
+            found[arm.name] = _measure(arm, setting, data, device, budget=budget, teacher=teacher)
             save(arm.name, found[arm.name])
     return found
 
 
-def planned_macs(arm: Arm, setting: Setting, epochs: int, data: ImageData) -> int:
+def train_teacher(control: Arm, setting: Setting, data: ImageData, device: torch.device, place: Path) -> InitialWeights:
+    """Train the teacher as the control is trained, with the best of the rates by validation accuracy.
+
+    Raises:
+        ValueError: The setting has no teacher.
+    """
+    if setting.teacher is None:
+        raise ValueError("the setting must name the topology of a teacher, because the loss of an arm needs one.")
+    own = replace(setting, topology=setting.teacher)
+    tasks = [
+        TrainTask(
+            configuration=own.configuration(control, epochs=own.epochs, rate=rate, seed=_FIRST_TUNING_SEED),
+            folder=place / f"teacher-{number}",
+        )
+        for number, rate in enumerate(own.rates)
+    ]
+    outcomes = run_all(tasks, data, device)
+    best = max(outcomes, key=lambda outcome: _validation(outcome, data))
+    source = SourceWeights(
+        source="teacher",
+        sha256=best.checkpoints[-1].sha256,
+        tensors=load_weights(best.checkpoints[-1].path),
+        topology=own.topology,
+        task=data.task,
+        class_names=data.class_names,
+        mean=data.mean,
+        std=data.std,
+    )
+    return write_prepared(place, source)
+
+
+def planned_macs(
+    arm: Arm, setting: Setting, epochs: int, data: ImageData, teacher: InitialWeights | None = None
+) -> int:
     """Multiply-accumulates of a training of an arm."""
-    configuration = setting.configuration(arm, epochs=epochs, rate=setting.rates[0], seed=0)
+    configuration = setting.configuration(arm, epochs=epochs, rate=setting.rates[0], seed=0, teacher=teacher)
     model = build_model(setting.topology, data.task, seed=0, device=CPU)
     course = Course.lay_out(configuration, data, model, CPU)
     return course.planned_macs(with_prior=arm.counts_measurement)
 
 
-def affordable_epochs(arm: Arm, setting: Setting, data: ImageData, *, budget: int) -> int:
+def affordable_epochs(
+    arm: Arm, setting: Setting, data: ImageData, *, budget: int, teacher: InitialWeights | None = None
+) -> int:
     """The largest number of epochs whose multiply-accumulates do not exceed the budget.
 
     Raises:
         ValueError: One epoch exceeds it.
     """
-    if planned_macs(arm, setting, 1, data) > budget:
+
+    def macs(epochs: int) -> int:
+        return planned_macs(arm, setting, epochs, data, teacher)
+
+    if macs(1) > budget:
         raise ValueError(f"{arm.name} cannot be compared: one epoch takes more than the whole training of the control.")
     low, high = 1, 2
-    while high < _MOST_EPOCHS and planned_macs(arm, setting, high, data) <= budget:
+    while high < _MOST_EPOCHS and macs(high) <= budget:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        if planned_macs(arm, setting, middle, data) <= budget:
+        if macs(middle) <= budget:
             low = middle
         else:
             high = middle
     return low
 
 
-def _measure(arm: Arm, setting: Setting, data: ImageData, device: torch.device, *, budget: int) -> Result:
-    epochs = affordable_epochs(arm, setting, data, budget=budget)
+def _measure(
+    arm: Arm,
+    setting: Setting,
+    data: ImageData,
+    device: torch.device,
+    *,
+    budget: int,
+    teacher: InitialWeights | None,
+) -> Result:
+    epochs = affordable_epochs(arm, setting, data, budget=budget, teacher=teacher)
     rates = arm.rates or setting.rates
     tuning = [_FIRST_TUNING_SEED + number for number in range(setting.tuning_seeds)]
     with tempfile.TemporaryDirectory() as place:
         tries = [(rate, seed) for rate in rates for seed in tuning]
         tasks = [
             TrainTask(
-                configuration=setting.configuration(arm, epochs=epochs, rate=rate, seed=seed),
+                configuration=setting.configuration(arm, epochs=epochs, rate=rate, seed=seed, teacher=teacher),
                 folder=Path(place) / f"tuning-{number}",
             )
             for number, (rate, seed) in enumerate(tries)
@@ -159,7 +226,7 @@ def _measure(arm: Arm, setting: Setting, data: ImageData, device: torch.device, 
         rate = max(rates, key=lambda one: means[one])
         tasks = [
             TrainTask(
-                configuration=setting.configuration(arm, epochs=epochs, rate=rate, seed=seed),
+                configuration=setting.configuration(arm, epochs=epochs, rate=rate, seed=seed, teacher=teacher),
                 folder=Path(place) / f"seed-{seed}",
             )
             for seed in range(setting.seeds)
@@ -167,7 +234,7 @@ def _measure(arm: Arm, setting: Setting, data: ImageData, device: torch.device, 
         outcomes = run_all(tasks, data, device)
         return {
             "epochs": epochs,
-            "macs": planned_macs(arm, setting, epochs, data),
+            "macs": planned_macs(arm, setting, epochs, data, teacher),
             "budget": budget,
             "rate": rate,
             "tried": {str(one): mean for one, mean in means.items()},

@@ -1,9 +1,10 @@
 """What starting from weights gains: pretrain on 5 classes of CIFAR-10, then train on 300 images of the other 5.
 
-`python -m benchmarks.weights --data FOLDER` takes about 12 minutes on 2 cores; `--quick` takes one. FOLDER has the
-parquet files of CIFAR-10. For each seed, a model is pretrained on 5 classes. Then the same topology and a smaller one
-(by weight selection) are trained on 300 images of the other classes, from these weights and from random ones. Each way
-gets its better learning rate of two, chosen on validation images, and is tested once on the test images of its classes.
+`python -m benchmarks.weights --data FOLDER --json FILE` takes about 25 minutes on 2 cores, `--quick` one. FOLDER has
+the parquet files of CIFAR-10; an interrupted run continues with the same command. For each seed, a model is pretrained
+on 5 classes. Then the same topology and a smaller one (by weight selection) are trained on 300 images of the other
+classes, from these weights and from random ones. Each way gets its better learning rate of two, chosen on validation
+images, and is tested once on the test images of its classes.
 """
 
 import argparse
@@ -11,12 +12,12 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,6 +39,9 @@ LARGE = "as-vit:4,4,3,1|4,2,3,2|2,2,3,2|2,1,3,1|32,16"
 SMALL = "as-vit:4,4,2,1|4,2,2,1|2,2,2,1|2,1,2,1|32,8"
 RATES = (5e-4, 2e-3)
 CPU = torch.device("cpu")
+
+BySeed = dict[str, float]
+"""Test accuracy of each way, for one seed."""
 
 
 @dataclass(frozen=True)
@@ -101,24 +105,38 @@ def trained(
     return outcome.metrics["val_accuracy"], load_weights(outcome.checkpoints[-1].path)
 
 
-def measure(data_folder: str, sizes: Sizes) -> dict[str, list[float]]:
-    """Test accuracies of each way, one per seed. Seeds are measured in one process per core."""
+def measure(
+    data_folder: str, sizes: Sizes, *, known: Mapping[int, BySeed], save: Callable[[int, BySeed], None]
+) -> dict[str, list[float]]:
+    """Test accuracies of each way, one per seed. Seeds are measured in one process per core.
+
+    Args:
+        data_folder: The parquet files of CIFAR-10.
+        sizes: How much is trained.
+        known: Results of seeds that an earlier run has measured.
+        save: Called with each seed and its results as soon as they are known.
+    """
     started = time.perf_counter()
     load_images(_config(data_folder))  # decoded once for all processes
-    found: dict[str, list[float]] = {}
+    by_seed = dict(known)
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        for seed, results in enumerate(pool.map(partial(measure_seed, data_folder, sizes), range(sizes.seeds))):
-            for name, accuracy in results.items():
-                found.setdefault(name, []).append(accuracy)
-            print(f"seed {seed + 1} of {sizes.seeds}: {time.perf_counter() - started:.0f} s", flush=True)
-    return found
+        new = {
+            pool.submit(measure_seed, data_folder, sizes, seed): seed
+            for seed in range(sizes.seeds)
+            if seed not in known
+        }
+        for done in as_completed(new):
+            by_seed[new[done]] = done.result()
+            save(new[done], done.result())
+            print(f"{len(by_seed)} of {sizes.seeds} seeds: {time.perf_counter() - started:.0f} s", flush=True)
+    return {name: [by_seed[seed][name] for seed in range(sizes.seeds)] for name in by_seed[0]}
 
 
 def _config(data_folder: str) -> DataConfig:
     return DataConfig(source=data_folder, image_size=32, validation=0.1)
 
 
-def measure_seed(data_folder: str, sizes: Sizes, seed: int) -> dict[str, float]:
+def measure_seed(data_folder: str, sizes: Sizes, seed: int) -> BySeed:
     """Test accuracy of each way for one seed, on one thread."""
     torch.set_num_threads(1)
     config = _config(data_folder)
@@ -128,7 +146,7 @@ def measure_seed(data_folder: str, sizes: Sizes, seed: int) -> dict[str, float]:
     before = part_of(data, first, sizes.pretrain_images, sizes.validation_images, seed)
     after = part_of(data, second, sizes.images, sizes.validation_images, seed)
     examined = some_classes(test, second, None, seed)
-    found: dict[str, float] = {}
+    found: BySeed = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         _, pretrained = trained(
@@ -171,17 +189,27 @@ def main() -> None:
     parser.add_argument("--data", metavar="FOLDER", help="CIFAR-10 as parquet files")
     parser.add_argument("--quick", action="store_true", help="a rehearsal with little training")
     parser.add_argument("--seeds", type=int, metavar="N", help="number of seeds, at least 2")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="save the results")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="save the results, and continue from them")
     options = parser.parse_args()
     if options.data is None:
         print("skipped: this benchmark needs the images of CIFAR-10: python -m benchmarks.weights --data FOLDER")
         return
     sizes = QUICK if options.quick else Sizes()
     sizes = replace(sizes, seeds=options.seeds or sizes.seeds)
-    head = {"processor": processor(), "processes": os.cpu_count(), "load": os.getloadavg()[0], **vars(sizes)}
+    head = {"processor": processor(), "processes": os.cpu_count(), "load": os.getloadavg()[0]}
     print(f"{head['processor']}, {head['processes']} processes, load average {head['load']:.1f}")
     started = time.perf_counter()
-    found = measure(options.data, sizes)
+    content: dict[str, Any] = {**head, "sizes": vars(sizes), "seeds": {}}
+    if options.json and options.json.exists():
+        earlier = json.loads(options.json.read_text())
+        content["seeds"] = earlier["seeds"] if earlier["sizes"] == content["sizes"] else {}
+
+    def save(seed: int, found: BySeed) -> None:
+        content["seeds"][str(seed)] = found
+        if options.json:
+            options.json.write_text(json.dumps(content, indent=2))
+
+    found = measure(options.data, sizes, known={int(seed): one for seed, one in content["seeds"].items()}, save=save)
     rows = []
     for name in ("same topology", "smaller topology"):
         with_it, without = found[f"{name}, with"], found[f"{name}, without"]
@@ -197,7 +225,7 @@ def main() -> None:
     print_table(f"{sizes.images} images of 5 classes, {sizes.seeds} seeds: test accuracy", rows, medians=False)
     print(f"{time.perf_counter() - started:.0f} s in all")
     if options.json:
-        options.json.write_text(json.dumps({**head, "accuracies": found, "rows": rows}, indent=2))
+        options.json.write_text(json.dumps({**content, "rows": rows}, indent=2))
 
 
 if __name__ == "__main__":

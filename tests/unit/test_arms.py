@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks._arms import Arm, Result, Results, Setting, affordable_epochs, compare, planned_macs, rows_of
-from benchmarks.curricula import ARMS, SIZED_ARMS
+from benchmarks.methods import KINDS, SIZED
 from tests.unit.training import CPU, DIGITS, TOPOLOGY, Recorder, configuration, digits, run
 
 CONTROL = Arm("none")
@@ -73,6 +73,16 @@ def test_an_arm_must_try_as_many_rates_as_the_others() -> None:
         compare((Arm("fast", rates=(1e-3,)),), SETTING, CPU, known={}, save=lambda *_: None)
 
 
-@pytest.mark.parametrize("arm", [*ARMS, *SIZED_ARMS], ids=lambda arm: arm.name)
+@pytest.mark.parametrize("arm", [*(arm for arms in KINDS.values() for arm in arms), *SIZED], ids=lambda arm: arm.name)
 def test_the_arms_of_the_benchmark_are_recipes(arm: Arm) -> None:
     SETTING.configuration(arm, epochs=1, rate=1e-3, seed=0)
+
+
+def test_an_arm_with_a_teacher_counts_its_forward_passes_and_refuses_to_go_without_one() -> None:
+    taught = Arm("taught", {"loss": "soft-distillation"}, is_taught=True)
+    with pytest.raises(ValueError, match="must name the topology of a teacher"):
+        compare((CONTROL, taught), SETTING, CPU, known={"none": {}}, save=lambda *_: None)
+    found = compare((CONTROL, taught), replace(SETTING, teacher=TOPOLOGY), CPU, known={}, save=lambda *_: None)
+    # An epoch takes 3 forward passes of each image and 1 of the teacher, which is as large.
+    assert found["taught"]["epochs"] == 2
+    assert found["taught"]["diverged"] == 0

@@ -1,10 +1,12 @@
-"""Every curriculum against none, with equal work: paired differences of the test accuracy with 95 % intervals.
+"""Every curriculum, loss, optimizer, schedule and regulariser against plain AdamW with cosine decay, with equal work.
 
-`python -m benchmarks.curricula --json results.json` compares on scikit-learn's digits; with `--data FOLDER`, which has
-the parquet files of CIFAR-10, also on 4,000 of its images. `--quick` is a rehearsal with little training. A run that
-was interrupted continues with the same command. The work of a measurement before training counts; arms marked with `*`
-show what remains if it is free, because another study has already paid for it. Of the intervals of 20 arms, one leaves
-out 0 by chance.
+`python -m benchmarks.methods --json results.json` compares on scikit-learn's digits; with `--data FOLDER`, which has
+the parquet files of CIFAR-10, also on 4,000 of its images. The figures are paired differences of the test accuracy
+with 95 % intervals. `--kind` chooses a kind of method, `--label-noise 0.4` replaces that share of the training labels,
+and `--quick` is a rehearsal with little training. A run that was interrupted continues with the same command. The work
+of a measurement before training, of a teacher's forward passes and of a second model counts; arms marked with `*` show
+what remains if a measurement is free, because another study has already paid for it. The training of a teacher does
+not count. Of the intervals of 20 arms, one leaves out 0 by chance.
 """
 
 import argparse
@@ -23,6 +25,10 @@ from trainers.hardware.devices import describe_device, pick_device
 AS_VIT = "as-vit:4,4,3,1|4,2,3,2|2,2,3,2|2,1,3,1|32,16"
 AUTOFORMER = "autoformer:4,2|4,2|32,4"
 CONTROL = Arm("none")
+TEACHER = "as-vit:4,4,4,1|4,2,4,2|2,2,4,2|2,1,4,2|32,32"
+TAUGHT = ("soft-distillation", "hard-distillation", "teacher-labels")
+"""Losses that need a teacher."""
+_FIRST_HALF = {"from": 1.0, "to": 0.0, "until": 0.5, "shape": "step"}
 _ONE_RUN = {"difficulty_runs": 1, "difficulty_epochs": 3}
 
 
@@ -30,8 +36,7 @@ def _curriculum(name: str, **settings: Any) -> dict[str, Any]:
     return {"curriculum": {"name": name, **settings}}
 
 
-ARMS = (
-    CONTROL,
+CURRICULA = (
     Arm("cyclical", _curriculum("cyclical")),
     Arm("cyclical, trained loss", _curriculum("cyclical", difficulty="trained-loss", difficulty_runs=1)),
     Arm(
@@ -55,16 +60,58 @@ ARMS = (
     Arm("skill-it", _curriculum("skill-it")),
     Arm("class errors", _curriculum("class-errors")),
     Arm("noise batches", _curriculum("noise-batches")),
-    Arm("gradient harmonizing", {"loss": "gradient-harmonizing"}),
     Arm("progressive tokens", _curriculum("progressive-tokenization")),
 )
-"""Arms of the As-ViT model."""
-SIZED_ARMS = (CONTROL, Arm("progressive resolution", _curriculum("progressive-resolution", multiple=4)))
-"""Arms of a model that takes images of several sizes."""
+OPTIMIZERS = (
+    *(Arm(name, {"optimizer": name}) for name in ("lamb", "muon", "root", "sam", "sophia", "tvlars", "adabound")),
+    Arm("lion", {"optimizer": "lion"}, rates=(1e-4, 3e-4, 1e-3)),
+    Arm("schedule-free AdamW", {"optimizer": "schedule-free-adamw", "schedule": "constant"}),
+    Arm("sgd", {"optimizer": "sgd"}, rates=(0.03, 0.1, 0.3)),
+    Arm("blockwise rates", {"rates": "blockwise"}, rates=(2.5e-4, 5e-4, 1e-3)),
+    Arm("layer-wise decay", {"rates": "layer-decay"}),
+)
+SCHEDULES = (
+    *(Arm(name, {"schedule": name}) for name in ("constant", "linear", "refined-linear", "uba", "step")),
+    Arm("warm-up-stable-decay", {"schedule": "warmup-stable-decay"}),
+    Arm("cosine with restarts", {"schedule": "cosine-restarts"}),
+)
+LOSSES = (
+    *(
+        Arm(name, {"loss": name})
+        for name in ("balanced-softmax", "focal", "z-loss", "early-learning", "gradient-harmonizing", "guidance")
+    ),
+    Arm("mutual", {"loss": "mutual"}),
+    Arm("cross-split", {"loss": "cross-split"}),
+    *(Arm(name, {"loss": name}, is_taught=True) for name in TAUGHT),
+)
+REGULARISERS = (
+    Arm("label smoothing", {"label_smoothing": 0.1}),
+    Arm("label smoothing, first half", {"label_smoothing": {"from": 0.1, "to": 0.0, "until": 0.5, "shape": "step"}}),
+    Arm("mixup", {"mixing": "mixup"}),
+    Arm("mixup, first half", {"mixing": "mixup", "mixing_strength": _FIRST_HALF}),
+    Arm("cutmix", {"mixing": "cutmix"}),
+    Arm("maskmix", {"mixing": "maskmix"}),
+    Arm("dropout", {"dropout": 0.1}),
+    Arm("early dropout", {"dropout": {"from": 0.1, "to": 0.0, "until": 0.5, "shape": "step"}}),
+    Arm("drop path", {"drop_path": 0.1}),
+    Arm("growing batches", {"batch_size": {"from": 16, "to": 64, "until": 1.0, "shape": "linear"}}),
+    Arm("weight decay 0.2", {"weight_decay": 0.2}),
+)
+KINDS = {
+    "curricula": CURRICULA,
+    "optimizers": OPTIMIZERS,
+    "schedules": SCHEDULES,
+    "losses": LOSSES,
+    "regularisers": REGULARISERS,
+}
+"""Arms of the As-ViT model, besides the control."""
+SIZED = (Arm("progressive resolution", _curriculum("progressive-resolution", multiple=4)),)
+"""Curricula of a model that takes images of several sizes."""
 
 DIGITS = Setting(
     data=DataConfig(source="digits", image_size=32),
     topology=AS_VIT,
+    teacher=TEACHER,
     recipe={"batch_size": 32, "augmentation": "shift"},
     epochs=20,
     rates=(1e-3, 2e-3, 4e-3),
@@ -72,6 +119,7 @@ DIGITS = Setting(
 CIFAR10 = Setting(
     data=DataConfig(source="cifar10", image_size=32, max_images=6000, validation=1 / 3, max_test_images=5000),
     topology=AS_VIT,
+    teacher=TEACHER,
     recipe={"batch_size": 64, "augmentation": "flip-crop"},
     epochs=20,
     rates=(1e-3, 2e-3, 4e-3),
@@ -91,14 +139,33 @@ def settings_of(options: argparse.Namespace) -> dict[str, Setting]:
             setting = replace(setting, seeds=options.seeds)
         if options.epochs is not None:
             setting = replace(setting, epochs=options.epochs)
+        if options.label_noise:
+            noisy = setting.data.model_copy(update={"label_noise": options.label_noise})
+            setting = replace(setting, data=noisy)
         found[name] = setting
     return found
+
+
+def arms_of(options: argparse.Namespace, num_rates: int) -> dict[str, list[Arm]]:
+    """The arms to compare, by topology, with as many learning rates as the control has."""
+    kinds = options.kind or tuple(KINDS)
+    found = {
+        AS_VIT: [arm for kind in kinds for arm in KINDS[kind]],
+        AUTOFORMER: list(SIZED) if "curricula" in kinds else [],
+    }
+    return {
+        topology: [replace(arm, rates=None if arm.rates is None else arm.rates[:num_rates]) for arm in chosen]
+        for topology, arms in found.items()
+        if (chosen := [arm for arm in arms if options.only is None or options.only in arm.name])
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", metavar="FOLDER", help="CIFAR-10 as parquet files")
     parser.add_argument("--quick", action="store_true", help="a rehearsal with little training")
+    parser.add_argument("--kind", choices=KINDS, action="append", help="only this kind of method; can be repeated")
+    parser.add_argument("--label-noise", type=float, metavar="SHARE", help="share of training labels to replace")
     parser.add_argument("--seeds", type=int, metavar="N", help="number of seeds, at least 2")
     parser.add_argument("--epochs", type=int, metavar="N", help="number of epochs of the control")
     parser.add_argument("--only", metavar="TEXT", help="only arms whose name contains this, and the control")
@@ -108,13 +175,11 @@ def main() -> None:
     head = {"processor": processor(), "device": describe_device(device), "load": os.getloadavg()[0]}
     print(f"{head['processor']}, on {head['device']}, load average {head['load']:.1f}")
     results = Results(options.json, head)
+    noise = f" with {100 * options.label_noise:.0f} % label noise" if options.label_noise else ""
     for images, setting in settings_of(options).items():
-        for topology, arms in ((AS_VIT, ARMS), (AUTOFORMER, SIZED_ARMS)):
-            own = replace(setting, topology=topology)
-            chosen = [arm for arm in arms if arm is CONTROL or options.only is None or options.only in arm.name]
-            if len(chosen) == 1:
-                continue
-            group, started = f"{images}, {topology}", time.perf_counter()
+        for topology, arms in arms_of(options, len(setting.rates)).items():
+            own, chosen = replace(setting, topology=topology), (CONTROL, *arms)
+            group, started = f"{images}{noise}, {topology}", time.perf_counter()
             by_name = {arm.name: arm for arm in chosen}
 
             def save(name: str, result: dict[str, Any], group: str = group, arms: dict[str, Arm] = by_name) -> None:
