@@ -142,7 +142,7 @@ def legend_below(axes: Any, *, ncols: int = 4, **style: Any) -> None:
     figure.legend(loc="outside lower center", ncols=fitting, frameon=False, **{"handletextpad": 0.4, **style})
 
 
-def printable(name: str) -> str:
+def figure_text(name: str) -> str:
     """A name from outside as text for a figure: no mathematics, no control characters, no broken Unicode."""
     clean = "".join(letter if letter.isprintable() else "\ufffd" for letter in name)
     return clean.replace("$", r"\$")

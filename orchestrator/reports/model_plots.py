@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from orchestrator.reports.drawing import BLUE, GREY, INK, ORANGE, new_figure, printable, write_title
+from orchestrator.reports.drawing import BLUE, GREY, INK, ORANGE, figure_text, new_figure, write_title
 from trainers.results.model_report import ModelReport
 
 _MAX_NAMED, _MAX_NUMBERED = 40, 20
@@ -86,4 +86,4 @@ def reliability(report: ModelReport, path: Path) -> None:
 
 
 def _short(name: str) -> str:
-    return printable(name if len(name) <= 18 else f"{name[:16]}...")
+    return figure_text(name if len(name) <= 18 else f"{name[:16]}...")
