@@ -21,6 +21,7 @@ from plugins import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("orchestrator", "plugins", "search_spaces", "trainers", "vitsearch")
+PAGE_FOLDERS = ("orchestrator/api/static", "orchestrator/api/templates")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 ENTRY_POINTS = {
     group.removeprefix("vitsearch."): points
@@ -124,7 +125,8 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
     assert {name for name in names - metadata if name.endswith(".py")} == modules_of(ROOT)
     assert "orchestrator/store/migrations/versions/0001_initial.py" in names
     others = {name for name in names - metadata if not name.endswith(".py")}
-    assert others == {f"{package}/py.typed" for package in PACKAGES}
+    pages = {path.relative_to(ROOT).as_posix() for part in PAGE_FOLDERS for path in (ROOT / part).iterdir()}
+    assert others == {f"{package}/py.typed" for package in PACKAGES} | pages
     assert any(name.endswith("licenses/LICENSE") for name in metadata)
     assert {name.partition("/")[0] for name in names - metadata} == set(PACKAGES)
     assert "vitsearch = vitsearch.__main__:main" in points

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from vitsearch._shadowing import check_packages
 
 if TYPE_CHECKING:
+    from orchestrator.client import Client, RequestRefusedError, ServerUnavailableError
     from orchestrator.engines.interfaces import EngineUnavailableError
     from orchestrator.settings import SettingsError
     from orchestrator.spec.study_file import StudySpec
@@ -117,6 +118,7 @@ __all__ = [
     "Candidate",
     "Champion",
     "Choice",
+    "Client",
     "Condition",
     "Configuration",
     "CorrelateResult",
@@ -183,12 +185,14 @@ __all__ = [
     "RatedPart",
     "ReadsInputs",
     "Real",
+    "RequestRefusedError",
     "Sampler",
     "Schedule",
     "ScreenResult",
     "SearchSpace",
     "Segment",
     "Selection",
+    "ServerUnavailableError",
     "SettingsError",
     "Signal",
     "SpecChangedError",
@@ -223,6 +227,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "orchestrator.client": "Client RequestRefusedError ServerUnavailableError",
     "orchestrator.engines.interfaces": "EngineUnavailableError",
     "orchestrator.settings": "SettingsError",
     "orchestrator.spec.study_file": "StudySpec",

@@ -2,20 +2,29 @@
 
 import fnmatch
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import typer
 from rich.table import Table
 
 from orchestrator.cli.console import fail, note, out, print_json
 from orchestrator.cli.exit_status import BAD_INPUT, FAILED
+from orchestrator.cli.remote import client_of
 from orchestrator.settings import Settings, load_settings
 from orchestrator.store.records import StudyRecord
+
+if TYPE_CHECKING:
+    from orchestrator.client import Client
 
 _PATTERN_CHARACTERS = frozenset("*?[")
 
 
-def delete_command(names: Sequence[str], *, yes: bool) -> None:
+def delete_command(names: Sequence[str], server: str | None, *, yes: bool) -> None:
     """Delete studies after confirmation. If one cannot be deleted, the others are."""
+    client = client_of(server)
+    if client:
+        _delete_there(client, names, yes=yes)
+        return
     from orchestrator.study.access import StudyNotDeletedError, delete_study, open_existing, study_folder, study_places
     from orchestrator.study.lock import StudyBusyError
     from orchestrator.study.sizes import human_size, size_of
@@ -45,6 +54,38 @@ def delete_command(names: Sequence[str], *, yes: bool) -> None:
             note("MLflow still shows its runs, because VITSEARCH_TRACKING is off")
     if problems:
         fail(*problems, status=FAILED)
+
+
+def _delete_there(client: "Client", names: Sequence[str], *, yes: bool) -> None:
+    """Delete studies of a service."""
+    from orchestrator.client import RequestRefusedError, ServerUnavailableError
+
+    known = [row["study"] for row in client.studies()]
+    chosen = list(dict.fromkeys(one for name in names for one in _matching(name, known)))
+    if not yes and not typer.confirm(f"Delete {', '.join(chosen)} at {client.url}, with all files?"):
+        fail("nothing was deleted", status=FAILED)
+    problems = []
+    for name in chosen:
+        try:
+            deleted = client.delete(name)
+        except (RequestRefusedError, ServerUnavailableError) as error:
+            problems.append(str(error))
+            continue
+        out(f"deleted study {name!r}")
+        if deleted["keeps_runs"]:
+            note("MLflow still shows its runs, because VITSEARCH_TRACKING is off")
+    if problems:
+        fail("\n".join(problems), status=FAILED)
+
+
+def _matching(name: str, known: Sequence[str]) -> Sequence[str]:
+    """The studies of a name or pattern; an unknown name is left to the service."""
+    if _PATTERN_CHARACTERS.isdisjoint(name):
+        return [name]
+    found = fnmatch.filter(known, name)
+    if not found:
+        fail(f"there is no study that matches {name!r}. `vitsearch list` shows all.", status=BAD_INPUT)
+    return found
 
 
 def prune_command(names: Sequence[str], *, dry_run: bool, as_json: bool) -> None:

@@ -2,34 +2,46 @@
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cli.console import fail, note, out, print_json
-from orchestrator.cli.serving import find_server, restore, show
+from orchestrator.cli.remote import client_of, record_of, records_of
+from orchestrator.cli.serving import find_server, open_in_browser, restore, show
 from orchestrator.settings import Settings, load_settings
 from orchestrator.store.records import TrialRecord
 from orchestrator.study.comparison import Comparison, compare_trials
 from orchestrator.tracking.names import short
 from plugins.metrics.deciding import DecidingMetric
 
+if TYPE_CHECKING:
+    from orchestrator.client import Client
+
 _PER_TABLE = 4
 _METRICS = ("val_loss", "parameters", "macs", "epochs", "wall_time_s")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-def compare_command(name: str, numbers: Sequence[int], *, port: int, as_json: bool, open_page: bool | None) -> None:
+def compare_command(
+    name: str, numbers: Sequence[int], server: str | None, *, port: int, as_json: bool, open_page: bool | None
+) -> None:
     """Print the table, then open the page in MLflow.
 
     Args:
         name: Name of the study.
         numbers: Numbers of the trials; the best four if empty.
+        server: Address of the service, as given.
         port: Port of MLflow's server.
         as_json: Print JSON and open nothing.
         open_page: Whether to open the page; by default only in a terminal.
     """
+    client = client_of(server)
+    if client:
+        _compare_there(client, name, numbers, as_json=as_json, open_page=open_page)
+        return
     settings = load_settings()
     found = compare_trials(name, numbers, settings)
     if as_json:
@@ -42,6 +54,25 @@ def compare_command(name: str, numbers: Sequence[int], *, port: int, as_json: bo
         note(f"open these trials in MLflow with: vitsearch compare {name} {_numbers(found)} --open")
         return
     _open(found, settings, port)
+
+
+def _compare_there(
+    client: "Client", name: str, numbers: Sequence[int], *, as_json: bool, open_page: bool | None
+) -> None:
+    """Print the table of a service's study, and open its page in MLflow or print the address."""
+    sent = client.compare(name, numbers)
+    if as_json:
+        print_json(sent)
+        return
+    summary = client.study(name)
+    study, stage = records_of(summary, sent["stage"])
+    found = Comparison(study, stage, [record_of(trial) for trial in sent["trials"]], sent["champion"])
+    out(comparison_table(found, DecidingMetric.model_validate(summary["metric"])))
+    if sent["page"] is not None:
+        if open_page or (open_page is None and sys.stdout.isatty()):
+            open_in_browser(sent["page"])
+        else:
+            note(f"these trials in MLflow: {sent['page']}")
 
 
 def _open(found: Comparison, settings: Settings, port: int) -> None:

@@ -1,7 +1,6 @@
 """Output of the command line: results on stdout, everything else on stderr."""
 
 import json
-import math
 import re
 import sys
 import textwrap
@@ -11,6 +10,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.segment import Segment
 
+from orchestrator.reports.finite import finite
 from orchestrator.safe_text import printable, without_secrets
 
 _COMMAND = re.compile(r"(?<=: )(vitsearch|pip|make|python) .*$")
@@ -40,7 +40,7 @@ def out(value: Any) -> None:
 
 def print_json(value: Any) -> None:
     """Print a result for programs as one JSON document; non-finite numbers become null."""
-    text = json.dumps(_finite(value), indent=2, ensure_ascii=False)
+    text = json.dumps(finite(value), indent=2, ensure_ascii=False)
     escaped = (one if one == "\n" or one.isprintable() else json.dumps(one)[1:-1] for one in text)
     sys.stdout.write((text if text.isascii() else "".join(escaped)) + "\n")
 
@@ -91,13 +91,3 @@ def _wrapped_line(line: str, width: int) -> list[str]:
     text = line if command is None else line[: command.start()]
     parts = textwrap.wrap(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     return parts if command is None else [*parts, f"  {command.group()}"]
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return value

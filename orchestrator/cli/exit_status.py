@@ -12,6 +12,8 @@ from trainers.yaml_source import SpecError
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 STATUS = {
+    "orchestrator.client:RequestRefusedError": BAD_INPUT,
+    "orchestrator.client:ServerUnavailableError": FAILED,
     "orchestrator.settings:SettingsError": BAD_INPUT,
     "orchestrator.spec.truth_table:TruthError": BAD_INPUT,
     "orchestrator.spec.warm_start:WarmStartError": BAD_INPUT,

@@ -19,6 +19,7 @@ _ORDER = (
     "predict",
     "export",
     "ui",
+    "serve",
     "correlate",
     "discover",
     "plugins",

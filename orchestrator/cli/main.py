@@ -62,6 +62,12 @@ EngineOption = Annotated[
 ]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A study's name (its champion) or a model folder.")]
 PortOption = Annotated[int, typer.Option("--port", min=1, max=65535, help="Port of MLflow on this machine.")]
+ServerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--server", metavar="URL", help="Address of a service, instead of VITSEARCH_SERVER or the home folder."
+    ),
+]
 StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study.")]
 
 
@@ -257,19 +263,19 @@ def _validate(
 
 
 @app.command("list")
-def _list(output: FormatOption = Format.text) -> None:
+def _list(server: ServerOption = None, output: FormatOption = Format.text) -> None:
     """List all studies, newest first."""
     from orchestrator.cli.showing import list_command
 
-    list_command(as_json=output is Format.json)
+    list_command(server, as_json=output is Format.json)
 
 
 @app.command("status")
-def _status(study: StudyArgument, output: FormatOption = Format.text) -> None:
+def _status(study: StudyArgument, server: ServerOption = None, output: FormatOption = Format.text) -> None:
     """Show the state and results of a study's stages, and its champion."""
     from orchestrator.cli.showing import status_command
 
-    status_command(study, as_json=output is Format.json)
+    status_command(study, server, as_json=output is Format.json)
 
 
 @app.command("trials")
@@ -277,12 +283,13 @@ def _trials(
     study: StudyArgument,
     stage: Annotated[str | None, typer.Option("--stage", metavar="NAME", help="Only the trials of this stage.")] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print one line of comma-separated values per trial.")] = False,
+    server: ServerOption = None,
     output: FormatOption = Format.text,
 ) -> None:
     """List a study's trials, with what was searched and measured."""
     from orchestrator.cli.trials import trials_command
 
-    trials_command(study, stage=stage, as_csv=as_csv, as_json=output is Format.json)
+    trials_command(study, server, stage=stage, as_csv=as_csv, as_json=output is Format.json)
 
 
 @app.command("report")
@@ -301,11 +308,11 @@ def _report(
 
 
 @app.command("best")
-def _best(study: StudyArgument) -> None:
+def _best(study: StudyArgument, server: ServerOption = None) -> None:
     """Print the champion's complete configuration file, for `vitsearch train`."""
     from orchestrator.cli.showing import best_command
 
-    best_command(study)
+    best_command(study, server)
 
 
 @app.command("train")
@@ -466,12 +473,13 @@ def _compare(
         bool | None,
         typer.Option("--open/--no-open", help="Whether to open the page in MLflow; by default only in a terminal."),
     ] = None,
+    server: ServerOption = None,
     output: FormatOption = Format.text,
 ) -> None:
     """Compare trained trials: a table of what differs, and the same as a page of MLflow."""
     from orchestrator.cli.comparing import compare_command
 
-    compare_command(study, trials or (), port=port, as_json=output is Format.json, open_page=open_page)
+    compare_command(study, trials or (), server, port=port, as_json=output is Format.json, open_page=open_page)
 
 
 @app.command("ui")
@@ -485,17 +493,38 @@ def _ui(
     ui_command(port, study)
 
 
+@app.command("serve")
+def _serve(
+    host: Annotated[
+        str, typer.Option("--host", metavar="ADDRESS", help="Interface to listen on; by default this machine only.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 8000,
+    mlflow_url: Annotated[
+        str | None,
+        typer.Option("--mlflow", metavar="URL", help="Address of MLflow for links; by default MLFLOW_TRACKING_URI."),
+    ] = None,
+    runs_studies: Annotated[
+        bool, typer.Option("--run/--no-run", help="Whether this process starts the drivers of submitted studies.")
+    ] = True,
+) -> None:
+    """Serve the studies to browsers and other machines, and run those that are submitted."""
+    from orchestrator.cli.hosting import serve_command
+
+    serve_command(host, port, mlflow_url, runs_studies=runs_studies)
+
+
 @app.command("delete")
 def _delete(
     studies: Annotated[
         list[str], typer.Argument(metavar="STUDY...", help="Names of studies, or quoted patterns such as 'test-*'.")
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
+    server: ServerOption = None,
 ) -> None:
     """Delete studies with all their files. Their MLflow experiments go to MLflow's trash."""
     from orchestrator.cli.cleaning import delete_command
 
-    delete_command(studies, yes=yes)
+    delete_command(studies, server, yes=yes)
 
 
 @app.command("prune")

@@ -99,11 +99,7 @@ def restore(study: StudyRecord, settings: Settings) -> None:
 def show(server: Server, page: str) -> None:
     """Open a page in the browser if there is one, and become the server unless it is running."""
     if server.command is None:
-        out(page)
-        if _has_browser():
-            import webbrowser
-
-            webbrowser.open(page)
+        open_in_browser(page)
         return
     note(f"MLflow is running at {server.url} (press Ctrl-C to stop it). The page:")
     note(f"  {page}")
@@ -111,6 +107,15 @@ def show(server: Server, page: str) -> None:
         arguments = [sys.executable, "-c", _OPEN_WHEN_READY, f"{server.url}/health", page]
         subprocess.Popen(arguments)  # noqa: S603 - our own code
     _become(server.command)
+
+
+def open_in_browser(page: str) -> None:
+    """Print the address of a page, and open it if there is a browser."""
+    out(page)
+    if _has_browser():
+        import webbrowser
+
+        webbrowser.open(page)
 
 
 def _become(command: ServerCommand) -> None:

@@ -1,19 +1,21 @@
 """Commands that show existing studies and plug-ins: list, status, best, plugins."""
 
 from datetime import UTC, datetime
-from typing import Any
 
 from orchestrator.cli import tables
 from orchestrator.cli.console import fail, out, print_json, print_text
+from orchestrator.cli.remote import client_of
+from orchestrator.reports.plugin_facts import plugin_facts, plugin_lines
 from orchestrator.settings import load_settings
 from plugins import registry
 
 
-def list_command(*, as_json: bool) -> None:
+def list_command(server: str | None, *, as_json: bool) -> None:
     """Print all studies."""
     from orchestrator.study.access import list_studies
 
-    rows = list_studies(load_settings())
+    client = client_of(server)
+    rows = list(client.studies()) if client else list_studies(load_settings())
     if as_json:
         print_json(rows)
         return
@@ -22,19 +24,24 @@ def list_command(*, as_json: bool) -> None:
     out(tables.study_table(rows))
 
 
-def status_command(name: str, *, as_json: bool) -> None:
+def status_command(name: str, server: str | None, *, as_json: bool) -> None:
     """Print one study."""
     from orchestrator.study.access import find_summary
 
-    summary = find_summary(name, load_settings())
+    client = client_of(server)
+    summary = client.study(name) if client else find_summary(name, load_settings())
     if as_json:
         print_json(summary)
     else:
         out(tables.status_report(summary))
 
 
-def best_command(name: str) -> None:
+def best_command(name: str, server: str | None) -> None:
     """Print the champion's configuration."""
+    client = client_of(server)
+    if client:
+        print_text(client.best(name))
+        return
     from orchestrator.reports.summary import configuration_yaml
     from orchestrator.study.access import find_champion
     from trainers.config import Configuration
@@ -53,11 +60,7 @@ def plugins_command(kind: str | None, name: str | None, *, as_json: bool) -> Non
     if kind is not None and name is not None:
         _show_card(kind, name, as_json=as_json)
         return
-    rows = [
-        {"kind": one, "name": point.name, "package": registry.provider(one, point.name), "target": point.value}
-        for one in ([kind] if kind else registry.KINDS)
-        for point in registry.available(one).values()
-    ]
+    rows = plugin_lines((kind,) if kind else registry.KINDS)
     if as_json:
         print_json(rows)
     else:
@@ -65,20 +68,7 @@ def plugins_command(kind: str | None, name: str | None, *, as_json: bool) -> Non
 
 
 def _show_card(kind: str, name: str, *, as_json: bool) -> None:
-    plugin = registry.load(kind, name)
-    card = getattr(plugin, "card", None)
-    facts: dict[str, Any] = {
-        "kind": kind,
-        "name": name,
-        "package": registry.provider(kind, name),
-        "about": (plugin.__doc__ or "").strip().partition("\n")[0],
-        "source": card.source if card else None,
-        "cost": card.cost if card else None,
-        "needs": list(card.needs) if card else [],
-        "settings": {
-            key: getattr(hint, "__name__", str(hint)) for key, hint in registry.setting_types(kind, name).items()
-        },
-    }
+    facts = plugin_facts(kind, name)
     if as_json:
         print_json(facts)
         return

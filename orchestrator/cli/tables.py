@@ -207,7 +207,8 @@ def study_table(rows: Sequence[dict[str, Any]]) -> RenderableType:
     for row in rows:
         accuracy = row["test_accuracy"]
         shown = "-" if accuracy is None else f"{100 * accuracy:.2f}"
-        done, size = f"{row['stages_done']}/{row['stages']}", human_size(row["num_bytes"])
+        done = f"{row['stages_done']}/{row['stages']}"
+        size = human_size(row["num_bytes"]) if "num_bytes" in row else "-"  # a service does not tell
         table.add_row(row["study"], row["state"], done, shown, size, row["updated"])
     return table
 

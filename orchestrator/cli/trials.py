@@ -6,6 +6,7 @@ from typing import Any
 
 from orchestrator.cli.console import fail, out, print_json, print_text
 from orchestrator.cli.exit_status import BAD_INPUT
+from orchestrator.cli.remote import client_of, record_of
 from orchestrator.settings import load_settings
 from plugins.registry import nearest_name
 
@@ -20,12 +21,17 @@ _NUMBERS: Mapping[str, tuple[str, Callable[[float], str]]] = {
 _NOT_REPEATED = frozenset({"stage", "trial", "state", "topology", "reason", "trial_seed", "started_at", *_NUMBERS})
 
 
-def trials_command(study: str, *, stage: str | None, as_csv: bool, as_json: bool) -> None:
+def trials_command(study: str, server: str | None, *, stage: str | None, as_csv: bool, as_json: bool) -> None:
     """Print the trials of a study, or those of one of its stages."""
-    from orchestrator.reports.trial_table import rows_to_csv
+    from orchestrator.reports.trial_table import rows_to_csv, trial_row
     from orchestrator.study.access import find_trials
 
-    rows, names = find_trials(study, load_settings())
+    client = client_of(server)
+    if client:
+        names = [one["name"] for one in client.study(study)["stages"]]
+        rows = [trial_row(one["stage"], record_of(one), is_alive=True) for one in client.trials(study)]
+    else:
+        rows, names = find_trials(study, load_settings())
     if stage is not None and stage not in names:
         nearest = nearest_name(stage, names)
         hint = f"Did you mean {nearest!r}?" if nearest else "Name one of these."

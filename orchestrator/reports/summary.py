@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from orchestrator.reports.standing import study_standing
 from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord
 from orchestrator.store.repository import Store
 from plugins.metrics.deciding import ACCURACY, DecidingMetric
@@ -46,13 +47,15 @@ def study_summary(store: Store, study: StudyRecord) -> dict[str, Any]:
 def study_line(store: Store, study: StudyRecord) -> dict[str, Any]:
     """The data of one study for `vitsearch list`."""
     stages = store.stages(study.id)
-    champion = _last_result(stages, "promote")
     return {
         "study": study.name,
         "state": study.state,
+        "reason": study.reason,
+        "owner": study.owner,
         "stages": len(stages),
         "stages_done": sum(stage.state == "complete" for stage in stages),
-        "test_accuracy": champion["test_accuracy"] if champion else None,
+        **study_standing(store, study, stages).model_dump(mode="json"),
+        "created_at": study.created_at,
         "updated_at": study.updated_at,
     }
 

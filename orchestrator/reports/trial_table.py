@@ -27,12 +27,11 @@ def trial_row(stage: str, trial: TrialRecord, *, is_alive: bool) -> dict[str, An
         trial: The trial.
         is_alive: Whether the study is running. Otherwise a trial that its row calls running waits to be resumed.
     """
-    topology = trial.point.get("topology") or trial.details.get("topology")
     row: dict[str, Any] = {
         "stage": stage,
         "trial": trial.number,
         "state": "waiting" if trial.state == "running" and not is_alive else trial.state,
-        "topology": None if topology is None else str(topology),
+        "topology": trial.topology,
         "reason": trial.reason,
         "trial_seed": trial.seed,
         "started_at": trial.started_at,

@@ -93,6 +93,12 @@ class TrialRecord(_Record):
         return self.state in USABLE
 
     @property
+    def topology(self) -> str | None:
+        """The topology that was sampled or made; `None` if the trial has none."""
+        topology = self.point.get("topology") or self.details.get("topology")
+        return None if topology is None else str(topology)
+
+    @property
     def rung(self) -> int | None:
         """The epoch at which a scheduler stopped the trial; `None` if it ended in another way."""
         return self.details.get("rung") if self.state == "stopped" else None

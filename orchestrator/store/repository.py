@@ -33,6 +33,7 @@ from orchestrator.store.spent_time import stage_time_s, study_time_s, trained_ma
 from orchestrator.store.stale_writes import fence_execution
 from orchestrator.store.study_files import folder_of_study
 from orchestrator.store.study_names import owner_of
+from orchestrator.store.study_pages import StudyPages
 from orchestrator.store.submission_rows import SubmissionQueue
 from orchestrator.store.tables import (
     attempts,
@@ -502,6 +503,12 @@ class Store:
     def audit_log(self) -> AuditLog:
         """Who did what."""
         return AuditLog(self._engine)
+
+    # --- long lists ---
+
+    def pages(self) -> StudyPages:
+        """Studies and trials in pages."""
+        return StudyPages(self._engine)
 
     # --- scores ---
 

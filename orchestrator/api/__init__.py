@@ -1,0 +1,1 @@
+"""The service over HTTP: everything that knows requests and responses."""

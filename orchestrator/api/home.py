@@ -1,0 +1,262 @@
+"""The studies of the service, as far as a caller may see them."""
+
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from orchestrator.api.auth import Caller
+from orchestrator.reports.summary import study_line, study_summary
+from orchestrator.service.submitting import why_waiting
+from orchestrator.settings import Settings
+from orchestrator.store.records import StageRecord, StudyRecord
+from orchestrator.store.repository import Store
+from orchestrator.store.service_records import SubmissionRecord
+from orchestrator.store.study_names import SEPARATOR, NameTakenError, full_name, owner_of
+from orchestrator.study.access import UnknownStudyError, with_actual_state
+from plugins.metrics.deciding import ACCURACY
+from plugins.registry import nearest_name
+
+_PER_QUERY = 100
+_MAX_NAMES = 2000
+_MAX_WAITING = 200
+
+
+class Home:
+    """The database of one installation. It is opened when it exists, with one connection pool that stays open.
+
+    Args:
+        settings: Settings of the installation.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._store: Store | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def store(self) -> Store | None:
+        """The store; `None` if there is no database yet."""
+        with self._lock:
+            if self._store is None:
+                self._store = Store.find(self.settings.database_url, artifact_root=self.settings.artifact_root)
+            return self._store
+
+    def open(self) -> Store:
+        """The store; the database is created if necessary."""
+        with self._lock:
+            if self._store is None:
+                self.settings.home.mkdir(parents=True, exist_ok=True)
+                self._store = Store.open(
+                    self.settings.database_url,
+                    artifact_root=self.settings.artifact_root,
+                    tracking=self.settings.tracking,
+                )
+            return self._store
+
+    def close(self) -> None:
+        with self._lock:
+            if self._store is not None:
+                self._store.close()
+                self._store = None
+
+
+class VisibleStudies:
+    """Reads the studies that a caller may see. Others do not exist for this caller.
+
+    Args:
+        home: The database.
+        caller: Who asks.
+    """
+
+    def __init__(self, home: Home, caller: Caller) -> None:
+        self._home, self.caller = home, caller
+        self.settings = home.settings
+
+    @property
+    def store(self) -> Store:
+        """The store, after a study was found in it."""
+        assert self._home.store is not None, "a study was found in it"
+        return self._home.store
+
+    def study(self, name: str) -> StudyRecord:
+        """The record of a study, with its actual state.
+
+        Args:
+            name: The name in the database, or in the caller's own files.
+
+        Raises:
+            UnknownStudyError: There is no study of that name.
+        """
+        for candidate in self._names(name):
+            study = self._home.store.find_study(candidate) if self._home.store else None
+            if study is not None and self.may_see(study.name):
+                return self._with_state(study)
+        raise self._unknown(name)
+
+    def submission(self, name: str) -> SubmissionRecord | None:
+        """The newest submission of a study; `None` if it was never submitted."""
+        for candidate in self._names(name):
+            found = self._home.store.queue().find_latest(candidate) if self._home.store else None
+            if found is not None and self.may_see(found.name):
+                return found
+        return None
+
+    def may_see(self, name: str) -> bool:
+        """Whether the caller may see the study of a full name."""
+        if self.caller.may_see(owner_of(name), is_shared=False):
+            return True
+        submission = self.store.queue().find_latest(name)
+        return submission is not None and submission.shared
+
+    def check_name(self, name: str) -> None:
+        """Check that a study exists or waits for its turn.
+
+        Raises:
+            UnknownStudyError: There is no study of that name.
+        """
+        if self.submission(name) is None:
+            self.study(name)
+
+    def summary(self, name: str) -> dict[str, Any]:
+        """The summary of a study, as printed by `vitsearch status --format json`; also of one that has not begun.
+
+        Raises:
+            UnknownStudyError: There is no study of that name.
+        """
+        try:
+            study = self.study(name)
+        except UnknownStudyError:
+            submission = self.submission(name)
+            if submission is None:
+                raise
+            return self._waiting_summary(submission)
+        return study_summary(self.store, study)
+
+    def lines(
+        self, *, state: str | None, owner: str | None, text: str | None, before: int | None, limit: int
+    ) -> tuple[list[dict[str, Any]], int | None]:
+        """A page of studies, newest first, and the id of the last one if there are more.
+
+        Studies that were submitted and have not begun come first, on the first page.
+
+        Args:
+            state: Only studies in this state.
+            owner: Only studies of this owner.
+            text: Only studies whose names contain this text.
+            before: Only studies older than the one with this id.
+            limit: Largest number of studies that have begun.
+        """
+        found: list[StudyRecord] = []
+        for study in self._matching(state=state, owner=owner, text=text, before=before):
+            found.append(study)
+            if len(found) > limit:
+                break
+        more = found[limit - 1].id if len(found) > limit else None
+        lines = [study_line(self.store, study) for study in found[:limit]]
+        if before is None and state in (None, "waiting"):
+            lines = [*self._waiting_lines(owner=owner, text=text), *lines]
+        return lines, more
+
+    def stages(self, study: StudyRecord) -> dict[int, StageRecord]:
+        """The stages of a study by id."""
+        return {stage.id: stage for stage in self.store.stages(study.id)}
+
+    def _names(self, name: str) -> list[str]:
+        try:
+            own = full_name(name, self.caller.owner)
+        except NameTakenError:
+            own = name
+        return list(dict.fromkeys([own, name]))
+
+    def _unknown(self, name: str) -> UnknownStudyError:
+        known = self._home.store.pages().studies(limit=_MAX_NAMES) if self._home.store else []
+        visible = [one.name for one in known if self.caller.may_see(one.owner, is_shared=False)]
+        short = [one.partition(SEPARATOR)[2] for one in visible if SEPARATOR in one]
+        return UnknownStudyError(name, self.settings.home, nearest_name(name, [*visible, *short]))
+
+    def _with_state(self, study: StudyRecord) -> StudyRecord:
+        """The record with its actual state, which is that of its submission while it waits for its turn."""
+        actual = with_actual_state(study, self.settings)
+        if actual.state == "running":
+            return actual
+        submission = self.store.queue().find_latest(study.name)
+        if submission is None or not submission.is_active:
+            return actual
+        return actual.model_copy(update={"state": "waiting", "reason": self._why_waiting(submission)})
+
+    def _why_waiting(self, submission: SubmissionRecord) -> str:
+        return why_waiting(self.store, submission) or "its driver starts"
+
+    def _matching(
+        self, *, state: str | None, owner: str | None, text: str | None, before: int | None
+    ) -> Iterator[StudyRecord]:
+        # What a row says differs from the actual state if a driver was killed, or if the study waits again.
+        states = {state} if state in ("complete", "failed", "running") else None
+        store = self._home.store
+        while store is not None:
+            rows = store.pages().studies(states=states, owner=owner, text=text, before=before, limit=_PER_QUERY)
+            for row in rows:
+                if not self.may_see(row.name):
+                    continue
+                study = self._with_state(row)
+                if state in (None, study.state):
+                    yield study
+            if len(rows) < _PER_QUERY:
+                return
+            before = rows[-1].id
+
+    def _waiting_lines(self, *, owner: str | None, text: str | None) -> Iterator[dict[str, Any]]:
+        store = self._home.store
+        if store is None:
+            return
+        for one in store.queue().page(owner=owner, states=("waiting", "running"), limit=_MAX_WAITING):
+            is_visible = self.caller.may_see(one.owner, is_shared=one.shared)
+            if is_visible and (text is None or text in one.name) and store.find_study(one.name) is None:
+                spec, _ = store.queue().spec_of(one.uid)
+                yield {
+                    "study": one.name,
+                    "state": "waiting",
+                    "reason": self._why_waiting(one),
+                    "owner": one.owner,
+                    "stages": len(spec["stages"]),
+                    "stages_done": 0,
+                    "progress": 0.0,
+                    "stage": _stage_name(spec["stages"][0]),
+                    "metric": ACCURACY.key,
+                    "best": None,
+                    "best_text": None,
+                    "test_accuracy": None,
+                    "created_at": one.created_at,
+                    "updated_at": one.created_at,
+                }
+
+    def _waiting_summary(self, submission: SubmissionRecord) -> dict[str, Any]:
+        """The summary of a study that was submitted and has not begun."""
+        spec, _ = self.store.queue().spec_of(submission.uid)
+        over = {"cancelled": "interrupted", "running": "waiting"}
+        nothing = dict.fromkeys(("data", "cost", "certainty", "time_error", "correlation", "champion"))
+        stage: dict[str, Any] = {"state": "waiting", "reason": None, "wall_time_s": None, "trials": {}, "result": {}}
+        return {
+            **nothing,
+            "study": submission.name,
+            "uid": submission.uid,
+            "state": over.get(submission.state, submission.state),
+            "reason": self._why_waiting(submission) if submission.is_active else submission.reason or submission.state,
+            "owner": submission.owner,
+            "seed": spec["seed"],
+            "spec_digest": "",
+            "created_at": submission.created_at,
+            "updated_at": submission.created_at,
+            "num_executions": 0,
+            "stages": [{"name": _stage_name(one), "kind": one["stage"], **stage} for one in spec["stages"]],
+            "metric": ACCURACY.model_dump(mode="json"),
+            "baseline": {},
+            "front": [],
+            "ranked_by": ACCURACY.key,
+            "leaderboard": [],
+            "tracking": {"owed": 0, "rejected": 0, "reason": None},
+        }
+
+
+def _stage_name(stage: Mapping[str, Any]) -> str:
+    return str(stage.get("name") or stage["stage"])

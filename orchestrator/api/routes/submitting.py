@@ -1,0 +1,246 @@
+"""Submitting studies, and changing what was submitted."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.responses import PlainTextResponse
+from starlette.concurrency import run_in_threadpool
+
+from orchestrator.api.auth import Caller, CallerOf, caller_of
+from orchestrator.api.errors import RequestError
+from orchestrator.api.home import VisibleStudies
+from orchestrator.api.routes.checking import STUDY_BODY, FileQuery, FolderQuery, read_study
+from orchestrator.api.routes.studies import studies_for
+from orchestrator.api.schemas import DeletedStudy, SubmissionView
+from orchestrator.service.submitting import (
+    UnknownSubmissionError,
+    cancel_study,
+    log_file,
+    resume_study,
+    submit_study,
+    why_waiting,
+)
+from orchestrator.spec.study_file import StudySpec
+from orchestrator.store.repository import Store
+from orchestrator.store.service_records import SubmissionRecord
+from orchestrator.store.study_names import full_name, owner_of
+from orchestrator.study.access import UnknownStudyError, delete_study
+
+router = APIRouter(prefix="/v1/studies", tags=["submitting"], dependencies=[Depends(caller_of)])
+
+MAX_ACTIVE = 1000
+"""Studies of one owner that may wait or run at a time."""
+MAX_LOG_BYTES = 1024 * 1024
+"""Largest part of a log in one response."""
+
+PriorityQuery = Annotated[
+    int, Query(ge=-10, le=10, description="among the waiting studies of the same owner, higher ones run first")
+]
+SharedQuery = Annotated[bool, Query(description="whether other owners may see the study")]
+RetryQuery = Annotated[bool, Query(description="whether failed trials of an existing study run once more")]
+
+
+@router.post("", status_code=201, summary="Submit a study", openapi_extra=STUDY_BODY)
+async def submit_new_study(
+    request: Request,
+    response: Response,
+    caller: CallerOf,
+    file: FileQuery = "study.yaml",
+    folder: FolderQuery = None,
+    priority: PriorityQuery = 0,
+    shared: SharedQuery = False,
+    retry_failed: RetryQuery = False,
+    idempotency_key: Annotated[
+        str | None,
+        Header(description="a request repeated with its key returns the submission that it made", max_length=128),
+    ] = None,
+) -> SubmissionView:
+    """Add a study file to the queue. If a study of that name exists, it is resumed, or grows to the file."""
+    _need_submitter(request, caller, "submit", file)
+    spec, text = await read_study(request, file, folder)
+
+    def submit() -> SubmissionView:
+        store = request.app.state.home.open()
+        _limit_active(store, caller)
+        record = submit_study(
+            store,
+            spec,
+            text,
+            owner=caller.owner,
+            priority=priority,
+            idempotency_key=idempotency_key,
+            retry_failed=retry_failed,
+            shared=shared,
+        )
+        _audit(store, caller, "submit", record.name, submission=record.uid)
+        return _view(store, record)
+
+    view = await run_in_threadpool(submit)
+    response.headers["Location"] = f"/v1/studies/{view.study}"
+    return view
+
+
+@router.post("/{name}/extend", status_code=201, summary="Extend a study", openapi_extra=STUDY_BODY)
+async def extend_study(
+    request: Request,
+    name: str,
+    caller: CallerOf,
+    file: FileQuery = "study.yaml",
+    folder: FolderQuery = None,
+    retry_failed: RetryQuery = False,
+) -> SubmissionView:
+    """Let a study grow to a file with more trials, epochs or stages. What has finished is kept."""
+    spec, text = await read_study(request, file, folder)
+
+    def extend() -> SubmissionView:
+        visible = studies_for(request)
+        study = visible.study(name)
+        _need_owner(visible.store, caller, "extend", study.name)
+        owner = owner_of(study.name)
+        _check_name(spec, study.name, owner)
+        record = submit_study(visible.store, spec, text, owner=owner, retry_failed=retry_failed)
+        _audit(visible.store, caller, "extend", record.name, submission=record.uid)
+        return _view(visible.store, record)
+
+    return await run_in_threadpool(extend)
+
+
+@router.get("/{name}/submission", summary="Show the newest submission of a study")
+def show_submission(request: Request, name: str) -> SubmissionView:
+    """The state of a study in the queue, and why it waits."""
+    visible = studies_for(request)
+    return _view(visible.store, _submission(visible, name))
+
+
+@router.post("/{name}/cancel", summary="Cancel a study")
+def cancel_submitted_study(request: Request, name: str, caller: CallerOf) -> SubmissionView:
+    """Stop a study after its current step, or take it out of the queue. What has finished is kept."""
+    visible = studies_for(request)
+    found = _submission(visible, name)
+    _need_owner(visible.store, caller, "cancel", found.name)
+    record = cancel_study(visible.store, found.uid)
+    _audit(visible.store, caller, "cancel", record.name, submission=record.uid)
+    return _view(visible.store, record)
+
+
+@router.post("/{name}/resume", summary="Resume a study")
+def resume_submitted_study(
+    request: Request, name: str, caller: CallerOf, retry_failed: RetryQuery = False
+) -> SubmissionView:
+    """Let a study that was cancelled, was interrupted or has failed wait for its turn again."""
+    visible = studies_for(request)
+    found = _submission(visible, name)
+    _need_owner(visible.store, caller, "resume", found.name)
+    record = resume_study(visible.store, found.uid, retry_failed=retry_failed)
+    _audit(visible.store, caller, "resume", record.name, submission=record.uid)
+    return _view(visible.store, record)
+
+
+@router.post("/{name}/share", summary="Share a study")
+def share_study(request: Request, name: str, caller: CallerOf, shared: SharedQuery = True) -> SubmissionView:
+    """Let other owners see a study, or no longer."""
+    visible = studies_for(request)
+    found = _submission(visible, name)
+    _need_owner(visible.store, caller, "share", found.name)
+    visible.store.queue().share(found.name, shared=shared)
+    _audit(visible.store, caller, "share", found.name, shared=shared)
+    return _view(visible.store, _submission(visible, name))
+
+
+@router.delete("/{name}", summary="Delete a study")
+def delete_submitted_study(request: Request, name: str, caller: CallerOf) -> DeletedStudy:
+    """Delete a study with all its files. Its MLflow experiment goes to MLflow's trash. A running study is refused."""
+    visible = studies_for(request)
+    study = visible.study(name)
+    _need_owner(visible.store, caller, "delete", study.name)
+    keeps_runs = delete_study(study, visible.settings)
+    _audit(visible.store, caller, "delete", study.name)
+    return DeletedStudy(study=study.name, keeps_runs=keeps_runs)
+
+
+@router.get("/{name}/log", summary="Log of a study", response_class=PlainTextResponse)
+def show_log(
+    request: Request,
+    name: str,
+    offset: Annotated[int, Query(ge=0, le=2**53, description="number of bytes to skip")] = 0,
+) -> PlainTextResponse:
+    """What the drivers of a submitted study wrote. The header `Next-Offset` is the `offset` for what follows."""
+    visible = studies_for(request)
+    path = log_file(visible.settings, _submission(visible, name))
+    content = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            file.seek(offset)
+            content = file.read(MAX_LOG_BYTES)
+    text = content.decode("utf-8", "replace")
+    return PlainTextResponse(text, headers={"Next-Offset": str(offset + len(content))})
+
+
+def _submission(visible: VisibleStudies, name: str) -> SubmissionRecord:
+    found = visible.submission(name)
+    if found is not None:
+        return found
+    try:
+        visible.study(name)
+    except UnknownStudyError as error:
+        raise error from None
+    raise UnknownSubmissionError(name)
+
+
+def _view(store: Store, record: SubmissionRecord) -> SubmissionView:
+    return SubmissionView(
+        uid=record.uid,
+        study=record.name,
+        owner=record.owner,
+        state=record.state,
+        reason=why_waiting(store, record) or record.reason,
+        priority=record.priority,
+        shared=record.shared,
+        cancel_requested=record.cancel_requested,
+        device_time_s=record.device_time_s,
+        created_at=record.created_at,
+        started_at=record.started_at,
+        ended_at=record.ended_at,
+    )
+
+
+def _check_name(spec: StudySpec, name: str, owner: str) -> None:
+    if full_name(spec.study, owner) != name:
+        raise RequestError(
+            422,
+            "other-study",
+            f"study: must be that of the study to extend, {name!r}, but got {spec.study!r}. Correct it.",
+        )
+
+
+def _limit_active(store: Store, caller: Caller) -> None:
+    active = store.queue().page(owner=caller.owner, states=("waiting", "running"), limit=MAX_ACTIVE)
+    if len(active) >= MAX_ACTIVE:
+        raise RequestError(
+            429,
+            "too-many-studies",
+            f"an owner may have {MAX_ACTIVE} studies that wait or run, but {caller.owner!r} has as many. Wait until "
+            "some have ended, or cancel them.",
+            headers={"Retry-After": "60"},
+        )
+
+
+def _need_submitter(request: Request, caller: Caller, action: str, subject: str) -> None:
+    if not caller.may_submit():
+        _refuse(request.app.state.home.open(), caller, action, subject)
+
+
+def _need_owner(store: Store, caller: Caller, action: str, name: str) -> None:
+    if not caller.may_change(owner_of(name)):
+        _refuse(store, caller, action, name)
+
+
+def _refuse(store: Store, caller: Caller, action: str, subject: str) -> None:
+    store.audit_log().add(caller.owner, action, subject, outcome="refused", token=caller.token)
+    must = "the token must have the role submitter" if caller.role == "viewer" else "the study must be your own"
+    found = f"it has the role {caller.role}" if caller.role == "viewer" else f"{subject!r} is not"
+    raise RequestError(403, "not-allowed", f"to {action}, {must}, but {found}. Ask an admin.")
+
+
+def _audit(store: Store, caller: Caller, action: str, subject: str, **details: object) -> None:
+    store.audit_log().add(caller.owner, action, subject, token=caller.token, details=details)

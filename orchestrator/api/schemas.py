@@ -1,0 +1,206 @@
+"""Bodies of requests and responses under `/v1`. Fields may be added; existing ones keep their meaning."""
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from orchestrator.spec.stage_registry import STAGES
+from orchestrator.stages.kind import stage_kind
+from orchestrator.store.records import RunState, TrialState
+from orchestrator.store.service_records import SubmissionState
+from trainers.config import EpochReport
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class StudyLine(_Body):
+    """One study in a list."""
+
+    study: str = Field(examples=["photos"])
+    state: RunState
+    reason: str | None = Field(description="why the study failed or was interrupted")
+    owner: str
+    stages: int = Field(description="number of stages")
+    stages_done: int
+    progress: float = Field(description="fraction of the work that is done")
+    stage: str | None = Field(description="the first stage that is not complete")
+    metric: str = Field(description="key of the metric by which the study decides", examples=["val_accuracy"])
+    best: float | None = Field(description="best value of that metric so far")
+    best_text: str | None = Field(examples=["94.2 %"])
+    test_accuracy: float | None = Field(description="test accuracy of the champion, a fraction")
+    created_at: float = Field(description="seconds since 1970, UTC")
+    updated_at: float
+
+
+class StudyList(_Body):
+    """A page of studies, newest first."""
+
+    studies: list[StudyLine]
+    next: str | None = Field(description="value of `after` for the next page; null on the last page")
+
+
+class _Stage(_Body):
+    name: str
+    state: RunState
+    reason: str | None
+    wall_time_s: float | None
+    trials: dict[str, int] = Field(description="number of trials in each state")
+
+
+def _stage_model(kind: str) -> type[BaseModel]:
+    result = stage_kind(kind).result
+    about = f"A stage of the kind `{kind}`, with its result once it has one."
+    fields: dict[str, Any] = {"kind": (Literal[kind], ...), "result": (result | None, None)}
+    return create_model(f"{kind.title()}View", __base__=_Stage, __doc__=about, **fields)
+
+
+if TYPE_CHECKING:
+    StageView = Any
+else:
+    StageView = Annotated[Union[tuple(_stage_model(kind) for kind in STAGES)], Field(discriminator="kind")]  # noqa: UP007
+
+
+class StudyView(_Body):
+    """One study with its stages and their results. Fields that end in a stage's result have that stage's type."""
+
+    study: str
+    uid: str
+    state: RunState
+    reason: str | None
+    owner: str
+    seed: int
+    spec_digest: str
+    created_at: float
+    updated_at: float
+    num_executions: int
+    data: dict[str, Any] | None = Field(description="what was understood of the images")
+    stages: list[StageView]
+    metric: dict[str, Any] = Field(description="the metric by which the study decides")
+    baseline: dict[str, float] = Field(description="metrics of always predicting the largest class")
+    cost: dict[str, Any] | None
+    front: list[dict[str, Any]]
+    ranked_by: str
+    certainty: dict[str, Any] | None
+    time_error: dict[str, Any] | None
+    leaderboard: list[dict[str, Any]]
+    correlation: dict[str, Any] | None
+    champion: dict[str, Any] | None
+    tracking: dict[str, Any] = Field(description="events that MLflow has not received yet, or rejected")
+
+
+class TrialView(_Body):
+    """One trial."""
+
+    stage: str
+    trial: int = Field(description="number of the trial in its stage")
+    state: TrialState
+    reason: str | None
+    topology: str | None
+    point: dict[str, Any] = Field(description="what was sampled")
+    metrics: dict[str, float | None]
+    seed: int
+    started_at: float
+    ended_at: float | None
+    curve: list[EpochReport] | None = Field(description="the report of every epoch; null if `curves` is false")
+
+
+class TrialList(_Body):
+    """A page of trials in the order in which they began."""
+
+    trials: list[TrialView]
+    next: str | None = Field(description="value of `after` for the next page; null on the last page")
+
+
+class ChampionFile(_Body):
+    """A file of a champion's folder."""
+
+    path: str = Field(examples=["weights.safetensors"])
+    num_bytes: int
+    url: str = Field(description="path of the file under this service")
+
+
+class ChampionView(_Body):
+    """The champion of a study: the result of its promote stage, and its files."""
+
+    result: dict[str, Any]
+    files: list[ChampionFile]
+
+
+class ValidStudy(_Body):
+    """What a valid study file asks for."""
+
+    study: str
+    stages: list[str] = Field(examples=[["screen", "train", "promote"]])
+    remarks: list[str] = Field(description="settings that will be left out, although the study is valid")
+    spec: dict[str, Any] = Field(description="the complete study, with the defaults of this service")
+
+
+class PluginLine(_Body):
+    """One installed plug-in."""
+
+    kind: str = Field(examples=["proxies"])
+    name: str = Field(examples=["ntk-condition"])
+    package: str
+    target: str = Field(description="module and name of its class")
+
+
+class PluginView(_Body):
+    """The card of a plug-in, and its settings."""
+
+    kind: str
+    name: str
+    package: str
+    about: str
+    source: str | None = Field(description="the paper, and how our version differs")
+    cost: str | None
+    needs: list[str]
+    settings: dict[str, str] = Field(description="types of the settings by name")
+    settings_schema: dict[str, Any] | None = Field(
+        description="JSON schema of the settings; null if they have types without one"
+    )
+
+
+class CompareView(_Body):
+    """Trials side by side."""
+
+    study: str
+    stage: str
+    champion: int | None = Field(description="number of the trial from which the champion was made")
+    differing: list[str] = Field(description="names of the sampled values that differ")
+    trials: list[TrialView]
+    page: str | None = Field(description="MLflow's page that compares them; null if MLflow lacks them or is not served")
+
+
+class Health(_Body):
+    """Whether the service works."""
+
+    status: Literal["ok"]
+    version: str
+
+
+class SubmissionView(_Body):
+    """A study file in the queue, and what became of it."""
+
+    uid: str
+    study: str = Field(
+        description="name of the study; that of another owner begins with the owner", examples=["ann~photos"]
+    )
+    owner: str
+    state: SubmissionState
+    reason: str | None = Field(description="why it waits, failed or was interrupted")
+    priority: int
+    shared: bool = Field(description="whether other owners may see the study")
+    cancel_requested: bool
+    device_time_s: float
+    created_at: float = Field(description="seconds since 1970, UTC")
+    started_at: float | None
+    ended_at: float | None
+
+
+class DeletedStudy(_Body):
+    """A study that was deleted."""
+
+    study: str
+    keeps_runs: bool = Field(description="whether MLflow keeps its runs, because tracking is off")

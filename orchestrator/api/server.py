@@ -1,0 +1,109 @@
+"""Runs the service until a signal stops it."""
+
+import ipaddress
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from orchestrator.api.app import make_service
+from orchestrator.service.access_tokens import list_tokens
+from orchestrator.service.devices import detect_pool
+from orchestrator.service.supervisor import Supervisor
+from orchestrator.settings import Settings, SettingsError
+from orchestrator.store.repository import Store
+
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+_MAX_CONNECTIONS = 1000
+_STOP_S = 5.0
+
+
+def run_service(settings: Settings, *, host: str, port: int, mlflow_url: str | None, runs_studies: bool = True) -> None:
+    """Serve the studies of an installation, and run submitted ones, until SIGINT or SIGTERM.
+
+    Studies that run then continue without the service.
+
+    Args:
+        settings: Settings of the installation.
+        host: Interface to listen on.
+        port: Port to listen on.
+        mlflow_url: Address at which browsers reach MLflow; `None` shows no links.
+        runs_studies: Whether this process starts the drivers of submitted studies.
+
+    Raises:
+        SettingsError: There are no tokens and other machines could reach the interface, or a data root does not exist.
+    """
+    settings.home.mkdir(parents=True, exist_ok=True)
+    store = Store.open(settings.database_url, artifact_root=settings.artifact_root, tracking=settings.tracking)
+    try:
+        needs_token = has_tokens(store)
+        check_service(settings, host, needs_token=needs_token)
+        hosts = None if needs_token else _LOOPBACK_NAMES
+        app = make_service(settings, needs_token=needs_token, hosts=hosts, mlflow_url=mlflow_url)
+        with _supervised(store, settings, is_needed=runs_studies):
+            # One process: the listener that uvicorn shares between several loses TCP_NODELAY.
+            uvicorn.run(
+                app,
+                host=host,
+                port=port,
+                workers=1,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                limit_concurrency=_MAX_CONNECTIONS,
+                timeout_keep_alive=30,
+                timeout_graceful_shutdown=3,
+            )
+    finally:
+        store.close()
+
+
+def has_tokens(store: Store) -> bool:
+    """Whether there is a valid access token."""
+    now = time.time()
+    return any(token.revoked_at is None and token.expires_at > now for token in list_tokens(store))
+
+
+def check_service(settings: Settings, host: str, *, needs_token: bool) -> None:
+    """Check whether a service may run.
+
+    Raises:
+        SettingsError: See `run_service`.
+    """
+    if not needs_token and not is_loopback(host):
+        raise SettingsError(
+            f"--host: must be an address of this machine, such as 127.0.0.1, while there are no access tokens, but got "
+            f"{host!r}. Create a token first: vitsearch token create"
+        )
+    for root in settings.data_roots:
+        if not root.is_dir():
+            raise SettingsError(f"VITSEARCH_DATA_ROOTS: must be existing folders, but {root} is none. Correct it.")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an interface."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+@contextmanager
+def _supervised(store: Store, settings: Settings, *, is_needed: bool) -> Iterator[None]:
+    """Run submitted studies meanwhile."""
+    if not is_needed:
+        yield
+        return
+    supervisor = Supervisor(store, settings, detect_pool(settings))
+    stop = threading.Event()
+    thread = threading.Thread(target=supervisor.run, args=(stop.is_set,), name="supervisor", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(_STOP_S)

@@ -1,0 +1,317 @@
+"""Client of the service, for Python and for the command line."""
+
+import json
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+from urllib.parse import quote, urlsplit
+
+import httpx2 as httpx
+
+_TIMEOUT_S = 60.0
+_STREAM_TIMEOUT_S = 45.0
+"""The service sends a comment to a silent stream every 15 seconds."""
+_RECONNECT_S = (0.2, 1.0, 2.0, 5.0, 10.0, 20.0)
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class RequestRefusedError(ValueError):
+    """The service refused a request. The text is that of the command line.
+
+    Attributes:
+        status: HTTP status.
+        problem: The problem document (RFC 9457): `type`, `detail`, for a study file also `errors`.
+    """
+
+    def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
+        self.status, self.problem = status, dict(problem)
+        super().__init__(str(problem.get("detail") or f"the service answered with status {status}"))
+
+
+class ServerUnavailableError(RuntimeError):
+    """The service does not answer, or cannot serve the request now."""
+
+
+class ServerEvent(NamedTuple):
+    """An event of a study: `study`, `stage`, `trial`, `report` or `end`."""
+
+    kind: str
+    id: str
+    """Send it as `after` to continue behind this event."""
+    data: dict[str, Any]
+
+
+class Client:
+    """Talks to one service. Use it as a context manager, or call `close`.
+
+    Args:
+        url: Address of the service, such as `https://vitsearch.example`.
+        token: Access token; a service on this machine that serves a single user needs none.
+        http: The HTTP client to use instead of a new one.
+
+    Raises:
+        RequestRefusedError: By all methods, if the service refuses a request.
+        ServerUnavailableError: By all methods, if it does not answer.
+    """
+
+    def __init__(self, url: str, token: str | None = None, *, http: httpx.Client | None = None) -> None:
+        self.url = url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http = http or httpx.Client(timeout=_TIMEOUT_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    # --- reading ---
+
+    def studies(
+        self, *, state: str | None = None, owner: str | None = None, text: str | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """The studies, newest first, as in `vitsearch list --format json`.
+
+        Args:
+            state: Only studies in this state.
+            owner: Only studies of this owner.
+            text: Only studies whose names contain this text.
+        """
+        yield from self._pages("/v1/studies", "studies", {"state": state, "owner": owner, "text": text})
+
+    def study(self, name: str) -> dict[str, Any]:
+        """The state and results of a study, as in `vitsearch status --format json`."""
+        return self._json("GET", _path(name))
+
+    def trials(self, name: str, *, stage: str | None = None, curves: bool = False) -> Iterator[dict[str, Any]]:
+        """The trials of a study in the order in which they began.
+
+        Args:
+            name: The study.
+            stage: Only trials of this stage.
+            curves: Whether to include their learning curves.
+        """
+        yield from self._pages(f"{_path(name)}/trials", "trials", {"stage": stage, "curves": curves, "limit": 500})
+
+    def trial(self, name: str, stage: str, number: int) -> dict[str, Any]:
+        """One trial with its learning curve."""
+        return self._json("GET", f"{_path(name)}/stages/{quote(stage, safe='')}/trials/{number}")
+
+    def best(self, name: str) -> str:
+        """The champion's configuration as a file for `vitsearch train`."""
+        return self._request("GET", f"{_path(name)}/best.yaml").text
+
+    def compare(self, name: str, trials: Sequence[int] = ()) -> dict[str, Any]:
+        """Trained trials side by side, with the address of MLflow's page; by default the best four."""
+        return self._json("GET", f"{_path(name)}/compare", params={"trial": list(trials)})
+
+    def champion(self, name: str, folder: str | Path) -> Path:
+        """Copy the champion's files into a new folder, from which `vitsearch.load_model` loads it.
+
+        Raises:
+            FileExistsError: The folder exists.
+        """
+        target = Path(folder)
+        found = self._json("GET", f"{_path(name)}/champion")
+        target.mkdir(parents=True)
+        for file in found["files"]:
+            place = (target / file["path"]).resolve()
+            if not place.is_relative_to(target.resolve()):
+                raise RequestRefusedError(200, {"detail": f"the service named a file outside its folder: {place}"})
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(self._request("GET", file["url"]).content)
+        return target
+
+    def plugins(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """The plug-ins that the service has installed."""
+        found: list[dict[str, Any]] = self._request("GET", f"/v1/plugins/{kind}" if kind else "/v1/plugins").json()
+        return found
+
+    def events(self, name: str, *, after: str | None = None) -> Iterator[ServerEvent]:
+        """Follow a study until it ends. A stream that is cut off is taken up again without a gap.
+
+        Args:
+            name: The study.
+            after: Id of the last event that is known; by default all events are sent.
+        """
+        failures = 0
+        while True:
+            try:
+                for event in self._stream(name, after):
+                    failures, after = 0, event.id or after
+                    yield event
+                    if event.kind == "end":
+                        return
+            except httpx.TransportError as error:
+                if failures >= len(_RECONNECT_S):
+                    raise self._unavailable(error) from None
+            time.sleep(_RECONNECT_S[min(failures, len(_RECONNECT_S) - 1)])
+            failures += 1
+
+    # --- submitting ---
+
+    def validate(self, file: str | Path) -> dict[str, Any]:
+        """Check a study file on the service, where its plug-ins and data are; nothing starts."""
+        return self._send_file("/v1/validate", file)
+
+    def submit(
+        self,
+        file: str | Path,
+        *,
+        priority: int = 0,
+        shared: bool = False,
+        retry_failed: bool = False,
+        key: str | None = None,
+    ) -> dict[str, Any]:
+        """Submit a study file. An existing study of that name is resumed, or grows to the file.
+
+        Args:
+            file: The study file.
+            priority: From -10 to 10, among your waiting studies.
+            shared: Whether others may see the study.
+            retry_failed: Whether failed trials of an existing study run once more.
+            key: Idempotency key; a request that is sent again with it returns the first submission. By default one is
+                made, so that the call can be retried after a lost connection without submitting twice.
+
+        Returns:
+            The submission: `uid`, `study`, `state`, `reason` and more.
+        """
+        headers = {"Idempotency-Key": key or uuid.uuid4().hex}
+        params = {"priority": priority, "shared": shared, "retry_failed": retry_failed}
+        try:
+            return self._send_file("/v1/studies", file, params=params, headers=headers)
+        except ServerUnavailableError:
+            time.sleep(_RECONNECT_S[1])
+            return self._send_file("/v1/studies", file, params=params, headers=headers)
+
+    def submission(self, name: str) -> dict[str, Any]:
+        """The newest submission of a study: its state in the queue, and why it waits."""
+        return self._json("GET", f"{_path(name)}/submission")
+
+    def extend(self, name: str, file: str | Path, *, retry_failed: bool = False) -> dict[str, Any]:
+        """Let a study grow to a file with more trials, epochs or stages; returns the submission."""
+        return self._send_file(f"{_path(name)}/extend", file, params={"retry_failed": retry_failed})
+
+    def cancel(self, name: str) -> dict[str, Any]:
+        """Stop a study after its current step, or take it out of the queue; returns the submission."""
+        return self._json("POST", f"{_path(name)}/cancel")
+
+    def resume(self, name: str, *, retry_failed: bool = False) -> dict[str, Any]:
+        """Let a study that was cancelled, was interrupted or has failed wait again; returns the submission."""
+        return self._json("POST", f"{_path(name)}/resume", params={"retry_failed": retry_failed})
+
+    def share(self, name: str, *, shared: bool = True) -> dict[str, Any]:
+        """Let others see a study, or no longer; returns the submission."""
+        return self._json("POST", f"{_path(name)}/share", params={"shared": shared})
+
+    def delete(self, name: str) -> dict[str, Any]:
+        """Delete a study with all its files."""
+        return self._json("DELETE", _path(name))
+
+    def log(self, name: str, *, offset: int = 0) -> tuple[str, int]:
+        """What the drivers of a study wrote after `offset` bytes, and the offset for what follows."""
+        answer = self._request("GET", f"{_path(name)}/log", params={"offset": offset})
+        return answer.text, int(answer.headers["Next-Offset"])
+
+    # --- requests ---
+
+    def _send_file(
+        self,
+        path: str,
+        file: str | Path,
+        *,
+        params: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        given: dict[str, Any] = {"file": str(file), **(params or {})}
+        if urlsplit(self.url).hostname in _LOOPBACK:  # the service sees the same files
+            given["folder"] = str(Path(file).absolute().parent)
+        kind = "application/json" if str(file).endswith(".json") else "application/yaml"
+        sent = {"Content-Type": kind, **(headers or {})}
+        return self._json("POST", path, params=given, headers=sent, content=Path(file).read_bytes())
+
+    def _pages(self, path: str, key: str, params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        given = {name: value for name, value in params.items() if value is not None}
+        while True:
+            page = self._json("GET", path, params=given)
+            yield from page[key]
+            if page["next"] is None:
+                return
+            given["after"] = page["next"]
+
+    def _json(self, method: str, path: str, **given: Any) -> dict[str, Any]:
+        found: dict[str, Any] = self._request(method, path, **given).json()
+        return found
+
+    def _request(self, method: str, path: str, **given: Any) -> httpx.Response:
+        headers = {**self._headers, **given.pop("headers", {})}
+        try:
+            response = self._http.request(method, f"{self.url}{path}", headers=headers, **given)
+        except httpx.HTTPError as error:
+            raise self._unavailable(error) from None
+        self._raise_for(response)
+        return response
+
+    def _stream(self, name: str, after: str | None) -> Iterator[ServerEvent]:
+        headers = {**self._headers, **({"Last-Event-ID": after} if after else {})}
+        address = f"{self.url}{_path(name)}/events"
+        with self._http.stream("GET", address, headers=headers, timeout=_STREAM_TIMEOUT_S) as response:
+            if response.is_error:
+                response.read()
+            self._raise_for(response)
+            yield from parse_events(response.iter_lines())
+
+    def _raise_for(self, response: httpx.Response) -> None:
+        if not response.is_error:
+            if response.is_redirect:
+                raise ServerUnavailableError(
+                    f"{self.url} must be the address of the service, but leads to {response.headers.get('location')}."
+                )
+            return
+        try:
+            problem = response.json()
+        except ValueError:
+            problem = {}
+        if response.status_code >= 500:
+            detail = problem.get("detail") if isinstance(problem, dict) else None
+            raise ServerUnavailableError(
+                detail or f"the service at {self.url} must answer, but failed with status {response.status_code}."
+            )
+        raise RequestRefusedError(response.status_code, problem if isinstance(problem, dict) else {})
+
+    def _unavailable(self, error: Exception) -> ServerUnavailableError:
+        return ServerUnavailableError(
+            f"the service at {self.url} must answer, but: {error or type(error).__name__}. Check the address, and "
+            "start it with: vitsearch serve"
+        )
+
+
+def parse_events(lines: Iterator[str]) -> Iterator[ServerEvent]:
+    """Parse a stream of server-sent events."""
+    kind, last_id, data = "message", "", list[str]()
+    for line in lines:
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if not line:
+            if data:
+                yield ServerEvent(kind, last_id, json.loads("\n".join(data)))
+            kind, data = "message", []
+        elif name == "event":
+            kind = value
+        elif name == "id":
+            last_id = value
+        elif name == "data":
+            data.append(value)
+
+
+def _path(study: str) -> str:
+    return f"/v1/studies/{quote(study, safe='')}"

@@ -1,0 +1,119 @@
+"""Reads studies and trials in pages, for lists that may be long."""
+
+from collections.abc import Collection
+from typing import Any
+
+from sqlalchemy import Engine, and_, func, select
+
+from orchestrator.store.records import StudyRecord, TrialRecord
+from orchestrator.store.retrying import retry_on_outage
+from orchestrator.store.tables import reports, stages, studies, trials
+from trainers.config import EpochReport
+
+
+@retry_on_outage
+class StudyPages:
+    """Pages of rows, and counts of them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def studies(
+        self,
+        *,
+        states: Collection[str] | None = None,
+        owner: str | None = None,
+        text: str | None = None,
+        before: int | None = None,
+        limit: int,
+    ) -> list[StudyRecord]:
+        """Studies, newest first.
+
+        Args:
+            states: Only studies whose rows have one of these states.
+            owner: Only studies of this owner.
+            text: Only studies whose names contain this text.
+            before: Only studies that are older than the one with this id.
+            limit: Largest number of studies.
+        """
+        query = select(studies).order_by(studies.c.id.desc()).limit(limit)
+        if states is not None:
+            query = query.where(studies.c.state.in_(states))
+        if owner is not None:
+            query = query.where(studies.c.owner == owner)
+        if text is not None:
+            query = query.where(studies.c.name.contains(text, autoescape=True))
+        if before is not None:
+            query = query.where(studies.c.id < before)
+        with self._engine.connect() as connection:
+            return [StudyRecord.model_validate(dict(row)) for row in connection.execute(query).mappings()]
+
+    def study_counts(self) -> dict[str, int]:
+        """Number of studies in each state, as their rows say."""
+        query = select(studies.c.state, func.count()).group_by(studies.c.state)
+        with self._engine.connect() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
+
+    def trial_counts(self, study_id: int) -> dict[int, dict[str, int]]:
+        """Number of trials of a study in each state, by the id of their stage."""
+        query = (
+            select(trials.c.stage_id, trials.c.state, func.count())
+            .join(stages, stages.c.id == trials.c.stage_id)
+            .where(stages.c.study_id == study_id)
+            .group_by(trials.c.stage_id, trials.c.state)
+        )
+        found: dict[int, dict[str, int]] = {}
+        with self._engine.connect() as connection:
+            for stage_id, state, count in connection.execute(query):
+                found.setdefault(stage_id, {})[state] = count
+        return found
+
+    def trials(
+        self, stage_ids: Collection[int], *, states: Collection[str] | None = None, after: int = 0, limit: int
+    ) -> list[TrialRecord]:
+        """Trials of some stages in the order in which they began.
+
+        Args:
+            stage_ids: The stages.
+            states: Only trials whose rows have one of these states.
+            after: Only trials that began after the one with this id.
+            limit: Largest number of trials.
+        """
+        query = select(trials).where(trials.c.stage_id.in_(stage_ids), trials.c.id > after)
+        if states is not None:
+            query = query.where(trials.c.state.in_(states))
+        with self._engine.connect() as connection:
+            rows = connection.execute(query.order_by(trials.c.id).limit(limit)).mappings()
+            return [TrialRecord.model_validate(dict(row)) for row in rows]
+
+    def trial(self, stage_id: int, number: int) -> TrialRecord | None:
+        """One trial of a stage, or `None`."""
+        query = select(trials).where(trials.c.stage_id == stage_id, trials.c.number == number)
+        with self._engine.connect() as connection:
+            row = connection.execute(query).mappings().one_or_none()
+            return None if row is None else TrialRecord.model_validate(dict(row))
+
+    def open_trials(self, study_id: int, *, after: int, known: Collection[int], limit: int) -> list[dict[str, Any]]:
+        """Trials of a study that began after another one, that are not finished, or that are known by their ids.
+
+        Returns:
+            For each trial, in the order in which they began: its `id`, `number`, `state` and `reason`, and the name of
+            its `stage`.
+        """
+        wanted = (trials.c.id > after) | trials.c.state.in_(("running", "waiting")) | trials.c.id.in_(known)
+        query = (
+            select(trials.c.id, trials.c.number, trials.c.state, trials.c.reason, stages.c.name.label("stage"))
+            .join(stages, stages.c.id == trials.c.stage_id)
+            .where(and_(stages.c.study_id == study_id, wanted))
+            .order_by(trials.c.id)
+            .limit(limit)
+        )
+        with self._engine.connect() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    def reports_after(self, trial_id: int, epoch: int) -> list[EpochReport]:
+        """The learning curve of a trial after an epoch."""
+        query = select(reports.c["values"]).where(reports.c.trial_id == trial_id, reports.c.epoch > epoch)
+        with self._engine.connect() as connection:
+            rows = connection.execute(query.order_by(reports.c.epoch)).scalars()
+            return [EpochReport.model_validate(values) for values in rows]
