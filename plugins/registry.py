@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from search_spaces.base import SearchSpace, Topology
+from search_spaces.numbers import MAX_WHOLE, TRUTH_VALUE, truth_value_problem
 
 KINDS = (
     "spaces",
@@ -166,19 +167,28 @@ def create(kind: str, name: str, settings: Mapping[str, Any] | None = None) -> A
             raise PluginSettingsError(
                 f"{name!r} has the settings {', '.join(known) or '(none)'}, but got {key!r}.{hint}", setting=key
             )
+        problem = truth_value_problem(given[key], known[key]) or _size_problem(given[key])
+        if problem is not None:
+            raise PluginSettingsError(f"setting {key!r} of {name!r}: {problem}", setting=key)
     try:
         return _adapter(cls).validate_python(given)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
-        if first["type"] not in ("value_error", "missing"):
+        if first["type"] not in ("value_error", "missing", TRUTH_VALUE):
             must = message.removeprefix("Input should be ").partition(",")[0]
             message = f"must be {must}, but got {first['input']!r}."
         setting = str(first["loc"][0]) if first["loc"] else None
         raise PluginSettingsError(
             f"setting {where!r} of {name!r}: {message}" if where else f"{name!r}: {message}", setting=setting
         ) from None
+
+
+def _size_problem(value: Any) -> str | None:
+    if isinstance(value, int) and abs(value) > MAX_WHOLE:
+        return f"must lie within {MAX_WHOLE:,} and its negative, but got {value:,}. Use a smaller number."
+    return None
 
 
 def setting_types(kind: str, name: str) -> dict[str, Any]:

@@ -11,11 +11,12 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from search_spaces import costs as layer_costs
 from search_spaces.base import Costs, ImageTask, Topology
 from search_spaces.dimensions import Choice, Dimension, Integer, Point, Scalar
+from search_spaces.numbers import NumericModel
 from search_spaces.options import (
     NO_OPTIONS,
     BlockOptions,
@@ -43,7 +44,7 @@ _STAGE_VALUES = {"kernel": KERNELS, "split": SPLITS, "expansion": EXPANSIONS}
 _EXAMPLE = "8,2,3,1|4,1,2,1|4,1,4,1|4,1,6,1|32,32"
 
 
-class Stage(BaseModel):
+class Stage(NumericModel):
     """One stage: the layer that produces its tokens, and its blocks."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -154,7 +155,7 @@ class AsViTTopology(Topology):
         )
 
 
-class AsViTSpace(BaseModel):
+class AsViTSpace(NumericModel):
     """The 4,556,250 seed topologies of As-ViT, at one width and depth."""
 
     topology_type: ClassVar[type[Topology]] = AsViTTopology

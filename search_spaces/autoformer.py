@@ -14,11 +14,12 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from search_spaces import costs as layer_costs
 from search_spaces.base import Costs, ImageTask, Topology
 from search_spaces.dimensions import AtLeast, Choice, Dimension, Integer, Point, Scalar
+from search_spaces.numbers import NumericModel
 from search_spaces.options import (
     NO_OPTIONS,
     BlockOptions,
@@ -163,7 +164,7 @@ SIZES: dict[str, _Ranges] = {
 """`tiny` is the space of ViT-Bench-101."""
 
 
-class AutoFormerSpace(BaseModel):
+class AutoFormerSpace(NumericModel):
     """AutoFormer's topologies of one size. A block's heads and MLP ratio are active if the depth includes the block."""
 
     topology_type: ClassVar[type[Topology]] = AutoFormerTopology

@@ -4,9 +4,10 @@ import random
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from search_spaces.dimensions import Dimension, Point, Scalar
+from search_spaces.numbers import NumericModel
 
 MAX_IMAGE_SIZE = 1024
 """Largest height and width of a model's input, in pixels."""
@@ -14,7 +15,7 @@ MAX_CLASSES = 100_000
 """Largest number of classes."""
 
 
-class ImageTask(BaseModel):
+class ImageTask(NumericModel):
     """The properties of a model that the data determine: image size, channels and number of classes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,7 +32,7 @@ class Costs(NamedTuple):
     """Multiply-accumulates of convolutions, linear layers and attention products, without norms and activations."""
 
 
-class Topology(BaseModel):
+class Topology(NumericModel):
     """An architecture as plain data. Subclasses add the fields of their space."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from search_spaces.numbers import MAX_WHOLE, NumericModel
+
 Scalar = bool | int | float | str | None
 Point = dict[str, Scalar]
 """One sampled value per active dimension, keyed by the dimension's flat name (`recipe.learning_rate`)."""
@@ -41,7 +43,7 @@ class AtLeast(BaseModel):
         return f"{self.name} is {self.least} or more"
 
 
-class _Dimension(BaseModel):
+class _Dimension(NumericModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
     when: Condition | AtLeast | None = None
@@ -67,8 +69,8 @@ class Integer(_Dimension):
     """An integer between `low` and `high`, both included, in steps of `step`."""
 
     kind: Literal["integer"] = "integer"
-    low: int
-    high: int
+    low: int = Field(ge=-MAX_WHOLE, le=MAX_WHOLE)
+    high: int = Field(ge=-MAX_WHOLE, le=MAX_WHOLE)
     step: int = Field(default=1, ge=1)
     log: bool = False
 

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from annotated_types import Gt, Lt
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema, core_schema
 
+from search_spaces.numbers import NumericModel
 from search_spaces.ramps import NUMBER_TAG, RAMP_TAG
 
 
-class EmaRates(BaseModel):
+class EmaRates(NumericModel):
     """Several decays. A list without a key would mean, as everywhere in a study file, that one of them is searched."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -22,6 +21,7 @@ from pydantic import (
 )
 
 from search_spaces.dimensions import Choice, Point, Scalar
+from search_spaces.numbers import NumericModel
 from search_spaces.text_form import MAX_NUMBER, fail, shown
 
 _NUMBERS = frozenset({"merged_tokens"})
@@ -33,7 +33,7 @@ PREFIX = "topology."
 _Value = TypeVar("_Value")
 
 
-class BlockOptions(BaseModel):
+class BlockOptions(NumericModel):
     """The optional parts of every block of a topology."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -124,7 +124,7 @@ _Values = Annotated[tuple[_Value, ...], Field(min_length=1), BeforeValidator(_as
 _OFF = (False,)
 
 
-class OptionSearch(BaseModel):
+class OptionSearch(NumericModel):
     """The options of a space's topologies: a value fixes an option, a list of values searches it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from search_spaces import costs as layer_costs
 from search_spaces.base import Costs, ImageTask, Topology
 from search_spaces.dimensions import Choice, Dimension, Integer, Point, Scalar
+from search_spaces.numbers import NumericModel
 from search_spaces.options import (
     NO_OPTIONS,
     BlockOptions,
@@ -152,7 +153,7 @@ class PitTopology(Topology):
         return PitTopology.model_validate({**dict(self), **fields})
 
 
-class PitSpace(BaseModel):
+class PitSpace(NumericModel):
     """The 1,600 topologies from which ViT-Bench-101 samples its PiTs."""
 
     topology_type: ClassVar[type[Topology]] = PitTopology

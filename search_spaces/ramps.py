@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_serializer, model_validator
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler, model_serializer, model_validator
 from pydantic_core import CoreSchema, core_schema
+
+from search_spaces.numbers import NumericModel, truth_value_problem
 
 RAMP_KEYS = ("from", "to", "until", "shape", "step")
 NUMBER_TAG, RAMP_TAG = "<number>", "<ramp>"
@@ -15,7 +17,7 @@ NUMBER_TAG, RAMP_TAG = "<number>", "<ramp>"
 Shape = Literal["linear", "cosine", "step"]
 
 
-class Ramp(BaseModel):
+class Ramp(NumericModel):
     """A number as a function of training progress: `from` at the start, `to` after `until`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -86,6 +88,13 @@ def is_ramp(raw: Any) -> bool:
     return isinstance(raw, Ramp) or (isinstance(raw, Mapping) and bool({"from", "to", "until", "shape"} & set(raw)))
 
 
+def _no_truth_value(raw: Any) -> Any:
+    problem = truth_value_problem(raw, float)
+    if problem is not None:
+        raise ValueError(problem)
+    return raw
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
     """Bounds of a field that takes a number or a ramp: `Annotated[float | Ramp, Bounds(ge=0)]`.
@@ -120,7 +129,8 @@ class Bounds:
 
     def __get_pydantic_core_schema__(self, _source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         bounds = {name: getattr(self, name) for name in ("gt", "ge", "lt", "le") if getattr(self, name) is not None}
-        number = core_schema.int_schema(**bounds) if self.whole else core_schema.float_schema(**bounds)
+        kind = core_schema.int_schema(**bounds) if self.whole else core_schema.float_schema(**bounds)
+        number = core_schema.no_info_before_validator_function(_no_truth_value, kind)
         ramp = core_schema.no_info_after_validator_function(self._check, handler.generate_schema(Ramp))
         return core_schema.tagged_union_schema(
             {NUMBER_TAG: number, RAMP_TAG: ramp}, discriminator=lambda raw: RAMP_TAG if is_ramp(raw) else NUMBER_TAG

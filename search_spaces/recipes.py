@@ -15,6 +15,7 @@ from pydantic import (
 
 from search_spaces.dimensions import Choice, Condition, Dimension, Point, Scalar, is_active, parse_dimension
 from search_spaces.ema_rates import EmaRates, OneOrSeveral
+from search_spaces.numbers import MAX_BATCH_SIZE, NumericModel
 from search_spaces.ramps import RAMP_KEYS, Bounds, Ramp, is_ramp, largest
 
 
@@ -61,7 +62,7 @@ def _none_as_null(raw: Any) -> Any:
     return None if raw == "none" else raw
 
 
-class Recipe(BaseModel):
+class Recipe(NumericModel):
     """How one model is trained. Numeric fields of a step also accept functions of progress (`search_spaces.ramps`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,7 +72,7 @@ class Recipe(BaseModel):
     weight_decay: Annotated[float | Ramp, Bounds(ge=0)] = Field(
         default=0.05, description="decay of weight matrices; biases and norms are not decayed"
     )
-    batch_size: Annotated[int | Ramp, Bounds(ge=1, whole=True)] = Field(
+    batch_size: Annotated[int | Ramp, Bounds(ge=1, le=MAX_BATCH_SIZE, whole=True)] = Field(
         default=64, description="images per optimizer step"
     )
     schedule: PluginChoice = Field(
@@ -110,7 +111,10 @@ class Recipe(BaseModel):
         "its square root (`sqrt`), in every step if the batch size changes",
     )
     base_batch_size: int = Field(
-        default=64, ge=1, description="batch size for which `learning_rate` is meant; `none` does not use it"
+        default=64,
+        ge=1,
+        le=MAX_BATCH_SIZE,
+        description="batch size for which `learning_rate` is meant; `none` does not use it",
     )
     loss: PluginChoice = Field(default=PluginChoice(name="cross-entropy"), description="loss to minimise")
     dropout: Annotated[float | Ramp, Bounds(ge=0, lt=1)] = Field(

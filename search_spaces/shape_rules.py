@@ -6,9 +6,10 @@ and 6 (multiples of 64 for widths, of 8 and more for head widths).
 
 from typing import Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from search_spaces.base import Growable, Topology
+from search_spaces.numbers import NumericModel
 
 _MOST_STEPS = 4096
 
@@ -28,7 +29,7 @@ class Shaped(Protocol):
         ...
 
 
-class ShapeRules(BaseModel):
+class ShapeRules(NumericModel):
     """The numbers that the widths of a topology must be multiples of; 1 allows every width."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from plugins.metrics.deciding import ACCURACY_CHOICE, DecidingMetric
 from plugins.protocols import CurvePoint, Signal
 from search_spaces.base import MAX_CLASSES, MAX_IMAGE_SIZE
+from search_spaces.numbers import MAX_COUNT, MAX_SEED, NumericModel
 from search_spaces.recipes import PluginChoice, Recipe
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -15,7 +16,7 @@ NOISE = "noise"
 """The value of `data.source` for generated images."""
 
 
-class _Plain(BaseModel):
+class _Plain(NumericModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -72,7 +73,9 @@ class DataConfig(_Plain):
         default="symmetric",
         description="`symmetric`: any other class at random; `pairs`: the next class, and the first for the last",
     )
-    split_seed: int = Field(default=0, ge=0, description="seed of the split, the subsets, `label_noise` and `noise`")
+    split_seed: int = Field(
+        default=0, ge=0, le=MAX_SEED, description="seed of the split, the subsets, `label_noise` and `noise`"
+    )
     num_classes: int | None = Field(
         default=None,
         ge=2,
@@ -150,8 +153,8 @@ class Configuration(_Plain):
     data: DataConfig = Field(description="source and split of the images")
     topology: str = Field(description="`space:text`, such as as-vit:8,2,3,1|4,1,2,1|4,1,4,1|4,1,6,1|32,16")
     recipe: Recipe = Field(description="hyperparameters and methods of the training")
-    epochs: int = Field(ge=1, description="budget in passes over the training set")
-    seed: int = Field(ge=0, description="seed of weights, example order, augmentation and drop path")
+    epochs: int = Field(ge=1, le=MAX_COUNT, description="budget in passes over the training set")
+    seed: int = Field(ge=0, le=MAX_SEED, description="seed of weights, example order, augmentation and drop path")
     stopping: PluginChoice | None = Field(
         default=None, description="early-stopping criterion; null disables early stopping"
     )

@@ -3,13 +3,15 @@
 import re
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_serializer, model_validator
+
+from search_spaces.numbers import MAX_COUNT, NumericModel
 
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])")
 
 
-class Budget(BaseModel):
+class Budget(NumericModel):
     """What a study or a stage may spend, in all its executions together. A time alone needs no block: `2h`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -20,7 +22,9 @@ class Budget(BaseModel):
     macs: float | None = Field(
         default=None, gt=0, allow_inf_nan=False, description="multiply-accumulates of the trainings, such as `1e15`"
     )
-    trials: int | None = Field(default=None, ge=1, strict=True, description="number of trials of the searches")
+    trials: int | None = Field(
+        default=None, ge=1, le=MAX_COUNT, strict=True, description="number of trials of the searches"
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_serializer, model_validator
 
 from orchestrator.spec.problems import Problem, first_problem, found
 from plugins.registry import nearest_name
+from search_spaces.numbers import MAX_COUNT, NumericModel
 from search_spaces.recipes import PluginChoice
 from trainers.config import Resources
 
@@ -19,7 +20,7 @@ PoolName = Literal["auto", "inline", "ray"]
 INSTALL_RAY = "pip install 'ray[tune]'"
 
 
-class _Plain(BaseModel):
+class _Plain(NumericModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -73,10 +74,14 @@ class Asha(_Plain):
     Source: Li et al. 2018, arXiv:1810.05934; Ray Tune's AsyncHyperBandScheduler.
     """
 
-    grace_epochs: int = Field(default=1, ge=1, strict=True, description="epochs of the first rung")
+    grace_epochs: int = Field(default=1, ge=1, le=MAX_COUNT, strict=True, description="epochs of the first rung")
     reduction_factor: float = Field(default=3, gt=1, description="one in this many trials continues to the next rung")
     brackets: int = Field(
-        default=1, ge=1, strict=True, description="number of brackets; each additional one starts one rung later"
+        default=1,
+        ge=1,
+        le=MAX_COUNT,
+        strict=True,
+        description="number of brackets; each additional one starts one rung later",
     )
 
 
@@ -95,8 +100,12 @@ class MedianStopping(_Plain):
     Source: Golovin et al. 2017 (Vizier); Ray Tune's MedianStoppingRule.
     """
 
-    grace_epochs: int = Field(default=1, ge=1, strict=True, description="epochs that every trial may train")
-    min_trials: int = Field(default=3, ge=1, strict=True, description="minimum number of other trials for a median")
+    grace_epochs: int = Field(
+        default=1, ge=1, le=MAX_COUNT, strict=True, description="epochs that every trial may train"
+    )
+    min_trials: int = Field(
+        default=3, ge=1, le=MAX_COUNT, strict=True, description="minimum number of other trials for a median"
+    )
 
 
 class Pasha(_Plain):
@@ -105,7 +114,7 @@ class Pasha(_Plain):
     Source: Bohdal et al. 2023, arXiv:2207.06940.
     """
 
-    grace_epochs: int = Field(default=1, ge=1, strict=True, description="epochs of the first rung")
+    grace_epochs: int = Field(default=1, ge=1, le=MAX_COUNT, strict=True, description="epochs of the first rung")
     reduction_factor: float = Field(default=3, gt=1, description="one in this many trials continues to the next rung")
 
 
@@ -115,7 +124,9 @@ class PopulationBased(_Plain):
     Source: Jaderberg et al. 2017, arXiv:1711.09846; Ray Tune's PopulationBasedTraining.
     """
 
-    every_epochs: int = Field(default=2, ge=1, strict=True, description="epochs between two checks of a trial")
+    every_epochs: int = Field(
+        default=2, ge=1, le=MAX_COUNT, strict=True, description="epochs between two checks of a trial"
+    )
     quantile: float = Field(default=0.25, gt=0, le=0.5, description="share of the trials that copy, and are copied")
     resample: float = Field(default=0.25, ge=0, le=1, description="probability that a changed setting is sampled again")
 
@@ -126,7 +137,9 @@ class PopulationBandits(_Plain):
     Source: Parker-Holder et al. 2020, arXiv:2002.02518; Ray Tune's PB2.
     """
 
-    every_epochs: int = Field(default=2, ge=1, strict=True, description="epochs between two checks of a trial")
+    every_epochs: int = Field(
+        default=2, ge=1, le=MAX_COUNT, strict=True, description="epochs between two checks of a trial"
+    )
     quantile: float = Field(default=0.25, gt=0, le=0.5, description="share of the trials that copy, and are copied")
 
 

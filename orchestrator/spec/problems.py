@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from plugins.registry import nearest_name
 from search_spaces.dimensions import Integer, Real
+from search_spaces.numbers import TRUTH_VALUE
 from search_spaces.ramps import NUMBER_TAG, RAMP_TAG, Bounds
 from search_spaces.recipes import PluginChoice
 from trainers.yaml_source import KeyPath
@@ -139,6 +140,8 @@ def _problem(error: ErrorDetails, model: type[BaseModel], tags: Mapping[str, typ
         return Problem(path, f"must be given{what}, but is missing. Add it.")
     if kind == "string_pattern_mismatch" and error["ctx"]["pattern"] in (NAME_PATTERN, STUDY_PATTERN):
         return Problem(path, f"must be {_NAME_WORDS}, but got {found(value)}.")
+    if kind == TRUTH_VALUE:
+        return Problem((*path, error["ctx"]["field"]), error["ctx"]["problem"])
     if kind == "value_error":
         return Problem(path, error["msg"].removeprefix("Value error, "))
     expected = _expected_at(model, loc, tags)

@@ -4,20 +4,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from orchestrator.spec.problems import NAME_PATTERN, Problem
 from orchestrator.spec.truth_source import TruthSource
 from plugins.protocols import Signal
+from search_spaces.numbers import MAX_COUNT, MAX_SEED, NumericModel
 from trainers.config import DataConfig
 from trainers.yaml_source import KeyPath
 
-Count = Annotated[int, Field(ge=1, strict=True)]
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT, strict=True)]
+ModelSize = Annotated[int, Field(ge=1, le=MAX_SEED, strict=True)]
 Fraction = Annotated[float, Field(gt=0, lt=1, strict=True)]
 StageName = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
-class SpecModel(BaseModel):
+class SpecModel(NumericModel):
     """A frozen part of a study file that forbids unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -22,6 +22,7 @@ from orchestrator.spec.problems import STUDY_PATTERN, Problem, all_problems, dis
 from orchestrator.spec.stage_model import StageModel
 from orchestrator.spec.stage_registry import stage_models
 from plugins.metrics.deciding import ACCURACY_CHOICE
+from search_spaces.numbers import MAX_SEED, NumericModel
 from search_spaces.recipes import MethodList
 from trainers.config import Configuration, DataConfig
 from trainers.data.sources import BUILT_IN
@@ -38,14 +39,14 @@ else:
     AnyStage = Annotated[Union[tuple(stage_models().values())], Field(discriminator="stage")]  # noqa: UP007
 
 
-class StudySpec(BaseModel):
+class StudySpec(NumericModel):
     """A study: data, engine, pool, and the stages in the order in which they run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     study: str = Field(
         pattern=STUDY_PATTERN, description="name of the study: lower-case letters, digits, dots, dashes and underscores"
     )
-    seed: int = Field(default=0, ge=0, strict=True, description="seed of all random numbers of the study")
+    seed: int = Field(default=0, ge=0, le=MAX_SEED, strict=True, description="seed of all random numbers of the study")
     data: DataConfig = Field(description="the images and how they are split")
     metric: MethodList = Field(
         default=(ACCURACY_CHOICE,),

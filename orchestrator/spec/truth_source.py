@@ -2,10 +2,12 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
+
+from search_spaces.numbers import NumericModel
 
 
-class TruthSource(BaseModel):
+class TruthSource(NumericModel):
     """External accuracies to compare scores with: a table of published ones, or another study."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

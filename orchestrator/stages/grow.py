@@ -12,7 +12,7 @@ from orchestrator.reports.csv_text import csv_text
 from orchestrator.spec.plugin_checks import proxy_problems
 from orchestrator.spec.problems import Problem, plain
 from orchestrator.spec.proxy_choices import Direction, proxy_directions
-from orchestrator.spec.stage_model import Count, Fraction, StageModel, StageName, latest
+from orchestrator.spec.stage_model import Count, Fraction, ModelSize, StageModel, StageName, latest
 from orchestrator.spec.topology_checks import first_topology, search_space_of, smallest_task, topology_text_problems
 from orchestrator.stages.context import StageContext, StageFailedError, StageInterruptedError
 from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
@@ -45,11 +45,11 @@ class GrowStage(StageModel):
         default="best",
         description="topology of the preceding screen: the best ranked, or the sampler's final choice (reinforce)",
     )
-    target_params: Count | None = Field(
+    target_params: ModelSize | None = Field(
         default=None,
         description="stop at the first topology with at least this many parameters; this or `target_macs` is required",
     )
-    target_macs: Count | None = Field(
+    target_macs: ModelSize | None = Field(
         default=None,
         description="stop at the first topology with at least this many multiply-accumulates per image and forward "
         "pass; with two targets, growth stops at the first one reached",

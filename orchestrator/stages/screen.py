@@ -12,7 +12,7 @@ from orchestrator.spec.budget import Budget
 from orchestrator.spec.plugin_checks import choice_problems, one_of, proxy_problems, sampler_problems
 from orchestrator.spec.problems import Problem
 from orchestrator.spec.proxy_choices import Direction, parts_of, proxy_directions, scored_choices
-from orchestrator.spec.stage_model import Count, SpecModel, StageModel, StageName
+from orchestrator.spec.stage_model import Count, ModelSize, SpecModel, StageModel, StageName
 from orchestrator.spec.topology_checks import (
     extreme_cost,
     first_topology,
@@ -40,12 +40,12 @@ _COST_PROXIES = frozenset({"params", "flops", "depth", "latency"})
 class Limits(SpecModel):
     """Bounds on a topology's closed-form costs, and rules of its shape; an omitted one does not limit the search."""
 
-    min_params: Count | None = Field(default=None, description="minimum number of parameters")
-    max_params: Count | None = Field(default=None, description="maximum number of parameters")
-    min_macs: Count | None = Field(
+    min_params: ModelSize | None = Field(default=None, description="minimum number of parameters")
+    max_params: ModelSize | None = Field(default=None, description="maximum number of parameters")
+    min_macs: ModelSize | None = Field(
         default=None, description="minimum number of multiply-accumulates per image and forward pass"
     )
-    max_macs: Count | None = Field(
+    max_macs: ModelSize | None = Field(
         default=None, description="maximum number of multiply-accumulates per image and forward pass"
     )
     multiples: ShapeRules = Field(

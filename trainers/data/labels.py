@@ -88,6 +88,11 @@ def _class_of(where: str, row: int, value: Any, declared: Sequence[str] | None) 
     if isinstance(value, int):
         if value == -1:
             return UNLABELLED
+        if not 0 <= value < 2**63:
+            raise DataError(
+                f"each label of {where} must be a whole number from 0, or -1 for an image without a label, but row "
+                f"{row} has {value!r}, as a missing label does in some programs. Relabel or remove the row."
+            )
         if declared:
             if not 0 <= value < len(declared):
                 raise DataError(
