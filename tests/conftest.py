@@ -85,6 +85,24 @@ def same_random_numbers() -> None:
         torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_drawings() -> Iterator[None]:
+    """Save blank figures, except in tests with the fixture `drawn_figures`."""
+    from tests.blank_figures import blank_figures
+
+    with blank_figures():
+        yield
+
+
+@pytest.fixture
+def drawn_figures() -> Iterator[None]:
+    """Draw figures as a user would see them."""
+    from tests.blank_figures import figures_as_usual
+
+    with figures_as_usual():
+        yield
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Limit torch to one thread: with more, the work is split among cores, and sums round in another order."""

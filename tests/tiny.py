@@ -24,6 +24,7 @@ from orchestrator.store.records import StageRecord, StudyRecord, TrialRecord
 from orchestrator.store.repository import Store
 from orchestrator.study.access import study_folder
 from orchestrator.study.driver import run_study
+from tests.blank_figures import figures_as_usual
 from tests.fakes import RecordingProgress, Switch
 from trainers import champion
 from trainers.config import CheckpointRecord, EpochReport
@@ -227,7 +228,7 @@ def finish_tiny_study(folder: Path) -> FinishedStudy:
         return load_test_images(*arguments)
 
     started = time.perf_counter()
-    with patch.object(champion, "load_test_images", watched):
+    with patch.object(champion, "load_test_images", watched), figures_as_usual():
         run_here(file, home, progress=progress)
     return FinishedStudy(home, file, read_rows(home), progress, time.perf_counter() - started)
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from unittest.mock import patch
 
 from orchestrator.cli.main import main
+from tests.blank_figures import blank_figures
 from tests.places import Place
 
 PRELOADED = (
@@ -127,7 +128,8 @@ def _run(
         module, _, function = prepare.partition(":")
         getattr(importlib.import_module(module), function)()
     sys.argv = ["vitsearch", *arguments]
-    main()
+    with blank_figures():
+        main()
 
 
 def _arm(kill: Kill) -> None:

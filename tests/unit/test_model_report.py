@@ -21,6 +21,8 @@ from trainers.results.measuring import MAX_MISTAKES, report_on
 from trainers.results.model_report import ModelReport, describe_accuracy, describe_result
 from trainers.training.evaluation import judge
 
+pytestmark = pytest.mark.usefixtures("drawn_figures")
+
 NAMES = ("cat", "dog", "a class with a name that is much too long", "never seen")
 MEASURES = {
     "accuracy": lambda logits, labels: judge(logits, labels).accuracy,

@@ -15,6 +15,8 @@ from plugins.metrics.deciding import DecidingMetric
 from plugins.protocols import CurvePoint
 from search_spaces.recipes import PluginChoice
 
+pytestmark = pytest.mark.usefixtures("drawn_figures")
+
 TAU = Interval(value=0.5, low=0.2, high=0.7)
 NO_TAU = Interval(value=None, low=None, high=None)
 FAMILY = [

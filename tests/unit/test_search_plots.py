@@ -12,6 +12,8 @@ from orchestrator.reports.search_plots import SearchedTrial
 from plugins.metrics.deciding import ACCURACY, DecidingMetric
 from search_spaces.recipes import PluginChoice
 
+pytestmark = pytest.mark.usefixtures("drawn_figures")
+
 LOSS = DecidingMetric(choice=PluginChoice(name="loss"), direction="minimize", is_fraction=False)
 
 
