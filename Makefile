@@ -36,7 +36,8 @@ test-all: install  ## run all tests
 # These settings change the order of sums in torch's kernels, in oneDNN and in MKL, and thereby results on some CPUs.
 WITHOUT_VECTORS := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
 WITH_AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2
-NUMERIC := $(PYTEST) -m 'numeric and not slow'
+# The modules are named because importing all the others takes longer than these tests.
+NUMERIC := $(PYTEST) -m 'numeric and not slow' $$(grep -rl 'tests[.]rounding' tests --include='test_*.py')
 
 test-numeric: install  ## repeat the numeric tests as on other CPUs: fewer instructions, two threads
 	$(WITHOUT_VECTORS) $(NUMERIC)

@@ -36,7 +36,7 @@ _ON_CLUSTER = (
     "faults/test_ray_workers.py",
 )
 """Modules with tests on `shared_cluster`."""
-_LONG_FIRST = ("integration", "contracts", "faults", "golden")
+_LONG_FIRST = ("faults", "integration", "contracts", "golden")
 
 
 class _ByModule(LoadScopeScheduling):

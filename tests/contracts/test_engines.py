@@ -50,7 +50,6 @@ def inline(tmp_path_factory: pytest.TempPathFactory) -> Rows:
     return read_rows(run(tmp_path_factory.mktemp("inline"), INLINE), "same")
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", ON_RAY)
 def test_each_way_to_run_a_study_gives_the_same_trials_metrics_and_curves(
     name: str, inline: Rows, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -69,7 +68,6 @@ def test_each_way_to_run_a_study_gives_the_same_trials_metrics_and_curves(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_a_study_may_change_its_engine_half_way(
     inline: Rows, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

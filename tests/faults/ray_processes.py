@@ -52,7 +52,7 @@ def kill(processes: Iterable[int]) -> None:
         os.kill(process, signal.SIGKILL)
 
 
-def are_gone(processes: Iterable[int], *, within_s: float = 60.0) -> bool:
+def are_gone(processes: Iterable[int], *, within_s: float = 300.0) -> bool:
     """Whether all of them end in that time."""
     return comes_true(lambda: not any(_runs(process) for process in processes), within_s)
 

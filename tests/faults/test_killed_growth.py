@@ -3,8 +3,6 @@
 import signal
 from pathlib import Path
 
-import pytest
-
 from tests.faults.driver import Kill, run, start
 from tests.places import Place
 from tests.tiny import differences, run_here
@@ -50,7 +48,6 @@ def grow(folder: Path, kills: list[Kill]) -> Place:
     return place
 
 
-@pytest.mark.timeout(400)
 def test_a_driver_killed_while_a_study_grows_ends_the_same_study(tmp_path: Path) -> None:
     kills = [
         Kill(f"{STORE}.begin_execution", "before"),

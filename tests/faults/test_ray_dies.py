@@ -34,7 +34,7 @@ def test_a_study_whose_own_ray_is_killed_says_so_and_goes_on(
     processes = started_by(driver.process.pid)
     if what == RAYLET:
         kill(named(driver.process.pid, what))
-    assert driver.wait(60) == 1, driver.err
+    assert driver.wait() == 1, driver.err
     assert REASONS[what] in driver.err
     assert "Run the same command again" in driver.err
     assert "Traceback" not in driver.err

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install 'ray[tune]')")
 pytestmark = pytest.mark.slow
-NEW_NODE_S = 180.0
+NEW_NODE_S = 600.0
 """So long it may take until one works."""
 
 
@@ -92,7 +92,7 @@ def test_a_study_whose_cluster_loses_its_head_says_so_and_goes_on_elsewhere(
         wait_for_epochs(place, 3, driver)
         (head,) = cluster.head_node.all_processes["gcs_server"]
         kill([head.process.pid])
-        assert driver.wait(60) == 1, driver.err
+        assert driver.wait() == 1, driver.err
         assert f"the head (GCS) of the Ray cluster {address}" in driver.err
         assert "Traceback" not in driver.err
         assert_rows_are_true(place)

@@ -13,7 +13,7 @@ from orchestrator.engines.ray.pool import RayPool
 from orchestrator.engines.ray.worker import WorkerSettings
 from tests.fakes import Switch, make_trial
 from tests.faults.driver import run
-from tests.faults.on_ray import EACH, SHORT, WAYS, WHOLE, on_ray, stage_folder, start_on_ray, write_study
+from tests.faults.on_ray import EACH, SHORT, WAYS, on_ray, stage_folder, start_on_ray, write_study
 from tests.faults.ray_processes import WORKER, are_gone, named
 from tests.faults.ray_troubles import SOON_GIVEN_UP, witnessed
 from tests.faults.test_deadly_trials import HUGE, MEMORY, SMALL, trained
@@ -40,13 +40,13 @@ def cluster(shared_cluster: "Cluster", address: str) -> "Cluster":
 @pytest.mark.slow
 @pytest.mark.parametrize(("way", "database_url"), EACH, indirect=["database_url"])
 def test_a_worker_killed_in_the_middle_of_an_epoch_costs_that_epoch_alone(
-    way: str, cluster: "Cluster", whole: FinishedStudy, place: Place
+    way: str, cluster: "Cluster", short: FinishedStudy, place: Place
 ) -> None:
-    file = write_study(place, on_ray(WHOLE, way))
+    file = write_study(place, on_ray(SHORT, way))
     driver = start_on_ray(place, file, "use_killed_once", VITSEARCH_TRACKING="on", **attached_to(cluster))
     assert driver.wait() == 0, driver.err
     assert_rows_are_true(place)
-    assert_is_the_same_study(place, whole)
+    assert_is_the_same_study(place, short)
     assert place.query("SELECT count(*) FROM attempts WHERE state = 'lost'") == [(1,)]
     told = [row for row in witnessed(stage_folder(place, "train")) if row["trial"] == "trial-0001"]
     first, second = dict.fromkeys(row["process"] for row in told)
@@ -56,7 +56,7 @@ def test_a_worker_killed_in_the_middle_of_an_epoch_costs_that_epoch_alone(
     assert [report["epoch"] for report in by_second] == [1, 2, 3]
     assert by_second[0] == by_first[0]  # with the time that it took: told again, not trained again
     assert place.query("SELECT count(*) FROM outbox WHERE rejected = 1 OR delivered_at IS NULL") == [(0,)]
-    assert_run_tree(place.home, whole)
+    assert_run_tree(place.home, short)
 
 
 @pytest.mark.slow
@@ -64,7 +64,7 @@ def test_a_worker_killed_in_the_middle_of_an_epoch_costs_that_epoch_alone(
 def test_trials_that_hang_or_kill_their_worker_again_and_again_fail_alone(
     way: str, cluster: "Cluster", short: FinishedStudy, place: Place
 ) -> None:
-    file = write_study(place, on_ray(SHORT, way, "{silent_minutes: 0.4}"))
+    file = write_study(place, on_ray(SHORT, way, "{silent_minutes: 0.8}"))
     driver = start_on_ray(place, file, "use_deadly", **attached_to(cluster))
     assert driver.wait() == 0, driver.err
     (raylet,) = cluster.head_node.all_processes["raylet"]
@@ -154,7 +154,6 @@ def training(folder: Path, number: int) -> TrainTask:
     return task
 
 
-@pytest.mark.timeout(300)
 def test_a_trial_whose_worker_waits_for_a_node_that_has_gone_is_done_by_another(
     attached: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,7 +169,6 @@ def test_a_trial_whose_worker_waits_for_a_node_that_has_gone_is_done_by_another(
     pool.close()
 
 
-@pytest.mark.timeout(300)
 def test_a_study_told_to_stop_waits_for_no_worker_that_has_not_begun(
     attached: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,6 @@ stages:
 """
 
 
-@pytest.mark.timeout(400)
 def test_trainings_that_move_to_ray_have_the_same_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ) -> None:

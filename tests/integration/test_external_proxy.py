@@ -15,7 +15,7 @@ from plugins import registry
 from tests.tiny import start
 
 SPACE = registry.create_space("as-vit", {"width": 8})
-TIMEOUT_S = 240.0
+TIMEOUT_S = 900.0
 
 MODULE = '''\
 """A score of one's own."""

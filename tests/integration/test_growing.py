@@ -83,7 +83,6 @@ def test_a_study_that_grows_by_two_trials_equals_one_that_had_them_from_the_star
     assert [line for line in differences(grown, fresh) if "/kept/" not in line] == []
 
 
-@pytest.mark.timeout(300)
 def test_finished_trials_are_kept_and_later_stages_run_again(
     tiny: FinishedStudy, grown_home: Path, tmp_path: Path
 ) -> None:
@@ -239,7 +238,6 @@ def test_a_stage_that_has_not_begun_may_change_in_every_field(tmp_path: Path, ti
 # --- MLflow ---
 
 
-@pytest.mark.timeout(300)
 def test_mlflow_shows_one_experiment_with_the_earlier_and_the_new_runs(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 

@@ -37,13 +37,16 @@ def _literal_condition(model: nn.Module, images: Tensor) -> float:
     return condition_number(gradients @ gradients.T)
 
 
+NUM_TOPOLOGIES, NUM_BEST = 15, 5
+
+
 @pytest.mark.slow
-def test_the_ten_best_of_sixty_topologies_are_those_of_the_literal_formulas() -> None:
-    images = torch.randn(16, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+def test_the_best_topologies_are_those_of_the_literal_formulas() -> None:
+    images = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     rng = random.Random(0)
     ours: dict[str, list[float]] = {"length-distortion": [], "ntk-condition": []}
     literal: dict[str, list[float]] = {"length-distortion": [], "ntk-condition": []}
-    for _ in range(60):
+    for _ in range(NUM_TOPOLOGIES):
         candidate = make_candidate(SPACE.sample(rng), images, TASK, seed=0)
         (seed,) = repeat_seeds(0, 1)
         basis = circle_basis((3, 64, 64), generator=torch.Generator().manual_seed(seed)).float()
@@ -53,5 +56,8 @@ def test_the_ten_best_of_sixty_topologies_are_those_of_the_literal_formulas() ->
         literal["ntk-condition"].append(_literal_condition(candidate.build(seed=seed), images))
     for name, sign in (("length-distortion", -1), ("ntk-condition", 1)):
         assert ours[name] == pytest.approx(literal[name], rel=1e-4 if name == "length-distortion" else 1e-3)
-        best, expected = (sorted(range(60), key=lambda i, v=v: sign * v[i])[:10] for v in (ours[name], literal[name]))
+        best, expected = (
+            sorted(range(NUM_TOPOLOGIES), key=lambda i, v=v: sign * v[i])[:NUM_BEST]
+            for v in (ours[name], literal[name])
+        )
         assert best == expected

@@ -225,7 +225,6 @@ def is_up(port: int, page: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(500)
 def test_a_tracking_server_gets_a_copy_that_is_deleted_with_the_study(
     tmp_path: Path, digit: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,7 +251,6 @@ def test_a_tracking_server_gets_a_copy_that_is_deleted_with_the_study(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(500)
 def test_mlflow_serves_a_champion(made: Path, digit: Path) -> None:
     port = free_port()
     with served(made, port) as log:

@@ -66,7 +66,6 @@ def assert_ends_are_told_at_once(rows: Rows, progress: RecordingProgress) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_packs_on_the_ray_pool_are_the_same_trials(
     alone: Rows, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,6 @@ from trainers.data.cache_settings import CACHE_VARIABLE, use_cache
 from trainers.data.images import load_images
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install 'ray[tune]')")
-pytestmark = pytest.mark.timeout(300)
 
 # What Python runs first in every process of a node that is to be worse than it is.
 WITHOUT_VITSEARCH = """\

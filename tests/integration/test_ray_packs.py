@@ -15,7 +15,6 @@ from tests.ray_local import MemoryLedger, rate_search
 from trainers.config import EpochReport, Resources
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install 'ray[tune]')")
-pytestmark = pytest.mark.timeout(300)
 
 PACKS_OF_3 = Resources(cpus_per_trial=1, gpus_per_trial=0, trials_per_pack=3)
 

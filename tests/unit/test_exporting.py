@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
+from plugins.registry import available
 from search_spaces.base import ImageTask
 from search_spaces.options import NO_OPTIONS, BlockOptions
 from tests.contracts.test_models import build, small
@@ -24,7 +25,6 @@ from trainers.serving import resize_pixels
 
 TOLERANCE = 1e-4
 CLASSES = ("ant", "bee & co", "çicada", "d", "e")
-SPACES = ("as-vit", "autoformer", "pit")
 
 
 def predictor_of(
@@ -90,18 +90,25 @@ def run_onnx(file: Path, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 RUN = {ExportFormat.torch_export: run_torch_export, ExportFormat.onnx: run_onnx}
 
 
-@pytest.mark.parametrize("export_format", list(RUN))
+MANY = BlockOptions(qk_norm=True, layer_scale=True, grn=True)
+GRAPHS = [
+    (ExportFormat.torch_export, "as-vit", MANY),
+    # A file in ONNX is made from the graph of torch.export.
+    (ExportFormat.onnx, "as-vit", MANY),
+    (ExportFormat.onnx, "autoformer", MANY.model_copy(update={"sigmoid_attention": True, "merged_tokens": 1})),
+    (ExportFormat.onnx, "pit", NO_OPTIONS),
+]
+
+
+def test_every_space_is_exported() -> None:
+    assert {space for _, space, _ in GRAPHS} == set(available("spaces"))
+
+
 @pytest.mark.parametrize(
-    ("space", "options"),
-    [
-        *((space, NO_OPTIONS) for space in SPACES),
-        ("as-vit", BlockOptions(qk_norm=True, layer_scale=True, grn=True)),
-        ("autoformer", BlockOptions(qk_norm=True, layer_scale=True, grn=True, sigmoid_attention=True, merged_tokens=1)),
-    ],
-    ids=[*SPACES, "as-vit with options", "autoformer with options"],
+    ("export_format", "space", "options"), GRAPHS, ids=[f"{made.value} {space}" for made, space, _ in GRAPHS]
 )
 def test_an_exported_graph_predicts_images_of_any_number_and_size(
-    space: str, options: BlockOptions, export_format: ExportFormat, tmp_path: Path
+    export_format: ExportFormat, space: str, options: BlockOptions, tmp_path: Path
 ) -> None:
     predictor = predictor_of(space, options=options)
     file, _ = export_model(predictor, tmp_path / f"model{export_format.suffix}", export_format)
@@ -112,13 +119,12 @@ def test_an_exported_graph_predicts_images_of_any_number_and_size(
         assert np.abs(RUN[export_format](file, images) - expected).max() < TOLERANCE
 
 
-@pytest.mark.parametrize("export_format", list(RUN))
-def test_a_grey_model_that_stretches_images_is_exported_alike(export_format: ExportFormat, tmp_path: Path) -> None:
-    predictor = predictor_of("as-vit", channels=1, resize="stretch")
-    file, _ = export_model(predictor, tmp_path / f"model{export_format.suffix}", export_format)
+def test_a_grey_model_that_stretches_images_is_exported_alike(tmp_path: Path) -> None:
+    predictor = predictor_of("pit", channels=1, resize="stretch")
+    file, _ = export_model(predictor, tmp_path / "model.pt2", ExportFormat.torch_export)
     for height, width in [(40, 70), (120, 50)]:
         images = photos(2, height, width, channels=1)
-        assert np.abs(RUN[export_format](file, images) - probabilities_of(predictor, images)).max() < TOLERANCE
+        assert np.abs(run_torch_export(file, images) - probabilities_of(predictor, images)).max() < TOLERANCE
 
 
 @pytest.mark.parametrize("crop", [True, False])
@@ -152,7 +158,7 @@ def test_weights_are_exported_with_all_that_is_needed_to_use_them(tmp_path: Path
 
 def test_classes_are_in_the_file_and_beside_it(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx", reason="onnx is not installed (pip install onnx onnxscript)")
-    predictor = predictor_of("as-vit")
+    predictor = predictor_of("pit")
     file, described = export_model(predictor, tmp_path / "model.onnx", ExportFormat.onnx)
     assert json.loads(described.read_text())["class_names"] == list(CLASSES)
     assert str(Path(__file__).parents[2]).encode() not in file.read_bytes()

@@ -116,7 +116,6 @@ def test_what_was_delivered_before_mlflow_went_away_is_settled_and_the_rest_foll
     assert store.rejected == []
 
 
-@pytest.mark.timeout(60)
 def test_flush_returns_at_once_when_mlflow_is_away() -> None:
     def refuse_connection(event: Event, index: int) -> None:
         raise TrackingUnavailable("connection refused", num_delivered=index)
