@@ -1,4 +1,4 @@
-"""A home for each test, with each kind of database in turn; `make test` leaves out PostgreSQL."""
+"""A home for each test, on SQLite unless the test asks for PostgreSQL with `indirect=["database_url"]`."""
 
 from pathlib import Path
 
@@ -10,9 +10,9 @@ from tests.postgres import empty_database
 from tests.tiny import FinishedStudy
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+@pytest.fixture(params=["sqlite"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A database without tables: first SQLite, then PostgreSQL."""
+    """A database without tables."""
     return empty_database(request, tmp_path)
 
 

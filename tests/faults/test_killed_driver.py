@@ -8,6 +8,10 @@ from tests.places import Place, place_of
 from tests.run_tree import assert_run_tree
 from tests.tiny import FinishedStudy
 
+pytestmark = pytest.mark.parametrize(
+    "database_url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True
+)
+
 STORE = "orchestrator.store.repository:Store"
 TELL = "orchestrator.engines.suggester:OptunaSuggester.tell"
 STAGES = ("screen", "grow", "train", "stopping", "averaging", "correlate", "promote")
