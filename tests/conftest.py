@@ -29,26 +29,31 @@ for _name in [name for name in os.environ if name.startswith(("VITSEARCH_", "MLF
 _cache = tempfile.TemporaryDirectory(prefix="vitsearch-test-cache-")
 os.environ["VITSEARCH_CACHE_FOLDER"] = _cache.name
 
-_ON_CLUSTER = (
-    "contracts/test_engines.py",
-    "integration/test_ray",
-    "integration/test_packs.py",
-    "faults/test_ray_workers.py",
-)
-"""Modules with tests on `shared_cluster`."""
+_ON_CLUSTER = {
+    "faults/test_ray_workers.py": "faults on a cluster",
+    "contracts/test_engines.py": "cluster",
+    "integration/test_ray": "cluster",
+    "integration/test_packs.py": "cluster",
+}
+"""Modules with tests on `shared_cluster`, and the scope of each: its tests run one after another in one process."""
 _LONG_FIRST = ("faults", "integration", "contracts", "golden")
 
 
 class _ByModule(LoadScopeScheduling):
     """Gives each module to one process of pytest-xdist, so that its fixtures are created once.
 
-    All modules in `_ON_CLUSTER` go to the same process, and first: they take longest, and every Ray cluster keeps a
-    core busy for seconds.
+    The modules in `_ON_CLUSTER` go to two processes, and first: they take longest, mostly waiting, and every Ray
+    cluster keeps a core busy for seconds.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         module = nodeid.partition("::")[0]
-        return "cluster" if module.removeprefix("tests/").startswith(_ON_CLUSTER) else module
+        return _scope_on_cluster(module) or module
+
+
+def _scope_on_cluster(nodeid: str) -> str | None:
+    place = nodeid.removeprefix("tests/")
+    return next((scope for module, scope in _ON_CLUSTER.items() if place.startswith(module)), None)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByModule:
@@ -72,9 +77,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _place(item: pytest.Item) -> int:
-    module = item.nodeid.removeprefix("tests/")
-    if module.startswith(_ON_CLUSTER):
+    if _scope_on_cluster(item.nodeid) is not None:
         return 0
+    module = item.nodeid.removeprefix("tests/")
     return next((place for place, folder in enumerate(_LONG_FIRST, start=1) if module.startswith(folder)), 9)
 
 

@@ -20,7 +20,7 @@ OWN_SERVER = "VITSEARCH_TEST_POSTGRES_URL"
 _SUPERUSER = "vitsearch"
 _UNPRIVILEGED = "postgres"
 """System user that runs the server if the tests run as root, because PostgreSQL refuses to run as root."""
-_START_S = 60.0
+_START_S = 300.0
 
 
 class PostgresServer:

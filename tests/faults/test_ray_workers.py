@@ -64,7 +64,7 @@ def test_a_worker_killed_in_the_middle_of_an_epoch_costs_that_epoch_alone(
 def test_trials_that_hang_or_kill_their_worker_again_and_again_fail_alone(
     way: str, cluster: "Cluster", short: FinishedStudy, place: Place
 ) -> None:
-    file = write_study(place, on_ray(SHORT, way, "{silent_minutes: 0.8}"))
+    file = write_study(place, on_ray(SHORT, way, "{silent_minutes: 0.6}"))
     driver = start_on_ray(place, file, "use_deadly", **attached_to(cluster))
     assert driver.wait() == 0, driver.err
     (raylet,) = cluster.head_node.all_processes["raylet"]
