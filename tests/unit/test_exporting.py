@@ -1,6 +1,8 @@
 """Exported models compute what `Predictor` computes, in each format and search space."""
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,22 @@ GRAPHS = [
 ]
 
 
+Export = Callable[[ExportFormat, str, BlockOptions], tuple[Predictor, Path]]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """Exports a model, once for all tests."""
+
+    @cache
+    def export(export_format: ExportFormat, space: str, options: BlockOptions) -> tuple[Predictor, Path]:
+        predictor = predictor_of(space, options=options)
+        file = tmp_path_factory.mktemp("exported") / f"model{export_format.suffix}"
+        return predictor, export_model(predictor, file, export_format)[0]
+
+    return export
+
+
 def test_every_space_is_exported() -> None:
     assert {space for _, space, _ in GRAPHS} == set(available("spaces"))
 
@@ -108,10 +126,9 @@ def test_every_space_is_exported() -> None:
     ("export_format", "space", "options"), GRAPHS, ids=[f"{made.value} {space}" for made, space, _ in GRAPHS]
 )
 def test_an_exported_graph_predicts_images_of_any_number_and_size(
-    export_format: ExportFormat, space: str, options: BlockOptions, tmp_path: Path
+    export_format: ExportFormat, space: str, options: BlockOptions, exported: Export
 ) -> None:
-    predictor = predictor_of(space, options=options)
-    file, _ = export_model(predictor, tmp_path / f"model{export_format.suffix}", export_format)
+    predictor, file = exported(export_format, space, options)
     for count, height, width in [(3, 32, 32), (1, 32, 32), (2, 90, 50), (1, 20, 41)]:
         images = photos(count, height, width)
         expected = probabilities_of(predictor, images)
@@ -156,15 +173,15 @@ def test_weights_are_exported_with_all_that_is_needed_to_use_them(tmp_path: Path
     assert not facts["preprocessing"]["inside"]
 
 
-def test_classes_are_in_the_file_and_beside_it(tmp_path: Path) -> None:
+def test_classes_are_in_the_file_and_beside_it(exported: Export) -> None:
     onnx = pytest.importorskip("onnx", reason="onnx is not installed (pip install onnx onnxscript)")
-    predictor = predictor_of("pit")
-    file, described = export_model(predictor, tmp_path / "model.onnx", ExportFormat.onnx)
+    _, file = exported(ExportFormat.onnx, "pit", NO_OPTIONS)
+    described = file.with_name("model.onnx.json")
     assert json.loads(described.read_text())["class_names"] == list(CLASSES)
     assert str(Path(__file__).parents[2]).encode() not in file.read_bytes()
     metadata = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
     assert json.loads(metadata["class_names"]) == list(CLASSES)
-    file, _ = export_model(predictor, tmp_path / "model.pt2", ExportFormat.torch_export)
+    _, file = exported(ExportFormat.torch_export, "as-vit", MANY)
     assert str(Path(__file__).parents[2]).encode() not in file.read_bytes()
     extra = {FACTS_FILE: ""}
     torch.export.load(file, extra_files=extra)
