@@ -370,6 +370,7 @@ def _has_repeats(proxy: str) -> bool:
 # --- MLflow ---
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_mlflow_is_told_everything(command_line: CommandLine, table: Path) -> None:
     done = command_line(*options(table, "--json"), VITSEARCH_TRACKING="on", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert done.status == 0, done.err
