@@ -1,13 +1,12 @@
 """The quickstart, shortened, ends with the same champion on engine `ray` as in one process."""
 
-import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
-import yaml
 
 from orchestrator.spec.engine import ray_is_installed
-from tests.tiny import read_rows, start
+from tests.tiny import read_rows, run_here, start
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "studies" / "quickstart.yaml"
 SHORTER = {
@@ -19,34 +18,39 @@ SHORTER = {
 }
 
 
-def champion(folder: Path, *arguments: str) -> tuple[dict[str, object], object]:
-    """What `promote` found, and the champion's whole configuration."""
+def write_short(folder: Path) -> Path:
+    """The shortened quickstart, in a new folder."""
     folder.mkdir()
     text = QUICKSTART.read_text(encoding="utf-8")
     for old, new in SHORTER.items():
         assert old in text
         text = text.replace(old, new)
-    (folder / "quickstart.yaml").write_text(text, encoding="utf-8")
-    home = folder / "home"
-    told = finish(start("run", "quickstart.yaml", "--quiet", *arguments, home=home, cwd=folder))
-    assert "Champion" in told
+    file = folder / "quickstart.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def champion(home: Path) -> dict[str, Any]:
+    """What `promote` found, with the champion's whole configuration."""
     result = read_rows(home, "digits-quickstart").stages["promote"].result
     assert result is not None
-    best = finish(start("best", "digits-quickstart", home=home, cwd=folder))
-    return {name: value for name, value in result.items() if name != "folder"}, yaml.safe_load(best)
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    out, err = process.communicate(timeout=900)
-    assert process.returncode == 0, err
-    return out
+    return {name: value for name, value in result.items() if name != "folder"}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not ray_is_installed(), reason="Ray is not installed (pip install 'ray[tune]')")
-def test_the_quickstart_has_the_same_champion_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_quickstart_has_the_same_champion_on_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    inline = champion(tmp_path / "inline", "--engine", "optuna")
-    on_ray = champion(tmp_path / "ray", "--engine", "ray")
-    assert on_ray == inline
-    assert "test_accuracy" in inline[0]
+    file = write_short(tmp_path / "inline")
+    file.write_text(f"{file.read_text(encoding='utf-8')}\nengine: optuna\npool: inline\n", encoding="utf-8")
+    assert run_here(file, tmp_path / "inline" / "home").state == "complete"
+    file = write_short(tmp_path / "ray")
+    process = start("run", file.name, "--quiet", "--engine", "ray", home=tmp_path / "ray" / "home", cwd=file.parent)
+    out, err = process.communicate(timeout=900)
+    assert process.returncode == 0, err
+    assert "Champion" in out
+    found, expected = champion(tmp_path / "ray" / "home"), champion(tmp_path / "inline" / "home")
+    assert found == expected
+    assert {"test_accuracy", "configuration"} <= found.keys()
