@@ -64,7 +64,14 @@ def ray_cluster(*num_cpus: int) -> Iterator["Cluster"]:
 def add_node(cluster: "Cluster", num_cpus: int) -> int:
     """Add a node with so many CPU cores; the process of its raylet."""
     with patch.dict(os.environ, cluster_environment()):
-        node = cluster.add_node(num_cpus=num_cpus, include_dashboard=False, object_store_memory=80 * 2**20)
+        node = cluster.add_node(
+            num_cpus=num_cpus,
+            object_store_memory=80 * 2**20,
+            # Services that these tests do not use, whose start takes seconds.
+            include_dashboard=False,
+            include_log_monitor=False,
+            no_monitor=True,
+        )
     (raylet,) = node.all_processes["raylet"]
     process: int = raylet.process.pid
     return process

@@ -165,7 +165,7 @@ def test_the_page_on_python_works_with_the_wheel_in_an_empty_environment(
     done = subprocess.run(
         [str(empty_environment), "page.py"],
         cwd=folder,
-        env=environment | {"VITSEARCH_HOME": str(tmp_path / "home")},
+        env=environment | {"VITSEARCH_HOME": str(tmp_path / "home"), "VITSEARCH_TRACKING": "off"},
         capture_output=True,
         text=True,
         check=False,

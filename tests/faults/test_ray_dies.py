@@ -17,12 +17,7 @@ REASONS = {HEAD: "the head of Ray (GCS)", RAYLET: "Ray's raylet on this machine"
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "way", "database_url"),
-    [
-        (HEAD, "pool", "postgresql"),
-        (HEAD, "engine", "sqlite"),
-        (RAYLET, "pool", "sqlite"),
-        (RAYLET, "engine", "postgresql"),
-    ],
+    [(HEAD, "pool", "postgresql"), (RAYLET, "engine", "sqlite")],
     indirect=["database_url"],
 )
 def test_a_study_whose_own_ray_is_killed_says_so_and_goes_on(

@@ -10,7 +10,7 @@ from tests.tiny import read_rows, run_here, start
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "studies" / "quickstart.yaml"
 SHORTER = {
-    "image_size: 32": "image_size: 32\n  max_images: 300\n  max_test_images: 100",
+    "image_size: 32": "image_size: 32\n  max_images: 160\n  max_test_images: 60",
     "num_trials: 64": "num_trials: 10",
     "num_trials: 10\n    epochs: 36": "num_trials: 8\n    epochs: 8",
     "num_trials: 16": "num_trials: 8",
