@@ -7,7 +7,7 @@ from xml.sax.saxutils import escape
 from plugins.metrics.deciding import DecidingMetric
 
 _WIDTH, _HEIGHT = 720, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 12, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 12, 12, 48
 _NUM_COLOURS = 8
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]
@@ -49,8 +49,8 @@ def curve_picture(curves: Curves, metric: DecidingMetric) -> str:
         )
     for epoch in _epochs(last):
         anchor = "end" if epoch == last and last > 1 else "middle"
-        parts.append(f'<text x="{x(epoch):.1f}" y="{_HEIGHT - 26}" text-anchor="{anchor}">{epoch}</text>')
-    parts.append(f'<text x="{(_LEFT + _WIDTH) / 2:.0f}" y="{_HEIGHT - 8}" text-anchor="middle">epoch</text>')
+        parts.append(f'<text x="{x(epoch):.1f}" y="{_HEIGHT - 28}" text-anchor="{anchor}">{epoch}</text>')
+    parts.append(f'<text x="{(_LEFT + _WIDTH) / 2:.0f}" y="{_HEIGHT - 6}" text-anchor="middle">epoch</text>')
     for index, (name, points) in enumerate(curves.items()):
         place = " ".join(f"{x(epoch):.1f},{y(value):.1f}" for epoch, value in points)
         title = f"{name}: {metric.text(points[-1][1])} after epoch {points[-1][0]}"

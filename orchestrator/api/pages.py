@@ -1,10 +1,11 @@
 """The pages for people. They are rendered here, work without scripts, and load nothing from other machines."""
 
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import RedirectResponse, Response
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from orchestrator.api.auth import caller_of
 from orchestrator.api.curves import curve_picture
@@ -19,6 +20,11 @@ from plugins.metrics.deciding import DecidingMetric
 router = APIRouter(include_in_schema=False, dependencies=[Depends(caller_of)])
 
 _PER_PAGE = 50
+_REPORT_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; frame-ancestors 'none'"
+)
+"""The report contains its style and its script. What people wrote is escaped in it."""
+_drawing = threading.Lock()  # matplotlib draws in one thread at a time
 _MAX_CURVES = 8
 _STATES = ("running", "waiting", "complete", "interrupted", "failed")
 
@@ -59,6 +65,18 @@ def show_study_page(request: Request, name: str) -> Response:
         can_change=submission is not None and caller_of(request).may_change(submission.owner),
         has_mlflow=request.app.state.mlflow_url is not None and home.settings.tracking,
     )
+
+
+@router.get("/studies/{name}/report")
+def show_report(request: Request, name: str) -> Response:
+    """The report on a study, which is one page for reading and printing."""
+    from orchestrator.study.report import html_report
+
+    home = studies_for(request)
+    study = home.study(name)
+    with _drawing:
+        text = html_report(study.name, home.settings)
+    return HTMLResponse(text, headers={"Content-Security-Policy": _REPORT_POLICY})
 
 
 @router.get("/studies/{name}/mlflow")
@@ -121,7 +139,7 @@ def _board(summary: Mapping[str, Any], metric: DecidingMetric) -> list[dict[str,
             "is_champion": row["trial"] == champion,
             "value": metric.text(row.get(metric.key, row.get("val_accuracy", 0.0))),
             "parameters": f"{row['parameters']:,.0f}",
-            "macs": f"{row['macs']:,.0f}" if row.get("macs") else "-",
+            "macs": f"{row['macs']:,.0f}" if row.get("macs") else "–",
             "time": duration_text(row["wall_time_s"]),
             "topology": row["topology"],
             "recipe": ", ".join(_recipe(row, differing)),

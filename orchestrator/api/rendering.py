@@ -30,7 +30,7 @@ def page_response(request: Request, template: str, *, status: int = 200, **value
 def duration_text(seconds: float | None) -> str:
     """A time span for people."""
     if seconds is None:
-        return "-"
+        return "–"
     if seconds < 100:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

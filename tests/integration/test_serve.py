@@ -1,0 +1,122 @@
+"""The service as its own process: commands and browsers use it, and studies run in it."""
+
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.client import Client
+from tests.service import GOLDEN
+from tests.tiny import CommandLine, start
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+STUDY = """\
+study: sent
+data: {source: digits, image_size: 32, max_images: 120, max_test_images: 60}
+stages:
+  - {stage: screen, space: {name: as-vit, width: 8, depths: [1, 1, 1, 1]}, num_trials: 2, batch_size: 4}
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(GOLDEN, tmp_path_factory.mktemp("serve") / "home"))
+
+
+@pytest.fixture(scope="module")
+def url(home: Path) -> Iterator[str]:
+    """Address of a running service."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = start("serve", "--port", str(port), home=home, cwd=home.parent)
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        out, err = process.communicate(timeout=60)
+    assert process.returncode in (0, -15), out + err
+    assert "Traceback" not in err
+
+
+def without_results(found: Any) -> Any:
+    """What a command printed, without the results of stages, in which a service completes those of older versions."""
+    if isinstance(found, dict):
+        return {**found, "stages": [{**stage, "result": None} for stage in found["stages"]]}
+    return found
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status", "finished", "--format", "json"],
+        ["status", "interrupted"],
+        ["trials", "finished", "--format", "json"],
+        ["trials", "finished", "--csv"],
+        ["best", "finished"],
+        ["compare", "finished", "0", "1", "--no-open"],
+        ["status", "finishd"],
+        ["compare", "finished", "99"],
+    ],
+)
+def test_a_command_prints_the_same_as_without_the_service(
+    arguments: list[str], url: str, home: Path, command_line: CommandLine
+) -> None:
+    here = command_line(*arguments, home=home)
+    there = command_line(*arguments, "--server", url, home=home)
+    also = command_line(*arguments, VITSEARCH_SERVER=url)
+    assert (there.status, there.err) == (also.status, also.err) == (here.status, here.err)
+    if "json" in arguments:
+        assert without_results(there.json()) == without_results(also.json()) == without_results(here.json())
+    else:
+        assert there.out == also.out == here.out
+
+
+def test_list_and_delete_reach_the_service(url: str, command_line: CommandLine) -> None:
+    rows = command_line("list", "--server", url, "--format", "json").json()
+    assert {"finished", "interrupted"} <= {row["study"] for row in rows}
+    assert "finished" in command_line("list", "--server", url).out
+    refused = command_line("delete", "finishd", "--yes", "--server", url)
+    assert (refused.status, "Did you mean 'finished'?" in refused.err) == (1, True)
+    gone = command_line("list", "--server", "http://127.0.0.1:1")
+    assert (gone.status, "must answer" in gone.err) == (1, True)
+
+
+@pytest.mark.slow
+def test_a_submitted_study_runs_to_its_end(url: str, tmp_path: Path) -> None:
+    file = tmp_path / "sent.yaml"
+    file.write_text(STUDY, encoding="utf-8")
+    with Client(url) as client:
+        assert client.submit(file)["study"] == "sent"
+        events = list(client.events("sent"))
+        assert events[-1].data == {"state": "complete"}
+        assert client.submission("sent")["state"] == "complete"
+        assert "screen" in client.log("sent")[0]
+        assert [trial["state"] for trial in client.trials("sent")] == ["complete", "complete"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed, which shows the pages")
+@pytest.mark.parametrize("width", [1200, 390])
+@pytest.mark.parametrize("path", ["/", "/studies/finished"])
+def test_a_browser_shows_the_pages_without_errors(path: str, width: int, url: str, tmp_path: Path) -> None:
+    assert CHROMIUM is not None
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    options += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
+    picture = tmp_path / "page.png"
+    options += ["--enable-logging=stderr", f"--window-size={width},2000", f"--screenshot={picture}"]
+    done = subprocess.run([CHROMIUM, *options, url + path], capture_output=True, text=True, check=False, timeout=120)
+    assert picture.stat().st_size > 10_000
+    assert re.findall(r"CONSOLE.*", done.stderr) == []
