@@ -1,5 +1,6 @@
 """The pages for people. They are rendered here, work without scripts, and load nothing from other machines."""
 
+import math
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -10,10 +11,12 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from orchestrator.api.auth import caller_of
 from orchestrator.api.curves import curve_picture
 from orchestrator.api.errors import RequestError
+from orchestrator.api.home import VisibleStudies
 from orchestrator.api.rendering import duration_text, page_response
 from orchestrator.api.routes.checking import EXAMPLE
 from orchestrator.api.routes.studies import studies_for, study_content
 from orchestrator.stages.kind import stage_kind
+from orchestrator.store.records import TrialRecord
 from orchestrator.study.access import UnknownStudyError
 from plugins.metrics.deciding import DecidingMetric
 
@@ -26,6 +29,7 @@ _REPORT_POLICY = (
 """The report contains its style and its script. What people wrote is escaped in it."""
 _drawing = threading.Lock()  # matplotlib draws in one thread at a time
 _MAX_CURVES = 8
+_MAX_ROWS = 10
 _STATES = ("running", "waiting", "complete", "interrupted", "failed")
 
 
@@ -51,14 +55,16 @@ def show_study_page(request: Request, name: str) -> Response:
     summary = study_content(home, name)
     submission = home.submission(name)
     metric = DecidingMetric.model_validate(summary["metric"])
-    curves = _curves(request, name, metric)
+    trials = _trained(home, name)
+    curves = _curves(home, trials, metric)
+    rows = summary["leaderboard"] or _rows_so_far(trials, metric)
     return page_response(
         request,
         "study.html",
         summary=summary,
         metric=metric,
         stages=[{**stage, "line": _line(stage)} for stage in summary["stages"]],
-        board=_board(summary, metric),
+        board=_board(rows, metric, champion=(summary["champion"] or {}).get("trial")),
         picture=curve_picture(curves, metric) if curves else None,
         is_live=summary["state"] in ("running", "waiting"),
         submission=submission,
@@ -91,30 +97,44 @@ def open_in_mlflow(request: Request, name: str) -> Response:
     return RedirectResponse(page, status_code=303)
 
 
-def _curves(request: Request, name: str, metric: DecidingMetric) -> dict[str, list[tuple[int, float]]]:
-    """The validation curves of the best and the newest trainings of a study."""
-    home = studies_for(request)
+def _trained(home: VisibleStudies, name: str) -> list[TrialRecord]:
+    """The trials of the last training stage that has begun."""
     try:
         study = home.study(name)
     except UnknownStudyError:  # it waits for its turn
-        return {}
-    trained = [stage for stage in home.store.stages(study.id) if stage.kind == "train" and stage.state != "waiting"]
-    if not trained:
-        return {}
-    trials = home.store.trials(trained[-1].id)
+        return []
+    begun = [one for one in home.store.stages(study.id) if one.kind == "train" and one.state != "waiting"]
+    return home.store.trials(begun[-1].id) if begun else []
+
+
+def _best_first(trials: Sequence[TrialRecord], metric: DecidingMetric) -> list[TrialRecord]:
+    """The trials that have a result."""
+    ended = [trial for trial in trials if trial.is_usable and metric.key in trial.metrics]
+    return sorted(ended, key=lambda trial: -metric.score(trial.metrics[metric.key]))
+
+
+def _curves(
+    home: VisibleStudies, trials: Sequence[TrialRecord], metric: DecidingMetric
+) -> dict[str, list[tuple[int, float]]]:
+    """The validation curves of running trainings and of the best ones."""
     running = [trial for trial in trials if trial.state == "running"]
-    ended = sorted(
-        (trial for trial in trials if metric.key in trial.metrics),
-        key=lambda trial: -metric.score(trial.metrics[metric.key]),
-    )
-    chosen = (running[-_MAX_CURVES // 2 :] + ended)[:_MAX_CURVES]
+    chosen = (running[-_MAX_CURVES // 2 :] + _best_first(trials, metric))[:_MAX_CURVES]
     curves = {}
     for trial in sorted(chosen, key=lambda trial: trial.number):
         reports = home.store.reports(trial.id)
         points = [(report.epoch, report.value(metric)) for report in reports if metric.key in _recorded(report)]
-        if points:
-            curves[f"trial {trial.number}"] = points
+        finite = [(epoch, value) for epoch, value in points if math.isfinite(value)]
+        if finite:
+            curves[f"trial {trial.number}"] = finite
     return curves
+
+
+def _rows_so_far(trials: Sequence[TrialRecord], metric: DecidingMetric) -> list[dict[str, Any]]:
+    """Rows like those of a leaderboard, while the stage runs."""
+    return [
+        {**trial.metrics, **trial.point, "trial": trial.number, "topology": trial.topology}
+        for trial in _best_first(trials, metric)[:_MAX_ROWS]
+    ]
 
 
 def _recorded(report: Any) -> set[str]:
@@ -129,22 +149,20 @@ def _line(stage: Mapping[str, Any]) -> str:
     return kind.line(kind.result.model_validate(stage["result"])) if stage["result"] else ""
 
 
-def _board(summary: Mapping[str, Any], metric: DecidingMetric) -> list[dict[str, Any]]:
+def _board(rows: Sequence[Mapping[str, Any]], metric: DecidingMetric, *, champion: int | None) -> list[dict[str, Any]]:
     """Rows of the leaderboard as texts."""
-    champion = (summary["champion"] or {}).get("trial")
-    differing = _differing(summary["leaderboard"])
+    differing = _differing(rows)
     return [
         {
             "trial": row["trial"],
             "is_champion": row["trial"] == champion,
-            "value": metric.text(row.get(metric.key, row.get("val_accuracy", 0.0))),
-            "parameters": f"{row['parameters']:,.0f}",
-            "macs": f"{row['macs']:,.0f}" if row.get("macs") else "–",
-            "time": duration_text(row["wall_time_s"]),
+            "value": metric.text(row[metric.key]) if metric.key in row else "–",
+            "parameters": f"{row['parameters']:,.0f}" if "parameters" in row else "–",
+            "time": duration_text(row.get("wall_time_s")),
             "topology": row["topology"],
             "recipe": ", ".join(_recipe(row, differing)),
         }
-        for row in summary["leaderboard"]
+        for row in rows
     ]
 
 

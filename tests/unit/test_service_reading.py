@@ -2,12 +2,14 @@
 
 import importlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from orchestrator.api import limits
+from orchestrator.api.curves import curve_picture
 from orchestrator.api.errors import HTTP_STATUS, PROBLEM_TYPE
 from orchestrator.api.home import VisibleStudies
 from orchestrator.api.limits import MAX_BODY_BYTES, RateLimit
@@ -18,6 +20,7 @@ from orchestrator.spec.study_file import load_spec
 from orchestrator.store.repository import Store
 from orchestrator.study.access import find_champion, find_summary, find_trials
 from plugins import registry
+from plugins.metrics.deciding import ACCURACY
 from tests.service import TestClient, client_for, golden_settings, serving
 from trainers.yaml_source import SpecError
 
@@ -427,3 +430,13 @@ def test_a_service_that_does_not_answer_is_named() -> None:
         pytest.raises(ServerUnavailableError, match=r"the service at http://127\.0\.0\.1:1 must answer, but"),
     ):
         client.study("x")
+
+
+def test_a_curve_has_round_labels_and_a_title_that_names_its_trial() -> None:
+    picture = curve_picture({"trial <1>": [(1, 0.55), (2, 0.8), (12, 0.91)], "trial 2": [(1, 0.6)]}, ACCURACY)
+    assert "<title>trial &lt;1&gt;: 91.0 % after epoch 12</title>" in picture
+    assert re.findall(r">([\d.]+ %)</text>", picture) == ["60.0 %", "70.0 %", "80.0 %", "90.0 %"]
+    assert re.findall(r">(\d+)</text>", picture) == ["1", "5", "12"]
+    assert picture.count("<circle") == 1
+    assert "<polyline" not in curve_picture({"trial 1": [(1, 0.5)]}, ACCURACY)
+    assert "polyline" not in curve_picture({}, ACCURACY)
