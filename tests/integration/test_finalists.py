@@ -181,7 +181,7 @@ def run_level(run: Any) -> str:
 # --- killed in the middle ---
 
 
-@pytest.mark.parametrize("epochs_before", [2, 13])
+@pytest.mark.parametrize("epochs_before", [pytest.param(2, marks=pytest.mark.slow), 13])
 def test_a_process_that_is_killed_leaves_a_promotion_that_ends_in_the_same_way(
     finals: Finals, tmp_path: Path, epochs_before: int
 ) -> None:

@@ -186,6 +186,7 @@ def test_progress_is_told_while_images_are_decoded(tmp_path: Path) -> None:
 # --- files ---
 
 
+@pytest.mark.slow
 def test_two_processes_decode_a_set_once(tmp_path: Path, folder: Path) -> None:
     source = make_folder(tmp_path / "pets", count=200)
     command = [sys.executable, "-c", PROCESS, str(source)]

@@ -211,6 +211,7 @@ def test_a_dry_run_computes_as_the_trials_do(monkeypatch: pytest.MonkeyPatch) ->
     assert used == ["bfloat16"]
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_measures_a_larger_batch_as_larger() -> None:
     small, large = (measure_apart(training(batch_size=size), TASK, num_images=2**20) for size in (2, 2048))
     assert large.training_gib > small.training_gib + 0.1

@@ -123,7 +123,17 @@ def test_every_space_is_exported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("export_format", "space", "options"), GRAPHS, ids=[f"{made.value} {space}" for made, space, _ in GRAPHS]
+    ("export_format", "space", "options"),
+    [
+        pytest.param(
+            made,
+            space,
+            options,
+            id=f"{made.value} {space}",
+            marks=pytest.mark.slow if made is ExportFormat.onnx and space != "pit" else (),
+        )
+        for made, space, options in GRAPHS
+    ],
 )
 def test_an_exported_graph_predicts_images_of_any_number_and_size(
     export_format: ExportFormat, space: str, options: BlockOptions, exported: Export

@@ -49,6 +49,7 @@ def test_a_resample_keeps_the_number_of_images_of_each_class() -> None:
     assert not torch.equal(rows, stratified_resamples(labels, 50, seed=4))
 
 
+@pytest.mark.slow
 def test_a_bootstrap_interval_covers_the_true_value_about_as_often_as_stated() -> None:
     rng = np.random.default_rng(0)
     recalls, sizes = [0.9, 0.75, 0.6], [60, 40, 30]
