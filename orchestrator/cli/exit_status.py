@@ -12,6 +12,7 @@ from trainers.yaml_source import SpecError
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 STATUS = {
+    "orchestrator.engines.optuna_export:OptunaExportError": BAD_INPUT,
     "orchestrator.client:RequestRefusedError": BAD_INPUT,
     "orchestrator.client:ServerUnavailableError": FAILED,
     "orchestrator.settings:SettingsError": BAD_INPUT,

@@ -1,9 +1,10 @@
-"""The command export, which writes a model for other programs."""
+"""The command export, which writes a model, or the searches of a study, for other programs."""
 
 from pathlib import Path
 
 from orchestrator.cli.console import fail, out, print_json
 from orchestrator.cli.exit_status import FAILED
+from orchestrator.safe_text import masked_address
 from orchestrator.settings import load_settings
 from orchestrator.study.models import find_model_folder
 from orchestrator.study.sizes import human_size
@@ -33,3 +34,19 @@ def export_command(
     else:
         size = human_size(written.stat().st_size)
         out(f"{written}: {size}, {export_format.value}\n{described}: inputs, outputs and classes")
+
+
+def export_optuna_command(study: str, url: str, *, overwrite: bool, as_json: bool) -> None:
+    """Write the searches of a study into an Optuna database."""
+    from orchestrator.study.optuna_searches import export_to_optuna
+
+    written = export_to_optuna(study, url, load_settings(), overwrite=overwrite)
+    if as_json:
+        print_json({"url": masked_address(url), "studies": [one._asdict() for one in written]})
+        return
+    lines = [
+        f"{one.name}: {one.num_trials} trials"
+        + (f"; {one.num_left_out} that have not ended are left out" if one.num_left_out else "")
+        for one in written
+    ]
+    out("\n".join([*lines, f"Look at them with: optuna-dashboard {masked_address(url)}"]))

@@ -399,18 +399,36 @@ def _predict(
 
 @app.command("export")
 def _export(
-    model: ModelArgument,
-    export_format: Annotated[ExportFormat, typer.Option("--format", help="Format of the file.", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A study's name (its champion) or a model folder; a study for --optuna."),
+    ],
+    export_format: Annotated[
+        ExportFormat | None, typer.Option("--format", help="Format of the model's file.", show_default=False)
+    ] = None,
+    optuna: Annotated[
+        str | None,
+        typer.Option(
+            "--optuna",
+            metavar="URL",
+            help="Instead of a model, write the study's searches into this Optuna database: sqlite:///file.db",
+        ),
+    ] = None,
     file: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="File to write; by default MODEL with a suffix.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what exists already.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
-    """Write a model for other programs, with its preprocessing and class names."""
-    from orchestrator.cli.exporting import export_command
+    """Write a model for other programs, with its preprocessing and class names, or a study's searches for Optuna."""
+    from orchestrator.cli.exporting import export_command, export_optuna_command
 
-    export_command(model, export_format, file=file, overwrite=overwrite, as_json=as_json)
+    if (export_format is None) == (optuna is None) or (optuna is not None and file is not None):
+        raise typer.BadParameter("give either --format, with --out if you like, or --optuna")
+    if optuna is not None:
+        export_optuna_command(model, optuna, overwrite=overwrite, as_json=as_json)
+    elif export_format is not None:
+        export_command(model, export_format, file=file, overwrite=overwrite, as_json=as_json)
 
 
 @app.command("evaluate")

@@ -166,7 +166,7 @@ def run_averaging(context: StageContext, spec: AveragingStage) -> StageOutcome:
     configuration = configuration_of(context, train.spec, source)
     by_criterion = stop_epochs.BY_CRITERION in stop_epochs.all_values(spec.stop_at)
     sources = sources_of(context, train, source, replay_stopping=by_criterion)
-    metric, objectives = context.metric, _objectives(context.metric, spec)
+    metric, objectives = context.metric, averaging_objectives(context.metric, spec)
     _note_what_is_left_out(context, spec, sources)
 
     def problem(point: Mapping[str, Scalar]) -> str | None:
@@ -258,7 +258,7 @@ def choose_average(ordered: Sequence[TrialRecord], metric: DecidingMetric, *, ma
     return max(allowed, key=lambda trial: trial.metrics.get("epochs_saved", 0.0))  # of equals, the first
 
 
-def _objectives(metric: DecidingMetric, spec: AveragingStage) -> tuple[Objective, ...]:
+def averaging_objectives(metric: DecidingMetric, spec: AveragingStage) -> tuple[Objective, ...]:
     """The metric, and the epochs saved if the search chooses where to stop."""
     searched = any(dimension.name == stop_epochs.KEY for dimension in spec.dimensions)
     return (Objective.of(metric), *((Objective("epochs_saved", "maximize"),) if searched else ()))

@@ -186,16 +186,13 @@ class ScreenResult(StageResult):
 def run_screen(context: StageContext, spec: ScreenStage) -> StageOutcome:
     """Score `num_trials` different topologies and order them by the sum of their ranks.
 
-    The value of a pool proxy is known only after all topologies are scored, so the sampler optimises its parts.
-
     If the sampler makes a final choice, such as the argmax of a policy, the last trial scores it.
     """
     from orchestrator.engines.suggester import OptunaSuggester
     from orchestrator.stages.searching import run_search
 
     space, directions, proxies = spec.search_space, proxy_directions(spec.ranking), scored_choices(spec.proxies)
-    sampled_by = [part for name in spec.ranking for part in parts_of(name) or (name,)]
-    objectives = tuple(Objective(proxy, direction) for proxy, direction in proxy_directions(sampled_by).items())
+    objectives = screening_objectives(spec)
     suggester = OptunaSuggester(
         space.dimensions(),
         objectives=objectives,
@@ -235,6 +232,15 @@ def run_screen(context: StageContext, spec: ScreenStage) -> StageOutcome:
         },
         texts={"screening.csv": _table(ranked, space)},
     )
+
+
+def screening_objectives(spec: ScreenStage) -> tuple[Objective, ...]:
+    """What the sampler of a screening optimises.
+
+    The value of a pool proxy is known only after all topologies are scored, so the sampler optimises its parts.
+    """
+    parts = [part for name in spec.ranking for part in parts_of(name) or (name,)]
+    return tuple(Objective(proxy, direction) for proxy, direction in proxy_directions(parts).items())
 
 
 def _rank(usable: Sequence[TrialRecord], spec: ScreenStage) -> list[Ranked]:
