@@ -6,12 +6,14 @@ from typer.core import TyperGroup
 
 _ORDER = (
     "data",
+    "recommend",
     "validate",
     "run",
     "status",
     "list",
     "trials",
     "compare",
+    "diff",
     "report",
     "best",
     "train",

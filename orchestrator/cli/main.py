@@ -500,6 +500,55 @@ def _compare(
     compare_command(study, trials or (), server, port=port, as_json=output is Format.json, open_page=open_page)
 
 
+@app.command("diff")
+def _diff(
+    first: Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study.")],
+    second: Annotated[str, typer.Argument(metavar="OTHER", help="Name of another study.")],
+    output: FormatOption = Format.text,
+) -> None:
+    """Show what differs between two studies: files, images, champions and results."""
+    from orchestrator.cli.differing import diff_command
+
+    diff_command(first, second, as_json=output is Format.json)
+
+
+@app.command("recommend")
+def _recommend(
+    data: Annotated[str, typer.Option("--data", metavar="PATH", help="Images that a model is wanted for.")],
+    max_params: Annotated[
+        str | None, typer.Option("--max-params", metavar="N", help="Most parameters of the model, such as 500k or 2M.")
+    ] = None,
+    space: Annotated[
+        str | None, typer.Option("--space", metavar="SPACE", help="Search space of the model, such as as-vit.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", metavar="TIME", help="Longest time of the earlier study, such as 2h.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", metavar="PIXELS", help="Height and width for the model (32).")
+    ] = None,
+    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Number of studies to show.")] = 3,
+    file: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Write the nearest configuration for `vitsearch train`."),
+    ] = None,
+    output: FormatOption = Format.text,
+) -> None:
+    """Find finished studies of data like yours, with the configuration that each found and what it gave."""
+    from orchestrator.cli.recommending import recommend_command
+
+    recommend_command(
+        data,
+        settings={} if image_size is None else {"image_size": image_size},
+        max_params=max_params,
+        space=space,
+        budget=budget,
+        top=top,
+        file=file,
+        as_json=output is Format.json,
+    )
+
+
 @app.command("ui")
 def _ui(
     study: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="Open the page of this study.")] = None,

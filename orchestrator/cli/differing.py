@@ -1,0 +1,46 @@
+"""The command diff, which shows what differs between two studies."""
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.cli.console import out, print_json
+from orchestrator.settings import load_settings
+from orchestrator.study.differing import StudyDiff, StudyDifference, diff_studies
+
+
+def diff_command(first: str, second: str, *, as_json: bool) -> None:
+    """Print what differs between two studies."""
+    found = diff_studies(first, second, load_settings())
+    if as_json:
+        print_json(found.as_json())
+    else:
+        out(diff_report(found))
+
+
+def diff_report(found: StudyDiff) -> RenderableType:
+    """The differences as one table per subject; subjects without a difference are named in one line."""
+    parts: list[RenderableType] = []
+    equal = []
+    for title, rows in (("File", found.file), ("Images", found.data), ("Champion's configuration", found.champion)):
+        if rows:
+            parts += [Text(title, style="bold"), _table(found, rows), Text()]
+        else:
+            equal.append(title[0].lower() + title[1:])
+    parts += [Text("Results", style="bold"), _table(found, found.results)]
+    if found.verdict:
+        parts.append(Text(f"\n{found.verdict}."))
+    if equal:
+        parts.append(Text(f"\nNo difference: {', '.join(equal)}."))
+    return Group(*parts)
+
+
+def _table(found: StudyDiff, rows: Sequence[StudyDifference]) -> Table:
+    table = Table("", found.first, found.second, box=None, pad_edge=False, header_style="bold")
+    for column in table.columns:
+        column.overflow = "fold"
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table

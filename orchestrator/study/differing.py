@@ -1,0 +1,167 @@
+"""What differs between two studies: their files, their images, and what they found."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from orchestrator.settings import Settings
+from orchestrator.spec.study_file import HOW
+from orchestrator.stages.promote import PromoteResult
+from orchestrator.stages.train import TrainResult
+from orchestrator.store.errors import DatabaseUnavailableError
+from orchestrator.study.access import find_study, open_existing, study_folder
+from orchestrator.study.report import read_study
+from orchestrator.study.reported import ReportedStudy
+from trainers.results.model_report import Estimate, describe_accuracy
+
+MISSING = "(not there)"
+"""Stands for a value that a study does not have."""
+
+
+class StudyDifference(NamedTuple):
+    """A fact in which two studies differ."""
+
+    name: str
+    first: str
+    second: str
+
+
+class StudyDiff(NamedTuple):
+    """What differs between two studies. The results are listed also if they are equal."""
+
+    first: str
+    second: str
+    file: tuple[StudyDifference, ...]
+    data: tuple[StudyDifference, ...]
+    champion: tuple[StudyDifference, ...]
+    """Differences of the champions' configurations, without the data."""
+    results: tuple[StudyDifference, ...]
+    verdict: str | None
+    """Whether one champion is better, in words; `None` unless both were tested."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The differences as plain data."""
+        parts = {
+            name: [one._asdict() for one in getattr(self, name)] for name in ("file", "data", "champion", "results")
+        }
+        return {"first": self.first, "second": self.second, **parts, "verdict": self.verdict}
+
+
+def diff_studies(first: str, second: str, settings: Settings) -> StudyDiff:
+    """Compare two studies.
+
+    Raises:
+        orchestrator.study.access.UnknownStudyError: There is no study of one of the names.
+    """
+    studies = [find_study(name, settings) for name in (first, second)]
+    with open_existing(settings) as store:
+        if store is None:
+            raise DatabaseUnavailableError(f"the database {settings.database_url} has disappeared. Restore it.")
+        one, other = (read_study(study, store, study_folder(settings, study)) for study in studies)
+    return StudyDiff(
+        first,
+        second,
+        file=_differences(_file(one), _file(other)),
+        data=_differences(_data(one), _data(other)),
+        champion=_differences(_configuration(one), _configuration(other)),
+        results=_pairs(_results(one), _results(other)),
+        verdict=_verdict(one, other),
+    )
+
+
+def _file(reported: ReportedStudy) -> dict[str, str]:
+    """The study file with one key per value; stages have their names as keys, so that an added one shifts no others."""
+    raw = reported.study.spec if reported.spec is None else reported.spec.model_dump(mode="json")
+    content = {name: value for name, value in raw.items() if name not in {*HOW, "study", "stages"}}
+    stages = {str(stage.get("name") or stage["stage"]): stage for stage in raw.get("stages", ())}
+    return _flat({**content, "stages": list(stages), **{name: dict(stage) for name, stage in stages.items()}})
+
+
+def _data(reported: ReportedStudy) -> dict[str, str]:
+    data = reported.data
+    if data is None:
+        return {"digest": reported.study.data_digest[:16]}
+    facts: dict[str, Any] = {
+        "digest": reported.study.data_digest[:16],
+        "classes": len(data.classes),
+        **{f"{name} images": part.num_images for name, part in data.parts.items()},
+        "channels": data.channels,
+        "mean": [round(value, 4) for value in data.mean],
+        "std": [round(value, 4) for value in data.std],
+        "left out": sum(one.count for one in data.skipped),
+    }
+    return _flat(facts)
+
+
+def _configuration(reported: ReportedStudy) -> dict[str, str]:
+    champion = reported.last(PromoteResult)
+    return {} if champion is None else _flat(champion.configuration.model_dump(mode="json", exclude={"data"}))
+
+
+def _results(reported: ReportedStudy) -> dict[str, str]:
+    champion, train = reported.last(PromoteResult), reported.last(TrainResult)
+    facts: dict[str, str] = {"state": reported.study.state}
+    if champion is not None:
+        tested = f"{100 * champion.test_accuracy:.2f} %"
+        facts["test accuracy"] = tested if champion.test is None else describe_accuracy(champion.test)
+        if champion.val_accuracy is not None:
+            facts["validation accuracy"] = f"{100 * champion.val_accuracy:.2f} %"
+        facts["parameters"] = f"{champion.parameters:,.0f}"
+        facts["MACs per image"] = f"{champion.macs:,.0f}"
+    elif train is not None:
+        facts["best validation accuracy"] = f"{100 * train.best.val_accuracy:.2f} %"
+    if train is not None:
+        facts["trained models"] = str(len(train.trials))
+    return {**facts, "time (s)": f"{reported.total_s:.0f}"}
+
+
+def accuracy_verdict(first: str, second: str, accuracy: Estimate, other: Estimate) -> str | None:
+    """Whether two test accuracies differ by more than chance; `None` if one of them has no interval.
+
+    The interval of the difference is that of two independent proportions, made of their Wilson intervals. It is too
+    wide if both models were tested on the same images.
+
+    Args:
+        first: Name of a study.
+        second: Name of the other one.
+        accuracy: Test accuracy of the first one's champion.
+        other: That of the second one's.
+
+    Source: Newcombe 1998, "Interval estimation for the difference between independent proportions", method 10.
+    """
+    if accuracy.low is None or accuracy.high is None or other.low is None or other.high is None:
+        return None
+    gain = other.value - accuracy.value
+    low = gain - math.hypot(other.value - other.low, accuracy.high - accuracy.value)
+    high = gain + math.hypot(other.high - other.value, accuracy.value - accuracy.low)
+    shown = f"{100 * gain:+.2f} points of test accuracy (95 % interval {100 * low:+.2f} to {100 * high:+.2f})"
+    who = "neither is shown to be better" if low <= 0 <= high else f"{second if gain > 0 else first} is better"
+    return f"{second} against {first}: {shown}; {who}"
+
+
+def _verdict(one: ReportedStudy, other: ReportedStudy) -> str | None:
+    """Whether one champion is better than the other; `None` unless both were tested by this version."""
+    tests = [None if (found := study.last(PromoteResult)) is None else found.test for study in (one, other)]
+    if tests[0] is None or tests[1] is None:
+        return None
+    return accuracy_verdict(
+        one.study.name, other.study.name, tests[0].metrics["accuracy"], tests[1].metrics["accuracy"]
+    )
+
+
+def _differences(first: Mapping[str, str], second: Mapping[str, str]) -> tuple[StudyDifference, ...]:
+    return tuple(pair for pair in _pairs(first, second) if pair.first != pair.second)
+
+
+def _pairs(first: Mapping[str, str], second: Mapping[str, str]) -> tuple[StudyDifference, ...]:
+    names = dict.fromkeys([*first, *second])
+    return tuple(StudyDifference(name, first.get(name, MISSING), second.get(name, MISSING)) for name in names)
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+    """Nested settings with one dotted key per value; lists are values."""
+    if isinstance(value, Mapping) and value:
+        return {key: text for name, inner in value.items() for key, text in _flat(inner, f"{prefix}{name}.").items()}
+    shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return {prefix.removesuffix("."): shown}

@@ -1,0 +1,82 @@
+"""Recommendations from the finished studies of a home, by how near their data are."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from orchestrator.spec.study_file import load_configuration
+from tests.tiny import CommandLine, FinishedStudy
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Coloured noise in two classes, unlike the digits."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        place = folder / ("sky" if number % 2 else "sea")
+        place.mkdir(exist_ok=True)
+        pixels = rng.integers(150, 255, size=(96, 96, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / f"{number}.png")
+    return folder
+
+
+def test_the_champion_of_a_study_with_like_data_is_recommended(
+    tiny: FinishedStudy, command_line: CommandLine, tmp_path: Path
+) -> None:
+    file = tmp_path / "best.yaml"
+    done = command_line("recommend", "--data", "digits", "--out", file, "--format", "json", home=tiny.home)
+    assert done.status == 0, done.err
+    (found,) = done.json()["recommendations"]
+    assert (found["study"], found["is_champion"], found["is_near"]) == ("tiny", True, True)
+    assert [one["text"] for one in found["differences"]] == [
+        f"{tiny.rows.study.spec['data']['max_images'] * 3 // 4} training images instead of 1,078"
+    ]
+    configuration = load_configuration(file)
+    assert configuration.topology == tiny.champion["configuration"]["topology"]
+    assert configuration.data.max_images is None, "the data are the new ones"
+    again = command_line("recommend", "--data", "digits", "--out", file, home=tiny.home)
+    assert (again.status, "must not exist yet" in again.err) == (1, True)
+
+
+def test_a_limit_takes_the_best_model_below_it_or_none(tiny: FinishedStudy, command_line: CommandLine) -> None:
+    trials = tiny.rows.trials["train"]
+    sizes = sorted(trial.metrics["parameters"] for trial in trials)
+    limit = int(sizes[0])
+    done = command_line("recommend", "--data", "digits", "--max-params", str(limit), "--format", "json", home=tiny.home)
+    (found,) = done.json()["recommendations"]
+    fitting = [trial for trial in trials if trial.metrics["parameters"] <= limit]
+    best = max(fitting, key=lambda trial: (trial.metrics["val_accuracy"], -trial.metrics["val_loss"]))
+    assert found["trial"] == best.number
+    assert found["parameters"] == limit
+    none = command_line("recommend", "--data", "digits", "--max-params", "1k", home=tiny.home)
+    assert none.status == 0
+    assert "tiny: none of its models satisfies what is wanted" in none.out
+    assert "No finished study" in none.out
+    slow = command_line("recommend", "--data", "digits", "--budget", "1s", home=tiny.home)
+    assert "tiny: it took longer than the budget" in slow.out
+
+
+def test_far_data_are_said_to_be_far(
+    tiny: FinishedStudy, command_line: CommandLine, photos: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "best.yaml"
+    done = command_line("recommend", "--data", photos, "--out", file, home=tiny.home, COLUMNS="80")
+    assert done.status == 1
+    assert not file.exists()
+    assert "Nothing is near: 1 finished study" in done.out
+    assert "grey instead of colour images" in " ".join(done.out.split())
+    assert max(map(len, done.out.splitlines())) <= 80
+
+
+def test_an_empty_home_and_wrong_limits_are_named(command_line: CommandLine) -> None:
+    assert "No finished study of this home" in command_line("recommend", "--data", "digits").out
+    for option, value, told in (
+        ("--max-params", "many", "such as 500k or 2M, but got 'many'"),
+        ("--budget", "5", "such as 30m or 2h, but got '5'"),
+        ("--space", "as-vitt", "Did you mean 'as-vit'?"),
+    ):
+        done = command_line("recommend", "--data", "digits", option, value)
+        assert (done.status, told in done.err) == (2, True), done.err
