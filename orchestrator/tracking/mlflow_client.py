@@ -68,6 +68,11 @@ _MIGRATION_TIMEOUT_S = 180.0
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE", "NOT_IMPLEMENTED"}
 
 _logger = logging.getLogger(__name__)
+_MODEL_TEXT = (
+    "Champions of the study `{name}`. The alias `champion` names the newest one, which "
+    '`mlflow.pyfunc.load_model("models:/{name}@champion")` loads.'
+)
+"""The description of a registered model, Markdown."""
 
 
 class TrackingUnavailable(ConnectionError):  # noqa: N818
@@ -499,7 +504,9 @@ class Tracker:
         client, run_id = self._client(), self._run_id(event.key)
         version_key = f"{event.key}/{event.artifact_path}"
         try:
-            client.create_registered_model(event.name, tags={"vitsearch": "true"})
+            client.create_registered_model(
+                event.name, tags={"vitsearch": "true"}, description=_MODEL_TEXT.format(name=event.name)
+            )
         except self._mlflow().exceptions.MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

@@ -221,6 +221,7 @@ def test_the_alias_leads_to_the_registered_files_and_moves_on(home: Path, tracke
     assert version.run_id == runs(home)[STAGE].info.run_id
     assert version.source.endswith("/artifacts/champion")
     assert version.tags["topology"] == "as-vit:8"
+    assert "models:/digits@champion" in mlflow.get_registered_model("digits").description
     again = RegisterModel(key=TRIAL, name="digits", artifact_path="champion", alias="champion")
     tracker.deliver([again, again])
     assert int(mlflow.get_model_version_by_alias("digits", "champion").version) == 2
