@@ -1,5 +1,7 @@
 """The studies of the service, as far as a caller may see them."""
 
+import itertools
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,7 +20,10 @@ from plugins.registry import nearest_name
 
 _PER_QUERY = 100
 _MAX_NAMES = 2000
-_MAX_WAITING = 200
+_NEWEST = 10**17
+"""An id above all others."""
+_POSITION = re.compile(r"w?[0-9]{1,18}")
+"""Ids of submissions, with a `w`, and of studies."""
 
 
 class Home:
@@ -133,29 +138,34 @@ class VisibleStudies:
         return study_summary(self.store, study)
 
     def lines(
-        self, *, state: str | None, owner: str | None, text: str | None, before: int | None, limit: int
-    ) -> tuple[list[dict[str, Any]], int | None]:
-        """A page of studies, newest first, and the id of the last one if there are more.
+        self, *, state: str | None, owner: str | None, text: str | None, after: str | None, limit: int
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """A page of studies, newest first, and the position of the next page if there is one.
 
-        Studies that were submitted and have not begun come first, on the first page.
+        Studies that were submitted and have not begun come first.
 
         Args:
             state: Only studies in this state.
             owner: Only studies of this owner.
             text: Only studies whose names contain this text.
-            before: Only studies older than the one with this id.
-            limit: Largest number of studies that have begun.
+            after: Position of the page; `None` for the first one.
+            limit: Largest number of studies.
+
+        Raises:
+            ValueError: `after` is not the position of a page.
         """
-        found: list[StudyRecord] = []
-        for study in self._matching(state=state, owner=owner, text=text, before=before):
-            found.append(study)
-            if len(found) > limit:
-                break
-        more = found[limit - 1].id if len(found) > limit else None
-        lines = [study_line(self.store, study) for study in found[:limit]]
-        if before is None and state in (None, "waiting"):
-            lines = [*self._waiting_lines(owner=owner, text=text), *lines]
-        return lines, more
+        begun, before = _position_of(after)
+        lines: list[dict[str, Any]] = []
+        if not begun and state in (None, "waiting"):
+            waiting = list(itertools.islice(self._waiting(owner=owner, text=text, before=before), limit + 1))
+            lines = [self._waiting_line(one) for one in waiting[:limit]]
+            if len(waiting) > limit:
+                return lines, f"w{waiting[limit - 1].id}"
+        studies = self._matching(state=state, owner=owner, text=text, before=before if begun else None)
+        found = list(itertools.islice(studies, limit - len(lines) + 1))
+        shown = found[: limit - len(lines)]
+        more = str(shown[-1].id if shown else _NEWEST) if len(found) > len(shown) else None
+        return [*lines, *(study_line(self.store, study) for study in shown)], more
 
     def stages(self, study: StudyRecord) -> dict[int, StageRecord]:
         """The stages of a study by id."""
@@ -205,30 +215,37 @@ class VisibleStudies:
                 return
             before = rows[-1].id
 
-    def _waiting_lines(self, *, owner: str | None, text: str | None) -> Iterator[dict[str, Any]]:
+    def _waiting(self, *, owner: str | None, text: str | None, before: int | None) -> Iterator[SubmissionRecord]:
+        """Submissions whose study has not begun."""
         store = self._home.store
-        if store is None:
-            return
-        for one in store.queue().page(owner=owner, states=("waiting", "running"), limit=_MAX_WAITING):
-            is_visible = self.caller.may_see(one.owner, is_shared=one.shared)
-            if is_visible and (text is None or text in one.name) and store.find_study(one.name) is None:
-                spec, _ = store.queue().spec_of(one.uid)
-                yield {
-                    "study": one.name,
-                    "state": "waiting",
-                    "reason": self._why_waiting(one),
-                    "owner": one.owner,
-                    "stages": len(spec["stages"]),
-                    "stages_done": 0,
-                    "progress": 0.0,
-                    "stage": _stage_name(spec["stages"][0]),
-                    "metric": ACCURACY.key,
-                    "best": None,
-                    "best_text": None,
-                    "test_accuracy": None,
-                    "created_at": one.created_at,
-                    "updated_at": one.created_at,
-                }
+        while store is not None:
+            page = store.queue().page(owner=owner, states=("waiting", "running"), before=before, limit=_PER_QUERY)
+            for one in page:
+                is_visible = self.caller.may_see(one.owner, is_shared=one.shared)
+                if is_visible and (text is None or text in one.name) and store.find_study(one.name) is None:
+                    yield one
+            if len(page) < _PER_QUERY:
+                return
+            before = page[-1].id
+
+    def _waiting_line(self, submission: SubmissionRecord) -> dict[str, Any]:
+        spec, _ = self.store.queue().spec_of(submission.uid)
+        return {
+            "study": submission.name,
+            "state": "waiting",
+            "reason": self._why_waiting(submission),
+            "owner": submission.owner,
+            "stages": len(spec["stages"]),
+            "stages_done": 0,
+            "progress": 0.0,
+            "stage": _stage_name(spec["stages"][0]),
+            "metric": ACCURACY.key,
+            "best": None,
+            "best_text": None,
+            "test_accuracy": None,
+            "created_at": submission.created_at,
+            "updated_at": submission.created_at,
+        }
 
     def _waiting_summary(self, submission: SubmissionRecord) -> dict[str, Any]:
         """The summary of a study that was submitted and has not begun."""
@@ -256,6 +273,15 @@ class VisibleStudies:
             "leaderboard": [],
             "tracking": {"owed": 0, "rejected": 0, "reason": None},
         }
+
+
+def _position_of(after: str | None) -> tuple[bool, int | None]:
+    """Whether a page begins with studies that have begun, and the id of the last row of the page before."""
+    if after is None:
+        return False, None
+    if not _POSITION.fullmatch(after):
+        raise ValueError(f"after: must be `next` of the previous page, but got {after[:80]!r}.")
+    return not after.startswith("w"), int(after.removeprefix("w"))
 
 
 def _stage_name(stage: Mapping[str, Any]) -> str:

@@ -39,10 +39,11 @@ def start_page(
 ) -> Response:
     """The studies, and a place to drop a study file."""
     chosen = state if state in _STATES else None
-    before = int(after) if after and after.isascii() and after.isdigit() and len(after) < 19 else None
-    rows, more = studies_for(request).lines(
-        state=chosen, owner=None, text=(text or "")[:63] or None, before=before, limit=_PER_PAGE
-    )
+    visible, given = studies_for(request), (text or "")[:63] or None
+    try:
+        rows, more = visible.lines(state=chosen, owner=None, text=given, after=after, limit=_PER_PAGE)
+    except ValueError as error:
+        raise RequestError(422, "wrong-request", str(error)) from None
     return page_response(
         request, "start.html", studies=rows, more=more, state=chosen, states=_STATES, text=text or "", example=EXAMPLE
     )

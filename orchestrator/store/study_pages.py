@@ -7,7 +7,8 @@ from sqlalchemy import Engine, and_, func, select
 
 from orchestrator.store.records import StudyRecord, TrialRecord
 from orchestrator.store.retrying import retry_on_outage
-from orchestrator.store.tables import reports, stages, studies, trials
+from orchestrator.store.service_records import ACTIVE
+from orchestrator.store.tables import reports, stages, studies, submissions, trials
 from trainers.config import EpochReport
 
 
@@ -53,6 +54,12 @@ class StudyPages:
         query = select(studies.c.state, func.count()).group_by(studies.c.state)
         with self._engine.connect() as connection:
             return {row[0]: row[1] for row in connection.execute(query)}
+
+    def num_active(self, owner: str) -> int:
+        """Number of an owner's submissions that wait or run."""
+        query = select(func.count()).where(submissions.c.owner == owner, submissions.c.state.in_(ACTIVE))
+        with self._engine.connect() as connection:
+            return connection.execute(query).scalar_one()
 
     def trial_counts(self, study_id: int) -> dict[int, dict[str, int]]:
         """Number of trials of a study in each state, by the id of their stage."""

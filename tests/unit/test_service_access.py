@@ -105,6 +105,25 @@ def test_a_service_with_tokens_reads_no_data_outside_its_roots(service: Service)
         ann.submit(file)
 
 
+def test_waiting_studies_and_others_are_listed_in_pages_without_a_gap(service: Service) -> None:
+    ann = service.client("ann")
+    for name in ("one", "two", "three"):
+        ann.submit(service.file(name))
+    ann.cancel("one")
+    begin(service, "ann~one")
+    begin(service, "ann~zero")
+    for limit in (1, 2, 3, 4):
+        found, after = [], {}
+        while True:
+            sent = service.requests.get("/v1/studies", params={"limit": limit, **after}, headers=ann._headers).json()
+            found.append([one["study"] for one in sent["studies"]])
+            if sent["next"] is None:
+                break
+            after = {"after": sent["next"]}
+        assert [name for page in found for name in page] == ["ann~three", "ann~two", "ann~zero", "ann~one"], limit
+        assert all(len(one) <= limit for one in found)
+
+
 def test_cancelling_resuming_and_sharing(service: Service) -> None:
     ann = service.client("ann")
     ann.submit(service.file("digits"))

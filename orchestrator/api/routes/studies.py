@@ -80,8 +80,11 @@ def list_studies_page(
     limit: Annotated[int, Query(ge=1, le=200, description="largest number of studies")] = 50,
 ) -> StudyList:
     """A page of studies, newest first."""
-    rows, more = studies_for(request).lines(state=state, owner=owner, text=text, before=_position(after), limit=limit)
-    return StudyList(studies=[StudyLine.model_validate(row) for row in rows], next=None if more is None else str(more))
+    try:
+        rows, more = studies_for(request).lines(state=state, owner=owner, text=text, after=after, limit=limit)
+    except ValueError as error:
+        raise RequestError(422, "wrong-request", str(error)) from None
+    return StudyList(studies=[StudyLine.model_validate(row) for row in rows], next=more)
 
 
 @router.get("/{name}", summary="Show a study")

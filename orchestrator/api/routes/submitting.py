@@ -28,7 +28,7 @@ from orchestrator.study.access import UnknownStudyError, delete_study
 
 router = APIRouter(prefix="/v1/studies", tags=["submitting"], dependencies=[Depends(caller_of)])
 
-MAX_ACTIVE = 1000
+MAX_ACTIVE = 2000
 """Studies of one owner that may wait or run at a time."""
 MAX_LOG_BYTES = 1024 * 1024
 """Largest part of a log in one response."""
@@ -214,8 +214,7 @@ def _check_name(spec: StudySpec, name: str, owner: str) -> None:
 
 
 def _limit_active(store: Store, caller: Caller) -> None:
-    active = store.queue().page(owner=caller.owner, states=("waiting", "running"), limit=MAX_ACTIVE)
-    if len(active) >= MAX_ACTIVE:
+    if store.pages().num_active(caller.owner) >= MAX_ACTIVE:
         raise RequestError(
             429,
             "too-many-studies",
