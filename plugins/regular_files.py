@@ -13,6 +13,16 @@ class UnsuitableFileError(OSError):
     """
 
 
+def require_regular_file(path: Path) -> None:
+    """Check that a path leads to a regular file, before another library opens it and waits for a pipe.
+
+    Raises:
+        UnsuitableFileError: It leads to something else.
+        OSError: It leads nowhere.
+    """
+    _check_kind(path.stat(), path)
+
+
 def read_regular_file(path: Path, *, max_bytes: int) -> bytes:
     """The content of a file. Links are followed; opening a pipe does not wait for its writer.
 
@@ -30,11 +40,15 @@ def read_regular_file(path: Path, *, max_bytes: int) -> bytes:
         raise UnsuitableFileError(errno.EINVAL, f"a path cannot be like this ({error})") from None
     with open(descriptor, "rb") as file:  # noqa: PTH123 - Path.open takes no descriptor
         found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            what = "a folder" if stat.S_ISDIR(found.st_mode) else "a device or a pipe"
-            raise UnsuitableFileError(errno.EINVAL, f"it must be a regular file, but is {what}", str(path))
+        _check_kind(found, path)
         if found.st_size > max_bytes:
             raise UnsuitableFileError(
                 errno.EFBIG, f"it must have at most {max_bytes:,} bytes, but has {found.st_size:,}", str(path)
             )
         return file.read(max_bytes)
+
+
+def _check_kind(found: os.stat_result, path: Path) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        what = "a folder" if stat.S_ISDIR(found.st_mode) else "a device or a pipe"
+        raise UnsuitableFileError(errno.EINVAL, f"it must be a regular file, but is {what}", str(path))

@@ -239,6 +239,8 @@ class _Builder:
             raise _too_many(self.file, _line(node), self.max_values)
         self.marks.setdefault(path, Mark(_line(node), node.start_mark.column + 1))
         if isinstance(node, yaml.ScalarNode):
+            if "\0" in node.value:
+                raise SpecError(self.file, "text must not contain a null byte. Remove it.", line=_line(node), path=path)
             return node.value if node.style else self._scalar(node, path)
         if id(node) in self.open:
             raise SpecError(

@@ -3,6 +3,7 @@
 The table names classes as text, because importing some of them would import torch.
 """
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -57,6 +58,24 @@ _ABOUT_A_FILE = frozenset(
 """Exceptions whose messages do not name the command's file."""
 
 
+_OF_THE_SYSTEM = frozenset(
+    {
+        errno.EACCES,
+        errno.EDQUOT,
+        errno.ELOOP,
+        errno.EMFILE,
+        errno.ENAMETOOLONG,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ENOSPC,
+        errno.EPERM,
+        errno.EROFS,
+    }
+)
+_NO_MEMORY = ("failed to map segment", "Cannot allocate memory", "cannot allocate memory")
+_SHOWN = 200
+
+
 def status_of(error: BaseException) -> int | None:
     """The exit status of an exception that a user can fix; `None` for other exceptions."""
     return next((STATUS[name] for name in _names(error) if name in STATUS), None)
@@ -78,6 +97,27 @@ def exit_on_error(file: object = None) -> Iterator[None]:
         is_about_file = not _ABOUT_A_FILE.isdisjoint(_names(error))
         mistakes = error.lines if isinstance(error, SpecError) else [str(error)]
         fail(*(f"{file}: {one}" if file and is_about_file else one for one in mistakes), status=status)
+
+
+@contextmanager
+def exit_without_resources() -> Iterator[None]:
+    """Turn an error of paths, disks or memory, which a user can fix, into one line on stderr and an exit status."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.errno not in _OF_THE_SYSTEM:
+            raise
+        where = f"{str(error.filename)[:_SHOWN]} must be usable, but: " if error.filename else ""
+        fail(f"{where}{error.strerror}. Correct the path, its permissions or the limit, then try again.", status=FAILED)
+    except (MemoryError, ImportError) as error:
+        if isinstance(error, ImportError) and not any(words in str(error) for words in _NO_MEMORY):
+            raise
+        fail(
+            "this command needs more memory than it may use. Raise the limit (`ulimit -v`).",
+            status=FAILED,
+        )
 
 
 def _names(error: BaseException) -> list[str]:

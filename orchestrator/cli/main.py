@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from orchestrator.cli.console import fail, note, out
-from orchestrator.cli.exit_status import exit_on_error
+from orchestrator.cli.exit_status import INTERRUPTED, exit_on_error, exit_without_resources
 from orchestrator.cli.help_text import Commands
 from orchestrator.cli.quiet import quiet_libraries
 from orchestrator.safe_text import SafeFormatter
@@ -79,10 +79,10 @@ def main() -> None:
     quiet_libraries()
     _keep_output_safe()
     try:
-        with exit_on_error():
+        with exit_on_error(), exit_without_resources():
             app()
     except KeyboardInterrupt:
-        fail("interrupted", status=130)
+        fail("interrupted", status=INTERRUPTED)
     except BrokenPipeError:  # `vitsearch list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -70,7 +70,7 @@ BAD: dict[str, Bad] = {
         "epochs: 5", "epochs: ten", 11, "stages[1].epochs", ("an integer of at least 1", "got 'ten'")
     ),
     "a quoted integer": Bad("epochs: 5", "epochs: '5'", 11, "stages[1].epochs", ("an integer", "got '5'")),
-    "true instead of an integer": Bad("epochs: 5", "epochs: true", 11, "stages[1].epochs", ("a number", "got True")),
+    "true instead of an integer": Bad("epochs: 5", "epochs: true", 11, "stages[1].epochs", ("a number", "got true")),
     "a fraction instead of an integer": Bad("epochs: 5", "epochs: 2.5", 11, "stages[1].epochs", ("integer", "got 2.5")),
     "an integer below its bound": Bad("epochs: 5", "epochs: 0", 11, "stages[1].epochs", ("at least 1", "got 0")),
     "a number above its bound": Bad(

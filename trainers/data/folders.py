@@ -141,6 +141,8 @@ def _image_files(folder: Path, findings: DataFindings) -> Iterator[Path]:
             elif not is_image_name(entry.name):
                 suffix = path.suffix.lower()
                 findings.skip(f"not an image ({suffix})" if suffix else "not an image (no suffix)", str(path))
+            elif not entry.is_file():
+                findings.skip("a device or a pipe", str(path))
             elif not _is_new(path, seen_files):
                 findings.skip("a link to a file that was already read", str(path))
             else:

@@ -315,10 +315,26 @@ def _may_be_label(kind: Any) -> bool:
 def _features(schema: Any) -> dict[str, dict[str, Any]]:
     """Hugging Face's description of the columns; empty if there is none."""
     raw = (schema.metadata or {}).get(b"huggingface")
-    features = json.loads(raw).get("info", {}).get("features", {}) if raw else {}
-    return {name: kind for name, kind in features.items() if isinstance(kind, dict)}
+    if not raw:
+        return {}
+    try:
+        features = json.loads(raw)
+    except (ValueError, RecursionError):  # text of another program
+        return {}
+    for key in ("info", "features"):
+        features = features.get(key) if isinstance(features, dict) else None
+    return (
+        {name: kind for name, kind in features.items() if isinstance(kind, dict)} if isinstance(features, dict) else {}
+    )
 
 
 def _declared_names(schema: Any, label: str) -> tuple[str, ...] | None:
     names = _features(schema).get(label, {}).get("names")
-    return tuple(names) if names else None
+    if names is None or names == []:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(
+            f"the `names` of the column {label!r} in the metadata `huggingface` must be a list of texts, but are "
+            f"{names!r:.60}. Write the file again with a ClassLabel, or without this metadata."
+        )
+    return tuple(names)

@@ -5,12 +5,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
 
+from plugins.regular_files import UnsuitableFileError, require_regular_file
 from trainers.data.lfs_pointers import POINTER, is_lfs_pointer
 from trainers.data.listing import DataError, Item
 
@@ -49,6 +51,8 @@ def why_broken(error: Exception, content: Any = None) -> str:
         error: What Pillow raised.
         content: The image, as in `Item`.
     """
+    if isinstance(error, UnsuitableFileError):
+        return str(error.strerror)
     if is_lfs_pointer(content):
         return POINTER
     if isinstance(error, UnidentifiedImageError):
@@ -249,6 +253,8 @@ def _opened(item: Item, side: int | None) -> _Opened:
         if isinstance(content, Image.Image):
             upright = ImageOps.exif_transpose(content)
             return _Opened(upright, upright.size)
+        if isinstance(content, Path):
+            require_regular_file(content)
         with Image.open(BytesIO(content) if isinstance(content, bytes) else content) as image:
             stored = "".join(str(tile.args) for tile in image.tile)
             halved = image.mode in ("LA", "RGB", "RGBA", "CMYK") and ";16" in stored

@@ -1,11 +1,13 @@
 """Data sources: digits, folders and parquet files. Lists labelled images without decoding them or using torch."""
 
+import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from plugins.regular_files import require_regular_file
 from search_spaces.base import ImageTask
 from trainers.config import NOISE, DataConfig
 from trainers.data.folders import count_hidden, list_class_folders, loose_images, visible_folders
@@ -22,6 +24,7 @@ BUILT_IN = (DIGITS, NOISE)
 _HEADERS_CHECKED = 1000
 _NOISE_CLASSES = 10
 _MAX_UNREADABLE = 20
+_SHOWN = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +84,22 @@ def list_parts(config: DataConfig, findings: DataFindings) -> tuple[tuple[str, .
         digits = _list_digits()
         return digits.class_names, digits.parts
     path = Path(config.source).expanduser()
-    if not path.exists():
+    try:
+        kind = path.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise DataError(
+                f"data.source must be readable, but {str(path)[:_SHOWN]!r}: {error.strerror}. Correct the path."
+            ) from None
         raise DataError(
             f"data.source must be {DIGITS!r}, {NOISE!r}, a folder or a parquet file, but {path} does not exist "
             f"(working directory: {Path.cwd()}). Correct the path."
+        ) from None
+    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+        raise DataError(
+            f"data.source must be a folder or a regular file, but {path} is a device or a pipe. Save its content first."
         )
-    return _list_file(path, findings) if path.is_file() else _list_folder(path, findings)
+    return _list_file(path, findings) if stat.S_ISREG(kind) else _list_folder(path, findings)
 
 
 def check_source(config: DataConfig) -> str | None:
@@ -276,6 +289,7 @@ def _check_headers(files: Sequence[Path], config: DataConfig) -> None:
     reasons: dict[str, str] = {}
     for path in files[::step]:
         try:
+            require_regular_file(path)
             with large_images(), Image.open(path) as image:
                 size = image.size
         except (OSError, Image.DecompressionBombError) as error:  # OSError includes Pillow's UnidentifiedImageError
