@@ -1,5 +1,6 @@
 """Submitting studies, and changing what was submitted."""
 
+import threading
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -33,6 +34,9 @@ MAX_ACTIVE = 2000
 MAX_LOG_BYTES = 1024 * 1024
 """Largest part of a log in one response."""
 
+_writing = threading.Lock()
+"""One submission at a time writes: waiting here is faster than repeated attempts to lock SQLite."""
+
 PriorityQuery = Annotated[
     int, Query(ge=-10, le=10, description="among the waiting studies of the same owner, higher ones run first")
 ]
@@ -61,18 +65,19 @@ async def submit_new_study(
 
     def submit() -> SubmissionView:
         store = request.app.state.home.open()
-        _limit_active(store, caller)
-        record = submit_study(
-            store,
-            spec,
-            text,
-            owner=caller.owner,
-            priority=priority,
-            idempotency_key=idempotency_key,
-            retry_failed=retry_failed,
-            shared=shared,
-        )
-        _audit(store, caller, "submit", record.name, submission=record.uid)
+        with _writing:
+            _limit_active(store, caller)
+            record = submit_study(
+                store,
+                spec,
+                text,
+                owner=caller.owner,
+                priority=priority,
+                idempotency_key=idempotency_key,
+                retry_failed=retry_failed,
+                shared=shared,
+            )
+            _audit(store, caller, "submit", record.name, submission=record.uid)
         return _view(store, record)
 
     view = await run_in_threadpool(submit)
