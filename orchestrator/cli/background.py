@@ -19,6 +19,7 @@ from rich.console import Console
 from orchestrator.cli.exit_status import status_of
 from orchestrator.cli.progress import PlainProgress
 from orchestrator.cli.quiet import quiet_libraries
+from orchestrator.safe_text import SafeFormatter, without_secrets
 from orchestrator.settings import Settings, load_settings
 from orchestrator.spec.study_file import StudySpec
 from orchestrator.store.errors import DatabaseUnavailableError
@@ -29,7 +30,6 @@ from orchestrator.store.submission_rows import LeaseLostError
 HEARTBEAT_S = 10.0
 BUSY_S = 5.0
 """Pause before trying again to run a study that another process is running."""
-_LOCK = "~queue.lock"  # no study has such a name
 _WIDTH = 200
 _End = tuple[str, str | None]
 """State of a submission after its driver, and the reason."""
@@ -65,13 +65,16 @@ class DriverControl:
         self.stop()
 
 
-def drive(uid: str, lease: int, settings: Settings, *, heartbeat_s: float = HEARTBEAT_S) -> None:
+def drive(
+    uid: str, lease: int, settings: Settings, control: DriverControl, *, heartbeat_s: float = HEARTBEAT_S
+) -> None:
     """Run a claimed submission to its end, and write how it ended.
 
     Args:
         uid: The submission.
         lease: The number of its lease.
         settings: Settings of the installation.
+        control: Ends the study early.
         heartbeat_s: Seconds between two renewals of the lease.
 
     Raises:
@@ -79,9 +82,7 @@ def drive(uid: str, lease: int, settings: Settings, *, heartbeat_s: float = HEAR
         orchestrator.store.errors.DatabaseUnavailableError: The database does not answer. The lease then ends by itself.
     """
     store = Store.open(settings.database_url, artifact_root=settings.artifact_root, wait_s=settings.database_wait_s)
-    queue, control = store.queue(), DriverControl()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, control.on_signal)
+    queue = store.queue()
     submission = queue.begin(uid, lease, host=platform.node(), pid=os.getpid())
     over = threading.Event()
 
@@ -138,9 +139,9 @@ def _run(submission: SubmissionRecord, store: Store, settings: Settings, control
             if isinstance(error, DatabaseUnavailableError):
                 raise
             if status_of(error) is None:
-                traceback.print_exc()
-                return "failed", f"{type(error).__name__}: {error}"
-            return "failed", str(error)
+                _say(traceback.format_exc())
+                return "failed", without_secrets(f"{type(error).__name__}: {error}")
+            return "failed", without_secrets(str(error))
         else:
             if study.state == "interrupted" and control.should_stop():
                 return _stopped(control)
@@ -156,10 +157,9 @@ def _stopped(control: DriverControl) -> _End:
 def work_off_queue(settings: Settings, *, should_stop: Callable[[], bool] = lambda: False) -> None:
     """Run submitted studies until none waits or runs. Only one process per home does so."""
     from orchestrator.service.devices import detect_pool
-    from orchestrator.service.supervisor import Supervisor
+    from orchestrator.service.supervisor import Supervisor, queue_lock
 
-    lock = settings.home / "locks" / _LOCK
-    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock = queue_lock(settings)
     store = Store.open(settings.database_url, artifact_root=settings.artifact_root, wait_s=settings.database_wait_s)
     supervisor = None
     try:
@@ -175,17 +175,22 @@ def work_off_queue(settings: Settings, *, should_stop: Callable[[], bool] = lamb
 
 
 def _say(message: str) -> None:
-    print(message, flush=True)  # noqa: T201 - into the log
+    print(without_secrets(message), flush=True)  # noqa: T201 - into the log
 
 
 def _main(arguments: list[str]) -> int:
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(SafeFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     quiet_libraries()
     settings = load_settings()
     settings.apply()
     try:
         if arguments:
-            drive(arguments[0], int(arguments[1]), settings)
+            control = DriverControl()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, control.on_signal)
+            drive(arguments[0], int(arguments[1]), settings, control)
         else:
             work_off_queue(settings)
     except (LeaseLostError, DatabaseUnavailableError) as error:

@@ -16,10 +16,15 @@ STATUS = {
     "orchestrator.engines.optuna_export:OptunaExportError": BAD_INPUT,
     "orchestrator.client:RequestRefusedError": BAD_INPUT,
     "orchestrator.client:ServerUnavailableError": FAILED,
+    "orchestrator.service.access_tokens:TokenError": BAD_INPUT,
+    "orchestrator.service.submitting:SubmissionError": BAD_INPUT,
+    "orchestrator.service.submitting:UnknownSubmissionError": BAD_INPUT,
     "orchestrator.settings:SettingsError": BAD_INPUT,
     "orchestrator.spec.truth_table:TruthError": BAD_INPUT,
     "orchestrator.spec.warm_start:WarmStartError": BAD_INPUT,
     "trainers.yaml_source:SpecError": BAD_INPUT,
+    "orchestrator.store.study_names:NameTakenError": BAD_INPUT,
+    "orchestrator.store.submission_rows:IdempotencyError": BAD_INPUT,
     "orchestrator.study.access:UnknownStudyError": BAD_INPUT,
     "orchestrator.study.comparison:NoTrialsError": BAD_INPUT,
     "orchestrator.study.driver:DataChangedError": BAD_INPUT,
@@ -33,6 +38,7 @@ STATUS = {
     "trainers.weights.errors:WeightsError": BAD_INPUT,
     "orchestrator.engines.interfaces:EngineUnavailableError": FAILED,
     "orchestrator.store.errors:DatabaseUnavailableError": FAILED,
+    "orchestrator.store.submission_rows:StudyActiveError": FAILED,
     "orchestrator.study.access:NoChampionError": FAILED,
     "orchestrator.study.access:StudyNotDeletedError": FAILED,
     "orchestrator.study.lock:StudyBusyError": FAILED,
@@ -44,6 +50,7 @@ STATUS = {
 
 _ABOUT_A_FILE = frozenset(
     {
+        "orchestrator.service.submitting:SubmissionError",
         "orchestrator.spec.truth_table:TruthError",
         "orchestrator.spec.warm_start:WarmStartError",
         "orchestrator.study.driver:DataChangedError",

@@ -9,6 +9,11 @@ _ORDER = (
     "recommend",
     "validate",
     "run",
+    "submit",
+    "watch",
+    "logs",
+    "cancel",
+    "resume",
     "status",
     "list",
     "trials",
@@ -27,6 +32,7 @@ _ORDER = (
     "plugins",
     "prune",
     "delete",
+    "token",
 )
 """Commands in the order in which a study needs them; others follow."""
 

@@ -28,11 +28,23 @@ app = typer.Typer(
 )
 
 
+tokens = typer.Typer(cls=Commands, help="Manage the access tokens of the service.", no_args_is_help=True)
+app.add_typer(tokens, name="token")
+
+
 class Format(StrEnum):
     """Output format of results."""
 
     text = "text"
     json = "json"
+
+
+class RoleName(StrEnum):
+    """Roles of an access token."""
+
+    viewer = "viewer"
+    submitter = "submitter"
+    admin = "admin"
 
 
 class PartName(StrEnum):
@@ -122,6 +134,76 @@ def _run(
         quiet=quiet,
         as_json=output is Format.json,
     )
+
+
+@app.command("submit")
+def _submit(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A study file, such as studies/quickstart.yaml.")],
+    data: DataOption = None,
+    engine: EngineOption = None,
+    priority: Annotated[
+        int, typer.Option("--priority", min=-10, max=10, help="Among your waiting studies; higher ones run first.")
+    ] = 0,
+    key: Annotated[
+        str | None,
+        typer.Option("--key", metavar="KEY", help="Submitting again with the same key submits nothing new."),
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run failed trials of an existing study once more.")
+    ] = False,
+    output: FormatOption = Format.text,
+) -> None:
+    """Run a study in the background, where it outlives the terminal."""
+    from orchestrator.cli.submitting import submit_command
+
+    given = {"data.source": data, "engine.name": engine}
+    submit_command(
+        file,
+        overrides={name: value for name, value in given.items() if value},
+        priority=priority,
+        idempotency_key=key,
+        retry_failed=retry_failed,
+        as_json=output is Format.json,
+    )
+
+
+@app.command("watch")
+def _watch(study: StudyArgument, output: FormatOption = Format.text) -> None:
+    """Follow a submitted study to its end, then show its results."""
+    from orchestrator.cli.following import watch_command
+
+    watch_command(study, as_json=output is Format.json)
+
+
+@app.command("logs")
+def _logs(
+    study: StudyArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until the study ends.")] = False,
+) -> None:
+    """Print what a submitted study has written."""
+    from orchestrator.cli.following import logs_command
+
+    logs_command(study, follow=follow)
+
+
+@app.command("cancel")
+def _cancel(study: StudyArgument, output: FormatOption = Format.text) -> None:
+    """Stop a submitted study after its current step; what has finished is kept."""
+    from orchestrator.cli.submitting import cancel_command
+
+    cancel_command(study, as_json=output is Format.json)
+
+
+@app.command("resume")
+def _resume(
+    study: StudyArgument,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials once more.")] = False,
+    output: FormatOption = Format.text,
+) -> None:
+    """Continue a submitted study that failed, was cancelled or was interrupted."""
+    from orchestrator.cli.submitting import resume_command
+
+    resume_command(study, retry_failed=retry_failed, as_json=output is Format.json)
 
 
 @app.command("correlate")
@@ -606,6 +688,40 @@ def _prune(
     from orchestrator.cli.cleaning import prune_command
 
     prune_command(studies or [], dry_run=dry_run, as_json=output is Format.json)
+
+
+@tokens.command("create")
+def _create_token(
+    owner: Annotated[str, typer.Argument(metavar="OWNER", help="Name of the person or program.")],
+    role: Annotated[
+        RoleName, typer.Option("--role", help="`viewer` reads, `submitter` also submits, `admin` may do everything.")
+    ] = RoleName.submitter,
+    days: Annotated[float, typer.Option("--days", metavar="DAYS", help="Days until it expires.")] = 90,
+    label: Annotated[str, typer.Option("--label", metavar="TEXT", help="What it is for.")] = "",
+    output: FormatOption = Format.text,
+) -> None:
+    """Create a token and print it, once."""
+    from orchestrator.cli.tokens import create_token_command
+
+    create_token_command(owner, role.value, days=days, label=label, as_json=output is Format.json)
+
+
+@tokens.command("list")
+def _list_tokens(output: FormatOption = Format.text) -> None:
+    """List all tokens, without their secrets."""
+    from orchestrator.cli.tokens import list_tokens_command
+
+    list_tokens_command(as_json=output is Format.json)
+
+
+@tokens.command("revoke")
+def _revoke_token(
+    uid: Annotated[str, typer.Argument(metavar="ID", help="Identifier of the token, as in `vitsearch token list`.")],
+) -> None:
+    """Revoke a token at once."""
+    from orchestrator.cli.tokens import revoke_token_command
+
+    revoke_token_command(uid)
 
 
 @app.callback(invoke_without_command=True)

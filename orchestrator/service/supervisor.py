@@ -7,7 +7,10 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from orchestrator.service.devices import DevicePool, Placing, device_environment
 from orchestrator.service.submitting import log_file
@@ -16,7 +19,7 @@ from orchestrator.store.errors import DatabaseUnavailableError
 from orchestrator.store.repository import Store
 from orchestrator.store.service_records import SubmissionRecord
 
-DRIVER_MODULE = "orchestrator.cli.background"
+PROCESS_MODULE = "orchestrator.cli.background"
 POLL_S = 1.0
 
 _logger = logging.getLogger(__name__)
@@ -58,31 +61,25 @@ class Supervisor:
         """Note drivers that have ended, and start those that can run now."""
         self._reap()
         while (claimed := self._queue.claim(self.replica, self._pool.name, Placing(self._pool))) is not None:
-            self._start(claimed)
+            if not self._start(claimed):
+                return
 
     def is_idle(self) -> bool:
         """Whether nothing waits or runs, in any replica."""
         return self._queue.count("waiting") == 0 and self._queue.count("running") == 0
 
-    def _start(self, claimed: SubmissionRecord) -> None:
-        log = log_file(self._settings, claimed)
+    def _start(self, claimed: SubmissionRecord) -> bool:
+        """Start the driver of a study, or let it wait again; returns whether it was started."""
         devices = device_environment(claimed.devices or {}, self._pool, os.environ)
+        arguments = [claimed.uid, str(claimed.lease)]
         try:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("ab") as output:
-                driver = subprocess.Popen(  # noqa: S603 - our own module
-                    [sys.executable, "-P", "-m", DRIVER_MODULE, claimed.uid, str(claimed.lease)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    env={**_without_settings(os.environ), **self._settings.environment(), **devices},
-                    cwd=log.parent,
-                    start_new_session=True,
-                )
+            driver = _start_process(arguments, self._settings, log_file(self._settings, claimed), devices)
         except OSError as error:
-            self._queue.give_up(claimed.uid, claimed.lease, f"its driver could not be started: {error.strerror}")
-            return
+            why = f"its driver could not be started: {error.strerror}"
+            self._queue.end(claimed.uid, claimed.lease, "waiting", why)
+            return False
         self._drivers[claimed.uid, claimed.lease] = driver
+        return True
 
     def _reap(self) -> None:
         for (uid, lease), driver in list(self._drivers.items()):
@@ -92,6 +89,48 @@ class Supervisor:
             del self._drivers[uid, lease]
             how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
             self._queue.give_up(uid, lease, f"its driver {how}")
+
+
+def start_queue(settings: Settings) -> bool:
+    """Start a process that runs submitted studies until none is left, unless there is one for this home.
+
+    It outlives this process and its terminal.
+
+    Returns:
+        Whether it was started.
+    """
+    lock = queue_lock(settings)
+    try:
+        with FileLock(lock, timeout=0):
+            pass
+    except Timeout:
+        return False
+    _start_process([], settings, settings.home / "logs" / "queue.log", {})
+    return True
+
+
+def queue_lock(settings: Settings) -> Path:
+    """The file that the process locks which runs the submitted studies of a home."""
+    folder = settings.home / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / "~queue.lock"  # no study has such a name
+
+
+def _start_process(
+    arguments: Sequence[str], settings: Settings, log: Path, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start a process in a session of its own, so that it outlives the terminal."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        return subprocess.Popen(  # noqa: S603 - our own module
+            [sys.executable, "-P", "-m", PROCESS_MODULE, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**_without_settings(os.environ), **settings.environment(), **environment},
+            cwd=log.parent,
+            start_new_session=True,
+        )
 
 
 def _without_settings(environment: Mapping[str, str]) -> dict[str, str]:

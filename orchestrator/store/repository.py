@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 
 from orchestrator.store.audit_rows import AuditLog
 from orchestrator.store.database import find_database, open_database
+from orchestrator.store.database_time import read_time
 from orchestrator.store.growth_rows import GrowthRows, write_growth
 from orchestrator.store.lost_rows import recover
 from orchestrator.store.outbox_rows import StudyOutbox
@@ -491,6 +492,11 @@ class Store:
         return StudyOutbox(self._engine, study_id)
 
     # --- the service ---
+
+    def now(self) -> float:
+        """The time by the clock of the database, in seconds since 1970, UTC."""
+        with self._engine.connect() as connection:
+            return read_time(connection)
 
     def queue(self) -> SubmissionQueue:
         """The submitted studies."""

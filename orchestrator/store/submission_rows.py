@@ -147,6 +147,16 @@ class SubmissionQueue:
         with self._engine.connect() as connection:
             return [_record(row) for row in connection.execute(found).mappings()]
 
+    def unfinished(self) -> dict[str, SubmissionRecord]:
+        """Submissions that wait or run, and those that ended before their study began, by its name, newest first."""
+        never_begun = and_(submissions.c.state != "cancelled", submissions.c.name.not_in(select(studies.c.name)))
+        found = select(*_COLUMNS).where(or_(submissions.c.state.in_(ACTIVE), never_begun))
+        newest: dict[str, SubmissionRecord] = {}
+        with self._engine.connect() as connection:
+            for row in connection.execute(found.order_by(submissions.c.id.desc())).mappings():
+                newest.setdefault(row["name"], _record(row))
+        return newest
+
     def spec_of(self, uid: str) -> tuple[dict[str, Any], str]:
         """The checked study file of a submission, and its text.
 
@@ -190,7 +200,9 @@ class SubmissionQueue:
             return _known(connection, uid)
 
     def let_wait(self, uid: str, *, retry_failed: bool = False) -> SubmissionRecord:
-        """Let a submission that was interrupted, cancelled or has failed wait again. Active ones stay as they are.
+        """Let a submission that was interrupted, cancelled or has failed wait again. Others stay as they are.
+
+        With `retry_failed`, a complete one waits too.
 
         Raises:
             KeyError: There is no such submission.
@@ -198,7 +210,7 @@ class SubmissionQueue:
         """
         with self._locked() as connection:
             found = _known(connection, uid)
-            if found.is_active:
+            if found.is_active or (found.state == "complete" and not retry_failed):
                 return found
             active = _one(connection, submissions.c.name == found.name, submissions.c.state.in_(ACTIVE))
             if active is not None:

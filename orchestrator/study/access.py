@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.safe_text import masked_address
-from orchestrator.settings import Settings
+from orchestrator.settings import Settings, SettingsError
 from orchestrator.store.errors import DatabaseUnavailableError
 from orchestrator.store.records import StudyRecord
 from orchestrator.store.repository import Store
+from orchestrator.store.service_records import SubmissionRecord
 from orchestrator.store.study_files import folder_of_study
 from orchestrator.study.lock import hold_study, is_held
 from orchestrator.study.sizes import size_of
@@ -31,6 +32,19 @@ class UnknownStudyError(LookupError):
         self.name, self.nearest = name, nearest
         hint = f" Did you mean {nearest!r}?" if nearest else " `vitsearch list` shows all."
         super().__init__(f"there is no study {name!r} in {home}.{hint}")
+
+
+class StudyNotBegunError(UnknownStudyError):
+    """A study was submitted, but its driver has not begun it."""
+
+    def __init__(self, submission: SubmissionRecord) -> None:
+        self.name, self.nearest = submission.name, None
+        reason = f": {submission.reason}" if submission.reason else ""
+        LookupError.__init__(
+            self,
+            f"study {submission.name!r} has no results yet: it is {submission.state}{reason}. Follow it with: "
+            f"vitsearch watch {submission.name}",
+        )
 
 
 class NoChampionError(LookupError):
@@ -70,9 +84,12 @@ def find_study(name: str, settings: Settings) -> StudyRecord:
     with open_existing(settings) as store:
         study = store.find_study(name) if store else None
         names = [one.name for one in store.list_studies()] if store else []
-    if study is None:
-        raise UnknownStudyError(name, settings.home, nearest_name(name, names))
-    return with_actual_state(study, settings)
+        submission = store.queue().find_latest(name) if store else None
+    if study is not None:
+        return with_actual_state(study, settings, submission)
+    if submission is not None:
+        raise StudyNotBegunError(submission)
+    raise UnknownStudyError(name, settings.home, nearest_name(name, names))
 
 
 def find_summary(name: str, settings: Settings) -> dict[str, Any]:
@@ -127,13 +144,32 @@ def list_studies(settings: Settings) -> list[dict[str, Any]]:
     with open_existing(settings) as store:
         if store is None:
             return []
+        studies, submitted = store.list_studies(), store.queue().unfinished()
+        begun = {study.name for study in studies}
         return [
-            {
-                **study_line(store, with_actual_state(study, settings)),
-                "num_bytes": size_of(study_places(settings, study, store)),
-            }
-            for study in store.list_studies()
+            *(_line_before_begin(one, store) for one in submitted.values() if one.name not in begun),
+            *(
+                {
+                    **study_line(store, with_actual_state(study, settings, submitted.get(study.name))),
+                    "num_bytes": size_of(study_places(settings, study, store)),
+                }
+                for study in studies
+            ),
         ]
+
+
+def _line_before_begin(submission: SubmissionRecord, store: Store) -> dict[str, Any]:
+    """The data of a submitted study whose driver has not begun, for `vitsearch list`."""
+    spec, _ = store.queue().spec_of(submission.uid)
+    return {
+        "study": submission.name,
+        "state": submission.state,
+        "stages": len(spec["stages"]),
+        "stages_done": 0,
+        "test_accuracy": None,
+        "updated_at": submission.created_at,
+        "num_bytes": 0,
+    }
 
 
 def delete_study(study: StudyRecord, settings: Settings) -> bool:
@@ -170,8 +206,18 @@ def delete_study(study: StudyRecord, settings: Settings) -> bool:
         return keeps_runs
 
 
-def with_actual_state(study: StudyRecord, settings: Settings) -> StudyRecord:
-    """The record with its actual state: if the process of a study was killed, its row still contains `running`."""
+def with_actual_state(
+    study: StudyRecord, settings: Settings, submission: SubmissionRecord | None = None
+) -> StudyRecord:
+    """The record with its actual state: if the process of a study was killed, its row still contains `running`.
+
+    Args:
+        study: The record.
+        settings: Settings of this installation.
+        submission: The newest submission of the study.
+    """
+    if submission is not None and submission.state == "waiting" and not is_held(study.name, settings):
+        return study.model_copy(update={"state": "waiting", "reason": submission.reason or "waits for its turn"})
     if study.state != "running" or is_held(study.name, settings):
         return study
     return study.model_copy(update={"state": "interrupted", "reason": "its process died; run the file again to resume"})
@@ -191,6 +237,20 @@ def study_places(settings: Settings, study: StudyRecord, store: Store) -> list[P
 def tracker_of(study: StudyRecord, settings: Settings, store: Store) -> Tracker:
     """The tracker that delivers a study's events to MLflow."""
     return Tracker(settings.tracking_uri, settings.mlflow_root, store.outbox(study.id))
+
+
+def make_home(settings: Settings) -> None:
+    """Create the home folder if it does not exist.
+
+    Raises:
+        SettingsError: It cannot be created.
+    """
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"VITSEARCH_HOME must be a writable folder, but got {settings.home}: {error.strerror}. Name another."
+        ) from error
 
 
 def _database_gone(settings: Settings) -> DatabaseUnavailableError:

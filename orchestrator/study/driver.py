@@ -13,7 +13,7 @@ from orchestrator.engines.choice import choose, detect_machine, make_engine_and_
 from orchestrator.engines.interfaces import Control, EngineUnavailableError
 from orchestrator.engines.pools.score_cache import ScoreCache, ScoreCachingPool
 from orchestrator.reports.experiment_note import experiment_note
-from orchestrator.settings import Settings, SettingsError
+from orchestrator.settings import Settings
 from orchestrator.spec.study_file import StudySpec
 from orchestrator.stages.context import (
     Machinery,
@@ -33,7 +33,7 @@ from orchestrator.store.past_growths import Growths
 from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord
 from orchestrator.store.repository import Store
 from orchestrator.store.stale_writes import StaleAttemptError
-from orchestrator.study.access import open_existing, study_folder, tracker_of
+from orchestrator.study.access import make_home, open_existing, study_folder, tracker_of
 from orchestrator.study.budgeting import stage_budget
 from orchestrator.study.growth import SpecChangedError as SpecChangedError
 from orchestrator.study.growth import plan_study_growth, stored_spec
@@ -131,7 +131,7 @@ def run_study(
     fingerprint = _check_truths(spec, data, settings)
     reused = read_reused(spec, study, settings)
     known_fingerprint = fingerprint if study is None else _check_truths(stored_spec(study) or spec, data, settings)
-    _make_home(settings)
+    make_home(settings)
     for line in report.lines() if report else ():
         progress.note(line)
     with hold_study(spec.study, settings) as hold_again:
@@ -494,15 +494,6 @@ def data_inputs(spec: StudySpec, data: "ImageData") -> list[Mapping[str, Any]]:
         {**common, "context": "training", "num_rows": len(data.train)},
         {**common, "context": "validation", "num_rows": len(data.validation)},
     ]
-
-
-def _make_home(settings: Settings) -> None:
-    try:
-        settings.home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingsError(
-            f"VITSEARCH_HOME must be a writable folder, but got {settings.home}: {error.strerror}. Name another."
-        ) from error
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,121 @@
+"""`vitsearch watch` and `logs`: follow a submitted study."""
+
+import time
+from pathlib import Path
+
+from orchestrator.cli.console import fail, note, out, print_json
+from orchestrator.cli.exit_status import FAILED, INTERRUPTED
+from orchestrator.cli.submitting import opened_store
+from orchestrator.cli.tables import study_report
+from orchestrator.settings import Settings, load_settings
+from orchestrator.store.repository import Store
+from orchestrator.store.service_records import SubmissionRecord
+
+POLL_S = 0.5
+_SHOWN_LINES = 20
+_START_EVERY = 20
+"""Polls between two looks at whether a process runs the waiting studies."""
+
+
+class LogReader:
+    """Reads a file that another process appends to, in whole lines.
+
+    Args:
+        file: The file, which may not exist yet.
+        num_lines: Number of last lines to begin with; `None` for all.
+    """
+
+    def __init__(self, file: Path, *, num_lines: int | None = None) -> None:
+        self._file, self._num_lines = file, num_lines
+        self._offset = 0
+
+    def new_lines(self) -> list[str]:
+        """The lines that were added since the last call."""
+        if not self._file.exists():
+            return []
+        with self._file.open("rb") as content:
+            content.seek(self._offset)
+            whole, newline, _ = content.read().rpartition(b"\n")
+        self._offset += len(whole) + len(newline)
+        lines = whole.decode("utf-8", "replace").split("\n") if newline else []
+        if self._num_lines is not None:
+            lines, self._num_lines = lines[-self._num_lines :], None
+        return lines
+
+
+def logs_command(name: str, *, follow: bool) -> None:
+    """Print what the drivers of a study wrote."""
+    from orchestrator.service.submitting import find_submission, log_file
+
+    settings = load_settings()
+    with opened_store(settings) as store:
+        found = find_submission(store, name)
+        log = LogReader(log_file(settings, found))
+        lines = log.new_lines()
+        if not lines:
+            note(f"study {found.name!r} has written nothing yet: it is {found.state}")
+        _print(lines)
+        while follow and found.is_active:
+            time.sleep(POLL_S)
+            found = find_submission(store, found.uid)
+            _print(log.new_lines())
+
+
+def watch_command(name: str, *, as_json: bool) -> None:
+    """Follow a study to its end, then print its results. Ctrl-C ends the watching only."""
+    from orchestrator.service.submitting import find_submission
+    from orchestrator.study.access import find_summary
+
+    settings = load_settings()
+    with opened_store(settings) as store:
+        found = find_submission(store, name)
+        try:
+            found = _follow(found, store, settings)
+        except KeyboardInterrupt:
+            fail(
+                f"watching has ended, and study {found.name!r} continues in the background. End it with: "
+                f"vitsearch cancel {found.name}",
+                status=INTERRUPTED,
+            )
+    again = f"Resume with: vitsearch resume {found.name}"
+    if found.state == "failed":
+        fail(f"study {found.name!r} failed: {_sentence(found.reason)} {again}", status=FAILED)
+    if found.state in ("cancelled", "interrupted"):
+        why = "was cancelled." if found.state == "cancelled" else f"was interrupted: {_sentence(found.reason)}"
+        fail(f"study {found.name!r} {why} {again}", status=FAILED)
+    summary = find_summary(found.name, settings)
+    if as_json:
+        print_json(summary)
+    else:
+        out(study_report(summary))
+
+
+def _follow(found: SubmissionRecord, store: Store, settings: Settings) -> SubmissionRecord:
+    """Print the log, and why the study waits, until it is over."""
+    from orchestrator.service.submitting import find_submission, log_file, why_waiting
+    from orchestrator.service.supervisor import start_queue
+
+    log, told, polls = LogReader(log_file(settings, found), num_lines=_SHOWN_LINES), "", 0
+    while True:
+        found = find_submission(store, found.uid)
+        for line in log.new_lines():
+            note(line)
+        if not found.is_active:
+            return found
+        why = why_waiting(store, found)
+        if why is not None and why != told:
+            note(f"{found.name}: {why}")
+            told = why
+        if found.state == "waiting" and polls % _START_EVERY == 0:
+            start_queue(settings)  # the process may have been killed
+        polls += 1
+        time.sleep(POLL_S)
+
+
+def _print(lines: list[str]) -> None:
+    for line in lines:
+        out(line)
+
+
+def _sentence(reason: str | None) -> str:
+    return f"{(reason or 'the log has the reason').rstrip('.')}."

@@ -1,0 +1,312 @@
+"""Submitted studies: their drivers, the commands that follow them, and the process that runs the queue."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from orchestrator.cli import following
+from orchestrator.cli.background import DriverControl, drive, work_off_queue
+from orchestrator.service import supervisor
+from orchestrator.service.devices import DevicePool
+from orchestrator.service.submitting import find_submission, log_file, submit_study
+from orchestrator.service.supervisor import Supervisor, queue_lock, start_queue
+from orchestrator.settings import Settings, load_settings
+from orchestrator.spec.study_file import load_spec
+from orchestrator.store.repository import Store
+from orchestrator.store.service_records import Placement, SubmissionRecord
+from orchestrator.store.submission_rows import LeaseLostError
+from orchestrator.study.access import list_studies
+from orchestrator.study.lock import hold_study
+from tests.tiny import CommandLine
+
+QUICK = """\
+study: quick
+pool: inline
+data: {source: digits, image_size: 32, max_images: 60, max_test_images: 20}
+stages:
+  - stage: screen
+    space: {name: as-vit, width: 8, depths: [1, 1, 1, 1]}
+    num_trials: 2
+    batch_size: 4
+    proxies: [params]
+    rank_by: [params]
+"""
+"""A study that takes less than a second."""
+BOX = DevicePool("box", num_gpus=0, max_studies=1)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    found = load_settings(home=tmp_path / "home", tracking=False)
+    found.home.mkdir()
+    return found
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[Store]:
+    store = Store.open(settings.database_url, artifact_root=settings.artifact_root)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def no_process(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Instead of processes, their arguments are noted."""
+    started: list[list[str]] = []
+
+    def start(arguments: list[str], *_: object) -> subprocess.Popen[bytes]:
+        started.append(list(arguments))
+        return subprocess.Popen(["true"])
+
+    monkeypatch.setattr(supervisor, "_start_process", start)
+    return started
+
+
+def write(folder: Path, text: str = QUICK) -> Path:
+    file = folder / "quick.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def submit(store: Store, folder: Path, text: str = QUICK, **given: object) -> SubmissionRecord:
+    file = write(folder, text)
+    return submit_study(store, load_spec(file), text, **given)  # type: ignore[arg-type]
+
+
+def claim(store: Store, lease_s: float = 60.0) -> SubmissionRecord:
+    found = store.queue().claim("r", "box", lambda *_: Placement({}), lease_s=lease_s)
+    assert found is not None
+    return found
+
+
+def test_a_driver_runs_a_study_of_another_owner_to_its_end(store: Store, settings: Settings, tmp_path: Path) -> None:
+    submit(store, tmp_path, owner="alice")
+    claimed = claim(store)
+    drive(claimed.uid, claimed.lease, settings, DriverControl())
+    ended = find_submission(store, "alice~quick")
+    assert (ended.state, ended.reason, ended.pid) == ("complete", None, os.getpid())
+    study = store.find_study("alice~quick")
+    assert study is not None
+    assert (study.state, study.owner) == ("complete", "alice")
+    assert store.find_study("quick") is None
+    assert (settings.artifact_root / "studies" / f"alice~quick-{study.uid}" / "screen").is_dir()
+
+
+def test_a_study_that_cannot_run_fails_with_the_reason(store: Store, settings: Settings, tmp_path: Path) -> None:
+    for name in ("cats", "dogs"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "1.png").touch()
+    submit(store, tmp_path, QUICK.replace("source: digits", f"source: {tmp_path}/images"))
+    shutil.rmtree(tmp_path / "images")
+    claimed = claim(store)
+    drive(claimed.uid, claimed.lease, settings, DriverControl())
+    failed = find_submission(store, "quick")
+    assert failed.state == "failed"
+    assert "images" in (failed.reason or "")
+    (line,) = list_studies(settings)
+    assert (line["study"], line["state"], line["stages"]) == ("quick", "failed", 1)
+
+
+def test_a_stopped_driver_lets_the_study_wait_and_the_next_one_resumes_it(
+    store: Store, settings: Settings, tmp_path: Path
+) -> None:
+    submit(store, tmp_path)
+    claimed, control = claim(store), DriverControl()
+    control.on_signal(signal.SIGTERM, None)
+    drive(claimed.uid, claimed.lease, settings, control)
+    waiting = find_submission(store, "quick")
+    assert (waiting.state, waiting.reason) == ("waiting", "its driver was stopped by SIGTERM; it will be resumed")
+    (line,) = list_studies(settings)
+    assert line["state"] == "waiting"
+    again = claim(store)
+    drive(again.uid, again.lease, settings, DriverControl())
+    assert find_submission(store, "quick").state == "complete"
+
+
+def test_a_heartbeat_cancels_a_study_that_another_process_is_running(
+    store: Store, settings: Settings, tmp_path: Path
+) -> None:
+    submit(store, tmp_path)
+    claimed = claim(store)
+    store.queue().request_cancel(claimed.uid)
+    with hold_study("quick", settings):
+        drive(claimed.uid, claimed.lease, settings, DriverControl(), heartbeat_s=0.05)
+    assert find_submission(store, "quick").state == "cancelled"
+
+
+def test_a_driver_that_lost_its_lease_stops_and_changes_nothing(
+    store: Store, settings: Settings, tmp_path: Path
+) -> None:
+    submit(store, tmp_path)
+    old = claim(store)
+    taken: list[SubmissionRecord] = []
+
+    class Losing(DriverControl):
+        def wait(self, seconds: float) -> bool:
+            if not taken:
+                store.queue().give_up(old.uid, old.lease, "it looked dead")
+                taken.append(claim(store))
+            return super().wait(seconds)
+
+    with hold_study("quick", settings), pytest.raises(LeaseLostError):
+        drive(old.uid, old.lease, settings, Losing(), heartbeat_s=0.05)
+    assert find_submission(store, "quick") == taken[0]
+
+
+def test_a_replica_starts_one_driver_per_claim_and_gives_up_dead_ones(
+    store: Store, settings: Settings, tmp_path: Path, no_process: list[list[str]]
+) -> None:
+    submitted = submit(store, tmp_path)
+    submit(store, tmp_path, QUICK.replace("study: quick", "study: second"))
+    replica = Supervisor(store, settings, BOX)
+    replica.step()
+    assert no_process == [[submitted.uid, "1"]]
+    assert find_submission(store, "second").reason == "waits for its turn: one study runs on box, at most 1 at a time"
+    for driver in replica._drivers.values():
+        driver.wait()
+    replica.step()
+    assert no_process == [[submitted.uid, "1"], [submitted.uid, "2"]]
+    assert find_submission(store, "quick").num_deaths == 1
+    assert not replica.is_idle()
+
+
+def test_a_study_waits_with_the_reason_while_no_driver_can_start(
+    store: Store, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(supervisor, "_start_process", refuse)
+    submit(store, tmp_path)
+    Supervisor(store, settings, BOX).step()
+    waiting = find_submission(store, "quick")
+    assert (waiting.state, waiting.num_deaths) == ("waiting", 0)
+    assert waiting.reason == "its driver could not be started: Cannot allocate memory"
+
+
+def test_the_commands_follow_a_study_from_submit_to_its_results(
+    command_line: CommandLine,
+    tmp_path: Path,
+    no_process: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = write(tmp_path)
+    done = command_line("submit", file)
+    assert (done.status, done.out) == (0, "study 'quick' is waiting: waits for its turn\n")
+    assert "vitsearch watch quick" in done.err
+    assert no_process == [[]]
+    assert command_line("submit", file).status == 1
+    assert "is waiting. Follow it with: vitsearch watch quick" in command_line("status", "quick").err
+    assert "nothing yet: it is waiting" in command_line("logs", "quick").err
+
+    settings = load_settings(home=command_line.home, tracking=False)
+    store = Store.open(settings.database_url, artifact_root=settings.artifact_root)
+
+    def run_it(_: float) -> None:
+        claimed = claim(store)
+        log = log_file(settings, claimed)
+        log.parent.mkdir(parents=True)
+        log.write_text("screen: started\nscr")
+        drive(claimed.uid, claimed.lease, settings, DriverControl())
+
+    monkeypatch.setattr(following.time, "sleep", run_it)
+    watched = command_line("watch", "quick")
+    assert watched.status == 0, watched.err
+    assert "quick: waits for its turn" in watched.err
+    assert "screen: started" in watched.err
+    assert "vitsearch status quick" in watched.out
+    assert command_line("logs", "quick", "--follow").out == "screen: started\n"
+    assert "complete already" in command_line("cancel", "quick").out
+    assert command_line("resume", "quick").out == "study 'quick' is complete\n"
+    assert '"state": "complete"' in command_line("cancel", "quick", "--format", "json").out
+    store.close()
+
+
+def test_watching_tells_how_a_study_ended_and_how_to_resume_it(
+    command_line: CommandLine, tmp_path: Path, no_process: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command_line("submit", write(tmp_path))
+    assert "is cancelled. Resume it with: vitsearch resume quick" in command_line("cancel", "quick").out
+    watched = command_line("watch", "quick")
+    assert watched.status == 1
+    assert watched.err.endswith("study 'quick' was cancelled. Resume with: vitsearch resume quick\n")
+    assert "is waiting" in command_line("resume", "quick").out
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(following.time, "sleep", interrupt)
+    watched = command_line("watch", "quick")
+    assert watched.status == 130
+    assert "continues in the background. End it with: vitsearch cancel quick" in watched.err
+    assert command_line("watch", "nowhere").status == 2
+
+
+def test_a_log_is_read_in_whole_lines_from_its_last_ones(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    log = following.LogReader(file, num_lines=2)
+    assert log.new_lines() == []
+    file.write_bytes(b"1\n2\n3\n4")
+    assert log.new_lines() == ["2", "3"]
+    with file.open("ab") as more:
+        more.write(b"4\n\xff\n\n5\n6")
+    assert log.new_lines() == ["44", "\ufffd", "", "5"]
+    assert log.new_lines() == []
+
+
+def test_only_one_process_runs_the_queue_of_a_home(
+    store: Store, settings: Settings, tmp_path: Path, no_process: list[list[str]]
+) -> None:
+    with FileLock(queue_lock(settings), timeout=0):
+        assert not start_queue(settings)
+        submit(store, tmp_path)
+        work_off_queue(settings)
+        assert find_submission(store, "quick").state == "waiting"
+    assert start_queue(settings)
+    assert no_process == [[]]
+
+
+def test_tokens_are_shown_once_and_their_changes_are_logged(command_line: CommandLine) -> None:
+    assert "vitsearch token create OWNER" in command_line("token", "list").out
+    created = command_line("token", "create", "alice", "--role", "viewer", "--label", "laptop")
+    secret = created.out.strip()
+    uid = secret.split("_")[1]
+    assert f"vitsearch token revoke {uid}" in created.err
+    listed = command_line("token", "list").out
+    assert "laptop" in listed
+    assert "valid" in listed
+    assert secret not in listed
+    assert command_line("token", "revoke", uid).out == f"token {uid} is revoked\n"
+    assert "revoked" in command_line("token", "list").out
+    assert command_line("token", "revoke", "nix").status == 2
+    assert command_line("token", "create", "Not A Name").status == 2
+    settings = load_settings(home=command_line.home)
+    store = Store.open(settings.database_url)
+    assert [(event.action, event.subject) for event in store.audit_log().page()] == [
+        ("token.revoke", uid),
+        ("token.create", uid),
+    ]
+    store.close()
+
+
+@pytest.mark.slow
+def test_a_submitted_study_outlives_the_command_and_its_queue_ends(tmp_path: Path) -> None:
+    settings = load_settings(home=tmp_path / "home", tracking=False)
+    command = [str(Path(sys.executable).with_name("vitsearch"))]
+    environment = {**os.environ, **settings.environment()}
+    submitted = subprocess.run([*command, "submit", str(write(tmp_path))], env=environment, check=True)
+    assert submitted.returncode == 0
+    watched = subprocess.run(
+        [*command, "watch", "quick"], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert watched.returncode == 0, watched.stderr
+    assert "quick: complete" in watched.stderr
+    with FileLock(queue_lock(settings), timeout=30):  # its process has ended
+        assert list_studies(settings)[0]["state"] == "complete"
