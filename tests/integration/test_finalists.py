@@ -187,7 +187,7 @@ def test_a_process_that_is_killed_leaves_a_promotion_that_ends_in_the_same_way(
 ) -> None:
     home, file = tmp_path / "home", write(tmp_path)
     process = start("run", file, "--quiet", home=home, cwd=tmp_path)
-    until = time.monotonic() + 400
+    until = time.monotonic() + 900
     while num_epochs(home) < epochs_before and process.poll() is None and time.monotonic() < until:
         time.sleep(0.01)
     assert process.poll() is None

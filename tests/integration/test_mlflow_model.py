@@ -196,7 +196,7 @@ def served(home: Path, port: int) -> Iterator[Path]:
 
 
 def post(port: int, body: bytes, content_type: str) -> tuple[int, Any]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
     try:
         connection.request("POST", "/invocations", body, {"Content-Type": content_type})
         response = connection.getresponse()
@@ -207,7 +207,7 @@ def post(port: int, body: bytes, content_type: str) -> tuple[int, Any]:
 
 def wait_for(port: int, page: str, log: Path | None = None) -> None:
     """Wait until a server answers."""
-    end = time.monotonic() + 300
+    end = time.monotonic() + 900
     while not is_up(port, page):
         assert time.monotonic() < end, log.read_text() if log else page
         time.sleep(0.5)

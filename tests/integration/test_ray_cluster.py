@@ -69,7 +69,7 @@ def another_node(address: str, *, modules: Path) -> Iterator[None]:
 def wait_for_nodes(count: int) -> None:
     import ray
 
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while sum(node["Alive"] for node in ray.nodes()) != count:
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -22,7 +22,7 @@ def number(event: Event) -> int:
     return int(event.tags["number"])
 
 
-LONG_S = 60.0
+LONG_S = 300.0
 """Longer than any test waits: a step that needs it fails."""
 
 

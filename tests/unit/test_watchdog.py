@@ -11,7 +11,7 @@ from trainers.training.watchdog import Watchdog
 def test_a_training_without_progress_times_out() -> None:
     timed_out: queue.SimpleQueue[Set[int]] = queue.SimpleQueue()
     Watchdog(0.05, timed_out.put).start(1)
-    assert timed_out.get(timeout=30) == {1}
+    assert timed_out.get(timeout=300) == {1}
 
 
 def test_a_suspended_timer_runs_again_after_progress() -> None:
@@ -20,7 +20,7 @@ def test_a_suspended_timer_runs_again_after_progress() -> None:
     watchdog.start(1)
     watchdog.suspend()
     watchdog.reset()
-    assert timed_out.get(timeout=30) == {1}
+    assert timed_out.get(timeout=300) == {1}
 
 
 def test_a_training_that_has_stopped_is_not_watched() -> None:
@@ -29,6 +29,6 @@ def test_a_training_that_has_stopped_is_not_watched() -> None:
     watchdog.start(1)
     watchdog.stop(1)
     watchdog.start(2)
-    assert timed_out.get(timeout=30) == {2}
+    assert timed_out.get(timeout=300) == {2}
     with pytest.raises(queue.Empty):
         timed_out.get_nowait()
