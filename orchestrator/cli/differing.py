@@ -8,7 +8,7 @@ from rich.text import Text
 
 from orchestrator.cli.console import out, print_json
 from orchestrator.settings import load_settings
-from orchestrator.study.differing import StudyDiff, StudyDifference, diff_studies
+from orchestrator.study.differing import MISSING, StudyDiff, StudyDifference, diff_studies
 
 
 def diff_command(first: str, second: str, *, as_json: bool) -> None:
@@ -42,5 +42,5 @@ def _table(found: StudyDiff, rows: Sequence[StudyDifference]) -> Table:
     for column in table.columns:
         column.overflow = "fold"
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text("-" if cell == MISSING else cell) for cell in row))
     return table

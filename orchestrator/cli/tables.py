@@ -42,6 +42,7 @@ def study_report(summary: dict[str, Any]) -> RenderableType:
         parts += [_title("Champion"), champion_lines(champion)]
     name = summary["study"]
     steps = {
+        f"vitsearch report {name}": "write a report, one web page",
         f"vitsearch ui {name}": "open its trials in MLflow",
         f"vitsearch compare {name}": "compare the best trials",
     }

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, NamedTuple
 
 from orchestrator.settings import Settings
@@ -59,10 +59,11 @@ def diff_studies(first: str, second: str, settings: Settings) -> StudyDiff:
         if store is None:
             raise DatabaseUnavailableError(f"the database {settings.database_url} has disappeared. Restore it.")
         one, other = (read_study(study, store, study_folder(settings, study)) for study in studies)
+    shared = _stages(one).keys() & _stages(other).keys()
     return StudyDiff(
         first,
         second,
-        file=_differences(_file(one), _file(other)),
+        file=_differences(_file(one, shared), _file(other, shared)),
         data=_differences(_data(one), _data(other)),
         champion=_differences(_configuration(one), _configuration(other)),
         results=_pairs(_results(one), _results(other)),
@@ -70,12 +71,25 @@ def diff_studies(first: str, second: str, settings: Settings) -> StudyDiff:
     )
 
 
-def _file(reported: ReportedStudy) -> dict[str, str]:
-    """The study file with one key per value; stages have their names as keys, so that an added one shifts no others."""
-    raw = reported.study.spec if reported.spec is None else reported.spec.model_dump(mode="json")
-    content = {name: value for name, value in raw.items() if name not in {*HOW, "study", "stages"}}
-    stages = {str(stage.get("name") or stage["stage"]): stage for stage in raw.get("stages", ())}
-    return _flat({**content, "stages": list(stages), **{name: dict(stage) for name, stage in stages.items()}})
+def _raw(reported: ReportedStudy) -> dict[str, Any]:
+    """The study file with the defaults of this version, if it is readable."""
+    return reported.study.spec if reported.spec is None else reported.spec.model_dump(mode="json")
+
+
+def _stages(reported: ReportedStudy) -> dict[str, dict[str, Any]]:
+    return {str(stage.get("name") or stage["stage"]): dict(stage) for stage in _raw(reported).get("stages", ())}
+
+
+def _file(reported: ReportedStudy, shared: Set[str]) -> dict[str, str]:
+    """The study file with one key per value. Stages have their names as keys, so that an added one shifts no others.
+
+    Args:
+        reported: The study.
+        shared: Names of the stages that both studies have; of others, only the names are listed.
+    """
+    content = {name: value for name, value in _raw(reported).items() if name not in {*HOW, "study", "stages"}}
+    stages = _stages(reported)
+    return _flat({**content, "stages": list(stages), **{name: stages[name] for name in stages if name in shared}})
 
 
 def _data(reported: ReportedStudy) -> dict[str, str]:
@@ -163,5 +177,10 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
     """Nested settings with one dotted key per value; lists are values."""
     if isinstance(value, Mapping) and value:
         return {key: text for name, inner in value.items() for key, text in _flat(inner, f"{prefix}{name}.").items()}
-    shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return {prefix.removesuffix("."): shown}
+    return {prefix.removesuffix("."): _text(value)}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list) and value and not any(isinstance(one, list | Mapping) for one in value):
+        return ", ".join(map(_text, value))
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
