@@ -5,6 +5,8 @@ from pathlib import Path
 
 from orchestrator.cli.console import fail, note, out, print_json
 from orchestrator.cli.exit_status import FAILED, INTERRUPTED
+from orchestrator.cli.remote import client_of
+from orchestrator.cli.service_studies import logs_there, watch_there
 from orchestrator.cli.submitting import opened_store
 from orchestrator.cli.tables import study_report
 from orchestrator.settings import Settings, load_settings
@@ -43,8 +45,12 @@ class LogReader:
         return lines
 
 
-def logs_command(name: str, *, follow: bool) -> None:
+def logs_command(name: str, server: str | None, *, follow: bool) -> None:
     """Print what the drivers of a study wrote."""
+    client = client_of(server)
+    if client:
+        logs_there(client, name, follow=follow)
+        return
     from orchestrator.service.submitting import find_submission, log_file
 
     settings = load_settings()
@@ -61,8 +67,12 @@ def logs_command(name: str, *, follow: bool) -> None:
             _print(log.new_lines())
 
 
-def watch_command(name: str, *, as_json: bool) -> None:
+def watch_command(name: str, server: str | None, *, as_json: bool) -> None:
     """Follow a study to its end, then print its results. Ctrl-C ends the watching only."""
+    client = client_of(server)
+    if client:
+        watch_there(client, name, as_json=as_json)
+        return
     from orchestrator.service.submitting import find_submission
     from orchestrator.study.access import find_summary
 

@@ -10,6 +10,7 @@ _ORDER = (
     "validate",
     "run",
     "submit",
+    "extend",
     "watch",
     "logs",
     "cancel",

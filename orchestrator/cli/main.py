@@ -151,6 +151,7 @@ def _submit(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Run failed trials of an existing study once more.")
     ] = False,
+    server: ServerOption = None,
     output: FormatOption = Format.text,
 ) -> None:
     """Run a study in the background, where it outlives the terminal."""
@@ -159,6 +160,7 @@ def _submit(
     given = {"data.source": data, "engine.name": engine}
     submit_command(
         file,
+        server,
         overrides={name: value for name, value in given.items() if value},
         priority=priority,
         idempotency_key=key,
@@ -167,43 +169,58 @@ def _submit(
     )
 
 
+@app.command("extend")
+def _extend(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The changed file of an existing study.")],
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials once more.")] = False,
+    server: ServerOption = None,
+    output: FormatOption = Format.text,
+) -> None:
+    """Let a study grow to more trials, epochs or stages, in the background."""
+    from orchestrator.cli.submitting import extend_command
+
+    extend_command(file, server, retry_failed=retry_failed, as_json=output is Format.json)
+
+
 @app.command("watch")
-def _watch(study: StudyArgument, output: FormatOption = Format.text) -> None:
+def _watch(study: StudyArgument, server: ServerOption = None, output: FormatOption = Format.text) -> None:
     """Follow a submitted study to its end, then show its results."""
     from orchestrator.cli.following import watch_command
 
-    watch_command(study, as_json=output is Format.json)
+    watch_command(study, server, as_json=output is Format.json)
 
 
 @app.command("logs")
 def _logs(
     study: StudyArgument,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until the study ends.")] = False,
+    server: ServerOption = None,
 ) -> None:
     """Print what a submitted study has written."""
     from orchestrator.cli.following import logs_command
 
-    logs_command(study, follow=follow)
+    logs_command(study, server, follow=follow)
 
 
 @app.command("cancel")
-def _cancel(study: StudyArgument, output: FormatOption = Format.text) -> None:
+def _cancel(study: StudyArgument, server: ServerOption = None, output: FormatOption = Format.text) -> None:
     """Stop a submitted study after its current step; what has finished is kept."""
     from orchestrator.cli.submitting import cancel_command
 
-    cancel_command(study, as_json=output is Format.json)
+    cancel_command(study, server, as_json=output is Format.json)
 
 
 @app.command("resume")
 def _resume(
     study: StudyArgument,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials once more.")] = False,
+    server: ServerOption = None,
     output: FormatOption = Format.text,
 ) -> None:
     """Continue a submitted study that failed, was cancelled or was interrupted."""
     from orchestrator.cli.submitting import resume_command
 
-    resume_command(study, retry_failed=retry_failed, as_json=output is Format.json)
+    resume_command(study, server, retry_failed=retry_failed, as_json=output is Format.json)
 
 
 @app.command("correlate")

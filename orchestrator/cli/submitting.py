@@ -7,14 +7,18 @@ from typing import Any
 
 from orchestrator.cli.console import note, out, print_json
 from orchestrator.cli.exit_status import exit_on_error
+from orchestrator.cli.remote import client_of
+from orchestrator.cli.service_studies import cancel_there, show_submission, submit_there
 from orchestrator.settings import Settings, load_settings
 from orchestrator.spec.study_file import load_spec
 from orchestrator.store.repository import Store
 from orchestrator.store.service_records import SubmissionRecord
+from trainers.yaml_source import read_yaml
 
 
 def submit_command(
     file: Path,
+    server: str | None,
     *,
     overrides: Mapping[str, Any],
     priority: int,
@@ -23,6 +27,18 @@ def submit_command(
     as_json: bool,
 ) -> None:
     """Submit a study, and start the process that runs it if there is none."""
+    client = client_of(server)
+    if client:
+        submit_there(
+            client,
+            file,
+            overrides=overrides,
+            priority=priority,
+            key=idempotency_key,
+            retry_failed=retry_failed,
+            as_json=as_json,
+        )
+        return
     from orchestrator.service.submitting import submit_study, why_waiting
     from orchestrator.service.supervisor import start_queue
 
@@ -42,8 +58,27 @@ def submit_command(
         _show(submission, why_waiting(store, submission), as_json=as_json)
 
 
-def cancel_command(name: str, *, as_json: bool) -> None:
+def extend_command(file: Path, server: str | None, *, retry_failed: bool, as_json: bool) -> None:
+    """Let an existing study grow to a changed file, in the background."""
+    client = client_of(server)
+    if client:
+        name = str(read_yaml(file).data.get("study", ""))
+        show_submission(client, client.extend(name, file, retry_failed=retry_failed), as_json=as_json)
+        return
+    from orchestrator.study.access import find_study
+
+    find_study(load_spec(file).study, load_settings())
+    submit_command(
+        file, None, overrides={}, priority=0, idempotency_key=None, retry_failed=retry_failed, as_json=as_json
+    )
+
+
+def cancel_command(name: str, server: str | None, *, as_json: bool) -> None:
     """Cancel a submitted study."""
+    client = client_of(server)
+    if client:
+        cancel_there(client, name, as_json=as_json)
+        return
     from orchestrator.service.submitting import cancel_study
 
     with opened_store(load_settings()) as store:
@@ -58,8 +93,12 @@ def cancel_command(name: str, *, as_json: bool) -> None:
         out(f"study {found.name!r} is {found.state} already; nothing was changed")
 
 
-def resume_command(name: str, *, retry_failed: bool, as_json: bool) -> None:
+def resume_command(name: str, server: str | None, *, retry_failed: bool, as_json: bool) -> None:
     """Let a submitted study wait for its turn again."""
+    client = client_of(server)
+    if client:
+        show_submission(client, client.resume(name, retry_failed=retry_failed), as_json=as_json)
+        return
     from orchestrator.service.submitting import resume_study, why_waiting
     from orchestrator.service.supervisor import start_queue
 

@@ -94,16 +94,35 @@ def test_list_and_delete_reach_the_service(url: str, command_line: CommandLine) 
     assert (gone.status, "must answer" in gone.err) == (1, True)
 
 
+def test_a_study_is_submitted_and_cancelled_at_a_service(url: str, tmp_path: Path, command_line: CommandLine) -> None:
+    file = tmp_path / "sent.yaml"
+    file.write_text(STUDY.replace("study: sent", "study: stopped"), encoding="utf-8")
+    sent = command_line("submit", file, "--server", url)
+    assert sent.status == 0, sent.err
+    assert "study 'stopped' is waiting" in sent.out
+    assert f"{url}/studies/stopped" in sent.err
+    again = command_line("submit", file, VITSEARCH_SERVER=url)
+    assert (again.status, "must not be submitted twice at a time" in again.err) == (2, True)
+    assert command_line("cancel", "stopped", "--server", url).status == 0
+    assert command_line("logs", "stopped", "--server", url).status == 0
+    for arguments in (["submit", file, "--data", "x"], ["submit", tmp_path / "none.yaml"], ["cancel", "nothing"]):
+        assert command_line(*arguments, "--server", url).status == 2, arguments
+    file.write_text(STUDY.replace("study: sent", "study: nothing"), encoding="utf-8")
+    assert "there is no study 'nothing'" in command_line("extend", file, "--server", url).err
+    assert "there is no study 'nothing'" in command_line("extend", file).err
+
+
 @pytest.mark.slow
-def test_a_submitted_study_runs_to_its_end(url: str, tmp_path: Path) -> None:
+def test_a_submitted_study_runs_to_its_end(url: str, tmp_path: Path, command_line: CommandLine) -> None:
     file = tmp_path / "sent.yaml"
     file.write_text(STUDY, encoding="utf-8")
+    assert command_line("submit", file, "--server", url, "--format", "json").json()["study"] == "sent"
+    watched = command_line("watch", "sent", "--server", url, "--format", "json")
+    assert watched.status == 0, watched.err
+    assert watched.json()["state"] == "complete"
+    assert "screen" in command_line("logs", "sent", "--server", url).out
     with Client(url) as client:
-        assert client.submit(file)["study"] == "sent"
-        events = list(client.events("sent"))
-        assert events[-1].data == {"state": "complete"}
-        assert client.submission("sent")["state"] == "complete"
-        assert "screen" in client.log("sent")[0]
+        assert [event.data for event in client.events("sent")][-1] == {"state": "complete"}
         assert [trial["state"] for trial in client.trials("sent")] == ["complete", "complete"]
 
 

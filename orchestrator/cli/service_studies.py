@@ -1,0 +1,137 @@
+"""`submit`, `watch`, `logs`, `cancel`, `resume` and `extend` with `--server`: the studies of a service."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.cli.console import fail, note, out, print_json
+from orchestrator.cli.exit_status import BAD_INPUT, FAILED, INTERRUPTED
+from orchestrator.cli.tables import study_report
+from orchestrator.store.service_records import ACTIVE
+
+if TYPE_CHECKING:
+    from orchestrator.client import Client
+
+POLL_S = 1.0
+_SHOWN_LINES = 20
+
+Submission = Mapping[str, Any]
+
+
+def submit_there(
+    client: "Client",
+    file: Path,
+    *,
+    overrides: Mapping[str, Any],
+    priority: int,
+    key: str | None,
+    retry_failed: bool,
+    as_json: bool,
+) -> None:
+    """Submit a study file to a service."""
+    if overrides:
+        fail(
+            f"a service reads the file alone, but {' and '.join(overrides)} were given as options. Write them into "
+            f"{file}.",
+            status=BAD_INPUT,
+        )
+    if not file.is_file():
+        fail(f"{file}: must be a YAML file, but does not exist. Check the path.", status=BAD_INPUT)
+    show_submission(client, client.submit(file, priority=priority, key=key, retry_failed=retry_failed), as_json=as_json)
+
+
+def cancel_there(client: "Client", name: str, *, as_json: bool) -> None:
+    """Cancel a study of a service."""
+    found = client.cancel(name)
+    if as_json:
+        print_json(found)
+    elif found["state"] == "running":
+        out(f"study {found['study']!r} stops after its current step; every finished trial and epoch is kept")
+    elif found["state"] == "cancelled":
+        out(f"study {found['study']!r} is cancelled. Resume it with: vitsearch resume {found['study']}")
+    else:
+        out(f"study {found['study']!r} is {found['state']} already; nothing was changed")
+
+
+def logs_there(client: "Client", name: str, *, follow: bool) -> None:
+    """Print what the drivers of a study wrote."""
+    reader = _LogParts(client, name)
+    found = client.submission(name)
+    if not reader.print_new(out):
+        note(f"study {found['study']!r} has written nothing yet: it is {found['state']}")
+    while follow and found["state"] in ACTIVE:
+        time.sleep(POLL_S)
+        found = client.submission(name)
+        reader.print_new(out)
+
+
+def watch_there(client: "Client", name: str, *, as_json: bool) -> None:
+    """Follow a study of a service to its end, then print its results. Ctrl-C ends the watching only."""
+    try:
+        found = _follow(client, name)
+    except KeyboardInterrupt:
+        fail(
+            f"watching has ended, and study {name!r} continues in the background. End it with: vitsearch cancel {name}",
+            status=INTERRUPTED,
+        )
+    if found["state"] != "complete":
+        reason = (found["reason"] or "the log has the reason").rstrip(".")
+        how = {"failed": f"failed: {reason}", "cancelled": "was cancelled"}.get(
+            found["state"], f"was interrupted: {reason}"
+        )
+        fail(f"study {found['study']!r} {how}. Resume with: vitsearch resume {found['study']}", status=FAILED)
+    summary = client.study(name)
+    if as_json:
+        print_json(summary)
+    else:
+        out(study_report(summary))
+
+
+def show_submission(client: "Client", found: Submission, *, as_json: bool) -> None:
+    """Print a submission."""
+    if as_json:
+        print_json(found)
+        return
+    why = f": {found['reason']}" if found["state"] == "waiting" and found["reason"] else ""
+    out(f"study {found['study']!r} is {found['state']}{why}")
+    if found["state"] in ACTIVE:
+        note(f"It runs at {client.url}/studies/{found['study']}. Watch it with: vitsearch watch {found['study']}")
+
+
+class _LogParts:
+    """Prints a log as it grows, in whole lines."""
+
+    def __init__(self, client: "Client", name: str, *, num_lines: int | None = None) -> None:
+        self._client, self._name, self._num_lines = client, name, num_lines
+        self._offset, self._rest = 0, ""
+
+    def print_new(self, show: Callable[[str], None]) -> bool:
+        """Print the new lines; returns whether there were any."""
+        lines: list[str] = []
+        while True:
+            text, after = self._client.log(self._name, offset=self._offset)
+            if after == self._offset:
+                break
+            self._offset = after
+            *whole, self._rest = (self._rest + text).split("\n")
+            lines += whole
+        if self._num_lines is not None:
+            lines, self._num_lines = lines[-self._num_lines :], None
+        for line in lines:
+            show(line)
+        return bool(lines)
+
+
+def _follow(client: "Client", name: str) -> Submission:
+    """Print the log of a study, and why it waits, until it is over."""
+    reader, told = _LogParts(client, name, num_lines=_SHOWN_LINES), ""
+    while True:
+        found = client.submission(name)
+        reader.print_new(note)
+        if found["state"] not in ACTIVE:
+            return found
+        if found["state"] == "waiting" and found["reason"] != told:
+            told = found["reason"]
+            note(f"{found['study']}: {told}")
+        time.sleep(POLL_S)
