@@ -149,9 +149,12 @@ def _combination(row: Row) -> str:
 def _transfer(other: Mapping[str, Any]) -> str:
     where = f"{other['truth']['target']} of {other['truth']['name']}"
     row = next((row for row in other["proxies"] if row["is_combination"]), None)
-    return f"Learned combination on {where}: " + (
-        "not available, because there are too few topologies to learn from." if row is None else f"{_beats(row)}."
-    )
+    if row is None:
+        return f"Learned combination on {where}: not available, because there are too few topologies to learn from."
+    shared, total = len(other.get("shared", ())), other["truth"]["num_topologies"]
+    too = f"{shared} of its {total} topologies are in the first table too: predicted by models that did not see them"
+    apart = f" ({too})" if shared else ""
+    return f"Learned combination on {where}{apart}: {_beats(row)}."
 
 
 def _beats(row: Row) -> str:

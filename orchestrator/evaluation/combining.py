@@ -66,6 +66,20 @@ class LearnedCombination(BaseModel):
                 f"learning a combination needs at least {MIN_TO_LEARN} topologies with an accuracy, but got "
                 f"{int(known.sum())}. Train more topologies, or combine by rank."
             )
+        return cls._of(oriented, table, truth, known, inner_folds=inner_folds, seed=seed)
+
+    @classmethod
+    def _of(
+        cls,
+        oriented: Scores,
+        table: Array,
+        truth: Array,
+        known: NDArray[np.bool_],
+        *,
+        inner_folds: int,
+        seed: int,
+    ) -> "LearnedCombination":
+        """Fit to the topologies of a mask."""
         weights, penalty = _fit(table[known], truth[known], inner_folds, np.random.default_rng(seed))
         return cls(
             weights=dict(zip(oriented, weights.tolist(), strict=True)),
@@ -140,24 +154,62 @@ def nested_predictions(
 
 
 def transfer(
-    oriented_fit: Scores, accuracy_fit: Sequence[float], oriented_other: Scores, *, seed: int = 0
+    oriented_fit: Scores,
+    accuracy_fit: Sequence[float],
+    oriented_other: Scores,
+    *,
+    topologies_fit: Sequence[str] = (),
+    topologies_other: Sequence[str] = (),
+    seed: int = 0,
+    folds: int = 5,
+    repeats: int = 10,
 ) -> list[float]:
     """Predict another space or target with a combination fitted on one table.
 
     The scores of the other table are ranked among each other, since the scale of every score depends on the space. Only
     proxies in both tables are used.
 
+    Topologies that are in both tables are predicted out of fold: they are split into `folds` parts, and each part is
+    predicted by a combination fitted without it, as in `nested_predictions`. Otherwise the weights would have been
+    fitted to those very topologies, whose accuracies for two targets have much in common.
+
+    Args:
+        oriented_fit: Scores of the table to learn from.
+        accuracy_fit: Its accuracies.
+        oriented_other: Scores of the table to predict.
+        topologies_fit: Names of the topologies of the first table, to find those that the tables share.
+        topologies_other: Names of those of the other table; empty if they share none.
+        seed: Seed of the folds.
+        folds: Number of parts of the shared topologies.
+        repeats: Number of splits into parts. Predictions are averaged over them.
+
     Raises:
         ValueError: The tables have no proxy in common, or the first has fewer than `MIN_TO_LEARN` accuracies.
     """
-    shared = [name for name in oriented_fit if name in oriented_other]
-    if not shared:
+    names = [name for name in oriented_fit if name in oriented_other]
+    if not names:
         raise ValueError(
             f"both tables must have scores of the same proxies, but one has {list(oriented_fit)} and the other "
             f"{list(oriented_other)}. Score both with the same proxies."
         )
-    fitted = LearnedCombination.fit({name: oriented_fit[name] for name in shared}, accuracy_fit, seed=seed)
-    return fitted.ranking_among(oriented_other).predict(oriented_other)
+    scores = {name: oriented_fit[name] for name in names}
+    fitted = LearnedCombination.fit(scores, accuracy_fit, seed=seed)
+    found = np.array(fitted.ranking_among(oriented_other).predict(oriented_other))
+    places = {name: place for place, name in enumerate(topologies_fit)}
+    shared = [(place, places[name]) for place, name in enumerate(topologies_other) if name in places]
+    if not shared:
+        return [float(value) for value in found]
+    here, there = (np.array(column) for column in zip(*shared, strict=True))
+    table, truth = _table(scores), np.asarray(accuracy_fit, dtype=float)
+    total, rng = np.zeros(len(shared)), np.random.default_rng(seed)
+    for _ in range(repeats):
+        for fold in _folds(len(shared), folds, rng):
+            known = np.isfinite(truth)
+            known[there[fold]] = False
+            apart = LearnedCombination._of(scores, table, truth, known, inner_folds=5, seed=seed)
+            total[fold] += np.array(apart.ranking_among(oriented_other).predict(oriented_other))[here[fold]]
+    found[here] = total / repeats
+    return [float(value) for value in found]
 
 
 # --- the regression ---

@@ -96,14 +96,27 @@ class ProxyVerdicts:
         return found
 
     def _carry_over(self, other: ScoredTruth) -> Transfer:
-        """Judge the combination that was learned on the first truth on another, unseen truth."""
+        """Judge the combination that was learned on the first truth on another one; shared topologies out of fold."""
         predictions = []
         for index in range(self._scored.num_seeds if len(self._truth.topologies) >= MIN_TO_LEARN else 0):
-            fitted = self._scored.oriented(index), self._truth.accuracies
-            predictions.append(transfer(*fitted, other.oriented(index), seed=self._context.seed))
+            predictions.append(
+                transfer(
+                    self._scored.oriented(index),
+                    self._truth.accuracies,
+                    other.oriented(index),
+                    topologies_fit=self._truth.topologies,
+                    topologies_other=other.truth.topologies,
+                    seed=self._context.seed,
+                )
+            )
         scores = {name: other.scores[name] for name in self._settings.baselines}
         rows = self._judge({**({LEARNED: predictions} if predictions else {}), **scores}, other.truth)
-        return Transfer(truth=_described(other.truth), proxies=tuple(_verdict_row(row) for row in rows))
+        learned = set(self._truth.topologies)
+        return Transfer(
+            truth=_described(other.truth),
+            proxies=tuple(_verdict_row(row) for row in rows),
+            shared=tuple(topology for topology in other.truth.topologies if topology in learned),
+        )
 
     def _early(self) -> EarlyJudgement | None:
         if not self._truth.curves:

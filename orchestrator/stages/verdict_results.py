@@ -58,6 +58,8 @@ class Transfer(StageResult):
 
     truth: TruthSummary
     proxies: tuple[VerdictRow, ...]
+    shared: tuple[str, ...] = ()
+    """Topologies on which the combination was also learned, with the other target; they are predicted out of fold."""
 
 
 class CorrelateResult(StageResult):

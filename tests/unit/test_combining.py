@@ -161,6 +161,33 @@ def test_a_transfer_uses_the_proxies_of_both_tables_and_needs_one() -> None:
         transfer(scores, accuracy, {"new": scores["width"]})
 
 
+def test_noise_carried_to_another_target_of_the_same_topologies_has_no_tau_above_zero() -> None:
+    """The two targets correlate by 0.8; fitted to the same topologies, the same noise reaches a tau of 0.2."""
+    names = [f"space:{index}" for index in range(60)]
+    rng, honest, leaking = np.random.default_rng(0), [], []
+    for study in range(5):
+        scores, accuracy = noise(study, proxies=24, count=60)
+        other = [
+            0.8 * value + 0.6 * rng.normal() for value in (np.array(accuracy) - np.mean(accuracy)) / np.std(accuracy)
+        ]
+        known = {"topologies_fit": names, "topologies_other": names}
+        honest.append(tau(transfer(scores, accuracy, scores, **known, repeats=1), other))
+        leaking.append(tau(transfer(scores, accuracy, scores), other))
+    assert np.mean(honest) < 0.05
+    assert np.mean(leaking) > 0.15
+
+
+def test_only_shared_topologies_are_predicted_out_of_fold() -> None:
+    scores, accuracy = signal(0)
+    other, _ = signal(1, count=20)
+    names = [f"space:{index}" for index in range(80)]
+    plain = transfer(scores, accuracy, other)
+    mixed = transfer(scores, accuracy, other, topologies_fit=names, topologies_other=[*names[:5], *["x"] * 15])
+    assert mixed[5:] == plain[5:]
+    assert all(one != two for one, two in zip(mixed[:5], plain[:5], strict=True))
+    assert tau(mixed, plain) > 0.9
+
+
 def test_the_same_seed_gives_the_same_predictions() -> None:
     scores, accuracy = signal(0, count=30)
     first, second, other = (nested_predictions(scores, accuracy, seed=seed, repeats=1) for seed in (0, 0, 1))
