@@ -25,11 +25,15 @@ def correlation(result: Mapping[str, Any]) -> RenderableType:
     if all(row["tau"]["value"] is None for row in rows):
         notes = "; ".join(note for _, note in _shared_notes(rows))
         return _remark(f"No verdict on {len(rows)} scores, from {result['num_topologies']} topologies: {notes}.")
+    ceiling = result.get("ceiling")
+    if ceiling and not (ceiling["reliability"]["low"] or 0) > 0:
+        return _remark(_no_verdict(result))
     parts: list[RenderableType] = [
         _remark(
             f"{truth['target']} of {truth['name']}: {result['num_topologies']} topologies, "
             f"{seeds} {'seed' if seeds == 1 else 'seeds'}, {100 * result['confidence']:g} % intervals"
         ),
+        *(_remark(line) for line in _limits(truth, ceiling)),
         _Verdicts(rows, baselines, in_points=truth["unit"] == "fraction"),
     ]
     if result["num_topologies"] < _TOO_FEW_TOPOLOGIES:
@@ -55,6 +59,37 @@ def correlation(result: Mapping[str, Any]) -> RenderableType:
     if result["early"]:
         parts.append(_remark(result["early"]["advice"]))
     return Group(*parts)
+
+
+def _no_verdict(result: Mapping[str, Any]) -> str:
+    """The one line if the accuracies do not differ by more than chance."""
+    return (
+        f"These trainings differ by no more than chance: no verdict on {len(result['proxies'])} scores from "
+        f"{result['num_topologies']} topologies. Train longer, use more validation images, or train each topology with "
+        "several seeds (`repeats`)."
+    )
+
+
+def _limits(truth: Mapping[str, Any], ceiling: Mapping[str, Any] | None) -> list[str]:
+    """What the accuracies can show: the epoch at which they were compared, and the tau of a perfect score."""
+    found = []
+    epoch, left_out = truth.get("epoch"), truth.get("num_left_out", 0)
+    behind = f"{left_out} topologies that ended earlier are left out" if left_out else ""
+    if epoch is not None:
+        extra = f"; {behind}" if behind else ""
+        found.append(
+            f"Trainings ended at different epochs and are compared at epoch {epoch} of {truth['num_epochs']}{extra}."
+        )
+    elif behind:
+        found.append(f"{behind[0].upper()}{behind[1:]}.")
+    if ceiling is not None:
+        noise = (
+            f"{ceiling['num_seeds']} trainings of each topology"
+            if ceiling["source"] == "seeds"
+            else "the number of validation images; other training seeds may lower it: `repeats` measures that"
+        )
+        found.append(f"A perfect score would reach a tau of about {tau_text(ceiling['tau'])} (from {noise}).")
+    return found
 
 
 def tau_text(interval: Mapping[str, Any]) -> str:

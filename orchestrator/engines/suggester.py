@@ -50,7 +50,8 @@ class OptunaSuggester:
         objectives: Metrics to optimise.
         sampler: Name and settings of the sampler.
         seed: The stage's seed.
-        first: Points to suggest before any other, in this order. Those that a trial has already tried are left out.
+        first: Points to suggest before any other, in this order. Those that trials have already tried are left out. A
+            point that occurs several times is tried as often, by trials with different seeds.
         known: Results of earlier searches of the same space, which samplers see as trials with negative numbers.
         problem: Gives the reason why a point must not be tried, or `None`.
         final_number: Number of the trial reserved for the sampler's final choice, if it makes one that is new. It is
@@ -80,7 +81,7 @@ class OptunaSuggester:
             raise ValueError(unfit)
         self._fallback = registry.create("samplers", "random")
         self._seed = seed
-        self._first = {_key(point): point for point in first}
+        self._first = [(_key(point), point) for point in first]
         self._problem = problem
         self._final_number = final_number
         self._points: Iterator[Point] | None = None
@@ -92,7 +93,7 @@ class OptunaSuggester:
         )
         self._study_id = self._storage.get_study_id_from_name(self._study.study_name)
         self._running: dict[int, _Running] = {}
-        self._seen = set(self._first)
+        self._seen = {key for key, _ in self._first}
         for number, result in enumerate(known, start=-len(known)):
             past = self._frozen(number, result.point, {}, TrialState.COMPLETE, list(result.values))
             self._storage.add(self._study_id, past)
@@ -106,7 +107,7 @@ class OptunaSuggester:
     def ask(self, number: int) -> Suggestion | None:
         """The next new point; `None` if the whole space was tried, or no new valid point was found."""
         if self._first:
-            return self._suggestion(number, next(iter(self._first.values())))
+            return self._suggestion(number, self._first[0][1])
         self._shortage = None
         if self._space.num_points is not None and len(self._seen) >= self._space.num_points:
             self._shortage = f"its search space has only {self._space.num_points} points"
@@ -176,7 +177,9 @@ class OptunaSuggester:
         """Note that a trial has this point."""
         key = _key(point)
         self._seen.add(key)
-        self._first.pop(key, None)
+        place = next((place for place, (first, _) in enumerate(self._first) if first == key), None)
+        if place is not None:
+            del self._first[place]
 
     def _is_new(self, point: Point) -> bool:
         return _key(point) not in self._seen and self._problem(point) is None

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from orchestrator.evaluation.verdict import Ceiling
 from orchestrator.spec.truth_source import TruthSource
 from orchestrator.spec.truth_table import TruthError, file_digest, read_truth_table
 from search_spaces.base import ImageTask
@@ -34,6 +35,25 @@ class GroundTruth:
     """Hex digest of the source."""
     curves: tuple[tuple[float, ...], ...] = ()
     """Validation accuracies after each epoch, for every completed trial; empty for a table."""
+    seeds: tuple[tuple[float, ...], ...] = ()
+    """Accuracies of each topology, one per training; their means are `accuracies`. Empty for a table."""
+    num_images: int | None = None
+    """Number of images that measured each accuracy, if they are fractions of correct answers; `None` if unknown."""
+    epoch: int | None = None
+    """The epoch at which trainings that ended at different epochs are compared; `None` for their results."""
+    num_epochs: int | None = None
+    """Epochs of a whole training; `None` for a table."""
+    num_left_out: int = 0
+    """Trained topologies that did not reach the epoch of the comparison."""
+
+    def ceiling(self, confidence: float) -> Ceiling | None:
+        """The tau that a perfect score could reach; `None` if the noise of the accuracies is unknown."""
+        from orchestrator.evaluation.ceiling import ceiling_of_images, ceiling_of_seeds  # imports SciPy
+
+        found = ceiling_of_seeds(self.seeds, confidence=confidence)
+        if found is not None or self.num_images is None:
+            return found
+        return ceiling_of_images(self.accuracies, self.num_images, confidence=confidence)
 
     @property
     def title(self) -> str:

@@ -68,6 +68,10 @@ def _smaller(old: int, new: int, _begun: BegunStage) -> str | None:
     return f"must be at least {old}, because these topologies have been chosen" if new < old else None
 
 
+def _fewer_repeats(old: int, new: int, begun: BegunStage) -> str | None:
+    return f"must be at least {old}, because trainings have been repeated" if begun.num_trials and new < old else None
+
+
 def _missing(old: Sequence[Any], new: Sequence[Any], _begun: BegunStage) -> str | None:
     gone = [one for one in old if one not in new]
     return f"must still contain {getattr(gone[0], 'name', gone[0])}" if gone else None
@@ -156,6 +160,7 @@ STAGES: Mapping[str, Mapping[str, Rule]] = {
         "candidates.spread": Rule(effect="extends", problem=_smaller),
         "topologies": Rule(effect="extends", problem=_missing),
         "sampler": IDENTITY,
+        "repeats": Rule(effect="extends", problem=_fewer_repeats),
         "num_trials": Rule(effect="extends", problem=_fewer_trials),
         "budget": Rule(effect="reopens"),
         "no_improvement": Rule(effect="reopens"),

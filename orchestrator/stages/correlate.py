@@ -172,6 +172,8 @@ def _screen(context: StageContext, spec: CorrelateStage) -> tuple[ScreenStage | 
 
 def _line(result: CorrelateResult) -> str:
     best = result.proxies[0]
+    if result.ceiling is not None and result.ceiling.may_be_chance:
+        return "no verdict: these trainings differ by no more than chance"
     if best.tau.value is None:
         return f"best tau - ({best.proxy})"
     bounds = "" if best.tau.low is None else f" [{best.tau.low:.2f}, {best.tau.high:.2f}]"

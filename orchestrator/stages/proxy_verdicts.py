@@ -21,6 +21,7 @@ from search_spaces.recipes import PluginChoice
 COMBINED = "combined."
 """Prefix of the names of combinations; no plug-in uses it."""
 LEARNED = f"{COMBINED}learned"
+NO_VERDICT = "no verdict, since these trainings differ by no more than chance"
 _UNITS = {"fraction": "fraction", "table": "as in the table"}
 
 
@@ -45,6 +46,7 @@ class ProxyVerdicts:
         combined = self._combinations() if settings.combine else {}
         self._scores = {**own, **combined}
         self._directions = proxy_directions(own) | dict.fromkeys(combined, "maximize")
+        self.ceiling = self._truth.ceiling(settings.confidence)
         self.verdicts = [self._with_failures(row) for row in self._judge(self._scores, self._truth)]
         self.transfers = [self._carry_over(other) for other in scored[1:]]
         self.early = self._early()
@@ -62,18 +64,26 @@ class ProxyVerdicts:
             proxies=tuple(_verdict_row(verdict) for verdict in verdicts),
             transfers=tuple(self.transfers),
             early=self.early,
+            ceiling=self.ceiling,
         )
         return StageOutcome(
             result=result,
-            summary=f"{len(truth.topologies)} topologies; best tau {_tau_text(verdicts[0])}",
+            summary=f"{len(truth.topologies)} topologies; {self._summary()}",
             metrics=self._metrics(),
             texts={"correlation.csv": _table(verdicts), "scores.csv": self._score_table()},
             plots=tuple(self._plots()),
             events=tuple(_tracked_truth(self._context, truth)),
         )
 
+    def _summary(self) -> str:
+        if self.ceiling is not None and self.ceiling.may_be_chance:
+            return NO_VERDICT
+        limit = self.ceiling.tau.value if self.ceiling is not None else None
+        beside = "" if limit is None else f" of at most {limit:.2f}"
+        return f"best tau {_tau_text(self.verdicts[0])}{beside}"
+
     def _judge(self, scores: Mapping[str, Seeds], truth: GroundTruth) -> list[Verdict]:
-        return judge_proxies(
+        verdicts = judge_proxies(
             scores,
             truth.accuracies,
             directions={name: self._directions.get(name, "maximize") for name in scores},
@@ -82,6 +92,10 @@ class ProxyVerdicts:
             confidence=self._settings.confidence,
             seed=self._context.seed,
         )
+        ceiling = truth.ceiling(self._settings.confidence)
+        if ceiling is None or not ceiling.may_be_chance:
+            return verdicts
+        return [row.model_copy(update={"above_zero": False, "beaten": ()}) for row in verdicts]
 
     def _combinations(self) -> dict[str, Seeds]:
         """Scores of rank aggregates and of the learned combination, which predicts each topology out of fold."""
@@ -139,6 +153,8 @@ class ProxyVerdicts:
     def _metrics(self) -> dict[str, float]:
         statistics = ("tau", "spearman", "partial_tau", "top_recall", "regret")
         found: dict[str, float] = {"num_topologies": len(self._truth.topologies)}
+        if self.ceiling is not None and self.ceiling.tau.value is not None:
+            found["tau_ceiling"] = self.ceiling.tau.value
         for row in self.verdicts:
             for name in statistics:
                 interval: Interval | None = getattr(row, name)
@@ -209,6 +225,10 @@ def _described(truth: GroundTruth) -> TruthSummary:
         unit=truth.unit,
         num_topologies=len(truth.topologies),
         digest=truth.digest,
+        num_seeds=min(map(len, truth.seeds), default=1),
+        epoch=truth.epoch,
+        num_epochs=truth.num_epochs,
+        num_left_out=truth.num_left_out,
     )
 
 

@@ -88,8 +88,14 @@ class TrainStage(StageModel):
         default=(), description="topologies to train instead of `candidates`, each written as space:text"
     )
     sampler: PluginChoice = Field(default=PluginChoice(name="tpe"), description="chooses candidate and recipe")
+    repeats: Count = Field(
+        default=1,
+        description="trainings of each candidate with the base recipe, each with another seed; `correlate` compares "
+        "scores with their mean, and measures how much of the differences is chance",
+    )
     num_trials: Count = Field(
-        description="number of models to train: first each candidate once with the base recipe, then sampled recipes"
+        description="number of models to train: first each candidate `repeats` times with the base recipe, then "
+        "sampled recipes"
     )
     epochs: Count = Field(description="budget of one trial in passes over the training set")
     budget: Budget | None = Field(
@@ -235,7 +241,7 @@ class TrainResult(StageResult):
     """The trained trials."""
 
     candidates: tuple[str, ...]
-    """Candidate topologies. The first trials train them in this order with the base recipe."""
+    """Candidate topologies. The first trials train them in this order with the base recipe, `repeats` times."""
     num_candidates: int
     metric: DecidingMetric = ACCURACY
     """The study's metric."""
@@ -268,7 +274,7 @@ class TrainResult(StageResult):
 
 
 def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
-    """Train each candidate with the base recipe, so that accuracies are comparable, then sampled recipes."""
+    """Train each candidate with the base recipe (`repeats` times), so that accuracies compare, then sampled recipes."""
     from orchestrator.engines.suggester import OptunaSuggester
     from orchestrator.stages.search_figures import draw_search, view_search
     from orchestrator.stages.searching import run_search
@@ -287,8 +293,8 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
     if cost is not None and cost.name == "latency":
         measured = latencies(context, candidates, begun, cost)
     dimensions = (Choice(name="topology", options=tuple(candidates)), *spec.recipe_space.dimensions)
-    base = _base_points(dimensions, candidates, begun)
-    num_missing = sum(point not in [trial.point for trial in begun] for point in base)
+    base = _base_points(dimensions, candidates, begun, repeats=spec.repeats)
+    num_missing = _num_missing(base, begun)
     warm = _warm_plan(context, spec, dimensions, candidates, objectives)
     suggester = OptunaSuggester(
         dimensions,
@@ -493,7 +499,7 @@ def _warm_plan(
             None if spec.weights is None else stored_weights(context.folder).sha256,
             None if spec.teacher is None else stored_weights(context.folder, TEACHER_INDEX).sha256,
         ),
-        num_trials=spec.num_trials,
+        room=spec.num_trials - len(candidates) * spec.repeats,
     )
 
 
@@ -603,11 +609,25 @@ def _candidates(
 
 
 def _base_points(
-    dimensions: Sequence[Dimension], candidates: Sequence[str], begun: Sequence[TrialRecord]
+    dimensions: Sequence[Dimension], candidates: Sequence[str], begun: Sequence[TrialRecord], *, repeats: int
 ) -> list[Point]:
-    """The point of each candidate with the base recipe: that of the first trial, even if its ranges are wider now."""
+    """The point of each candidate with the base recipe, `repeats` times; all candidates once come first.
+
+    The recipe is that of the first trial, even if its ranges are wider now.
+    """
     recipe = begun[0].point if begun else base_point(dimensions)
-    return [{**recipe, "topology": candidate} for candidate in candidates]
+    return [{**recipe, "topology": candidate} for candidate in candidates] * repeats
+
+
+def _num_missing(base: Sequence[Point], begun: Sequence[TrialRecord]) -> int:
+    """Number of base points that no trial has tried yet; a repeated point needs as many trials."""
+    left, missing = [trial.point for trial in begun], 0
+    for point in base:
+        if point in left:
+            left.remove(point)
+        else:
+            missing += 1
+    return missing
 
 
 def _proxy_scores(context: StageContext) -> dict[str, dict[str, float]]:
@@ -705,7 +725,7 @@ def _candidate_problems(
         yield Problem(
             at, "a train stage needs a screen or grow stage before it, or `topologies`, but has none of them. Add one."
         )
-    total = len(stage.topologies) if candidates is None else candidates.total + has_grown
+    total = stage.repeats * (len(stage.topologies) if candidates is None else candidates.total + has_grown)
     where = (*at, "num_trials")
     if candidates is not None and screen is not None and candidates.total > screen.num_trials:
         yield Problem(
@@ -713,10 +733,11 @@ def _candidate_problems(
             f"best + spread must be at most the {screen.num_trials} topologies that stage {screen.name!r} scores, "
             f"but got {candidates.best} + {candidates.spread}. Lower them or raise its `num_trials`.",
         )
+    often = "once" if stage.repeats == 1 else f"{stage.repeats} times"
     if stage.num_trials < total:
         yield Problem(
             where,
-            f"must be at least {total}, the number of candidate topologies, each trained once with the base "
+            f"must be at least {total}, the number of candidate topologies, each trained {often} with the base "
             f"recipe, but got {stage.num_trials}. Raise it or name fewer candidates.",
         )
 

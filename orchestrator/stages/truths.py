@@ -2,23 +2,27 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from orchestrator.engines.ray.generations import COPY_STEPS
 from orchestrator.evaluation.ground_truth import GroundTruth, load_table_truth
+from orchestrator.evaluation.unequal_epochs import Training, compare_trainings
 from orchestrator.spec.stage_model import latest
 from orchestrator.spec.study_file import StudySpec
 from orchestrator.spec.truth_source import TruthSource
 from orchestrator.spec.truth_table import TruthError, file_digest
 from orchestrator.stages.kind import FinishedStage
 from orchestrator.stages.screen import ScreenStage
-from orchestrator.stages.train import TRAIN, TrainResult, TrainStage
-from orchestrator.store.records import StudyRecord
+from orchestrator.stages.train import TRAIN, TrainedTrial, TrainResult, TrainStage
+from orchestrator.store.records import StudyRecord, TrialRecord
 from orchestrator.store.repository import Store
+from plugins.metrics.deciding import ACCURACY, DecidingMetric
 from plugins.registry import nearest_name
-from trainers.config import DataConfig
+from trainers.config import DataConfig, EpochReport
 
 if TYPE_CHECKING:
     from trainers.data.images import ImageData
@@ -46,28 +50,39 @@ def load_truth(source: TruthSource, *, data: DataConfig, store: Store | None) ->
 def trained_truth(
     store: Store, study: StudyRecord, train: FinishedStage[TrainStage, TrainResult], *, images: "ImageData"
 ) -> GroundTruth:
-    """The accuracies of a finished train stage: one trial per candidate, all with the base recipe.
+    """The accuracies of a finished train stage: one per candidate, all with the base recipe.
 
-    If the study decides by another metric, its values take their place, negative if less of it is better.
+    If a candidate was trained with several seeds, its accuracy is the mean. If the study decides by another metric, its
+    values take their place, negative if less of it is better.
+
+    If a scheduler or a budget ended trainings early, topologies are compared at the largest epoch that at least half of
+    them (and at least four) have reached. The more trainings have gone on, the later this epoch is. If it is the last
+    one, the results are compared.
 
     Trials with sampled recipes are excluded, because their accuracies also depend on the recipe. The curves are those
     of all trials.
 
     Raises:
-        TruthError: No candidate was trained for all its epochs.
+        TruthError: No candidate was trained with the base recipe.
     """
-    base = [trial for trial in train.result.trials if trial.has_base_recipe]
+    records, metric, num_epochs = store.trials(train.record.id), train.result.metric, train.spec.epochs
+    results = {trial.trial: trial for trial in train.result.trials}
+    curves = {record.number: store.reports(record.id) for record in records if record.number in results}
+    base = [record for record in records if record.number in results and _has_base_recipe(record, records[0])]
     if not base:
         raise TruthError(
-            f"stage {train.record.name!r} of study {study.name!r} must have trained a topology with the base recipe "
-            f"for all its epochs, but it has none. See: vitsearch status {study.name}",
+            f"stage {train.record.name!r} of study {study.name!r} must have trained a topology with the base recipe, "
+            f"but it has none. See: vitsearch status {study.name}",
             key="study",
         )
-    metric = train.result.metric
-    accuracies = tuple(metric.score(trial.val_accuracy if trial.value is None else trial.value) for trial in base)
-    topologies = tuple(trial.topology for trial in base)
-    usable = {trial.trial for trial in train.result.trials}
-    curves = [store.reports(trial.id) for trial in store.trials(train.record.id) if trial.number in usable]
+    compared = compare_trainings(
+        [_training(record, results[record.number], curves[record.number], metric) for record in base],
+        num_epochs=num_epochs,
+        by_best_epoch=train.spec.rank_by == "best",
+    )
+    topologies = tuple(compared.values)
+    accuracies = tuple(sum(values) / len(values) for values in compared.values.values())
+    counted = metric.choice.name == ACCURACY.choice.name
     return GroundTruth(
         kind="trials",
         name=study.name,
@@ -81,9 +96,31 @@ def trained_truth(
         digest=_digest([topologies, accuracies]),
         curves=tuple(
             tuple(metric.score(report.value(metric)) for report in curve)
-            for curve in curves
-            if len(curve) == train.spec.epochs
+            for curve in curves.values()
+            if len(curve) == num_epochs
         ),
+        seeds=tuple(map(tuple, compared.values.values())),
+        num_images=len(images.validation) if counted else None,
+        epoch=compared.epoch,
+        num_epochs=num_epochs,
+        num_left_out=compared.num_left_out,
+    )
+
+
+def _has_base_recipe(trial: TrialRecord, first: TrialRecord) -> bool:
+    """Whether a trial has the recipe of the first trial, and took no other over from a trial that it copied."""
+    recipe, base = ({**one.point, "topology": None} for one in (trial, first))
+    return recipe == base and COPY_STEPS not in trial.details
+
+
+def _training(
+    record: TrialRecord, trial: TrainedTrial, curve: Sequence[EpochReport], metric: DecidingMetric
+) -> Training:
+    result = trial.val_accuracy if trial.value is None else trial.value
+    return Training(
+        topology=str(record.point["topology"]),
+        value=metric.score(result) if trial.has_base_recipe else None,
+        curve=[metric.score(report.value(metric)) for report in curve],
     )
 
 

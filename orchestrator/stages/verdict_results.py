@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from orchestrator.evaluation.verdict import EarlyJudgement, Interval, SameSize
+from orchestrator.evaluation.verdict import Ceiling, EarlyJudgement, Interval, SameSize
 from orchestrator.stages.kind import StageResult
 
 
@@ -28,6 +28,14 @@ class TruthSummary(StageResult):
     unit: Literal["fraction", "table"]
     num_topologies: int
     digest: str
+    num_seeds: int = 1
+    """Trainings of each topology, whose mean is its accuracy; the least, if they differ."""
+    epoch: int | None = None
+    """The epoch at which trainings that ended at different epochs were compared; `None` for their results."""
+    num_epochs: int | None = None
+    """Epochs of a whole training; `None` for a table."""
+    num_left_out: int = 0
+    """Trained topologies that did not reach this epoch."""
 
 
 class VerdictRow(StageResult):
@@ -74,3 +82,5 @@ class CorrelateResult(StageResult):
     proxies: tuple[VerdictRow, ...]
     transfers: tuple[Transfer, ...]
     early: EarlyJudgement | None
+    ceiling: Ceiling | None = None
+    """The tau that a perfect score could reach; `None` if unknown, and in results of version 0.1.0."""

@@ -131,7 +131,7 @@ def plan_warm_start(
     candidates: Sequence[str],
     objectives: Sequence[Objective],
     conditions: Mapping[str, Any],
-    num_trials: int,
+    room: int,
 ) -> WarmPlan:
     """Fit a warm start to a search, and say what it does when the stage begins.
 
@@ -146,7 +146,7 @@ def plan_warm_start(
         candidates: The candidate topologies, each of which is first trained with the base recipe.
         objectives: Its objectives.
         conditions: What its results depend on; see `conditions_of`.
-        num_trials: Its number of trials.
+        room: Number of trials after those with the base recipe.
     """
     fitted = [_fit(trial, space, dimensions, candidates) for trial in record.first]
     known_texts = {_text(base_point(dimensions, topology=candidate)) for candidate in candidates}
@@ -163,7 +163,7 @@ def plan_warm_start(
     notes += _replacements([one for one in fitted if one.has_value_inside])
     if num_same:
         notes.append(f"{_count(num_same, 'point')} not tried separately, because the same point is already planned")
-    room = max(0, num_trials - len(candidates))
+    room = max(0, room)
     if len(chosen) > room:
         notes.append(f"num_trials leaves room for {room} of {_count(len(chosen), 'point')}")
     known, why_not = _known(record, space, dimensions, candidates, objectives, conditions)

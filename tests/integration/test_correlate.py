@@ -279,8 +279,65 @@ def test_a_study_is_judged_on_its_own_images_with_the_scores_that_it_has(
     assert {name for _, name in scored} == {"extrinsic-curvature"}
     assert len(scored) == len(tiny.rows.stages["train"].result["candidates"])
     text = command_line("correlate", "tiny", "--quiet").out
-    assert "val_accuracy of tiny: 6 topologies" in text
-    assert "6 topologies are too few for a verdict" in text
+    assert "These trainings differ by no more than chance: no verdict on" in text
+    assert verdict["ceiling"]["source"] == "images"
+    assert not any(row["beats"] for row in verdict["proxies"])
+
+
+def test_topologies_whose_trainings_a_scheduler_ended_are_compared_at_an_epoch_that_enough_have_reached(
+    command_line: CommandLine, home: Path, tiny: FinishedStudy
+) -> None:
+    """The rows of a study whose scheduler stopped four of six topologies after two of four epochs."""
+    (record,) = [stage for stage in tiny.rows.stages.values() if stage.kind == "train"]
+    trials = tiny.rows.trials["train"]
+    stopped = [trial.id for trial in trials[:4]]
+    result = dict(record.result)
+    result["trials"] = [{**row, "has_base_recipe": row["trial"] >= 4} for row in result["trials"]]
+    with closing(sqlite3.connect(home / "vitsearch.db")) as database:
+        database.execute("UPDATE stages SET result = ? WHERE id = ?", (json.dumps(result), record.id))
+        database.executemany("DELETE FROM reports WHERE trial_id = ? AND epoch > 2", [(one,) for one in stopped])
+        database.commit()
+    done = command_line("correlate", "tiny", "--quiet", "--json", "--proxies", "params")
+    assert done.status == 0, done.err
+    truth = done.json()["correlation"]["truth"]
+    assert (truth["num_topologies"], truth["epoch"], truth["num_epochs"], truth["num_left_out"]) == (6, 2, 4, 0)
+    accuracies = [curve[1].val_accuracy for curve in tiny.rows.curves["train"][:6]]
+    sizes = [trial.metrics["parameters"] for trial in trials[:6]]
+    (params,) = [row for row in done.json()["correlation"]["proxies"] if row["proxy"] == "params"]
+    assert params["tau"]["value"] == pytest.approx(stats.kendalltau(sizes, accuracies, variant="b").statistic)
+
+
+REPEATED = """\
+study: repeated
+seed: 3
+data: {source: digits, image_size: 32, max_images: 120, max_test_images: 60}
+stages:
+  - stage: train
+    topologies: ["as-vit:4,4,2,1|2,2,2,1|2,1,2,1|2,1,2,1|16,8", "as-vit:4,2,2,1|2,2,2,1|2,1,2,1|2,1,2,1|16,8"]
+    repeats: 3
+    num_trials: 7
+    epochs: 1
+    recipe: {batch_size: 32, learning_rate: {low: 5e-4, high: 8e-3, log: true}}
+  - stage: correlate
+    proxies: [params]
+    resamples: 100
+"""
+
+
+def test_candidates_are_trained_with_several_seeds_and_compared_by_their_mean(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(REPEATED)
+    assert run_here(file, tmp_path / "home").state == "complete"
+    rows = read_rows(tmp_path / "home", "repeated")
+    trials = rows.trials["train"]
+    names = [trial.point["topology"] for trial in trials]
+    assert names[:6] == names[:2] * 3
+    assert len({trial.seed for trial in trials}) == 7
+    assert all(trial.point == trials[0].point | {"topology": trial.point["topology"]} for trial in trials[:6])
+    assert trials[6].point["recipe.learning_rate"] != trials[0].point["recipe.learning_rate"]
+    result = rows.stages["correlate"].result
+    assert (result["truth"]["num_topologies"], result["truth"]["num_seeds"]) == (2, 3)
+    assert (result["ceiling"]["source"], result["ceiling"]["num_seeds"]) == ("seeds", 3)
 
 
 def test_the_study_of_a_correlation_is_one_like_any_other(command_line: CommandLine, home: Path) -> None:

@@ -88,6 +88,13 @@ def test_a_larger_screen_keeps_the_trainings() -> None:
     assert (grown.extended, grown.repeated, grown.refused) == ({"screen", "train"}, set(), ())
 
 
+def test_more_repeats_add_trainings_and_fewer_are_refused_once_they_ran() -> None:
+    old, new = (spec(SCREEN, {**TRAIN, "num_trials": 6, "repeats": repeats}) for repeats in (2, 3))
+    assert grow(old, new, screen=4, train=6).extended == {"train"}
+    assert "trainings have been repeated" in grow(new, old, screen=4, train=6).refused[0]
+    assert grow(new, old, screen=4).refused == ()
+
+
 def test_a_stage_that_has_not_begun_may_change_but_keeps_what_was_read_at_the_start() -> None:
     old = spec(SCREEN, {**TRAIN, "weights": "/a.pth"})
     new = spec(SCREEN, {**TRAIN, "weights": "/b.pth", "epochs": 1, "sampler": "random"})

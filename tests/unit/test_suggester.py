@@ -57,6 +57,27 @@ def test_refused_draws_leave_nothing_behind() -> None:
     assert (history_of(study).num_ended, history_of(study).running) == (3, [])
 
 
+def test_a_first_point_that_occurs_several_times_is_tried_as_often_also_after_a_restart() -> None:
+    points: list[Point] = [{"a": name, "b": 3, "rate": 0.5} for name in "xy"] * 2
+
+    def tried(suggester: OptunaSuggester, numbers: range) -> list[Point]:
+        found = []
+        for number in numbers:
+            suggestion = suggester.ask(number)
+            assert suggestion is not None
+            found.append(suggestion.point)
+            suggester.tell(make_trial(number, point=suggestion.point, metrics={"score": 1.0}))
+        return found
+
+    assert tried(make(first=points), range(4)) == points
+    restarted = make(first=points)
+    for number in range(3):
+        restarted.tell(make_trial(number, point=points[number], metrics={"score": 1.0}))
+    later = tried(restarted, range(3, 6))
+    assert later[0] == points[3]
+    assert not any(point in points for point in later[1:])
+
+
 def test_known_results_are_learned_but_are_no_trials() -> None:
     """TPE concentrates where earlier results were good, from its first suggestion on."""
     known = [

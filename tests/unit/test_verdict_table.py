@@ -34,7 +34,7 @@ def row(proxy: str, tau: dict[str, Any], note: str | None = None, **more: Any) -
     }
 
 
-def printed(rows: list[dict[str, Any]], *, num_topologies: int) -> list[str]:
+def printed(rows: list[dict[str, Any]], *, num_topologies: int, **more: Any) -> list[str]:
     result = {
         "proxies": rows,
         "baselines": ["params"],
@@ -45,6 +45,8 @@ def printed(rows: list[dict[str, Any]], *, num_topologies: int) -> list[str]:
         "transfers": [],
         "early": None,
     }
+    result["truth"] |= more.pop("truth", {})
+    result |= more
     console = Console(file=io.StringIO(), width=80, record=True, color_system=None)
     console.print(correlation(result))
     return [line.rstrip() for line in console.export_text().splitlines()]
@@ -88,3 +90,24 @@ def test_below_a_table_of_too_few_topologies_one_line_says_what_is_known() -> No
     )
     rows[1]["beats"] = ["params"]
     assert "flops is shown to predict better than params" in " ".join(" ".join(printed(rows, num_topologies=6)).split())
+
+
+def test_trainings_that_differ_by_no_more_than_chance_get_one_line_instead_of_a_table() -> None:
+    chance = {"source": "images", "num_seeds": 1, "reliability": known(0.1), "tau": known(0.2)}
+    chance["reliability"]["low"] = 0.0
+    text = " ".join(line.strip() for line in printed([row("params", known(0.3))], num_topologies=30, ceiling=chance))
+    assert text == (
+        "These trainings differ by no more than chance: no verdict on 1 scores from 30 topologies. Train longer, use "
+        "more validation images, or train each topology with several seeds (`repeats`)."
+    )
+
+
+def test_the_tau_of_a_perfect_score_and_the_epoch_of_the_comparison_are_shown() -> None:
+    ceiling = {"source": "seeds", "num_seeds": 3, "reliability": known(0.8), "tau": known(0.7)}
+    truth = {"epoch": 3, "num_epochs": 9, "num_left_out": 12}
+    lines = printed([row("params", known(0.3))], num_topologies=30, ceiling=ceiling, truth=truth)
+    text = " ".join(line.strip() for line in lines)
+    assert (
+        "Trainings ended at different epochs and are compared at epoch 3 of 9; 12 topologies that ended earlier are "
+        "left out. A perfect score would reach a tau of about 0.700 [0.60, 0.80] (from 3 trainings of each topology)."
+    ) in text
