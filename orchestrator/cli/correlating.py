@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -24,8 +24,10 @@ from trainers.yaml_source import SpecError, absolute_path
 IMAGE_SIZE, NUM_CLASSES = 224, 100
 """Defaults for the published tables."""
 _IMAGES_PER_CLASS = 20
+Value = TypeVar("Value")
 _OPTIONS = {
     "transfer": "--transfer",
+    "num_images": "--test-images",
     "table": "--table",
     "space": "--space",
     "target": "--target",
@@ -46,12 +48,14 @@ _OPTIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class CorrelateOptions:
-    """The command-line options; `None` if omitted."""
+    """The command-line options; `None` or empty if omitted."""
 
     study: str | None
-    table: Path | None
-    space: str | None
-    target: str | None
+    tables: Sequence[Path]
+    spaces: Sequence[str]
+    targets: Sequence[str]
+    test_images: Sequence[int]
+    """`spaces`, `targets` and `test_images` have one entry per table, or a single entry for all tables."""
     num_classes: int | None
     proxies: Sequence[str]
     seeds: int | None
@@ -67,7 +71,7 @@ def correlate_command(options: CorrelateOptions, *, quiet: bool, as_json: bool) 
     """Run or resume the study that the options describe, and show its results."""
     settings = load_settings()
     try:
-        given = _of_study(options, settings) if options.study is not None else _of_table(options)
+        given = _of_study(options, settings) if options.study is not None else _of_tables(options)
         spec = make_spec({"study": "correlate", **given})
         spec = spec.model_copy(update={"study": _name(spec, settings)})
     except SpecError as error:
@@ -87,28 +91,61 @@ def proxy_names(given: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name for name in names if name))
 
 
-def _of_table(options: CorrelateOptions) -> dict[str, Any]:
-    if options.table is None:
+def _of_tables(options: CorrelateOptions) -> dict[str, Any]:
+    if not options.tables:
         fail("name a study, or a table of accuracies with --table FILE --space SPACE --target TARGET", status=2)
-    for option, value in (("--space", options.space), ("--target", options.target)):
-        if value is None:
-            fail(f"{option} must be given with --table, but is missing. Add it.", status=2)
-    truth = {"table": _path(options.table), "space": options.space, "target": options.target}
+    truths = [
+        {
+            "table": _path(table),
+            "space": space,
+            "target": target,
+            "num_classes": options.num_classes or NUM_CLASSES,
+            **({} if num_images is None else {"num_images": num_images}),
+        }
+        for table, space, target, num_images in zip(
+            options.tables,
+            _for_each_table("--space", options.spaces, options),
+            _for_each_table("--target", options.targets, options),
+            _for_each_table("--test-images", options.test_images or [None], options),
+            strict=True,
+        )
+    ]
     return {
         "seed": options.seed or 0,
         "data": _images(options),
-        "stages": [_stage(options, truth | {"num_classes": options.num_classes or NUM_CLASSES}, [ALL])],
+        "stages": [_stage(options, truths[0], [ALL]) | {"further": truths[1:]}],
     }
+
+
+def _for_each_table(option: str, given: Sequence[Value], options: CorrelateOptions) -> Sequence[Value]:
+    """One value per table; a single value holds for all tables."""
+    count = len(options.tables)
+    if not given:
+        fail(f"{option} must be given with --table, but is missing. Add it.", status=2)
+    if len(given) == 1:
+        return list(given) * count
+    if len(given) != count:
+        fail(
+            f"{option} must be given once, or once for each --table ({count}), but was given {len(given)} times.",
+            status=2,
+        )
+    return given
 
 
 def _of_study(options: CorrelateOptions, settings: Settings) -> dict[str, Any]:
     """Use the study's images and seed, and by default its proxies."""
-    for key in ("table", "space", "target", "num_classes", "data", "image_size"):
-        if getattr(options, key) is not None:
-            fail(
-                f"{_OPTIONS.get(key, '--data')} is only for a table, but got the study {options.study!r}. Remove one.",
-                status=2,
-            )
+    for_tables = {
+        "--table": options.tables,
+        "--space": options.spaces,
+        "--target": options.targets,
+        "--test-images": options.test_images,
+        "--num-classes": options.num_classes,
+        "--data": options.data,
+        "--image-size": options.image_size,
+    }
+    for option, value in for_tables.items():
+        if value:
+            fail(f"{option} is only for a table, but got the study {options.study!r}. Remove one.", status=2)
     from orchestrator.stages.truths import find_truth_study, last_screen, read_spec
     from orchestrator.study.access import open_existing
 
@@ -163,6 +200,7 @@ def _path(file: Path) -> str:
 
 def _name(spec: StudySpec, settings: Settings) -> str:
     """The study's name: the ground truth, and a digest of all settings and of the ground truth's content."""
+    from orchestrator.stages.correlate import CorrelateStage
     from orchestrator.stages.truths import TRAINED_TARGET, truth_fingerprint
     from orchestrator.study.access import open_existing
 
@@ -171,5 +209,7 @@ def _name(spec: StudySpec, settings: Settings) -> str:
         content = [spec.digest, *(truth_fingerprint(truth, store) for truth in truths)]
     suffix = hashlib.sha256(" ".join(content).encode()).hexdigest()[:8]
     stem = truths[0].study or Path(truths[0].table or "").stem
-    words = re.sub(r"[^a-z0-9._-]+", "-", f"{stem}-{truths[0].target or TRAINED_TARGET}".lower()).lstrip("._-")
+    num_further = sum(len(stage.further) for stage in spec.stages if isinstance(stage, CorrelateStage))
+    more = f"-and-{num_further}-more" if num_further else ""
+    words = re.sub(r"[^a-z0-9._-]+", "-", f"{stem}-{truths[0].target or TRAINED_TARGET}{more}".lower()).lstrip("._-")
     return f"{words[:54].rstrip('-')}-{suffix}"

@@ -229,14 +229,28 @@ def _correlate(
         str | None, typer.Argument(metavar="[STUDY]", help="A study whose trained topologies are compared.")
     ] = None,
     table: Annotated[
-        Path | None,
-        typer.Option("--table", metavar="FILE", help="Instead of a study, a JSON table of `arch` and targets."),
+        list[Path] | None,
+        typer.Option(
+            "--table",
+            metavar="FILE",
+            help="Instead of a study, a JSON table of `arch` and targets; may be repeated for a joint verdict.",
+        ),
     ] = None,
     space: Annotated[
-        str | None, typer.Option("--space", metavar="SPACE", help="Search space of the table, such as pit.")
+        list[str] | None,
+        typer.Option("--space", metavar="SPACE", help="Search space of each table, such as pit; one for all, or each."),
     ] = None,
     target: Annotated[
-        str | None, typer.Option("--target", metavar="TARGET", help="Name of the target in the table.")
+        list[str] | None,
+        typer.Option("--target", metavar="TARGET", help="Name of the target in each table; one for all, or each."),
+    ] = None,
+    test_images: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--test-images",
+            min=1,
+            help="Number of images that measured the accuracies of each table, to estimate the tau of a perfect score.",
+        ),
     ] = None,
     proxies: Annotated[
         list[str] | None,
@@ -283,9 +297,10 @@ def _correlate(
 
     options = CorrelateOptions(
         study=study,
-        table=table,
-        space=space,
-        target=target,
+        tables=table or (),
+        spaces=space or (),
+        targets=target or (),
+        test_images=test_images or (),
         num_classes=num_classes,
         proxies=proxies or (),
         seeds=seeds,

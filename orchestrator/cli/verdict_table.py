@@ -9,6 +9,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.cli.joint_table import joint_verdict
+
 _FEW_TOPOLOGIES = 20
 _TOO_FEW_TOPOLOGIES = 10
 """With fewer, intervals are so wide that one line says all that is known."""
@@ -19,7 +21,12 @@ Row = Mapping[str, Any]
 
 
 def correlation(result: Mapping[str, Any]) -> RenderableType:
-    """A table of the proxies' tau, best first, then remarks on winners, combinations, transfers and rungs."""
+    """A table of the proxies' tau, best first, then remarks on winners, combinations, transfers and rungs.
+
+    With several ground truths, the joint verdict takes its place.
+    """
+    if result.get("further"):
+        return joint_verdict(result)
     rows, baselines = result["proxies"], result["baselines"]
     truth, seeds = result["truth"], result["num_seeds"]
     if all(row["tau"]["value"] is None for row in rows):

@@ -38,7 +38,8 @@ class GroundTruth:
     seeds: tuple[tuple[float, ...], ...] = ()
     """Accuracies of each topology, one per training; their means are `accuracies`. Empty for a table."""
     num_images: int | None = None
-    """Number of images that measured each accuracy, if they are fractions of correct answers; `None` if unknown."""
+    """Number of images that measured each accuracy, if they are shares of correct answers; `None` if unknown. Those of
+    a table are in percent if one is above 1."""
     epoch: int | None = None
     """The epoch at which trainings that ended at different epochs are compared; `None` for their results."""
     num_epochs: int | None = None
@@ -53,7 +54,9 @@ class GroundTruth:
         found = ceiling_of_seeds(self.seeds, confidence=confidence)
         if found is not None or self.num_images is None:
             return found
-        return ceiling_of_images(self.accuracies, self.num_images, confidence=confidence)
+        highest = max(self.accuracies)
+        scale = 1.0 if self.unit == "fraction" or highest <= 1 else 100.0
+        return ceiling_of_images([value / scale for value in self.accuracies], self.num_images, confidence=confidence)
 
     @property
     def title(self) -> str:
@@ -87,6 +90,12 @@ def load_table_truth(source: TruthSource, *, data: DataConfig) -> GroundTruth:
         )
     task = images.task.model_copy(update={"num_classes": num_classes})
     table.check(task)
+    if source.num_images is not None and not all(0 <= row.value <= 100 for row in table.rows):
+        raise TruthError(
+            f"with num_images, the accuracies of {path} must be fractions or percent, but {source.target} has values "
+            "outside of 0 to 100. Remove num_images.",
+            key="num_images",
+        )
     return GroundTruth(
         kind="table",
         name=path.stem,
@@ -98,4 +107,5 @@ def load_table_truth(source: TruthSource, *, data: DataConfig) -> GroundTruth:
         data=data,
         task=task,
         digest=file_digest(path),
+        num_images=source.num_images,
     )

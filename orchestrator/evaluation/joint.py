@@ -141,16 +141,20 @@ def _joint(
     """The verdict without its mark, and the replicates of mean tau and mean difference with the fewest topologies."""
     present = [table for table in tables if table.has(name)]
     compared = [table.compare(name) for table in present]
-    rows = tuple(
-        TableVerdict(
-            table=table.title,
-            num_topologies=count,
-            baseline=table.baseline,
-            tau=interval_of(taus, confidence, count),
-            difference=interval_of(gaps, confidence, count),
+    rows = []
+    for table, (count, replicates, differences) in zip(present, compared, strict=True):
+        difference = interval_of(differences, confidence, count)
+        rows.append(
+            TableVerdict(
+                table=table.title,
+                num_topologies=count,
+                baseline=table.baseline,
+                tau=interval_of(replicates, confidence, count),
+                difference=difference,
+                is_better=difference.low is not None and difference.low > 0,
+                is_worse=difference.high is not None and difference.high < 0,
+            )
         )
-        for table, (count, taus, gaps) in zip(present, compared, strict=True)
-    )
     fewest = min((count for count, _, _ in compared), default=0)
     undefined = np.full(2, np.nan)
     taus = np.mean([taus for _, taus, _ in compared], axis=0) if compared else undefined
@@ -158,12 +162,14 @@ def _joint(
     verdict = JointVerdict(
         proxy=name,
         question=question,
-        tables=rows,
+        tables=tuple(rows),
         num_missing=len(tables) - len(present),
         mean_tau=interval_of(taus, confidence, fewest),
         mean_difference=interval_of(gaps, confidence, fewest),
         worst=min(rows, key=lambda row: row.difference.value or 0.0).table if rows else None,
         is_better=False,
+        num_beaten=sum(row.is_better for row in rows),
+        num_lost=sum(row.is_worse for row in rows),
     )
     return verdict, (taus, gaps, fewest) if compared else None
 

@@ -99,16 +99,10 @@ class TableVerdict(BaseModel):
     tau: Interval
     difference: Interval
     """Tau minus that of the baseline; for the baseline itself, 0."""
-
-    @property
-    def is_better(self) -> bool:
-        """Whether the interval of the difference lies above zero."""
-        return self.difference.low is not None and self.difference.low > 0
-
-    @property
-    def is_worse(self) -> bool:
-        """Whether the interval of the difference lies below zero."""
-        return self.difference.high is not None and self.difference.high < 0
+    is_better: bool
+    """Whether the interval of the difference lies above zero, by the interval on this table alone."""
+    is_worse: bool
+    """Whether it lies below zero."""
 
 
 class JointVerdict(BaseModel):
@@ -129,16 +123,10 @@ class JointVerdict(BaseModel):
     """The table with the lowest difference."""
     is_better: bool
     """Whether mean tau and mean difference are shown to be above zero, at one error level for all scores together."""
-
-    @property
-    def num_beaten(self) -> int:
-        """Tables on which the score beats the strongest baseline, by the interval on each table alone."""
-        return sum(table.is_better for table in self.tables)
-
-    @property
-    def num_lost(self) -> int:
-        """Tables on which it is worse than the strongest baseline, by the same interval."""
-        return sum(table.is_worse for table in self.tables)
+    num_beaten: int
+    """Tables on which the score beats the strongest baseline, by the interval on each table alone."""
+    num_lost: int
+    """Tables on which it is worse than the strongest baseline, by the same interval."""
 
 
 class EpochAgreement(BaseModel):

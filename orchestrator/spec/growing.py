@@ -179,6 +179,7 @@ STAGES: Mapping[str, Mapping[str, Rule]] = {
     "correlate": dict.fromkeys(
         (
             "truth",
+            "further",
             "proxies",
             "baselines",
             "seeds",

@@ -20,7 +20,8 @@ def expand_all(choices: Iterable[PluginChoice]) -> tuple[PluginChoice, ...]:
     """Replace `all` by the installed training-free proxies that the list does not name explicitly.
 
     Saved formulas are excluded: their verdict would be too good on the table on which they were searched. Proxies
-    that train for a few steps (`plugins.protocols.TrainingProxy`) are excluded, too: their work counts.
+    that train for a few steps (`plugins.protocols.TrainingProxy`) are excluded, too: their work counts; and proxies
+    that measure time, which other load on the machine changes.
     """
     given = list(choices)
     named = {choice.name for choice in given}
@@ -35,7 +36,7 @@ def expand_all(choices: Iterable[PluginChoice]) -> tuple[PluginChoice, ...]:
             for name, point in installed.items()
             if name not in named and not isinstance(point, registry.SavedFormula) and not is_training_proxy(name)
         )
-        expanded += [PluginChoice(name=name) for name in others if _needs_no_settings(name)]
+        expanded += [PluginChoice(name=name) for name in others if _needs_no_settings(name) and not _is_timing(name)]
     return tuple(expanded)
 
 
@@ -119,6 +120,13 @@ def resolved_settings(choice: PluginChoice) -> Any:
     proxy = registry.create("proxies", choice.name, choice.settings)
     known = registry.setting_types("proxies", choice.name)
     return {name: TypeAdapter(known[name]).dump_python(getattr(proxy, name), mode="json") for name in sorted(known)}
+
+
+def _is_timing(name: str) -> bool:
+    try:
+        return bool(getattr(registry.load("proxies", name), "is_timing", False))
+    except ImportError:
+        return False  # reported when the study is checked
 
 
 def _needs_no_settings(name: str) -> bool:

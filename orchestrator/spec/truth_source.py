@@ -22,6 +22,11 @@ class TruthSource(NumericModel):
     num_classes: Annotated[int, Field(ge=2, strict=True)] | None = Field(
         default=None, description="number of classes of the table's networks; by default that of the data"
     )
+    num_images: Annotated[int, Field(ge=1, strict=True)] | None = Field(
+        default=None,
+        description="number of images that measured each accuracy of the table (as a fraction or in percent), to "
+        "estimate the tau that a perfect score could reach",
+    )
     study: str | None = Field(
         default=None,
         description="instead of a table: a study whose trained topologies are compared, on the images of that study",
@@ -38,7 +43,10 @@ class TruthSource(NumericModel):
                 f"a table needs the `space` of its topologies and a `target`, but `{missing}` is missing. Add it."
             )
         if self.study is not None:
-            extra = next((key for key in ("space", "target", "num_classes") if getattr(self, key) is not None), None)
+            extra = next(
+                (key for key in ("space", "target", "num_classes", "num_images") if getattr(self, key) is not None),
+                None,
+            )
             if extra is not None:
                 raise ValueError(f"`{extra}` is only for a `table`, but got a `study`, which defines it. Remove it.")
         return self

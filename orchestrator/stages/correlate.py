@@ -37,10 +37,16 @@ class CorrelateStage(StageModel):
         description="the accuracies to predict; by default those that this study's train stage reached with the base "
         "recipe",
     )
+    further: tuple[TruthSource, ...] = Field(
+        default=(),
+        description="further accuracies (other spaces, targets or data sets), by which the same scores are judged as "
+        "well: each by itself, and all together",
+    )
     proxies: tuple[PluginChoice, ...] | None = Field(
         default=None,
         min_length=1,
-        description="proxies to compare; `all` means all installed ones that need no settings; by default those of the "
+        description="proxies to compare; `all` means all installed ones that need no settings, except `latency`, "
+        "which depends on other load on the machine and must be named; by default those of the "
         "preceding screen",
     )
     baselines: tuple[str, ...] = Field(
@@ -83,17 +89,18 @@ class CorrelateStage(StageModel):
     @property
     def truths(self) -> tuple[TruthSource, ...]:
         """The accuracies to compare with, then those on which the learned combination is tested."""
-        return (*(() if self.truth is None else (self.truth,)), *self.transfer)
+        return (*(() if self.truth is None else (self.truth,)), *self.further, *self.transfer)
 
     @classmethod
     def with_absolute_paths(cls, raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        found = {key: _absolute_tables(raw[key], folder) for key in ("truth", "transfer") if key in raw}
+        found = {key: _absolute_tables(raw[key], folder) for key in ("truth", "further", "transfer") if key in raw}
         return {**raw, **found}
 
     def own_problems(self, at: KeyPath) -> Iterator[Problem]:
         yield from proxy_problems(self.proxies or (), (*at, "proxies"))
         yield from _baseline_problems(self.baselines, (*at, "baselines"))
         yield from _table_problems(self, at)
+        yield from _repeated_truths(self, at)
 
     def order_problems(self, before: Sequence[StageModel], at: KeyPath) -> Iterator[Problem]:
         if self.proxies is None and latest(before, ScreenStage) is None:
@@ -136,7 +143,8 @@ def run_correlate(context: StageContext, spec: CorrelateStage) -> StageOutcome:
     settings = VerdictSettings(
         baselines=spec.baselines, resamples=spec.resamples, confidence=spec.confidence, combine=spec.combine
     )
-    return ProxyVerdicts(context, settings, choices, scored).outcome()
+    num_judged = 1 + len(spec.further)
+    return ProxyVerdicts(context, settings, choices, scored[:num_judged], scored[num_judged:]).outcome()
 
 
 def chosen_proxies(spec: CorrelateStage, screen: ScreenStage | None) -> tuple[PluginChoice, ...]:
@@ -151,7 +159,9 @@ def _load_truths(context: StageContext, spec: CorrelateStage) -> "list[GroundTru
     """Load the accuracies to compare with, then those on which the learned combination is tested."""
     from orchestrator.stages.truths import load_truth, trained_truth
 
-    others = [load_truth(source, data=context.spec.data, store=context.store) for source in spec.transfer]
+    others = [
+        load_truth(source, data=context.spec.data, store=context.store) for source in (*spec.further, *spec.transfer)
+    ]
     if spec.truth is not None:
         return [load_truth(spec.truth, data=context.spec.data, store=context.store), *others]
     from trainers.data.images import load_images
@@ -171,6 +181,12 @@ def _screen(context: StageContext, spec: CorrelateStage) -> tuple[ScreenStage | 
 
 
 def _line(result: CorrelateResult) -> str:
+    if result.joint:
+        best_joint = next((row for row in result.joint if row.proxy not in result.baselines), result.joint[0])
+        gap = best_joint.mean_difference
+        ends = "" if gap.low is None else f" [{gap.low:.2f}, {gap.high:.2f}]"
+        shown = "-" if gap.value is None else f"{gap.value:.3f}{ends}"
+        return f"{1 + len(result.further)} tables; best mean difference {shown} ({best_joint.proxy})"
     best = result.proxies[0]
     if result.ceiling is not None and result.ceiling.may_be_chance:
         return "no verdict: these trainings differ by no more than chance"
@@ -191,6 +207,17 @@ def _baseline_problems(baselines: Sequence[str], at: KeyPath) -> Iterator[Proble
             yield Problem(path, f"each baseline must be named once, but got {name!r} again. Remove one.")
 
 
+def _repeated_truths(stage: CorrelateStage, at: KeyPath) -> Iterator[Problem]:
+    """Yield accuracies that are judged twice, which would count twice in the joint verdict."""
+    judged = [] if stage.truth is None else [stage.truth]
+    for index, truth in enumerate(stage.further):
+        if truth in judged:
+            yield Problem(
+                (*at, "further", index), "each table and target must be named once, but it repeats. Remove it."
+            )
+        judged.append(truth)
+
+
 def _table_problems(stage: CorrelateStage, at: KeyPath) -> Iterator[Problem]:
     """Yield mistakes in tables that do not depend on the images; a study is looked up only when the stage runs."""
     for path, truth in _places(stage, at):
@@ -206,8 +233,9 @@ def _places(stage: CorrelateStage, at: KeyPath) -> Iterator[tuple[KeyPath, Truth
     """The stage's truths with their paths in the study file."""
     if stage.truth is not None:
         yield (*at, "truth"), stage.truth
-    for index, truth in enumerate(stage.transfer):
-        yield (*at, "transfer", index), truth
+    for key, truths in (("further", stage.further), ("transfer", stage.transfer)):
+        for index, truth in enumerate(truths):
+            yield (*at, key, index), truth
 
 
 def _absolute_tables(value: Any, folder: Path) -> Any:

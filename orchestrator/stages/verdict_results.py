@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from orchestrator.evaluation.verdict import Ceiling, EarlyJudgement, Interval, SameSize
+from orchestrator.evaluation.verdict import Ceiling, EarlyJudgement, Interval, JointVerdict, SameSize
 from orchestrator.stages.kind import StageResult
 
 
@@ -70,6 +70,15 @@ class Transfer(StageResult):
     """Topologies on which the combination was also learned, with the other target; they are predicted out of fold."""
 
 
+class FurtherTruth(StageResult):
+    """The verdicts on the same scores by further accuracies, best tau first."""
+
+    truth: TruthSummary
+    proxies: tuple[VerdictRow, ...]
+    ceiling: Ceiling | None = None
+    """The tau that a perfect score could reach; `None` if unknown."""
+
+
 class CorrelateResult(StageResult):
     """The verdicts on all proxies, best tau first."""
 
@@ -84,3 +93,8 @@ class CorrelateResult(StageResult):
     early: EarlyJudgement | None
     ceiling: Ceiling | None = None
     """The tau that a perfect score could reach; `None` if unknown, and in results of version 0.1.0."""
+    further: tuple[FurtherTruth, ...] = ()
+    """The verdicts by the stage's `further` accuracies."""
+    joint: tuple[JointVerdict, ...] = ()
+    """The verdicts over all accuracies together, for all pairs of topologies and for those of like size, each with the
+    highest mean difference first; empty with a single one."""

@@ -195,6 +195,26 @@ def test_the_learned_combination_is_carried_to_another_target(command_line: Comm
     assert "does not beat params" in text
 
 
+def test_several_tables_are_judged_each_and_together_and_scored_once(
+    command_line: CommandLine, table: Path, scored: list[Any]
+) -> None:
+    twice = ["--table", str(table), "--target", "noise"]
+    done = command_line(*options(table, "--json", *twice))
+    assert done.status == 0, done.err
+    assert done.json()["study"].startswith("small-acc-and-1-more-")
+    verdict = done.json()["correlation"]
+    (other,) = verdict["further"]
+    assert (verdict["truth"]["target"], other["truth"]["target"]) == ("acc", "noise")
+    assert len(set(scored)) == len(scored) == 3 * 14  # both targets have the same topologies
+    rows = {row["proxy"]: row for row in verdict["joint"] if row["question"] == "any size"}
+    assert {"params", "flops", "depth", "combined.learned"} <= rows.keys()
+    assert [one["table"] for one in rows["flops"]["tables"]] == ["acc of small", "noise of small"]
+    single = command_line(*options(table, "--json")).json()["correlation"]
+    assert verdict["proxies"] == single["proxies"]
+    text = command_line(*options(table, *twice)).out
+    assert "Any size: which of two topologies is better" in text
+
+
 def test_a_proxy_that_fails_is_told_and_the_others_are_judged(
     command_line: CommandLine, table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +251,14 @@ BAD: dict[str, tuple[Callable[[list[str]], list[str]], tuple[str, ...]]] = {
     "a study and a table": (lambda given: [*given, "tiny"], ("is only for a table", "'tiny'")),
     "a study that is not there": (lambda _: ["correlate", "tiny"], ("STUDY", "no study 'tiny'")),
     "nothing": (lambda _: ["correlate"], ("name a study, or a table",)),
+    "a table that is named twice": (
+        lambda given: [*given, "--table", given[2]],
+        ("each table and target must be named once",),
+    ),
+    "two spaces for one table": (
+        lambda given: [*given, "--space", "pit"],
+        ("--space must be given once, or once for",),
+    ),
     "a table without a target": (lambda given: given[:5], ("--target must be given",)),
     "images that are not there": (lambda given: [*given, "--data", "nowhere"], ("--data:", "does not exist")),
 }

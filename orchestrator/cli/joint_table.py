@@ -1,0 +1,117 @@
+"""The verdict on scores over several tables, as tables and sentences for people."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+Row = Mapping[str, Any]
+_QUESTIONS = {
+    "any size": "Any size: which of two topologies is better, whatever they cost?",
+    "like size": "Like size: which is better of two whose parameters differ by at most 10 %?",
+}
+_NUM_SHOWN = 12
+
+
+def joint_verdict(result: Mapping[str, Any]) -> RenderableType:
+    """One table per question, then what the tables say one by one."""
+    truths = [result, *result["further"]]
+    chance = [_title(one) for one in truths if _is_chance(one)]
+    rows = result["joint"]
+    parts: list[RenderableType] = []
+    for question, words in _QUESTIONS.items():
+        asked = [row for row in rows if row["question"] == question]
+        if asked:
+            parts += [
+                _remark(words),
+                _ranking(asked, result["baselines"]),
+                _remark(_conclusion(asked, result)),
+                Text(""),
+            ]
+    if not rows:
+        parts.append(_remark("No joint verdict: fewer than two tables differ by more than chance."))
+    parts += [_remark(_of_table(one, result["baselines"])) for one in truths if not _is_chance(one)]
+    parts += [
+        _remark(f"{title}: these accuracies differ by no more than chance, so it is left out.") for title in chance
+    ]
+    parts.append(_remark("(--format json and correlation.csv in MLflow contain every table with all intervals)"))
+    return Group(*parts)
+
+
+def _ranking(rows: Sequence[Row], baselines: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("score", "mean tau", "minus the strongest baseline", "better", "worse", "worst table"):
+        table.add_column(name, no_wrap=name != "worst table")
+    shown = list(rows[:_NUM_SHOWN]) + [row for row in rows[_NUM_SHOWN:] if row["proxy"] in baselines]
+    for row in shown:
+        mark = " *" if row["is_better"] else " (baseline)" if row["proxy"] in baselines else ""
+        table.add_row(
+            f"{row['proxy']}{mark}",
+            _number(row["mean_tau"]["value"]),
+            _interval(row["mean_difference"]),
+            str(row["num_beaten"]),
+            str(row["num_lost"]),
+            _worst(row),
+        )
+    return table
+
+
+def _conclusion(rows: Sequence[Row], result: Mapping[str, Any]) -> str:
+    hidden = sum(row["proxy"] not in result["baselines"] for row in rows[_NUM_SHOWN:])
+    left = f" {hidden} scores with a lower mean are not shown." if hidden else ""
+    winners = [row["proxy"] for row in rows if row["is_better"]]
+    if not winners:
+        return f"No score is shown to be better than the strongest baseline on the mean of these tables.{left}"
+    safe = [row["proxy"] for row in rows if row["is_better"] and not row["num_lost"]]
+    nowhere = f"worse on none of them: {', '.join(safe)}" if safe else "but each is worse on at least one of them"
+    chance = f"{100 * (1 - result['confidence']) / 2:g} %"
+    return (
+        f"* shown to be better than the strongest baseline on the mean of these tables (chance of any wrong mark: at "
+        f"most about {chance}); {nowhere}.{left}"
+    )
+
+
+def _of_table(one: Mapping[str, Any], baselines: Sequence[str]) -> str:
+    known = [row for row in one["proxies"] if row["tau"]["value"] is not None]
+    strongest = next((row for row in known if row["proxy"] in baselines), None)
+    if strongest is None:
+        return f"{_title(one)}: no baseline has a tau."
+    winners = [row["proxy"] for row in known if row["beats_all"] and row["proxy"] not in baselines]
+    ceiling = one.get("ceiling")
+    limit = f" (a perfect score: {_number(ceiling['tau']['value'])})" if ceiling else ""
+    return (
+        f"{_title(one)}: the strongest baseline is {strongest['proxy']}, tau {_interval(strongest['tau'])}{limit}; "
+        f"shown to beat all baselines: {', '.join(winners) or 'none'}."
+    )
+
+
+def _is_chance(one: Mapping[str, Any]) -> bool:
+    ceiling = one.get("ceiling")
+    return ceiling is not None and not (ceiling["reliability"]["low"] or 0) > 0
+
+
+def _title(one: Mapping[str, Any]) -> str:
+    return f"{one['truth']['target']} of {one['truth']['name']}"
+
+
+def _worst(row: Row) -> str:
+    found = next((table for table in row["tables"] if table["table"] == row["worst"]), None)
+    return "-" if found is None else f"{_number(found['difference']['value'])} {found['table']}"
+
+
+def _interval(interval: Mapping[str, Any]) -> str:
+    if interval["value"] is None:
+        return "-"
+    ends = "" if interval["low"] is None else f" [{interval['low']:.2f}, {interval['high']:.2f}]"
+    return f"{interval['value']:.2f}{ends}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _remark(text: str) -> Padding:
+    return Padding(Text(text), (0, 0, 0, 2))

@@ -1,0 +1,135 @@
+"""Judges the scores of one ground truth: every proxy, and their combinations."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+from orchestrator.evaluation.combining import MIN_TO_LEARN, nested_predictions, rank_aggregates
+from orchestrator.evaluation.ground_truth import GroundTruth
+from orchestrator.evaluation.joint import ScoredTable
+from orchestrator.evaluation.judging import judge_proxies
+from orchestrator.evaluation.verdict import Verdict
+from orchestrator.spec.proxy_choices import is_pool_proxy, proxy_directions
+from orchestrator.stages.truth_scores import ScoredTruth, Seeds
+from orchestrator.stages.verdict_results import TruthSummary, VerdictRow, VerdictSettings
+from plugins import registry
+from search_spaces.recipes import PluginChoice
+
+COMBINED = "combined."
+"""Prefix of the names of combinations; no plug-in uses it."""
+LEARNED = f"{COMBINED}learned"
+
+
+class JudgedTruth:
+    """A ground truth with its scores and the verdicts on them, best tau first.
+
+    If the accuracies differ by no more than chance, no score is marked.
+    """
+
+    def __init__(
+        self, scored: ScoredTruth, choices: Sequence[PluginChoice], settings: VerdictSettings, *, seed: int
+    ) -> None:
+        self.scored, self.truth = scored, scored.truth
+        self.ceiling = self.truth.ceiling(settings.confidence)
+        self._choices, self._settings, self._seed = choices, settings, seed
+        self._directions = proxy_directions(choice.name for choice in choices)
+
+    @cached_property
+    def scores(self) -> dict[str, Seeds]:
+        """Every proxy and combination, in the proxies' own direction."""
+        own: dict[str, Seeds] = {
+            choice.name: self.scored.of_pool(choice) if is_pool_proxy(choice.name) else self.scored.scores[choice.name]
+            for choice in self._choices
+        }
+        return {**own, **(self._combinations() if self._settings.combine else {})}
+
+    @cached_property
+    def verdicts(self) -> list[Verdict]:
+        """The verdicts on all scores, best tau first."""
+        return [self._with_failures(row) for row in self.judge(self.scores)]
+
+    @property
+    def may_be_chance(self) -> bool:
+        """Whether the accuracies differ by no more than chance."""
+        return self.ceiling is not None and self.ceiling.may_be_chance
+
+    def judge(self, scores: Mapping[str, Seeds]) -> list[Verdict]:
+        """Judge scores of the topologies; those of unknown names are better if higher."""
+        verdicts = judge_proxies(
+            scores,
+            self.truth.accuracies,
+            directions={name: self._directions.get(name, "maximize") for name in scores},
+            baselines=self._settings.baselines,
+            resamples=self._settings.resamples,
+            confidence=self._settings.confidence,
+            seed=self._seed,
+        )
+        if not self.may_be_chance:
+            return verdicts
+        return [row.model_copy(update={"above_zero": False, "beaten": ()}) for row in verdicts]
+
+    def as_table(self) -> ScoredTable:
+        """The scores for a joint verdict, oriented so that higher is better, with the number of parameters as size."""
+        signs = {name: -1.0 if self._directions.get(name) == "minimize" else 1.0 for name in self.scores}
+        return ScoredTable(
+            title=self.truth.title,
+            topologies=self.truth.topologies,
+            accuracies=self.truth.accuracies,
+            scores={
+                name: [[signs[name] * value for value in row] for row in seeds] for name, seeds in self.scores.items()
+            },
+            sizes=[_parameters(topology, self.truth) for topology in self.truth.topologies],
+        )
+
+    def _combinations(self) -> dict[str, Seeds]:
+        """Scores of rank aggregates and of the learned combination, which predicts each topology out of fold."""
+        found: dict[str, Seeds] = {}
+        for index in range(self.scored.num_seeds):
+            oriented = self.scored.oriented(index)
+            for name, values in rank_aggregates(oriented).items():
+                found.setdefault(f"{COMBINED}{name}", []).append(values)
+            if len(self.truth.topologies) >= MIN_TO_LEARN:
+                predicted = nested_predictions(oriented, self.truth.accuracies, seed=self._seed)
+                found.setdefault(LEARNED, []).append(predicted)
+        return found
+
+    def _with_failures(self, verdict: Verdict) -> Verdict:
+        """Add the reasons for missing scores to the verdict's note."""
+        reasons = self.scored.reasons.get(verdict.proxy, {})
+        shown = [f"{count} failed: {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1])]
+        more = [f"and {len(shown) - 2} other reasons"] if len(shown) > 2 else []
+        note = "; ".join([*([verdict.note] if verdict.note else []), *shown[:2], *more])
+        return verdict.model_copy(update={"note": note or None})
+
+
+def truth_summary(truth: GroundTruth) -> TruthSummary:
+    """A ground truth as a result."""
+    return TruthSummary(
+        kind=truth.kind,
+        name=truth.name,
+        source=truth.source,
+        target=truth.target,
+        unit=truth.unit,
+        num_topologies=len(truth.topologies),
+        digest=truth.digest,
+        num_seeds=min(map(len, truth.seeds), default=1),
+        epoch=truth.epoch,
+        num_epochs=truth.num_epochs,
+        num_left_out=truth.num_left_out,
+    )
+
+
+def verdict_row(verdict: Verdict) -> VerdictRow:
+    """A verdict as a result, with the list of baselines that the proxy beats."""
+    return VerdictRow.model_validate(
+        {
+            **verdict.model_dump(exclude={"beaten"}),
+            "is_combination": verdict.proxy.startswith(COMBINED),
+            "beats": verdict.beaten,
+            "beats_all": verdict.beats_all,
+        }
+    )
+
+
+def _parameters(text: str, truth: GroundTruth) -> float:
+    space = registry.load("spaces", text.partition(":")[0])
+    return float(space.costs(registry.parse_topology(text), truth.task).parameters)
