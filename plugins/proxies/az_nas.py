@@ -20,7 +20,8 @@ class AzNas:
     """
 
     card: ClassVar[PluginCard] = PluginCard(
-        source="Lee & Ham 2024 (AZ-NAS), arXiv:2403.19232; without progressivity, as in their code for AutoFormer",
+        source="Lee & Ham 2024 (AZ-NAS), arXiv:2403.19232; without progressivity, as in their code for AutoFormer; "
+        "az-trainability, one of the parts, is mostly a noise floor (see there)",
         cost="arithmetic on the scores az-expressivity, az-trainability and flops",
         needs=("az-expressivity", "az-trainability", "flops"),
     )

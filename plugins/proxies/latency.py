@@ -29,6 +29,8 @@ class Latency:
         needs=("images", "a quiet machine"),
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "minimize"
+    is_timing: ClassVar[bool] = True
+    """Not part of `all` where scores are judged: it must be asked for by name."""
     repeats: Annotated[int, Field(ge=1)] = 10
     """Number of timed passes."""
     warm_up: Annotated[int, Field(ge=0)] = 3

@@ -34,7 +34,9 @@ class Swap:
     """
 
     card: ClassVar[PluginCard] = PluginCard(
-        source="Peng et al. 2024 (SWAP), arXiv:2403.04161; signs of GELU inputs, averaged over tokens",
+        source="Peng et al. 2024 (SWAP), arXiv:2403.04161; signs of GELU inputs, averaged over tokens; the "
+        "network's own initialisation, whereas the authors redraw weights from N(0, 1) for each repeat (tau 0.8 to "
+        "ours)",
         cost="per repeat, one forward pass of the batch, shared with other proxies",
         needs=("images",),
     )

@@ -16,15 +16,18 @@ class Zico:
     """Sum over layers of `log sum_w mean_i |g_wi| / std_i g_wi`, over the weights `w` with a varying gradient.
 
     `g_wi` is the gradient of the mean cross-entropy of mini-batch `i`. The mini-batches are the parts of the recorded
-    pass (halves of the batch). The standard deviation has ddof 0. The layers are the linear and convolution layers used
-    in the forward pass. Layers without a varying gradient add nothing.
+    pass (halves of the batch). The standard deviation has ddof 0, and is computed in float64: with two mini-batches it
+    is half the difference of two gradients. Rounding in float32, as in the authors' code, changes small differences,
+    and the weights with small differences have the largest ratios. The layers are the linear and convolution layers
+    used in the forward pass. Layers without a varying gradient add nothing.
 
     Raises:
         ValueError: There is only one image.
     """
 
     card: ClassVar[PluginCard] = PluginCard(
-        source="Li et al. 2023 (ZiCo), arXiv:2301.11300; the mini-batches are halves of the batch",
+        source="Li et al. 2023 (ZiCo), arXiv:2301.11300; the mini-batches are halves of the batch; "
+        "float64, since the score is sensitive to float32 rounding of the standard deviation",
         cost="per repeat, one forward and backward pass of the batch, shared with other proxies",
         needs=("images", "labels"),
     )

@@ -186,6 +186,37 @@ def test_gradients_of_an_identity_are_the_signs_themselves() -> None:
         assert torch.equal(product.diagonal(), torch.full((12,), float(num_tokens), dtype=torch.float64))
 
 
+def test_without_the_floor_the_trainability_of_branches_that_add_nothing_is_near_its_best(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recorded = record_pass(_candidate(num_images=16), seed=11)
+
+    def of_signs(part: Any, generator: torch.Generator) -> list[tuple[torch.Tensor, int]]:
+        found = []
+        for block in part.blocks:
+            signs = torch.empty(block.stream[1].shape, dtype=torch.float64).random_(0, 2, generator=generator) * 2 - 1
+            rows = signs.flatten(0, -2)
+            found.append((rows.T @ rows, len(rows)))
+        return found
+
+    monkeypatch.setattr("plugins.proxies.az_trainability.gradient_products", of_signs)
+    floor, removed = (AzTrainability(without_floor=off).measure(recorded) for off in (False, True))
+    assert abs(removed) < 0.2 * abs(floor)
+
+
+@pytest.mark.parametrize(("count", "chunks"), [(2, [2]), (17, [17]), (33, [16, 17]), (64, [16] * 4)])
+def test_noise_images_of_the_authors_are_taken_in_chunks(count: int, chunks: list[int]) -> None:
+    recorded = record_pass(_candidate("pit:1,1|1,2|1,2|2,4,16", num_images=3), seed=11)
+    proxy = AzTrainability(num_noise_images=count)
+    taken = [passed.candidate.images for passed in proxy._passes(recorded, recorded.generator())]
+    assert [len(images) for images in taken] == chunks
+    weights = dict(recorded.model.named_parameters())
+    (first, *_) = proxy._passes(recorded, recorded.generator())
+    assert all(torch.equal(weight, weights[name]) for name, weight in first.model.named_parameters())
+    assert math.isfinite(proxy.measure(recorded))
+    assert proxy.measure(recorded) != AzTrainability().measure(recorded)
+
+
 def test_nwot_counts_the_units_at_which_images_agree(recorded: RecordedPass) -> None:
     codes = [
         [bool(unit > 0) for block in _blocks(recorded) for unit in block.hidden[image].flatten()] for image in range(5)
