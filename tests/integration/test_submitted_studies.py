@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from PIL import Image
 
 from orchestrator.cli import following
 from orchestrator.cli.background import DriverControl, drive, work_off_queue
@@ -102,7 +103,8 @@ def test_a_driver_runs_a_study_of_another_owner_to_its_end(store: Store, setting
 def test_a_study_that_cannot_run_fails_with_the_reason(store: Store, settings: Settings, tmp_path: Path) -> None:
     for name in ("cats", "dogs"):
         (tmp_path / "images" / name).mkdir(parents=True)
-        (tmp_path / "images" / name / "1.png").touch()
+        for number in range(3):
+            Image.new("L", (32, 32)).save(tmp_path / "images" / name / f"{number}.png")
     submit(store, tmp_path, QUICK.replace("source: digits", f"source: {tmp_path}/images"))
     shutil.rmtree(tmp_path / "images")
     claimed = claim(store)
