@@ -79,8 +79,7 @@ def metric_against_cost(
             *_columns(chosen), s=190, marker="*", color=ORANGE, edgecolor="white", zorder=4, label=f"best: trial {best}"
         )
         texts = {
-            number: f"trial {number}: {metric.text(value)}, {size:,.5g} {_COSTS.get(cost, cost)}"
-            for number, size, value in points
+            number: f"trial {number}: {metric.text(value)}, {_cost_text(cost, size)}" for number, size, value in points
         }
         name_points(marks, [texts[number] for number, _, _ in plain])
         name_points(star, [texts[number] for number, _, _ in chosen])
@@ -310,6 +309,12 @@ def _cost_axis(cost: str, largest: float) -> tuple[str, float]:
         if largest >= size:
             return f"{_COSTS.get(cost, cost)} ({word})", size
     return _COSTS.get(cost, cost), 1.0
+
+
+def _cost_text(cost: str, value: float) -> str:
+    if cost == "latency_ms":
+        return f"{value:.3g} ms"
+    return f"{value:,.0f} {_COSTS.get(cost, cost)}"
 
 
 def _front_text(front: Sequence[tuple[int, float, float]], metric: DecidingMetric) -> str:

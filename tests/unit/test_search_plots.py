@@ -93,3 +93,12 @@ def test_a_scale_over_more_than_a_factor_of_eight_is_logarithmic() -> None:
     assert linear.height(2) == pytest.approx(0.25)
     assert [text for _, text in linear.ticks()] == ["1", "3", "5"]
     assert plots._Scale.of([1, 1]) is None
+
+
+def test_points_on_a_page_name_their_trial_and_its_values(tmp_path: Path) -> None:
+    path = tmp_path / "figure.svg"
+    assert plots.metric_against_cost(TRIALS, 1, ACCURACY, path)
+    text = path.read_text(encoding="utf-8")
+    assert "<title>trial 0: 90.0 %, 300,000 parameters</title>" in text
+    assert plots.metric_against_cost(TRIALS, 1, ACCURACY, path, cost="latency_ms")
+    assert "<title>trial 1: 95.0 %, 2.5 ms</title>" in path.read_text(encoding="utf-8")
