@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from orchestrator.spec.stage_registry import STAGES
 from orchestrator.stages.kind import stage_kind
 from orchestrator.store.records import RunState, TrialState
-from orchestrator.store.service_records import SubmissionState
+from orchestrator.store.service_records import Outcome, SubmissionState
 from trainers.config import EpochReport
 
 
@@ -204,3 +204,22 @@ class DeletedStudy(_Body):
 
     study: str
     keeps_runs: bool = Field(description="whether MLflow keeps its runs, because tracking is off")
+
+
+class AuditLine(_Body):
+    """Something that someone did, or tried to do."""
+
+    at: float = Field(description="seconds since 1970, UTC")
+    actor: str = Field(description="the owner who acted; `anonymous` without a valid token")
+    token: str | None = Field(description="identifier of the token that was used")
+    action: str = Field(examples=["submit"])
+    subject: str = Field(description="on what, such as the name of a study")
+    outcome: Outcome
+    details: dict[str, Any]
+
+
+class AuditList(_Body):
+    """A page of the audit log, newest first."""
+
+    events: list[AuditLine]
+    next: int | None = Field(description="value of `after` for the next page; null on the last page")

@@ -1,9 +1,10 @@
 """Runs the service until a signal stops it."""
 
 import ipaddress
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
@@ -20,7 +21,15 @@ _MAX_CONNECTIONS = 1000
 _STOP_S = 5.0
 
 
-def run_service(settings: Settings, *, host: str, port: int, mlflow_url: str | None, runs_studies: bool = True) -> None:
+def run_service(
+    settings: Settings,
+    *,
+    host: str,
+    port: int,
+    mlflow_url: str | None,
+    runs_studies: bool = True,
+    announce: Callable[[str], None] = lambda _: None,
+) -> None:
     """Serve the studies of an installation, and run submitted ones, until SIGINT or SIGTERM.
 
     Studies that run then continue without the service.
@@ -31,9 +40,11 @@ def run_service(settings: Settings, *, host: str, port: int, mlflow_url: str | N
         port: Port to listen on.
         mlflow_url: Address at which browsers reach MLflow; `None` shows no links.
         runs_studies: Whether this process starts the drivers of submitted studies.
+        announce: Called with the address when the port is open.
 
     Raises:
-        SettingsError: There are no tokens and other machines could reach the interface, or a data root does not exist.
+        SettingsError: There are no tokens and other machines could reach the interface, the interface or the port
+            cannot be used, or a data root does not exist.
     """
     settings.home.mkdir(parents=True, exist_ok=True)
     store = Store.open(settings.database_url, artifact_root=settings.artifact_root, tracking=settings.tracking)
@@ -42,22 +53,46 @@ def run_service(settings: Settings, *, host: str, port: int, mlflow_url: str | N
         check_service(settings, host, needs_token=needs_token)
         hosts = None if needs_token else _LOOPBACK_NAMES
         app = make_service(settings, needs_token=needs_token, hosts=hosts, mlflow_url=mlflow_url)
-        with _supervised(store, settings, is_needed=runs_studies):
-            # One process: the listener that uvicorn shares between several loses TCP_NODELAY.
-            uvicorn.run(
-                app,
-                host=host,
-                port=port,
-                workers=1,
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                limit_concurrency=_MAX_CONNECTIONS,
-                timeout_keep_alive=30,
-                timeout_graceful_shutdown=3,
-            )
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            limit_concurrency=_MAX_CONNECTIONS,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=3,
+        )
+        with open_port(host, port) as listener, _supervised(store, settings, is_needed=runs_studies):
+            announce(f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}")
+            uvicorn.Server(config).run(sockets=[listener])
     finally:
         store.close()
+
+
+def open_port(host: str, port: int) -> socket.socket:
+    """A socket that listens for connections.
+
+    Raises:
+        SettingsError: The interface does not exist, or the port is in use.
+    """
+    try:
+        # With the protocol given, accepted connections have TCP_NODELAY; asyncio does not set it otherwise.
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(_MAX_CONNECTIONS)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise SettingsError(
+            f"--host and --port: must be an interface of this machine and a free port, but {host}, port {port}, "
+            f"cannot be used: {error.strerror}. Use another one, such as --port {port % 65535 + 1}"
+        ) from None
+    return listener
 
 
 def has_tokens(store: Store) -> bool:

@@ -12,6 +12,11 @@ def serve_command(host: str, port: int, mlflow_url: str | None, *, runs_studies:
     settings = load_settings()
     if mlflow_url is None and is_http(settings.tracking_uri):
         mlflow_url = settings.tracking_uri
-    shown = f"[{host}]" if ":" in host else host
-    note(f"vitsearch is running at http://{shown}:{port} (press Ctrl-C to stop it)")
-    run_service(settings, host=host, port=port, mlflow_url=mlflow_url, runs_studies=runs_studies)
+    run_service(
+        settings,
+        host=host,
+        port=port,
+        mlflow_url=mlflow_url,
+        runs_studies=runs_studies,
+        announce=lambda address: note(f"vitsearch is running at {address} (press Ctrl-C to stop it)"),
+    )

@@ -1,6 +1,7 @@
 """Submitting over HTTP: who may do what, tokens, browser sessions, and what must be refused."""
 
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from orchestrator.api import sessions
 from orchestrator.api.auth import COOKIE
 from orchestrator.api.routes import submitting
-from orchestrator.api.server import check_service, has_tokens
+from orchestrator.api.server import check_service, has_tokens, open_port
 from orchestrator.client import Client, RequestRefusedError
 from orchestrator.service.access_tokens import create_token, revoke_token
 from orchestrator.service.submitting import log_file
@@ -289,6 +290,33 @@ def test_a_service_without_tokens_has_one_user_and_serves_this_machine_only(tmp_
     store.close()
     with pytest.raises(SettingsError, match="must be existing folders"):
         check_service(settings.model_copy(update={"data_roots": (tmp_path / "x",)}), "::1", needs_token=False)
+
+
+def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+    with open_port("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        assert taken.proto == socket.IPPROTO_TCP
+        with pytest.raises(
+            SettingsError, match=f"port {port}, cannot be used: Address already in use. Use another one"
+        ):
+            open_port("127.0.0.1", port)
+    with pytest.raises(SettingsError, match="must be an interface of this machine"):
+        open_port("192.0.2.1", 8000)
+
+
+def test_only_admins_read_the_audit_log(service: Service) -> None:
+    ann = service.client("ann")
+    ann.submit(service.file("one"))
+    ann.submit(service.file("two"))
+    assert service.requests.get("/v1/audit", headers=ann._headers).status_code == 403
+    headers = service.client("root", "admin")._headers
+    first = service.requests.get("/v1/audit?limit=1", headers=headers).json()
+    rest = service.requests.get("/v1/audit", params={"after": first["next"]}, headers=headers).json()
+    assert [(one["actor"], one["action"], one["subject"]) for one in first["events"] + rest["events"]] == [
+        ("ann", "submit", "ann~two"),
+        ("ann", "submit", "ann~one"),
+    ]
+    assert rest["next"] is None
 
 
 # --- browser sessions ---
