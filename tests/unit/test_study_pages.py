@@ -1,0 +1,64 @@
+"""Long lists of studies and trials in pages, on both databases."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from orchestrator.store.records import EndedTrial
+from orchestrator.store.repository import Store
+from trainers.config import EpochReport, TaskOutcome
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    store = Store.open(database_url)
+    for name in ("a_1", "b%2", "c"):
+        store.create_study(
+            name, spec={}, digest="d", data_digest="e", stage_names=[("screen", "screen"), ("t", "train")]
+        )
+    yield store
+    store.close()
+
+
+def report(epoch: int) -> EpochReport:
+    return EpochReport(
+        epoch=epoch, train_loss=1, val_loss=1, val_accuracy=0.5, learning_rate=0.1, num_images=1, wall_time_s=1
+    )
+
+
+def test_studies_are_read_in_pages_with_filters(store: Store) -> None:
+    pages = store.pages()
+    first = pages.studies(limit=2)
+    assert [one.name for one in first] == ["c", "b%2"]
+    assert [one.name for one in pages.studies(before=first[-1].id, limit=2)] == ["a_1"]
+    assert [one.name for one in pages.studies(text="%", limit=9)] == ["b%2"]
+    assert [one.name for one in pages.studies(text="_", limit=9)] == ["a_1"]
+    assert pages.studies(states={"running"}, limit=9) == pages.studies(states=set(), limit=9) == []
+    assert len(pages.studies(states={"waiting"}, owner=first[0].owner, limit=9)) == 3
+    assert pages.studies(owner="nobody", limit=9) == []
+    assert pages.study_counts() == {"waiting": 3}
+    assert pages.num_active("nobody") == 0
+
+
+def test_trials_and_reports_are_read_after_what_is_known(store: Store) -> None:
+    study = store.find_study("c")
+    assert study is not None
+    execution, (screen, train) = store.begin_execution(study.id), store.stages(study.id)
+    begun = [
+        store.begin_trial(train, execution, number=number, point={}, sampler_state={}, seed=1) for number in range(3)
+    ]
+    for epoch in (1, 2, 3):
+        store.add_report(begun[0][1], report(epoch), study_id=study.id)
+    store.end_trial(EndedTrial.of(*begun[0], TaskOutcome(state="complete", metrics={})), study_id=study.id)
+    pages, ids = store.pages(), [trial.id for trial, _ in begun]
+    assert pages.trial_counts(study.id) == {train.id: {"complete": 1, "running": 2}}
+    assert [trial.number for trial in pages.trials([screen.id, train.id], limit=2)] == [0, 1]
+    assert [trial.number for trial in pages.trials([train.id], after=ids[1], limit=9)] == [2]
+    assert [trial.number for trial in pages.trials([train.id], states={"complete"}, limit=9)] == [0]
+    assert pages.trial(train.id, 1) == begun[1][0]
+    assert pages.trial(train.id, 9) is None
+    assert [report.epoch for report in pages.reports_after(ids[0], 1)] == [2, 3]
+    rows = pages.open_trials(study.id, after=ids[2], known=[], limit=9)
+    assert [(row["number"], row["state"], row["stage"]) for row in rows] == [(1, "running", "t"), (2, "running", "t")]
+    assert [row["number"] for row in pages.open_trials(study.id, after=ids[2], known=[ids[0]], limit=9)] == [0, 1, 2]
+    assert [row["number"] for row in pages.open_trials(study.id, after=0, known=[], limit=1)] == [0]
