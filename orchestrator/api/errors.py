@@ -24,6 +24,7 @@ PROBLEM_TYPE = "application/problem+json"
 BAD_INPUT, NOT_FOUND, CONFLICT, UNAVAILABLE = 422, 404, 409, 503
 
 HTTP_STATUS = {
+    "orchestrator.service.references:PrivateStudyError": BAD_INPUT,
     "orchestrator.service.submitting:SubmissionError": BAD_INPUT,
     "orchestrator.service.submitting:UnknownSubmissionError": NOT_FOUND,
     "orchestrator.store.study_names:NameTakenError": BAD_INPUT,

@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 
 from orchestrator.service.devices import wanted_devices
+from orchestrator.service.references import with_own_references
 from orchestrator.settings import Settings
 from orchestrator.spec.study_file import StudySpec
 from orchestrator.store.repository import Store
@@ -58,6 +59,7 @@ def submit_study(
 
     Raises:
         SubmissionError: The priority or the key is invalid.
+        orchestrator.service.references.PrivateStudyError: The file names a study that the owner may not read.
         orchestrator.store.study_names.NameTakenError: The name contains that of another owner, or is too long.
         orchestrator.study.growth.SpecChangedError: The study exists, and cannot grow to the file.
         orchestrator.store.submission_rows.IdempotencyError: The owner used the key for another request.
@@ -74,7 +76,7 @@ def submit_study(
             f"idempotency key: must be 1 to {MAX_KEY_LENGTH} printable characters, but got {key!r:.150}. Change it."
         )
     owner = home_owner() if owner is None else owner
-    named = spec.model_copy(update={"study": full_name(spec.study, owner)})
+    named = with_own_references(spec, owner, store).model_copy(update={"study": full_name(spec.study, owner)})
     content = named.model_dump(mode="json")
     new = NewSubmission(
         uid=uuid.uuid4().hex[:12],

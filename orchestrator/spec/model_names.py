@@ -10,7 +10,7 @@ CHAMPION_SUFFIX = "@champion"
 """Follows a study's name, as in MLflow's addresses of models."""
 
 
-_TRIAL = re.compile(r"(?:(?P<study>[a-z0-9._-]+)/)?(?P<stage>[a-z0-9._-]+)@(?:best|trial-(?P<number>\d+))")
+_TRIAL = re.compile(r"(?:(?P<study>[a-z0-9._~-]+)/)?(?P<stage>[a-z0-9._-]+)@(?:best|trial-(?P<number>\d+))")
 
 
 class NamedTrial(NamedTuple):

@@ -35,7 +35,8 @@ class WarmStart(SpecModel):
         if len(given) != 1:
             found = " and ".join(f"`{kind}`" for kind in given) or "none"
             raise ValueError(f"must name exactly one of `study`, `model` and `file`, but has {found}. Keep one.")
-        if "top" in self.model_fields_set and self.study is None:
+        # The default is accepted, because a stored file of a study names all its fields.
+        if self.top != type(self).model_fields["top"].default and self.study is None:
             raise ValueError(f"`top` is only for a `study`, but got a `{given[0]}`, which has one point. Remove it.")
         return self
 
