@@ -25,12 +25,27 @@ def delete_command(names: Sequence[str], server: str | None, *, yes: bool) -> No
     if client:
         _delete_there(client, names, yes=yes)
         return
-    from orchestrator.study.access import StudyNotDeletedError, delete_study, open_existing, study_folder, study_places
+    from orchestrator.study.access import (
+        StudyNotDeletedError,
+        delete_study,
+        delete_submissions,
+        open_existing,
+        study_folder,
+        study_places,
+    )
     from orchestrator.study.lock import StudyBusyError
     from orchestrator.study.sizes import human_size, size_of
 
     settings = load_settings()
-    studies = find_studies(names, settings)
+    begun = []
+    for name in names:
+        if delete_submissions(name, settings):  # there is nothing to lose
+            out(f"deleted study {name!r}, which had not begun")
+        else:
+            begun.append(name)
+    if names and not begun:
+        return
+    studies = find_studies(begun, settings)
     with open_existing(settings) as store:
         places = {one.name: study_places(settings, one, store) if store else [] for one in studies}
     size = human_size(size_of(place for found in places.values() for place in found))

@@ -35,7 +35,7 @@ from orchestrator.store.stale_writes import fence_execution
 from orchestrator.store.study_files import folder_of_study
 from orchestrator.store.study_names import owner_of
 from orchestrator.store.study_pages import StudyPages
-from orchestrator.store.submission_rows import SubmissionQueue
+from orchestrator.store.submission_rows import SubmissionQueue, forget_submissions
 from orchestrator.store.tables import (
     attempts,
     checkpoints,
@@ -44,7 +44,6 @@ from orchestrator.store.tables import (
     reports,
     stages,
     studies,
-    submissions,
     tracked_runs,
     trials,
 )
@@ -174,8 +173,13 @@ class Store:
         """Folder of a study's checkpoints, plots and champion."""
         return folder_of_study(self._artifact_root or Path(), study.name, study.uid)
 
-    def delete_study(self, study_id: int) -> None:
-        """Delete a study with everything that belongs to it, and its submissions that do not run."""
+    def delete_study(self, study_id: int) -> list[str]:
+        """Delete a study with everything that belongs to it, and its submissions that do not run.
+
+        Returns:
+            Identifiers of the deleted submissions.
+        """
+        uids: list[str] = []
         with self._engine.begin() as connection:
             found = connection.execute(
                 select(studies.c.uid, studies.c.name).where(studies.c.id == study_id)
@@ -183,9 +187,9 @@ class Store:
             if found is not None:
                 runs = tracked_runs.c.key.startswith(f"{found.uid}/", autoescape=True)
                 connection.execute(delete(tracked_runs).where(runs))
-                of_study = (submissions.c.name == found.name, submissions.c.state != "running")
-                connection.execute(delete(submissions).where(*of_study))
+                uids = forget_submissions(connection, found.name)
             connection.execute(delete(studies).where(studies.c.id == study_id))
+        return uids
 
     # --- executions ---
 

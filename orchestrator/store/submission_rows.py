@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, func, insert, or_, select, text, update
+from sqlalchemy import Connection, Engine, and_, delete, func, insert, or_, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator.store.database_time import read_time
@@ -233,6 +233,11 @@ class SubmissionQueue:
         with self._engine.begin() as connection:
             connection.execute(update(submissions).where(submissions.c.name == name).values(shared=shared))
 
+    def forget(self, name: str) -> list[str]:
+        """Delete the submissions of a study that do not run; returns their identifiers."""
+        with self._locked() as connection:
+            return forget_submissions(connection, name)
+
     # --- claims ---
 
     def claim(self, replica: str, pool: str, place: Place, *, lease_s: float = LEASE_S) -> SubmissionRecord | None:
@@ -361,6 +366,14 @@ class SubmissionQueue:
             if connection.dialect.name == "sqlite":
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
+
+
+def forget_submissions(connection: Connection, name: str) -> list[str]:
+    """Delete the submissions of a study that do not run; returns their identifiers."""
+    gone = (submissions.c.name == name, submissions.c.state != "running")
+    uids = list(connection.execute(select(submissions.c.uid).where(*gone)).scalars())
+    connection.execute(delete(submissions).where(submissions.c.uid.in_(uids)))
+    return uids
 
 
 def _in_turn(connection: Connection, now: float) -> Iterator[SubmissionRecord]:

@@ -1,7 +1,7 @@
 """Finding, showing and deleting studies. These functions raise our exceptions and never end the process."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from orchestrator.store.errors import DatabaseUnavailableError
 from orchestrator.store.records import StudyRecord
 from orchestrator.store.repository import Store
 from orchestrator.store.service_records import SubmissionRecord
-from orchestrator.store.study_files import folder_of_study
+from orchestrator.store.study_files import folder_of_study, log_of_submission
 from orchestrator.study.lock import hold_study, is_held
 from orchestrator.study.sizes import size_of
 from orchestrator.tracking.mlflow_client import Tracker, TrackingUnavailable
@@ -202,8 +202,27 @@ def delete_study(study: StudyRecord, settings: Settings) -> bool:
             shutil.rmtree(place, ignore_errors=True)
         with suppress(OSError):  # runs of another study that had this name are still there, or there were no files
             (settings.mlflow_root / slug(study.name)).rmdir()
-        store.delete_study(study.id)
+        _delete_logs(store.delete_study(study.id), settings)
         return keeps_runs
+
+
+def delete_submissions(name: str, settings: Settings) -> bool:
+    """Delete the submissions of a study that never began, with their logs.
+
+    Returns:
+        Whether there were any; none are deleted if the study has begun or its driver is running.
+    """
+    with open_existing(settings) as store:
+        if store is None or store.find_study(name) is not None:
+            return False
+        uids = store.queue().forget(name)
+        _delete_logs(uids, settings)
+        return bool(uids)
+
+
+def _delete_logs(uids: Sequence[str], settings: Settings) -> None:
+    for uid in uids:
+        log_of_submission(settings.artifact_root, uid).unlink(missing_ok=True)
 
 
 def with_actual_state(

@@ -251,6 +251,28 @@ def test_watching_tells_how_a_study_ended_and_how_to_resume_it(
     assert command_line("watch", "nowhere").status == 2
 
 
+def test_deleting_takes_waiting_submissions_and_logs_along(
+    command_line: CommandLine, tmp_path: Path, no_process: list[list[str]]
+) -> None:
+    command_line("submit", write(tmp_path))
+    deleted = command_line("delete", "quick", "--yes")
+    assert (deleted.status, deleted.out) == (0, "deleted study 'quick', which had not begun\n")
+    assert command_line("list", "--format", "json").out.strip() == "[]"
+    command_line("submit", write(tmp_path))
+    settings = load_settings(home=command_line.home, tracking=False)
+    store = Store.open(settings.database_url, artifact_root=settings.artifact_root)
+    claimed = claim(store)
+    assert command_line("delete", "quick", "--yes").status == 2
+    log = log_file(settings, claimed)
+    log.parent.mkdir(parents=True)
+    log.touch()
+    drive(claimed.uid, claimed.lease, settings, DriverControl())
+    assert command_line("delete", "quick", "--yes").out == "deleted study 'quick'\n"
+    assert not log.exists()
+    assert store.queue().page() == []
+    store.close()
+
+
 def test_a_log_is_read_in_whole_lines_from_its_last_ones(tmp_path: Path) -> None:
     file = tmp_path / "log"
     log = following.LogReader(file, num_lines=2)
