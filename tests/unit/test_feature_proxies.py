@@ -21,6 +21,7 @@ from plugins.proxies.passes import RecordedPass, record_pass
 from plugins.proxies.size_residual import SizeResidual, beyond_size
 from plugins.proxies.swap import Swap
 from plugins.proxies.token_diversity import token_difference
+from plugins.proxies.travelled_1 import WEIGHTS, Travelled1
 from plugins.proxies.tvt import map_similarity, teacher_map
 from plugins.proxies.weight_statistics import WeightStatistics
 from plugins.registry import parse_topology
@@ -244,3 +245,12 @@ def test_libra_is_the_mean_rank_of_the_chosen_scores() -> None:
     scores["zico"] = [2 * value for value in scores["l-swag"]]
     found = Libra(added=1).combine(scores)
     assert found == pytest.approx([(sorted(scores["zico"]).index(value) + 1) / 16 for value in scores["zico"]])
+
+
+def test_travelled_1_is_the_weighted_sum_of_ranks_with_the_weights_of_the_space() -> None:
+    rng = np.random.default_rng(0)
+    scores = {part: rng.permutation(10.0 * np.arange(8)).tolist() for part in Travelled1.parts}
+    for space, weights in WEIGHTS.items():
+        assert sum(weights.values()) == pytest.approx(1, abs=0.01)
+        expected = [sum(weights[name] * (scores[name][place] / 10 + 1) for name in weights) / 8 for place in range(8)]
+        assert Travelled1(space=space).combine(scores) == pytest.approx(expected)  # type: ignore[arg-type]

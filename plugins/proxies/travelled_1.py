@@ -1,0 +1,94 @@
+"""Travelled 1: a weighted sum of ranks that was selected on eight published tables."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from plugins.protocols import PluginCard
+
+WEIGHTS: Mapping[str, Mapping[str, float]] = {
+    "any": {
+        "zico": 0.242,
+        "meco": 0.158,
+        "weight-statistics": 0.15,
+        "l-swag": 0.1,
+        "snip": 0.092,
+        "params": 0.058,
+        "weight-norm": 0.058,
+        "grad-norm": 0.058,
+        "dss": 0.05,
+        "flops": 0.017,
+        "tvt": 0.017,
+    },
+    "autoformer": {
+        "weight-statistics": 0.233,
+        "meco": 0.142,
+        "depth": 0.1,
+        "zico": 0.092,
+        "weight-norm": 0.075,
+        "l-swag": 0.067,
+        "snip": 0.058,
+        "az-expressivity": 0.05,
+        "params": 0.033,
+        "flops": 0.033,
+        "block-importance": 0.033,
+        "grad-norm": 0.033,
+        "dss": 0.017,
+        "image-sensitivity": 0.017,
+        "tvt": 0.017,
+    },
+    "pit": {
+        "synflow": 0.267,
+        "flops": 0.225,
+        "meco": 0.108,
+        "weight-norm": 0.083,
+        "dss": 0.083,
+        "params": 0.067,
+        "snip": 0.05,
+        "tvt": 0.05,
+        "weight-statistics": 0.033,
+        "grad-norm": 0.017,
+        "l-swag": 0.017,
+    },
+}
+"""By space, the weight of each score: its share of the twenty best sums of up to three ranks."""
+_PARTS = tuple(sorted({name for weights in WEIGHTS.values() for name in weights}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Travelled1:
+    """A weighted sum of the ranks of several scores within a pool.
+
+    The rule was selected on 50 AutoFormer and 50 PiT topologies with four accuracies each: on CIFAR-100 and
+    Flowers-102, from scratch and with distillation. Its verdict on these tables is too good. It is not better than
+    counting parameters in general: docs/travel.md shows how rules of this kind did on tables that they had not seen.
+
+    Source: ours; `benchmarks/travel.py` selects it.
+    """
+
+    card: ClassVar[PluginCard] = PluginCard(
+        source="ours; selected on ViT-Bench-101 (Wei et al. 2024, arXiv:2312.09059): AutoFormer and PiT, CIFAR-100 and "
+        "Flowers-102, with and without distillation, scored on CIFAR-10 images of 112 pixels. On tables that were left "
+        "out, rules of this kind were ahead of the strongest of params, flops and depth for PiT, and behind for "
+        "AutoFormer; in the mean, not better",
+        cost="arithmetic on scores of one shared pass, and on `dss` and `synflow`, which share a pass of one image",
+        needs=_PARTS,
+    )
+    direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
+    parts: ClassVar[tuple[str, ...]] = _PARTS
+    space: Literal["any", "autoformer", "pit"] = "any"
+    """Tables on which the weights were selected: all, or those of one space. Name your space if it is one of these."""
+
+    def combine(self, scores: Mapping[str, Sequence[float]]) -> list[float]:
+        import numpy as np
+        from scipy.stats import rankdata
+
+        table = np.array([scores[part] for part in self.parts], dtype=float)
+        known = np.isfinite(table).all(0)
+        found = np.full(table.shape[1], math.nan)
+        if known.any():
+            weights = WEIGHTS[self.space]
+            ranks = [weights.get(part, 0.0) * rankdata(row[known]) for part, row in zip(self.parts, table, strict=True)]
+            found[known] = np.sum(ranks, axis=0) / known.sum()
+        return [float(value) for value in found]
