@@ -19,7 +19,7 @@ _NUM_SHOWN = 12
 def joint_verdict(result: Mapping[str, Any]) -> RenderableType:
     """One table per question, then what the tables say one by one."""
     truths = [result, *result["further"]]
-    chance = [_title(one) for one in truths if _is_chance(one)]
+    chance = [_title(one) for one in truths if one.get("has_no_verdict")]
     rows = result["joint"]
     parts: list[RenderableType] = []
     for question, words in _QUESTIONS.items():
@@ -33,7 +33,7 @@ def joint_verdict(result: Mapping[str, Any]) -> RenderableType:
             ]
     if not rows:
         parts.append(_remark("No joint verdict: fewer than two tables differ by more than chance."))
-    parts += [_remark(_of_table(one, result["baselines"])) for one in truths if not _is_chance(one)]
+    parts += [_remark(_of_table(one, result["baselines"])) for one in truths if not one.get("has_no_verdict")]
     parts += [
         _remark(f"{title}: these accuracies differ by no more than chance, so it is left out.") for title in chance
     ]
@@ -81,16 +81,12 @@ def _of_table(one: Mapping[str, Any], baselines: Sequence[str]) -> str:
         return f"{_title(one)}: no baseline has a tau."
     winners = [row["proxy"] for row in known if row["beats_all"] and row["proxy"] not in baselines]
     ceiling = one.get("ceiling")
-    limit = f" (a perfect score: {_number(ceiling['tau']['value'])})" if ceiling else ""
+    least = "at least " if ceiling and ceiling["source"] == "images" else ""
+    limit = f" (a perfect score: {least}{_number(ceiling['tau']['value'])})" if ceiling else ""
     return (
         f"{_title(one)}: the strongest baseline is {strongest['proxy']}, tau {_interval(strongest['tau'])}{limit}; "
         f"shown to beat all baselines: {', '.join(winners) or 'none'}."
     )
-
-
-def _is_chance(one: Mapping[str, Any]) -> bool:
-    ceiling = one.get("ceiling")
-    return ceiling is not None and not (ceiling["reliability"]["low"] or 0) > 0
 
 
 def _title(one: Mapping[str, Any]) -> str:

@@ -33,7 +33,7 @@ def correlation(result: Mapping[str, Any]) -> RenderableType:
         notes = "; ".join(note for _, note in _shared_notes(rows))
         return _remark(f"No verdict on {len(rows)} scores, from {result['num_topologies']} topologies: {notes}.")
     ceiling = result.get("ceiling")
-    if ceiling and not (ceiling["reliability"]["low"] or 0) > 0:
+    if result.get("has_no_verdict"):
         return _remark(_no_verdict(result))
     parts: list[RenderableType] = [
         _remark(
@@ -90,12 +90,14 @@ def _limits(truth: Mapping[str, Any], ceiling: Mapping[str, Any] | None) -> list
     elif behind:
         found.append(f"{behind[0].upper()}{behind[1:]}.")
     if ceiling is not None:
-        noise = (
-            f"{ceiling['num_seeds']} trainings of each topology"
-            if ceiling["source"] == "seeds"
-            else "the number of validation images; other training seeds may lower it: `repeats` measures that"
-        )
-        found.append(f"A perfect score would reach a tau of about {tau_text(ceiling['tau'])} (from {noise}).")
+        reached = f"A perfect score would reach a tau of {{}}about {tau_text(ceiling['tau'])}"
+        if ceiling["source"] == "seeds":
+            found.append(f"{reached.format('')} (from {ceiling['num_seeds']} trainings of each topology).")
+        else:
+            found.append(
+                f"{reached.format('at least ')} for these very trainings (from the number of images). Other training "
+                "seeds may change the ranking: `repeats` measures that."
+            )
     return found
 
 

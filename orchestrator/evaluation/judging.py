@@ -219,7 +219,11 @@ class _Comparison:
         keys = list(self.compared)
         shown = shown_above_zero(np.stack([self.compared[key] for key in keys]), level=(1 - self.confidence) / 2)
         marks = {key for key, mark in zip(keys, shown.tolist(), strict=True) if mark}
-        return [self._with_mark(row, marks) for row in verdicts]
+        names = [name for name, baseline in keys if baseline is None]
+        negated = np.stack([-self.compared[name, None] for name in names])
+        shown = shown_above_zero(negated, level=(1 - self.confidence) / 2)
+        below = {name for name, mark in zip(names, shown.tolist(), strict=True) if mark}
+        return [self._with_mark(row, marks).model_copy(update={"below_zero": row.proxy in below}) for row in verdicts]
 
     def _with_mark(self, row: Verdict, marks: Collection[tuple[str, str | None]]) -> Verdict:
         above = (row.proxy, None) in marks

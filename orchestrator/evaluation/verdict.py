@@ -32,7 +32,9 @@ class Ceiling(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     source: Literal["seeds", "images"]
     """`seeds`: from several trainings of each topology; `images`: from the number of images that measured the
-    accuracies, which does not contain the effect of the training seed, so that the ceiling may be lower."""
+    accuracies. This does not contain the effect of the training seed, which lowers the ceiling; but it takes each
+    accuracy as measured on its own images, although all were measured on the same ones, so that it understates how well
+    these very trainings can be ranked."""
     reliability: Interval
     """Share of the differences between the accuracies that is not noise."""
     tau: Interval
@@ -42,7 +44,7 @@ class Ceiling(BaseModel):
 
     @property
     def may_be_chance(self) -> bool:
-        """Whether the accuracies differ by no more than noise explains, so that no score can be judged by them."""
+        """Whether noise alone would explain the differences between the accuracies."""
         return not (self.reliability.low or 0) > 0
 
 
@@ -73,6 +75,8 @@ class Verdict(BaseModel):
     """Standard deviation (ddof 1) of tau over the seeds of the proxy; `None` for one seed or an exact score."""
     above_zero: bool = False
     """Whether tau is shown to be above 0, at one error level for all scores and differences together."""
+    below_zero: bool = False
+    """Whether tau is shown to be below 0, at one error level for all scores together."""
     beaten: tuple[str, ...] = ()
     """Baselines to which the difference is shown to be above 0, at the same level; empty without `above_zero`."""
     note: str | None

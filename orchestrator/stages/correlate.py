@@ -188,7 +188,7 @@ def _line(result: CorrelateResult) -> str:
         shown = "-" if gap.value is None else f"{gap.value:.3f}{ends}"
         return f"{1 + len(result.further)} tables; best mean difference {shown} ({best_joint.proxy})"
     best = result.proxies[0]
-    if result.ceiling is not None and result.ceiling.may_be_chance:
+    if result.has_no_verdict:
         return "no verdict: these trainings differ by no more than chance"
     if best.tau.value is None:
         return f"best tau - ({best.proxy})"

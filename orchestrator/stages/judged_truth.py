@@ -43,18 +43,36 @@ class JudgedTruth:
         return {**own, **(self._combinations() if self._settings.combine else {})}
 
     @cached_property
-    def verdicts(self) -> list[Verdict]:
-        """The verdicts on all scores, best tau first."""
-        return [self._with_failures(row) for row in self.judge(self.scores)]
+    def has_no_verdict(self) -> bool:
+        """Whether the accuracies differ by no more than chance, so that no score can be judged by them.
 
-    @property
-    def may_be_chance(self) -> bool:
-        """Whether the accuracies differ by no more than chance."""
-        return self.ceiling is not None and self.ceiling.may_be_chance
+        Noise estimated from several trainings decides this alone. That from the number of images is too large, since
+        all topologies were measured on the same images: a score whose tau is shown to differ from 0 refutes it.
+        """
+        if self.ceiling is None or not self.ceiling.may_be_chance:
+            return False
+        return self.ceiling.source == "seeds" or not any(row.above_zero or row.below_zero for row in self._unchecked)
+
+    @cached_property
+    def verdicts(self) -> list[Verdict]:
+        """The verdicts on all scores, best tau first; without a mark if there is no verdict."""
+        return [self._with_failures(row) for row in self._without_marks(self._unchecked)]
 
     def judge(self, scores: Mapping[str, Seeds]) -> list[Verdict]:
-        """Judge scores of the topologies; those of unknown names are better if higher."""
-        verdicts = judge_proxies(
+        """Judge other scores of the topologies; higher is better unless a proxy of that name says otherwise."""
+        return self._without_marks(self._judge(scores))
+
+    @cached_property
+    def _unchecked(self) -> list[Verdict]:
+        return self._judge(self.scores)
+
+    def _without_marks(self, verdicts: Sequence[Verdict]) -> list[Verdict]:
+        if not self.has_no_verdict:
+            return list(verdicts)
+        return [row.model_copy(update={"above_zero": False, "beaten": ()}) for row in verdicts]
+
+    def _judge(self, scores: Mapping[str, Seeds]) -> list[Verdict]:
+        return judge_proxies(
             scores,
             self.truth.accuracies,
             directions={name: self._directions.get(name, "maximize") for name in scores},
@@ -63,9 +81,6 @@ class JudgedTruth:
             confidence=self._settings.confidence,
             seed=self._seed,
         )
-        if not self.may_be_chance:
-            return verdicts
-        return [row.model_copy(update={"above_zero": False, "beaten": ()}) for row in verdicts]
 
     def as_table(self) -> ScoredTable:
         """The scores for a joint verdict, oriented so that higher is better, with the number of parameters as size."""

@@ -69,11 +69,13 @@ class ProxyVerdicts:
             transfers=tuple(self.transfers),
             early=self.early,
             ceiling=self._first.ceiling,
+            has_no_verdict=self._first.has_no_verdict,
             further=tuple(
                 FurtherTruth(
                     truth=truth_summary(one.truth),
                     proxies=tuple(verdict_row(verdict) for verdict in one.verdicts),
                     ceiling=one.ceiling,
+                    has_no_verdict=one.has_no_verdict,
                 )
                 for one in self._judged[1:]
             ),
@@ -99,15 +101,11 @@ class ProxyVerdicts:
                 gap = best.mean_difference
                 ends = "" if gap.low is None or gap.high is None else f" [{gap.low:.2f}, {gap.high:.2f}]"
                 return f"{len(self._judged)} tables; best mean difference {gap.value:.2f}{ends} ({best.proxy})"
-        if self._first.ceiling is None:
-            return f"best tau {_tau_text(self.verdicts[0])}"
-        if self._first.may_be_chance:
-            return NO_VERDICT
-        return f"best tau {_tau_text(self.verdicts[0])} of at most {self._first.ceiling.tau.value:.2f}"
+        return NO_VERDICT if self._first.has_no_verdict else f"best tau {_tau_text(self.verdicts[0])}"
 
     def _jointly(self, question: Question) -> list[JointVerdict]:
         """The verdicts over all tables whose accuracies differ by more than chance; none with a single table."""
-        tables = [one.as_table() for one in self._judged if not one.may_be_chance]
+        tables = [one.as_table() for one in self._judged if not one.has_no_verdict]
         if len(tables) < 2:
             return []
         titles = [table.title for table in tables]

@@ -57,6 +57,8 @@ class VerdictRow(StageResult):
     is_combination: bool
     above_zero: bool | None = None
     """Whether tau is shown to be above 0 over all scores together; `None` in results of version 0.1.0."""
+    below_zero: bool | None = None
+    """Whether tau is shown to be below 0 over all scores together; `None` in results of version 0.1.0."""
     beats: tuple[str, ...]
     beats_all: bool
 
@@ -77,6 +79,8 @@ class FurtherTruth(StageResult):
     proxies: tuple[VerdictRow, ...]
     ceiling: Ceiling | None = None
     """The tau that a perfect score could reach; `None` if unknown."""
+    has_no_verdict: bool = False
+    """Whether the accuracies differ by no more than chance."""
 
 
 class CorrelateResult(StageResult):
@@ -93,6 +97,8 @@ class CorrelateResult(StageResult):
     early: EarlyJudgement | None
     ceiling: Ceiling | None = None
     """The tau that a perfect score could reach; `None` if unknown, and in results of version 0.1.0."""
+    has_no_verdict: bool = False
+    """Whether the accuracies differ by no more than chance, so that no score is marked."""
     further: tuple[FurtherTruth, ...] = ()
     """The verdicts by the stage's `further` accuracies."""
     joint: tuple[JointVerdict, ...] = ()

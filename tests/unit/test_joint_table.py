@@ -46,7 +46,11 @@ def result() -> dict[str, Any]:
         {"proxy": "params", "tau": tau, "beats_all": False},
         {"proxy": "useless", "tau": {"value": None, "low": None, "high": None}, "beats_all": False},
     ]
-    ceiling = {"reliability": {"value": 0.8, "low": 0.7, "high": 0.9}, "tau": {"value": 0.7, "low": 0.6, "high": 0.8}}
+    ceiling = {
+        "source": "seeds",
+        "reliability": {"value": 0.8, "low": 0.7, "high": 0.9},
+        "tau": {"value": 0.7, "low": 0.6, "high": 0.8},
+    }
     one = {"truth": {"target": "acc", "name": "pit"}, "proxies": rows, "ceiling": ceiling}
     other = {"truth": {"target": "acc", "name": "flowers"}, "proxies": rows, "ceiling": None}
     return {**one, "further": [other], "joint": joint, "baselines": ["params"], "confidence": 0.95}
@@ -74,8 +78,7 @@ def test_each_question_has_its_table_and_each_table_its_line() -> None:
 
 def test_a_table_of_chance_is_named_and_left_out() -> None:
     given = result()
-    nothing = {"value": 0.1, "low": 0.0, "high": 0.5}
-    given["further"][0]["ceiling"] = {"reliability": nothing, "tau": nothing}
+    given["further"][0]["has_no_verdict"] = True
     given["joint"] = []
     text = printed(given)
     assert "No joint verdict: fewer than two tables differ by more than chance." in text

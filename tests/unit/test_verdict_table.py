@@ -93,9 +93,8 @@ def test_below_a_table_of_too_few_topologies_one_line_says_what_is_known() -> No
 
 
 def test_trainings_that_differ_by_no_more_than_chance_get_one_line_instead_of_a_table() -> None:
-    chance = {"source": "images", "num_seeds": 1, "reliability": known(0.1), "tau": known(0.2)}
-    chance["reliability"]["low"] = 0.0
-    text = " ".join(line.strip() for line in printed([row("params", known(0.3))], num_topologies=30, ceiling=chance))
+    lines = printed([row("params", known(0.3))], num_topologies=30, has_no_verdict=True)
+    text = " ".join(line.strip() for line in lines)
     assert text == (
         "These trainings differ by no more than chance: no verdict on 1 scores from 30 topologies. Train longer, use "
         "more validation images, or train each topology with several seeds (`repeats`)."
@@ -111,3 +110,10 @@ def test_the_tau_of_a_perfect_score_and_the_epoch_of_the_comparison_are_shown() 
         "Trainings ended at different epochs and are compared at epoch 3 of 9; 12 topologies that ended earlier are "
         "left out. A perfect score would reach a tau of about 0.700 [0.60, 0.80] (from 3 trainings of each topology)."
     ) in text
+
+
+def test_a_ceiling_from_images_is_told_to_hold_for_these_trainings_only() -> None:
+    ceiling = {"source": "images", "num_seeds": 1, "reliability": known(0.8), "tau": known(0.7)}
+    lines = printed([row("params", known(0.3))], num_topologies=30, ceiling=ceiling)
+    text = " ".join(line.strip() for line in lines)
+    assert "a tau of at least about 0.700 [0.60, 0.80] for these very trainings (from the number of images)." in text

@@ -1,0 +1,68 @@
+"""When the accuracies of a ground truth allow no verdict."""
+
+import numpy as np
+import pytest
+
+from orchestrator.evaluation.ground_truth import GroundTruth
+from orchestrator.stages.judged_truth import JudgedTruth
+from orchestrator.stages.truth_scores import ScoredTruth
+from orchestrator.stages.verdict_results import VerdictSettings
+from search_spaces.base import ImageTask
+from search_spaces.recipes import PluginChoice
+from trainers.config import DataConfig
+
+CHOICES = (PluginChoice(name="params"), PluginChoice(name="flops"))
+
+
+def judged(accuracies, params, *, seeds=(), num_images=None):
+    count = len(accuracies)
+    truth = GroundTruth(
+        kind="trials",
+        name="study",
+        source="study",
+        target="val_accuracy",
+        unit="fraction",
+        topologies=tuple(f"as-vit:{place}" for place in range(count)),
+        accuracies=tuple(accuracies),
+        data=DataConfig(source="noise"),
+        task=ImageTask(image_size=32, in_channels=3, num_classes=10),
+        digest="",
+        seeds=seeds,
+        num_images=num_images,
+    )
+    scores = {"params": [list(params)], "flops": [list(np.random.default_rng(9).normal(size=count))]}
+    scored = ScoredTruth(truth=truth, choices=CHOICES, scores=scores, reasons={}, wall_time_s={})
+    settings = VerdictSettings(baselines=("params",), resamples=200, confidence=0.95, combine=False)
+    return JudgedTruth(scored, CHOICES, settings, seed=0)
+
+
+def close(rng, spread=0.005):
+    return 0.6 + spread * rng.normal(size=40)
+
+
+def test_few_images_and_no_score_with_a_tau_give_no_verdict() -> None:
+    rng = np.random.default_rng(0)
+    found = judged(close(rng), rng.normal(size=40), num_images=1000)
+    assert found.has_no_verdict
+    assert not any(row.above_zero or row.beaten for row in found.verdicts)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_score_whose_tau_is_shown_refutes_the_noise_of_the_images(sign) -> None:
+    """All topologies are measured on the same images, so that their common noise changes no ranking."""
+    rng = np.random.default_rng(1)
+    accuracies = close(rng)
+    found = judged(accuracies, sign * accuracies + 0.002 * rng.normal(size=40), num_images=1000)
+    assert found.ceiling.may_be_chance
+    assert not found.has_no_verdict
+    (params,) = [row for row in found.verdicts if row.proxy == "params"]
+    assert (params.above_zero, params.below_zero) == (sign == 1, sign == -1)
+
+
+def test_the_noise_of_several_trainings_is_not_refuted_by_a_score() -> None:
+    rng = np.random.default_rng(2)
+    seeds = 0.6 + 0.01 * rng.normal(size=(40, 2))
+    accuracies = seeds.mean(1)
+    found = judged(accuracies, accuracies, seeds=tuple(map(tuple, seeds.tolist())))
+    assert found.has_no_verdict
+    assert not any(row.above_zero for row in found.verdicts)
