@@ -5,6 +5,8 @@ import os
 import stat
 from pathlib import Path
 
+_UNSTATED_SIZE = 1 << 16
+
 
 class UnsuitableFileError(OSError):
     """A path leads to a device, a pipe or a folder, to a file that is too large, or is not a path at all.
@@ -45,7 +47,8 @@ def read_regular_file(path: Path, *, max_bytes: int) -> bytes:
             raise UnsuitableFileError(
                 errno.EFBIG, f"it must have at most {max_bytes:,} bytes, but has {found.st_size:,}", str(path)
             )
-        return file.read(max_bytes)
+        # Python reserves as much memory as may be read; files of some file systems state no size.
+        return file.read(min(max_bytes, max(found.st_size, _UNSTATED_SIZE)))
 
 
 def _check_kind(found: os.stat_result, path: Path) -> None:

@@ -1,6 +1,7 @@
 """Model folders and formulas that somebody prepared to do harm, or that are damaged: each gives one clear error."""
 
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,3 +180,15 @@ def test_a_saved_formula_must_be_a_small_regular_file(tmp_path: Path) -> None:
 def test_a_path_with_a_null_byte_is_an_unsuitable_file() -> None:
     with pytest.raises(UnsuitableFileError, match="null byte"):
         read_regular_file(Path("a\0b"), max_bytes=1)
+
+
+def test_a_small_file_takes_little_memory_whatever_its_largest_size(tmp_path: Path) -> None:
+    file = tmp_path / "small"
+    file.write_bytes(b"content")
+    tracemalloc.start()
+    try:
+        assert read_regular_file(file, max_bytes=1 << 36) == b"content"
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20
