@@ -21,8 +21,8 @@ from trainers.config import EpochReport, Task, TaskOutcome, TrainTask
 from trainers.training.reporting import Reporter
 from trainers.worker import run_task
 
-BATCH_S, LONG_BATCH_S = 0.3, 1.5
-"""Pause before each batch of `slow` and of `slower`."""
+BATCH_S, LONG_BATCH_S = 0.3, 5.0
+"""Pause before each batch of `slow`, and of the later epochs of `slower`."""
 LATE_BATCH_S = 0.2
 """And of `late`: slow enough that trials are in the middle of their training when another driver takes over."""
 SOON_GIVEN_UP = 2
@@ -88,8 +88,14 @@ def slow(task: Task, reporter: Reporter) -> TaskOutcome:
 
 
 def slower(task: Task, reporter: Reporter) -> TaskOutcome:
-    """The same, with trials that last longer than the start of a worker; until there is a file `hurry` beside them."""
-    return _slowly(task, reporter, LONG_BATCH_S)
+    """The same, with trials that last much longer than the start of a worker, until there is a file `hurry`."""
+
+    def pause(epoch: int, _: int) -> None:
+        until = time.monotonic() + (BATCH_S if epoch == 1 else LONG_BATCH_S)
+        while time.monotonic() < until and not _beside(task, "hurry").exists():
+            time.sleep(0.02)
+
+    return run_task(task, _Witness(task, reporter, pause) if _trains(task) else reporter)
 
 
 def killed_once(task: Task, reporter: Reporter) -> TaskOutcome:
@@ -170,8 +176,7 @@ class _Witness:
 
 def _slowly(task: Task, reporter: Reporter, pause_s: float) -> TaskOutcome:
     def pause(*_: int) -> None:
-        if not _beside(task, "hurry").exists():
-            time.sleep(pause_s)
+        time.sleep(pause_s)
 
     return run_task(task, _Witness(task, reporter, pause) if _trains(task) else reporter)
 

@@ -43,8 +43,8 @@ def test_a_node_that_comes_gets_trials_and_those_of_one_that_dies_go_on_there(
     driver = start_on_ray(place, write_study(place, on_ray(SHORT, way)), "use_slower", **attached_to(cluster))
     wait_for_epochs(place, 1, driver)
     new = add_node(cluster, 1)
-    assert comes_true(lambda: new in raylets(place), NEW_NODE_S), driver.err
-    assert driver.is_alive()
+    assert comes_true(lambda: new in raylets(place) or not driver.is_alive(), NEW_NODE_S), driver.err
+    assert driver.is_alive(), driver.err
     before = finished_epochs(place)
     kill([*started_by(old), old])
     (stage_folder(place, "train") / "hurry").touch()
