@@ -156,11 +156,12 @@ class VisibleStudies:
         """
         begun, before = _position_of(after)
         lines: list[dict[str, Any]] = []
-        if not begun and state in (None, "waiting"):
-            waiting = list(itertools.islice(self._waiting(owner=owner, text=text, before=before), limit + 1))
-            lines = [self._waiting_line(one) for one in waiting[:limit]]
-            if len(waiting) > limit:
-                return lines, f"w{waiting[limit - 1].id}"
+        if not begun:
+            others = self._not_begun(state=state, owner=owner, text=text, before=before)
+            sent = list(itertools.islice(others, limit + 1))
+            lines = [self._line_of(one) for one in sent[:limit]]
+            if len(sent) > limit:
+                return lines, f"w{sent[limit - 1].id}"
         studies = self._matching(state=state, owner=owner, text=text, before=before if begun else None)
         found = list(itertools.islice(studies, limit - len(lines) + 1))
         shown = found[: limit - len(lines)]
@@ -194,6 +195,10 @@ class VisibleStudies:
             return actual
         return actual.model_copy(update={"state": "waiting", "reason": self._why_waiting(submission)})
 
+    def _reason_of(self, submission: SubmissionRecord) -> str:
+        """Why a study that has not begun waits, or does no longer."""
+        return self._why_waiting(submission) if submission.is_active else submission.reason or submission.state
+
     def _why_waiting(self, submission: SubmissionRecord) -> str:
         return why_waiting(self.store, submission) or "its driver starts"
 
@@ -215,25 +220,27 @@ class VisibleStudies:
                 return
             before = rows[-1].id
 
-    def _waiting(self, *, owner: str | None, text: str | None, before: int | None) -> Iterator[SubmissionRecord]:
-        """Submissions whose study has not begun."""
+    def _not_begun(
+        self, *, state: str | None, owner: str | None, text: str | None, before: int | None
+    ) -> Iterator[SubmissionRecord]:
+        """Submissions whose study has not begun: they wait, were cancelled, or failed before it."""
         store = self._home.store
         while store is not None:
-            page = store.queue().page(owner=owner, states=("waiting", "running"), before=before, limit=_PER_QUERY)
+            page = store.queue().page(owner=owner, without_study=True, before=before, limit=_PER_QUERY)
             for one in page:
                 is_visible = self.caller.may_see(one.owner, is_shared=one.shared)
-                if is_visible and (text is None or text in one.name) and store.find_study(one.name) is None:
+                if is_visible and (text is None or text in one.name) and state in (None, _state_of(one)):
                     yield one
             if len(page) < _PER_QUERY:
                 return
             before = page[-1].id
 
-    def _waiting_line(self, submission: SubmissionRecord) -> dict[str, Any]:
+    def _line_of(self, submission: SubmissionRecord) -> dict[str, Any]:
         spec, _ = self.store.queue().spec_of(submission.uid)
         return {
             "study": submission.name,
-            "state": "waiting",
-            "reason": self._why_waiting(submission),
+            "state": _state_of(submission),
+            "reason": self._reason_of(submission),
             "owner": submission.owner,
             "stages": len(spec["stages"]),
             "stages_done": 0,
@@ -244,21 +251,20 @@ class VisibleStudies:
             "best_text": None,
             "test_accuracy": None,
             "created_at": submission.created_at,
-            "updated_at": submission.created_at,
+            "updated_at": submission.ended_at or submission.created_at,
         }
 
     def _waiting_summary(self, submission: SubmissionRecord) -> dict[str, Any]:
         """The summary of a study that was submitted and has not begun."""
         spec, _ = self.store.queue().spec_of(submission.uid)
-        over = {"cancelled": "interrupted", "running": "waiting"}
         nothing = dict.fromkeys(("data", "cost", "certainty", "time_error", "correlation", "champion"))
         stage: dict[str, Any] = {"state": "waiting", "reason": None, "wall_time_s": None, "trials": {}, "result": {}}
         return {
             **nothing,
             "study": submission.name,
             "uid": submission.uid,
-            "state": over.get(submission.state, submission.state),
-            "reason": self._why_waiting(submission) if submission.is_active else submission.reason or submission.state,
+            "state": _state_of(submission),
+            "reason": self._reason_of(submission),
             "owner": submission.owner,
             "seed": spec["seed"],
             "spec_digest": "",
@@ -282,6 +288,11 @@ def _position_of(after: str | None) -> tuple[bool, int | None]:
     if not _POSITION.fullmatch(after):
         raise ValueError(f"after: must be `next` of the previous page, but got {after[:80]!r}.")
     return not after.startswith("w"), int(after.removeprefix("w"))
+
+
+def _state_of(submission: SubmissionRecord) -> str:
+    """The state of a study that has not begun."""
+    return {"cancelled": "interrupted", "running": "waiting"}.get(submission.state, submission.state)
 
 
 def _stage_name(stage: Mapping[str, Any]) -> str:

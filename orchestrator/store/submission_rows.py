@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, delete, func, insert, or_, select, text, update
+from sqlalchemy import Connection, Engine, and_, delete, exists, func, insert, or_, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator.store.database_time import read_time
@@ -123,6 +123,7 @@ class SubmissionQueue:
         owner: str | None = None,
         states: Collection[str] = (),
         include_shared: bool = False,
+        without_study: bool = False,
         before: int | None = None,
         limit: int = 100,
     ) -> list[SubmissionRecord]:
@@ -132,6 +133,7 @@ class SubmissionQueue:
             owner: Only those of this owner.
             states: Only those in one of these states; all if empty.
             include_shared: With an owner, also those that others share.
+            without_study: Only the newest ones of studies that have not begun.
             before: Only those with a lower `id`, for the next page.
             limit: Maximum number.
         """
@@ -141,6 +143,10 @@ class SubmissionQueue:
             conditions.append(or_(own, submissions.c.shared) if include_shared else own)
         if states:
             conditions.append(submissions.c.state.in_(states))
+        if without_study:
+            newer = submissions.alias()
+            conditions.append(~exists().where(studies.c.name == submissions.c.name))
+            conditions.append(~exists().where(newer.c.name == submissions.c.name, newer.c.id > submissions.c.id))
         if before is not None:
             conditions.append(submissions.c.id < before)
         found = select(*_COLUMNS).where(*conditions).order_by(submissions.c.id.desc()).limit(limit)

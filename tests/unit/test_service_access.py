@@ -17,6 +17,7 @@ from orchestrator.service.access_tokens import create_token, revoke_token
 from orchestrator.service.submitting import log_file
 from orchestrator.settings import Settings, SettingsError, load_settings
 from orchestrator.store.repository import Store
+from orchestrator.store.service_records import Placement
 from orchestrator.store.study_names import home_owner
 from tests.service import TestClient, add_token, client_for, serving
 
@@ -90,6 +91,19 @@ def test_a_request_repeated_with_its_key_submits_once(service: Service) -> None:
         ann.submit(service.file("digits"))
 
 
+def test_a_study_that_failed_before_it_began_is_listed_with_its_reason(service: Service) -> None:
+    ann = service.client("ann")
+    uid = ann.submit(service.file("digits"))["uid"]
+    queue = service.store.queue()
+    claimed = queue.claim("r", "here", lambda *_: Placement({}))
+    assert claimed is not None
+    queue.begin(uid, claimed.lease, host="here", pid=1)
+    assert [one["reason"] for one in ann.studies()] == ["its driver starts"]
+    queue.end(uid, claimed.lease, "failed", "data.source must be a folder")
+    assert [(one["state"], one["reason"]) for one in ann.studies()] == [("failed", "data.source must be a folder")]
+    assert ann.study("digits")["state"] == "failed"
+
+
 def test_a_wrong_file_is_not_submitted(service: Service) -> None:
     file = service.file("digits")
     file.write_text(file.read_text(encoding="utf-8").replace("num_trials", "trials"), encoding="utf-8")
@@ -130,6 +144,8 @@ def test_cancelling_resuming_and_sharing(service: Service) -> None:
     ann.submit(service.file("digits"))
     assert ann.cancel("digits")["state"] == "cancelled"
     assert ann.study("digits")["state"] == "interrupted"
+    assert [(one["study"], one["reason"]) for one in ann.studies(state="interrupted")] == [("ann~digits", "cancelled")]
+    assert list(ann.studies(state="waiting")) == []
     assert ann.resume("digits")["state"] == "waiting"
     assert ann.share("digits")["shared"]
     assert [one[1] for one in service.audited()] == ["submit", "cancel", "resume", "share"]
