@@ -27,6 +27,7 @@ STATUS = {
     "orchestrator.store.study_names:NameTakenError": BAD_INPUT,
     "orchestrator.store.submission_rows:IdempotencyError": BAD_INPUT,
     "orchestrator.study.access:UnknownStudyError": BAD_INPUT,
+    "orchestrator.study.backup:BackupError": BAD_INPUT,
     "orchestrator.study.comparison:NoTrialsError": BAD_INPUT,
     "orchestrator.study.driver:DataChangedError": BAD_INPUT,
     "orchestrator.study.growth:SpecChangedError": BAD_INPUT,

@@ -32,6 +32,8 @@ _ORDER = (
     "discover",
     "plugins",
     "prune",
+    "backup",
+    "restore",
     "delete",
     "token",
 )

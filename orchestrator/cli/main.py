@@ -708,6 +708,26 @@ def _delete(
     delete_command(studies, server, yes=yes)
 
 
+@app.command("backup")
+def _backup(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder for the backup.")],
+) -> None:
+    """Copy all studies, models and databases into a new folder. Studies may run meanwhile."""
+    from orchestrator.cli.safekeeping import backup_command
+
+    backup_command(folder)
+
+
+@app.command("restore")
+def _restore(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that `vitsearch backup` made.")],
+) -> None:
+    """Fill a new, empty home from a backup."""
+    from orchestrator.cli.safekeeping import restore_command
+
+    restore_command(folder)
+
+
 @app.command("prune")
 def _prune(
     studies: Annotated[

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 from orchestrator.cli import tables
-from orchestrator.cli.console import fail, out, print_json, print_text
+from orchestrator.cli.console import fail, note, out, print_json, print_text
 from orchestrator.cli.remote import client_of
 from orchestrator.reports.plugin_facts import plugin_facts, plugin_lines
 from orchestrator.settings import load_settings
@@ -15,6 +15,8 @@ def list_command(server: str | None, *, as_json: bool) -> None:
     from orchestrator.study.access import list_studies
 
     client = client_of(server)
+    if client is None:
+        _tell_of_lost_rows()
     rows = list(client.studies()) if client else list_studies(load_settings())
     if as_json:
         print_json(rows)
@@ -22,6 +24,18 @@ def list_command(server: str | None, *, as_json: bool) -> None:
     for row in rows:
         row["updated"] = datetime.fromtimestamp(row["updated_at"], UTC).astimezone().strftime("%Y-%m-%d %H:%M")
     out(tables.study_table(rows))
+
+
+def _tell_of_lost_rows() -> None:
+    from orchestrator.study.access import num_folders_without_rows
+
+    settings = load_settings()
+    count = num_folders_without_rows(settings)
+    if count:
+        note(
+            f"warning: {count} folders in {settings.artifact_root / 'studies'} belong to studies that the database "
+            "does not know. If it was emptied or replaced, restore it from a backup (docs/backup.md)."
+        )
 
 
 def status_command(name: str, server: str | None, *, as_json: bool) -> None:

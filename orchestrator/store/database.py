@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from orchestrator.safe_text import masked_address, without_secrets
 from orchestrator.settings import SettingsError
-from orchestrator.store.retrying import WAIT_S, set_retry_time
+from orchestrator.store.retrying import WAIT_S, is_damage, set_retry_time
+from orchestrator.store.snapshots import SnapshotError, is_read_only, temporary_copy
 
 HEAD = "0005"
 """The newest migration; a test compares it with `migrations/versions/`."""
@@ -53,7 +57,9 @@ def find_database(url: str, *, wait_s: float = WAIT_S) -> Engine | None:
     """
     file = sqlite_file(url)
     if file is not None:
-        return open_database(url, wait_s=wait_s) if file.exists() else None
+        if not file.exists():
+            return None
+        return _open_copy(file, wait_s) if is_read_only(file) else open_database(url, wait_s=wait_s)
     engine = connect(url)
     try:
         is_there = _revision(engine) is not None
@@ -62,6 +68,32 @@ def find_database(url: str, *, wait_s: float = WAIT_S) -> Engine | None:
     finally:
         engine.dispose()
     return open_database(url, wait_s=wait_s) if is_there else None
+
+
+def _open_copy(file: Path, wait_s: float) -> Engine:
+    """A copy, with the newest tables, of a database that this process may only read. Writes are refused."""
+    try:
+        copy = temporary_copy(file)
+    except SnapshotError as error:
+        raise damaged(str(file), str(error)) from error
+    except OSError as error:
+        raise SettingsError(
+            f"the database {file} must be readable, but: {error.strerror}. Ask its owner for access, or use another "
+            "home (VITSEARCH_HOME)."
+        ) from error
+    engine = open_database(f"sqlite:///{copy}", wait_s=wait_s)
+    engine.dispose()
+    event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA query_only=ON"))
+    weakref.finalize(engine, shutil.rmtree, copy.parent, ignore_errors=True)
+    return engine
+
+
+def damaged(where: str, reason: str) -> SettingsError:
+    """The error for a database that is damaged."""
+    return SettingsError(
+        f"the database {where} is damaged: {reason.rstrip('.')}. Restore it from a backup (docs/backup.md); "
+        "the files of the studies beside it may be intact."
+    )
 
 
 def connect(url: str, *, wait_s: float = WAIT_S) -> Engine:
@@ -117,9 +149,17 @@ def _shown(url: URL) -> str:
 
 
 def _unusable(url: URL, reason: str) -> SettingsError:
+    shown = without_secrets(" ".join(reason.split()))
+    if is_damage(reason):
+        return damaged(_shown(url), shown)
+    if url.get_backend_name() == "sqlite" and not os.environ.get("VITSEARCH_DATABASE_URL"):
+        return SettingsError(
+            f"the database {_shown(url)} must be written by vitsearch, but: {shown}. Check the permissions and the "
+            "space of its folder, or use another home (VITSEARCH_HOME)."
+        )
     return SettingsError(
         f"VITSEARCH_DATABASE_URL: the database {_shown(url)} must be reachable and written by vitsearch, "
-        f"but: {without_secrets(' '.join(reason.split()))}. Correct or unset the variable, or start the server."
+        f"but: {shown}. Correct or unset the variable, or start the server."
     )
 
 

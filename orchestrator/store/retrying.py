@@ -53,6 +53,11 @@ class OutageRetries:
             DatabaseUnavailableError: It should not be tried again.
         """
         reason = without_secrets(" ".join(str(error.orig).split()))
+        if is_damage(reason):
+            raise DatabaseUnavailableError(
+                f"the database {self._where} is damaged: {reason}. Restore it from a backup (docs/backup.md); "
+                "the files of the studies beside it may be intact."
+            ) from error
         if not is_temporary(error):
             raise DatabaseUnavailableError(
                 f"the database {self._where} must accept writes, but: {reason}. Earlier writes are kept. Fix the "
@@ -80,6 +85,11 @@ class OutageRetries:
             if self._pause_s > _FIRST_PAUSE_S:
                 _logger.warning("The database answers again.")
             self._away_since = None
+
+
+def is_damage(reason: str) -> bool:
+    """Whether SQLite's words tell of a damaged file."""
+    return any(words in reason for words in ("malformed", "file is not a database"))
 
 
 def set_retry_time(engine: Engine, where: str, wait_s: float) -> None:

@@ -172,6 +172,16 @@ def _line_before_begin(submission: SubmissionRecord, store: Store) -> dict[str, 
     }
 
 
+def num_folders_without_rows(settings: Settings) -> int:
+    """Number of folders of studies that the database does not know, because it was emptied or replaced."""
+    folder = settings.artifact_root / "studies"
+    if settings.artifact_root.parent != settings.home or not folder.is_dir():
+        return 0  # other databases may share the folder
+    with open_existing(settings) as store:
+        known = {study_folder(settings, study).name for study in store.list_studies()} if store else set()
+    return sum(one.is_dir() and one.name not in known for one in folder.iterdir())
+
+
 def delete_study(study: StudyRecord, settings: Settings) -> bool:
     """Delete a study: rows, checkpoints and plots, its files in MLflow, and the models registered from it.
 

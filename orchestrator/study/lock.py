@@ -1,7 +1,10 @@
 """Ensures that only one process at a time runs a study, on all machines that share its database."""
 
+import fcntl
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
@@ -39,8 +42,25 @@ def hold_study(name: str, settings: Settings) -> Iterator[Callable[[], None]]:
 def is_held(name: str, settings: Settings) -> bool:
     """Whether a process is running the study."""
     file = settings.home / "locks" / f"{name}.lock"
+    if file.exists() and not os.access(file, os.W_OK):
+        return _is_locked(file) or StudyLock(settings.database_url, name).is_taken()
     try:
         with FileLock(file, timeout=0) if file.exists() else nullcontext():
             return StudyLock(settings.database_url, name).is_taken()
     except Timeout:
         return True
+
+
+def _is_locked(file: Path) -> bool:
+    """Whether a process holds the lock of a file that this process may only read."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -4,6 +4,7 @@ MLflow's database contains absolute addresses of files. When a home is opened in
 addresses of the files that came with it are corrected. Nothing here imports MLflow.
 """
 
+import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -34,8 +35,8 @@ def relocate_home(tracking_uri: str, artifact_root: Path) -> str | None:
         Why they could not be corrected, for people; `None` if all are correct.
     """
     database = sqlite_path(tracking_uri)
-    if database is None:
-        return None
+    if database is None or not (os.access(database, os.W_OK) and os.access(database.parent, os.W_OK)):
+        return None  # whoever may write corrects them
     try:
         relocate(database, artifact_root)
     except (sqlite3.Error, OSError, Timeout) as error:

@@ -100,7 +100,7 @@ def test_a_server_that_is_down_is_named_without_the_password(tmp_path: Path, com
         done = command_line(*command, VITSEARCH_DATABASE_URL=url)
         assert done.status == 2
         assert "Connection refused" in done.err
-        assert "VITSEARCH_DATABASE_URL: the database postgresql+psycopg://me:***@127.0.0.1" in done.err
+        assert "VITSEARCH_DATABASE_URL: the database postgresql+psycopg://***@127.0.0.1" in done.err
         assert "secret" not in done.err
         assert done.err.count("\n") == 1
     assert not (tmp_path / "home").exists()

@@ -1,0 +1,28 @@
+"""The commands backup and restore."""
+
+from pathlib import Path
+
+from orchestrator.cli.console import note, out
+from orchestrator.settings import load_settings
+
+
+def backup_command(folder: Path) -> None:
+    """Copy the installation into a new folder."""
+    from orchestrator.study.backup import make_backup
+    from orchestrator.study.sizes import human_size
+
+    settings = load_settings()
+    made = make_backup(settings, folder)
+    out(f"{folder}: {human_size(made.num_bytes)}, the databases and files of {settings.home}")
+    for remark in made.left_out:
+        note(f"not in the backup: {remark}")
+    note(f"restore it into an empty home with: VITSEARCH_HOME=NEW vitsearch restore {folder}")
+
+
+def restore_command(folder: Path) -> None:
+    """Fill an empty installation from a backup."""
+    from orchestrator.study.backup import restore_backup
+
+    settings = load_settings()
+    restore_backup(settings, folder)
+    out(f"restored {folder} into {settings.home}. Its studies: vitsearch list")

@@ -1,0 +1,174 @@
+"""Backups of an installation: its databases, and the files of its studies and models."""
+
+import json
+import os
+import shutil
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+from orchestrator.settings import Settings
+from orchestrator.store.database import find_database, sqlite_file
+from orchestrator.store.snapshots import SnapshotError, copy_sqlite, dump_postgresql, load_postgresql
+from orchestrator.tracking.names import is_http
+
+MANIFEST = "backup.json"
+_FORMAT = 1
+_DATABASES = {"vitsearch": "vitsearch", "mlflow": "MLflow"}
+"""File names of the databases in a backup, and what they contain."""
+_FOLDERS = ("artifacts", "proxies")
+
+
+class BackupError(RuntimeError):
+    """A backup cannot be made or restored; the message says why, and what to do."""
+
+
+class Backup(NamedTuple):
+    """What was copied."""
+
+    num_bytes: int
+    left_out: tuple[str, ...]
+    """What is not part of the backup, for people."""
+
+
+def make_backup(settings: Settings, target: Path) -> Backup:
+    """Copy an installation into a new folder. Studies may run meanwhile: each database is copied as of one moment.
+
+    Args:
+        settings: Settings of this installation.
+        target: The folder to make.
+
+    Raises:
+        BackupError: The folder exists, or something cannot be copied. An incomplete folder is removed.
+    """
+    if target.exists():
+        raise BackupError(f"a backup needs a new folder, but {target} exists. Choose another name.")
+    part = target.with_name(f"{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    left_out = []
+    try:
+        part.mkdir(parents=True)
+        for name, url in _urls(settings).items():
+            problem = _save_database(url, part, name)
+            if problem is not None:
+                left_out.append(f"{_DATABASES[name]}: {problem}")
+        for name, folder in zip(_FOLDERS, _places(settings), strict=True):
+            if folder.is_dir():
+                copy = _LinkedCopy()
+                shutil.copytree(folder, part / name, symlinks=True, copy_function=copy)
+        about = {"format": _FORMAT, "vitsearch": version("vitsearch"), "made_at": time.time(), "left_out": left_out}
+        (part / MANIFEST).write_text(json.dumps(about, indent=2), encoding="utf-8")
+        part.replace(target)
+    except SnapshotError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise BackupError(f"{error} Nothing was kept in {target}.") from error
+    except (OSError, shutil.Error) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise BackupError(f"{target} must have space for all files, and all must be readable, but: {error}.") from error
+    return Backup(sum(file.stat().st_size for file in target.rglob("*") if file.is_file()), tuple(left_out))
+
+
+def restore_backup(settings: Settings, source: Path) -> None:
+    """Fill a new home, and empty databases, from a backup.
+
+    Args:
+        settings: Settings of the new installation.
+        source: A folder that `make_backup` made.
+
+    Raises:
+        BackupError: It is no backup, or one of another version, or the installation is not empty.
+    """
+    try:
+        about = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
+        known = about["format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise BackupError(f"{source} must be a folder that `vitsearch backup` made, but has no {MANIFEST}.") from None
+    if known != _FORMAT:
+        raise BackupError(
+            f"{source} must have the format {_FORMAT}, but has {known!r}. Use the vitsearch that made it."
+        )
+    _require_empty(settings)
+    try:
+        for name, folder in zip(_FOLDERS, _places(settings), strict=True):
+            if (source / name).is_dir():
+                copy = _LinkedCopy()
+                shutil.copytree(source / name, folder, symlinks=True, dirs_exist_ok=True, copy_function=copy)
+        for name, url in _urls(settings).items():
+            _load_database(url, source, name)
+    except SnapshotError as error:
+        raise BackupError(str(error)) from error
+    except (OSError, shutil.Error) as error:
+        raise BackupError(f"{settings.home} must be written, but: {error}. Remove it, then try again.") from error
+
+
+class _LinkedCopy:
+    """Copies files; those that are names of one file (hard links) are so in the copy, too."""
+
+    def __init__(self) -> None:
+        self._copies: dict[tuple[int, int], str] = {}
+
+    def __call__(self, source: str, target: str) -> str:
+        try:
+            status = os.stat(source)  # noqa: PTH116 - shutil passes texts
+        except FileNotFoundError:  # a running study has removed an old checkpoint
+            return target
+        place = (status.st_dev, status.st_ino)
+        if status.st_nlink > 1 and place in self._copies:
+            os.link(self._copies[place], target)
+            return target
+        self._copies[place] = target
+        return str(shutil.copy2(source, target))
+
+
+def _urls(settings: Settings) -> dict[str, str]:
+    return {"vitsearch": settings.database_url, "mlflow": settings.tracking_uri}
+
+
+def _places(settings: Settings) -> tuple[Path, Path]:
+    return settings.artifact_root, settings.formula_folder
+
+
+def _save_database(url: str, folder: Path, name: str) -> str | None:
+    """Copy a database; returns why it is left out."""
+    if is_http(url):
+        return "its data are on a tracking server. Back up that server's database and files"
+    if not url.startswith("sqlite"):
+        dump_postgresql(url, folder / f"{name}.dump")
+        return None
+    file = sqlite_file(url)
+    if file is None or not file.exists():
+        return "there is no database yet"
+    copy_sqlite(file, folder / f"{name}.db")
+    return None
+
+
+def _load_database(url: str, folder: Path, name: str) -> None:
+    kind = "dump" if (folder / f"{name}.dump").exists() else "db"
+    saved = folder / f"{name}.{kind}"
+    if is_http(url) or not saved.exists():
+        return
+    file = sqlite_file(url) if url.startswith("sqlite") else None
+    if (file is None) != (kind == "dump"):
+        found, needed = ("PostgreSQL", "SQLite") if kind == "dump" else ("SQLite", "PostgreSQL")
+        raise BackupError(
+            f"{saved} comes from {found} and must be restored there, but the settings name {needed}. Change the "
+            "address of the database."
+        )
+    if file is None:
+        load_postgresql(url, saved)
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(saved, file)
+
+
+def _require_empty(settings: Settings) -> None:
+    engine = find_database(settings.database_url)
+    if engine is not None:
+        engine.dispose()
+    used = [str(place) for place in _places(settings) if place.is_dir() and any(place.iterdir())]
+    if engine is not None or used:
+        raise BackupError(
+            f"a backup must be restored into an empty installation, but {settings.home} is in use. Set VITSEARCH_HOME "
+            "(and VITSEARCH_DATABASE_URL) to a new one, or move the old one away."
+        )
