@@ -195,6 +195,16 @@ def test_a_deleted_study_is_gone(service: Service) -> None:
         ann.delete("digits")
 
 
+def test_a_study_that_never_began_can_be_deleted(service: Service) -> None:
+    ann = service.client("ann")
+    ann.submit(service.file("digits"), shared=True)
+    with pytest.raises(RequestRefusedError, match="to delete, the study must be your own"):
+        service.client("bob").delete("ann~digits")
+    assert ann.delete("digits") == {"study": "ann~digits", "keeps_runs": False}
+    assert list(ann.studies()) == []
+    assert service.audited()[-1] == ("ann", "delete", "ann~digits", "done")
+
+
 # --- who may do what ---
 
 

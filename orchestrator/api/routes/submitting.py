@@ -25,7 +25,7 @@ from orchestrator.spec.study_file import StudySpec
 from orchestrator.store.repository import Store
 from orchestrator.store.service_records import SubmissionRecord
 from orchestrator.store.study_names import full_name, owner_of
-from orchestrator.study.access import UnknownStudyError, delete_study
+from orchestrator.study.access import UnknownStudyError, delete_study, delete_submissions
 
 router = APIRouter(prefix="/v1/studies", tags=["submitting"], dependencies=[Depends(caller_of)])
 
@@ -156,6 +156,12 @@ def share_study(request: Request, name: str, caller: CallerOf, shared: SharedQue
 def delete_submitted_study(request: Request, name: str, caller: CallerOf) -> DeletedStudy:
     """Delete a study with all its files. Its MLflow experiment goes to MLflow's trash. A running study is refused."""
     visible = studies_for(request)
+    submission = visible.submission(name)
+    if submission is not None:
+        _need_owner(visible.store, caller, "delete", submission.name)
+        if delete_submissions(submission.name, visible.settings):  # it never began
+            _audit(visible.store, caller, "delete", submission.name)
+            return DeletedStudy(study=submission.name, keeps_runs=False)
     study = visible.study(name)
     _need_owner(visible.store, caller, "delete", study.name)
     keeps_runs = delete_study(study, visible.settings)
