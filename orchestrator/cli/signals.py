@@ -1,6 +1,8 @@
-"""Ctrl-C and SIGTERM: the first one stops cleanly, the second one stops at once."""
+"""Ctrl-C, SIGTERM and SIGHUP (a closed terminal): the first one stops cleanly, the second one stops at once."""
 
+import os
 import signal
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,17 +26,34 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal(control: StopRequest) -> Iterator[None]:
-    """Within the context, the first Ctrl-C or SIGTERM sets `control`; the second one raises KeyboardInterrupt."""
+    """Within the context, the first Ctrl-C, SIGTERM or SIGHUP sets `control`; the second one raises KeyboardInterrupt.
 
-    def handle(_number: int, _frame: FrameType | None) -> None:
+    A SIGHUP that is ignored, as under `nohup`, stays ignored.
+    """
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            _leave_terminal()
         if control.should_stop():
             raise KeyboardInterrupt
         control.request()
         note("stopping after this step (press Ctrl-C again to stop at once) ...")
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _leave_terminal() -> None:
+    """Write nothing more to a terminal that is closed, since that would be an error. Files and pipes stay open."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)
