@@ -237,4 +237,4 @@ def test_search_spaces_are_plain_data(tmp_path: Path) -> None:
 
 def test_the_console_script_is_the_main_function() -> None:
     (script,) = importlib.metadata.entry_points(group="console_scripts", name="vitsearch")
-    assert script.load() is importlib.import_module("orchestrator.cli.main").main
+    assert script.load() is importlib.import_module("vitsearch.__main__").main

@@ -38,7 +38,7 @@ def submit_there(
         )
     if not file.is_file():
         fail(f"{file}: must be a YAML file, but does not exist. Check the path.", status=BAD_INPUT)
-    show_submission(client, client.submit(file, priority=priority, key=key, retry_failed=retry_failed), as_json=as_json)
+    tell_submission(client, client.submit(file, priority=priority, key=key, retry_failed=retry_failed), as_json=as_json)
 
 
 def cancel_there(client: "Client", name: str, *, as_json: bool) -> None:
@@ -88,7 +88,7 @@ def watch_there(client: "Client", name: str, *, as_json: bool) -> None:
         out(study_report(summary))
 
 
-def show_submission(client: "Client", found: Submission, *, as_json: bool) -> None:
+def tell_submission(client: "Client", found: Submission, *, as_json: bool) -> None:
     """Print a submission."""
     if as_json:
         print_json(found)

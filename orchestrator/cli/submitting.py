@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator.cli.console import note, out, print_json
 from orchestrator.cli.exit_status import exit_on_error
 from orchestrator.cli.remote import client_of
-from orchestrator.cli.service_studies import cancel_there, show_submission, submit_there
+from orchestrator.cli.service_studies import cancel_there, submit_there, tell_submission
 from orchestrator.settings import Settings, load_settings
 from orchestrator.spec.study_file import load_spec
 from orchestrator.store.repository import Store
@@ -63,7 +63,7 @@ def extend_command(file: Path, server: str | None, *, retry_failed: bool, as_jso
     client = client_of(server)
     if client:
         name = str(read_yaml(file).data.get("study", ""))
-        show_submission(client, client.extend(name, file, retry_failed=retry_failed), as_json=as_json)
+        tell_submission(client, client.extend(name, file, retry_failed=retry_failed), as_json=as_json)
         return
     from orchestrator.study.access import find_study
 
@@ -97,7 +97,7 @@ def resume_command(name: str, server: str | None, *, retry_failed: bool, as_json
     """Let a submitted study wait for its turn again."""
     client = client_of(server)
     if client:
-        show_submission(client, client.resume(name, retry_failed=retry_failed), as_json=as_json)
+        tell_submission(client, client.resume(name, retry_failed=retry_failed), as_json=as_json)
         return
     from orchestrator.service.submitting import resume_study, why_waiting
     from orchestrator.service.supervisor import start_queue
