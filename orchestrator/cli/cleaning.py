@@ -37,13 +37,18 @@ def delete_command(names: Sequence[str], server: str | None, *, yes: bool) -> No
     from orchestrator.study.sizes import human_size, size_of
 
     settings = load_settings()
-    begun = []
+    begun, problems = list[str](), list[str]()
     for name in names:
-        if delete_submissions(name, settings):  # there is nothing to lose
-            out(f"deleted study {name!r}, which had not begun")
-        else:
-            begun.append(name)
+        try:
+            if delete_submissions(name, settings):  # there is nothing to lose
+                out(f"deleted study {name!r}, which had not begun")
+            else:
+                begun.append(name)
+        except StudyBusyError as error:
+            problems.append(str(error))
     if names and not begun:
+        if problems:
+            fail(*problems, status=FAILED)
         return
     studies = find_studies(begun, settings)
     with open_existing(settings) as store:
@@ -57,7 +62,6 @@ def delete_command(names: Sequence[str], server: str | None, *, yes: bool) -> No
         )
     if not yes and not typer.confirm(question):
         fail("nothing was deleted", status=FAILED)
-    problems = []
     for study in studies:
         try:
             keeps_runs = delete_study(study, settings)

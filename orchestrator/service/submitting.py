@@ -55,7 +55,7 @@ def submit_study(
         priority: One of `PRIORITIES`, among the studies of the owner.
         idempotency_key: A request repeated with its key returns the submission that it made.
         retry_failed: Whether failed trials of an existing study run once more.
-        shared: Whether other owners may see the study.
+        shared: Whether other owners may see the study. One that they see already stays shared.
 
     Raises:
         SubmissionError: The priority or the key is invalid.
@@ -92,7 +92,8 @@ def submit_study(
         shared=shared,
     )
     study = store.find_study(named.study)
-    if study is not None and idempotency_key is None:
+    is_repeated = key is not None and store.queue().has_key(owner, key)
+    if study is not None and not is_repeated:
         plan_study_growth(store, study, named, retry_failed=retry_failed)
     return store.queue().add(new)
 

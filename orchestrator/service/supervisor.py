@@ -70,6 +70,8 @@ class Supervisor:
 
     def _start(self, claimed: SubmissionRecord) -> bool:
         """Start the driver of a study, or let it wait again; returns whether it was started."""
+        if (claimed.uid, claimed.lease) in self._drivers:  # a claim repeated after an outage
+            return True
         devices = device_environment(claimed.devices or {}, self._pool, os.environ)
         arguments = [claimed.uid, str(claimed.lease)]
         try:

@@ -2,9 +2,10 @@
 
 import math
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, func, select, update
 
 from orchestrator.store.tables import owners, submissions
+from orchestrator.store.upserts import insert_into
 
 HALF_LIFE_S = 7 * 86_400.0
 """After this time, used device time counts half."""
@@ -22,9 +23,9 @@ def charge(connection: Connection, owner: str, spent_s: float, now: float) -> No
     found = select(owners.c.used_s, owners.c.used_at).where(owners.c.name == owner).with_for_update()
     row = connection.execute(found).one_or_none()
     if row is None:
-        new = {"name": owner, "weight": 1.0, "used_s": spent_s, "used_at": now, "created_at": now}
-        connection.execute(insert(owners).values(**new))
-        return
+        new = {"name": owner, "weight": 1.0, "used_s": 0.0, "used_at": now, "created_at": now}
+        connection.execute(insert_into(owners, connection).values(**new).on_conflict_do_nothing())
+        row = connection.execute(found).one()
     used_s = faded(row.used_s, now - row.used_at) + spent_s
     connection.execute(update(owners).where(owners.c.name == owner).values(used_s=used_s, used_at=now))
 

@@ -174,7 +174,7 @@ class Store:
         return folder_of_study(self._artifact_root or Path(), study.name, study.uid)
 
     def delete_study(self, study_id: int) -> list[str]:
-        """Delete a study with everything that belongs to it, and its submissions that do not run.
+        """Delete a study with everything that belongs to it, and its submissions that no driver has.
 
         Returns:
             Identifiers of the deleted submissions.

@@ -4,11 +4,11 @@ import time
 from collections.abc import Sequence
 
 from sqlalchemy import Engine, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from orchestrator.store.records import ScoreKey, ScoreRecord
 from orchestrator.store.retrying import retry_on_outage
 from orchestrator.store.tables import proxy_scores
+from orchestrator.store.upserts import insert_into
 
 
 @retry_on_outage
@@ -48,5 +48,4 @@ class ScoreTable:
         if not rows:
             return
         with self._engine.begin() as connection:
-            make_insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-            connection.execute(make_insert(proxy_scores).on_conflict_do_nothing(), rows)
+            connection.execute(insert_into(proxy_scores, connection).on_conflict_do_nothing(), rows)

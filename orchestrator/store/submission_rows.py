@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, delete, exists, func, insert, or_, select, text, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, exists, func, insert, or_, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator.store.database_time import read_time
@@ -27,6 +27,7 @@ Place = Callable[[SubmissionRecord, Sequence[SubmissionRecord]], Placement | str
 
 _QUEUE_LOCK = 0x76697471  # "vitq" in ASCII
 _MAX_EXAMINED = 50
+"""Waiting submissions of one owner that a claim looks at. Those that can never run do not hold up other owners."""
 _COLUMNS = [column for column in submissions.c if column.name not in ("spec", "spec_text")]
 
 
@@ -68,6 +69,8 @@ class SubmissionQueue:
     def add(self, new: NewSubmission) -> SubmissionRecord:
         """Add a submission that waits. A request repeated with its idempotency key returns the submission it made.
 
+        A study that others may see stays visible to them.
+
         Raises:
             IdempotencyError: The owner used the key for another request.
             StudyActiveError: The study is waiting or running.
@@ -81,8 +84,7 @@ class SubmissionQueue:
         with self._locked() as connection:
             known = submissions.c.uid == new.uid
             if new.idempotency_key is not None:
-                key = (submissions.c.owner == new.owner, submissions.c.idempotency_key == new.idempotency_key)
-                known = or_(known, and_(*key))
+                known = or_(known, _has_key(new.owner, new.idempotency_key))
             found = _one(connection, known)
             if found is not None:
                 if found.request_digest != new.request_digest:
@@ -94,8 +96,10 @@ class SubmissionQueue:
             active = _one(connection, submissions.c.name == new.name, submissions.c.state.in_(ACTIVE))
             if active is not None:
                 raise StudyActiveError(new.name, active.uid, active.state)
+            before = _one(connection, submissions.c.name == new.name)
             values = new._asdict() | {
                 "wants": new.wants.model_dump(),
+                "shared": new.shared or (before is not None and before.shared),
                 "state": "waiting",
                 "cancel_requested": False,
                 "lease": 0,
@@ -116,6 +120,11 @@ class SubmissionQueue:
         """The newest submission of a study."""
         with self._engine.connect() as connection:
             return _one(connection, submissions.c.name == name)
+
+    def has_key(self, owner: str, idempotency_key: str) -> bool:
+        """Whether an owner has used an idempotency key."""
+        with self._engine.connect() as connection:
+            return _one(connection, _has_key(owner, idempotency_key)) is not None
 
     def page(
         self,
@@ -214,6 +223,12 @@ class SubmissionQueue:
             KeyError: There is no such submission.
             StudyActiveError: Another submission of the study is active.
         """
+        try:
+            return self._let_wait(uid, retry_failed=retry_failed)
+        except IntegrityError:  # another request let the same study wait at the same time
+            return self._let_wait(uid, retry_failed=retry_failed)
+
+    def _let_wait(self, uid: str, *, retry_failed: bool) -> SubmissionRecord:
         with self._locked() as connection:
             found = _known(connection, uid)
             if found.is_active or (found.state == "complete" and not retry_failed):
@@ -240,9 +255,14 @@ class SubmissionQueue:
             connection.execute(update(submissions).where(submissions.c.name == name).values(shared=shared))
 
     def forget(self, name: str) -> list[str]:
-        """Delete the submissions of a study that do not run; returns their identifiers."""
+        """Delete the submissions of a study, but none if a driver has one of them; returns their identifiers."""
         with self._locked() as connection:
-            return forget_submissions(connection, name)
+            return [] if _has_driver(connection, name) else forget_submissions(connection, name)
+
+    def has_driver(self, name: str) -> bool:
+        """Whether a driver runs a submission of a study, or is about to start."""
+        with self._engine.connect() as connection:
+            return _has_driver(connection, name)
 
     # --- claims ---
 
@@ -375,25 +395,29 @@ class SubmissionQueue:
 
 
 def forget_submissions(connection: Connection, name: str) -> list[str]:
-    """Delete the submissions of a study that do not run; returns their identifiers."""
-    gone = (submissions.c.name == name, submissions.c.state != "running")
+    """Delete the submissions of a study that no driver has; returns their identifiers."""
+    gone = (submissions.c.name == name, ~_is_driven(read_time(connection)))
     uids = list(connection.execute(select(submissions.c.uid).where(*gone)).scalars())
     connection.execute(delete(submissions).where(submissions.c.uid.in_(uids)))
     return uids
 
 
+def _has_driver(connection: Connection, name: str) -> bool:
+    return _one(connection, submissions.c.name == name, _is_driven(read_time(connection))) is not None
+
+
+def _is_driven(now: float) -> ColumnElement[bool]:
+    """Running, and its driver has not stopped answering."""
+    return and_(submissions.c.state == "running", submissions.c.lease_until >= now)
+
+
 def _in_turn(connection: Connection, now: float) -> Iterator[SubmissionRecord]:
     """Waiting submissions in the order in which they should run. Rows that another transaction holds are skipped."""
-    num_left = _MAX_EXAMINED
     for owner in owners_in_turn(connection, now):
         mine = (submissions.c.state == "waiting", submissions.c.owner == owner)
         order = (submissions.c.priority.desc(), submissions.c.id)
-        found = select(*_COLUMNS).where(*mine).order_by(*order).limit(num_left).with_for_update(skip_locked=True)
-        rows = connection.execute(found).mappings().all()
-        num_left -= len(rows)
-        yield from map(_record, rows)
-        if num_left <= 0:
-            return
+        found = select(*_COLUMNS).where(*mine).order_by(*order).limit(_MAX_EXAMINED).with_for_update(skip_locked=True)
+        yield from map(_record, connection.execute(found).mappings().all())
 
 
 def _give_up_dead(connection: Connection, now: float, lease_s: float) -> None:
@@ -471,6 +495,10 @@ def _held(connection: Connection, uid: str, lease: int) -> SubmissionRecord:
             + ". Another process has taken it over."
         )
     return found
+
+
+def _has_key(owner: str, idempotency_key: str) -> ColumnElement[bool]:
+    return and_(submissions.c.owner == owner, submissions.c.idempotency_key == idempotency_key)
 
 
 def _known(connection: Connection, uid: str) -> SubmissionRecord:

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from orchestrator.store.prepared_statements import prepared_insert, prepared_update
 from orchestrator.store.records import AttemptRecord, EndedTrial, ExecutionRecord, TrialRecord
 from orchestrator.store.stale_writes import fence_attempt
 from orchestrator.store.study_files import folder_of_study, to_stored
 from orchestrator.store.tables import attempts, checkpoints, reports, stages, studies, trials
+from orchestrator.store.upserts import insert_into
 from trainers.config import CheckpointRecord, EpochReport
 
 _END_COLUMNS = ("state", "metrics", "details", "reason", "error", "ended_at")
@@ -106,8 +106,7 @@ def write_report(connection: Connection, attempt: AttemptRecord, report: EpochRe
     fence_attempt(connection, attempt)
     known = (reports.c.trial_id == attempt.trial_id, reports.c.epoch == report.epoch)
     is_new = connection.execute(select(reports.c.epoch).where(*known)).first() is None
-    make_insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement = make_insert(reports).values(
+    statement = insert_into(reports, connection).values(
         trial_id=attempt.trial_id,
         epoch=report.epoch,
         values=report.model_dump(mode="json"),

@@ -13,7 +13,7 @@ from orchestrator.store.records import StudyRecord
 from orchestrator.store.repository import Store
 from orchestrator.store.service_records import SubmissionRecord
 from orchestrator.store.study_files import folder_of_study, log_of_submission
-from orchestrator.study.lock import hold_study, is_held
+from orchestrator.study.lock import StudyBusyError, hold_study, is_held
 from orchestrator.study.sizes import size_of
 from orchestrator.tracking.mlflow_client import Tracker, TrackingUnavailable
 from orchestrator.tracking.names import slug
@@ -199,6 +199,8 @@ def delete_study(study: StudyRecord, settings: Settings) -> bool:
     with hold_study(study.name, settings), open_existing(settings) as store:
         if store is None:
             return False
+        if store.queue().has_driver(study.name):
+            raise StudyBusyError(study.name)
         keeps_runs = not settings.tracking and bool(store.outbox(study.id).run_ids())
         if settings.tracking:
             try:
@@ -220,12 +222,17 @@ def delete_submissions(name: str, settings: Settings) -> bool:
     """Delete the submissions of a study that never began, with their logs.
 
     Returns:
-        Whether there were any; none are deleted if the study has begun or its driver is running.
+        Whether there were any; none are deleted if the study has begun.
+
+    Raises:
+        orchestrator.study.lock.StudyBusyError: Its driver is about to begin it.
     """
     with open_existing(settings) as store:
         if store is None or store.find_study(name) is not None:
             return False
         uids = store.queue().forget(name)
+        if not uids and store.queue().has_driver(name):
+            raise StudyBusyError(name)
         _delete_logs(uids, settings)
         return bool(uids)
 

@@ -6,19 +6,26 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli.exit_status import STATUS, exit_on_error, status_of
+from orchestrator.service.submitting import submit_study
 from orchestrator.settings import Settings, load_settings
+from orchestrator.spec.study_file import make_spec
 from orchestrator.store.repository import Store
+from orchestrator.store.service_records import Placement
 from orchestrator.study.access import (
     NoChampionError,
     UnknownStudyError,
     delete_study,
+    delete_submissions,
     find_champion,
     find_study,
     find_summary,
     list_studies,
     study_folder,
 )
+from orchestrator.study.lock import StudyBusyError
 from trainers.data.listing import DataError
+
+SCREEN = {"stage": "screen", "space": "as-vit", "num_trials": 2, "proxies": ["params"]}
 
 
 @pytest.fixture
@@ -64,6 +71,21 @@ def test_a_deleted_study_leaves_neither_rows_nor_files(with_study: Settings) -> 
     delete_study(study, with_study)
     assert list_studies(with_study) == []
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("has_begun", [True, False])
+def test_a_study_whose_driver_starts_is_not_deleted(settings: Settings, *, has_begun: bool) -> None:
+    settings.home.mkdir()
+    store = Store.open(settings.database_url)
+    submit_study(store, make_spec({"study": "digits", "data": {"source": "noise"}, "stages": [SCREEN]}), "")
+    claimed = store.queue().claim("r", "here", lambda *_: Placement({}))
+    assert claimed is not None
+    if has_begun:
+        study = store.create_study("digits", spec={}, digest="a", data_digest="d", stage_names=[])
+    with pytest.raises(StudyBusyError, match="'digits'"):
+        delete_study(study, settings) if has_begun else delete_submissions("digits", settings)
+    assert store.queue().find(claimed.uid) == claimed
+    store.close()
 
 
 @pytest.mark.parametrize("name", sorted(STATUS))

@@ -16,6 +16,7 @@ from orchestrator.service.submitting import (
     why_waiting,
 )
 from orchestrator.spec.study_file import StudySpec, make_spec
+from orchestrator.store import submission_rows
 from orchestrator.store.repository import Store
 from orchestrator.store.service_records import Placement, SubmissionRecord
 from orchestrator.store.study_names import NameTakenError, full_name, home_owner, owner_of
@@ -245,6 +246,93 @@ def test_a_changed_file_that_makes_another_study_is_refused_at_once(store: Store
     with pytest.raises(SpecChangedError, match="seed"):
         submit_study(store, other, "")
     assert store.queue().page() == []
+
+
+def test_a_repeated_request_is_known_although_its_study_has_grown_and_another_file_is_checked(store: Store) -> None:
+    from orchestrator.study.growth import SpecChangedError
+
+    first = submit(store, idempotency_key="k")
+    cancel_study(store, "digits")
+    begun = spec().model_copy(update={"seed": 1})
+    store.create_study(
+        "digits",
+        spec=begun.model_dump(mode="json"),
+        digest=begun.digest,
+        data_digest="d",
+        stage_names=[("screen", "screen")],
+    )
+    assert submit(store, idempotency_key="k").uid == first.uid
+    with pytest.raises(SpecChangedError, match="seed"):
+        submit(store, idempotency_key="another")
+
+
+def test_a_study_that_others_see_stays_shared_when_it_is_submitted_again(store: Store) -> None:
+    submit(store, owner="bob", shared=True)
+    cancel_study(store, "bob~digits")
+    assert submit(store, owner="bob").shared
+    cancel_study(store, "bob~digits")
+    store.queue().share("bob~digits", shared=False)
+    assert not submit(store, owner="bob").shared
+
+
+def test_studies_that_can_never_run_do_not_hold_up_other_owners(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submission_rows, "_MAX_EXAMINED", 2)
+    for number in range(3):
+        submit(store, f"huge{number}", owner="ann")
+    submit(store, "small", owner="bob")
+
+    def place(waiting: SubmissionRecord, _: object) -> Placement | str:
+        return "waits for 8 GPUs, but box has 1" if waiting.owner == "ann" else Placement({})
+
+    found = store.queue().claim("a", "box", place)
+    assert found is not None
+    assert found.name == "bob~small"
+
+
+def test_the_first_charges_of_an_owner_at_the_same_time_are_added(store: Store) -> None:
+    for number in range(4):
+        submit(store, f"s{number}", owner="ann")
+    running = [claimed(store, replica=f"r{number}") for number in range(4)]
+    queue = store.queue()
+    later = time.time() + 30
+    with (
+        patch("orchestrator.store.submission_rows.read_time", lambda _: later),
+        ThreadPoolExecutor(4) as threads,
+    ):
+        assert list(threads.map(lambda one: queue.heartbeat(one.uid, one.lease), running)) == [False] * 4
+    assert [queue.find(one.uid).device_time_s > 20 for one in running] == [True] * 4  # type: ignore[union-attr]
+
+
+def test_concurrent_resumptions_of_one_study_let_one_wait(store: Store) -> None:
+    uids = []
+    for _ in range(2):
+        uids.append(submit(store).uid)
+        cancel_study(store, "digits")
+
+    def resume(uid: str) -> str:
+        try:
+            return resume_study(store, uid).state
+        except StudyActiveError:
+            return "refused"
+
+    with ThreadPoolExecutor(2) as threads:
+        assert sorted(threads.map(resume, uids)) == ["refused", "waiting"]
+
+
+def test_a_submission_that_a_driver_has_is_not_forgotten_until_its_lease_ends(store: Store) -> None:
+    queue = store.queue()
+    old = submit(store)
+    cancel_study(store, "digits")
+    submit(store)
+    running = claimed(store)
+    assert queue.has_driver("digits")
+    assert queue.forget("digits") == []
+    assert queue.find(old.uid) is not None
+    queue.heartbeat(running.uid, running.lease, lease_s=LAPSED_S)
+    assert not queue.has_driver("digits")
+    assert sorted(queue.forget("digits")) == sorted([old.uid, running.uid])
+    with pytest.raises(LeaseLostError, match="it is deleted"):
+        queue.heartbeat(running.uid, running.lease)
 
 
 def test_deleting_a_study_takes_its_waiting_submission_along(store: Store) -> None:
