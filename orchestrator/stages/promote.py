@@ -23,6 +23,7 @@ from orchestrator.stages.finalists import (
     retrained_configuration,
 )
 from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
+from orchestrator.stages.retention import TRAIN_AGAIN
 from orchestrator.stages.stopping import STOPPING, StoppingResult
 from orchestrator.stages.train import TRAIN, TrainStage, configuration_of
 from orchestrator.store.records import StageRecord, TrialRecord
@@ -249,7 +250,10 @@ def _build(
                 averaging, sources.checkpoints, judge, stop_at=stopped, trials=sources.trials
             )
     except CheckpointError as error:
-        raise StageFailedError(f"{error} Restore the file, or run the study again under another name.") from error
+        raise StageFailedError(
+            f"{error} Restore the file, or delete the folder {sources.checkpoints[0].parent} and train trial "
+            f"{chosen.trained.number} again: {TRAIN_AGAIN}."
+        ) from error
     return _Built(chosen, weights, configuration, None)
 
 

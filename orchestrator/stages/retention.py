@@ -11,6 +11,9 @@ from orchestrator.store.records import TrialRecord
 CUT = "cut"
 """Key in the details of a training that ended before its last epoch because of a budget."""
 
+TRAIN_AGAIN = "run or resume the study with --retry-failed"
+"""What trains a trial again whose weights are gone."""
+
 
 def trial_folder(context: StageContext, trial: TrialRecord) -> Path:
     """Folder of a training's checkpoints."""
@@ -32,7 +35,7 @@ def checkpoint_folders(context: StageContext, trial: TrialRecord) -> tuple[Path,
     if not folders:
         raise StageFailedError(
             f"trial {trial.number} must have a checkpoint on disk, but none is left below {context.folder.parent}. "
-            "Restore the folder, or run the study again under another name."
+            f"Restore the folder, or train the trial again: {TRAIN_AGAIN}."
         )
     return folders
 

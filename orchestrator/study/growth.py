@@ -1,7 +1,9 @@
 """How an existing study grows when its file has changed, or when its failed trials are to run again."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -10,13 +12,15 @@ from orchestrator.engines.ray.generations import COPY_STEPS
 from orchestrator.spec.growing import BegunStage, Growth, plan_growth
 from orchestrator.spec.study_file import StudySpec
 from orchestrator.stages.retention import CUT, trial_folder_in
-from orchestrator.stages.train import TrainStage
+from orchestrator.stages.train import TRAIN, TrainStage
 from orchestrator.store.growth_rows import GrowthRows
 from orchestrator.store.past_growths import PastGrowth
 from orchestrator.store.records import StudyRecord, TrialRecord
 from orchestrator.store.repository import Store
 
 _SHOWN_CHANGES = 4
+_READ_WEIGHTS = frozenset({"averaging", "promote"})
+"""Kinds of stages that read the best trial's weights."""
 
 
 class SpecChangedError(ValueError):
@@ -106,13 +110,47 @@ def plan_study_growth(
         for name, found in trials.items()
         if retry_failed and (numbers := [trial.number for trial in found if trial.state == "failed"])
     }
-    growth = plan_growth(old, spec, begun, retried=failed)
+    lost = _lost_trainings(store, study, spec, trials) if retry_failed else {}
+    growth = plan_growth(old, spec, begun, retried={*failed, *lost})
     if growth.refused:
         raise SpecChangedError(spec.study, growth.refused)
-    if not growth.changes and not failed:
+    if not growth.changes and not failed and not lost:
         return None
-    kept_failed = {name: numbers for name, numbers in failed.items() if name not in growth.repeated}
-    return _study_growth(old, spec, growth, trials, kept_failed, store.study_folder(study))
+    kept_failed, kept_lost = (
+        {name: numbers for name, numbers in found.items() if name not in growth.repeated} for found in (failed, lost)
+    )
+    return _study_growth(old, spec, growth, trials, kept_failed, kept_lost, store.study_folder(study))
+
+
+def _lost_trainings(
+    store: Store, study: StudyRecord, spec: StudySpec, trials: Mapping[str, Sequence[TrialRecord]]
+) -> dict[str, list[int]]:
+    """Numbers of the trials that a stage still has to read and whose weights are no longer on disk, by stage.
+
+    These are the best trial of a train stage, and the trainings of an unfinished promote stage.
+    """
+    records = {stage.name: stage for stage in store.stages(study.id)}
+    found: dict[str, list[int]] = {}
+    for position, stage in enumerate(spec.stages):
+        record = records.get(stage.name)
+        if record is None:
+            continue
+        needed: set[int] = set()
+        if isinstance(stage, TrainStage) and record.state == "complete":
+            readers = itertools.takewhile(lambda later: later.stage != "train", spec.stages[position + 1 :])
+            unfinished = [one for one in readers if one.name not in records or records[one.name].state != "complete"]
+            if any(one.stage in _READ_WEIGHTS for one in unfinished):
+                needed = {TRAIN.read(record, stage, partial(list, trials[stage.name])).best.trial}
+        elif stage.stage == "promote" and record.state != "complete":
+            needed = {trial.number for trial in trials[stage.name] if trial.is_usable}
+        lost = [
+            trial.number
+            for trial in trials[stage.name]
+            if trial.number in needed and not any(one.path.is_dir() for one in store.checkpoints(trial.id))
+        ]
+        if lost:
+            found[stage.name] = lost
+    return found
 
 
 def _is_short(asked: int | None, trials: Sequence[TrialRecord]) -> bool:
@@ -127,15 +165,21 @@ def _study_growth(
     growth: Growth,
     trials: Mapping[str, Sequence[TrialRecord]],
     failed: Mapping[str, Sequence[int]],
+    lost: Mapping[str, Sequence[int]],
     folder: Path,
 ) -> StudyGrowth:
-    rerun = {name: list(numbers) for name, numbers in failed.items()}
+    rerun = {name: sorted([*failed.get(name, ()), *lost.get(name, ())]) for name in (*failed, *lost)}
     lines: list[str] = []
     if growth.changes:
         more = len(growth.changes) - _SHOWN_CHANGES
         shown = "; ".join(growth.changes[:_SHOWN_CHANGES]) + (f"; and {more} more" if more > 0 else "")
         lines.append(f"the study grows: {shown}")
     done = [f"{_count(numbers, 'failed trial', name, 'run')} again" for name, numbers in failed.items()]
+    done += [
+        f"{_count(numbers, 'training', name, 'begin')} again, because {'its' if len(numbers) == 1 else 'their'} "
+        "weights are no longer on disk"
+        for name, numbers in lost.items()
+    ]
     for stage in new.stages:
         if stage.name not in growth.rerun:
             continue

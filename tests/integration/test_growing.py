@@ -307,6 +307,32 @@ def test_failed_trials_run_once_more_if_asked(tmp_path: Path, monkeypatch: pytes
     assert again.told == []
 
 
+def test_the_best_trial_is_trained_again_if_its_weights_are_gone(tmp_path: Path) -> None:
+    home, file = tmp_path / "home", tmp_path / "small.yaml"
+    before = small(tmp_path, home)
+    best = before.stages["train"].result["best"]["trial"]
+    for kept in before.checkpoints["train"]:
+        shutil.rmtree(kept[0].path.parent)
+    raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    file.write_text(yaml.safe_dump({**raw, "stages": [*raw["stages"], {"stage": "promote"}]}), encoding="utf-8")
+    failed = run_here(file, home)
+    assert failed.state == "failed"
+    assert f"trial {best} must have a checkpoint on disk" in (failed.reason or "")
+    assert "train the trial again: run or resume the study with --retry-failed" in (failed.reason or "")
+    progress = RecordingProgress()
+    assert run_here(file, home, progress=progress, retry_failed=True).state == "complete"
+    said = "1 training of stage 'train' begins again, because its weights are no longer on disk"
+    assert f"{said}; stage 'promote' will run again" in notes(progress)
+    after = read_rows(home)
+    assert number_of_attempts(home) == [1 + (number == best) for number in range(2)]
+    names = ("val_accuracy", "val_loss", "train_loss", "epochs")
+    for old, new in zip(before.trials["train"], after.trials["train"], strict=True):
+        assert {name: new.metrics[name] for name in names} == {name: old.metrics[name] for name in names}
+    again = RecordingProgress()
+    run_here(file, home, progress=again, retry_failed=True)
+    assert again.told == []
+
+
 def _failing_for(train: Any, *, number: int) -> Any:
     """The training function, which fails for the trial with a number."""
 
