@@ -7,14 +7,26 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 
 MASK = "***"
-_ADDRESS = re.compile(r"\b([A-Za-z][A-Za-z0-9+.\-]*)://([^\s'\"<>`]*)")
+_ADDRESS = re.compile(r"(?<![A-Za-z0-9+.\-])([A-Za-z0-9+.\-]+)://([^\s'\"<>`]*)")
 _SECRET_NAMES = re.compile(r"(PASSWORD|PASSWD|SECRET|TOKEN|ACCESS_KEY|API_KEY|PASSPHRASE|CREDENTIALS)", re.IGNORECASE)
-"""Names of variables and settings whose values are secrets."""
+"""Names of environment variables whose values are secrets."""
+_PLACES = ("_PATH", "_FILE", "_DIR", "_FOLDER", "_CREDENTIALS")
+"""Ends of names of variables whose values may be paths."""
+# The patterns begin with the word itself and not with the whole name: otherwise, a long word without any secret would be
+# searched from each of its letters.
 _SETTING = re.compile(
-    rf"""([\w\-]*{_SECRET_NAMES.pattern}[\w\-]*(?:\s?=\s?|['"]\s?:\s?))('[^']*'|"[^"]*"|[^\s,;&'"]+)""", re.IGNORECASE
+    r"""((?:PASSWORD|PASSWD|SECRET|ACCESS_KEY|API_KEY|PASSPHRASE|CREDENTIALS)[\w\-]{0,40}(?:\s?=\s?|['"]\s?:\s?))"""
+    r"""('[^']*'|"[^"]*"|[^\s,;&'"]+)""",
+    re.IGNORECASE,
 )
 """`password=...`, and `"password": "..."` in JSON."""
-_BEARER = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9+/=._~\-]{8,}", re.IGNORECASE)
+_TOKEN = re.compile(
+    r"""(TOKEN\d{0,3}(?:\s?=\s?|['"]\s?:\s?))('[^']{6,}'|"[^"]{6,}"|[^\s,;&'"]{6,})""",
+    re.IGNORECASE,
+)
+"""The same for `token`. A transformer has tokens, too: the word must end the name, and have a value as of a secret."""
+_BEARER = re.compile(r"\b(Bearer|Basic)\s+([A-Za-z0-9+/=._~\-]{8,})", re.IGNORECASE)
+_WORDS = re.compile(r"[a-z]+([\-/.][a-z]+)*\.?")
 _ADDRESS_NAMES = ("VITSEARCH_DATABASE_URL", "VITSEARCH_TRACKING_URI", "MLFLOW_TRACKING_URI")
 _SHORTEST = 6
 """Shorter values of variables are not looked for in texts, since they would be found in many places."""
@@ -50,8 +62,9 @@ def without_secrets(text: str, environment: Mapping[str, str] | None = None) -> 
     for secret, replacement in _known_secrets(os.environ if environment is None else environment):
         text = text.replace(secret, replacement)
     text = _ADDRESS.sub(_masked_in_text, text)
-    text = _SETTING.sub(lambda found: f"{found[1]}{MASK}", text)
-    return _BEARER.sub(lambda found: f"{found[1]} {MASK}", text)
+    for pattern in (_SETTING, _TOKEN):
+        text = pattern.sub(lambda found: f"{found[1]}{MASK}", text)
+    return _BEARER.sub(_masked_credential, text)
 
 
 def printable(text: str, *, lines: bool = False) -> str:
@@ -79,11 +92,23 @@ class SafeFormatter(logging.Formatter):
 def _masked_in_text(found: re.Match[str]) -> str:
     """An address in a text. The pages of MLflow have their own address after `#/`."""
     address, mark, page = found[0].partition("#/")
+    if "@" in page:  # the mark is part of a password
+        return masked_address(found[0])
     return masked_address(address) + mark + page
 
 
-def _known_secrets(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Texts to be replaced, and by what; those that contain others come first."""
+def _masked_credential(found: re.Match[str]) -> str:
+    """The credential of a header `Authorization`. Words after `basic` in a sentence stay."""
+    is_sentence = found[1].lower() == "basic" and _WORDS.fullmatch(found[2]) is not None
+    return found[0] if is_sentence else f"{found[1]} {MASK}"
+
+
+def _known_secrets(environment: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Texts to be replaced, and by what; those that may contain others come first."""
+    return sorted(_secrets_in(environment), key=lambda pair: -len(pair[0]))
+
+
+def _secrets_in(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     for name in _ADDRESS_NAMES:
         value = environment.get(name, "")
         shown = masked_address(value)
@@ -93,7 +118,8 @@ def _known_secrets(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
             if len(password) >= _SHORTEST and password not in shown:  # such as the password `postgres`
                 yield password, MASK
     for name, value in environment.items():
-        if _SECRET_NAMES.search(name) and len(value) >= _SHORTEST and not value.startswith("/"):
+        is_place = value.startswith("/") and name.upper().endswith(_PLACES)
+        if _SECRET_NAMES.search(name) and len(value) >= _SHORTEST and not is_place:
             yield value, MASK
 
 
