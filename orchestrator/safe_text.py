@@ -12,8 +12,8 @@ _SECRET_NAMES = re.compile(r"(PASSWORD|PASSWD|SECRET|TOKEN|ACCESS_KEY|API_KEY|PA
 """Names of environment variables whose values are secrets."""
 _PLACES = ("_PATH", "_FILE", "_DIR", "_FOLDER", "_CREDENTIALS")
 """Ends of names of variables whose values may be paths."""
-# The patterns begin with the word itself and not with the whole name: otherwise, a long word without any secret would be
-# searched from each of its letters.
+# The patterns begin with the word itself and not with the whole name: otherwise, a long word without any secret would
+# be searched from each of its letters.
 _SETTING = re.compile(
     r"""((?:PASSWORD|PASSWD|SECRET|ACCESS_KEY|API_KEY|PASSPHRASE|CREDENTIALS)[\w\-]{0,40}(?:\s?=\s?|['"]\s?:\s?))"""
     r"""('[^']*'|"[^"]*"|[^\s,;&'"]+)""",
