@@ -69,7 +69,7 @@ class JudgedTruth:
     def _without_marks(self, verdicts: Sequence[Verdict]) -> list[Verdict]:
         if not self.has_no_verdict:
             return list(verdicts)
-        return [row.model_copy(update={"above_zero": False, "beaten": ()}) for row in verdicts]
+        return [row.model_copy(update={"above_zero": False, "below_zero": False, "beaten": ()}) for row in verdicts]
 
     def _judge(self, scores: Mapping[str, Seeds]) -> list[Verdict]:
         return judge_proxies(

@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from orchestrator.evaluation.verdict import Ceiling, EarlyJudgement, Interval, JointVerdict, SameSize
+from orchestrator.evaluation.verdict import Ceiling, EarlyJudgement, Interval, JointVerdict, SameSize, Verdict
 from orchestrator.stages.kind import StageResult
 
 
@@ -61,6 +61,13 @@ class VerdictRow(StageResult):
     """Whether tau is shown to be below 0 over all scores together; `None` in results of version 0.1.0."""
     beats: tuple[str, ...]
     beats_all: bool
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict of this row. Marks that version 0.1.0 did not record are not set."""
+        known = {name: getattr(self, name) for name in Verdict.model_fields if name != "beaten"}
+        marks = {name: bool(known[name]) for name in ("above_zero", "below_zero")}
+        return Verdict.model_validate({**known, **marks, "beaten": self.beats})
 
 
 class Transfer(StageResult):

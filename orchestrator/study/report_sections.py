@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 
 from orchestrator.engines.interfaces import Objective
-from orchestrator.evaluation.verdict import Verdict
 from orchestrator.reports.page import (
     Bar,
     Block,
@@ -510,10 +509,7 @@ def score_blocks(reported: ReportedStudy) -> tuple[Block, ...]:
     blocks: list[Block] = [PageText(text)]
     drawings = []
     if any(row.tau.value is not None for row in result.proxies):
-        verdicts = [
-            Verdict.model_validate({name: getattr(row, name) for name in Verdict.model_fields if hasattr(row, name)})
-            for row in result.proxies
-        ]
+        verdicts = [row.verdict for row in result.proxies]
         drawings.append(
             draw_on_page("correlation-summary", lambda path: correlation_summary(verdicts, path, baseline=baseline))
         )

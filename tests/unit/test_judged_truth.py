@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from orchestrator.evaluation.ground_truth import GroundTruth
-from orchestrator.stages.judged_truth import JudgedTruth
+from orchestrator.stages.judged_truth import JudgedTruth, verdict_row
 from orchestrator.stages.truth_scores import ScoredTruth
 from orchestrator.stages.verdict_results import VerdictSettings
 from search_spaces.base import ImageTask
@@ -59,10 +59,23 @@ def test_a_score_whose_tau_is_shown_refutes_the_noise_of_the_images(sign) -> Non
     assert (params.above_zero, params.below_zero) == (sign == 1, sign == -1)
 
 
-def test_the_noise_of_several_trainings_is_not_refuted_by_a_score() -> None:
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_noise_of_several_trainings_is_not_refuted_by_a_score(sign) -> None:
     rng = np.random.default_rng(2)
     seeds = 0.6 + 0.01 * rng.normal(size=(40, 2))
     accuracies = seeds.mean(1)
-    found = judged(accuracies, accuracies, seeds=tuple(map(tuple, seeds.tolist())))
+    found = judged(accuracies, sign * accuracies, seeds=tuple(map(tuple, seeds.tolist())))
     assert found.has_no_verdict
-    assert not any(row.above_zero for row in found.verdicts)
+    assert not any(row.above_zero or row.below_zero for row in found.verdicts)
+
+
+def test_a_stored_row_gives_its_verdict_back_also_without_the_marks_of_older_versions() -> None:
+    rng = np.random.default_rng(3)
+    accuracies = 0.6 + 0.1 * rng.normal(size=40)
+    (flops,) = [row for row in judged(rng.permutation(accuracies), accuracies).verdicts if row.proxy == "flops"]
+    flops = flops.model_copy(update={"above_zero": True, "beaten": ("params",)})
+    row = verdict_row(flops)
+    assert row.verdict == flops
+    older = row.model_copy(update={"above_zero": None, "below_zero": None}).verdict
+    assert older == flops.model_copy(update={"above_zero": False, "below_zero": False})
+    assert older.beats("params")
