@@ -33,7 +33,9 @@ def copy_sqlite(file: Path, target: Path) -> None:
         address = f"{file.absolute().as_uri()}?mode=ro"
         with closing(sqlite3.connect(address, uri=True)) as source, closing(sqlite3.connect(target)) as copy:
             source.backup(copy)
-    except sqlite3.OperationalError:
+    except sqlite3.OperationalError as error:
+        if not is_read_only(file):
+            raise SnapshotError(f"the database {file} must be copied to {target}, but: {error}.") from error
         # Without write access, SQLite cannot read a log that nobody has open. The files are at rest then.
         for suffix in ("", "-wal"):
             if Path(f"{file}{suffix}").exists():

@@ -40,12 +40,16 @@ def make_backup(settings: Settings, target: Path) -> Backup:
         target: The folder to make.
 
     Raises:
-        BackupError: The folder exists, or something cannot be copied. An incomplete folder is removed.
+        BackupError: The folder exists or lies in a folder that is copied, or something cannot be copied. An incomplete
+            folder is removed.
     """
-    if target.exists():
-        raise BackupError(f"a backup needs a new folder, but {target} exists. Choose another name.")
     part = target.with_name(f"{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    for folder in (target, part):
+        if folder.exists():
+            raise BackupError(f"a backup needs a new folder, but {folder} exists. Choose another name.")
+    for place in _places(settings):
+        if target.resolve().is_relative_to(place.resolve()):
+            raise BackupError(f"a backup must lie outside of what it copies, but {target} lies in {place}. Move it.")
     left_out = []
     try:
         part.mkdir(parents=True)
@@ -89,6 +93,8 @@ def restore_backup(settings: Settings, source: Path) -> None:
             f"{source} must have the format {_FORMAT}, but has {known!r}. Use the vitsearch that made it."
         )
     _require_empty(settings)
+    for name, url in _urls(settings).items():
+        _require_same_kind(url, source, name)
     try:
         for name, folder in zip(_FOLDERS, _places(settings), strict=True):
             if (source / name).is_dir():
@@ -111,14 +117,15 @@ class _LinkedCopy:
     def __call__(self, source: str, target: str) -> str:
         try:
             status = os.stat(source)  # noqa: PTH116 - shutil passes texts
+            place = (status.st_dev, status.st_ino)
+            if status.st_nlink > 1 and place in self._copies:
+                os.link(self._copies[place], target)
+                return target
+            shutil.copy2(source, target)
         except FileNotFoundError:  # a running study has removed an old checkpoint
             return target
-        place = (status.st_dev, status.st_ino)
-        if status.st_nlink > 1 and place in self._copies:
-            os.link(self._copies[place], target)
-            return target
         self._copies[place] = target
-        return str(shutil.copy2(source, target))
+        return target
 
 
 def _urls(settings: Settings) -> dict[str, str]:
@@ -143,18 +150,29 @@ def _save_database(url: str, folder: Path, name: str) -> str | None:
     return None
 
 
+def _saved_database(folder: Path, name: str) -> Path:
+    """The file of a database in a backup, which may be missing."""
+    dump = folder / f"{name}.dump"
+    return dump if dump.exists() else folder / f"{name}.db"
+
+
+def _require_same_kind(url: str, folder: Path, name: str) -> None:
+    saved = _saved_database(folder, name)
+    is_dump = saved.suffix == ".dump"
+    if is_http(url) or not saved.exists() or url.startswith("sqlite") != is_dump:
+        return
+    found, needed = ("PostgreSQL", "SQLite") if is_dump else ("SQLite", "PostgreSQL")
+    raise BackupError(
+        f"{saved} comes from {found} and must be restored there, but the settings name {needed}. Change the address "
+        "of the database."
+    )
+
+
 def _load_database(url: str, folder: Path, name: str) -> None:
-    kind = "dump" if (folder / f"{name}.dump").exists() else "db"
-    saved = folder / f"{name}.{kind}"
+    saved = _saved_database(folder, name)
     if is_http(url) or not saved.exists():
         return
     file = sqlite_file(url) if url.startswith("sqlite") else None
-    if (file is None) != (kind == "dump"):
-        found, needed = ("PostgreSQL", "SQLite") if kind == "dump" else ("SQLite", "PostgreSQL")
-        raise BackupError(
-            f"{saved} comes from {found} and must be restored there, but the settings name {needed}. Change the "
-            "address of the database."
-        )
     if file is None:
         load_postgresql(url, saved)
         return
@@ -167,8 +185,11 @@ def _require_empty(settings: Settings) -> None:
     if engine is not None:
         engine.dispose()
     used = [str(place) for place in _places(settings) if place.is_dir() and any(place.iterdir())]
+    tracked = sqlite_file(settings.tracking_uri) if settings.tracking_uri.startswith("sqlite") else None
+    used += [str(tracked)] if tracked is not None and tracked.exists() else []
     if engine is not None or used:
         raise BackupError(
-            f"a backup must be restored into an empty installation, but {settings.home} is in use. Set VITSEARCH_HOME "
-            "(and VITSEARCH_DATABASE_URL) to a new one, or move the old one away."
+            f"a backup must be restored into an empty installation, but {used[0] if used else settings.home} is in "
+            "use. Set VITSEARCH_HOME (and VITSEARCH_DATABASE_URL and MLFLOW_TRACKING_URI) to new ones, or move the old "
+            "ones away."
         )

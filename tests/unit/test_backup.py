@@ -57,6 +57,42 @@ def test_a_backup_overwrites_nothing_and_is_restored_over_nothing(home: Settings
     assert not (tmp_path / "new").exists()
 
 
+def test_a_backup_removes_no_folder_and_does_not_copy_itself(home: Settings, tmp_path: Path) -> None:
+    (tmp_path / "backup.part").mkdir()
+    (tmp_path / "backup.part" / "mine").touch()
+    with pytest.raises(BackupError, match=r"backup\.part exists"):
+        make_backup(home, tmp_path / "backup")
+    assert (tmp_path / "backup.part" / "mine").exists()
+    with pytest.raises(BackupError, match="outside of what it copies"):
+        make_backup(home, home.artifact_root / "backups" / "today")
+    make_backup(home, home.home / "backup")
+
+
+def test_a_backup_does_not_replace_another_database_of_mlflow(home: Settings, tmp_path: Path) -> None:
+    (home.home / "mlflow.db").touch()
+    make_backup(home, tmp_path / "backup")
+    new = Settings(home=tmp_path / "new")
+    new.home.mkdir()
+    (new.home / "mlflow.db").write_bytes(b"runs of others")
+    with pytest.raises(BackupError, match=r"mlflow\.db is in use"):
+        restore_backup(new, tmp_path / "backup")
+    assert [path.name for path in new.home.iterdir()] == ["mlflow.db"]
+    assert (new.home / "mlflow.db").read_bytes() == b"runs of others"
+
+
+def test_a_database_that_others_may_write_is_never_copied_as_a_file(
+    home: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a copy could be torn; only a database that is at rest can be copied so."""
+
+    def no_space(*_args: object, **_kwargs: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr("orchestrator.store.snapshots.sqlite3.connect", no_space)
+    with pytest.raises(BackupError, match="disk is full"):
+        make_backup(home, tmp_path / "backup")
+
+
 def test_a_failed_backup_leaves_no_folder(home: Settings, tmp_path: Path) -> None:
     Path(f"{home.home}/mlflow.db").write_bytes(b"no database at all" * 100)
     with pytest.raises(BackupError, match=r"mlflow\.db must be intact"):
@@ -77,6 +113,7 @@ def test_an_sqlite_backup_is_not_restored_into_postgresql(
     settings = Settings(home=tmp_path / "new", database_url="postgresql://localhost/x")
     with pytest.raises(BackupError, match="comes from SQLite"):
         restore_backup(settings, tmp_path / "backup")
+    assert not settings.home.exists(), "with the right address, it can be tried again"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
