@@ -33,22 +33,32 @@ def read_regular_file(path: Path, *, max_bytes: int) -> bytes:
         max_bytes: Largest size, in bytes.
 
     Raises:
-        UnsuitableFileError: It is not a regular file, or too large.
+        UnsuitableFileError: It is not a regular file, or too large, or grows meanwhile.
         OSError: It cannot be read.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except ValueError as error:  # a null byte
         raise UnsuitableFileError(errno.EINVAL, f"a path cannot be like this ({error})") from None
-    with open(descriptor, "rb") as file:  # noqa: PTH123 - Path.open takes no descriptor
+    try:
         found = os.fstat(descriptor)
         _check_kind(found, path)
         if found.st_size > max_bytes:
             raise UnsuitableFileError(
                 errno.EFBIG, f"it must have at most {max_bytes:,} bytes, but has {found.st_size:,}", str(path)
             )
-        # Python reserves as much memory as may be read; files of some file systems state no size.
-        return file.read(min(max_bytes, max(found.st_size, _UNSTATED_SIZE)))
+        with open(descriptor, "rb", closefd=False) as file:
+            # Python reserves as much memory as may be read; files of some file systems state no size.
+            content = file.read(min(max_bytes, max(found.st_size, _UNSTATED_SIZE)))
+            if file.read(1):
+                raise UnsuitableFileError(
+                    errno.EFBIG,
+                    f"it must not grow while it is read, but has more than {len(content):,} bytes",
+                    str(path),
+                )
+        return content
+    finally:
+        os.close(descriptor)
 
 
 def _check_kind(found: os.stat_result, path: Path) -> None:

@@ -307,6 +307,8 @@ def _scalar_of_1_2(node: yaml.ScalarNode) -> PlainScalar:
 def _scalar_of_1_1(node: yaml.ScalarNode) -> PlainScalar:
     try:
         value = yaml.constructor.SafeConstructor().construct_object(node)
+    except yaml.constructor.ConstructorError:  # `=` and `<<` have types of their own, which are no plain values
+        return str(node.value)
     except ValueError as error:  # such as a date in a month 13
         raise ValueError(f"must be a plain value, but got {node.value!r:.60} ({error}). Put it in quotes.") from None
     if value is not None and not isinstance(value, str | int | float):

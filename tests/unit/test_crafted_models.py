@@ -182,6 +182,22 @@ def test_a_path_with_a_null_byte_is_an_unsuitable_file() -> None:
         read_regular_file(Path("a\0b"), max_bytes=1)
 
 
+def test_a_folder_is_an_unsuitable_file_and_is_closed_again(tmp_path: Path) -> None:
+    opened = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        with pytest.raises(UnsuitableFileError, match="is a folder"):
+            read_regular_file(tmp_path, max_bytes=1)
+    assert len(list(Path("/proc/self/fd").iterdir())) == opened
+
+
+def test_a_file_that_grows_while_it_is_read_is_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "growing"
+    file.write_bytes(b"x" * 100_000)
+    monkeypatch.setattr("plugins.regular_files.os.fstat", lambda _descriptor: os.stat_result((0o100644, *[0] * 9)))
+    with pytest.raises(UnsuitableFileError, match="must not grow"):
+        read_regular_file(file, max_bytes=1 << 20)
+
+
 def test_a_small_file_takes_little_memory_whatever_its_largest_size(tmp_path: Path) -> None:
     file = tmp_path / "small"
     file.write_bytes(b"content")

@@ -89,6 +89,11 @@ def test_scalars_follow_yaml_1_2(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("text", ["=", "<<"])
+def test_signs_with_a_type_of_their_own_are_text_in_yaml_1_1(tmp_path: Path, text: str) -> None:
+    assert read_yaml(write(tmp_path, f"a: {text}"), version="1.1").data == {"a": text}
+
+
 def test_each_value_knows_its_place(tmp_path: Path) -> None:
     source = read_yaml(write(tmp_path, "a: 1\nb:\n  - c: 2\n    d: [3,\n     4]\n"))
     assert source.data == {"a": 1, "b": [{"c": 2, "d": [3, 4]}]}
