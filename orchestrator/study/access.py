@@ -103,7 +103,7 @@ def find_summary(name: str, settings: Settings) -> dict[str, Any]:
     study = find_study(name, settings)
     with open_existing(settings) as store:
         if store is None:
-            raise _database_gone(settings)
+            raise database_gone(settings)
         return study_summary(store, study)
 
 
@@ -118,7 +118,7 @@ def find_trials(name: str, settings: Settings) -> tuple[list[dict[str, Any]], li
     study = find_study(name, settings)
     with open_existing(settings) as store:
         if store is None:
-            raise _database_gone(settings)
+            raise database_gone(settings)
         stages = store.stages(study.id)
         return list(trial_rows(store, study, stages)), [stage.name for stage in stages]
 
@@ -289,7 +289,8 @@ def make_home(settings: Settings) -> None:
         ) from error
 
 
-def _database_gone(settings: Settings) -> DatabaseUnavailableError:
+def database_gone(settings: Settings) -> DatabaseUnavailableError:
+    """The error for a database that was there when the study was found. Its address is masked."""
     return DatabaseUnavailableError(
         f"the database {masked_address(settings.database_url)} must exist, but it has disappeared. Restore it."
     )

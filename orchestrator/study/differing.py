@@ -9,8 +9,7 @@ from orchestrator.settings import Settings
 from orchestrator.spec.study_file import HOW
 from orchestrator.stages.promote import PromoteResult
 from orchestrator.stages.train import TrainResult
-from orchestrator.store.errors import DatabaseUnavailableError
-from orchestrator.study.access import find_study, open_existing, study_folder
+from orchestrator.study.access import database_gone, find_study, open_existing, study_folder
 from orchestrator.study.report import read_study
 from orchestrator.study.reported import ReportedStudy
 from trainers.results.model_report import Estimate, describe_accuracy
@@ -57,7 +56,7 @@ def diff_studies(first: str, second: str, settings: Settings) -> StudyDiff:
     studies = [find_study(name, settings) for name in (first, second)]
     with open_existing(settings) as store:
         if store is None:
-            raise DatabaseUnavailableError(f"the database {settings.database_url} has disappeared. Restore it.")
+            raise database_gone(settings)
         one, other = (read_study(study, store, study_folder(settings, study)) for study in studies)
     shared = _stages(one).keys() & _stages(other).keys()
     return StudyDiff(

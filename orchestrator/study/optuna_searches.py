@@ -12,10 +12,9 @@ from orchestrator.stages.screen import ScreenStage, screening_objectives
 from orchestrator.stages.stopping import OBJECTIVES, StoppingStage
 from orchestrator.stages.trade_off import with_cost
 from orchestrator.stages.train import TrainStage, ranking_by
-from orchestrator.store.errors import DatabaseUnavailableError
 from orchestrator.store.records import StageRecord, StudyRecord, TrialRecord
 from orchestrator.store.repository import Store
-from orchestrator.study.access import find_study, open_existing
+from orchestrator.study.access import database_gone, find_study, open_existing
 from orchestrator.study.growth import stored_spec
 from plugins.metrics.deciding import DecidingMetric
 from search_spaces.dimensions import Choice, Dimension
@@ -57,7 +56,7 @@ def export_to_optuna(name: str, url: str, settings: Settings, *, overwrite: bool
         )
     with open_existing(settings) as store:
         if store is None:
-            raise DatabaseUnavailableError(f"the database {settings.database_url} has disappeared. Restore it.")
+            raise database_gone(settings)
         found = [_search(study, spec, record, store) for record in store.stages(study.id)]
     searches = [one for one in found if one is not None and one.ended]
     if not searches:

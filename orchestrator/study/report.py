@@ -10,11 +10,10 @@ from orchestrator.stages.kind import StageResult, stage_kind
 from orchestrator.stages.promote import PromoteResult
 from orchestrator.stages.screen import ScreenResult
 from orchestrator.stages.train import TrainResult
-from orchestrator.store.errors import DatabaseUnavailableError
 from orchestrator.store.records import StageRecord, StudyRecord, TrialRecord
 from orchestrator.store.repository import Store
 from orchestrator.study import report_sections as sections
-from orchestrator.study.access import find_study, open_existing, study_folder
+from orchestrator.study.access import database_gone, find_study, open_existing, study_folder
 from orchestrator.study.growth import stored_spec
 from orchestrator.study.reported import ReportedStage, ReportedStudy, minutes_text
 from trainers.data.report import DataReport
@@ -34,7 +33,7 @@ def html_report(name: str, settings: Settings) -> str:
     study = find_study(name, settings)
     with open_existing(settings) as store:
         if store is None:
-            raise DatabaseUnavailableError(f"the database {settings.database_url} has disappeared. Restore it.")
+            raise database_gone(settings)
         return render_study(study, store, study_folder(settings, study))
 
 
