@@ -12,6 +12,8 @@ from orchestrator.store.records import TrialRecord
 from orchestrator.study.access import open_existing, study_folder
 from orchestrator.study.report import read_study
 from orchestrator.study.reported import ReportedStage, ReportedStudy
+from plugins import registry
+from search_spaces.base import ImageTask
 from trainers.config import Configuration, DataConfig
 from trainers.data.report import DataReport
 from trainers.results.model_report import describe_result
@@ -91,7 +93,8 @@ def _recommend(reported: ReportedStudy, data: DataReport, config: DataConfig, wa
         return "it took longer than the budget"
     champion, train = reported.last(PromoteResult), reported.last_stage(TrainResult)
     distance = distance_between(data, reported.data)
-    if champion is not None and _fits(champion.configuration.topology, champion.parameters, wanted):
+    task = ImageTask(image_size=data.image_size, in_channels=data.channels, num_classes=max(2, len(data.classes)))
+    if champion is not None and _fits(champion.configuration.topology, champion.parameters, wanted, task):
         result = f"test accuracy {100 * champion.test_accuracy:.1f} %"
         if champion.test is not None:
             result = f"test {describe_result(champion.test)}"
@@ -108,9 +111,9 @@ def _recommend(reported: ReportedStudy, data: DataReport, config: DataConfig, wa
         )
     if train is None or reported.spec is None:
         return "it trained nothing that this version reads"
-    trial = _best_fitting(*train, wanted)
+    trial = _best_fitting(*train, wanted, task)
     if trial is None:
-        return "none of its models satisfies what is wanted"
+        return "none of its models satisfies what is wanted and fits the images"
     configuration = _configuration(reported, train[0], trial)
     metric, value = train[1].metric, trial.metrics[train[1].ranked_by]
     return Recommendation(
@@ -125,20 +128,28 @@ def _recommend(reported: ReportedStudy, data: DataReport, config: DataConfig, wa
     )
 
 
-def _fits(topology: str, parameters: float, wanted: Wanted) -> bool:
-    if wanted.space is not None and topology.partition(":")[0] != wanted.space:
+def _fits(topology: str, parameters: float, wanted: Wanted, task: ImageTask) -> bool:
+    """Whether a topology satisfies what is wanted, and can be built for the images."""
+    space = topology.partition(":")[0]
+    if wanted.space is not None and space != wanted.space:
         return False
-    return wanted.max_params is None or parameters <= wanted.max_params
+    if wanted.max_params is not None and parameters > wanted.max_params:
+        return False
+    try:
+        problem: str | None = registry.load("spaces", space).problem(registry.parse_topology(topology), task)
+    except (ImportError, ValueError):  # a space that is no longer installed
+        return False
+    return problem is None
 
 
-def _best_fitting(stage: ReportedStage, result: TrainResult, wanted: Wanted) -> TrialRecord | None:
+def _best_fitting(stage: ReportedStage, result: TrainResult, wanted: Wanted, task: ImageTask) -> TrialRecord | None:
     fitting = [
         trial
         for trial in stage.trials
         if trial.is_usable
         and result.ranked_by in trial.metrics
         and "parameters" in trial.metrics
-        and _fits(str(trial.point["topology"]), trial.metrics["parameters"], wanted)
+        and _fits(str(trial.point["topology"]), trial.metrics["parameters"], wanted, task)
     ]
     ordered = sort_trials(fitting, (Objective(result.ranked_by, result.metric.direction),))
     return ordered[0] if ordered else None

@@ -54,6 +54,8 @@ def test_a_limit_takes_the_best_model_below_it_or_none(tiny: FinishedStudy, comm
     none = command_line("recommend", "--data", "digits", "--max-params", "1k", home=tiny.home)
     assert none.status == 0
     assert "tiny: none of its models satisfies what is wanted" in none.out
+    other = command_line("recommend", "--data", "digits", "--image-size", "48", home=tiny.home)
+    assert "fits the images" in other.out, "its topologies cannot be built for 48 pixels"
     assert "No finished study" in none.out
     slow = command_line("recommend", "--data", "digits", "--budget", "1s", home=tiny.home)
     assert "tiny: it took longer than the budget" in slow.out
