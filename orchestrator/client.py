@@ -133,7 +133,8 @@ class Client:
 
     def plugins(self, kind: str | None = None) -> list[dict[str, Any]]:
         """The plug-ins that the service has installed."""
-        found: list[dict[str, Any]] = self._request("GET", f"/v1/plugins/{kind}" if kind else "/v1/plugins").json()
+        answer = self._request("GET", f"/v1/plugins/{kind}" if kind else "/v1/plugins")
+        found: list[dict[str, Any]] = self._content(answer)
         return found
 
     def events(self, name: str, *, after: str | None = None) -> Iterator[ServerEvent]:
@@ -154,6 +155,9 @@ class Client:
             except httpx.TransportError as error:
                 if failures >= len(_RECONNECT_S):
                     raise self._unavailable(error) from None
+            except ServerUnavailableError:  # a proxy answers while the service is started again
+                if failures >= len(_RECONNECT_S):
+                    raise
             time.sleep(_RECONNECT_S[min(failures, len(_RECONNECT_S) - 1)])
             failures += 1
 
@@ -249,8 +253,16 @@ class Client:
             given["after"] = page["next"]
 
     def _json(self, method: str, path: str, **given: Any) -> dict[str, Any]:
-        found: dict[str, Any] = self._request(method, path, **given).json()
+        found: dict[str, Any] = self._content(self._request(method, path, **given))
         return found
+
+    def _content(self, response: httpx.Response) -> Any:
+        try:
+            return response.json()
+        except ValueError:
+            raise ServerUnavailableError(
+                f"{self.url} must be the address of the service, but its answer is not JSON. Correct the address."
+            ) from None
 
     def _request(self, method: str, path: str, **given: Any) -> httpx.Response:
         headers = {**self._headers, **given.pop("headers", {})}

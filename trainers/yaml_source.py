@@ -364,5 +364,12 @@ def _syntax_error(file: str | Path, raw: bytes, error: yaml.YAMLError) -> SpecEr
 
 def absolute_path(text: str, folder: Path) -> str:
     """Resolve a user's path relative to a folder, and expand `~`."""
-    path = Path(text)
-    return str((folder / (path.expanduser() if text.startswith("~") else path)).resolve())
+    return str((folder / expanded_path(text)).resolve())
+
+
+def expanded_path(text: str) -> Path:
+    """A path with the home folder for `~`. A `~` that names no user of this machine stays."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)

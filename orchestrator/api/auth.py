@@ -32,9 +32,9 @@ class Caller:
     csrf: str = ""
     """What a page must send with a request that changes something."""
 
-    def may_see(self, owner: str, *, is_shared: bool) -> bool:
-        """Whether a study is visible."""
-        return is_shared or self.role == "admin" or owner == self.owner
+    def may_see(self, owner: str) -> bool:
+        """Whether a study of an owner is visible although it is not shared."""
+        return self.role == "admin" or owner == self.owner
 
     def may_submit(self) -> bool:
         """Whether studies can be submitted."""

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from orchestrator.api.auth import Caller
+from orchestrator.api.errors import RequestError
 from orchestrator.reports.summary import study_line, study_summary
+from orchestrator.service.access_tokens import is_valid_token
 from orchestrator.service.submitting import why_waiting
 from orchestrator.settings import Settings
 from orchestrator.store.records import StageRecord, StudyRecord
@@ -108,10 +110,20 @@ class VisibleStudies:
 
     def may_see(self, name: str) -> bool:
         """Whether the caller may see the study of a full name."""
-        if self.caller.may_see(owner_of(name), is_shared=False):
+        if self.caller.may_see(owner_of(name)):
             return True
         submission = self.store.queue().find_latest(name)
         return submission is not None and submission.shared
+
+    def check_token(self) -> None:
+        """Check again that the caller's token is valid, while a long answer is sent.
+
+        Raises:
+            RequestError: It was revoked, or has expired.
+        """
+        token = self.caller.token
+        if token is not None and not is_valid_token(self.store, token):
+            raise RequestError(401, "not-authenticated", "the access token must be valid, but no longer is.")
 
     def check_name(self, name: str) -> None:
         """Check that a study exists or waits for its turn.
@@ -168,6 +180,11 @@ class VisibleStudies:
         more = str(shown[-1].id if shown else _NEWEST) if len(found) > len(shown) else None
         return [*lines, *(study_line(self.store, study) for study in shown)], more
 
+    @property
+    def _seen_by(self) -> str | None:
+        """The owner whose studies, besides shared ones, are all that the caller sees; `None` for an admin."""
+        return None if self.caller.role == "admin" else self.caller.owner
+
     def stages(self, study: StudyRecord) -> dict[int, StageRecord]:
         """The stages of a study by id."""
         return {stage.id: stage for stage in self.store.stages(study.id)}
@@ -180,8 +197,8 @@ class VisibleStudies:
         return list(dict.fromkeys([own, name]))
 
     def _unknown(self, name: str) -> UnknownStudyError:
-        known = self._home.store.pages().studies(limit=_MAX_NAMES) if self._home.store else []
-        visible = [one.name for one in known if self.caller.may_see(one.owner, is_shared=False)]
+        store = self._home.store
+        visible = store.pages().study_names(seen_by=self._seen_by, limit=_MAX_NAMES) if store else []
         short = [one.partition(SEPARATOR)[2] for one in visible if SEPARATOR in one]
         return UnknownStudyError(name, self.settings.home, nearest_name(name, [*visible, *short]))
 
@@ -209,10 +226,10 @@ class VisibleStudies:
         states = {state} if state in ("complete", "failed", "running") else None
         store = self._home.store
         while store is not None:
-            rows = store.pages().studies(states=states, owner=owner, text=text, before=before, limit=_PER_QUERY)
+            rows = store.pages().studies(
+                states=states, owner=owner, text=text, seen_by=self._seen_by, before=before, limit=_PER_QUERY
+            )
             for row in rows:
-                if not self.may_see(row.name):
-                    continue
                 study = self._with_state(row)
                 if state in (None, study.state):
                     yield study
@@ -226,11 +243,10 @@ class VisibleStudies:
         """Submissions whose study has not begun: they wait, were cancelled, or failed before it."""
         store = self._home.store
         while store is not None:
-            page = store.queue().page(owner=owner, without_study=True, before=before, limit=_PER_QUERY)
-            for one in page:
-                is_visible = self.caller.may_see(one.owner, is_shared=one.shared)
-                if is_visible and (text is None or text in one.name) and state in (None, _state_of(one)):
-                    yield one
+            page = store.queue().page(
+                owner=owner, seen_by=self._seen_by, text=text, without_study=True, before=before, limit=_PER_QUERY
+            )
+            yield from (one for one in page if state in (None, _state_of(one)))
             if len(page) < _PER_QUERY:
                 return
             before = page[-1].id

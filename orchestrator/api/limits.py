@@ -56,7 +56,7 @@ class RateLimit:
 
 
 class GuardRequests:
-    """Outermost middleware: refuses bodies that are too large, answers errors, and adds security headers.
+    """Middleware around the whole app: refuses bodies that are too large, answers errors, and adds security headers.
 
     Args:
         app: The app.

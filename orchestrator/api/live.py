@@ -18,6 +18,7 @@ from orchestrator.study.access import UnknownStudyError
 
 _CURSOR = re.compile(r"\d{1,18}(;\d{1,18}:\d{1,18}(,\d{1,18}:\d{1,18})*)?", re.ASCII)
 _MAX_CURSOR = 100_000
+_ENDED = ("complete", "failed", "interrupted")
 _BATCH = 200
 """Trials per poll: a client that knows nothing of a large study receives it in parts."""
 
@@ -81,7 +82,9 @@ class StudyFollower:
 
         Raises:
             orchestrator.study.access.UnknownStudyError: The study does not exist, or was deleted.
+            orchestrator.api.errors.RequestError: The caller's token is no longer valid.
         """
+        self._home.check_token()
         # States are read before trials, and trials before reports, so that an end is told after all that precedes it.
         try:
             study = self._home.study(self._name)
@@ -100,7 +103,7 @@ class StudyFollower:
             standing = study_standing(store, study, stages).model_dump(mode="json")
             events += self._if_new("study", "study", {"state": study.state, "reason": study.reason, **standing})
         is_all = sum(row["id"] > newest for row in rows) < _BATCH
-        self.has_ended = is_all and study.state in ("complete", "failed", "interrupted")
+        self.has_ended = is_all and study.state in _ENDED
         if self.has_ended:
             events.append(LiveEvent("end", self._cursor, {"state": study.state}))
         return events
@@ -110,7 +113,7 @@ class StudyFollower:
         summary = self._home.summary(self._name)
         state = {"state": summary["state"], "reason": summary["reason"]}
         events = list(self._if_new("study", "study", state))
-        self.has_ended = summary["state"] != "waiting"
+        self.has_ended = summary["state"] in _ENDED  # otherwise it waits, or has begun since the last look
         if self.has_ended:
             events.append(LiveEvent("end", self._cursor, {"state": summary["state"]}))
         return events

@@ -91,8 +91,13 @@ def open_in_mlflow(request: Request, name: str) -> Response:
     """Leads to the page of a study in MLflow."""
     from orchestrator.study.tracking_access import study_page
 
-    home = studies_for(request)
-    page = study_page(home.study(name), home.settings, server_url=request.app.state.mlflow_url)
+    home, mlflow_url = studies_for(request), request.app.state.mlflow_url
+    study = home.study(name)
+    if mlflow_url is None or not home.settings.tracking:
+        raise RequestError(
+            404, "not-in-mlflow", "this service must show MLflow to lead there, but does not. Start it with --mlflow."
+        )
+    page = study_page(study, home.settings, server_url=mlflow_url)
     if page is None:
         raise RequestError(404, "not-in-mlflow", f"study {name!r} must be in MLflow, but is not yet. Try again later.")
     return RedirectResponse(page, status_code=303)

@@ -3,7 +3,6 @@
 import ipaddress
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -96,9 +95,8 @@ def open_port(host: str, port: int) -> socket.socket:
 
 
 def has_tokens(store: Store) -> bool:
-    """Whether there is a valid access token."""
-    now = time.time()
-    return any(token.revoked_at is None and token.expires_at > now for token in list_tokens(store))
+    """Whether access tokens were ever created. When the last one expires, the service does not open itself to all."""
+    return bool(list_tokens(store))
 
 
 def check_service(settings: Settings, host: str, *, needs_token: bool) -> None:

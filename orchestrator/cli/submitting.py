@@ -62,7 +62,8 @@ def extend_command(file: Path, server: str | None, *, retry_failed: bool, as_jso
     """Let an existing study grow to a changed file, in the background."""
     client = client_of(server)
     if client:
-        name = str(read_yaml(file).data.get("study", ""))
+        # A file without a name is sent to be checked, which names all mistakes.
+        name = str(read_yaml(file).data.get("study") or client.validate(file)["study"])
         tell_submission(client, client.extend(name, file, retry_failed=retry_failed), as_json=as_json)
         return
     from orchestrator.study.access import find_study

@@ -93,6 +93,12 @@ def check_token(store: Store, text: str) -> TokenRecord:
     return token
 
 
+def is_valid_token(store: Store, uid: str) -> bool:
+    """Whether a token is neither revoked nor expired."""
+    found = store.tokens().find(uid)
+    return found is not None and found[0].revoked_at is None and found[2] < found[0].expires_at
+
+
 def _digest(secret: str) -> str:
     # A random secret of 256 bits needs no slow hash.
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()

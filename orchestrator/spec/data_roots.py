@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.spec.problems import Problem, found
-from trainers.yaml_source import KeyPath
+from trainers.yaml_source import KeyPath, expanded_path
 
 
 def root_problems(data: Mapping[str, Any], roots: Sequence[Path]) -> Iterator[Problem]:
@@ -18,7 +18,7 @@ def root_problems(data: Mapping[str, Any], roots: Sequence[Path]) -> Iterator[Pr
     """
     allowed = [root.resolve() for root in roots]
     for at, text in _texts(data, ()):
-        if _is_path(text) and not any(Path(text).expanduser().resolve().is_relative_to(root) for root in allowed):
+        if _is_path(text) and not any(expanded_path(text).resolve().is_relative_to(root) for root in allowed):
             where = ", ".join(map(str, roots)) or "none"
             yield Problem(
                 at,

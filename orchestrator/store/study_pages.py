@@ -3,11 +3,12 @@
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import Engine, and_, func, select
+from sqlalchemy import ColumnElement, Engine, and_, exists, func, or_, select
 
 from orchestrator.store.records import StudyRecord, TrialRecord
 from orchestrator.store.retrying import retry_on_outage
 from orchestrator.store.service_records import ACTIVE
+from orchestrator.store.study_names import SEPARATOR, home_owner
 from orchestrator.store.tables import reports, stages, studies, submissions, trials
 from trainers.config import EpochReport
 
@@ -25,6 +26,7 @@ class StudyPages:
         states: Collection[str] | None = None,
         owner: str | None = None,
         text: str | None = None,
+        seen_by: str | None = None,
         before: int | None = None,
         limit: int,
     ) -> list[StudyRecord]:
@@ -34,6 +36,7 @@ class StudyPages:
             states: Only studies whose rows have one of these states.
             owner: Only studies of this owner.
             text: Only studies whose names contain this text.
+            seen_by: Only those of this owner, and shared ones.
             before: Only studies that are older than the one with this id.
             limit: Largest number of studies.
         """
@@ -44,10 +47,20 @@ class StudyPages:
             query = query.where(studies.c.owner == owner)
         if text is not None:
             query = query.where(studies.c.name.contains(text, autoescape=True))
+        if seen_by is not None:
+            query = query.where(_is_seen_by(seen_by))
         if before is not None:
             query = query.where(studies.c.id < before)
         with self._engine.connect() as connection:
             return [StudyRecord.model_validate(dict(row)) for row in connection.execute(query).mappings()]
+
+    def study_names(self, *, seen_by: str | None = None, limit: int) -> list[str]:
+        """Names of the newest studies; with `seen_by`, of those of this owner and shared ones."""
+        query = select(studies.c.name).order_by(studies.c.id.desc()).limit(limit)
+        if seen_by is not None:
+            query = query.where(_is_seen_by(seen_by))
+        with self._engine.connect() as connection:
+            return list(connection.execute(query).scalars())
 
     def study_counts(self) -> dict[str, int]:
         """Number of studies in each state, as their rows say."""
@@ -124,3 +137,11 @@ class StudyPages:
         with self._engine.connect() as connection:
             rows = connection.execute(query.order_by(reports.c.epoch)).scalars()
             return [EpochReport.model_validate(values) for values in rows]
+
+
+def _is_seen_by(owner: str) -> ColumnElement[bool]:
+    name = studies.c.name
+    is_own = name.startswith(f"{owner}{SEPARATOR}", autoescape=True)
+    if owner == home_owner():
+        is_own = ~name.contains(SEPARATOR, autoescape=True)
+    return or_(is_own, exists().where(submissions.c.name == name, submissions.c.shared))

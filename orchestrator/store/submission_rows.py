@@ -131,7 +131,8 @@ class SubmissionQueue:
         *,
         owner: str | None = None,
         states: Collection[str] = (),
-        include_shared: bool = False,
+        seen_by: str | None = None,
+        text: str | None = None,
         without_study: bool = False,
         before: int | None = None,
         limit: int = 100,
@@ -141,15 +142,19 @@ class SubmissionQueue:
         Args:
             owner: Only those of this owner.
             states: Only those in one of these states; all if empty.
-            include_shared: With an owner, also those that others share.
+            seen_by: Only those of this owner, and shared ones.
+            text: Only those of studies whose names contain this text.
             without_study: Only the newest ones of studies that have not begun.
             before: Only those with a lower `id`, for the next page.
             limit: Maximum number.
         """
         conditions: list[Any] = []
         if owner is not None:
-            own = submissions.c.owner == owner
-            conditions.append(or_(own, submissions.c.shared) if include_shared else own)
+            conditions.append(submissions.c.owner == owner)
+        if seen_by is not None:
+            conditions.append(or_(submissions.c.owner == seen_by, submissions.c.shared))
+        if text is not None:
+            conditions.append(submissions.c.name.contains(text, autoescape=True))
         if states:
             conditions.append(submissions.c.state.in_(states))
         if without_study:

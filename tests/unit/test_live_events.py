@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from orchestrator.api.auth import Caller
+from orchestrator.api.errors import RequestError
 from orchestrator.api.home import Home, VisibleStudies
 from orchestrator.api.live import Cursor, LiveEvent, StudyFollower
+from orchestrator.service.access_tokens import create_token, revoke_token
 from orchestrator.service.submitting import submit_study
 from orchestrator.settings import Settings, load_settings
 from orchestrator.spec.study_file import parse_spec
@@ -141,6 +143,28 @@ def test_a_study_that_waits_for_its_turn_is_followed_until_it_is_cancelled(setti
     assert not follower.has_ended
     store.queue().request_cancel(submission.uid)
     assert kinds(follower.poll()) == [("study", "interrupted"), ("end", "interrupted")]
+    home.close()
+    store.close()
+
+
+def test_a_study_that_begins_between_two_looks_has_not_ended(home: VisibleStudies) -> None:
+    follower = StudyFollower(home, "live", Cursor())
+    assert kinds(follower._of_waiting_study()) == [("study", "running")]
+    assert not follower.has_ended
+
+
+def test_a_stream_ends_when_the_token_is_revoked(tmp_path: Path) -> None:
+    settings = golden_settings(tmp_path)
+    store = Store.open(settings.database_url)
+    record, _ = create_token(store, "ann", "admin", days=1)
+    home = Home(settings)
+    caller = Caller(owner="ann", role="admin", token=record.uid)
+    follower = StudyFollower(VisibleStudies(home, caller), "interrupted", Cursor())
+    assert follower.poll()
+    revoke_token(store, record.uid)
+    with pytest.raises(RequestError, match="no longer is") as refused:
+        follower.poll()
+    assert refused.value.status == 401
     home.close()
     store.close()
 

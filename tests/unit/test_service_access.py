@@ -163,6 +163,45 @@ def test_a_study_grows_to_a_file_of_its_name(service: Service) -> None:
     assert refused.value.status == 409
 
 
+def test_a_study_that_never_began_is_extended_or_active(service: Service) -> None:
+    ann = service.client("ann")
+    ann.submit(service.file("digits"), shared=True)
+    with pytest.raises(RequestRefusedError, match="it is waiting already"):
+        ann.extend("digits", service.file("digits", trials=9))
+    ann.cancel("digits")
+    sent = ann.extend("digits", service.file("digits", trials=9))
+    assert (sent["state"], sent["shared"]) == ("waiting", True)
+    with pytest.raises(RequestRefusedError, match="there is no study 'other'"):
+        ann.extend("other", service.file("other"))
+
+
+def test_a_character_at_the_end_of_a_part_of_the_log_is_not_cut(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann = service.client("ann")
+    ann.submit(service.file("digits"))
+    path = log_file(service.settings, service.store.queue().find_latest("ann~digits"))  # type: ignore[arg-type]
+    path.parent.mkdir(parents=True)
+    path.write_bytes("a → b".encode())
+    monkeypatch.setattr(submitting, "MAX_LOG_BYTES", 4)
+    assert ann.log("digits") == ("a ", 2)
+    assert ann.log("digits", offset=2) == ("→ ", 6)
+    path.write_bytes(b"a\xff\xe2")
+    assert ann.log("digits") == ("a\ufffd", 2)
+
+
+def test_a_study_whose_driver_starts_is_not_deleted_and_no_success_is_told(service: Service) -> None:
+    ann = service.client("ann")
+    ann.submit(service.file("digits"))
+    ann.cancel("digits")
+    ann.submit(service.file("digits"))
+    assert service.store.queue().claim("r", "here", lambda *_: Placement({})) is not None
+    with pytest.raises(RequestRefusedError, match="another process is running it") as refused:
+        ann.delete("digits")
+    assert refused.value.status == 409
+    assert len(service.store.queue().page()) == 2
+
+
 def test_the_log_is_read_in_parts(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     ann = service.client("ann")
     ann.submit(service.file("digits"))
@@ -310,9 +349,7 @@ def test_a_service_without_tokens_has_one_user_and_serves_this_machine_only(tmp_
             check_service(settings, host, needs_token=False)
         check_service(settings, host, needs_token=True)
     add_token(settings, "ann", "viewer", days=1e-9)
-    assert not has_tokens(store)
-    add_token(settings, "ann", "viewer")
-    assert has_tokens(store)
+    assert has_tokens(store), "the service must not open itself when its last token expires"
     store.close()
     with pytest.raises(SettingsError, match="must be existing folders"):
         check_service(settings.model_copy(update={"data_roots": (tmp_path / "x",)}), "::1", needs_token=False)

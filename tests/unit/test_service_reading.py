@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2 as httpx
 import pytest
 
 from orchestrator.api import limits
@@ -232,8 +233,14 @@ def test_paths_lie_in_the_data_roots(tmp_path: Path) -> None:
             content=text.replace("/etc", "ssl"),
             headers={"Content-Type": "application/yaml"},
         )
+        nobody = requests.post(
+            "/v1/validate",
+            content=text.replace("/etc", "~nobody-of-that-name/x"),
+            headers={"Content-Type": "application/yaml"},
+        )
     assert "must be inside a data folder of this server" in answer.json()["detail"]
     assert "must be inside a data folder of this server" in elsewhere.json()["detail"]
+    assert "data.source: must be" in nobody.json()["detail"]
 
 
 # --- errors and limits ---
@@ -255,6 +262,8 @@ def test_an_error_has_a_status_like_that_of_the_command_line() -> None:
         ("/v1/studies/finished/stages/trian/trials/0", 404, "unknown-stage"),
         ("/v1/studies/finished/stages/train/trials/99", 404, "unknown-trial"),
         ("/v1/studies/finished/stages/train/trials/x", 422, "wrong-request"),
+        ("/v1/studies/finished/stages/train/trials/" + "9" * 20, 422, "wrong-request"),
+        ("/studies/finished/mlflow", 404, "not-in-mlflow"),
         ("/v1/studies/finished/compare?trial=99", 404, "no-trials"),
         ("/v1/studies/interrupted/best", 409, "no-champion"),
         ("/v1/studies?after=x", 422, "wrong-request"),
@@ -422,6 +431,28 @@ def test_the_client_parses_a_stream_and_keeps_the_last_id() -> None:
     first, second = parse_events(iter(lines))
     assert first == ("report", "3;5:1", {"a": 1})
     assert second == ("message", "4", {"b": 2})
+
+
+def test_the_client_names_an_address_that_is_not_the_service() -> None:
+    page = httpx.MockTransport(lambda _: httpx.Response(200, text="<html>"))
+    with Client("http://x", http=httpx.Client(transport=page)) as client:
+        for call in (lambda: client.study("y"), client.plugins):
+            with pytest.raises(ServerUnavailableError, match="http://x must be the address of the service"):
+                call()
+
+
+def test_the_client_follows_a_study_while_the_service_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.client._RECONNECT_S", (0.0, 0.0))
+    event = 'event: end\nid: 1\ndata: {"state": "complete"}\n\n'
+    answers = [httpx.Response(503), httpx.Response(502), httpx.Response(200, text=event)]
+    with Client("http://x", http=httpx.Client(transport=httpx.MockTransport(lambda _: answers.pop(0)))) as client:
+        assert [one.kind for one in client.events("y")] == ["end"]
+    always = httpx.MockTransport(lambda _: httpx.Response(503))
+    with (
+        Client("http://x", http=httpx.Client(transport=always)) as client,
+        pytest.raises(ServerUnavailableError, match="failed with status 503"),
+    ):
+        list(client.events("y"))
 
 
 def test_a_service_that_does_not_answer_is_named() -> None:

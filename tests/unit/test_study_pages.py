@@ -6,6 +6,8 @@ import pytest
 
 from orchestrator.store.records import EndedTrial
 from orchestrator.store.repository import Store
+from orchestrator.store.service_records import NewSubmission, WantedDevices
+from orchestrator.store.study_names import home_owner
 from trainers.config import EpochReport, TaskOutcome
 
 
@@ -36,6 +38,13 @@ def test_studies_are_read_in_pages_with_filters(store: Store) -> None:
     assert pages.studies(states={"running"}, limit=9) == pages.studies(states=set(), limit=9) == []
     assert len(pages.studies(states={"waiting"}, owner=first[0].owner, limit=9)) == 3
     assert pages.studies(owner="nobody", limit=9) == []
+    store.create_study("x_y~d", spec={}, digest="d", data_digest="e", stage_names=[])
+    assert pages.study_names(seen_by="x_y", limit=9) == ["x_y~d"]
+    assert pages.study_names(seen_by="xay", limit=9) == []
+    assert pages.study_names(seen_by=home_owner(), limit=9) == ["c", "b%2", "a_1"]
+    store.queue().add(NewSubmission("u", "x_y", "x_y~d", {}, "", WantedDevices(), "d", shared=True))
+    assert [one.name for one in pages.studies(seen_by="xay", limit=9)] == ["x_y~d"]
+    store.delete_study(pages.studies(limit=1)[0].id)
     assert pages.study_counts() == {"waiting": 3}
     assert pages.num_active("nobody") == 0
 

@@ -222,12 +222,12 @@ def test_pages_show_own_and_shared_submissions_newest_first(store: Store) -> Non
     submit(store, "open", owner="bob", shared=True)
     submit(store, "private", owner="bob")
     queue = store.queue()
-    names = [one.name for one in queue.page(owner="alice", include_shared=True, limit=3)]
+    names = [one.name for one in queue.page(seen_by="alice", limit=3)]
     assert names == ["bob~open", "alice~s2", "alice~s1"]
-    last = queue.page(owner="alice", include_shared=True, limit=3)[-1]
+    last = queue.page(seen_by="alice", limit=3)[-1]
     assert [one.name for one in queue.page(owner="alice", before=last.id)] == ["alice~s0"]
     queue.share("bob~open", shared=False)
-    assert [one.name for one in queue.page(owner="alice", include_shared=True)] == [f"alice~s{n}" for n in (2, 1, 0)]
+    assert [one.name for one in queue.page(seen_by="alice")] == [f"alice~s{n}" for n in (2, 1, 0)]
     assert queue.page(states=["running"]) == []
 
 

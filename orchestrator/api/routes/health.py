@@ -11,8 +11,9 @@ router = APIRouter(tags=["operation"])
 
 
 @router.get("/health", summary="Whether the process answers")
-def show_health(request: Request) -> Health:
+async def show_health(request: Request) -> Health:
     """Answers whenever the process works; a supervisor restarts it otherwise."""
+    # Not in a thread: all of them may be busy with requests that wait for the database.
     return Health(status="ok", version=request.app.version)
 
 

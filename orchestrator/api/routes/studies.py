@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import anyio
 from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
@@ -27,7 +28,7 @@ from orchestrator.api.schemas import (
 from orchestrator.reports.finite import finite
 from orchestrator.reports.summary import configuration_yaml
 from orchestrator.store.records import RunState, StageRecord, StudyRecord, TrialRecord, TrialState
-from orchestrator.study.access import NoChampionError
+from orchestrator.study.access import NoChampionError, UnknownStudyError
 from orchestrator.study.comparison import compare_trials
 from plugins.registry import nearest_name
 from trainers.config import Configuration
@@ -120,7 +121,9 @@ def list_trials(
 
 
 @router.get("/{name}/stages/{stage}/trials/{number}", summary="Show a trial")
-def show_trial(request: Request, name: str, stage: str, number: int) -> TrialView:
+def show_trial(
+    request: Request, name: str, stage: str, number: Annotated[int, PathParameter(ge=0, lt=2**31)]
+) -> TrialView:
     """One trial with its learning curve."""
     home = studies_for(request)
     study = home.study(name)
@@ -205,7 +208,11 @@ async def follow_study(follower: FollowerOf) -> AsyncIterator[ServerSentEvent]:
     A client that was cut off sends the id of its last event in `Last-Event-ID` and misses nothing.
     """
     while True:
-        for event in await run_in_threadpool(follower.poll):
+        try:
+            events = await run_in_threadpool(follower.poll)
+        except (RequestError, UnknownStudyError):  # the caller may no longer see it, or it was deleted
+            return
+        for event in events:
             yield ServerSentEvent(event=event.kind, id=str(event.cursor), data=finite(event.data))
         if follower.has_ended:
             return

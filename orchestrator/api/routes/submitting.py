@@ -1,5 +1,6 @@
 """Submitting studies, and changing what was submitted."""
 
+import codecs
 import threading
 from typing import Annotated
 
@@ -99,10 +100,10 @@ async def extend_study(
 
     def extend() -> SubmissionView:
         visible = studies_for(request)
-        study = visible.study(name)
-        _need_owner(visible.store, caller, "extend", study.name)
-        owner = owner_of(study.name)
-        _check_name(spec, study.name, owner)
+        full = _name_in_database(visible, name)
+        _need_owner(visible.store, caller, "extend", full)
+        owner = owner_of(full)
+        _check_name(spec, full, owner)
         record = submit_study(visible.store, spec, text, owner=owner, retry_failed=retry_failed)
         _audit(visible.store, caller, "extend", record.name, submission=record.uid)
         return _view(visible.store, record)
@@ -183,8 +184,20 @@ def show_log(
         with path.open("rb") as file:
             file.seek(offset)
             content = file.read(MAX_LOG_BYTES)
-    text = content.decode("utf-8", "replace")
-    return PlainTextResponse(text, headers={"Next-Offset": str(offset + len(content))})
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = decoder.decode(content)
+    num_read = len(content) - len(decoder.getstate()[0])  # without the begin of a character
+    return PlainTextResponse(text, headers={"Next-Offset": str(offset + num_read)})
+
+
+def _name_in_database(visible: VisibleStudies, name: str) -> str:
+    try:
+        return visible.study(name).name
+    except UnknownStudyError:
+        submission = visible.submission(name)
+        if submission is None:
+            raise
+        return submission.name
 
 
 def _submission(visible: VisibleStudies, name: str) -> SubmissionRecord:
