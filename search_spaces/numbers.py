@@ -1,8 +1,7 @@
 """Limits of numbers, and models in which true and false are no numbers."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, model_validator
 from pydantic_core import PydanticCustomError
@@ -51,7 +50,6 @@ def truth_value_problem(raw: Any, hint: Any) -> str | None:
     return None
 
 
-@cache
 def _wants_numbers(hint: Any) -> bool:
     kinds = set(_kinds(hint))
     return bool(kinds & {int, float}) and not kinds & {bool, Any, object}
@@ -60,6 +58,8 @@ def _wants_numbers(hint: Any) -> bool:
 def _kinds(hint: Any) -> Iterator[Any]:
     if get_origin(hint) is Literal:
         yield from map(type, get_args(hint))
+    elif get_origin(hint) is Annotated:
+        yield from _kinds(get_args(hint)[0])
     elif get_origin(hint) is None:
         yield hint
     else:

@@ -22,6 +22,8 @@ _Loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 # Scalars follow YAML 1.2. PyYAML implements 1.1, where 1e-3 is text, 010 is 8, 1:30 is 90 and `no` is false.
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_TEXT = "tag:yaml.org,2002:str"
+_LONGEST_NUMBER = 40
 _INTEGER = re.compile(r"[-+]?[0-9][0-9_]{0,39}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"([-+]?)\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
@@ -305,6 +307,11 @@ def _scalar_of_1_2(node: yaml.ScalarNode) -> PlainScalar:
 
 
 def _scalar_of_1_1(node: yaml.ScalarNode) -> PlainScalar:
+    if node.tag != _TEXT and len(node.value) > _LONGEST_NUMBER:  # 1:30:00 is a number, too, and slow to read if long
+        raise ValueError(
+            f"must be a plain value, and a number has at most {_LONGEST_NUMBER} characters, but got "
+            f"{node.value!r:.60}. Put it in quotes if it is text."
+        )
     try:
         value = yaml.constructor.SafeConstructor().construct_object(node)
     except yaml.constructor.ConstructorError:  # `=` and `<<` have types of their own, which are no plain values

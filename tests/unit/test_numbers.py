@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import yaml
@@ -81,3 +81,8 @@ def test_a_label_that_counts_nothing_is_refused(label: int) -> None:
 
 def test_the_label_minus_one_and_large_numbers_of_classes_stay() -> None:
     assert read_labels("a.csv, label", [-1, 10**12]).values == [None, str(10**12)]
+
+
+def test_notes_in_a_type_may_be_anything() -> None:
+    assert truth_value_problem(True, Annotated[bool, {"unit": "none"}]) is None
+    assert truth_value_problem(True, Annotated[int, {"unit": "images"}]) is not None

@@ -94,6 +94,12 @@ def test_signs_with_a_type_of_their_own_are_text_in_yaml_1_1(tmp_path: Path, tex
     assert read_yaml(write(tmp_path, f"a: {text}"), version="1.1").data == {"a": text}
 
 
+@pytest.mark.parametrize("text", ["1:1" + ":1" * 100 + ".5", "1" + ":1" * 100_000, "0x" + "f" * 100])
+def test_numbers_without_end_are_refused_in_yaml_1_1(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SpecError, match="at most 40 characters"):
+        read_yaml(write(tmp_path, f"a: {text}"), version="1.1")
+
+
 def test_each_value_knows_its_place(tmp_path: Path) -> None:
     source = read_yaml(write(tmp_path, "a: 1\nb:\n  - c: 2\n    d: [3,\n     4]\n"))
     assert source.data == {"a": 1, "b": [{"c": 2, "d": [3, 4]}]}
