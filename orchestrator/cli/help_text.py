@@ -27,6 +27,7 @@ _ORDER = (
     "predict",
     "export",
     "ui",
+    "sync",
     "serve",
     "correlate",
     "discover",

@@ -674,6 +674,14 @@ def _ui(
     ui_command(port, study)
 
 
+@app.command("sync")
+def _sync(study: StudyArgument) -> None:
+    """Send a study to MLflow once more, after its runs were deleted there."""
+    from orchestrator.cli.serving import sync_command
+
+    sync_command(study)
+
+
 @app.command("serve")
 def _serve(
     host: Annotated[

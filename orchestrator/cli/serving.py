@@ -11,6 +11,8 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from orchestrator.cli.console import fail, note, out
+from orchestrator.cli.exit_status import BAD_INPUT
+from orchestrator.safe_text import masked_address
 from orchestrator.settings import Settings, load_settings
 from orchestrator.store.records import StudyRecord
 from orchestrator.tracking.names import is_http
@@ -91,9 +93,33 @@ def restore(study: StudyRecord, settings: Settings) -> None:
     from orchestrator.study.tracking_access import send_again
 
     note(f"MLflow has no experiment {study.name!r}; sending everything again")
-    waiting, rejected = send_again(study, settings)
-    if waiting or rejected:
-        note(f"MLflow lacks {waiting + rejected} events: {waiting} still wait, {rejected} were rejected")
+    sent = send_again(study, settings)
+    if sent.waiting or sent.rejected:
+        note(
+            f"MLflow lacks {sent.waiting + sent.rejected} events: {sent.waiting} still wait, {sent.rejected} were "
+            "rejected"
+        )
+
+
+def sync_command(name: str) -> None:
+    """Send MLflow everything about a study once more."""
+    from orchestrator.study.tracking_access import send_again
+
+    settings = load_settings()
+    if not settings.tracking:
+        fail("MLflow must be in use to be filled again, but VITSEARCH_TRACKING is off. Set it to on.", status=BAD_INPUT)
+    sent = send_again(_study(name, settings), settings)
+    if sent.all == 0:
+        fail(f"study {name!r} must have events for MLflow, but has none, because it ran without tracking", status=1)
+    if sent.rejected:
+        note(f"MLflow rejected {sent.rejected} of the {sent.all} events. The first: {sent.reason}")
+    if sent.waiting:
+        fail(
+            f"MLflow at {masked_address(settings.tracking_uri)} must answer, but {sent.waiting} of the {sent.all} "
+            f"events still wait. Start it, then send them with: vitsearch sync {name}",
+            status=1,
+        )
+    out(f"sent all {sent.all} events of study {name!r} to MLflow. Open its page with: vitsearch ui {name}")
 
 
 def show(server: Server, page: str) -> None:

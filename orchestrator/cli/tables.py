@@ -88,7 +88,8 @@ def status_report(summary: dict[str, Any]) -> RenderableType:
         parts.append(
             Text(
                 f"{tracking['rejected']} events failed: MLflow rejected them, and its pages lack their content. "
-                f"The first: {tracking.get('reason')}",
+                f"The first: {str(tracking.get('reason')).rstrip('.')}. Send the whole study again with: vitsearch "
+                f"sync {summary['study']}",
                 style="yellow",
             )
         )

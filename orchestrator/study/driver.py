@@ -340,6 +340,11 @@ class _Driver:
                     f"study sends them ({outbox.last_error or 'MLflow is slow'})"
                 )
             outbox.close()
+            if outbox.num_rejected:
+                self._machinery.progress.note(
+                    f"MLflow rejected {outbox.num_rejected} events, and its pages lack their content. Send it the "
+                    f"whole study again with: vitsearch sync {self._shared.study.name}"
+                )
         except DatabaseUnavailableError:  # the same error has already ended the study
             _logger.debug("the database is unreachable while events are sent to MLflow", exc_info=True)
 

@@ -1,6 +1,7 @@
 """MLflow's pages of existing studies: their addresses, and experiments that MLflow has lost."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from orchestrator.settings import Settings
 from orchestrator.store.past_growths import Growths
@@ -12,7 +13,21 @@ from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.pages import ALL_VIEW, TRIALS_VIEW
 from orchestrator.tracking.run_tree import RunTree
 
-_FLUSH_S = 120.0
+_FLUSH_S = 3600.0
+"""Longest time for all events of a study. Waiting ends at once if MLflow does not answer."""
+
+
+class SentAgain(NamedTuple):
+    """Numbers of events of a study for MLflow."""
+
+    all: int
+    """All events of the study; 0 if it ran without tracking."""
+    waiting: int
+    """Those that could not be sent yet."""
+    rejected: int
+    """Those that MLflow rejected, such as those of files that were deleted since."""
+    reason: str | None
+    """Why the first one was rejected."""
 
 
 def study_page(study: StudyRecord, settings: Settings, *, server_url: str | None) -> str | None:
@@ -48,20 +63,17 @@ def compare_page(
         return tracker_of(study, settings, store).compare_url(study.name, keys, server_url=server_url)
 
 
-def send_again(study: StudyRecord, settings: Settings) -> tuple[int, int]:
-    """Send MLflow all events of a study whose experiment it no longer has.
-
-    Returns:
-        Numbers of events that still wait and that MLflow rejected, such as those of files that were deleted since.
+def send_again(study: StudyRecord, settings: Settings) -> SentAgain:
+    """Send MLflow all events of a study once more. Runs that it still has are completed, not added a second time.
 
     Raises:
         orchestrator.study.lock.StudyBusyError: The study is running, which sends them anyway.
     """
     with hold_study(study.name, settings), open_existing(settings) as store:
         if store is None:
-            return 0, 0
+            return SentAgain(0, 0, 0, None)
         owed = store.outbox(study.id)
-        owed.start_over()
+        num_events = owed.start_over()
         with Outbox(owed, lambda: tracker_of(study, settings, store)) as outbox:
             waiting = outbox.flush(_FLUSH_S)
-        return waiting, owed.count_rejected()
+        return SentAgain(num_events, waiting, owed.count_rejected(), owed.rejection())

@@ -75,6 +75,7 @@ class _Delivery:
         self._store = store
         self._tracker_factory = tracker_factory
         self._tracker: Deliverer | None = None
+        self.num_rejected = 0
         self._suspect = (-1, 0)  # the first event of the latest failures, and its number of internal errors
 
     def deliver_some(self) -> bool:
@@ -124,12 +125,15 @@ class _Delivery:
 
     def _reject(self, event_id: int, event: Event, error: str) -> None:
         self._store.reject(event_id, error)
-        _logger.warning(
-            "MLflow rejected a %s event (number %d), which will not be sent again: %s", event.kind, event_id, error
-        )
+        self.num_rejected += 1
+        # A deleted database rejects each event for the same reason: the others are only counted.
+        level = logging.WARNING if self.num_rejected == 1 else logging.DEBUG
+        words = "MLflow rejected a %s event (number %d), which will not be sent again: %s"
+        _logger.log(level, words, event.kind, event_id, error)
 
     def _start_over(self, error: ExperimentGone) -> None:
         num_events = self._store.start_over()
+        self.num_rejected = 0
         self._tracker = None  # it may remember the experiment that is gone
         _logger.warning("%s. All %d events of the study are sent again.", error, num_events)
 
@@ -179,6 +183,11 @@ class Outbox:
     def last_error(self) -> str | None:
         """Why events cannot be delivered at the moment; `None` if they can."""
         return self._last_error
+
+    @property
+    def num_rejected(self) -> int:
+        """Number of events that MLflow has rejected and that were not sent again since."""
+        return self._delivery.num_rejected
 
     def flush(self, timeout_s: float) -> int:
         """Wait until all events are delivered, MLflow is found to be unreachable, or the time is over.

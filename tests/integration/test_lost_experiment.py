@@ -13,6 +13,7 @@ from orchestrator.tracking.events import LogText
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.run_tree import RunTree
 from tests.fakes import make_trial
+from tests.tiny import CommandLine
 
 SERVER = "http://127.0.0.1:5000"
 
@@ -43,7 +44,9 @@ def deliver_study(settings: Settings) -> StudyRecord:
     return study
 
 
-def test_its_page_and_its_runs_are_there_again_and_what_is_missing_is_counted(settings: Settings) -> None:
+def test_its_page_and_its_runs_are_there_again_and_what_is_missing_is_counted(
+    settings: Settings, command_line: CommandLine
+) -> None:
     from mlflow import MlflowClient
 
     study = deliver_study(settings)
@@ -55,10 +58,15 @@ def test_its_page_and_its_runs_are_there_again_and_what_is_missing_is_counted(se
     client = MlflowClient(settings.tracking_uri)
     client.delete_experiment("1")
     assert study_page(study, settings, server_url=SERVER) is None
-    assert send_again(study, settings) == (0, 1)
+    sent = command_line("sync", "digits", home=settings.home, VITSEARCH_TRACKING="on")
+    assert (sent.status, sent.out.partition(" Open")[0]) == (0, "sent all 8 events of study 'digits' to MLflow.")
+    assert "MLflow rejected 1 of the 8 events. The first: a run must be started" in sent.err
     assert study_page(study, settings, server_url=SERVER) == first.replace("experiments/1/", "experiments/2/")
-    runs = {run.data.tags["vitsearch.level"]: run for run in client.search_runs(["2"])}
-    assert set(runs) == {"execution", "stage", "trial"}
+    levels = ["execution", "stage", "trial", "trial"]
+    assert sorted(run.data.tags["vitsearch.level"] for run in client.search_runs(["2"])) == levels
+    client.delete_run(client.search_runs(["2"], "tags.`vitsearch.level` = 'stage'")[0].info.run_id)
+    assert send_again(study, settings)[1:3] == (0, 1)
+    assert sorted(run.data.tags["vitsearch.level"] for run in client.search_runs(["2"])) == levels
     page = compare_page(study, stage, [1, 0], settings, server_url=SERVER)
     assert page is not None
     assert page.startswith(f"{SERVER}/#/compare-runs?runs=")

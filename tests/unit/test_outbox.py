@@ -64,16 +64,21 @@ def test_events_wait_for_the_next_round_unless_they_are_flushed() -> None:
     assert len(tracker.delivered) == 3
 
 
-def test_a_poisoned_event_is_rejected_with_its_error_and_the_others_arrive() -> None:
-    def refuse_three(event: Event, index: int) -> None:
-        if number(event) == 3:
-            raise TrackingRejected("must be a number", num_delivered=index)
+def test_poisoned_events_are_rejected_with_their_errors_and_the_others_arrive(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse_two(event: Event, index: int) -> None:
+        if number(event) in (3, 4):
+            raise TrackingRejected(f"{number(event)} must be a number", num_delivered=index)
 
-    store, tracker = MemoryOutboxStore(tags(1, 2, 3, 4, 5)), ScriptedTracker(refuse_three)
+    store, tracker = MemoryOutboxStore(tags(1, 2, 3, 4, 5)), ScriptedTracker(refuse_two)
     with running(store, tracker) as outbox:
         assert outbox.flush(3600.0) == 0
-    assert [number(event) for event in tracker.delivered] == [1, 2, 4, 5]
-    assert store.rejected == [(3, "must be a number")]
+        assert outbox.num_rejected == 2
+    assert [number(event) for event in tracker.delivered] == [1, 2, 5]
+    assert store.rejected == [(3, "3 must be a number"), (4, "4 must be a number")]
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said.endswith("3 must be a number")
 
 
 def test_all_events_are_sent_again_if_their_experiment_is_gone(caplog: pytest.LogCaptureFixture) -> None:
