@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from plugins.protocols import Signal
-from plugins.registry import available, create, parse_topology, setting_types
+from plugins.registry import available, create, load, parse_topology, setting_types
 from search_spaces.base import ImageTask
 from search_spaces.recipes import PluginChoice
 from tests.unit.training import TOPOLOGY, Recorder, configuration, digits
@@ -34,7 +34,7 @@ from trainers.weights.reading import SourceWeights
 SPACES = {"as-vit": TOPOLOGY, "autoformer": "autoformer:2,2|2,2|16,8", "pit": "pit:1,2|1,2|1,2|2,8,8"}
 WITH_OPTIONS = {"as-vit with options": f"{TOPOLOGY}|qk_norm,layer_scale,grn,sigmoid_attention,deep_supervision"}
 FORMULA = "mean(frobenius(minmax(attention.weight)) + sqrt(sigmoid(mean(mlp.gradient))))"
-UNMEASURED = ("latency", "az-nas", "combined")
+UNMEASURED = [name for name in available("proxies") if name == "latency" or hasattr(load("proxies", name), "combine")]
 """Proxies without comparable values: `latency` is a time, the others rank a pool of topologies."""
 RECIPES: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -98,7 +98,9 @@ def test_a_loss_gives_the_same_training_alone_interrupted_and_in_a_pack(
     assert equal(weights_of(outcome), weights_of(expected))
     assert without_time(resumed.reports) == without_time(straight.reports)
     plain = plain_training(space, tmp_path / "plain")
-    assert name == "cross-entropy" or straight.reports[0].train_loss != plain.reports[0].train_loss
+    # Classes with equal numbers of images make the balanced softmax the usual one.
+    is_plain = name in ("cross-entropy", "balanced-softmax")
+    assert is_plain or straight.reports[0].train_loss != plain.reports[0].train_loss
 
     both = [config, config_of("cross-entropy", None, space=space, seed=6)]
     tasks = [TrainTask(configuration=one, folder=tmp_path / f"pack-{number}") for number, one in enumerate(both)]

@@ -51,7 +51,10 @@ def check(tmp_path: Path, recipe: str, methods: str = "last") -> str | None:
         ("curriculum: [[paced, pacd]]", "stages[0].recipe.curriculum[0][1]"),
         ("dropout: {from: 0.1, to: 1.5}", "recipe.dropout: `to` must be below 1, but got 1.5"),
         ("dropout: {from: 0.1, to: 0.2, untl: 0.5}", "recipe.dropout.untl: must be one of the keys from, to, until"),
-        ("batch_size: -1", "must be an integer of at least 1, or a function of progress {from: ..., to: ...}, but got"),
+        (
+            "batch_size: -1",
+            "must be an integer of at least 1 and of at most 1000000, or a function of progress {from: ..., to: ...}",
+        ),
     ],
 )
 def test_a_wrong_recipe_is_refused_at_its_place(tmp_path: Path, recipe: str, message: str) -> None:

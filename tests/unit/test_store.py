@@ -267,15 +267,14 @@ def test_without_tracking_nothing_is_owed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "found"),
     [
-        ("no url", "must be an SQLAlchemy URL"),
-        ("nonsense:///x", "nonsense"),
-        ("sqlite:////no/such/folder/x.db", "unable to open"),
+        ("no url", "^VITSEARCH_DATABASE_URL: .*must be an SQLAlchemy URL"),
+        ("nonsense:///x", "^VITSEARCH_DATABASE_URL: .*nonsense"),
+        ("sqlite:////no/such/folder/x.db", "^the database sqlite:////no/such/folder/x.db must .*unable to open"),
     ],
 )
 def test_a_database_url_that_cannot_be_used_is_named(url: str, found: str) -> None:
-    with pytest.raises(SettingsError, match=found) as error:
+    with pytest.raises(SettingsError, match=found):
         Store.open(url)
-    assert str(error.value).startswith("VITSEARCH_DATABASE_URL: ")
 
 
 def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
