@@ -164,8 +164,11 @@ class VisibleStudies:
             limit: Largest number of studies.
 
         Raises:
-            ValueError: `after` is not the position of a page.
+            ValueError: `after` is not the position of a page, or a text has a null byte.
         """
+        for what, given in (("owner", owner), ("text", text)):
+            if given is not None and "\0" in given:
+                raise ValueError(f"{what}: must not contain a null byte. Remove it.")
         begun, before = _position_of(after)
         lines: list[dict[str, Any]] = []
         if not begun:
@@ -190,6 +193,8 @@ class VisibleStudies:
         return {stage.id: stage for stage in self.store.stages(study.id)}
 
     def _names(self, name: str) -> list[str]:
+        if "\0" in name:  # PostgreSQL takes no such text
+            return []
         try:
             own = full_name(name, self.caller.owner)
         except NameTakenError:

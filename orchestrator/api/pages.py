@@ -28,6 +28,9 @@ _REPORT_POLICY = (
 )
 """The report contains its style and its script. What people wrote is escaped in it."""
 _drawing = threading.Lock()  # matplotlib draws in one thread at a time
+MAX_REPORTS = 4
+"""Reports that wait to be drawn at a time; more of them would keep all threads from other requests."""
+_report_places = threading.BoundedSemaphore(MAX_REPORTS)
 _MAX_CURVES = 8
 _MAX_ROWS = 10
 _STATES = ("running", "waiting", "complete", "interrupted", "failed")
@@ -81,8 +84,18 @@ def show_report(request: Request, name: str) -> Response:
 
     home = studies_for(request)
     study = home.study(name)
-    with _drawing:
-        text = html_report(study.name, home.settings)
+    if not _report_places.acquire(blocking=False):
+        raise RequestError(
+            503,
+            "too-many-reports",
+            f"at most {MAX_REPORTS} reports can be drawn at a time, but there are as many. Try again later.",
+            headers={"Retry-After": "10"},
+        )
+    try:
+        with _drawing:
+            text = html_report(study.name, home.settings)
+    finally:
+        _report_places.release()
     return HTMLResponse(text, headers={"Content-Security-Policy": _REPORT_POLICY})
 
 

@@ -1,6 +1,7 @@
 """Runs the service until a signal stops it."""
 
 import ipaddress
+import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +19,10 @@ from orchestrator.store.repository import Store
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _MAX_CONNECTIONS = 1000
 _STOP_S = 5.0
+_PAUSE_S = 30.0
+"""Pause after an unexpected error of the queue."""
+
+_logger = logging.getLogger(__name__)
 
 
 def run_service(
@@ -133,10 +138,20 @@ def _supervised(store: Store, settings: Settings, *, is_needed: bool) -> Iterato
         return
     supervisor = Supervisor(store, settings, detect_pool(settings))
     stop = threading.Event()
-    thread = threading.Thread(target=supervisor.run, args=(stop.is_set,), name="supervisor", daemon=True)
+    thread = threading.Thread(target=keep_running, args=(supervisor, stop), name="supervisor", daemon=True)
     thread.start()
     try:
         yield
     finally:
         stop.set()
         thread.join(_STOP_S)
+
+
+def keep_running(supervisor: Supervisor, stop: threading.Event, *, pause_s: float = _PAUSE_S) -> None:
+    """Run submitted studies until `stop`. An unexpected error is logged; it must not end the queue of a service."""
+    while not stop.is_set():
+        try:
+            supervisor.run(stop.is_set)
+        except Exception:
+            _logger.exception("the queue met an unexpected error, and continues in %g s", pause_s)
+            stop.wait(pause_s)

@@ -2,7 +2,8 @@
 
 import re
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from orchestrator.api import sessions
 from orchestrator.api.auth import COOKIE
 from orchestrator.api.routes import submitting
-from orchestrator.api.server import check_service, has_tokens, open_port
+from orchestrator.api.server import check_service, has_tokens, keep_running, open_port
 from orchestrator.client import Client, RequestRefusedError
 from orchestrator.service.access_tokens import create_token, revoke_token
 from orchestrator.service.submitting import log_file
@@ -221,6 +222,11 @@ def test_an_owner_cannot_fill_the_queue(service: Service, monkeypatch: pytest.Mo
         service.client("ann").submit(service.file("two"))
     assert refused.value.status == 429
     assert service.client("bob").submit(service.file("two"))["study"] == "bob~two"
+    service.client("ann").cancel("one")
+    service.client("ann").submit(service.file("two"))
+    for again in (lambda ann: ann.resume("one"), lambda ann: ann.extend("one", service.file("one", trials=9))):
+        with pytest.raises(RequestRefusedError, match="may have 1 studies that wait or run"):
+            again(service.client("ann"))
 
 
 def test_a_deleted_study_is_gone(service: Service) -> None:
@@ -353,6 +359,25 @@ def test_a_service_without_tokens_has_one_user_and_serves_this_machine_only(tmp_
     store.close()
     with pytest.raises(SettingsError, match="must be existing folders"):
         check_service(settings.model_copy(update={"data_roots": (tmp_path / "x",)}), "::1", needs_token=False)
+
+
+def test_an_unexpected_error_does_not_end_the_queue_of_a_service(caplog: pytest.LogCaptureFixture) -> None:
+    stop = threading.Event()
+
+    class Failing:
+        runs = 0
+
+        def run(self, should_stop: Callable[[], bool]) -> None:
+            self.runs += 1
+            if self.runs == 1:
+                raise IndexError("a GPU that is gone")
+            assert not should_stop()
+            stop.set()
+
+    supervisor: Any = Failing()
+    keep_running(supervisor, stop, pause_s=0.0)
+    assert supervisor.runs == 2
+    assert "a GPU that is gone" in caplog.text
 
 
 def test_a_port_in_use_is_named(tmp_path: Path) -> None:

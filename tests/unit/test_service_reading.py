@@ -3,13 +3,14 @@
 import importlib
 import json
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2 as httpx
 import pytest
 
-from orchestrator.api import limits
+from orchestrator.api import limits, pages
 from orchestrator.api.curves import curve_picture
 from orchestrator.api.errors import HTTP_STATUS, PROBLEM_TYPE
 from orchestrator.api.home import VisibleStudies
@@ -268,6 +269,8 @@ def test_an_error_has_a_status_like_that_of_the_command_line() -> None:
         ("/v1/studies/interrupted/best", 409, "no-champion"),
         ("/v1/studies?after=x", 422, "wrong-request"),
         ("/v1/studies?limit=0", 422, "wrong-request"),
+        ("/v1/studies?text=%00", 422, "wrong-request"),
+        ("/?text=%00", 422, "wrong-request"),
         ("/v1/studies?limit=" + "9" * 5000, 422, "wrong-request"),
         ("/v1/studies/finishd/events", 404, "unknown-study"),
         ("/nothing", 404, "not-found"),
@@ -281,6 +284,13 @@ def test_a_failed_request_gets_a_problem_document(path: str, status: int, kind: 
     assert problem["detail"]
     if "finishd" in path:
         assert problem["nearest"] == "finished"
+
+
+def test_reports_do_not_occupy_all_threads(requests: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "_report_places", threading.Semaphore(0))
+    answer = requests.get("/studies/finished/report")
+    assert (answer.status_code, answer.json()["type"]) == (503, "urn:vitsearch:too-many-reports")
+    assert answer.headers["retry-after"] == "10"
 
 
 def test_our_own_mistake_is_logged_and_not_shown(

@@ -67,7 +67,7 @@ async def submit_new_study(
     def submit() -> SubmissionView:
         store = request.app.state.home.open()
         with _writing:
-            _limit_active(store, caller)
+            _limit_active(store, caller.owner)
             record = submit_study(
                 store,
                 spec,
@@ -104,6 +104,7 @@ async def extend_study(
         _need_owner(visible.store, caller, "extend", full)
         owner = owner_of(full)
         _check_name(spec, full, owner)
+        _limit_active(visible.store, owner)
         record = submit_study(visible.store, spec, text, owner=owner, retry_failed=retry_failed)
         _audit(visible.store, caller, "extend", record.name, submission=record.uid)
         return _view(visible.store, record)
@@ -137,6 +138,7 @@ def resume_submitted_study(
     visible = studies_for(request)
     found = _submission(visible, name)
     _need_owner(visible.store, caller, "resume", found.name)
+    _limit_active(visible.store, found.owner)
     record = resume_study(visible.store, found.uid, retry_failed=retry_failed)
     _audit(visible.store, caller, "resume", record.name, submission=record.uid)
     return _view(visible.store, record)
@@ -237,12 +239,12 @@ def _check_name(spec: StudySpec, name: str, owner: str) -> None:
         )
 
 
-def _limit_active(store: Store, caller: Caller) -> None:
-    if store.pages().num_active(caller.owner) >= MAX_ACTIVE:
+def _limit_active(store: Store, owner: str) -> None:
+    if store.pages().num_active(owner) >= MAX_ACTIVE:
         raise RequestError(
             429,
             "too-many-studies",
-            f"an owner may have {MAX_ACTIVE} studies that wait or run, but {caller.owner!r} has as many. Wait until "
+            f"an owner may have {MAX_ACTIVE} studies that wait or run, but {owner!r} has as many. Wait until "
             "some have ended, or cancel them.",
             headers={"Retry-After": "60"},
         )
