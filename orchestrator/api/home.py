@@ -20,6 +20,7 @@ from orchestrator.study.access import UnknownStudyError, with_actual_state
 from plugins.metrics.deciding import ACCURACY
 from plugins.registry import nearest_name
 
+_WAIT_S = 10.0
 _PER_QUERY = 100
 _MAX_NAMES = 2000
 _NEWEST = 10**17
@@ -33,10 +34,11 @@ class Home:
 
     Args:
         settings: Settings of the installation.
+        wait_s: How long a request waits for a database that does not answer.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, *, wait_s: float = _WAIT_S) -> None:
+        self.settings, self._wait_s = settings, wait_s
         self._store: Store | None = None
         self._lock = threading.Lock()
 
@@ -45,7 +47,9 @@ class Home:
         """The store; `None` if there is no database yet."""
         with self._lock:
             if self._store is None:
-                self._store = Store.find(self.settings.database_url, artifact_root=self.settings.artifact_root)
+                self._store = Store.find(
+                    self.settings.database_url, artifact_root=self.settings.artifact_root, wait_s=self._wait_s
+                )
             return self._store
 
     def open(self) -> Store:
@@ -57,6 +61,7 @@ class Home:
                     self.settings.database_url,
                     artifact_root=self.settings.artifact_root,
                     tracking=self.settings.tracking,
+                    wait_s=self._wait_s,
                 )
             return self._store
 

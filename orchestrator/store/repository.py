@@ -99,9 +99,9 @@ class Store:
         return cls(open_database(url, wait_s=wait_s), tracking=tracking, artifact_root=artifact_root)
 
     @classmethod
-    def find(cls, url: str, *, artifact_root: Path | None = None) -> "Store | None":
-        """Connect to `url` if it contains a vitsearch database; nothing is created."""
-        engine = find_database(url)
+    def find(cls, url: str, *, artifact_root: Path | None = None, wait_s: float = WAIT_S) -> "Store | None":
+        """Connect to `url` if it contains a vitsearch database; nothing is created. Arguments as in `open`."""
+        engine = find_database(url, wait_s=wait_s)
         return None if engine is None else cls(engine, artifact_root=artifact_root)
 
     def close(self) -> None:

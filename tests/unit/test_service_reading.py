@@ -3,22 +3,25 @@
 import importlib
 import json
 import re
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2 as httpx
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from orchestrator.api import limits, pages
 from orchestrator.api.curves import curve_picture
 from orchestrator.api.errors import HTTP_STATUS, PROBLEM_TYPE
-from orchestrator.api.home import VisibleStudies
+from orchestrator.api.home import Home, VisibleStudies
 from orchestrator.api.limits import MAX_BODY_BYTES, RateLimit
 from orchestrator.cli.exit_status import STATUS
 from orchestrator.client import Client, RequestRefusedError, ServerUnavailableError, parse_events
 from orchestrator.settings import Settings, load_settings
 from orchestrator.spec.study_file import load_spec
+from orchestrator.store.errors import DatabaseUnavailableError
 from orchestrator.store.repository import Store
 from orchestrator.study.access import find_champion, find_summary, find_trials
 from plugins import registry
@@ -284,6 +287,22 @@ def test_a_failed_request_gets_a_problem_document(path: str, status: int, kind: 
     assert problem["detail"]
     if "finishd" in path:
         assert problem["nearest"] == "finished"
+
+
+def test_a_request_does_not_wait_long_for_a_database_that_is_away(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Home(settings, wait_s=0.0)
+    assert home.store is not None
+
+    def refuse() -> None:
+        raise OperationalError("SELECT 1", {}, sqlite3.OperationalError("database is locked"))
+
+    with monkeypatch.context() as away:
+        away.setattr(home.store._engine, "connect", refuse)
+        with pytest.raises(DatabaseUnavailableError, match="must answer, but did not for 0 s"):
+            home.store.find_study("finished")
+    home.close()
 
 
 def test_reports_do_not_occupy_all_threads(requests: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
