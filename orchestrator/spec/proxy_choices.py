@@ -16,6 +16,10 @@ ALL = "all"
 """In a list of proxies, stands for every installed training-free proxy that needs no settings."""
 
 
+_FORMER_DEFAULTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {"0.1.0": {"dss": {"square_layers": False}}}
+"""By version, settings of proxies whose defaults have changed since then."""
+
+
 def expand_all(choices: Iterable[PluginChoice]) -> tuple[PluginChoice, ...]:
     """Replace `all` by the installed training-free proxies that the list does not name explicitly.
 
@@ -87,6 +91,17 @@ def with_repeats(choices: Iterable[PluginChoice], repeats: int | None) -> tuple[
     return tuple(
         choice.model_copy(update={"settings": {**choice.settings, "repeats": repeats}})
         if is_random(choice.name)
+        else choice
+        for choice in choices
+    )
+
+
+def with_former_defaults(choices: Iterable[PluginChoice], version: str) -> tuple[PluginChoice, ...]:
+    """Choices with the defaults of an earlier version, where they have changed and the choice does not set them."""
+    former = _FORMER_DEFAULTS.get(version, {})
+    return tuple(
+        choice.model_copy(update={"settings": {**former[choice.name], **choice.settings}})
+        if choice.name in former
         else choice
         for choice in choices
     )

@@ -1,6 +1,6 @@
 """Input and output of a stage."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from orchestrator.engines.interfaces import Engine, Pool
 from orchestrator.engines.seeds import seed_for
+from orchestrator.spec.proxy_choices import with_former_defaults
 from orchestrator.stages.control import StageControl
 from orchestrator.stages.kind import FinishedStage, R, S, StageKind
 from orchestrator.stages.progress import Progress
@@ -15,6 +16,7 @@ from orchestrator.store.past_growths import Growths
 from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord, TrialRecord
 from plugins.metrics.deciding import DecidingMetric
 from search_spaces.base import ImageTask
+from search_spaces.recipes import PluginChoice
 
 if TYPE_CHECKING:
     from orchestrator.spec.study_file import StudySpec
@@ -98,6 +100,10 @@ class StageContext:
     @property
     def seed(self) -> int:
         return seed_for(self.spec.seed, self.stage.name)
+
+    def as_begun(self, proxies: Iterable[PluginChoice]) -> tuple[PluginChoice, ...]:
+        """Proxies with the defaults of the version that began the study, so that all its scores can be compared."""
+        return with_former_defaults(proxies, self.store.executions(self.study.id)[0].code_version)
 
     @property
     def computation(self) -> dict[str, Any]:

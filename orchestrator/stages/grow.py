@@ -181,7 +181,7 @@ def run_grow(context: StageContext, spec: GrowStage) -> StageOutcome:
             f"and {costs.macs:,} multiply-accumulates already. Raise the target, or screen narrower topologies."
         )
     suggester = GrowthSuggester(start, spec, context.image_task)
-    proxies = tuple(
+    proxies = context.as_begun(
         choice.model_copy(update={"settings": {"repeats": spec.repeats, **choice.settings}}) for choice in spec.proxies
     )
     search = Search(

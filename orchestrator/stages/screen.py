@@ -191,7 +191,8 @@ def run_screen(context: StageContext, spec: ScreenStage) -> StageOutcome:
     from orchestrator.engines.suggester import OptunaSuggester
     from orchestrator.stages.searching import run_search
 
-    space, directions, proxies = spec.search_space, proxy_directions(spec.ranking), scored_choices(spec.proxies)
+    space, directions = spec.search_space, proxy_directions(spec.ranking)
+    proxies = context.as_begun(scored_choices(spec.proxies))
     objectives = screening_objectives(spec)
     suggester = OptunaSuggester(
         space.dimensions(),

@@ -77,7 +77,7 @@ def score_truths(
         StageInterruptedError: A stop was requested, or the deadline passed before any trial had a result.
         StageFailedError: No topology could be scored with any proxy.
     """
-    scored = scored_choices(choices)
+    scored = context.as_begun(scored_choices(choices))
     random = tuple(choice for choice in scored if is_random(choice.name))
     seeds = range(num_seeds if random else 1)
     scenes = [_scene(truths, index) for index in range(len(truths))]
