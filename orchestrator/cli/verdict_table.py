@@ -9,7 +9,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.cli.joint_table import joint_verdict
+from orchestrator.cli.joint_table import AFTER_TRAINING, joint_verdict
+from orchestrator.tracking.names import count_text
 
 _FEW_TOPOLOGIES = 20
 _TOO_FEW_TOPOLOGIES = 10
@@ -23,7 +24,8 @@ Row = Mapping[str, Any]
 def correlation(result: Mapping[str, Any]) -> RenderableType:
     """A table of the proxies' tau, best first, then remarks on winners, combinations, transfers and rungs.
 
-    With several ground truths, the joint verdict takes its place.
+    Scores that train for a few steps have a table of their own, with their cost. With several ground truths, the joint
+    verdict takes its place.
     """
     if result.get("further"):
         return joint_verdict(result)
@@ -33,6 +35,8 @@ def correlation(result: Mapping[str, Any]) -> RenderableType:
         notes = "; ".join(note for _, note in _shared_notes(rows))
         return _remark(f"No verdict on {len(rows)} scores, from {result['num_topologies']} topologies: {notes}.")
     ceiling = result.get("ceiling")
+    free = [row for row in rows if row.get("training_macs") is None]
+    trained = [row for row in rows if row.get("training_macs") is not None]
     if result.get("has_no_verdict"):
         return _remark(_no_verdict(result))
     parts: list[RenderableType] = [
@@ -41,8 +45,11 @@ def correlation(result: Mapping[str, Any]) -> RenderableType:
             f"{seeds} {'seed' if seeds == 1 else 'seeds'}, {100 * result['confidence']:g} % intervals"
         ),
         *(_remark(line) for line in _limits(truth, ceiling)),
-        _Verdicts(rows, baselines, in_points=truth["unit"] == "fraction"),
     ]
+    for group, words in ((free, None), (trained, AFTER_TRAINING)):
+        if group:
+            parts += [_remark(words)] if words else []
+            parts.append(_Verdicts(group, baselines, in_points=truth["unit"] == "fraction"))
     if result["num_topologies"] < _TOO_FEW_TOPOLOGIES:
         winners = _winners(rows, baselines[0])
         shown = f"{', '.join(winners)} {'is' if len(winners) == 1 else 'are'}" if winners else "no single score is"
@@ -55,7 +62,7 @@ def correlation(result: Mapping[str, Any]) -> RenderableType:
         return Group(*parts)
     parts += [
         *(_remark(f"{who}: {note}") for who, note in _shared_notes(rows)),
-        _remark(_who_wins(rows, baselines[0], result["confidence"])),
+        *([_remark(_who_wins(free, baselines[0], result["confidence"], is_free=bool(trained)))] if free else []),
         *(_remark(_combination(row)) for row in rows if row["is_combination"]),
         *(_remark(_transfer(other)) for other in result["transfers"]),
     ]
@@ -114,11 +121,12 @@ class _Verdicts:
 
     def __init__(self, rows: Sequence[Row], baselines: Sequence[str], *, in_points: bool) -> None:
         factor = 100 if in_points else 1
-        first = baselines[0]
+        first, train = baselines[0], any(row.get("training_macs") is not None for row in rows)
         self._rows = rows
         self._columns: dict[str, Callable[[Row], str]] = {
             "proxy": lambda row: row["proxy"],
             "tau-b": lambda row: tau_text(row["tau"]),
+            **({"training MACs": lambda row: count_text(row["training_macs"])} if train else {}),
             f"minus {first}": lambda row: tau_text(row["minus"][first]) if first in row["minus"] else "(baseline)",
             "beats": lambda row: (
                 "all" if row["beats_all"] and row["proxy"] not in baselines else ", ".join(row["beats"])
@@ -173,11 +181,11 @@ def _winners(rows: Sequence[Row], baseline: str) -> list[str]:
     ]
 
 
-def _who_wins(rows: Sequence[Row], baseline: str, confidence: float) -> str:
+def _who_wins(rows: Sequence[Row], baseline: str, confidence: float, *, is_free: bool) -> str:
     """Names the scores that beat the baseline, and states the chance of a wrong mark."""
     winners = _winners(rows, baseline)
     if not winners:
-        return f"No single score was shown to predict better than {baseline}."
+        return f"No {'training-free' if is_free else 'single'} score was shown to predict better than {baseline}."
     return (
         f"Shown to predict better than {baseline}: {', '.join(winners)}. The chance that any mark is wrong is at most "
         f"about {100 * (1 - confidence) / 2:g} %, over all scores together."

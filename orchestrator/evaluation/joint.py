@@ -1,7 +1,7 @@
 """Judges scores on several tables together: space, target and data set may differ from table to table."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from orchestrator.evaluation.step_down import shown_above_zero
 from orchestrator.evaluation.verdict import JointVerdict, TableVerdict
 
 Question = Literal["any size", "like size"]
+QUESTIONS: tuple[Question, ...] = ("any size", "like size")
 Oriented = Mapping[str, Sequence[Sequence[float]]]
 
 
@@ -37,6 +38,15 @@ class ScoredTable:
     """For each score and seed, one value per topology, oriented so that higher is better; not finite if it failed."""
     sizes: Sequence[float] | None = None
     """Parameters (or operations) of each topology, for the question about pairs of like size."""
+
+
+def with_unique_titles(tables: Sequence[ScoredTable]) -> list[ScoredTable]:
+    """The tables; one with the title of an earlier table gets its number: `acc of pit (2)`."""
+    titles = [table.title for table in tables]
+    return [
+        replace(table, title=f"{table.title} ({place})") if table.title in titles[: place - 1] else table
+        for place, table in enumerate(tables, start=1)
+    ]
 
 
 def judge_jointly(

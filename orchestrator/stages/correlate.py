@@ -182,12 +182,13 @@ def _screen(context: StageContext, spec: CorrelateStage) -> tuple[ScreenStage | 
 
 def _line(result: CorrelateResult) -> str:
     if result.joint:
-        best_joint = next((row for row in result.joint if row.proxy not in result.baselines), result.joint[0])
+        known = {*result.baselines, *(row.proxy for row in result.proxies if row.training_macs is not None)}
+        best_joint = next((row for row in result.joint if row.proxy not in known), result.joint[0])
         gap = best_joint.mean_difference
         ends = "" if gap.low is None else f" [{gap.low:.2f}, {gap.high:.2f}]"
         shown = "-" if gap.value is None else f"{gap.value:.3f}{ends}"
         return f"{1 + len(result.further)} tables; best mean difference {shown} ({best_joint.proxy})"
-    best = result.proxies[0]
+    best = next((row for row in result.proxies if row.training_macs is None), result.proxies[0])
     if result.has_no_verdict:
         return "no verdict: these trainings differ by no more than chance"
     if best.tau.value is None:

@@ -58,6 +58,16 @@ class JudgedTruth:
         """The verdicts on all scores, best tau first; without a mark if there is no verdict."""
         return [self._with_failures(row) for row in self._without_marks(self._unchecked)]
 
+    def rows(self) -> tuple[VerdictRow, ...]:
+        """The verdicts as results, best tau first."""
+        return tuple(verdict_row(row, training_macs=self.training_macs.get(row.proxy)) for row in self.verdicts)
+
+    @cached_property
+    def training_macs(self) -> dict[str, float]:
+        """For each score that trains for a few steps, the mean multiply-accumulates per topology and seed."""
+        found = {choice.name: self.scored.macs_of(choice.name) for choice in self._choices}
+        return {name: macs for name, macs in found.items() if macs is not None}
+
     def judge(self, scores: Mapping[str, Seeds]) -> list[Verdict]:
         """Judge other scores of the topologies; higher is better unless a proxy of that name says otherwise."""
         return self._without_marks(self._judge(scores))
@@ -96,10 +106,15 @@ class JudgedTruth:
         )
 
     def _combinations(self) -> dict[str, Seeds]:
-        """Scores of rank aggregates and of the learned combination, which predicts each topology out of fold."""
+        """Scores of rank aggregates and of the learned combination, which predicts each topology out of fold.
+
+        Only training-free scores are combined, so that the combinations are training-free, too.
+        """
         found: dict[str, Seeds] = {}
         for index in range(self.scored.num_seeds):
-            oriented = self.scored.oriented(index)
+            oriented = self.scored.training_free(index)
+            if not oriented:
+                return {}
             for name, values in rank_aggregates(oriented).items():
                 found.setdefault(f"{COMBINED}{name}", []).append(values)
             if len(self.truth.topologies) >= MIN_TO_LEARN:
@@ -133,14 +148,15 @@ def truth_summary(truth: GroundTruth) -> TruthSummary:
     )
 
 
-def verdict_row(verdict: Verdict) -> VerdictRow:
-    """A verdict as a result, with the list of baselines that the proxy beats."""
+def verdict_row(verdict: Verdict, *, training_macs: float | None = None) -> VerdictRow:
+    """A verdict as a result, with the list of baselines that the proxy beats and the cost of a score that trains."""
     return VerdictRow.model_validate(
         {
             **verdict.model_dump(exclude={"beaten"}),
             "is_combination": verdict.proxy.startswith(COMBINED),
             "beats": verdict.beaten,
             "beats_all": verdict.beats_all,
+            "training_macs": training_macs,
         }
     )
 

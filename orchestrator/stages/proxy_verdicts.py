@@ -1,13 +1,13 @@
 """Judges scored proxies against a ground truth for stage `correlate`, and makes its table, metrics and figures."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from orchestrator.evaluation.combining import MIN_TO_LEARN, transfer
 from orchestrator.evaluation.early_ranking import judge_early
 from orchestrator.evaluation.ground_truth import GroundTruth
-from orchestrator.evaluation.joint import Question, judge_jointly
+from orchestrator.evaluation.joint import QUESTIONS, Question, judge_jointly, with_unique_titles
 from orchestrator.evaluation.verdict import EarlyJudgement, Interval, JointVerdict, Verdict
 from orchestrator.reports.csv_text import csv_text
 from orchestrator.reports.plots import agreement_over_epochs, correlation_summary, scatter_score_against_accuracy
@@ -18,9 +18,11 @@ from orchestrator.stages.kind import StageOutcome
 from orchestrator.stages.truth_scores import ScoredTruth
 from orchestrator.stages.truths import TRAINED_TARGET
 from orchestrator.stages.verdict_results import CorrelateResult, FurtherTruth, Transfer, VerdictSettings
+from orchestrator.tracking.names import count_text
 from search_spaces.recipes import PluginChoice
 
 NO_VERDICT = "no verdict, since these trainings differ by no more than chance"
+AnyVerdict = TypeVar("AnyVerdict", Verdict, JointVerdict)
 _UNITS = {"fraction": "fraction", "table": "as in the table"}
 
 
@@ -53,11 +55,11 @@ class ProxyVerdicts:
             self._carry_over(JudgedTruth(other, choices, settings, seed=context.seed)) for other in transfers
         ]
         self.early = self._early()
-        self.joint = self._jointly("any size") + self._jointly("like size")
+        self.joint = [row for question in QUESTIONS for row in self._jointly(question)]
 
     def outcome(self) -> StageOutcome:
         """The stage's result, table, metrics and figures."""
-        verdicts, truth = self.verdicts, self._truth
+        truth = self._truth
         result = CorrelateResult(
             truth=truth_summary(truth),
             num_topologies=len(truth.topologies),
@@ -65,7 +67,7 @@ class ProxyVerdicts:
             baselines=self._settings.baselines,
             confidence=self._settings.confidence,
             resamples=self._settings.resamples,
-            proxies=tuple(verdict_row(verdict) for verdict in verdicts),
+            proxies=self._first.rows(),
             transfers=tuple(self.transfers),
             early=self.early,
             ceiling=self._first.ceiling,
@@ -73,7 +75,7 @@ class ProxyVerdicts:
             further=tuple(
                 FurtherTruth(
                     truth=truth_summary(one.truth),
-                    proxies=tuple(verdict_row(verdict) for verdict in one.verdicts),
+                    proxies=one.rows(),
                     ceiling=one.ceiling,
                     has_no_verdict=one.has_no_verdict,
                 )
@@ -96,24 +98,30 @@ class ProxyVerdicts:
 
     def _summary(self) -> str:
         if len(self._judged) > 1:
-            best = next((row for row in self.joint if row.proxy not in self._settings.baselines), None)
+            known = {*self._settings.baselines, *self._first.training_macs}
+            best = next((row for row in self.joint if row.proxy not in known), None)
             if best is not None and best.mean_difference.value is not None:
                 gap = best.mean_difference
                 ends = "" if gap.low is None or gap.high is None else f" [{gap.low:.2f}, {gap.high:.2f}]"
                 return f"{len(self._judged)} tables; best mean difference {gap.value:.2f}{ends} ({best.proxy})"
-        return NO_VERDICT if self._first.has_no_verdict else f"best tau {_tau_text(self.verdicts[0])}"
+        if self._first.has_no_verdict:
+            return NO_VERDICT
+        macs = self._first.training_macs
+        free = [row for row in self.verdicts if row.proxy not in macs]
+        parts = [f"best tau {_tau_text(free[0])}"] if free else []
+        trained = next((row for row in self.verdicts if row.proxy in macs), None)
+        if trained is not None:
+            cost = count_text(macs[trained.proxy])
+            parts.append(f"after a few training steps {_tau_text(trained)}, {cost} MACs per topology")
+        return "; ".join(parts)
 
     def _jointly(self, question: Question) -> list[JointVerdict]:
         """The verdicts over all tables whose accuracies differ by more than chance; none with a single table."""
         tables = [one.as_table() for one in self._judged if not one.has_no_verdict]
         if len(tables) < 2:
             return []
-        titles = [table.title for table in tables]
         return judge_jointly(
-            [
-                replace(table, title=f"{table.title} ({place})") if table.title in titles[: place - 1] else table
-                for place, table in enumerate(tables, start=1)
-            ],
+            with_unique_titles(tables),
             baselines=self._settings.baselines,
             resamples=self._settings.resamples,
             confidence=self._settings.confidence,
@@ -124,12 +132,13 @@ class ProxyVerdicts:
     def _carry_over(self, other: JudgedTruth) -> Transfer:
         """Judge the combination that was learned on the first truth on another one; shared topologies out of fold."""
         predictions = []
-        for index in range(self._scored.num_seeds if len(self._truth.topologies) >= MIN_TO_LEARN else 0):
+        can_learn = len(self._truth.topologies) >= MIN_TO_LEARN and self._scored.training_free(0)
+        for index in range(self._scored.num_seeds if can_learn else 0):
             predictions.append(
                 transfer(
-                    self._scored.oriented(index),
+                    self._scored.training_free(index),
                     self._truth.accuracies,
-                    other.scored.oriented(index),
+                    other.scored.training_free(index),
                     topologies_fit=self._truth.topologies,
                     topologies_other=other.truth.topologies,
                     seed=self._context.seed,
@@ -140,7 +149,7 @@ class ProxyVerdicts:
         learned = set(self._truth.topologies)
         return Transfer(
             truth=truth_summary(other.truth),
-            proxies=tuple(verdict_row(row) for row in rows),
+            proxies=tuple(verdict_row(row, training_macs=other.training_macs.get(row.proxy)) for row in rows),
             shared=tuple(topology for topology in other.truth.topologies if topology in learned),
         )
 
@@ -168,6 +177,7 @@ class ProxyVerdicts:
                 interval: Interval | None = getattr(row, name)
                 if interval is not None and interval.value is not None:
                     found[f"{name}.{row.proxy}"] = interval.value
+        found |= {f"training_macs.{name}": macs for name, macs in self._first.training_macs.items()}
         return found | {f"wall_time_s.{name}": seconds for name, seconds in self._scored.wall_time_s.items()}
 
     def _score_table(self, judged: JudgedTruth) -> str:
@@ -175,6 +185,16 @@ class ProxyVerdicts:
         names, truth = list(judged.scores), judged.truth
         rows = zip(truth.topologies, truth.accuracies, *(judged.scores[name][0] for name in names), strict=True)
         return csv_text(["topology", truth.target, *names], rows)
+
+    def _apart(self, rows: Sequence[AnyVerdict]) -> list[AnyVerdict]:
+        """The rows of a figure: first those of training-free scores, then those of scores that train, named as such."""
+        macs = self._first.training_macs
+        found = [row for row in rows if row.proxy not in macs]
+        for row in rows:
+            if row.proxy in macs:
+                is_baseline = row.proxy in self._settings.baselines
+                found.append(row if is_baseline else row.model_copy(update={"proxy": f"{row.proxy} (trains)"}))
+        return found
 
     def _plots(self) -> Iterable[Path]:
         folder, truth = self._context.folder, self._truth
@@ -191,11 +211,11 @@ class ProxyVerdicts:
             )
             yield path
         path = folder / "correlation-summary.png"
-        correlation_summary(self.verdicts, path, baseline=self._settings.baselines[0], subject=truth.title)
+        correlation_summary(self._apart(self.verdicts), path, baseline=self._settings.baselines[0], subject=truth.title)
         yield path
         if self.joint:
             path = folder / "tables-summary.png"
-            shown = [row for row in self.joint if row.question == "any size"]
+            shown = self._apart([row for row in self.joint if row.question == "any size"])
             summary_of_tables(shown, path, baselines=self._settings.baselines)
             yield path
         if self.early is not None:
@@ -238,17 +258,18 @@ def _tau_text(verdict: Verdict) -> str:
 def _table(judged: Sequence[JudgedTruth]) -> str:
     """All statistics of the proxies, one row per proxy and ground truth."""
     statistics = ("tau", "spearman", "top_recall", "regret", "partial_tau")
-    verdicts = [(one.truth.title, row) for one in judged for row in one.verdicts]
+    verdicts = [(one, row) for one in judged for row in one.verdicts]
     baselines = list(dict.fromkeys(name for _, row in verdicts for name in row.minus))
     sizes = list(dict.fromkeys(name for _, row in verdicts for name in row.same_size))
     names = [*statistics, *(f"minus_{name}" for name in baselines), *(f"tau_same_{name}" for name in sizes)]
     header = ["proxy", "num_topologies", "num_seeds"]
     header += [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
     rows = []
-    for title, row in verdicts:
+    for one, row in verdicts:
         intervals = [getattr(row, name) for name in statistics] + [row.minus.get(name) for name in baselines]
         intervals += [row.same_size[name].tau if name in row.same_size else None for name in sizes]
-        cells = [cell for one in intervals for cell in ((one.value, one.low, one.high) if one else (None,) * 3)]
+        cells = [cell for each in intervals for cell in ((each.value, each.low, each.high) if each else (None,) * 3)]
         marks = [row.seed_spread, row.above_zero, row.beats_all, row.note]
-        rows.append([row.proxy, row.num_topologies, row.num_seeds, *cells, *marks, title])
-    return csv_text([*header, "seed_spread", "above_zero", "beats_all", "note", "truth"], rows)
+        ends = [one.truth.title, one.training_macs.get(row.proxy)]
+        rows.append([row.proxy, row.num_topologies, row.num_seeds, *cells, *marks, *ends])
+    return csv_text([*header, "seed_spread", "above_zero", "beats_all", "note", "truth", "training_macs"], rows)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from orchestrator.engines.interfaces import Search, Suggestion
 from orchestrator.engines.seeds import seed_for
 from orchestrator.evaluation.ground_truth import GroundTruth
-from orchestrator.spec.proxy_choices import is_random, orient, pool_scores, scored_choices
+from orchestrator.spec.proxy_choices import is_random, is_training_proxy, orient, parts_of, pool_scores, scored_choices
 from orchestrator.stages.context import StageContext
 from orchestrator.stages.searching import run_search
 from orchestrator.store.records import TrialRecord
@@ -34,6 +34,8 @@ class ScoredTruth:
     """Reasons for missing scores by proxy, each with its count."""
     wall_time_s: Mapping[str, float]
     """Mean seconds per topology and seed, by proxy; a pass that several proxies share counts for the first of them."""
+    training_macs: Mapping[str, float]
+    """For each proxy that trains for a few steps, the mean multiply-accumulates per topology and seed."""
 
     @property
     def num_seeds(self) -> int:
@@ -46,6 +48,18 @@ class ScoredTruth:
     def oriented(self, index: int) -> dict[str, list[float]]:
         """Like `of_seed`, with signs changed if necessary so that higher is better."""
         return {name: orient(name, scores) for name, scores in self.of_seed(index).items()}
+
+    def training_free(self, index: int) -> dict[str, list[float]]:
+        """Like `oriented`, without the proxies that train for a few steps."""
+        return {name: scores for name, scores in self.oriented(index).items() if not is_training_proxy(name)}
+
+    def macs_of(self, name: str) -> float | None:
+        """Mean multiply-accumulates of training per topology and seed; `None` for a training-free score.
+
+        A pool proxy has those of its parts. A proxy that trains, but failed on every topology, has 0.
+        """
+        trained = [part for part in (name, *parts_of(name)) if is_training_proxy(part)]
+        return sum(self.training_macs[part] for part in trained) if trained else None
 
     def of_pool(self, choice: PluginChoice) -> Seeds:
         """A pool proxy's values over all topologies, for each seed."""
@@ -160,6 +174,7 @@ def _collect(
     scores: dict[str, Seeds] = {}
     reasons: dict[str, Counter[str]] = {}
     wall_time_s: dict[str, float] = {}
+    training_macs: dict[str, float] = {}
     for name in (choice.name for choice in choices):
         rows = trials if is_random(name) else trials[:1]
         scores[name] = [[_value(trial, name) for trial in row] for row in rows]
@@ -167,7 +182,18 @@ def _collect(
         reasons[name] = Counter(_reason(trial, name) for trial in found if name not in trial.metrics)
         seconds = [trial.details["seconds"][name] for trial in found if name in trial.details.get("seconds", {})]
         wall_time_s[name] = sum(seconds) / len(seconds) if seconds else 0.0
-    return ScoredTruth(truth=truth, choices=choices, scores=scores, reasons=reasons, wall_time_s=wall_time_s)
+        if is_training_proxy(name):
+            key = f"{name}.training_macs"
+            macs = [trial.metrics[key] for trial in found if key in trial.metrics]
+            training_macs[name] = sum(macs) / len(macs) if macs else 0.0
+    return ScoredTruth(
+        truth=truth,
+        choices=choices,
+        scores=scores,
+        reasons=reasons,
+        wall_time_s=wall_time_s,
+        training_macs=training_macs,
+    )
 
 
 def _value(trial: TrialRecord | None, name: str) -> float:

@@ -61,6 +61,9 @@ class VerdictRow(StageResult):
     """Whether tau is shown to be below 0 over all scores together; `None` in results of version 0.1.0."""
     beats: tuple[str, ...]
     beats_all: bool
+    training_macs: float | None = None
+    """Mean multiply-accumulates per topology and seed of a score that trains for a few steps; `None` for a
+    training-free score."""
 
     @property
     def verdict(self) -> Verdict:

@@ -499,7 +499,11 @@ def score_blocks(reported: ReportedStudy) -> tuple[Block, ...]:
     if result is None:
         return ()
     baseline = result.baselines[0]
-    winners = [row.proxy for row in result.proxies if baseline in row.beats]
+    winners = [
+        row.proxy if row.training_macs is None else f"{row.proxy} (after a few training steps)"
+        for row in result.proxies
+        if baseline in row.beats
+    ]
     who = f"{', '.join(winners)} predicted better" if winners else "No score is shown to predict better"
     text = (
         f"{who} than {baseline} on {result.num_topologies} topologies of {result.truth.name} ({result.truth.target})."

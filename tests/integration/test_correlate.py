@@ -1,5 +1,6 @@
 """`vitsearch correlate` on tables and studies: one command, resumed after interruption, with reused scores."""
 
+import csv
 import json
 import random
 import shutil
@@ -458,7 +459,8 @@ def _has_repeats(proxy: str) -> bool:
 
 @pytest.mark.usefixtures("drawn_figures")
 def test_mlflow_is_told_everything(command_line: CommandLine, table: Path) -> None:
-    done = command_line(*options(table, "--json"), VITSEARCH_TRACKING="on", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    given = options(table, "--json", proxies="params,flops,few-step-loss")
+    done = command_line(*given, VITSEARCH_TRACKING="on", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert done.status == 0, done.err
     store = Store.open(f"sqlite:///{command_line.home}/vitsearch.db")
     study = store.find_study(done.json()["study"])
@@ -476,8 +478,16 @@ def test_mlflow_is_told_everything(command_line: CommandLine, table: Path) -> No
     )
     names = {point.name for event in stage if isinstance(event, LogMetrics) for point in event.points}
     assert {"tau.params", "tau.flops", "tau.combined.learned", "spearman.flops", "partial_tau.flops"} <= names
+    assert {name for name in names if name.startswith("training_macs.")} == {"training_macs.few-step-loss"}
     texts = {event.artifact_file: event.text for event in stage if isinstance(event, LogText)}
     assert texts["correlation.csv"].startswith("proxy,num_topologies,num_seeds,tau,tau_low,tau_high")
+    costs = {row["proxy"]: row["training_macs"] for row in csv.DictReader(texts["correlation.csv"].splitlines())}
+    costs_in_result = {row["proxy"]: row["training_macs"] for row in done.json()["correlation"]["proxies"]}
+    assert [name for name, macs in costs.items() if macs] == ["few-step-loss"]
+    assert [name for name, macs in costs_in_result.items() if macs is not None] == ["few-step-loss"]
+    topologies = [SPACE.topology_type.model_validate(row["arch"]) for row in json.loads(table.read_text())]
+    forward = np.mean([SPACE.costs(one, _task()).macs for one in topologies])
+    assert costs_in_result["few-step-loss"] == pytest.approx(forward * (3 * 10 * 2 + 4))  # 10 steps of 2 of 4 images
     assert len(texts["scores.csv"].splitlines()) == 15
     plots = {Path(event.path).name for event in stage if isinstance(event, LogArtifact)}
     assert {"params-against-accuracy.png", "flops-against-accuracy.png", "correlation-summary.png"} <= plots

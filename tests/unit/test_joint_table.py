@@ -85,6 +85,20 @@ def test_a_table_of_chance_is_named_and_left_out() -> None:
     assert "acc of flowers: these accuracies differ by no more than chance, so it is left out." in text
 
 
+def test_scores_that_train_have_a_table_of_their_own_with_their_cost() -> None:
+    given = result()
+    truths = [given, *given["further"]]
+    for truth, macs in zip(truths, (2e9, 4e9), strict=True):
+        truth["proxies"] = [dict(row) for row in truth["proxies"]]
+        truth["proxies"][0]["training_macs"] = macs
+    parts = printed(given).split("After a few training steps (not training-free;")
+    assert len(parts) == 3  # one for each question
+    assert "good *" not in parts[0]
+    assert all("training MACs" in part and "good * 3G" in part for part in parts[1:])
+    assert "None of them is shown to be better" in parts[0]
+    assert "shown to beat all baselines: good (after a few training steps)." in parts[2]
+
+
 @pytest.mark.usefixtures("drawn_figures")
 @pytest.mark.parametrize("name", ["summary.png", "summary.svg"])
 def test_the_figure_is_drawn_with_and_without_scores(tmp_path: Path, name: str) -> None:

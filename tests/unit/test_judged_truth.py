@@ -1,5 +1,7 @@
 """When the accuracies of a ground truth allow no verdict."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -31,7 +33,7 @@ def judged(accuracies, params, *, seeds=(), num_images=None):
         num_images=num_images,
     )
     scores = {"params": [list(params)], "flops": [list(np.random.default_rng(9).normal(size=count))]}
-    scored = ScoredTruth(truth=truth, choices=CHOICES, scores=scores, reasons={}, wall_time_s={})
+    scored = ScoredTruth(truth=truth, choices=CHOICES, scores=scores, reasons={}, wall_time_s={}, training_macs={})
     settings = VerdictSettings(baselines=("params",), resamples=200, confidence=0.95, combine=False)
     return JudgedTruth(scored, CHOICES, settings, seed=0)
 
@@ -79,3 +81,24 @@ def test_a_stored_row_gives_its_verdict_back_also_without_the_marks_of_older_ver
     older = row.model_copy(update={"above_zero": None, "below_zero": None}).verdict
     assert older == flops.model_copy(update={"above_zero": False, "below_zero": False})
     assert older.beats("params")
+
+
+def test_combinations_use_training_free_scores_only() -> None:
+    """A score that trains changes no combination, and has its cost."""
+    rng = np.random.default_rng(3)
+    accuracies = tuple(rng.normal(size=20))
+    given = judged(accuracies, rng.normal(size=20)).scored
+    trains = PluginChoice(name="few-step-loss")
+    more = replace(
+        given,
+        choices=(*CHOICES, trains),
+        scores={**given.scores, "few-step-loss": [[-value for value in accuracies]]},
+        training_macs={"few-step-loss": 7.0},
+    )
+    settings = VerdictSettings(baselines=("params",), resamples=100, confidence=0.95, combine=True)
+    without, found = (JudgedTruth(one, one.choices, settings, seed=0) for one in (given, more))
+    assert {name for name in found.scores if name.startswith("combined.")} >= {"combined.learned", "combined.mean-rank"}
+    assert all(found.scores[name] == without.scores[name] for name in without.scores)
+    costs = {row.proxy: row.training_macs for row in found.rows()}
+    assert costs.pop("few-step-loss") == 7.0
+    assert set(costs.values()) == {None}

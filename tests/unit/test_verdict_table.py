@@ -117,3 +117,15 @@ def test_a_ceiling_from_images_is_told_to_hold_for_these_trainings_only() -> Non
     lines = printed([row("params", known(0.3))], num_topologies=30, ceiling=ceiling)
     text = " ".join(line.strip() for line in lines)
     assert "a tau of at least about 0.700 [0.60, 0.80] for these very trainings (from the number of images)." in text
+
+
+def test_scores_that_train_follow_in_a_table_of_their_own_with_their_cost() -> None:
+    wins = {"minus": {"params": known(0.3)}, "beats": ["params"], "beats_all": True}
+    rows = [row("few-step-loss", known(0.6), training_macs=12.3e6, **wins), row("params", known(0.3))]
+    text = "\n".join(printed(rows, num_topologies=30))
+    free, trained = text.split("After a few training steps")
+    assert "params" in free
+    assert "few-step-loss" not in free
+    assert "training MACs" in trained
+    assert "few-step-loss  0.600 [0.50, 0.70]  12.3M" in trained
+    assert "No training-free score was shown to predict better than params." in trained
