@@ -31,7 +31,7 @@ from orchestrator.discovery.leaving_out import (
     leave_out,
     select_rule,
 )
-from orchestrator.evaluation.joint import Question, ScoredTable, judge_jointly
+from orchestrator.evaluation.joint import QUESTIONS, ScoredTable, judge_jointly
 from orchestrator.evaluation.verdict import JointVerdict
 from orchestrator.spec.proxy_choices import orient, parts_of
 from orchestrator.spec.truth_table import read_truth_table
@@ -70,7 +70,6 @@ POOLED = ("az-nas", "libra", "size-residual")
 TABLE_TASK = ImageTask(image_size=224, in_channels=3, num_classes=100)
 """The task of the published networks, whose parameters and multiply-accumulates are the baselines."""
 RULES: dict[str, Fit] = {"selected": select_rule, "learned": learn_rule, "learned with facts": learn_rule_with_facts}
-QUESTIONS: tuple[Question, ...] = ("any size", "like size")
 FITTED_ON: tuple[FittedOn, ...] = ("all tables", "same space", "other spaces")
 
 

@@ -100,7 +100,7 @@ def _truths(options: DiscoverOptions) -> list["GroundTruth"]:
     if options.data == "noise":
         images |= {"num_classes": options.num_classes, "max_images": max(320, 2 * options.batch_size)}
     data = DataConfig(**images, image_size=options.image_size)
-    truths = []
+    truths: list[GroundTruth] = []
     for table, space, target in zip(
         options.tables,
         _one_each("--space", options.spaces, len(options.tables)),
@@ -121,6 +121,8 @@ def _truths(options: DiscoverOptions) -> list["GroundTruth"]:
                 f"{len(truth.topologies)} with {len(set(truth.accuracies))} different values.",
                 status=2,
             )
+        if any((one.digest, one.target) == (truth.digest, truth.target) for one in truths):
+            fail(f"--table: {target} of {table} must be given once, but it repeats. Remove it.", status=2)
         truths.append(truth)
     return truths
 
@@ -218,7 +220,9 @@ class _Lines:
     def formulas(self, iterations: int) -> Any:
         def show(done: int, best: float) -> None:
             if done == iterations or self._is_due():
-                self._print(f"tried {done:,} of {iterations:,} formulas; best tau on the searched half: {best:.3f}")
+                self._print(
+                    f"tried {done:,} of {iterations:,} formulas; best on the searched half, minus counting: {best:+.3f}"
+                )
 
         return show
 

@@ -7,12 +7,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.discovery.run import BASELINES, Findings, interval_text
+from orchestrator.cli.joint_table import joint_rankings
+from orchestrator.discovery.run import BASELINES, CONFIDENCE, Findings, interval_text
 from orchestrator.evaluation.verdict import Interval, Verdict
 
 
 def discovery_report(findings: Findings, *, saved: Path | None) -> RenderableType:
-    """The formula, its verdict on the held-out half, the baselines' verdicts, and the saved file."""
+    """The formula, the verdicts on it and the baselines on the held-out halves, jointly and by table, and the file."""
     found = findings.discovery
     parts: list[RenderableType] = [
         Text(f"{findings.name} = {found.formula}", style="bold", overflow="fold"),
@@ -21,6 +22,10 @@ def discovery_report(findings: Findings, *, saved: Path | None) -> RenderableTyp
             f"searched half has {found.front[-1].formula.size}, and is better there by no more than the margin"
         ),
     ]
+    if findings.joint:
+        parts.append(Text(f"\nheld-out halves of {len(findings.verdicts)} tables together", style="bold"))
+        rows = [row.model_dump(mode="json") for row in findings.joint]
+        parts += joint_rankings(rows, BASELINES, CONFIDENCE, {})[:-1]
     for truth in findings.verdicts:
         count = truth.held_out[0].num_topologies
         searched = next(row for row in truth.searched if row.proxy == findings.name)

@@ -36,14 +36,14 @@ class SearchSettings(BaseModel):
     top: int = Field(default=5, ge=1, description="number of best formulas of a tournament that may be parents")
     crossover: float = Field(default=0.3, ge=0, le=1, description="fraction of children with two parents")
     attempts: int = Field(default=10, ge=1, description="maximum number of children per parent until one is better")
-    margin: float = Field(default=0.02, ge=0, description="tau by which a child must be better than its parent")
+    margin: float = Field(default=0.02, ge=0, description="objective by which a child must be better than its parent")
     max_size: int = Field(default=15, ge=MIN_SIZE, le=MAX_SIZE, description="maximum size of a formula")
 
 
 class Judged(NamedTuple):
     """A formula with its better sign."""
 
-    tau: float
+    objective: float
     """Objective of the formula; -inf if it is undefined."""
     formula: Formula
 
@@ -55,7 +55,8 @@ class Discovery:
     formula: Formula
     """The shortest formula with an objective within the margin of the best."""
     objective: float
-    """Objective of the formula on the half used for the search. It is optimistic, since the search maximised it."""
+    """Objective (`objective.joint_objective`) on the half used for the search. It is optimistic, since the search
+    maximised it."""
     front: tuple[Judged, ...]
     """Formulas that are better than every shorter one, shortest first."""
     iterations: int
@@ -75,20 +76,22 @@ class _Archive:
 
     @property
     def best(self) -> float:
-        """The highest tau so far, -inf at the start."""
-        return max((one.tau for one in self._best_by_size.values()), default=-np.inf)
+        """The highest objective so far, -inf at the start."""
+        return max((one.objective for one in self._best_by_size.values()), default=-np.inf)
 
     def judge(self, formula: Formula) -> Judged:
         """Evaluate a formula and choose its better sign."""
         formula = replace(formula, negated=False)
         if formula not in self.tried:
-            tau = self._objective(formula)
+            plain, negated = self._objective(formula)
             judged = (
-                Judged(abs(tau), replace(formula, negated=tau < 0)) if np.isfinite(tau) else Judged(-np.inf, formula)
+                Judged(max(plain, negated), replace(formula, negated=negated > plain))
+                if np.isfinite(plain)
+                else Judged(-np.inf, formula)
             )
             self.tried[formula] = judged
             known = self._best_by_size.get(formula.size)
-            if judged.tau > (-np.inf if known is None else known.tau):
+            if judged.objective > (-np.inf if known is None else known.objective):
                 self._best_by_size[formula.size] = judged
         return self.tried[formula]
 
@@ -96,7 +99,7 @@ class _Archive:
         """Formulas that are better than every shorter one, shortest first."""
         kept: list[Judged] = []
         for _, one in sorted(self._best_by_size.items()):
-            if not kept or one.tau > kept[-1].tau:
+            if not kept or one.objective > kept[-1].objective:
                 kept.append(one)
         return kept
 
@@ -114,7 +117,8 @@ def search(
 
     First, the means of single statistics are tried. The best of these and random formulas form the population. A child
     replaces the worst formula if it is better than its parent by the margin. Otherwise, the parent has another child,
-    up to a number of attempts.
+    up to a number of attempts. Better means a higher mean and worst difference of tau from the strongest baseline of
+    each truth (`FormulaObjective`); with a single truth, a higher tau.
 
     Args:
         table: Statistics of the topologies to search on.
@@ -143,11 +147,11 @@ def search(
         return True
 
     singles = [archive.judge(Formula(one)) for one in statistics if start_iteration()]
-    population = heapq.nlargest(settings.population_size // 2, singles, key=lambda one: one.tau)
-    population = [one for one in population if one.tau > -np.inf]
+    population = heapq.nlargest(settings.population_size // 2, singles, key=lambda one: one.objective)
+    population = [one for one in population if one.objective > -np.inf]
     while statistics and len(population) < settings.population_size and start_iteration():
         judged = archive.judge(variation.sample(rng))
-        if judged.tau > -np.inf and judged not in population:
+        if judged.objective > -np.inf and judged not in population:
             population.append(judged)
     running = bool(population)
     while running:
@@ -162,17 +166,17 @@ def search(
                 if mixed
                 else variation.mutate(parent.formula, rng)
             )
-            if child.tau >= parent.tau + settings.margin and child not in population:
+            if child.objective >= parent.objective + settings.margin and child not in population:
                 population.append(child)
-                population.remove(min(population, key=lambda one: one.tau))
+                population.remove(min(population, key=lambda one: one.objective))
                 break
     front = archive.front()
     if not front:
         return None
-    chosen = next(one for one in front if one.tau >= archive.best - settings.margin)
+    chosen = next(one for one in front if one.objective >= archive.best - settings.margin)
     return Discovery(
         formula=chosen.formula,
-        objective=chosen.tau,
+        objective=chosen.objective,
         front=tuple(front),
         iterations=done,
         num_formulas=len(archive.tried),
@@ -219,5 +223,5 @@ def judge_formulas(
 def _parents(population: Sequence[Judged], settings: SearchSettings, rng: random.Random) -> tuple[Judged, Judged]:
     """Draw two of the best formulas of a tournament, possibly the same one twice."""
     size = max(1, round(settings.tournament * len(population)))
-    best = sorted(rng.sample(population, size), key=lambda one: one.tau, reverse=True)[: settings.top]
+    best = sorted(rng.sample(population, size), key=lambda one: one.objective, reverse=True)[: settings.top]
     return rng.choice(best), rng.choice(best)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from orchestrator.discovery.objective import joint_objective
 from orchestrator.evaluation.joint import ScoredTable
 
 Array = NDArray[np.float64]
@@ -239,7 +240,7 @@ class _Arena:
             _tau(truth, _pair_signs(values)) - strongest
             for truth, values, strongest in zip(self._truths, predictions, self._strongest, strict=True)
         ]
-        return (float(np.mean(differences)) + min(differences)) / 2
+        return float(joint_objective(np.array(differences)))
 
     def objective_of_sums(self, subsets: Sequence[Sequence[int]], names: Sequence[str]) -> list[float]:
         """The objective of the sum of the ranks of each subset of the named scores."""
@@ -247,7 +248,7 @@ class _Arena:
         for row, truth, ranks, strongest in zip(differences, self._truths, self.ranks, self._strongest, strict=True):
             pairs = np.array([_pair_differences(ranks[name]) for name in names])
             row[:] = [_tau(truth, _signs(pairs[list(subset)].sum(0))) - strongest for subset in subsets]
-        return [float(value) for value in (differences.mean(0) + differences.min(0)) / 2]
+        return [float(value) for value in joint_objective(differences)]
 
 
 def _pair_differences(values: Array) -> Array:

@@ -30,6 +30,8 @@ class Truth:
     """Indices of the topologies in the `BlockTable`, shape (n,)."""
     accuracy: Vector
     """Accuracy of each topology in any unit, shape (n,)."""
+    strongest: float = 0.0
+    """Tau of the strongest baseline on these topologies; 0 compares with chance."""
 
     def within(self, mask: NDArray[np.bool_]) -> "Truth":
         """The truth restricted to the topologies of a mask of shape (T,)."""
@@ -97,17 +99,19 @@ def split_topologies(truths: Sequence[Truth], num_topologies: int, *, seed: int)
 
 
 class FormulaObjective:
-    """The objective of a formula: Kendall's tau-b, averaged over truths and seeds."""
+    """The objective of a formula: how far it is ahead of the strongest baseline of each truth (`joint_objective`)."""
 
     def __init__(self, table: BlockTable, truths: Sequence[Truth]) -> None:
         self._table = table
-        self._groups: list[tuple[Indices, NDArray[np.float32], NDArray[np.float32]]] = []
-        """For each set of topologies: their indices, and for each truth the signs of all pairs and their number."""
-        self._num_truths = len(truths)
-        by_places: dict[bytes, list[Truth]] = {}
-        for truth in truths:
-            by_places.setdefault(truth.places.tobytes(), []).append(truth)
-        for group in by_places.values():
+        self._groups: list[tuple[Indices, list[int], NDArray[np.float32], NDArray[np.float32]]] = []
+        """For each set of topologies: their indices, the numbers of their truths, and for each of these truths the
+        signs of all pairs and how many are not 0."""
+        self._strongest = np.array([truth.strongest for truth in truths])
+        by_places: dict[bytes, list[int]] = {}
+        for number, truth in enumerate(truths):
+            by_places.setdefault(truth.places.tobytes(), []).append(number)
+        for numbers in by_places.values():
+            group = [truths[number] for number in numbers]
             if any(np.ptp(one.accuracy) == 0 for one in group):
                 names = ", ".join(one.name for one in group)
                 raise ValueError(
@@ -115,19 +119,56 @@ class FormulaObjective:
                     "topologies with other accuracies."
                 )
             signs = np.stack([np.sign(one.accuracy[:, None] - one.accuracy).ravel() for one in group])
-            self._groups.append((group[0].places, signs.astype(np.float32), np.abs(signs).sum(1).astype(np.float32)))
+            counts = np.abs(signs).sum(1).astype(np.float32)
+            self._groups.append((group[0].places, numbers, signs.astype(np.float32), counts))
 
-    def __call__(self, formula: Formula) -> float:
-        """The objective, from -1 to 1; nan if a score is not finite or is the same for all topologies of a truth."""
-        scores, total = self._table.scores(formula), 0.0
+    def __call__(self, formula: Formula) -> tuple[float, float]:
+        """The objectives of the formula and of its negation; nan if a score is not finite or is the same everywhere."""
+        taus = self.taus(formula)
+        plain, negated = (float(joint_objective(sign * taus - self._strongest)) for sign in (1, -1))
+        return plain, negated
+
+    def taus(self, formula: Formula) -> Vector:
+        """Kendall's tau-b with each truth, as a mean over the seeds; nan if undefined for any truth."""
+        scores, found = self._table.scores(formula), np.zeros(len(self._strongest))
         if not np.isfinite(scores).all():
-            return float("nan")
-        for places, truth_signs, num_pairs in self._groups:
+            return np.full_like(found, np.nan)
+        for places, numbers, truth_signs, num_pairs in self._groups:
             for row in scores[:, places]:
                 codes = np.rint(row / max(np.abs(row).max() * TIE, _SMALLEST)).astype(np.float32)
                 signs = np.sign(codes[:, None] - codes).ravel()
                 untied = np.count_nonzero(signs)
                 if not untied:
-                    return float("nan")
-                total += float((truth_signs @ signs / np.sqrt(num_pairs * untied)).sum())
-        return total / (self._num_truths * self._table.num_seeds)
+                    return np.full_like(found, np.nan)
+                found[numbers] += truth_signs @ signs / np.sqrt(num_pairs * untied)
+        return found / self._table.num_seeds
+
+
+def joint_objective(differences: Vector) -> Vector:
+    """The mean and the lowest of the differences from the strongest baseline of each table, averaged.
+
+    Args:
+        differences: Differences of tau, shape (tables, ...).
+
+    Returns:
+        Shape (...).
+    """
+    found: Vector = (differences.mean(0) + differences.min(0)) / 2
+    return found
+
+
+def strongest_tau(truth: Truth, baselines: Sequence[Vector]) -> float:
+    """The highest tau-b of the baselines with a truth, 0 if none has one.
+
+    Args:
+        truth: The accuracies.
+        baselines: For each baseline, the score of each topology, shape (T,); higher is better.
+    """
+    truth_signs = np.sign(truth.accuracy[:, None] - truth.accuracy).ravel()
+    taus = []
+    for scores in baselines:
+        signs = np.sign(scores[truth.places][:, None] - scores[truth.places]).ravel()
+        num_pairs = np.count_nonzero(signs) * np.count_nonzero(truth_signs)
+        if num_pairs:
+            taus.append(float(truth_signs @ signs / np.sqrt(num_pairs)))
+    return max(taus, default=0.0)

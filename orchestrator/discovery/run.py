@@ -1,7 +1,7 @@
 """A complete discovery: measure statistics, split the topologies in halves, search, and judge the result."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from orchestrator.discovery.block_tables import StatisticsFiles, join_tables, measure_topologies
 from orchestrator.discovery.evolution import Discovery, SearchSettings, judge_formulas, search
-from orchestrator.discovery.objective import BlockTable, Truth, split_topologies
+from orchestrator.discovery.objective import BlockTable, Truth, split_topologies, strongest_tau
 from orchestrator.evaluation.ground_truth import GroundTruth
-from orchestrator.evaluation.verdict import Interval, Verdict
+from orchestrator.evaluation.joint import QUESTIONS, ScoredTable, judge_jointly, with_unique_titles
+from orchestrator.evaluation.verdict import Interval, JointVerdict, Verdict
 from plugins import registry
+from plugins.proxies.formulas import Formula
 
 BASELINES = ("params", "flops", "depth")
 RESAMPLES = 1000
@@ -28,6 +30,8 @@ class MeasuredPool:
 
     table: BlockTable
     truths: tuple[Truth, ...]
+    topologies: tuple[str, ...]
+    """The topologies as `space:text`, in the order of the table."""
     baselines: dict[str, list[float]]
     """By name, the score of each topology; higher is better."""
     left_out: tuple[str, ...]
@@ -52,6 +56,8 @@ class Findings:
     seed: int
     discovery: Discovery
     verdicts: tuple[TruthVerdicts, ...]
+    joint: tuple[JointVerdict, ...]
+    """Verdicts over all held-out halves together, for pairs of any size and of like size; empty with a single truth."""
 
     def about(self) -> list[str]:
         """Comment lines for the file of the saved formula."""
@@ -70,6 +76,13 @@ class Findings:
                 f"{truth.title}, {searched.num_topologies} used for the search: tau {interval_text(searched.tau)} "
                 "(optimistic)",
             ]
+        for row in self.joint:
+            if row.proxy == self.name:
+                lines.append(
+                    f"{len(row.tables)} tables held out, {row.question}: minus the strongest baseline "
+                    f"{interval_text(row.mean_difference)} in the mean, lowest on {row.worst}, better on "
+                    f"{row.num_beaten}, worse on {row.num_lost}"
+                )
         return lines
 
     def as_json(self) -> dict[str, Any]:
@@ -85,7 +98,7 @@ class Findings:
             "num_formulas": found.num_formulas,
             "interrupted": found.interrupted,
             "front": [
-                {"size": one.formula.size, "objective_searched": one.tau, "formula": str(one.formula)}
+                {"size": one.formula.size, "objective_searched": one.objective, "formula": str(one.formula)}
                 for one in found.front
             ],
             "truths": [
@@ -96,6 +109,7 @@ class Findings:
                 }
                 for truth in self.verdicts
             ],
+            "joint": [row.model_dump(mode="json") for row in self.joint],
         }
 
 
@@ -144,6 +158,7 @@ def measure_pool(
     ]
     return MeasuredPool(
         table=table,
+        topologies=tuple(topologies),
         truths=tuple(_truth(truth, places) for truth in truths),
         baselines={
             "params": [float(cost.parameters) for cost in costs],
@@ -165,6 +180,8 @@ def discover(
 ) -> Findings | None:
     """Search on one half of every truth, and judge the result on the other half.
 
+    The search maximises the mean and the worst difference of tau from the strongest baseline of each truth.
+
     Args:
         pool: Topologies with their statistics and accuracies.
         settings: Settings of the search.
@@ -181,10 +198,12 @@ def discover(
     """
     searched = split_topologies(pool.truths, pool.table.num_topologies, seed=seed)
     place = np.cumsum(searched) - 1
+    baselines = [np.asarray(scores) for scores in pool.baselines.values()]
     halves = [truth.within(searched) for truth in pool.truths]
+    halves = [replace(half, strongest=strongest_tau(half, baselines)) for half in halves]
     discovery = search(
         pool.table.only(searched),
-        [Truth(name=half.name, places=place[half.places], accuracy=half.accuracy) for half in halves],
+        [replace(half, places=place[half.places]) for half in halves],
         settings,
         seed=seed,
         should_stop=should_stop,
@@ -206,15 +225,46 @@ def discover(
             )
         )
 
+    held_out = [truth.within(~searched) for truth in pool.truths]
     return Findings(
         name=name,
         seed=seed,
         discovery=discovery,
         verdicts=tuple(
-            TruthVerdicts(title=truth.name, held_out=verdicts(truth.within(~searched)), searched=verdicts(half))
-            for truth, half in zip(pool.truths, halves, strict=True)
+            TruthVerdicts(title=half.name, held_out=verdicts(rest), searched=verdicts(half))
+            for rest, half in zip(held_out, halves, strict=True)
         ),
+        joint=tuple(_judge_jointly(name, discovery.formula, pool, held_out, seed=seed)),
     )
+
+
+def _judge_jointly(
+    name: str, formula: Formula, pool: MeasuredPool, truths: Sequence[Truth], *, seed: int
+) -> list[JointVerdict]:
+    """The verdicts on the formula and the baselines over all truths together; none with a single truth."""
+    if len(truths) < 2:
+        return []
+    scores = pool.table.scores(formula)
+    baselines = {one: np.array([values]) for one, values in pool.baselines.items()}
+    tables = with_unique_titles(
+        [
+            ScoredTable(
+                title=truth.name,
+                topologies=tuple(pool.topologies[place] for place in truth.places),
+                accuracies=truth.accuracy.tolist(),
+                scores={one: values[:, truth.places].tolist() for one, values in {name: scores, **baselines}.items()},
+                sizes=baselines["params"][0, truth.places].tolist(),
+            )
+            for truth in truths
+        ]
+    )
+    return [
+        row
+        for question in QUESTIONS
+        for row in judge_jointly(
+            tables, baselines=BASELINES, resamples=RESAMPLES, confidence=CONFIDENCE, seed=seed, question=question
+        )
+    ]
 
 
 def interval_text(interval: Interval, *, digits: int = 3) -> str:

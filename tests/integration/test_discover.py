@@ -136,7 +136,20 @@ def test_a_second_search_measures_nothing_again(command_line: CommandLine, table
 
 def test_several_targets_are_searched_jointly(command_line: CommandLine, table: Path) -> None:
     done = _discover(command_line, table, "--table", str(table), "--target", "other", "--json")
-    assert [truth["title"] for truth in done.json()["truths"]] == ["accuracy of made-up", "other of made-up"]
+    found = done.json()
+    titles = ["accuracy of made-up", "other of made-up"]
+    assert [truth["title"] for truth in found["truths"]] == titles
+    joint = {row["proxy"]: row for row in found["joint"] if row["question"] == "any size"}
+    assert joint.keys() == {"my-score", "params", "flops", "depth"}
+    for place, truth in enumerate(found["truths"]):
+        rows = {row["proxy"]: row["tau"]["value"] for row in truth["held_out"]}
+        table_row = joint["my-score"]["tables"][place]
+        strongest = max(rows[name] for name in ("params", "flops", "depth") if rows[name] is not None)
+        assert table_row["difference"]["value"] == pytest.approx(rows["my-score"] - strongest)
+    assert "2 tables held out, any size: minus the strongest" in Path(found["saved"]).read_text(encoding="utf-8")
+    text = _discover(command_line, table, "--table", str(table), "--target", "other", name="another").out
+    assert "held-out halves of 2 tables together" in text
+    assert "minus the strongest baseline" in text
     assert len(list((command_line.home / "block-statistics").iterdir())) == NUM_TOPOLOGIES
 
 
@@ -167,13 +180,15 @@ def test_an_interrupted_search_is_saved_only_if_asked(
         (("--name", "params"), "--name: a formula needs a unique name, but 'params' is a proxy of vitsearch"),
         (("--name", "No Name"), "--name: a name must start with"),
         (("--target", "other", "--target", "x"), "--target must be given once, or once per --table (1)"),
+        (("--table", "made-up.json"), "--table: accuracy of made-up.json must be given once, but it repeats"),
         (("--max-size", "2"), "--max-size must be greater than or equal to 4"),
         (("--data", "nowhere"), "--data: "),
     ],
 )
 def test_a_wrong_option_is_answered_with_its_name(
-    command_line: CommandLine, table: Path, more: tuple[str, ...], message: str
+    command_line: CommandLine, table: Path, more: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(table.parent)
     done = _discover(command_line, table, *more)
     assert done.status == 2
     assert message in done.err

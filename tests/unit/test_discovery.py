@@ -1,5 +1,6 @@
 """Evolutionary search of formulas on made-up statistics with a known best formula."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from scipy import stats
 
 from orchestrator.discovery.block_tables import StatisticsFiles, join_tables
 from orchestrator.discovery.evolution import SearchSettings, judge_formulas, search
-from orchestrator.discovery.objective import BlockTable, FormulaObjective, Truth, split_topologies
+from orchestrator.discovery.objective import BlockTable, FormulaObjective, Truth, split_topologies, strongest_tau
 from plugins.proxies.formula_text import parse
 from plugins.proxies.formulas import all_statistics
 
@@ -36,22 +37,53 @@ def _planted(table: BlockTable, *, sign: float = 1.0) -> Truth:
     return _truth(table, sign * table.scores(parse(PLANTED))[0])
 
 
-def test_the_objective_is_the_mean_tau_over_truths_and_seeds() -> None:
+def test_the_objective_is_the_mean_and_the_worst_difference_from_the_strongest_baseline() -> None:
     table = _table(num_seeds=3)
     rng = np.random.default_rng(1)
     some = np.sort(rng.permutation(40)[:25])
     truths = [
         _truth(table, rng.normal(size=40)),
-        _truth(table, rng.integers(0, 5, 40).astype(float)),
-        Truth(name="some", places=some, accuracy=rng.normal(size=25)),
+        Truth(name="some", places=some, accuracy=rng.normal(size=25), strongest=-0.2),
+        replace(_truth(table, rng.integers(0, 5, 40).astype(float)), strongest=0.3),
     ]
     formula = parse(f"-mean({STATISTICS[1]} / {STATISTICS[2]})")
-    taus = [
-        stats.kendalltau(scores[truth.places], truth.accuracy).statistic
-        for truth in truths
-        for scores in table.scores(formula)
+    taus = np.array(
+        [
+            np.mean([stats.kendalltau(row[truth.places], truth.accuracy).statistic for row in table.scores(formula)])
+            for truth in truths
+        ]
+    )
+    objective = FormulaObjective(table, truths)
+    assert objective.taus(formula) == pytest.approx(taus, abs=1e-6)
+    for sign, found in zip((1, -1), objective(formula), strict=True):
+        differences = sign * taus - np.array([0, -0.2, 0.3])
+        assert found == pytest.approx((differences.mean() + differences.min()) / 2, abs=1e-6)
+
+
+def test_of_two_truths_the_search_finds_what_is_ahead_of_counting_on_both() -> None:
+    """One statistic decides each truth, but in opposite directions; another one helps a little on both."""
+    table = _table()
+    opposite, shared = (table.scores(parse(f"mean({STATISTICS[place]})"))[0] for place in (5, 9))
+    truths = [
+        replace(_truth(table, shared + sign * opposite, f"sign {sign}"), strongest=strongest)
+        for sign, strongest in ((1, 0.1), (-1, 0.2))
     ]
-    assert FormulaObjective(table, truths)(formula) == pytest.approx(np.mean(taus), abs=1e-6)
+    objective = FormulaObjective(table, truths)
+    assert sorted(objective.taus(parse(f"mean({STATISTICS[5]})"))) == pytest.approx([-0.5, 0.5], abs=0.25)
+    found = search(table, truths, QUICK.model_copy(update={"iterations": 300}), seed=0)
+    assert found is not None
+    assert (objective.taus(found.formula) > [0.1, 0.2]).all()
+    assert found.objective == objective(found.formula)[0]
+
+
+def test_the_strongest_baseline_is_the_one_with_the_highest_tau_and_a_constant_one_has_none() -> None:
+    truth = Truth(name="some", places=np.array([3, 0, 2, 1]), accuracy=np.array([1.0, 2.0, 3.0, 4.0]))
+    tied, reverse, flat = np.array([2.0, 2.0, 3.0, 1.0]), np.array([3.0, 1.0, 2.0, 4.0]), np.ones(4)
+    taus = [stats.kendalltau(scores[truth.places], truth.accuracy).statistic for scores in (tied, reverse)]
+    assert strongest_tau(truth, [tied, reverse, flat]) == pytest.approx(max(taus))
+    assert strongest_tau(truth, [reverse]) == pytest.approx(taus[1])
+    assert taus[1] < 0
+    assert strongest_tau(truth, [flat]) == 0
 
 
 def test_scores_that_differ_by_rounding_only_are_ties() -> None:
@@ -62,7 +94,7 @@ def test_scores_that_differ_by_rounding_only_are_ties() -> None:
     pairs = np.abs(scores[:, None] - scores)
     assert ((pairs > 0) & (pairs < 1e-7)).any()
     rounded = np.rint(scores / (np.abs(scores).max() * 1e-6))
-    assert exact(saturated) == pytest.approx(stats.kendalltau(rounded, np.arange(40)).statistic, abs=1e-6)
+    assert exact(saturated)[0] == pytest.approx(stats.kendalltau(rounded, np.arange(40)).statistic, abs=1e-6)
 
 
 def test_small_scores_of_one_space_do_not_tie_beside_large_ones_of_another() -> None:
@@ -72,15 +104,15 @@ def test_small_scores_of_one_space_do_not_tie_beside_large_ones_of_another() -> 
     formula = parse(f"sum({STATISTICS[0]})")
     scores = table.scores(formula)[0]
     truths = [Truth(name="a", places=np.flatnonzero(one), accuracy=scores[one]) for one in (small, ~small)]
-    assert FormulaObjective(table, truths)(formula) == pytest.approx(1)
+    assert FormulaObjective(table, truths)(formula)[0] == pytest.approx(1)
 
 
 def test_a_formula_without_a_finite_or_varied_score_has_no_objective() -> None:
     table = _table()
     objective = FormulaObjective(table, [_planted(table)])
-    assert np.isnan(objective(parse(f"sum({STATISTICS[0]} - {STATISTICS[0]})")))
-    assert np.isnan(objective(parse(f"sum({STATISTICS[1]} / ({STATISTICS[0]} - {STATISTICS[0]}))")))
-    assert np.isnan(objective(parse(f"mean({STATISTICS[0]} / {STATISTICS[0]})")))
+    assert np.isnan(objective(parse(f"sum({STATISTICS[0]} - {STATISTICS[0]})"))).all()
+    assert np.isnan(objective(parse(f"sum({STATISTICS[1]} / ({STATISTICS[0]} - {STATISTICS[0]}))"))).all()
+    assert np.isnan(objective(parse(f"mean({STATISTICS[0]} / {STATISTICS[0]})"))).all()
 
 
 def test_a_planted_truth_is_found_and_holds_on_topologies_that_were_not_searched_on() -> None:
@@ -89,7 +121,7 @@ def test_a_planted_truth_is_found_and_holds_on_topologies_that_were_not_searched
     assert found is not None
     assert found.objective > 0.9
     assert found.formula.size <= QUICK.max_size
-    assert FormulaObjective(fresh, [_planted(fresh)])(found.formula) > 0.85
+    assert FormulaObjective(fresh, [_planted(fresh)])(found.formula)[0] > 0.85
 
 
 def test_where_less_is_better_the_formula_has_a_minus_sign() -> None:
@@ -109,9 +141,9 @@ def test_the_shortest_formula_within_the_margin_is_taken() -> None:
     assert wide is not None
     assert narrow is not None
     assert wide.formula.size < narrow.formula.size
-    assert wide.objective >= wide.front[-1].tau - 0.2
-    assert narrow.objective == narrow.front[-1].tau
-    sizes, taus = zip(*((one.formula.size, one.tau) for one in narrow.front), strict=True)
+    assert wide.objective >= wide.front[-1].objective - 0.2
+    assert narrow.objective == narrow.front[-1].objective
+    sizes, taus = zip(*((one.formula.size, one.objective) for one in narrow.front), strict=True)
     assert list(sizes) == sorted(set(sizes))
     assert list(taus) == sorted(set(taus))
 
@@ -139,7 +171,7 @@ def test_a_stopped_search_gives_the_best_so_far() -> None:
     assert found.interrupted
     assert found.iterations == 600
     assert [done for done, _ in told] == [250, 500]
-    assert found.front[-1].tau >= told[-1][1] > 0
+    assert found.front[-1].objective >= told[-1][1] > 0
     assert search(table, [_planted(table)], QUICK, seed=0, should_stop=lambda: True) is None
 
 
