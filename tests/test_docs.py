@@ -157,7 +157,7 @@ def in_frame(given: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("block", blocks("console"))
 def test_a_command_line_is_one_that_exists(block: str) -> None:
     targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), re.MULTILINE))
-    for line in block.splitlines():
+    for line in block.replace("\\\n", " ").splitlines():
         words = [word for word in shlex.split(line, comments=True) if not re.match(r"[A-Z_]+=", word)]
         if words[:1] == ["make"]:
             assert set(words[1:]) <= targets
