@@ -179,6 +179,20 @@ def test_a_replica_starts_one_driver_per_claim_and_gives_up_dead_ones(
     assert not replica.is_idle()
 
 
+def test_a_claim_repeated_after_an_outage_starts_no_second_driver(
+    store: Store, settings: Settings, tmp_path: Path, no_process: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted = submit(store, tmp_path)
+    claimed = claim(store)
+    answers = [claimed, claimed, None]
+    replica = Supervisor(store, settings, BOX)
+    monkeypatch.setattr(type(store.queue()), "claim", lambda *_: answers.pop(0))
+    replica.step()
+    assert no_process == [[submitted.uid, "1"]]
+    for driver in replica._drivers.values():
+        driver.wait()
+
+
 def test_a_study_waits_with_the_reason_while_no_driver_can_start(
     store: Store, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
