@@ -1,6 +1,7 @@
 """A lock on a study for machines that share a PostgreSQL database. It ends with its connection."""
 
 import hashlib
+import threading
 from types import TracebackType
 from typing import Self
 
@@ -31,6 +32,7 @@ class StudyLock:
         self._is_needed = self._engine.dialect.name == "postgresql"
         self._key = int.from_bytes(hashlib.sha256(f"vitsearch study {name}".encode()).digest()[:8], signed=True)
         self._connection: Connection | None = None
+        self._renewing = threading.Lock()
 
     def __enter__(self) -> Self:
         try:
@@ -49,14 +51,19 @@ class StudyLock:
         self._engine.dispose()
 
     def renew(self) -> None:
-        """Take the lock, or take it again if it was lost with its connection.
+        """Take the lock, or take it again if it was lost with its connection. Several threads may do so at once.
 
         Raises:
             StudyLockedError: Another process has it.
             sqlalchemy.exc.DBAPIError: The database does not answer.
         """
-        if not self._is_needed or self._is_held():
+        if not self._is_needed:
             return
+        with self._renewing:  # otherwise one thread's new lock would refuse the other's
+            if not self._is_held():
+                self._take()
+
+    def _take(self) -> None:
         self._drop()
         self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         for setting, value in (("idle", 30), ("interval", 10), ("count", 3)):

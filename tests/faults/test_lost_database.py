@@ -2,10 +2,12 @@
 
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from orchestrator.store.locks import StudyLock
 from tests.faults.driver import run, start
 from tests.faults.killing import Moment, assert_epochs_are_kept, moments_over, wait_for, write_study
 from tests.places import Place, assert_is_the_same_study, assert_rows_are_true, finished_epochs, place_of
@@ -77,3 +79,14 @@ def test_a_study_whose_database_stays_away_says_so_and_goes_on_later(
     assert_rows_are_true(place)
     assert_is_the_same_study(place, tiny)
     assert place.rows().executions == ["lost", "complete"]
+
+
+@pytest.mark.slow
+def test_threads_that_find_the_database_again_at_once_keep_the_lock(server: PostgresServer) -> None:
+    with StudyLock(server.new_database(), "tiny") as lock, ThreadPoolExecutor(8) as threads:
+        for _ in range(5):
+            server.stop(signal.SIGKILL)
+            server.start()
+            for renewed in [threads.submit(lock.renew) for _ in range(8)]:
+                renewed.result()
+        assert lock.is_taken()
