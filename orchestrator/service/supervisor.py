@@ -121,7 +121,7 @@ def queue_lock(settings: Settings) -> Path:
 def _start_process(
     arguments: Sequence[str], settings: Settings, log: Path, environment: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
-    """Start a process in a session of its own, so that it outlives the terminal."""
+    """Start a process in a new session, so that it outlives the terminal."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         return subprocess.Popen(  # noqa: S603 - our own module

@@ -36,7 +36,7 @@ def copy_sqlite(file: Path, target: Path) -> None:
     except sqlite3.OperationalError as error:
         if not is_read_only(file):
             raise SnapshotError(f"the database {file} must be copied to {target}, but: {error}.") from error
-        # Without write access, SQLite cannot read a log that nobody has open. The files are at rest then.
+        # Without write access, SQLite cannot read a log that no process has open. Nothing changes the files then.
         for suffix in ("", "-wal"):
             if Path(f"{file}{suffix}").exists():
                 shutil.copyfile(f"{file}{suffix}", f"{target}{suffix}")
