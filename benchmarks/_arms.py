@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from benchmarks._pairs import paired_difference
+from plugins.protocols import Signal
 from search_spaces.recipes import Recipe
-from trainers.config import Configuration, DataConfig, InitialWeights, TaskOutcome, TrainTask
+from trainers.config import Configuration, DataConfig, EpochReport, InitialWeights, TaskOutcome, TrainTask
 from trainers.data.images import ImageData, load_images, load_test_images
 from trainers.models.building import build_model
 from trainers.training.checkpoints import load_weights
@@ -45,9 +46,11 @@ class Arm:
     rates: tuple[float, ...] | None = None
     """Learning rates to try, if not those of the setting; the same number."""
     counts_measurement: bool = True
-    """Whether the work to measure difficulties before training counts."""
+    """Whether the work of measurements before training counts."""
     is_taught: bool = False
     """Whether its loss needs a teacher."""
+    is_refined: bool = False
+    """Whether a first training records gradient norms, from which the schedule of the others is refined."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +200,31 @@ def affordable_epochs(
     return low
 
 
+def refine_schedule(arm: Arm, setting: Setting, data: ImageData, device: torch.device, *, epochs: int) -> Arm:
+    """Train once as the arm says, and return it with the schedule `refined-linear` of the recorded gradient norms.
+
+    The learning rate is the middle one of those to try, and the seed is the first one for choosing them.
+    """
+    rates = sorted(arm.rates or setting.rates)
+    configuration = setting.configuration(arm, epochs=epochs, rate=rates[len(rates) // 2], seed=_FIRST_TUNING_SEED)
+    recorder = _NormRecorder()
+    with tempfile.TemporaryDirectory() as place:
+        task = TrainTask(configuration=configuration, folder=Path(place), signals=(Signal.GRADIENT_NORM,))
+        outcome = train(task, data, recorder, device)
+    if outcome.state != "complete":
+        raise RuntimeError(f"the first training of {arm.name} must end as complete, but got {outcome.reason}")
+    norms = ", ".join(f"{recorder.norms[epoch]:.6g}" for epoch in sorted(recorder.norms))
+    return replace(arm, changes={**arm.changes, "schedule": {"name": "refined-linear", "norms": norms}})
+
+
+class _NormRecorder(SilentReporter):
+    def __init__(self) -> None:
+        self.norms: dict[int, float] = {}
+
+    def report(self, report: EpochReport) -> None:
+        self.norms[report.epoch] = report.signals[Signal.GRADIENT_NORM]
+
+
 def _measure(
     arm: Arm,
     setting: Setting,
@@ -206,7 +234,10 @@ def _measure(
     budget: int,
     teacher: InitialWeights | None,
 ) -> Result:
-    epochs = affordable_epochs(arm, setting, data, budget=budget, teacher=teacher)
+    trainings = 2 if arm.is_refined and arm.counts_measurement else 1
+    epochs = affordable_epochs(arm, setting, data, budget=budget // trainings, teacher=teacher)
+    if arm.is_refined:
+        arm = refine_schedule(arm, setting, data, device, epochs=epochs)
     rates = arm.rates or setting.rates
     tuning = [_FIRST_TUNING_SEED + number for number in range(setting.tuning_seeds)]
     with tempfile.TemporaryDirectory() as place:
@@ -234,7 +265,7 @@ def _measure(
         outcomes = run_all(tasks, data, device)
         return {
             "epochs": epochs,
-            "macs": planned_macs(arm, setting, epochs, data, teacher),
+            "macs": trainings * planned_macs(arm, setting, epochs, data, teacher),
             "budget": budget,
             "rate": rate,
             "tried": {str(one): mean for one, mean in means.items()},

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from benchmarks._arms import Arm, Result, Results, Setting, affordable_epochs, compare, planned_macs, rows_of
+from benchmarks._arms import (
+    Arm,
+    Result,
+    Results,
+    Setting,
+    affordable_epochs,
+    compare,
+    planned_macs,
+    refine_schedule,
+    rows_of,
+)
 from benchmarks.methods import KINDS, SIZED
 from tests.unit.training import CPU, DIGITS, TOPOLOGY, Recorder, configuration, digits, run
 
@@ -86,3 +96,16 @@ def test_an_arm_with_a_teacher_counts_its_forward_passes_and_refuses_to_go_witho
     # An epoch takes 3 forward passes of each image and 1 of the teacher, which is as large.
     assert found["taught"]["epochs"] == 2
     assert found["taught"]["diverged"] == 0
+
+
+def test_a_refined_schedule_is_learned_from_a_first_training_that_counts_unless_it_is_free() -> None:
+    arm = Arm("refined", {"schedule": "linear"}, is_refined=True)
+    refined = refine_schedule(arm, SETTING, digits(), CPU, epochs=3)
+    choice = SETTING.configuration(refined, epochs=3, rate=1e-3, seed=0).recipe.schedule
+    assert choice.name == "refined-linear"
+    assert len(str(choice.settings["norms"]).split(",")) == 3
+    free = replace(arm, name="refined *", counts_measurement=False)
+    setting = replace(SETTING, epochs=4)
+    found = compare((CONTROL, arm, free), setting, CPU, known={}, save=lambda *_: None)
+    assert [found[one]["epochs"] for one in ("none", "refined", "refined *")] == [4, 2, 4]
+    assert found["refined"]["macs"] == found["refined *"]["macs"] == found["none"]["macs"]
