@@ -18,6 +18,7 @@ from vitsearch._variance import SOURCES, VarianceComponent, VarianceComponents, 
 __all__ = [
     "CARD_KEY",
     "DEFAULT",
+    "PROXY",
     "SOURCES",
     "TRAINING",
     "BenchmarkTable",
@@ -33,7 +34,8 @@ TRAINING = ("topology", "recipe", "seed")
 """Columns that identify a training."""
 DEFAULT = Path(__file__).resolve().parents[1] / "benchmarks" / "tables" / "cifar10-32.parquet"
 """The table of a checkout of the repository."""
-_PROXY = "proxy."
+PROXY = "proxy."
+"""Prefix of the columns of scores."""
 _OF_TOPOLOGY = ("space", "parameters", "macs")
 
 
@@ -80,7 +82,7 @@ class BenchmarkTable:
     @cached_property
     def topologies(self) -> Any:
         """pandas table with one row per topology: space, parameters, MACs, and the score of each proxy."""
-        columns = [*_OF_TOPOLOGY, *(name for name in self.epochs.columns if name.startswith(_PROXY))]
+        columns = [*_OF_TOPOLOGY, *(name for name in self.epochs.columns if name.startswith(PROXY))]
         return self.epochs.groupby("topology", observed=True, sort=False)[columns].first()
 
     @property
@@ -188,5 +190,5 @@ class BenchmarkTable:
 
     def _check_metric(self, metric: str) -> None:
         if metric not in self.epochs.columns:
-            names = ", ".join(name for name in self.epochs.columns if not name.startswith(_PROXY))
+            names = ", ".join(name for name in self.epochs.columns if not name.startswith(PROXY))
             raise ValueError(f"`metric` must be a column of the table, but got {metric!r}. It has {names}.")

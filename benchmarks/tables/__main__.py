@@ -6,8 +6,9 @@
     python -m benchmarks.tables choose --count 24
 
 `make` writes the parquet file beside the plan whenever it ends: when all is done, after `--minutes`, or with Ctrl-C.
-The same command continues: finished trainings are kept in the work folder, and an interrupted one continues from its
-newest checkpoint. CIFAR10 is a folder with train.parquet and test.parquet (columns `image` and `label`).
+The same command continues: finished trainings are kept in the work folder and in the parquet file, and an interrupted
+one continues from its newest checkpoint in the work folder. CIFAR10 is a folder with train.parquet and test.parquet
+(columns `image` and `label`).
 """
 
 import argparse
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.tables.continuing import take_trainings
 from benchmarks.tables.making import TableMaker
 from benchmarks.tables.plan import cells_of, choose_topologies, read_plan
 from benchmarks.tables.records import Results
@@ -103,6 +105,8 @@ def _make(options: argparse.Namespace) -> None:
         should_stop=_Stop(options.minutes),
         say=lambda text: print(text, flush=True),
     )
+    if file.is_file() and (taken := take_trainings(tables.load(file), maker.results, data_digest=maker.data.digest)):
+        print(f"{taken} trainings are taken from {file}", flush=True)
     cells = cells_of(plan)
     done = sum(maker.results.training(maker.key(cell)) is not None for cell in cells)
     print(f"{plan.table}: {done} of {len(cells)} trainings are finished", flush=True)

@@ -15,16 +15,32 @@ import yaml
 
 from benchmarks.tables.making import TableMaker
 from benchmarks.tables.plan import TablePlan, cells_of
-from benchmarks.tables.records import TopologyRecord, TrainingRecord
+from benchmarks.tables.records import Environment, TopologyRecord, TrainingRecord
 from search_spaces.base import ImageTask
 from trainers.models.building import topology_costs
-from vitsearch.tables import CARD_KEY, TRAINING, BenchmarkTable
+from vitsearch.tables import CARD_KEY, PROXY, TRAINING, BenchmarkTable
 
+OF_TRAINING = (
+    "topology",
+    "recipe",
+    "seed",
+    "space",
+    "state",
+    "reason",
+    "device",
+    "environment",
+    "pack_size",
+    "measuring_s",
+)
+"""Columns with one value for each training."""
+OF_TOPOLOGY = ("parameters", "macs")
+"""Columns with one value for each topology, besides its scores."""
 _TEXTS = ("topology", "recipe", "space", "state", "reason", "device")
 _WHOLE = {
     "seed": pa.int32(),
     "epoch": pa.int32(),
     "num_images": pa.int32(),
+    "environment": pa.int32(),
     "pack_size": pa.int32(),
     "parameters": pa.int64(),
     "macs": pa.int64(),
@@ -42,7 +58,7 @@ def write_table(maker: TableMaker, file: Path, *, notes: Mapping[str, Any]) -> d
         notes: Further entries of the card.
 
     Raises:
-        ValueError: No training is finished.
+        ValueError: No training is finished, or the topology of a finished one has no scores yet.
     """
     plan = maker.plan
     cells = cells_of(plan)
@@ -54,6 +70,12 @@ def write_table(maker: TableMaker, file: Path, *, notes: Mapping[str, Any]) -> d
         for text in plan.topologies
         if (scored := maker.results.topology(maker.topology_key(text))) is not None
     }
+    unscored = {record.cell.topology for record in records} - topologies.keys()
+    if unscored:
+        raise ValueError(
+            f"a table needs the scores of the topologies of all finished trainings, but those of {len(unscored)} are "
+            "missing. Let the command run longer; the file is left as it was."
+        )
     rows = pa.table(_columns(records, topologies))
     card = make_card(maker, records, topologies, num_planned=len(cells), notes=notes)
     card["noise"] = _noise(BenchmarkTable(epochs=rows.to_pandas(), card=card))
@@ -71,6 +93,7 @@ def write_table(maker: TableMaker, file: Path, *, notes: Mapping[str, Any]) -> d
 def _columns(records: Sequence[TrainingRecord], topologies: Mapping[str, TopologyRecord]) -> dict[str, pa.Array]:
     """The columns of the table; those of a topology are repeated in each row, which costs nothing in the file."""
     rows = []
+    environments = list(_environments(records))
     for record in records:
         scored = topologies[record.cell.topology]
         of_training = {
@@ -79,15 +102,22 @@ def _columns(records: Sequence[TrainingRecord], topologies: Mapping[str, Topolog
             "state": record.state,
             "reason": record.reason,
             "device": record.environment.device,
+            "environment": environments.index(record.environment),
             "pack_size": record.pack_size,
             "measuring_s": record.measuring_s,
             "parameters": scored.parameters,
             "macs": scored.macs,
         }
-        scores = {f"proxy.{name}": score for name, score in sorted(scored.scores.items())}
+        assert of_training.keys() == {*OF_TRAINING, *OF_TOPOLOGY}
+        scores = {f"{PROXY}{name}": score for name, score in sorted(scored.scores.items())}
         rows += [{**of_training, **epoch, **scores} for epoch in record.epochs]
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: pa.array([_value(name, row.get(name)) for row in rows], type=_type(name)) for name in names}
+
+
+def _environments(records: Sequence[TrainingRecord]) -> Counter[Environment]:
+    """Numbers of trainings by environment, in the order of the column `environment`."""
+    return Counter(record.environment for record in records)
 
 
 def _value(name: str, value: Any) -> Any:
@@ -102,7 +132,7 @@ def _type(name: str) -> pa.DataType:
         return pa.string()
     if name in _YES_OR_NO:
         return pa.bool_()
-    if name in _DOUBLE or name.startswith("proxy."):
+    if name in _DOUBLE or name.startswith(PROXY):
         return pa.float64()
     return _WHOLE.get(name, pa.float32())
 
@@ -116,7 +146,6 @@ def make_card(
     notes: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What a reader must know about the table."""
-    environments = Counter(record.environment.model_dump_json() for record in records)
     failures: Counter[str] = Counter(name for one in topologies.values() for name in one.failures)
     return {
         "table": maker.plan.table,
@@ -136,7 +165,7 @@ def make_card(
         },
         "note_on_test": "recorded for look-ups only; no choice in making the table used the test part",
         "plan_digest": maker.plan.digest,
-        "environments": [{**json.loads(text), "num_trainings": count} for text, count in environments.items()],
+        "environments": [{**one.model_dump(), "num_trainings": count} for one, count in _environments(records).items()],
         "seconds": {
             "training": _spent(records),
             "measuring": sum(record.measuring_s for record in records),

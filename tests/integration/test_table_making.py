@@ -16,6 +16,7 @@ from PIL import Image
 
 from benchmarks.stopping_rules import compare, criteria, curves_of, recorded_signals, row_of
 from benchmarks.tables.averages import Evaluator, Measurement, state_of
+from benchmarks.tables.continuing import take_trainings
 from benchmarks.tables.making import TableMaker
 from benchmarks.tables.plan import CIFAR_10, TablePlan, cells_of, choose_topologies
 from benchmarks.tables.records import Results
@@ -202,6 +203,24 @@ def test_a_partial_table_says_so_and_how_long_the_rest_takes(
     missing = [macs[cell.topology] for cell in cells_of(PLAN)[2:]]
     assert estimate_s(PLAN, part) == pytest.approx(per_mac * sum(missing), rel=1e-4)
     assert estimate_s(PLAN, tables.load(finished[1])) == 0.0
+
+
+def test_a_table_is_continued_without_its_work_folder(
+    finished: tuple[TableMaker, Path], images: Path, tmp_path: Path
+) -> None:
+    written, num_cells = tables.load(finished[1]), len(cells_of(PLAN))
+    made = maker(images, tmp_path / "work", should_stop=lambda: True)
+    assert take_trainings(written, made.results, data_digest="another") == 0
+    assert take_trainings(written, made.results, data_digest=made.data.digest) == num_cells
+    assert take_trainings(written, made.results, data_digest=made.data.digest) == 0
+    with pytest.raises(ValueError, match="those of 2 are missing"):
+        write_table(made, tmp_path / "again.parquet", notes={})
+    made = maker(images, tmp_path / "work")
+    made.make()
+    card = write_table(made, tmp_path / "again.parquet", notes={})
+    again = tables.load(tmp_path / "again.parquet").epochs
+    assert card["environments"] == written.card["environments"]
+    assert again.equals(written.epochs)
 
 
 def test_several_state_dicts_at_once_are_measured_as_one_by_one(
