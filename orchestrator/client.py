@@ -175,6 +175,8 @@ class Client:
         shared: bool = False,
         retry_failed: bool = False,
         key: str | None = None,
+        webhook: str | None = None,
+        webhook_secret: str | None = None,
     ) -> dict[str, Any]:
         """Submit a study file. An existing study of that name is resumed, or grows to the file.
 
@@ -185,11 +187,17 @@ class Client:
             retry_failed: Whether failed trials of an existing study run once more.
             key: Idempotency key; a request that is sent again with it returns the first submission. By default one is
                 made, so that the call can be retried after a lost connection without submitting twice.
+            webhook: Address that gets a signed request when the study ends.
+            webhook_secret: Secret with which it is signed.
 
         Returns:
             The submission: `uid`, `study`, `state`, `reason` and more.
         """
-        headers = {"Idempotency-Key": key or uuid.uuid4().hex}
+        given = {"Webhook-URL": webhook, "Webhook-Secret": webhook_secret if webhook else None}
+        headers = {
+            "Idempotency-Key": key or uuid.uuid4().hex,
+            **{name: value for name, value in given.items() if value is not None},
+        }
         params = {"priority": priority, "shared": shared, "retry_failed": retry_failed}
         try:
             return self._send_file("/v1/studies", file, params=params, headers=headers)

@@ -72,6 +72,15 @@ class Settings(BaseSettings):
     token: SecretStr | None = Field(
         default=None, description="VITSEARCH_TOKEN: the token that these commands send to the service"
     )
+    webhook_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="VITSEARCH_WEBHOOK_HOSTS: hosts, separated by commas, that webhooks may be sent to, such as "
+        "hooks.example or 10.0.0.5:8080; without a port, 80 and 443. Without access tokens, this machine is allowed",
+    )
+    webhook_secret: SecretStr | None = Field(
+        default=None,
+        description="VITSEARCH_WEBHOOK_SECRET: the secret with which the requests of `submit --webhook` are signed",
+    )
     tracking: bool = Field(default=True, description="VITSEARCH_TRACKING: `off` sends nothing to MLflow")
 
     max_studies: int | None = Field(
@@ -99,6 +108,8 @@ class Settings(BaseSettings):
             "data_roots": os.pathsep.join(map(str, self.data_roots)),
             "server": None,  # a driver talks to the database only
             "token": None,
+            "webhook_hosts": ",".join(self.webhook_hosts),
+            "webhook_secret": None,  # stored with the submission
         }
         values = {name: texts.get(name, getattr(self, name)) for name in Settings.model_fields}
         return {f"VITSEARCH_{name.upper()}": str(value) for name, value in values.items() if value not in (None, "")}
@@ -124,6 +135,18 @@ class Settings(BaseSettings):
     @classmethod
     def _separated(cls, given: Any) -> Any:
         return [part for part in given.split(os.pathsep) if part] if isinstance(given, str) else given
+
+    @field_validator("webhook_hosts", mode="before")
+    @classmethod
+    def _listed(cls, given: Any) -> Any:
+        return [part.strip().lower() for part in given.split(",") if part.strip()] if isinstance(given, str) else given
+
+    @field_validator("webhook_hosts")
+    @classmethod
+    def _hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        if any("/" in host or "*" in host or "@" in host for host in hosts):
+            raise ValueError("must be hosts such as hooks.example or 10.0.0.5:8080, without https:// and without *")
+        return hosts
 
     @field_validator("data_roots")
     @classmethod

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from orchestrator.spec.stage_registry import STAGES
 from orchestrator.stages.kind import stage_kind
 from orchestrator.store.records import RunState, TrialState
-from orchestrator.store.service_records import Outcome, SubmissionState
+from orchestrator.store.service_records import Outcome, SubmissionState, WebhookState
 from trainers.config import EpochReport
 
 
@@ -180,6 +180,16 @@ class Health(_Body):
     version: str
 
 
+class WebhookView(_Body):
+    """Where the end of a study is announced, and whether the request arrived."""
+
+    address: str = Field(description="without what may be secret", examples=["https://hooks.example/vitsearch"])
+    state: WebhookState | None = Field(description="null until the study has ended")
+    num_tries: int
+    error: str | None = Field(description="why the newest try failed")
+    ended_at: float | None = Field(description="when it arrived or was given up")
+
+
 class SubmissionView(_Body):
     """A study file in the queue, and what became of it."""
 
@@ -197,6 +207,7 @@ class SubmissionView(_Body):
     created_at: float = Field(description="seconds since 1970, UTC")
     started_at: float | None
     ended_at: float | None
+    webhook: WebhookView | None
 
 
 class DeletedStudy(_Body):

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 import uvicorn
 
 from orchestrator.api.app import make_service
-from orchestrator.service.access_tokens import list_tokens
+from orchestrator.service.access_tokens import has_tokens
 from orchestrator.service.devices import detect_pool
 from orchestrator.service.supervisor import Supervisor
+from orchestrator.service.webhooks import WebhookSender
 from orchestrator.settings import Settings, SettingsError
 from orchestrator.store.repository import Store
 
@@ -99,11 +100,6 @@ def open_port(host: str, port: int) -> socket.socket:
     return listener
 
 
-def has_tokens(store: Store) -> bool:
-    """Whether access tokens were ever created. When the last one expires, the service does not open itself to all."""
-    return bool(list_tokens(store))
-
-
 def check_service(settings: Settings, host: str, *, needs_token: bool) -> None:
     """Check whether a service may run.
 
@@ -132,19 +128,24 @@ def is_loopback(host: str) -> bool:
 
 @contextmanager
 def _supervised(store: Store, settings: Settings, *, is_needed: bool) -> Iterator[None]:
-    """Run submitted studies meanwhile."""
+    """Run submitted studies meanwhile, and announce their ends."""
     if not is_needed:
         yield
         return
     supervisor = Supervisor(store, settings, detect_pool(settings))
     stop = threading.Event()
-    thread = threading.Thread(target=keep_running, args=(supervisor, stop), name="supervisor", daemon=True)
-    thread.start()
+    threads = [
+        threading.Thread(target=keep_running, args=(supervisor, stop), name="supervisor", daemon=True),
+        threading.Thread(target=WebhookSender(store, settings).run, args=(stop,), name="webhooks", daemon=True),
+    ]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
         stop.set()
-        thread.join(_STOP_S)
+        for thread in threads:
+            thread.join(_STOP_S)
 
 
 def keep_running(supervisor: Supervisor, stop: threading.Event, *, pause_s: float = _PAUSE_S) -> None:

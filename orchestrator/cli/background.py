@@ -158,10 +158,13 @@ def work_off_queue(settings: Settings, *, should_stop: Callable[[], bool] = lamb
     """Run submitted studies until none waits or runs. Only one process per home does so."""
     from orchestrator.service.devices import detect_pool
     from orchestrator.service.supervisor import Supervisor, queue_lock
+    from orchestrator.service.webhooks import WebhookSender
 
     lock = queue_lock(settings)
     store = Store.open(settings.database_url, artifact_root=settings.artifact_root, wait_s=settings.database_wait_s)
-    supervisor = None
+    supervisor, over = None, threading.Event()
+    sender = threading.Thread(target=WebhookSender(store, settings).run, args=(over,), name="webhooks", daemon=True)
+    sender.start()
     try:
         # Without the second look at the queue, a study submitted while the lock is still held would wait for ever.
         while not supervisor or not (should_stop() or supervisor.is_idle()):
@@ -171,6 +174,8 @@ def work_off_queue(settings: Settings, *, should_stop: Callable[[], bool] = lamb
     except Timeout:
         pass  # the other process sees the study
     finally:
+        over.set()
+        sender.join()
         store.close()
 
 

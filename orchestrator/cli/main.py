@@ -151,6 +151,14 @@ def _submit(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Run failed trials of an existing study once more.")
     ] = False,
+    webhook: Annotated[
+        str | None,
+        typer.Option(
+            "--webhook",
+            metavar="URL",
+            help="Address that gets a request when the study ends, signed with VITSEARCH_WEBHOOK_SECRET.",
+        ),
+    ] = None,
     server: ServerOption = None,
     output: FormatOption = Format.text,
 ) -> None:
@@ -165,6 +173,7 @@ def _submit(
         priority=priority,
         idempotency_key=key,
         retry_failed=retry_failed,
+        webhook=webhook,
         as_json=output is Format.json,
     )
 

@@ -27,6 +27,8 @@ def submit_there(
     priority: int,
     key: str | None,
     retry_failed: bool,
+    webhook: str | None,
+    webhook_secret: str | None,
     as_json: bool,
 ) -> None:
     """Submit a study file to a service."""
@@ -38,7 +40,10 @@ def submit_there(
         )
     if not file.is_file():
         fail(f"{file}: must be a YAML file, but does not exist. Check the path.", status=BAD_INPUT)
-    tell_submission(client, client.submit(file, priority=priority, key=key, retry_failed=retry_failed), as_json=as_json)
+    submitted = client.submit(
+        file, priority=priority, key=key, retry_failed=retry_failed, webhook=webhook, webhook_secret=webhook_secret
+    )
+    tell_submission(client, submitted, as_json=as_json)
 
 
 def cancel_there(client: "Client", name: str, *, as_json: bool) -> None:

@@ -24,10 +24,13 @@ def submit_command(
     priority: int,
     idempotency_key: str | None,
     retry_failed: bool,
+    webhook: str | None = None,
     as_json: bool,
 ) -> None:
     """Submit a study, and start the process that runs it if there is none."""
     client = client_of(server)
+    settings = load_settings()
+    secret = None if settings.webhook_secret is None else settings.webhook_secret.get_secret_value()
     if client:
         submit_there(
             client,
@@ -36,15 +39,17 @@ def submit_command(
             priority=priority,
             key=idempotency_key,
             retry_failed=retry_failed,
+            webhook=webhook,
+            webhook_secret=secret,
             as_json=as_json,
         )
         return
     from orchestrator.service.submitting import submit_study, why_waiting
     from orchestrator.service.supervisor import start_queue
+    from orchestrator.service.webhooks import webhook_target
 
     spec = load_spec(file, overrides=overrides)
     text = file.read_text(encoding="utf-8")
-    settings = load_settings()
     with exit_on_error(file), opened_store(settings) as store:
         submission = submit_study(
             store,
@@ -53,6 +58,7 @@ def submit_command(
             priority=priority,
             idempotency_key=idempotency_key,
             retry_failed=retry_failed,
+            webhook=webhook_target(webhook, secret, settings, store),
         )
         start_queue(settings)
         _show(submission, why_waiting(store, submission), as_json=as_json)

@@ -60,6 +60,11 @@ def list_tokens(store: Store) -> list[TokenRecord]:
     return store.tokens().all()
 
 
+def has_tokens(store: Store) -> bool:
+    """Whether access tokens were ever created. When the last one expires, a service does not open itself to all."""
+    return bool(list_tokens(store))
+
+
 def revoke_token(store: Store, uid: str) -> None:
     """Revoke a token at once.
 

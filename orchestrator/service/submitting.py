@@ -13,7 +13,7 @@ from orchestrator.service.references import with_own_references
 from orchestrator.settings import Settings
 from orchestrator.spec.study_file import StudySpec
 from orchestrator.store.repository import Store
-from orchestrator.store.service_records import NewSubmission, SubmissionRecord
+from orchestrator.store.service_records import NewSubmission, SubmissionRecord, WebhookTarget
 from orchestrator.store.study_files import log_of_submission
 from orchestrator.store.study_names import full_name, home_owner
 from orchestrator.study.growth import plan_study_growth
@@ -44,6 +44,7 @@ def submit_study(
     idempotency_key: str | None = None,
     retry_failed: bool = False,
     shared: bool = False,
+    webhook: WebhookTarget | None = None,
 ) -> SubmissionRecord:
     """Add a checked study file to the queue. If the study exists, it is resumed, or grows to the file.
 
@@ -56,6 +57,7 @@ def submit_study(
         idempotency_key: A request repeated with its key returns the submission that it made.
         retry_failed: Whether failed trials of an existing study run once more.
         shared: Whether other owners may see the study. One that they see already stays shared.
+        webhook: Where the end of the study is announced; by default where it was for the newest submission.
 
     Raises:
         SubmissionError: The priority or the key is invalid.
@@ -85,11 +87,12 @@ def submit_study(
         spec=content,
         spec_text=spec_text,
         wants=wanted_devices(named),
-        request_digest=_digest(content, spec_text, priority, retry_failed, shared),
+        request_digest=_digest(content, spec_text, priority, retry_failed, shared, *([webhook.url] if webhook else [])),
         priority=priority,
         idempotency_key=idempotency_key,
         retry_failed=retry_failed,
         shared=shared,
+        webhook=webhook,
     )
     study = store.find_study(named.study)
     is_repeated = key is not None and store.queue().has_key(owner, key)

@@ -21,6 +21,7 @@ from orchestrator.store.service_records import SubmissionRecord
 
 PROCESS_MODULE = "orchestrator.cli.background"
 POLL_S = 1.0
+_SOON_S = 60.0
 
 _logger = logging.getLogger(__name__)
 
@@ -65,8 +66,10 @@ class Supervisor:
                 return
 
     def is_idle(self) -> bool:
-        """Whether nothing waits or runs, in any replica."""
-        return self._queue.count("waiting") == 0 and self._queue.count("running") == 0
+        """Whether nothing waits or runs, in any replica, and no webhook is due soon."""
+        if self._queue.count("waiting") or self._queue.count("running"):
+            return False
+        return self._store.webhooks().num_due(within_s=_SOON_S) == 0
 
     def _start(self, claimed: SubmissionRecord) -> bool:
         """Start the driver of a study, or let it wait again; returns whether it was started."""

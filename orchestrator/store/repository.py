@@ -58,6 +58,7 @@ from orchestrator.store.trial_rows import (
     write_end,
     write_report,
 )
+from orchestrator.store.webhook_rows import WebhookTable
 from search_spaces.dimensions import Point
 from trainers.config import CheckpointRecord, EpochReport
 
@@ -505,6 +506,10 @@ class Store:
     def queue(self) -> SubmissionQueue:
         """The submitted studies."""
         return SubmissionQueue(self._engine)
+
+    def webhooks(self) -> WebhookTable:
+        """The requests that announce how studies ended."""
+        return WebhookTable(self._engine)
 
     def tokens(self) -> TokenTable:
         """The access tokens."""

@@ -9,6 +9,7 @@ ACTIVE: frozenset[str] = frozenset({"waiting", "running"})
 """States in which a submission is not over."""
 Role = Literal["viewer", "submitter", "admin"]
 Outcome = Literal["done", "refused"]
+WebhookState = Literal["waiting", "delivered", "failed"]
 
 
 class _Row(BaseModel):
@@ -21,6 +22,13 @@ class WantedDevices(_Row):
     gpus_per_trial: float | None = None
     num_trials: int | None = None
     """Maximum number of concurrent trials."""
+
+
+class WebhookTarget(_Row):
+    """Where the end of a study is announced, and with what the message is signed."""
+
+    url: str
+    secret: str
 
 
 class SubmissionRecord(_Row):
@@ -88,6 +96,26 @@ class NewSubmission(NamedTuple):
     idempotency_key: str | None = None
     retry_failed: bool = False
     shared: bool = False
+    webhook: WebhookTarget | None = None
+
+
+class WebhookRecord(_Row):
+    """A request about the end of a study, and whether it arrived."""
+
+    uid: str
+    """Identifies the message, which may be sent more than once."""
+    submission: str
+    owner: str
+    target: WebhookTarget | None
+    """`None` when nothing more will be sent."""
+    content: dict[str, Any]
+    """The submission when it ended."""
+    state: WebhookState
+    num_tries: int
+    error: str | None
+    """Why the newest try failed."""
+    created_at: float
+    ended_at: float | None
 
 
 class Placement(NamedTuple):

@@ -15,8 +15,9 @@ from sqlalchemy.exc import IntegrityError
 from orchestrator.store.database_time import read_time
 from orchestrator.store.owner_rows import charge, owners_in_turn
 from orchestrator.store.retrying import is_repeated, retry_on_outage
-from orchestrator.store.service_records import ACTIVE, NewSubmission, Placement, SubmissionRecord
+from orchestrator.store.service_records import ACTIVE, NewSubmission, Placement, SubmissionRecord, WebhookTarget
 from orchestrator.store.tables import attempts, executions, reports, studies, submissions
+from orchestrator.store.webhook_rows import announce_end
 
 LEASE_S = 60.0
 """Time after its last heartbeat at which a driver is taken for dead."""
@@ -28,7 +29,7 @@ Place = Callable[[SubmissionRecord, Sequence[SubmissionRecord]], Placement | str
 _QUEUE_LOCK = 0x76697471  # "vitq" in ASCII
 _MAX_EXAMINED = 50
 """Waiting submissions of one owner that a claim looks at. Those that can never run do not hold up other owners."""
-_COLUMNS = [column for column in submissions.c if column.name not in ("spec", "spec_text")]
+_COLUMNS = [column for column in submissions.c if column.name not in ("spec", "spec_text", "webhook")]
 
 
 class LeaseLostError(RuntimeError):
@@ -69,7 +70,7 @@ class SubmissionQueue:
     def add(self, new: NewSubmission) -> SubmissionRecord:
         """Add a submission that waits. A request repeated with its idempotency key returns the submission it made.
 
-        A study that others may see stays visible to them.
+        A study that others may see stays visible to them, and keeps its webhook if it gets no other one.
 
         Raises:
             IdempotencyError: The owner used the key for another request.
@@ -99,6 +100,7 @@ class SubmissionQueue:
             before = _one(connection, submissions.c.name == new.name)
             values = new._asdict() | {
                 "wants": new.wants.model_dump(),
+                "webhook": _webhook(connection, before) if new.webhook is None else new.webhook.model_dump(),
                 "shared": new.shared or (before is not None and before.shared),
                 "state": "waiting",
                 "cancel_requested": False,
@@ -190,6 +192,12 @@ class SubmissionQueue:
             raise KeyError(uid)
         return dict(row.spec), row.spec_text
 
+    def webhook_of(self, uid: str) -> WebhookTarget | None:
+        """Where the end of a submission is announced."""
+        with self._engine.connect() as connection:
+            found = _webhook(connection, _one(connection, submissions.c.uid == uid))
+        return None if found is None else WebhookTarget.model_validate(found)
+
     def position(self, submission: SubmissionRecord) -> int:
         """Number of waiting submissions of the same owner that come first."""
         mine = submissions.c
@@ -214,7 +222,9 @@ class SubmissionQueue:
         with self._locked() as connection:
             found = _known(connection, uid)
             if found.state == "waiting":
-                _set(connection, found, state="cancelled", reason=None, ended_at=read_time(connection), devices=None)
+                now = read_time(connection)
+                _set(connection, found, state="cancelled", reason=None, ended_at=now, devices=None)
+                announce_end(connection, _known(connection, uid), now)
             elif found.state == "running":
                 _set(connection, found, cancel_requested=True)
             return _known(connection, uid)
@@ -463,6 +473,8 @@ def _end(connection: Connection, found: SubmissionRecord, now: float, state: str
         device_time_s=found.device_time_s + spent_s,
         **over,
     )
+    if over:
+        announce_end(connection, _known(connection, found.uid), now)
 
 
 def _charge(connection: Connection, found: SubmissionRecord, now: float) -> float:
@@ -518,6 +530,16 @@ def _one(connection: Connection, *conditions: Any, for_update: bool = False) -> 
     found = select(*_COLUMNS).where(*conditions).order_by(submissions.c.id.desc()).limit(1)
     row = connection.execute(found.with_for_update() if for_update else found).mappings().one_or_none()
     return None if row is None else _record(row)
+
+
+def _webhook(connection: Connection, submission: SubmissionRecord | None) -> dict[str, Any] | None:
+    """The webhook of a submission as it is stored. Records lack it, since it contains a secret."""
+    if submission is None:
+        return None
+    found: dict[str, Any] | None = connection.execute(
+        select(submissions.c.webhook).where(submissions.c.id == submission.id)
+    ).scalar()
+    return found
 
 
 def _set(connection: Connection, found: SubmissionRecord, **values: Any) -> None:

@@ -228,11 +228,32 @@ submissions = Table(
     Column("created_at", Float, nullable=False),
     Column("started_at", Float),
     Column("ended_at", Float),
+    Column("webhook", JSON(none_as_null=True)),
     UniqueConstraint("owner", "idempotency_key"),
     CheckConstraint(f"state IN {_RUN_STATES[:-1]}, 'cancelled')", name="state"),
     Index("ix_submissions_waiting", "state", "owner", "priority", "id"),
     Index("ix_submissions_name", "name"),
     Index("uq_submissions_active", "name", unique=True, sqlite_where=_ACTIVE, postgresql_where=_ACTIVE),
+)
+
+# Requests about submissions that have ended. They outlive the submissions, so that deleting a study loses none.
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("uid", String(32), nullable=False, unique=True),
+    Column("submission", String(32), nullable=False, index=True),
+    Column("owner", String(128), nullable=False),
+    Column("target", JSON(none_as_null=True)),
+    Column("content", JSON, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("due_at", Float, nullable=False),
+    Column("num_tries", Integer, nullable=False),
+    Column("error", Words),
+    Column("created_at", Float, nullable=False),
+    Column("ended_at", Float),
+    CheckConstraint("state IN ('waiting', 'delivered', 'failed')", name="state"),
+    Index("ix_webhooks_due", "state", "due_at"),
 )
 
 owners = Table(

@@ -12,9 +12,9 @@ import pytest
 from orchestrator.api import sessions
 from orchestrator.api.auth import COOKIE
 from orchestrator.api.routes import submitting
-from orchestrator.api.server import check_service, has_tokens, keep_running, open_port
+from orchestrator.api.server import check_service, keep_running, open_port
 from orchestrator.client import Client, RequestRefusedError
-from orchestrator.service.access_tokens import create_token, revoke_token
+from orchestrator.service.access_tokens import create_token, has_tokens, revoke_token
 from orchestrator.service.submitting import log_file
 from orchestrator.settings import Settings, SettingsError, load_settings
 from orchestrator.store.repository import Store

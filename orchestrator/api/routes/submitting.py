@@ -13,7 +13,8 @@ from orchestrator.api.errors import RequestError
 from orchestrator.api.home import VisibleStudies
 from orchestrator.api.routes.checking import STUDY_BODY, FileQuery, FolderQuery, read_study
 from orchestrator.api.routes.studies import studies_for
-from orchestrator.api.schemas import DeletedStudy, SubmissionView
+from orchestrator.api.schemas import DeletedStudy, SubmissionView, WebhookView
+from orchestrator.safe_text import masked_address
 from orchestrator.service.submitting import (
     UnknownSubmissionError,
     cancel_study,
@@ -22,6 +23,7 @@ from orchestrator.service.submitting import (
     submit_study,
     why_waiting,
 )
+from orchestrator.service.webhooks import MAX_ADDRESS, MAX_SECRET, webhook_target
 from orchestrator.spec.study_file import StudySpec
 from orchestrator.store.repository import Store
 from orchestrator.store.service_records import SubmissionRecord
@@ -43,6 +45,17 @@ PriorityQuery = Annotated[
 ]
 SharedQuery = Annotated[bool, Query(description="whether other owners may see the study")]
 RetryQuery = Annotated[bool, Query(description="whether failed trials of an existing study run once more")]
+WebhookHeader = Annotated[
+    str | None,
+    Header(
+        alias="Webhook-URL",
+        description="address that gets a signed request when the study ends; the administrator allows its host",
+        max_length=MAX_ADDRESS,
+    ),
+]
+SecretHeader = Annotated[
+    str | None, Header(alias="Webhook-Secret", description="secret with which it is signed", max_length=MAX_SECRET)
+]
 
 
 @router.post("", status_code=201, summary="Submit a study", openapi_extra=STUDY_BODY)
@@ -59,13 +72,17 @@ async def submit_new_study(
         str | None,
         Header(description="a request repeated with its key returns the submission that it made", max_length=128),
     ] = None,
+    webhook_url: WebhookHeader = None,
+    webhook_secret: SecretHeader = None,
 ) -> SubmissionView:
     """Add a study file to the queue. If a study of that name exists, it is resumed, or grows to the file."""
     _need_submitter(request, caller, "submit", file)
     spec, text = await read_study(request, file, folder)
 
     def submit() -> SubmissionView:
-        store = request.app.state.home.open()
+        home = request.app.state.home
+        store = home.open()
+        webhook = webhook_target(webhook_url, webhook_secret, home.settings, store)
         with _writing:
             _limit_active(store, caller.owner)
             record = submit_study(
@@ -77,6 +94,7 @@ async def submit_new_study(
                 idempotency_key=idempotency_key,
                 retry_failed=retry_failed,
                 shared=shared,
+                webhook=webhook,
             )
             _audit(store, caller, "submit", record.name, submission=record.uid)
         return _view(store, record)
@@ -227,6 +245,23 @@ def _view(store: Store, record: SubmissionRecord) -> SubmissionView:
         created_at=record.created_at,
         started_at=record.started_at,
         ended_at=record.ended_at,
+        webhook=_webhook_view(store, record),
+    )
+
+
+def _webhook_view(store: Store, record: SubmissionRecord) -> WebhookView | None:
+    target = store.queue().webhook_of(record.uid)
+    if target is None:
+        return None
+    sent = next(iter(store.webhooks().of_submission(record.uid)), None)
+    if sent is None or record.is_active:  # of an earlier end, before it was resumed
+        return WebhookView(address=masked_address(target.url), state=None, num_tries=0, error=None, ended_at=None)
+    return WebhookView(
+        address=masked_address(target.url),
+        state=sent.state,
+        num_tries=sent.num_tries,
+        error=sent.error,
+        ended_at=sent.ended_at,
     )
 
 
