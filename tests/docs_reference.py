@@ -28,7 +28,7 @@ from orchestrator.spec.study_file import StudySpec
 from orchestrator.spec.truth_source import TruthSource
 from orchestrator.spec.warm_start import WarmStart
 from orchestrator.stages.screen import Limits
-from orchestrator.stages.train import Candidates
+from orchestrator.stages.train_spec import Candidates
 from plugins import registry
 from plugins.protocols import SIGNAL_COSTS, ExampleOrder, ExampleWeights, Mixing, Signal, StepMethod
 from search_spaces.ema_rates import EmaRates, OneOrSeveral

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.stages.promote import PromoteResult
     from orchestrator.stages.screen import ScreenResult
     from orchestrator.stages.stopping import StoppingResult
-    from orchestrator.stages.train import TrainResult
+    from orchestrator.stages.train_result import TrainResult
     from orchestrator.stages.verdict_results import CorrelateResult
     from orchestrator.store.errors import DatabaseUnavailableError
     from orchestrator.study.access import NoChampionError, UnknownStudyError
@@ -241,7 +241,7 @@ _HOMES = {
     "orchestrator.stages.promote": "PromoteResult",
     "orchestrator.stages.screen": "ScreenResult",
     "orchestrator.stages.stopping": "StoppingResult",
-    "orchestrator.stages.train": "TrainResult",
+    "orchestrator.stages.train_result": "TrainResult",
     "orchestrator.stages.verdict_results": "CorrelateResult",
     "orchestrator.store.errors": "DatabaseUnavailableError",
     "orchestrator.study.access": "NoChampionError UnknownStudyError",

@@ -52,7 +52,7 @@ def webhook_target(url: str | None, secret: str | None, settings: Settings, stor
     """
     if url is None:
         return None
-    check_address(url, settings, only_listed=has_tokens(store))
+    check_receiver(url, settings, only_listed=has_tokens(store))
     if secret is None:
         raise WebhookError(
             "webhook: its requests must be signed, but there is no secret. Set VITSEARCH_WEBHOOK_SECRET, or send the "
@@ -67,7 +67,7 @@ def webhook_target(url: str | None, secret: str | None, settings: Settings, stor
     return WebhookTarget(url=url, secret=secret)
 
 
-def check_address(url: str, settings: Settings, *, only_listed: bool) -> None:
+def check_receiver(url: str, settings: Settings, *, only_listed: bool) -> None:
     """Check that requests may be sent to an address.
 
     Args:
@@ -162,7 +162,7 @@ class WebhookSender:
         """Send a claimed request, and note whether it arrived."""
         assert record.target is not None, "a request that waits has one"
         try:
-            check_address(record.target.url, self._settings, only_listed=has_tokens(self._store))
+            check_receiver(record.target.url, self._settings, only_listed=has_tokens(self._store))
             status = _post(record, record.target, self._body(record))
             why = f"was answered with status {status}"
         except WebhookError as error:  # the administrator has forbidden the host meanwhile

@@ -25,7 +25,9 @@ from orchestrator.stages.context import StageContext, StageFailedError
 from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
 from orchestrator.stages.plugin_search import PluginSearchModel
 from orchestrator.stages.retention import num_kept
-from orchestrator.stages.train import TRAIN, TrainStage, configuration_of, ranking, sort_trials
+from orchestrator.stages.train import TRAIN, configuration_of
+from orchestrator.stages.train_result import ranking, sort_trials
+from orchestrator.stages.train_spec import TrainStage
 from orchestrator.store.records import TrialRecord
 from plugins import registry
 from plugins.metrics.deciding import ACCURACY, DecidingMetric

@@ -7,7 +7,8 @@ from orchestrator.stages.context import StageContext
 from orchestrator.stages.kind import FinishedStage
 from orchestrator.stages.retention import checkpoint_folders
 from orchestrator.stages.stopping import STOPPING, whole_curves
-from orchestrator.stages.train import TrainResult, TrainStage, ranking, sort_trials
+from orchestrator.stages.train_result import TrainResult, ranking, sort_trials
+from orchestrator.stages.train_spec import TrainStage
 from orchestrator.store.records import TrialRecord
 from plugins.metrics.deciding import DecidingMetric
 from plugins.registry import create

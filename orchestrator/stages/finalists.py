@@ -9,14 +9,9 @@ from orchestrator.engines.interfaces import Objective, Search, Suggestion
 from orchestrator.stages.context import StageContext, StageFailedError
 from orchestrator.stages.kind import FinishedStage, StageResult
 from orchestrator.stages.retention import drop_checkpoints, num_kept_by, trial_folder
-from orchestrator.stages.train import (
-    TrainResult,
-    TrainStage,
-    configuration_of,
-    ranking,
-    sort_trials,
-    training_parameters,
-)
+from orchestrator.stages.train import configuration_of, training_parameters
+from orchestrator.stages.train_result import TrainResult, ranking, sort_trials
+from orchestrator.stages.train_spec import TrainStage
 from orchestrator.store.records import TrialRecord
 from search_spaces.dimensions import Point
 from trainers.config import Configuration, TrainTask

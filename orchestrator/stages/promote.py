@@ -25,7 +25,8 @@ from orchestrator.stages.finalists import (
 from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
 from orchestrator.stages.retention import TRAIN_AGAIN
 from orchestrator.stages.stopping import STOPPING, StoppingResult
-from orchestrator.stages.train import TRAIN, TrainStage, configuration_of
+from orchestrator.stages.train import TRAIN, configuration_of
+from orchestrator.stages.train_spec import TrainStage
 from orchestrator.store.records import StageRecord, TrialRecord
 from plugins.metrics.deciding import ACCURACY, DecidingMetric
 from plugins.protocols import StateDict

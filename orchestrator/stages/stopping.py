@@ -15,7 +15,9 @@ from orchestrator.stages.context import StageContext, StageFailedError
 from orchestrator.stages.kind import FinishedStage, StageKind, StageOutcome, StageResult
 from orchestrator.stages.plugin_search import PluginSearchModel
 from orchestrator.stages.trade_off import pareto_front
-from orchestrator.stages.train import TRAIN, TrainResult, TrainStage
+from orchestrator.stages.train import TRAIN
+from orchestrator.stages.train_result import TrainResult
+from orchestrator.stages.train_spec import TrainStage
 from orchestrator.store.records import TrialRecord
 from plugins import registry
 from plugins.metrics.deciding import ACCURACY, DecidingMetric

@@ -1,56 +1,44 @@
 """Stage `train`: trains candidate topologies under sampled recipes."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
-from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import ConfigDict, Field
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from orchestrator.engines.interfaces import Objective, Search
-from orchestrator.spec.budget import Budget
-from orchestrator.spec.cost import Cost
-from orchestrator.spec.loss_checks import searched_loss_problems
-from orchestrator.spec.method_checks import (
-    image_size_problems,
-    method_fit_problem,
-    method_lists,
-    method_problem,
-)
-from orchestrator.spec.model_names import trial_named, with_absolute_teacher, with_absolute_weights
-from orchestrator.spec.plugin_checks import choice_problems, one_of, sampler_problems
-from orchestrator.spec.problems import Problem
-from orchestrator.spec.recipe_checks import recipe_problems
-from orchestrator.spec.stage_model import Count, SpecModel, StageModel, StageName, latest
-from orchestrator.spec.topology_checks import topology_text_problems
-from orchestrator.spec.warm_start import WarmStart, with_absolute_warm_start
-from orchestrator.stages.certainty import RankingCertainty, describe_certainty, rank_certainty
+from orchestrator.spec.model_names import trial_named
+from orchestrator.stages.certainty import describe_certainty, rank_certainty
 from orchestrator.stages.context import StageContext
-from orchestrator.stages.grow import GROW, GrowStage
+from orchestrator.stages.grow import GROW
 from orchestrator.stages.improvement import with_patience
-from orchestrator.stages.kind import StageKind, StageOutcome, StageResult
-from orchestrator.stages.learned_schedules import learn_schedules, stage_problems, stages_read, with_learned_schedule
+from orchestrator.stages.kind import StageKind, StageOutcome
+from orchestrator.stages.learned_schedules import learn_schedules, with_learned_schedule
 from orchestrator.stages.retention import CUT, drop_checkpoints, num_kept_by, trial_folder
-from orchestrator.stages.screen import SCREEN, ScreenStage
+from orchestrator.stages.screen import SCREEN
 from orchestrator.stages.starting_weights import TEACHER_INDEX, StartingWeights, plan_start, stored_weights
 from orchestrator.stages.teaching import EarlierTrial, StageTeacher, plan_teacher
-from orchestrator.stages.time_left import CostError, cost_error
+from orchestrator.stages.time_left import cost_error
 from orchestrator.stages.topology_ranking import choose_candidates
 from orchestrator.stages.trade_off import choose_trial, latencies, promotion_limit, with_cost
-from orchestrator.stages.train_summary import against_baseline, measure_baseline, summary_line
-from orchestrator.stages.warm_start import WarmPlan, WarmStarted, conditions_of, plan_warm_start, stored_warm_start
+from orchestrator.stages.train_result import (
+    TrainResult,
+    leaderboard_row,
+    ranking,
+    recorded_metrics,
+    result_line,
+    sort_trials,
+    trained_trials,
+    with_trials,
+)
+from orchestrator.stages.train_spec import TrainStage
+from orchestrator.stages.train_summary import measure_baseline, summary_line
+from orchestrator.stages.warm_start import WarmPlan, conditions_of, plan_warm_start, stored_warm_start
 from orchestrator.store.records import TrialRecord
 from plugins import registry
-from plugins.metrics.deciding import ACCURACY, DecidingMetric
-from plugins.metrics.names import RECORDED_METRICS, metric_key
 from plugins.protocols import Signal
-from search_spaces.base import Topology
 from search_spaces.dimensions import Choice, Dimension, Point
 from search_spaces.ema_rates import EmaRates
 from search_spaces.ramps import Ramp
-from search_spaces.recipes import PLUGIN_FIELDS, PluginChoice, Recipe, RecipeSpace, base_point, parse_recipe_space
+from search_spaces.recipes import PLUGIN_FIELDS, PluginChoice, Recipe, RecipeSpace, base_point
 from trainers.config import Configuration, DataConfig, EpochReport, InitialWeights, TrainTask
-from trainers.yaml_source import KeyPath
 
 CHANGEABLE = frozenset(
     ("learning_rate", "weight_decay", "label_smoothing", "drop_path", "augmentation", "curriculum", "gradient_clip")
@@ -58,219 +46,6 @@ CHANGEABLE = frozenset(
 """Recipe fields that population-based training may change during a training."""
 _ALWAYS_SHOWN = CHANGEABLE | {"batch_size", "schedule", "warmup"}
 """Recipe fields that MLflow always shows."""
-
-
-class Candidates(SpecModel):
-    """Selects the screened topologies to train."""
-
-    best: Count = Field(default=3, description="number of topologies with the best ranks")
-    spread: Annotated[int, Field(ge=0, strict=True)] = Field(
-        default=3,
-        description="number of topologies spread evenly over the other ranks, so that a correlation can be measured",
-    )
-
-    @property
-    def total(self) -> int:
-        """Total number of topologies."""
-        return self.best + self.spread
-
-
-class TrainStage(StageModel):
-    """Trains candidate topologies; each trial has a sampled recipe."""
-
-    stage: Literal["train"]
-    name: StageName = Field(default="train", description="name of the stage in reports; unique in the study")
-    candidates: Candidates | None = Field(
-        default=None,
-        description="topologies of the preceding screen to train; a topology grown in between is added",
-    )
-    topologies: tuple[str, ...] = Field(
-        default=(), description="topologies to train instead of `candidates`, each written as space:text"
-    )
-    sampler: PluginChoice = Field(default=PluginChoice(name="tpe"), description="chooses candidate and recipe")
-    repeats: Count = Field(
-        default=1,
-        description="trainings of each candidate with the base recipe, each with another seed; `correlate` compares "
-        "scores with their mean, and measures how much of the differences is chance",
-    )
-    num_trials: Count = Field(
-        description="number of models to train: first each candidate `repeats` times with the base recipe, then "
-        "sampled recipes"
-    )
-    epochs: Count = Field(description="budget of one trial in passes over the training set")
-    budget: Budget | None = Field(
-        default=None, description="what the stage may spend, such as `30m`; it ends early with the trials that it has"
-    )
-    no_improvement: Count | None = Field(
-        default=None, description="end the search if this many trials in a row have not improved it"
-    )
-    keep_checkpoints: Count = Field(
-        default=8,
-        description="number of newest epochs whose weights are kept for averaging; an `averaging` stage with `stop_at` "
-        "keeps as many as it needs",
-    )
-    rank_by: Literal["last", "best"] = Field(
-        default="last",
-        description="epoch whose metric ranks a trial: the `last` one, or the `best` one, whose weights are then "
-        "promoted unless an averaging stage chooses others",
-    )
-    stopping: PluginChoice | None = Field(default=None, description="early-stopping criterion; null trains to the end")
-    recipe: dict[str, Any] = Field(
-        default_factory=dict, description="recipe fields: a value fixes one, a list or {low, high} searches it"
-    )
-    weights: str | None = Field(
-        default=None,
-        min_length=1,
-        description="weights that the trials start from: `STUDY@champion`, a model folder, a .safetensors or a .pth "
-        "file; null starts from random weights",
-    )
-    teacher: str | None = Field(
-        default=None,
-        min_length=1,
-        description="trained model whose predictions losses such as `soft-distillation` learn from: `STUDY@champion`, "
-        "a model folder, or a trial of an earlier stage (`STAGE@best`, `STAGE@trial-7`)",
-    )
-    warm_start: WarmStart | None = Field(
-        default=None, description="where the first points after the base recipe come from; null samples all points"
-    )
-    signals: tuple[Signal, ...] = Field(
-        default=(),
-        description="signals to record every epoch, in addition to those that plug-ins and later stopping stages read",
-    )
-
-    @property
-    def chosen_candidates(self) -> Candidates | None:
-        """The selection of screened topologies; `None` if the file names `topologies`."""
-        return None if self.topologies else self.candidates or Candidates()
-
-    @classmethod
-    def with_absolute_paths(cls, raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        """Resolve the paths of weights, teacher and warm start."""
-        given = dict(raw)
-        if "weights" in given:
-            given["weights"] = with_absolute_weights(given["weights"], folder)
-        if "teacher" in given:
-            given["teacher"] = with_absolute_teacher(given["teacher"], folder)
-        if "warm_start" in given:
-            given["warm_start"] = with_absolute_warm_start(given["warm_start"], folder)
-        return given
-
-    @cached_property
-    def recipe_space(self) -> RecipeSpace:
-        """The recipe's fixed values and dimensions."""
-        return parse_recipe_space(self.recipe)
-
-    @property
-    def signals_read(self) -> frozenset[Signal]:
-        return frozenset({Signal.GRADIENT_NORM}) if stages_read(self.recipe) else frozenset()
-
-    def own_problems(self, at: KeyPath) -> Iterator[Problem]:
-        yield from sampler_problems(self.sampler, self._dimensions(), (*at, "sampler"))
-        if self.stopping is not None:
-            yield from choice_problems("stopping", self.stopping, (*at, "stopping"))
-        wrong = list(recipe_problems(self.recipe, (*at, "recipe")))
-        yield from wrong or searched_loss_problems(self.recipe, self.teacher, at)
-
-    def order_problems(self, before: Sequence[StageModel], at: KeyPath) -> Iterator[Problem]:
-        yield from stage_problems(self.recipe, before, (*at, "recipe", "schedule"))
-        has_grown = latest(before, GrowStage) is not None
-        yield from _candidate_problems(self, latest(before, ScreenStage), has_grown, at)
-        named = None if self.teacher is None else trial_named(self.teacher)
-        earlier = [stage.name for stage in before if isinstance(stage, TrainStage)]
-        if named is not None and named.study is not None:
-            yield Problem(
-                (*at, "teacher"),
-                "must be a trial of an earlier stage of this study (STAGE@best, STAGE@trial-7), a model folder or "
-                f"STUDY@champion, but got {self.teacher!r}. Name one of these.",
-            )
-        elif named is not None and named.stage not in earlier:
-            yield Problem((*at, "teacher"), one_of("the train stages before this one", named.stage, earlier))
-
-    def data_problems(self, before: Sequence[StageModel], data: DataConfig, at: KeyPath) -> Iterator[Problem]:
-        """Yield topologies and image sizes that do not fit the images, and curricula that the models do not support."""
-        if Signal.MEMORIZED_LABELS in self.signals and data.label_noise == 0:
-            yield Problem(
-                (*at, "signals"),
-                f"the signal {Signal.MEMORIZED_LABELS.value} needs wrong labels, but data.label_noise is 0. Set it, or "
-                "remove the signal.",
-            )
-        unfit = [
-            problem
-            for index, text in enumerate(self.topologies)
-            for problem in topology_text_problems(text, data, (*at, "topologies", index))
-        ]
-        yield from unfit
-        if unfit:
-            return
-        yield from _curriculum_problems(self, before, data, at)
-        yield from _image_size_problems(self, before, data, at)
-
-    def _dimensions(self) -> tuple[Dimension, ...] | None:
-        """The recipe dimensions to search; `None` if the recipe is invalid, which is reported separately."""
-        try:
-            return self.recipe_space.dimensions
-        except ValueError:
-            return None
-
-
-class TrainedTrial(StageResult):
-    """A trial that ended with a result."""
-
-    trial: int
-    state: Literal["complete", "stopped"]
-    topology: str
-    val_accuracy: float
-    value: float | None = None
-    """The figure by which it is ranked; `None`, in results of version 0.1.0, means that it is the accuracy."""
-    has_base_recipe: bool
-    """Whether the trial used the base recipe and no scheduler ended it; accuracies of such trials are comparable."""
-
-
-class LeaderboardRow(StageResult):
-    """A trial with its sampled point: one key per dimension, such as `recipe.learning_rate`."""
-
-    model_config = ConfigDict(extra="allow")
-    trial: int
-    state: Literal["complete", "stopped"]
-    val_accuracy: float
-    val_loss: float
-    topology: str
-
-
-class TrainResult(StageResult):
-    """The trained trials."""
-
-    candidates: tuple[str, ...]
-    """Candidate topologies. The first trials train them in this order with the base recipe, `repeats` times."""
-    num_candidates: int
-    metric: DecidingMetric = ACCURACY
-    """The study's metric."""
-    ranked_by: str = ACCURACY.key
-    """The figure by which the trials are ordered: the metric's value after the last epoch, or the best one."""
-    baseline: dict[str, float] = Field(default_factory=dict)
-    """Validation metrics of always predicting the largest class; empty in results of version 0.1.0."""
-    best: LeaderboardRow
-    leaderboard: tuple[LeaderboardRow, ...]
-    """The ten best trials."""
-    trials: tuple[TrainedTrial, ...] = ()
-    """All trials with a result, by number. Version 0.1.0 stored none; `StageContext.earlier` adds them to its rows."""
-    cost: Cost | None = None
-    """The second objective; `None` if the study has one."""
-    front: tuple[LeaderboardRow, ...] = ()
-    """The Pareto front of a study with two objectives, the cheapest trial first. `best` is the one that was chosen."""
-    chosen: str | None = None
-    """Why `best` was chosen from the front."""
-    num_failed: int
-    weights: StartingWeights | None = None
-    """The weights that the trials started from; `None` for random weights."""
-    teacher: StageTeacher | None = None
-    """The model that the trials learned from; `None` for none."""
-    warm_start: WarmStarted | None = None
-    """What the search was warm-started from."""
-    certainty: RankingCertainty | None = None
-    """How likely the best trial is really the best; `None` for a single trial, and in results of version 0.1.0."""
-    time_error: CostError | None = None
-    """How well the time per epoch was predicted; `None` with fewer than 2 trials, and in results of version 0.1.0."""
 
 
 def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
@@ -345,11 +120,11 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
             metric=context.metric,
             ranked_by=objectives[0].metric,
             baseline=baseline,
-            best=_leaderboard_row(best, context.metric),
-            leaderboard=tuple(_leaderboard_row(trial, context.metric) for trial in ordered[:10]),
-            trials=_trained(trials, base, objectives[0].metric),
+            best=leaderboard_row(best, context.metric),
+            leaderboard=tuple(leaderboard_row(trial, context.metric) for trial in ordered[:10]),
+            trials=trained_trials(trials, base, objectives[0].metric),
             cost=cost,
-            front=tuple(_leaderboard_row(trial, context.metric) for trial in chosen.front),
+            front=tuple(leaderboard_row(trial, context.metric) for trial in chosen.front),
             chosen=chosen.reason,
             num_failed=sum(trial.state == "failed" for trial in context.store.trials(context.stage.id)),
             weights=weights,
@@ -362,7 +137,7 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
             context, trials, chosen, ranked_by=objectives[0].metric, baseline=baseline[context.metric.key]
         ),
         metrics={
-            **_recorded(best, context.metric),
+            **recorded_metrics(best, context.metric),
             "val_baseline_accuracy": baseline["val_accuracy"],
             f"val_baseline_{context.metric.key.removeprefix('val_')}": baseline[context.metric.key],
             "num_trials": len(trials),
@@ -381,12 +156,6 @@ def _best_curve(context: StageContext, name: str) -> list[EpochReport]:
     trials = context.store.trials(record.id)
     best = TRAIN.read(record, spec, lambda: trials).best.trial
     return context.store.reports(next(trial for trial in trials if trial.number == best).id)
-
-
-def _recorded(trial: TrialRecord, metric: DecidingMetric) -> dict[str, float]:
-    """The validation metrics of a trial. Those of version 0.1.0 have accuracy and loss alone."""
-    keys = dict.fromkeys([*map(metric_key, RECORDED_METRICS), metric.key])
-    return {key: trial.metrics[key] for key in keys if key in trial.metrics}
 
 
 def _largest(context: StageContext, spec: TrainStage, candidates: list[str]) -> list[Configuration]:
@@ -526,68 +295,6 @@ def train_conditions(
     )
 
 
-def ranking(context: StageContext, spec: TrainStage) -> Objective:
-    """The figure by which trials are ranked."""
-    return ranking_by(context.metric, spec)
-
-
-def ranking_by(metric: DecidingMetric, spec: TrainStage) -> Objective:
-    """The figure by which trials are ranked in a study that decides by a metric."""
-    last = Objective.of(metric)
-    return last._replace(metric=f"{last.metric}_best") if spec.rank_by == "best" else last
-
-
-def sort_trials(trials: Sequence[TrialRecord], objectives: tuple[Objective, ...]) -> list[TrialRecord]:
-    """Trials by the first objective, best first; ties go to the lower validation loss."""
-    from orchestrator.stages.searching import is_better
-
-    ordered: list[TrialRecord] = []
-    for trial in trials:
-        place = next(
-            (index for index, other in enumerate(ordered) if is_better(trial, other, objectives)), len(ordered)
-        )
-        ordered.insert(place, trial)
-    return ordered
-
-
-def _leaderboard_row(trial: TrialRecord, metric: DecidingMetric) -> LeaderboardRow:
-    shown = (f"{metric.key}_best", "best_epoch", "latency_ms", "parameters", "macs", "wall_time_s", "epochs")
-    metrics = {name: trial.metrics[name] for name in shown if name in trial.metrics}
-    return LeaderboardRow.model_validate(
-        {"trial": trial.number, "state": trial.state, **_recorded(trial, metric), **metrics, **trial.point}
-    )
-
-
-def _trained(usable: Sequence[TrialRecord], base: Sequence[Point], ranked_by: str) -> tuple[TrainedTrial, ...]:
-    """Trials with a result, by number; `base` are the points with the base recipe."""
-    return tuple(
-        TrainedTrial.model_validate(
-            {
-                "trial": trial.number,
-                "state": trial.state,
-                "topology": trial.point["topology"],
-                "val_accuracy": trial.metrics["val_accuracy"],
-                "value": trial.metrics[ranked_by],
-                "has_base_recipe": trial.point in base and not {"scheduler", CUT} & trial.details.keys(),
-            }
-        )
-        for trial in sorted(usable, key=lambda trial: trial.number)
-    )
-
-
-def _with_trials(
-    raw: Mapping[str, Any],
-    spec: TrainStage,  # noqa: ARG001 - other stages need it
-    trials: Callable[[], list[TrialRecord]],
-) -> Mapping[str, Any]:
-    """Add the trials to a result stored by version 0.1.0, which did not store them."""
-    if "trials" in raw:
-        return raw
-    usable = [trial for trial in trials() if trial.is_usable]
-    base = [trial.point for trial in usable if trial.number < len(raw["candidates"])]
-    return {**raw, "trials": _trained(usable, base, ACCURACY.key)}
-
-
 def _candidates(
     context: StageContext, spec: TrainStage, begun: Sequence[TrialRecord]
 ) -> tuple[list[str], dict[str, str]]:
@@ -713,70 +420,6 @@ def _plots(context: StageContext, trials: Sequence[TrialRecord]) -> tuple[Any, .
     return (path,)
 
 
-def _candidate_problems(
-    stage: TrainStage, screen: ScreenStage | None, has_grown: bool, at: KeyPath
-) -> Iterator[Problem]:
-    if stage.topologies and stage.candidates is not None:
-        yield Problem((*at, "topologies"), "give `candidates` or `topologies`, but got both. Remove one of them.")
-    if len(set(stage.topologies)) < len(stage.topologies):
-        yield Problem((*at, "topologies"), "topologies must differ, but one is repeated. Remove the duplicate.")
-    candidates = stage.chosen_candidates
-    if candidates is not None and screen is None and not has_grown:
-        yield Problem(
-            at, "a train stage needs a screen or grow stage before it, or `topologies`, but has none of them. Add one."
-        )
-    total = stage.repeats * (len(stage.topologies) if candidates is None else candidates.total + has_grown)
-    where = (*at, "num_trials")
-    if candidates is not None and screen is not None and candidates.total > screen.num_trials:
-        yield Problem(
-            (*at, "candidates"),
-            f"best + spread must be at most the {screen.num_trials} topologies that stage {screen.name!r} scores, "
-            f"but got {candidates.best} + {candidates.spread}. Lower them or raise its `num_trials`.",
-        )
-    often = "once" if stage.repeats == 1 else f"{stage.repeats} times"
-    if stage.num_trials < total:
-        yield Problem(
-            where,
-            f"must be at least {total}, the number of candidate topologies, each trained {often} with the base "
-            f"recipe, but got {stage.num_trials}. Raise it or name fewer candidates.",
-        )
-
-
-def _curriculum_problems(
-    stage: TrainStage, before: Sequence[StageModel], data: DataConfig, at: KeyPath
-) -> Iterator[Problem]:
-    """Yield curricula that the models of the stage do not support."""
-    if "curriculum" not in stage.recipe:
-        return
-    path, spaces = (*at, "recipe", "curriculum"), _trained_spaces(stage, before)
-    for place, methods in method_lists(stage.recipe["curriculum"]):
-        problem = method_problem(methods, spaces) or method_fit_problem(
-            methods, stage.recipe.get("image_size"), data, _some_topologies(stage, before)
-        )
-        if problem:
-            yield Problem((*path, *place), problem)
-
-
-def _image_size_problems(
-    stage: TrainStage, before: Sequence[StageModel], data: DataConfig, at: KeyPath
-) -> Iterator[Problem]:
-    """Yield image sizes that exceed the image size of the data or do not fit the topologies."""
-    raw = stage.recipe.get("image_size")
-    if raw is None:
-        return
-    yield from image_size_problems(raw, data, _some_topologies(stage, before), (*at, "recipe", "image_size"))
-
-
-def _some_topologies(stage: TrainStage, before: Sequence[StageModel]) -> list[Topology]:
-    """The topologies that the stage names, or one of the space that an earlier stage searches."""
-    texts = list(stage.topologies)
-    screen = latest(before, ScreenStage)
-    if not texts and screen is not None:
-        space = screen.search_space
-        texts = [space.decode(base_point(space.dimensions())).id]
-    return [registry.parse_topology(text) for text in texts]
-
-
 def _signals(context: StageContext, spec: TrainStage) -> tuple[Signal, ...]:
     """Signals that the trials record: those of the stage, and those that later stages read."""
     after = context.spec.stages[context.stage.position + 1 :]
@@ -784,30 +427,10 @@ def _signals(context: StageContext, spec: TrainStage) -> tuple[Signal, ...]:
     return tuple(signal for signal in Signal if signal in wanted)
 
 
-def _trained_spaces(stage: TrainStage, before: Sequence[StageModel]) -> list[str]:
-    """Names of the search spaces of the stage's topologies."""
-    texts = list(stage.topologies)
-    if not texts:
-        screen, grown = latest(before, ScreenStage), latest(before, GrowStage)
-        texts = [screen.space.name] if screen is not None else []
-        texts += [grown.topology] if grown is not None and grown.topology is not None else []
-    return list(dict.fromkeys(text.partition(":")[0] for text in texts))
-
-
-def _line(result: TrainResult) -> str:
-    value = float(result.best.model_dump()[result.ranked_by])
-    shown = f"{100 * value:.2f} %" if result.metric.is_fraction else result.metric.text(value)
-    beside = ""
-    if result.metric.key in result.baseline:
-        beside = f"; {against_baseline(value, result.baseline[result.metric.key], result.metric)}"
-    of_front = f", {result.chosen}" if result.chosen else ""
-    return f"validation {result.metric.words} {shown}{of_front}{beside}"
-
-
 TRAIN = StageKind(
     model=TrainStage,
     result=TrainResult,
     run=run_train,
-    line=_line,
-    complete=_with_trials,
+    line=result_line,
+    complete=with_trials,
 )

@@ -17,7 +17,9 @@ from orchestrator.spec.truth_source import TruthSource
 from orchestrator.spec.truth_table import TruthError, file_digest
 from orchestrator.stages.kind import FinishedStage
 from orchestrator.stages.screen import ScreenStage
-from orchestrator.stages.train import TRAIN, TrainedTrial, TrainResult, TrainStage
+from orchestrator.stages.train import TRAIN
+from orchestrator.stages.train_result import TrainedTrial, TrainResult
+from orchestrator.stages.train_spec import TrainStage
 from orchestrator.store.records import StudyRecord, TrialRecord
 from orchestrator.store.repository import Store
 from plugins.metrics.deciding import ACCURACY, DecidingMetric

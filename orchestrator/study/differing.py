@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from orchestrator.settings import Settings
 from orchestrator.spec.study_file import HOW
 from orchestrator.stages.promote import PromoteResult
-from orchestrator.stages.train import TrainResult
+from orchestrator.stages.train_result import TrainResult
 from orchestrator.study.access import database_gone, find_study, open_existing, study_folder
 from orchestrator.study.report import read_study
 from orchestrator.study.reported import ReportedStudy

@@ -12,7 +12,8 @@ from orchestrator.engines.ray.generations import COPY_STEPS
 from orchestrator.spec.growing import BegunStage, Growth, plan_growth
 from orchestrator.spec.study_file import StudySpec
 from orchestrator.stages.retention import CUT, trial_folder_in
-from orchestrator.stages.train import TRAIN, TrainStage
+from orchestrator.stages.train import TRAIN
+from orchestrator.stages.train_spec import TrainStage
 from orchestrator.store.growth_rows import GrowthRows
 from orchestrator.store.past_growths import PastGrowth
 from orchestrator.store.records import StudyRecord, TrialRecord

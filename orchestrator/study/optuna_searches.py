@@ -11,7 +11,8 @@ from orchestrator.stages.averaging import AveragingStage, averaging_objectives
 from orchestrator.stages.screen import ScreenStage, screening_objectives
 from orchestrator.stages.stopping import OBJECTIVES, StoppingStage
 from orchestrator.stages.trade_off import with_cost
-from orchestrator.stages.train import TrainStage, ranking_by
+from orchestrator.stages.train_result import ranking_by
+from orchestrator.stages.train_spec import TrainStage
 from orchestrator.store.records import StageRecord, StudyRecord, TrialRecord
 from orchestrator.store.repository import Store
 from orchestrator.study.access import database_gone, find_study, open_existing

@@ -7,7 +7,8 @@ from orchestrator.evaluation.data_similarity import DataDistance, distance_betwe
 from orchestrator.settings import Settings
 from orchestrator.stages.learned_schedules import with_learned_schedule
 from orchestrator.stages.promote import PromoteResult
-from orchestrator.stages.train import TrainResult, TrainStage, sort_trials
+from orchestrator.stages.train_result import TrainResult, sort_trials
+from orchestrator.stages.train_spec import TrainStage
 from orchestrator.store.records import TrialRecord
 from orchestrator.study.access import open_existing, study_folder
 from orchestrator.study.report import read_study

@@ -9,7 +9,7 @@ from orchestrator.spec.stage_model import StageModel
 from orchestrator.stages.kind import StageResult, stage_kind
 from orchestrator.stages.promote import PromoteResult
 from orchestrator.stages.screen import ScreenResult
-from orchestrator.stages.train import TrainResult
+from orchestrator.stages.train_result import TrainResult
 from orchestrator.store.records import StageRecord, StudyRecord, TrialRecord
 from orchestrator.store.repository import Store
 from orchestrator.study import report_sections as sections

@@ -34,7 +34,8 @@ from orchestrator.stages.screen import ScreenResult
 from orchestrator.stages.search_figures import draw_search, view_search
 from orchestrator.stages.stopping import StoppingResult, StoppingStage
 from orchestrator.stages.trade_off import with_cost
-from orchestrator.stages.train import LeaderboardRow, TrainResult, TrainStage, sort_trials
+from orchestrator.stages.train_result import LeaderboardRow, TrainResult, sort_trials
+from orchestrator.stages.train_spec import TrainStage
 from orchestrator.stages.verdict_results import CorrelateResult
 from orchestrator.store.records import TrialRecord
 from orchestrator.study.reported import ReportedStage, ReportedStudy, minutes_text

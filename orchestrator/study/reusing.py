@@ -15,7 +15,9 @@ from orchestrator.spec.study_file import StudySpec
 from orchestrator.spec.warm_start import WarmStart, WarmStartError
 from orchestrator.stages.retention import CUT
 from orchestrator.stages.starting_weights import TEACHER_INDEX, has_stored_weights, store_weights, stored_weights
-from orchestrator.stages.train import TrainStage, ranking_by, sort_trials, train_conditions
+from orchestrator.stages.train import train_conditions
+from orchestrator.stages.train_result import ranking_by, sort_trials
+from orchestrator.stages.train_spec import TrainStage
 from orchestrator.stages.warm_start import PastTrial, WarmStartRecord, has_stored_warm_start, store_warm_start
 from orchestrator.store.records import StudyRecord, TrialRecord
 from orchestrator.study.access import find_champion, find_study, open_existing, study_folder

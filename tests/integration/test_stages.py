@@ -13,7 +13,7 @@ from orchestrator.spec.study_file import StudySpec, load_spec
 from orchestrator.stages.averaging import AveragingStage
 from orchestrator.stages.screen import ScreenStage
 from orchestrator.stages.stopping import StoppingStage
-from orchestrator.stages.train import TrainStage
+from orchestrator.stages.train_spec import TrainStage
 from orchestrator.store.records import TrialRecord
 from plugins import registry
 from search_spaces.base import ImageTask

@@ -14,7 +14,7 @@ from orchestrator.spec.study_file import StudySpec, differences, load_configurat
 from orchestrator.stages.averaging import AveragingStage
 from orchestrator.stages.screen import ScreenStage
 from orchestrator.stages.stopping import StoppingStage
-from orchestrator.stages.train import TrainStage
+from orchestrator.stages.train_spec import TrainStage
 from search_spaces.recipes import PluginChoice
 from trainers.yaml_source import SpecError
 

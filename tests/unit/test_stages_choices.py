@@ -11,7 +11,8 @@ from orchestrator.stages.grow import GrowStage, GrowthSuggester, choose_step, gr
 from orchestrator.stages.searching import is_better
 from orchestrator.stages.stopping import OBJECTIVES, StoppingStage, best_of_each, choose_criterion
 from orchestrator.stages.trade_off import pareto_front
-from orchestrator.stages.train import best_score_before, sort_trials
+from orchestrator.stages.train import best_score_before
+from orchestrator.stages.train_result import sort_trials
 from orchestrator.store.records import TrialRecord
 from plugins.metrics.deciding import ACCURACY, DecidingMetric
 from plugins.registry import parse_topology

@@ -22,7 +22,7 @@ from orchestrator.service.webhooks import (
     MAX_TRIES,
     WebhookError,
     WebhookSender,
-    check_address,
+    check_receiver,
     pause_after,
     signature,
     webhook_target,
@@ -269,7 +269,7 @@ def test_requests_go_to_allowed_hosts_only(url: str, *, single: bool, team: bool
     settings = load_settings(webhook_hosts="hooks.example, 10.0.0.5:8080")
     for only_listed, is_allowed in ((False, single), (True, team)):
         with nullcontext() if is_allowed else pytest.raises(WebhookError) as refused:
-            check_address(url, settings, only_listed=only_listed)
+            check_receiver(url, settings, only_listed=only_listed)
         assert "password@" not in str(refused)
 
 
