@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, model_validator
 from search_spaces import costs as layer_costs
 from search_spaces.base import Costs, ImageTask, Topology
 from search_spaces.dimensions import Choice, Dimension, Integer, Point, Scalar
+from search_spaces.moves import crossed, mutated, single_changes
 from search_spaces.numbers import NumericModel
 from search_spaces.options import (
     NO_OPTIONS,
@@ -260,28 +261,18 @@ class AsViTSpace(NumericModel):
 
     def mutate(self, topology: Topology, rng: random.Random) -> AsViTTopology:
         """A topology that differs in one dimension, drawn uniformly; width and depths are unchanged."""
-        own, choices = _as_vit(topology), self._choices()
-        values = self._values(own)
-        name = rng.choice([name for name, options in choices.items() if len(options) > 1])
-        values[name] = rng.choice([option for option in choices[name] if option != values[name]])
-        return self._changed(own, values)
+        own = _as_vit(topology)
+        return self._changed(own, mutated(self._values(own), self._choices(), rng))
 
     def crossover(self, first: Topology, second: Topology, rng: random.Random) -> AsViTTopology:
         """Each dimension from either parent; width and depths are those of `first`."""
-        own, other = _as_vit(first), self._values(_as_vit(second))
-        values = {name: rng.choice((value, other[name])) for name, value in self._values(own).items()}
-        return self._changed(own, values)
+        own = _as_vit(first)
+        return self._changed(own, crossed(self._values(own), self._values(_as_vit(second)), rng))
 
     def neighbours(self, topology: Topology) -> tuple[AsViTTopology, ...]:
         """All topologies that differ in exactly one dimension; width and depths are unchanged."""
         own = _as_vit(topology)
-        values = self._values(own)
-        return tuple(
-            self._changed(own, {**values, name: option})
-            for name, options in self._choices().items()
-            for option in options
-            if option != values[name]
-        )
+        return tuple(self._changed(own, values) for values in single_changes(self._values(own), self._choices()))
 
     @classmethod
     def problem(cls, topology: Topology, task: ImageTask) -> str | None:

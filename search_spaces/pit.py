@@ -18,6 +18,7 @@ from pydantic import ConfigDict, Field, field_validator
 from search_spaces import costs as layer_costs
 from search_spaces.base import Costs, ImageTask, Topology
 from search_spaces.dimensions import Choice, Dimension, Integer, Point, Scalar
+from search_spaces.moves import crossed, mutated, single_changes
 from search_spaces.numbers import NumericModel
 from search_spaces.options import (
     NO_OPTIONS,
@@ -248,28 +249,18 @@ class PitSpace(NumericModel):
 
     def mutate(self, topology: Topology, rng: random.Random) -> PitTopology:
         """A topology that differs in one dimension, drawn uniformly."""
-        own, choices = _pit(topology), self._choices()
-        values = self._values(own)
-        name = rng.choice(list(choices))
-        values[name] = rng.choice([option for option in choices[name] if option != values[name]])
-        return self._changed(own, values)
+        own = _pit(topology)
+        return self._changed(own, mutated(self._values(own), self._choices(), rng))
 
     def crossover(self, first: Topology, second: Topology, rng: random.Random) -> PitTopology:
         """Each dimension from either parent; the patch size is that of `first`."""
-        own, other = _pit(first), self._values(_pit(second))
-        values = {name: rng.choice((value, other[name])) for name, value in self._values(own).items()}
-        return self._changed(own, values)
+        own = _pit(first)
+        return self._changed(own, crossed(self._values(own), self._values(_pit(second)), rng))
 
     def neighbours(self, topology: Topology) -> tuple[PitTopology, ...]:
         """All topologies that differ in exactly one dimension."""
         own = _pit(topology)
-        values = self._values(own)
-        return tuple(
-            self._changed(own, {**values, name: option})
-            for name, options in self._choices().items()
-            for option in options
-            if option != values[name]
-        )
+        return tuple(self._changed(own, values) for values in single_changes(self._values(own), self._choices()))
 
     @classmethod
     def problem(cls, topology: Topology, task: ImageTask) -> str | None:

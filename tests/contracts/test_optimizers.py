@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from plugins.optimizers.muon import block_matrices, other_segments
+from plugins.optimizers.block_matrices import block_matrices, other_segments
 from plugins.optimizers.sam import worst_nearby
 from plugins.protocols import (
     NeedsCurvature,
