@@ -18,6 +18,7 @@ KeyPath = tuple[str | int, ...]
 PlainScalar = str | int | float | bool | None
 
 _Loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+_Dumper = yaml.CSafeDumper if yaml.__with_libyaml__ else yaml.SafeDumper
 
 # Scalars follow YAML 1.2. PyYAML implements 1.1, where 1e-3 is text, 010 is 8, 1:30 is 90 and `no` is false.
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
@@ -380,3 +381,9 @@ def expanded_path(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         return Path(text)
+
+
+def yaml_text(value: Any) -> str:
+    """Plain data as YAML, with keys in their order; several times as fast as `yaml.safe_dump`."""
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text

@@ -19,7 +19,7 @@ from trainers.config import Configuration
 
 MIN_FITTED = 10
 """With fewer trainings, costs are proportional to multiply-accumulates."""
-_MOST_FITTED = 200
+MOST_FITTED = 200
 """Number of newest trainings that are fitted."""
 
 
@@ -129,7 +129,7 @@ def prediction_error(
         observed: Trainings, oldest first, with their cost.
         fit: Fits the model.
     """
-    newest = [one for one in observed if one.cost > 0][-_MOST_FITTED:]
+    newest = [one for one in observed if one.cost > 0][-MOST_FITTED:]
     errors = [
         abs(model.predict(one.shape) / one.cost - 1)
         for number, one in enumerate(newest)
@@ -163,7 +163,7 @@ def _fit(
     proportional_to: Callable[[TrainingShape], float],
 ) -> CostModel | None:
     """Least squares of the relative errors with factors of at least 0; few observations give a single factor."""
-    newest = [one for one in observed if one.cost > 0 and proportional_to(one.shape) > 0][-_MOST_FITTED:]
+    newest = [one for one in observed if one.cost > 0 and proportional_to(one.shape) > 0][-MOST_FITTED:]
     if not newest:
         return None
     if len(newest) < MIN_FITTED:

@@ -1,5 +1,6 @@
 """Runs a stage's search and records each change of a trial: rows, MLflow events and the progress display."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -7,8 +8,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from orchestrator.engines.interfaces import Objective, Search, Suggestion
 from orchestrator.engines.ray.generations import newest_generation
@@ -24,6 +23,10 @@ from trainers.config import EpochReport, TaskOutcome, TrainTask
 from trainers.hardware.stragglers import SpeedTable
 from trainers.training.reporting import Reporter
 from trainers.training.watchdog import Watchdog
+from trainers.yaml_source import yaml_text
+
+_SHOW_S = 0.2
+"""Least time between two estimates of the time left."""
 
 
 def run_search(
@@ -114,6 +117,7 @@ class StageLedger:
         self._speeds = SpeedTable()
         self._ended: EndedTrial | None = None  # written when the next trial begins
         self._time: SearchTime | None = None
+        self._shown_at = -math.inf
 
     def expect_end(self, begun: Sequence[TrialRecord], *, further: int) -> None:
         """From now on, tell the display the time left, if it shows it.
@@ -128,9 +132,14 @@ class StageLedger:
             self._show_time_left()
 
     def _show_time_left(self) -> None:
-        left_s = None if self._time is None else self._time.left_s
+        """Tell the display the time left, not more often than people can read it: the estimate has a cost."""
+        now = time.monotonic()
+        if self._time is None or (now - self._shown_at < _SHOW_S and not self._time.is_over):
+            return
+        left_s = self._time.left_s
         if left_s is None or not isinstance(self._context.progress, ShowsTimeLeft):
             return
+        self._shown_at = now
         budget = self._context.control.budget
         limit_s = None if budget is None else budget.left_s
         self._context.progress.time_left(left_s if limit_s is None else min(left_s, limit_s))
@@ -341,7 +350,7 @@ class StageLedger:
         task = self._search.make_task(trial)
         configuration = ""
         if isinstance(task, TrainTask):
-            configuration = yaml.safe_dump(task.configuration.model_dump(mode="json"), sort_keys=False)
+            configuration = yaml_text(task.configuration.model_dump(mode="json"))
         newest: Path | None = max(outcome.checkpoints, key=lambda row: row.epoch).path if outcome.checkpoints else None
         return self._context.run_tree.trial_ended(
             self._context.stage,

@@ -1,9 +1,13 @@
 """Estimates the time left in a search of trainings, from a model of their cost that learns from every epoch."""
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Reversible, Sequence
+from itertools import islice
 from statistics import fmean, median
+from typing import TypeVar
 
 from orchestrator.engines.cost_model import (
+    MOST_FITTED,
     CostModel,
     ObservedCost,
     TrainingShape,
@@ -18,6 +22,7 @@ from search_spaces.base import ImageTask
 from trainers.config import Configuration, EpochReport, TrainTask
 from trainers.hardware.peak_memory import MEMORY_PEAK
 
+Value = TypeVar("Value")
 _MOST_SIZES = 100
 """Number of different trainings whose time is predicted to estimate that of a new trial."""
 
@@ -112,12 +117,15 @@ class SearchTime:
         self._done: dict[int, int] = {}
         """Newest epoch of each running trial."""
         self._ended: set[int] = {trial.number for trial in known if trial.ended_at is not None}
-        self._num_epochs = [trial.metrics["epochs"] for trial in known if trial.is_usable and "epochs" in trial.metrics]
+        epochs = [trial.metrics["epochs"] for trial in known if trial.is_usable and "epochs" in trial.metrics]
+        self._sum_epochs, self._num_usable = sum(epochs), len(epochs)
         self._begun_earlier = {trial.number for trial in known}
-        self._overheads: list[float] = []
+        self._overheads: deque[float] = deque(maxlen=MOST_FITTED)
         self._of_sizes: list[TrainingShape] | None = None
-        self._earlier = [one for trial in on_newest_device(known) if (one := self._observe(trial)) is not None]
-        self._model: CostModel | None = fit_epoch_s(self._earlier)
+        newest = on_newest_device(known)[-MOST_FITTED:]
+        self._earlier = [one for trial in newest if (one := self._observe(trial)) is not None]
+        self._model: CostModel | None = None
+        self._is_fitted = False
 
     def epoch_ended(self, trial: TrialRecord, report: EpochReport) -> None:
         """Learn from an epoch, which a resumed training may have reported before."""
@@ -126,7 +134,7 @@ class SearchTime:
         if shape is None:
             return
         self._seconds.setdefault(trial.number, []).append(report.wall_time_s)
-        self._refit()
+        self._is_fitted = False
 
     def trial_ended(self, trial: TrialRecord) -> None:
         """Learn from a trial."""
@@ -134,37 +142,42 @@ class SearchTime:
         self._done.pop(trial.number, None)
         if not trial.is_usable:
             return
-        self._num_epochs.append(trial.metrics.get("epochs", float(self._search.epochs or 0)))
+        self._sum_epochs += trial.metrics.get("epochs", float(self._search.epochs or 0))
+        self._num_usable += 1
         trained = sum(self._seconds.get(trial.number, ()))
         if trial.ended_at is not None and trained > 0 and trial.number not in self._begun_earlier:
             self._overheads.append((trial.ended_at - trial.started_at) / trained)
         pack_size = int(trial.details.get("pack_size", 1))
         if trial.number in self._shapes:
             self._shapes[trial.number] = self._shapes[trial.number]._replace(pack_size=pack_size)
-        self._refit()
+        self._is_fitted = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all trials have ended."""
+        return len(self._ended) >= self._search.num_trials
 
     @property
     def left_s(self) -> float | None:
         """Estimated seconds until the last trial ends; `None` if nothing is known yet."""
-        epochs = self._search.epochs
-        if self._model is None or not epochs:
+        epochs, model = self._search.epochs, self._fitted()
+        if model is None or not epochs:
             return None
-        expected = fmean(self._num_epochs) if self._num_epochs else float(epochs)
+        expected = self._sum_epochs / self._num_usable if self._num_usable else float(epochs)
         running = sum(
-            max(expected - done, 0.0) * self._model.predict(self._shapes[number])
+            max(expected - done, 0.0) * model.predict(self._shapes[number])
             for number, done in self._done.items()
             if number in self._shapes
         )
         num_new = max(self._search.num_trials - len(self._ended) - len(self._done), 0)
-        new = num_new * expected * self._epoch_s_of_new()
+        new = num_new * expected * self._epoch_s_of_new(model) if num_new else 0.0
         overhead = max(median(self._overheads), 1.0) if self._overheads else 1.0
         return (running + new) * overhead / max(len(self._done), 1)
 
-    def _epoch_s_of_new(self) -> float:
-        """Mean time of an epoch of the trials that have not begun: of each size, else of those known so far."""
-        assert self._model is not None
-        known = [*self._shapes.values(), *(one.shape for one in self._earlier)]
-        return fmean(self._model.predict(shape) for shape in self._sizes(known[0]) or known)
+    def _epoch_s_of_new(self, model: CostModel) -> float:
+        """Mean time of an epoch of the trials that have not begun: of each size, else of the newest ones."""
+        known = [*_newest(self._shapes.values()), *(one.shape for one in self._earlier)]
+        return fmean(model.predict(shape) for shape in self._sizes(known[0]) or known)
 
     def _sizes(self, like: TrainingShape) -> list[TrainingShape]:
         """The shapes of all sizes of the search, with the images and the packs of another shape."""
@@ -187,6 +200,15 @@ class SearchTime:
             self._shapes[trial.number] = shape._replace(epoch_macs=report.training_macs or shape.epoch_macs)
         return self._shapes[trial.number]
 
-    def _refit(self) -> None:
-        here = [ObservedCost(self._shapes[number], median(seconds)) for number, seconds in self._seconds.items()]
-        self._model = fit_epoch_s([*self._earlier, *here])
+    def _fitted(self) -> CostModel | None:
+        """The model of the newest trials. It is fitted when it is asked for, not after every epoch."""
+        if not self._is_fitted:
+            newest = reversed(list(_newest(self._seconds.items())))
+            here = [ObservedCost(self._shapes[number], median(seconds)) for number, seconds in newest]
+            self._model, self._is_fitted = fit_epoch_s([*self._earlier, *here]), True
+        return self._model
+
+
+def _newest(values: Reversible[Value]) -> Iterator[Value]:
+    """The last values that a model is fitted to, newest first, in a time that does not depend on their number."""
+    return islice(reversed(values), MOST_FITTED)

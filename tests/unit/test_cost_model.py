@@ -9,6 +9,7 @@ import torch
 
 from orchestrator.engines.cost_model import (
     MIN_FITTED,
+    MOST_FITTED,
     ObservedCost,
     TrainingShape,
     fit_epoch_s,
@@ -217,6 +218,24 @@ def test_a_resumed_search_knows_its_time_from_earlier_trials() -> None:
     assert left.left_s == pytest.approx((1 + 3) * 2.0)
     left.trial_ended(ended(1, seconds=6.0, started_at=0.0, ended_at=5000.0))  # it paused, which is no overhead
     assert left.left_s == pytest.approx(3 * 2.0)
+
+
+def test_the_estimate_follows_the_newest_trials_of_a_long_search() -> None:
+    left = SearchTime(search_of(1000), TASK)
+    for number in range(2 * MOST_FITTED):
+        seconds = 50.0 if number < MOST_FITTED else 2.0
+        left.epoch_ended(make_trial(number), report(3, seconds=seconds))
+        left.trial_ended(ended(number, ended_at=1000.0 + seconds))
+    assert left.left_s == pytest.approx((1000 - 2 * MOST_FITTED) * 3 * 2.0)
+    assert not left.is_over
+
+
+def test_nothing_is_left_of_a_search_that_is_over() -> None:
+    left = SearchTime(search_of(1), TASK)
+    left.epoch_ended(make_trial(0), report(3, seconds=2.0))
+    left.trial_ended(ended(0))
+    assert left.is_over
+    assert left.left_s == 0.0
 
 
 def test_a_search_without_epochs_has_no_such_estimate() -> None:

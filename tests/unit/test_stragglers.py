@@ -49,6 +49,14 @@ def test_attempts_are_compared_with_their_kind_and_not_with_themselves() -> None
     assert table.note("large", 9, 600.0, wall_time_s=60.0) is None
 
 
+def test_an_attempt_is_compared_with_the_newest_ones_only() -> None:
+    table = SpeedTable()
+    for attempt in range(400):
+        table.note("large", attempt, 1000.0 if attempt < 200 else 100.0, wall_time_s=60.0)
+    assert table.note("large", 400, 100.0, wall_time_s=60.0) is None
+    assert table.note("large", 401, 50.0, wall_time_s=60.0) == "it trained 50 images/s, and 199 like it 100 (median)"
+
+
 def test_the_node_elsewhere_is_the_largest_other_one_that_has_room() -> None:
     nodes = {"slow": Node(16, 1), "small": Node(1, 0), "medium": Node(4, 1), "large": Node(8, 1)}
     assert node_elsewhere(nodes, {"slow"}, num_cpus=2, num_gpus=0.5) == "large"

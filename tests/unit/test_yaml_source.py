@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trainers.yaml_source import MAX_DEPTH, OF_STUDY_FILES, SpecError, format_path, read_yaml
+from trainers.yaml_source import MAX_DEPTH, OF_STUDY_FILES, SpecError, format_path, read_yaml, yaml_text
 
 
 def write(folder: Path, text: str | bytes) -> Path:
@@ -125,3 +125,10 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
 def test_paths_read_like_code() -> None:
     assert format_path(("stages", 1, "criteria", 0, "epochs")) == "stages[1].criteria[0].epochs"
     assert format_path(()) == ""
+
+
+def test_data_are_written_in_their_order_and_read_back(tmp_path: Path) -> None:
+    data = {"b": 1, "a": [0.1, None, True, "10", "\u00e4: b"], "c": {"x": 1e-05}}
+    text = yaml_text(data)
+    assert text.startswith("b: 1\na:\n- 0.1\n")
+    assert read_yaml(write(tmp_path, text)).data == data

@@ -11,6 +11,9 @@ LEAST_S = 30.0
 _LEAST_DEVIATION = 0.05
 """Smallest median absolute deviation, as a fraction of the median: equal speeds do not make 1 % a difference."""
 
+_MOST_KNOWN = 200
+"""Number of newest attempts of a kind that are compared, so that the time does not grow with the study."""
+
 
 def is_straggler(speed: float, others: Sequence[float]) -> bool:
     """Whether a speed is far below those of other attempts of the same kind.
@@ -30,7 +33,7 @@ def is_straggler(speed: float, others: Sequence[float]) -> bool:
 
 
 class SpeedTable:
-    """Speeds of attempts, by kind. Attempts of a kind do the same work on the same type of device."""
+    """Speeds of the newest attempts, by kind. Attempts of a kind do the same work on the same type of device."""
 
     def __init__(self) -> None:
         self._speeds: defaultdict[Hashable, dict[Hashable, float]] = defaultdict(dict)
@@ -44,7 +47,10 @@ class SpeedTable:
         if wall_time_s < LEAST_S:
             return None
         known = self._speeds[kind]
+        known.pop(attempt, None)
         known[attempt] = images_per_s
+        if len(known) > _MOST_KNOWN:
+            del known[next(iter(known))]
         others = [speed for other, speed in known.items() if other != attempt]
         if not is_straggler(images_per_s, others):
             return None

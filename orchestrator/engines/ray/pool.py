@@ -79,6 +79,7 @@ class RayPool:
         self._stragglers = Stragglers()
         self._task_s: float | None = None  # of short tasks, smoothed
         self._latest: tuple[Share, bool] | None = None
+        self._looked_at = -math.inf
         self._nodes: Sequence[Node] = ()  # as of the last check that all workers fit
 
     def start(self) -> None:
@@ -136,14 +137,22 @@ class RayPool:
             self._dispatch()
             if self._ended:
                 return self._ended.popleft()
-            self._pass_on_stops()
-            self._check_unresponsive()
+            if time.monotonic() - self._looked_at >= _POLL_S:  # with many workers, a look takes longer than a message
+                self._pass_on_stops()
+                self._check_unresponsive()
+                self._looked_at = time.monotonic()
             if not self._workers:
                 time.sleep(_POLL_S)  # until a node has room for one
                 continue
-            ready, _ = ray.wait([worker.messages for worker in self._workers], num_returns=1, timeout=_POLL_S)
+            waiting = {worker.messages: worker for worker in self._workers}
+            ready, others = ray.wait(list(waiting), num_returns=1, timeout=_POLL_S)
+            if ready and others:
+                ready += ray.wait(others, num_returns=len(others), timeout=0)[0]
             for reference in ready:
-                self._receive(next(worker for worker in self._workers if worker.messages == reference))
+                if waiting[reference] in self._workers:
+                    self._receive(waiting[reference])
+                if self._ended:
+                    break
 
     def release(self) -> None:
         """End idle workers, so that their cores and GPUs become free."""
