@@ -9,9 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from sqlalchemy import Column, ColumnElement, Connection, Table, bindparam, insert, update
+from sqlalchemy import Column, ColumnElement, Connection, Select, Table, bindparam, insert, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.dml import Insert, Update
+
+from orchestrator.store.upserts import insert_into
+
+Statement = Insert | Update | Select[Any]
 
 
 class _Sql(NamedTuple):
@@ -30,11 +34,13 @@ class Prepared:
     """A statement with named parameters, compiled at its first execution on each kind of database.
 
     Args:
-        statement: The statement.
+        statement: The statement, or a function that makes it for the kind of database of a connection.
         key: The integer primary key of an insert's table, if `key` will be called.
     """
 
-    def __init__(self, statement: Insert | Update, *, key: Column[Any] | None = None) -> None:
+    def __init__(
+        self, statement: Statement | Callable[[Connection], Statement], *, key: Column[Any] | None = None
+    ) -> None:
         self._statement = statement
         self._key = key
         self._sql: dict[str, _Sql] = {}
@@ -47,6 +53,10 @@ class Prepared:
         """Execute it with a value for each parameter, and return the key of the new row."""
         done = self._execute(connection, values)
         return int(done.lastrowid if _is_sqlite(connection) else done.scalar_one())
+
+    def first(self, connection: Connection, **values: Any) -> Any:
+        """Execute a query with a value for each parameter, and return the first row; `None` if there is none."""
+        return self._execute(connection, values).fetchone()
 
     def each(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
         """Execute it for each row of parameters."""
@@ -69,7 +79,7 @@ class Prepared:
     def _sql_for(self, connection: Connection) -> _Sql:
         dialect = connection.dialect
         if dialect.name not in self._sql:
-            statement: Any = self._statement
+            statement: Any = self._statement(connection) if callable(self._statement) else self._statement
             if self._key is not None and not _is_sqlite(connection):  # SQLite's driver knows the last key
                 statement = statement.returning(self._key)
             compiled = statement.compile(dialect=dialect)
@@ -93,6 +103,12 @@ def prepared_insert(
 ) -> Prepared:
     """An insert of these columns from parameters with their names, and of `fixed` columns with constant values."""
     return Prepared(insert(table).values({**{name: bindparam(name) for name in columns}, **(fixed or {})}), key=key)
+
+
+def prepared_insert_of_new(table: Table, *columns: str) -> Prepared:
+    """An insert of these columns that changes nothing if the table has a row with the same key."""
+    values: dict[str, Any] = {name: bindparam(name) for name in columns}
+    return Prepared(lambda connection: insert_into(table, connection).values(values).on_conflict_do_nothing())
 
 
 def prepared_update(table: Table, *where: ColumnElement[bool], columns: Sequence[str]) -> Prepared:

@@ -1,10 +1,13 @@
 """Rejects late writes of attempts and executions that are no longer running."""
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
+from orchestrator.store.prepared_statements import Prepared
 from orchestrator.store.records import AttemptRecord, ExecutionRecord
 from orchestrator.store.retrying import is_repeated
 from orchestrator.store.tables import attempts, executions
+
+_STATE_OF_ATTEMPT = Prepared(select(attempts.c.state).where(attempts.c.id == bindparam("attempt_id")).with_for_update())
 
 
 class StaleAttemptError(RuntimeError):
@@ -23,8 +26,8 @@ def fence_attempt(connection: Connection, attempt: AttemptRecord, *, ended: str 
         attempt: The attempt.
         ended: A state that is accepted too if this call is repeated, because the first try may have set it.
     """
-    found = select(attempts.c.state).where(attempts.c.id == attempt.id).with_for_update()
-    state = connection.execute(found).scalar_one_or_none()
+    row = _STATE_OF_ATTEMPT.first(connection, attempt_id=attempt.id)
+    state = None if row is None else row[0]
     if state != "running" and not (is_repeated() and state == ended):
         raise StaleAttemptError(
             f"attempt {attempt.number} of trial row {attempt.trial_id} must be running to write results, "

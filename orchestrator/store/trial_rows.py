@@ -7,12 +7,11 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select
 
-from orchestrator.store.prepared_statements import prepared_insert, prepared_update
+from orchestrator.store.prepared_statements import prepared_insert, prepared_insert_of_new, prepared_update
 from orchestrator.store.records import AttemptRecord, EndedTrial, ExecutionRecord, TrialRecord
 from orchestrator.store.stale_writes import fence_attempt
 from orchestrator.store.study_files import folder_of_study, to_stored
 from orchestrator.store.tables import attempts, checkpoints, reports, stages, studies, trials
-from orchestrator.store.upserts import insert_into
 from trainers.config import CheckpointRecord, EpochReport
 
 _END_COLUMNS = ("state", "metrics", "details", "reason", "error", "ended_at")
@@ -46,6 +45,13 @@ _END_TRIAL = prepared_update(
     trials,
     trials.c.id == bindparam("trial_id"),
     columns=_END_COLUMNS,
+)
+_INSERT_REPORT = prepared_insert_of_new(reports, "trial_id", "epoch", "values", "reported_at")
+_REPLACE_REPORT = prepared_update(
+    reports,
+    reports.c.trial_id == bindparam("of_trial_id"),
+    reports.c.epoch == bindparam("of_epoch"),
+    columns=("values",),
 )
 _LEAVE_TRIAL = prepared_update(trials, trials.c.id == bindparam("trial_id"), columns=("state",))
 
@@ -104,16 +110,11 @@ def write_report(connection: Connection, attempt: AttemptRecord, report: EpochRe
         StaleAttemptError: The attempt is no longer running.
     """
     fence_attempt(connection, attempt)
-    known = (reports.c.trial_id == attempt.trial_id, reports.c.epoch == report.epoch)
-    is_new = connection.execute(select(reports.c.epoch).where(*known)).first() is None
-    statement = insert_into(reports, connection).values(
-        trial_id=attempt.trial_id,
-        epoch=report.epoch,
-        values=report.model_dump(mode="json"),
-        reported_at=time.time(),
-    )
-    replaced = {"values": statement.excluded["values"]}
-    connection.execute(statement.on_conflict_do_update(index_elements=["trial_id", "epoch"], set_=replaced))
+    which = {"trial_id": attempt.trial_id, "epoch": report.epoch}
+    values = report.model_dump(mode="json")
+    is_new = _INSERT_REPORT.count(connection, **which, values=values, reported_at=time.time()) == 1
+    if not is_new:
+        _REPLACE_REPORT.count(connection, **{f"of_{name}": value for name, value in which.items()}, new_values=values)
     return is_new
 
 

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import JSON, Column, Connection, Integer, MetaData, String, Table, bindparam, create_engine, select
 from sqlalchemy.exc import IntegrityError
 
-from orchestrator.store.prepared_statements import prepared_insert, prepared_update
+from orchestrator.store.prepared_statements import Prepared, prepared_insert, prepared_insert_of_new, prepared_update
 
 metadata = MetaData()
 things = Table(
@@ -65,3 +65,17 @@ def test_what_the_database_refuses_is_an_error_of_sqlalchemy(connection: Connect
     values = {"name": None, "facts": {}}
     with pytest.raises(IntegrityError):
         INSERT.each(connection, [values]) if is_many else INSERT.key(connection, **values)
+
+
+def test_a_query_gives_its_first_row(connection: Connection) -> None:
+    key = INSERT.key(connection, name="a", facts={})
+    state = Prepared(select(things.c.state).where(things.c.id == bindparam("thing_id")).with_for_update())
+    assert tuple(state.first(connection, thing_id=key)) == ("new",)
+    assert state.first(connection, thing_id=key + 1) is None
+
+
+def test_an_insert_of_a_known_row_changes_nothing(connection: Connection) -> None:
+    of_new = prepared_insert_of_new(things, "id", "name", "facts")
+    assert of_new.count(connection, id=7, name="a", facts={}) == 1
+    assert of_new.count(connection, id=7, name="b", facts={}) == 0
+    assert rows(connection) == [(7, "a", {}, None)]
