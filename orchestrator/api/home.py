@@ -233,11 +233,17 @@ class VisibleStudies:
         self, *, state: str | None, owner: str | None, text: str | None, before: int | None
     ) -> Iterator[StudyRecord]:
         # What a row says differs from the actual state if a driver was killed, or if the study waits again.
-        states = {state} if state in ("complete", "failed", "running") else None
+        states = {"interrupted", "running"} if state == "interrupted" else {state} if state else None
         store = self._home.store
         while store is not None:
             rows = store.pages().studies(
-                states=states, owner=owner, text=text, seen_by=self._seen_by, before=before, limit=_PER_QUERY
+                states=states,
+                or_active=state == "waiting",
+                owner=owner,
+                text=text,
+                seen_by=self._seen_by,
+                before=before,
+                limit=_PER_QUERY,
             )
             for row in rows:
                 study = self._with_state(row)

@@ -59,7 +59,7 @@ def show_study_page(request: Request, name: str) -> Response:
     summary = study_content(home, name)
     submission = home.submission(name)
     metric = DecidingMetric.model_validate(summary["metric"])
-    trials = _trained(home, name)
+    trials = _trained(home, name, metric)
     curves = _curves(home, trials, metric)
     rows = summary["leaderboard"] or _rows_so_far(trials, metric)
     return page_response(
@@ -116,14 +116,23 @@ def open_in_mlflow(request: Request, name: str) -> Response:
     return RedirectResponse(page, status_code=303)
 
 
-def _trained(home: VisibleStudies, name: str) -> list[TrialRecord]:
-    """The trials of the last training stage that has begun."""
+def _trained(home: VisibleStudies, name: str, metric: DecidingMetric) -> list[TrialRecord]:
+    """The best and the newest running trials of the last training stage that has begun."""
     try:
         study = home.study(name)
     except UnknownStudyError:  # it waits for its turn
         return []
     begun = [one for one in home.store.stages(study.id) if one.kind == "train" and one.state != "waiting"]
-    return home.store.trials(begun[-1].id) if begun else []
+    if not begun:
+        return []
+    pages = home.store.pages()
+    results = pages.results(begun[-1].id)
+    best = sorted(
+        (one for one in results if one.is_usable and metric.key in one.metrics),
+        key=lambda one: -metric.score(one.metrics[metric.key]),
+    )
+    running = [one for one in results if one.state == "running"]
+    return pages.trials_by_id([one.id for one in (*best[:_MAX_ROWS], *running[-_MAX_CURVES:])])
 
 
 def _best_first(trials: Sequence[TrialRecord], metric: DecidingMetric) -> list[TrialRecord]:

@@ -75,5 +75,5 @@ def _best(store: Store, stages: Sequence[StageRecord], metric: DecidingMetric) -
     if trained.state == "complete" and trained.result.get("best"):
         value = trained.result["best"].get(metric.key)
         return None if value is None else float(value)
-    values = [trial.metrics[metric.key] for trial in store.trials(trained.id) if metric.key in trial.metrics]
+    values = [one.metrics[metric.key] for one in store.pages().results(trained.id) if metric.key in one.metrics]
     return max(values, key=metric.score, default=None)

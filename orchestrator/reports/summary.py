@@ -1,6 +1,7 @@
 """A study as plain data, which `vitsearch status --format json` prints."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ def study_summary(store: Store, study: StudyRecord) -> dict[str, Any]:
     """The state and results of all stages, the leaderboard, the correlation and the champion (`None` if missing)."""
     stages = [_with_absolute_folder(stage, store.study_folder(study)) for stage in store.stages(study.id)]
     owed, executions = store.outbox(study.id), store.executions(study.id)
+    counts = store.pages().trial_counts(study.id)
     return {
         "study": study.name,
         "uid": study.uid,
@@ -29,7 +31,9 @@ def study_summary(store: Store, study: StudyRecord) -> dict[str, Any]:
         "updated_at": study.updated_at,
         "num_executions": len(executions),
         "data": next((one.setup["data"] for one in executions if one.setup and "data" in one.setup), None),
-        "stages": [_stage(store, stage, executions, is_alive=study.state == "running") for stage in stages],
+        "stages": [
+            _stage(stage, counts.get(stage.id, {}), executions, is_alive=study.state == "running") for stage in stages
+        ],
         "metric": (_last_result(stages, "train") or {}).get("metric", ACCURACY.model_dump(mode="json")),
         "baseline": (_last_result(stages, "train") or {}).get("baseline", {}),
         "cost": (_last_result(stages, "train") or {}).get("cost"),
@@ -86,12 +90,11 @@ def active_time_s(stage: StageRecord, executions: Sequence[ExecutionRecord]) -> 
 
 
 def _stage(
-    store: Store, stage: StageRecord, executions: Sequence[ExecutionRecord], *, is_alive: bool
+    stage: StageRecord, counts: Mapping[str, int], executions: Sequence[ExecutionRecord], *, is_alive: bool
 ) -> dict[str, Any]:
-    states = [trial.state for trial in store.trials(stage.id)]
-    state = stage.state
+    trials, state = Counter(counts), stage.state
     if not is_alive:  # after a process was killed, its rows stay "running" until the study is resumed
-        states = ["waiting" if one == "running" else one for one in states]
+        trials["waiting"] += trials.pop("running", 0)
         state = "interrupted" if state == "running" else state
     return {
         "name": stage.name,
@@ -99,7 +102,7 @@ def _stage(
         "state": state,
         "reason": stage.reason,
         "wall_time_s": active_time_s(stage, executions),
-        "trials": {state: states.count(state) for state in sorted(set(states))},
+        "trials": {state: trials[state] for state in sorted(trials) if trials[state]},
         "result": stage.result,
     }
 

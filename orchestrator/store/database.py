@@ -18,7 +18,7 @@ from orchestrator.settings import SettingsError
 from orchestrator.store.retrying import WAIT_S, is_damage, set_retry_time
 from orchestrator.store.snapshots import SnapshotError, is_read_only, temporary_copy
 
-HEAD = "0006"
+HEAD = "0007"
 """The newest migration; a test compares it with `migrations/versions/`."""
 INSTALL_POSTGRES = "pip install 'psycopg[binary]'"
 

@@ -47,15 +47,13 @@ class StudyOutbox:
 
     def count_rejected(self) -> int:
         with self._engine.connect() as connection:
-            condition = (outbox.c.study_id == self._study_id, outbox.c.rejected == 1)
-            return connection.execute(select(func.count()).select_from(outbox).where(*condition)).scalar_one()
+            return connection.execute(select(func.count()).select_from(outbox).where(*self._is_rejected())).scalar_one()
 
     def rejection(self) -> str | None:
         """Why MLflow rejected the first of the rejected events; `None` if there is none."""
         with self._engine.connect() as connection:
-            condition = (outbox.c.study_id == self._study_id, outbox.c.rejected == 1)
             found: str | None = connection.execute(
-                select(outbox.c.error).where(*condition).order_by(outbox.c.id).limit(1)
+                select(outbox.c.error).where(*self._is_rejected()).order_by(outbox.c.id).limit(1)
             ).scalar()
             return found
 
@@ -105,6 +103,9 @@ class StudyOutbox:
 
     def _is_owed(self) -> tuple[Any, ...]:
         return outbox.c.study_id == self._study_id, outbox.c.delivered_at.is_(None), outbox.c.rejected == 0
+
+    def _is_rejected(self) -> tuple[Any, ...]:
+        return outbox.c.study_id == self._study_id, outbox.c.delivered_at.is_(None), outbox.c.rejected == 1
 
     def _update(self, condition: Any, **values: Any) -> None:
         with self._engine.begin() as connection:

@@ -1,16 +1,29 @@
 """Reads studies and trials in pages, for lists that may be long."""
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Engine, and_, exists, func, or_, select
+from sqlalchemy import ColumnElement, Engine, exists, func, or_, select, union
 
-from orchestrator.store.records import StudyRecord, TrialRecord
+from orchestrator.store.records import USABLE, StudyRecord, TrialRecord
 from orchestrator.store.retrying import retry_on_outage
 from orchestrator.store.service_records import ACTIVE
 from orchestrator.store.study_names import SEPARATOR, home_owner
 from orchestrator.store.tables import reports, stages, studies, submissions, trials
 from trainers.config import EpochReport
+
+
+class TrialResult(NamedTuple):
+    """What a comparison of many trials needs."""
+
+    id: int
+    state: str
+    metrics: dict[str, float]
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it has a result."""
+        return self.state in USABLE
 
 
 @retry_on_outage
@@ -24,6 +37,7 @@ class StudyPages:
         self,
         *,
         states: Collection[str] | None = None,
+        or_active: bool = False,
         owner: str | None = None,
         text: str | None = None,
         seen_by: str | None = None,
@@ -34,6 +48,7 @@ class StudyPages:
 
         Args:
             states: Only studies whose rows have one of these states.
+            or_active: With `states`, also those with a submission that waits or runs.
             owner: Only studies of this owner.
             text: Only studies whose names contain this text.
             seen_by: Only those of this owner, and shared ones.
@@ -42,7 +57,8 @@ class StudyPages:
         """
         query = select(studies).order_by(studies.c.id.desc()).limit(limit)
         if states is not None:
-            query = query.where(studies.c.state.in_(states))
+            active = exists().where(submissions.c.name == studies.c.name, submissions.c.state.in_(ACTIVE))
+            query = query.where(or_(studies.c.state.in_(states), active) if or_active else studies.c.state.in_(states))
         if owner is not None:
             query = query.where(studies.c.owner == owner)
         if text is not None:
@@ -106,6 +122,22 @@ class StudyPages:
             rows = connection.execute(query.order_by(trials.c.id).limit(limit)).mappings()
             return [TrialRecord.model_validate(dict(row)) for row in rows]
 
+    def results(self, stage_id: int) -> list[TrialResult]:
+        """Id, state and metrics of all trials of a stage by number, without what takes long to read."""
+        query = select(trials.c.id, trials.c.state, trials.c.metrics).where(trials.c.stage_id == stage_id)
+        with self._engine.connect() as connection:
+            return [
+                # PostgreSQL has no NaN in JSON: it is stored as a text.
+                TrialResult(row.id, row.state, {name: float(value) for name, value in row.metrics.items()})
+                for row in connection.execute(query.order_by(trials.c.number))
+            ]
+
+    def trials_by_id(self, ids: Collection[int]) -> list[TrialRecord]:
+        """Trials with these ids, by number."""
+        query = select(trials).where(trials.c.id.in_(ids)).order_by(trials.c.number)
+        with self._engine.connect() as connection:
+            return [TrialRecord.model_validate(dict(row)) for row in connection.execute(query).mappings()]
+
     def trial(self, stage_id: int, number: int) -> TrialRecord | None:
         """One trial of a stage, or `None`."""
         query = select(trials).where(trials.c.stage_id == stage_id, trials.c.number == number)
@@ -120,14 +152,12 @@ class StudyPages:
             For each trial, in the order in which they began: its `id`, `number`, `state` and `reason`, and the name of
             its `stage`.
         """
-        wanted = (trials.c.id > after) | trials.c.state.in_(("running", "waiting")) | trials.c.id.in_(known)
-        query = (
-            select(trials.c.id, trials.c.number, trials.c.state, trials.c.reason, stages.c.name.label("stage"))
-            .join(stages, stages.c.id == trials.c.stage_id)
-            .where(and_(stages.c.study_id == study_id, wanted))
-            .order_by(trials.c.id)
-            .limit(limit)
-        )
+        columns = (trials.c.id, trials.c.number, trials.c.state, trials.c.reason, stages.c.name.label("stage"))
+        of_study = select(*columns).join(stages, stages.c.id == trials.c.stage_id).where(stages.c.study_id == study_id)
+        # Each of the three has an index; a single condition for all of them would read all trials of the study.
+        newer = of_study.where(trials.c.id > after).order_by(trials.c.id).limit(limit).subquery()
+        not_finished = of_study.where(trials.c.state.in_(("running", "waiting")))
+        query = union(select(newer), not_finished, of_study.where(trials.c.id.in_(known))).order_by("id").limit(limit)
         with self._engine.connect() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 

@@ -100,6 +100,8 @@ stages = Table(
     CheckConstraint(f"state IN {_RUN_STATES}", name="state"),
 )
 
+_OPEN = text("state IN ('waiting', 'running')")
+
 trials = Table(
     "trials",
     metadata,
@@ -118,6 +120,8 @@ trials = Table(
     Column("ended_at", Float),
     UniqueConstraint("stage_id", "number"),
     CheckConstraint("state IN ('waiting', 'running', 'complete', 'stopped', 'failed')", name="state"),
+    Index("ix_trials_stage_id", "stage_id", "id"),
+    Index("ix_trials_open", "stage_id", sqlite_where=_OPEN, postgresql_where=_OPEN),
 )
 
 attempts = Table(
@@ -153,6 +157,9 @@ checkpoints = Table(
     Column("num_bytes", BigInteger, nullable=False),
 )
 
+# Almost all events were delivered; the queries for the others must not read those.
+_OWED = text("delivered_at IS NULL")
+
 outbox = Table(
     "outbox",
     metadata,
@@ -164,7 +171,7 @@ outbox = Table(
     Column("num_tries", Integer, nullable=False, default=0),
     Column("error", Words),
     Column("rejected", Integer, nullable=False, default=0),
-    Index("ix_outbox_owed", "delivered_at", "rejected", "id"),
+    Index("ix_outbox_owed", "study_id", "rejected", "id", sqlite_where=_OWED, postgresql_where=_OWED),
 )
 
 tracked_runs = Table(

@@ -1,5 +1,6 @@
 """Long lists of studies and trials in pages, on both databases."""
 
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -47,6 +48,33 @@ def test_studies_are_read_in_pages_with_filters(store: Store) -> None:
     store.delete_study(pages.studies(limit=1)[0].id)
     assert pages.study_counts() == {"waiting": 3}
     assert pages.num_active("nobody") == 0
+
+
+def test_a_study_that_waits_again_is_found_with_the_waiting_ones(store: Store) -> None:
+    study = store.find_study("c")
+    assert study is not None
+    execution = store.begin_execution(study.id)
+    store.end_execution(execution, "complete")
+    pages = store.pages()
+    assert [one.name for one in pages.studies(states={"waiting"}, or_active=True, limit=9)] == ["b%2", "a_1"]
+    store.queue().add(NewSubmission("u", "me", "c", {}, "", WantedDevices(), "d"))
+    assert [one.name for one in pages.studies(states={"waiting"}, or_active=True, limit=9)] == ["c", "b%2", "a_1"]
+    assert [one.name for one in pages.studies(states={"waiting"}, limit=9)] == ["b%2", "a_1"]
+
+
+def test_results_of_a_stage_are_read_without_the_rest_of_its_trials(store: Store) -> None:
+    study = store.find_study("c")
+    assert study is not None
+    execution, (_, train) = store.begin_execution(study.id), store.stages(study.id)
+    begun = [store.begin_trial(train, execution, number=n, point={}, sampler_state={}, seed=1) for n in range(3)]
+    for (trial, attempt), value in zip(begun, (0.5, float("nan")), strict=False):
+        outcome = TaskOutcome(state="complete", metrics={"val_accuracy": value})
+        store.end_trial(EndedTrial.of(trial, attempt, outcome), study_id=study.id)
+    first, second, third = store.pages().results(train.id)
+    assert (first.is_usable, first.metrics) == (True, {"val_accuracy": 0.5})
+    assert math.isnan(second.metrics["val_accuracy"])
+    assert (third.is_usable, third.metrics, third.id) == (False, {}, begun[2][0].id)
+    assert [one.number for one in store.pages().trials_by_id([third.id, first.id])] == [0, 2]
 
 
 def test_trials_and_reports_are_read_after_what_is_known(store: Store) -> None:
