@@ -103,6 +103,7 @@ class TrialView(_Body):
     seed: int
     started_at: float
     ended_at: float | None
+    wall_time_s: float | None = Field(description="seconds that it ran, without pauses, once it has ended")
     curve: list[EpochReport] | None = Field(description="the report of every epoch; null if `curves` is false")
 
 

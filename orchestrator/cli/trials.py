@@ -29,7 +29,10 @@ def trials_command(study: str, server: str | None, *, stage: str | None, as_csv:
     client = client_of(server)
     if client:
         names = [one["name"] for one in client.study(study)["stages"]]
-        rows = [trial_row(one["stage"], record_of(one), is_alive=True) for one in client.trials(study)]
+        rows = [
+            trial_row(one["stage"], record_of(one), is_alive=True, wall_time_s=one["wall_time_s"])
+            for one in client.trials(study)
+        ]
     else:
         rows, names = find_trials(study, load_settings())
     if stage is not None and stage not in names:

@@ -15,17 +15,21 @@ FIRST_COLUMNS = ("stage", "trial", "state", "topology", "reason", "trial_seed", 
 def trial_rows(store: Store, study: StudyRecord, stages: Sequence[StageRecord]) -> Iterator[dict[str, Any]]:
     """A row for each trial of some stages: `FIRST_COLUMNS`, then the sampled dimensions, then the metrics."""
     for stage in stages:
-        for trial in store.trials(stage.id):
-            yield trial_row(stage.name, trial, is_alive=study.state == "running")
+        trials = store.trials(stage.id)
+        times_s = store.trial_times_s([trial.id for trial in trials if trial.ended_at is not None])
+        for trial in trials:
+            is_alive = study.state == "running"
+            yield trial_row(stage.name, trial, is_alive=is_alive, wall_time_s=times_s.get(trial.id))
 
 
-def trial_row(stage: str, trial: TrialRecord, *, is_alive: bool) -> dict[str, Any]:
+def trial_row(stage: str, trial: TrialRecord, *, is_alive: bool, wall_time_s: float | None) -> dict[str, Any]:
     """One trial as a row.
 
     Args:
         stage: Name of its stage.
         trial: The trial.
         is_alive: Whether the study is running. Otherwise a trial that its row calls running waits to be resumed.
+        wall_time_s: Seconds that it ran, without pauses, once it has ended.
     """
     row: dict[str, Any] = {
         "stage": stage,
@@ -35,7 +39,7 @@ def trial_row(stage: str, trial: TrialRecord, *, is_alive: bool) -> dict[str, An
         "reason": trial.reason,
         "trial_seed": trial.seed,
         "started_at": trial.started_at,
-        "wall_time_s": None if trial.ended_at is None else trial.ended_at - trial.started_at,
+        "wall_time_s": wall_time_s,
     }
     row |= {name: value for name, value in trial.point.items() if name != "topology"}
     return row | {f"metric.{name}" if name in row else name: value for name, value in trial.metrics.items()}

@@ -178,7 +178,8 @@ class StageLedger:
 
         def failed_events(reason: str) -> list[str]:
             outcome = TaskOutcome(state="failed", reason=reason, error="exception")
-            return [*self._begin_events(trial), *self._end_events(trial, outcome)] if self._tracked else []
+            now = self._context.store.clock.now()
+            return [*self._begin_events(trial), *self._end_events(trial, outcome, now)] if self._tracked else []
 
         context = self._context
         attempt = context.store.resume_trial(trial, context.execution, events_if_failed=failed_events)
@@ -219,11 +220,12 @@ class StageLedger:
         if slow is not None:
             outcome = outcome.model_copy(update={"details": {**outcome.details, "slow": slow}})
         events: list[str] = []
+        now = self._context.store.clock.now()
         if self._tracked and outcome.state == "interrupted":
-            events = self._context.run_tree.trial_interrupted(self._context.stage, trial, at=time.time())
+            events = self._context.run_tree.trial_interrupted(self._context.stage, trial, at=now)
         elif self._tracked:
-            events = self._end_events(trial, outcome)
-        self._ended = EndedTrial.of(trial, self._attempts.pop(trial.number), outcome, tuple(events))
+            events = self._end_events(trial, outcome, now)
+        self._ended = EndedTrial.of(trial, self._attempts.pop(trial.number), outcome, tuple(events), at=now)
         record = self._ended.trial
         if outcome.state == "interrupted":
             self.settle()
@@ -338,13 +340,13 @@ class StageLedger:
         params, links = self._search.parameters(trial.point), self._search.links(trial.point)
         return self._context.run_tree.trial_began(self._context.stage, trial, params, links, again=again)
 
-    def _end_events(self, trial: TrialRecord, outcome: TaskOutcome) -> list[str]:
+    def _end_events(self, trial: TrialRecord, outcome: TaskOutcome, now: float) -> list[str]:
         ended = trial.model_copy(
             update={
                 "state": outcome.state,
                 "metrics": outcome.metrics,
                 "reason": outcome.reason,
-                "ended_at": time.time(),
+                "ended_at": now,
             }
         )
         task = self._search.make_task(trial)
@@ -459,7 +461,8 @@ class StoringReporter(Reporter):
         context = self._context
         events = []
         if self._tracked:
-            events = context.run_tree.epoch(context.stage, self._trial, report, time.time(), validates=self._validates)
+            now = context.store.clock.now()
+            events = context.run_tree.epoch(context.stage, self._trial, report, now, validates=self._validates)
         context.store.add_report(self._attempt, report, study_id=context.study.id, events=events)
         value = context.metric.text(report.value(context.metric)) if self._validates else None
         context.progress.epoch(self._trial, report, value=value)

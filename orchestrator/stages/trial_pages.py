@@ -1,6 +1,5 @@
 """Shows the trained trials of a stage in MLflow: a view with the searched parameters, and each trial's place."""
 
-import time
 from collections.abc import Sequence
 
 from orchestrator.engines.interfaces import Search
@@ -25,7 +24,7 @@ def share_trials(
         dimensions: Its dimensions.
         ordered: After the search, its trials with a result, best first; each is given its place.
     """
-    tree, now = context.run_tree, time.time()
+    tree, now = context.run_tree, context.store.clock.now()
     events = tree.trials_ranked(context.stage, ordered, at=now)
     if not ordered:
         events = tree.trials_taken_over(context.stage, context.store.trials(context.stage.id))

@@ -3,6 +3,7 @@
 from sqlalchemy import Connection, select, update
 
 from orchestrator.store.records import ExecutionRecord
+from orchestrator.store.spent_time import last_sign
 from orchestrator.store.tables import attempts, executions, stages, trials
 
 
@@ -14,7 +15,10 @@ def recover(connection: Connection, study_id: int, now: float) -> list[Execution
     running = (executions.c.study_id == study_id, executions.c.state == "running")
     left = connection.execute(select(executions).where(*running).order_by(executions.c.number)).mappings()
     lost = [ExecutionRecord.model_validate(dict(row)) for row in left]
-    connection.execute(update(executions).where(*running).values(state="lost", reason="its process died", ended_at=now))
+    for one in lost:  # the time until somebody resumes the study is a pause
+        ended = last_sign(connection, one.id, one.started_at)
+        values = {"state": "lost", "reason": "its process died", "ended_at": ended}
+        connection.execute(update(executions).where(executions.c.id == one.id).values(**values))
     of_executions = select(executions.c.id).where(executions.c.study_id == study_id)
     connection.execute(
         update(attempts)

@@ -128,9 +128,15 @@ class EndedTrial(NamedTuple):
 
     @classmethod
     def of(
-        cls, trial: TrialRecord, attempt: AttemptRecord, outcome: TaskOutcome, events: tuple[str, ...] = ()
+        cls,
+        trial: TrialRecord,
+        attempt: AttemptRecord,
+        outcome: TaskOutcome,
+        events: tuple[str, ...] = (),
+        *,
+        at: float | None = None,
     ) -> "EndedTrial":
-        """A trial whose attempt has just ended with an outcome."""
+        """A trial whose attempt has ended with an outcome, by default now."""
         values: dict[str, Any] = {"state": "waiting"}
         if outcome.state != "interrupted":
             values = {
@@ -139,7 +145,7 @@ class EndedTrial(NamedTuple):
                 "details": dict(outcome.details),
                 "reason": outcome.reason,
                 "error": outcome.error,
-                "ended_at": time.time(),
+                "ended_at": time.time() if at is None else at,
             }
         return cls(trial.model_copy(update=values), attempt, outcome.state, outcome.checkpoints, events)
 

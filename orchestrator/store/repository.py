@@ -2,7 +2,6 @@
 
 import os
 import platform
-import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,8 +29,9 @@ from orchestrator.store.records import (
 )
 from orchestrator.store.retrying import WAIT_S, is_repeated, retries_of, retry_on_outage
 from orchestrator.store.score_rows import ScoreTable
-from orchestrator.store.spent_time import stage_time_s, study_time_s, trained_macs
+from orchestrator.store.spent_time import newest_time, stage_time_s, study_time_s, trained_macs, trial_times_s
 from orchestrator.store.stale_writes import fence_execution
+from orchestrator.store.study_clock import StudyClock
 from orchestrator.store.study_files import folder_of_study
 from orchestrator.store.study_names import owner_of
 from orchestrator.store.study_pages import StudyPages
@@ -84,6 +84,8 @@ class Store:
         self._tracking = tracking
         self._known_events: dict[int, bool] = {}
         self._kept: list[Connection] = []
+        self.clock = StudyClock()
+        """The clock of the study that this process runs."""
 
     @classmethod
     def open(
@@ -126,7 +128,7 @@ class Store:
         stage_names: Sequence[tuple[str, str]],
     ) -> StudyRecord:
         """Write a new study and its stages (name, kind) as waiting."""
-        now = time.time()
+        now = self.clock.now()
         with self._engine.begin() as connection:
             if is_repeated():
                 row = connection.execute(select(studies).where(studies.c.name == name)).mappings().one_or_none()
@@ -210,8 +212,8 @@ class Store:
             events: Makes the events for MLflow about the new execution and the lost ones.
             growth: What a changed study file adds to the study.
         """
-        now = time.time()
         with self._engine.begin() as connection:
+            now = self.clock.begin(not_before=newest_time(connection, study_id))
             lost = recover(connection, study_id, now)
             if growth is not None:
                 write_growth(connection, study_id, growth, now)
@@ -246,7 +248,7 @@ class Store:
         Raises:
             StaleExecutionError: Another execution has begun since.
         """
-        now = time.time()
+        now = self.clock.now()
         with self._engine.begin() as connection:
             fence_execution(connection, execution, ended=state)
             left = (attempts.c.execution_id == execution.id, attempts.c.state == "running")
@@ -283,6 +285,11 @@ class Store:
         with self._engine.connect() as connection:
             return trained_macs(connection, study_id, but_stage=but_stage)
 
+    def trial_times_s(self, trial_ids: Collection[int]) -> dict[int, float]:
+        """Seconds that trials ran, without the pauses between their attempts, by id."""
+        with self._engine.connect() as connection:
+            return trial_times_s(connection, trial_ids)
+
     # --- stages ---
 
     def stage_spent_s(self, stage_id: int) -> float:
@@ -306,7 +313,7 @@ class Store:
         Raises:
             StaleExecutionError: `execution` is no longer the running one of the study.
         """
-        now = time.time()
+        now = self.clock.now()
         with self._engine.begin() as connection:
             fence_execution(connection, execution)
             started = now if stage.started_at is None else stage.started_at
@@ -332,7 +339,7 @@ class Store:
         """
         with self._engine.begin() as connection:
             fence_execution(connection, execution)
-            values: dict[str, Any] = {"state": state, "reason": reason, "ended_at": time.time()}
+            values: dict[str, Any] = {"state": state, "reason": reason, "ended_at": self.clock.now()}
             if result is not None:
                 values["result"] = dict(result)
             connection.execute(update(stages).where(stages.c.id == stage.id).values(**values))
@@ -377,7 +384,7 @@ class Store:
             StaleExecutionError: The execution is no longer the running one of the study.
             StaleAttemptError: The ended attempt is no longer running.
         """
-        now = time.time()
+        now = self.clock.now()
         fields: dict[str, Any] = {
             "stage_id": stage.id,
             "number": number,
@@ -394,7 +401,7 @@ class Store:
             if connection.dialect.name == "postgresql":  # where the study lock can be lost with its connection
                 fence_execution(connection, execution)
             if ended is not None:
-                write_end(connection, ended, artifact_root=self._artifact_root)
+                write_end(connection, ended, self.clock.now(), artifact_root=self._artifact_root)
             record = insert_trial(connection, fields)
             attempt = insert_attempt(connection, record.id, execution, number=0, now=now)
             self._owe(connection, stage.study_id, [*(ended.events if ended else ()), *make_events(record)])
@@ -417,7 +424,7 @@ class Store:
         Raises:
             StaleExecutionError: The execution is no longer the running one of the study.
         """
-        now = time.time()
+        now = self.clock.now()
         with self._engine.begin() as connection:
             fence_execution(connection, execution)
             running = (attempts.c.trial_id == trial.id, attempts.c.state == "running")
@@ -446,14 +453,14 @@ class Store:
             StaleAttemptError: The attempt is no longer running.
         """
         with self._engine.begin() as connection:
-            end_attempt(connection, attempt, "lost", time.time())
+            end_attempt(connection, attempt, "lost", self.clock.now())
             connection.execute(update(trials).where(trials.c.id == trial.id).values(state="waiting"))
         return trial.model_copy(update={"state": "waiting"})
 
     def add_report(self, attempt: AttemptRecord, report: EpochReport, *, study_id: int, events: Events = ()) -> None:
         """Write the report of an epoch. A repeated report, after a resume, replaces the row without new events."""
         with self._frequent() as connection:
-            if write_report(connection, attempt, report):
+            if write_report(connection, attempt, report, self.clock.now()):
                 self._owe(connection, study_id, events)
 
     def reports(self, trial_id: int) -> list[EpochReport]:
@@ -471,7 +478,7 @@ class Store:
             StaleAttemptError: The attempt is no longer running.
         """
         with self._frequent() as connection:
-            write_end(connection, ended, artifact_root=self._artifact_root)
+            write_end(connection, ended, self.clock.now(), artifact_root=self._artifact_root)
             self._owe(connection, study_id, ended.events)
 
     def forget_checkpoints(self, trial_id: int, *, but: Collection[int]) -> None:
@@ -557,7 +564,7 @@ class Store:
 
     def _owe(self, connection: Connection, study_id: int, events: Events) -> None:
         if events and (self._tracking or self._has_events(connection, study_id)):
-            now = time.time()
+            now = self.clock.now()
             _OWE.each(connection, [{"study_id": study_id, "event": event, "created_at": now} for event in events])
 
     def _has_events(self, connection: Connection, study_id: int) -> bool:

@@ -1,6 +1,5 @@
 """Rows of trials, attempts, reports and checkpoints, written in transactions of `orchestrator.store.repository`."""
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,7 +102,7 @@ def count_lost_since_report(connection: Connection, trial: TrialRecord, rows: Se
     )
 
 
-def write_report(connection: Connection, attempt: AttemptRecord, report: EpochReport) -> bool:
+def write_report(connection: Connection, attempt: AttemptRecord, report: EpochReport, now: float) -> bool:
     """Write or replace the report of an epoch, and return whether it is new.
 
     Raises:
@@ -112,25 +111,26 @@ def write_report(connection: Connection, attempt: AttemptRecord, report: EpochRe
     fence_attempt(connection, attempt)
     which = {"trial_id": attempt.trial_id, "epoch": report.epoch}
     values = report.model_dump(mode="json")
-    is_new = _INSERT_REPORT.count(connection, **which, values=values, reported_at=time.time()) == 1
+    is_new = _INSERT_REPORT.count(connection, **which, values=values, reported_at=now) == 1
     if not is_new:
         _REPLACE_REPORT.count(connection, **{f"of_{name}": value for name, value in which.items()}, new_values=values)
     return is_new
 
 
-def write_end(connection: Connection, ended: EndedTrial, *, artifact_root: Path | None) -> None:
+def write_end(connection: Connection, ended: EndedTrial, now: float, *, artifact_root: Path | None) -> None:
     """Write how an attempt ended.
 
     Args:
         connection: In a transaction.
         ended: What to write.
+        now: The time of the study.
         artifact_root: See `Store.open`.
 
     Raises:
         StaleAttemptError: The attempt is no longer running.
     """
     trial = ended.trial
-    end_attempt(connection, ended.attempt, ended.state, time.time())
+    end_attempt(connection, ended.attempt, ended.state, now)
     if ended.state == "interrupted":
         _LEAVE_TRIAL.count(connection, trial_id=trial.id, new_state=trial.state)
     else:

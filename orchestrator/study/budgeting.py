@@ -1,7 +1,5 @@
 """Gives each stage its budget: its own, and what the study's leaves for it."""
 
-import time
-
 from orchestrator.spec.budget import Budget
 from orchestrator.spec.stage_model import StageModel
 from orchestrator.spec.study_file import StudySpec
@@ -35,7 +33,7 @@ def stage_budget(spec: StudySpec, store: Store, stage: StageRecord, execution: E
     if whole is not None:
         later = [other.stage for other in spec.stages[stage.position + 1 :]]
         if whole.time_s is not None:
-            spent_s = store.spent_s(stage.study_id, before=execution) + time.time() - execution.started_at
+            spent_s = store.spent_s(stage.study_id, before=execution) + store.clock.now() - execution.started_at
             times.append(share_of_time(stage.kind, later, max(whole.time_s - spent_s, 0.0)))
             if stage.kind == "train":
                 later_trainings = sum(_trainings_of(other) for other in spec.stages[stage.position + 1 :])

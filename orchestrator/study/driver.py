@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -309,7 +308,9 @@ class _Driver:
         study = self._shared.study
 
         def events(execution: ExecutionRecord, lost: Sequence[ExecutionRecord]) -> list[str]:
-            ended = [event for one in lost for event in self._run_tree.execution_lost(one, ended_at=time.time())]
+            ended = [
+                event for one in lost for event in self._run_tree.execution_lost(one, ended_at=self._store.clock.now())
+            ]
             begun = [stage for stage in self._store.stages(study.id) if stage.started_at is not None]
             began = self._run_tree.execution_began(
                 execution, inputs, stages=begun, data_report=setup.get("data"), sheet=sheet
@@ -378,7 +379,7 @@ class _Driver:
 
     def _run_stage(self, stage: StageRecord, execution: ExecutionRecord) -> None:
         spec = self._shared.spec.stages[stage.position]
-        now = time.time()
+        now = self._store.clock.now()
         params = _flat(spec.model_dump(mode="json", exclude={"stage", "name"}))
         events = self._run_tree.stage_began(stage, execution, params, now)
         running = self._store.begin_stage(stage, execution=execution, events=events)
@@ -434,7 +435,7 @@ class _Driver:
         events += self._run_tree.stage_ended(
             stage,
             state,
-            at=time.time(),
+            at=self._store.clock.now(),
             metrics=outcome.metrics if outcome else None,
             texts=outcome.texts if outcome else None,
             artifacts=outcome.plots if outcome else (),
@@ -450,7 +451,7 @@ class _Driver:
         events = self._report(execution) if state == "complete" else []
         report_key = self._run_tree.execution_key(execution.number) if events else None
         events += self._run_tree.execution_ended(
-            execution, state, ended_at=time.time(), metrics=self._metrics, summary=reason or self._summary
+            execution, state, ended_at=self._store.clock.now(), metrics=self._metrics, summary=reason or self._summary
         )
         events += self._run_tree.experiment_described(self._note(state, reason, report_key=report_key))
         self._store.end_execution(execution, state, reason=reason, events=events)
@@ -459,7 +460,7 @@ class _Driver:
         """Write the report on the complete study, and return the events that show it in MLflow."""
         if not self._settings.tracking:
             return []
-        now = time.time()
+        now = self._store.clock.now()
         study = self._shared.study.model_copy(update={"state": "complete", "reason": None, "updated_at": now})
         file = study_folder(self._settings, study) / REPORT_FILE
         try:

@@ -1,8 +1,8 @@
 """Reading studies: lists, results, trials, the champion, comparisons and live events."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import anyio
 from fastapi import APIRouter, Depends, Header, Query, Request
@@ -116,7 +116,7 @@ def list_trials(
     if state == "running" and not is_alive:
         states = set()
     found = pages.trials(wanted, states=states, after=_position(after) or 0, limit=limit + 1)
-    views = [_trial_view(home, study, stages[one.stage_id], one, with_curve=curves) for one in found[:limit]]
+    views = _trial_views(home, study, [(stages[one.stage_id], one) for one in found[:limit]], with_curves=curves)
     return TrialList(trials=views, next=str(found[limit - 1].id) if len(found) > limit else None)
 
 
@@ -133,7 +133,7 @@ def show_trial(
         raise RequestError(
             404, "unknown-trial", f"stage {stage!r} of study {name!r} must have the trial {number}, but has none."
         )
-    return _trial_view(home, study, record, trial, with_curve=True)
+    return _trial_views(home, study, [(record, trial)], with_curves=True)[0]
 
 
 @router.get("/{name}/best", summary="Best configuration")
@@ -196,7 +196,7 @@ def compare_in_mlflow(
         stage=found.stage.name,
         champion=found.champion,
         differing=found.differing,
-        trials=[_trial_view(home, found.study, found.stage, one, with_curve=False) for one in found.trials],
+        trials=_trial_views(home, found.study, [(found.stage, one) for one in found.trials], with_curves=False),
         page=page,
     )
 
@@ -255,25 +255,28 @@ def _stage_named(stage: str, study: str, stages: dict[int, StageRecord]) -> Stag
     return found
 
 
-def _trial_view(
-    home: VisibleStudies, study: StudyRecord, stage: StageRecord, trial: TrialRecord, *, with_curve: bool
-) -> TrialView:
-    state: Literal["waiting"] | TrialState = trial.state
-    if state == "running" and study.state != "running":
-        state = "waiting"
-    return TrialView(
-        stage=stage.name,
-        trial=trial.number,
-        state=state,
-        reason=trial.reason,
-        topology=trial.topology,
-        point=dict(trial.point),
-        metrics=dict(trial.metrics),
-        seed=trial.seed,
-        started_at=trial.started_at,
-        ended_at=trial.ended_at,
-        curve=home.store.reports(trial.id) if with_curve else None,
-    )
+def _trial_views(
+    home: VisibleStudies, study: StudyRecord, trials: Sequence[tuple[StageRecord, TrialRecord]], *, with_curves: bool
+) -> list[TrialView]:
+    """Trials of a study, each with its stage."""
+    times_s = home.store.trial_times_s([trial.id for _, trial in trials if trial.ended_at is not None])
+    return [
+        TrialView(
+            stage=stage.name,
+            trial=trial.number,
+            state="waiting" if trial.state == "running" and study.state != "running" else trial.state,
+            reason=trial.reason,
+            topology=trial.topology,
+            point=dict(trial.point),
+            metrics=dict(trial.metrics),
+            seed=trial.seed,
+            started_at=trial.started_at,
+            ended_at=trial.ended_at,
+            wall_time_s=times_s.get(trial.id),
+            curve=home.store.reports(trial.id) if with_curves else None,
+        )
+        for stage, trial in trials
+    ]
 
 
 def _position(after: str | None) -> int | None:
