@@ -16,7 +16,8 @@ from types import FrameType
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from orchestrator.cli.exit_status import status_of
+from orchestrator.abrupt_end import AbruptEnd
+from orchestrator.cli.exit_status import INTERRUPTED, status_of
 from orchestrator.cli.progress import PlainProgress
 from orchestrator.cli.quiet import quiet_libraries
 from orchestrator.safe_text import SafeFormatter, without_secrets
@@ -44,6 +45,7 @@ class DriverControl:
         self._stop = threading.Event()
         self.is_lost = False
         self.signal: str | None = None
+        self._end = AbruptEnd()
 
     def should_stop(self) -> bool:
         """Whether to stop."""
@@ -60,6 +62,7 @@ class DriverControl:
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
         """The first signal stops cleanly, the second one at once."""
         if self.signal is not None:
+            self._end.start(INTERRUPTED)
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name
         self.stop()

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from orchestrator.cli.console import note
+from orchestrator.abrupt_end import AbruptEnd
+from orchestrator.cli.console import note, stderr
+from orchestrator.cli.exit_status import INTERRUPTED
 
 
 class StopRequest:
@@ -28,13 +30,17 @@ class StopRequest:
 def stop_on_signal(control: StopRequest) -> Iterator[None]:
     """Within the context, the first Ctrl-C, SIGTERM or SIGHUP sets `control`; the second one raises KeyboardInterrupt.
 
-    A SIGHUP that is ignored, as under `nohup`, stays ignored.
+    If the process has not left the context within a second after it, the process and its children are killed. A SIGHUP
+    that is ignored, as under `nohup`, stays ignored.
     """
+
+    end = AbruptEnd(say=_say_interrupted)
 
     def handle(number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
             _leave_terminal()
         if control.should_stop():
+            end.start(INTERRUPTED)
             raise KeyboardInterrupt
         control.request()
         note("stopping after this step (press Ctrl-C again to stop at once) ...")
@@ -46,8 +52,14 @@ def stop_on_signal(control: StopRequest) -> Iterator[None]:
     try:
         yield
     finally:
+        end.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _say_interrupted() -> None:
+    stderr.show_cursor(True)  # a live display hides it
+    note("interrupted")
 
 
 def _leave_terminal() -> None:

@@ -24,6 +24,39 @@ with stop_on_signal(control):
     print("the end", file=sys.stderr, flush=True)
 open(sys.argv[1], "w").write("stopped cleanly")
 """
+SLOW_END = """
+import multiprocessing, signal, sys, time
+from pathlib import Path
+from orchestrator.abrupt_end import before_abrupt_end
+from orchestrator.cli.signals import StopRequest, stop_on_signal
+
+child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+child.start()
+before_abrupt_end(lambda: Path(sys.argv[1]).write_text("removed"))
+with stop_on_signal(StopRequest()):
+    print(child.pid, flush=True)
+    try:
+        while True:
+            signal.pause()
+    except KeyboardInterrupt:
+        print("cleaning up", flush=True)
+        time.sleep(600)
+"""
+QUICK_END = """
+import signal
+from orchestrator.cli.signals import StopRequest, stop_on_signal
+
+try:
+    with stop_on_signal(StopRequest()):
+        print("ready", flush=True)
+        while True:
+            signal.pause()
+except KeyboardInterrupt:
+    print("left", flush=True)
+import time
+time.sleep(3)
+print("ended by itself", flush=True)
+"""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -57,3 +90,47 @@ def test_a_sighup_that_is_ignored_stays_ignored() -> None:
         assert not control.should_stop()
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def start(code: str, *arguments: Path) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+
+
+def interrupt(process: "subprocess.Popen[bytes]") -> None:
+    """Send the first Ctrl-C, and the second one when the first was answered."""
+    assert process.stderr is not None
+    process.send_signal(signal.SIGINT)
+    assert b"stopping after this step" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[:1]
+    except OSError:
+        return False
+
+
+def test_a_second_signal_does_not_wait_for_a_slow_end(tmp_path: Path) -> None:
+    with start(SLOW_END, tmp_path / "left") as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        assert is_alive(child)
+        interrupt(process)
+        assert process.stdout.readline() == b"cleaning up\n"
+        assert process.wait(120) == 130  # the clean-up would take 600 s
+        assert process.stderr is not None
+        assert process.stderr.read() == b"interrupted\n"
+    assert not is_alive(child)
+    assert (tmp_path / "left").read_text() == "removed"
+
+
+def test_a_quick_end_after_a_second_signal_is_left_alone() -> None:
+    with start(QUICK_END) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        interrupt(process)
+        assert process.stdout.read() == b"left\nended by itself\n"
+        assert process.wait(60) == 0

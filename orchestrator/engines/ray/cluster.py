@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.abrupt_end import before_abrupt_end
 from orchestrator.engines.interfaces import EngineUnavailableError
 from orchestrator.engines.ray.connection import check_address, check_node, refusal
 from orchestrator.engines.ray.health import RayHealth, Result, parts_of_ray
@@ -84,6 +85,7 @@ class RayCluster:
         self._checked: set[str] = set()
         self._no_room_since: float | None = None
         self._folder: Path | None = None
+        self._forget_last_act: Callable[[], None] = lambda: None
         self._health: RayHealth | None = None
         self._nodes: tuple[Node, ...] = ()
         self._refreshed_at = 0.0
@@ -108,6 +110,7 @@ class RayCluster:
             self._attach(self._address)
         self._health = RayHealth(parts_of_ray(self._address))
         atexit.register(self.close)
+        self._forget_last_act = before_abrupt_end(self._remove_folder)
 
     def close(self) -> None:
         """Leave the cluster. Local Ray stops, and its files are removed, with those of killed processes."""
@@ -125,6 +128,7 @@ class RayCluster:
             _end_processes_of(self._folder)
         ray.shutdown()  # takes about 7 s without a head
         self._remove_folder()
+        self._forget_last_act()
 
     @property
     def is_dead(self) -> bool:
