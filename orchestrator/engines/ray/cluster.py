@@ -211,7 +211,7 @@ class RayCluster:
     def _start_local(self) -> None:
         _remove_stale_folders()
         priority = {name: os.environ.get(name, value) for name, value in _SAME_PRIORITY.items()}
-        with _environment({**_LOOPBACK_ONLY, **priority, "RAY_AUTH_TOKEN": _token()}):
+        with _environment({**_LOOPBACK_ONLY, **priority, "RAY_AUTH_TOKEN": _token()}), _no_api_server():
             for attempt in range(1, _START_TRIES + 1):
                 self._folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_short_temporary()))
                 try:
@@ -340,6 +340,23 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _no_api_server() -> Iterator[None]:
+    """Do not start Ray's API server, which asks addresses of cloud providers where it runs, whatever the settings.
+
+    Only the dashboard and Ray's state commands use it. Ray has no setting for this: without a dashboard and with usage
+    statistics off, the server still starts and asks. A test watches the connections of all processes.
+    """
+    from ray._private import services
+
+    start = services.start_api_server
+    services.start_api_server = lambda *_, **__: (None, None)  # address and process
+    try:
+        yield
+    finally:
+        services.start_api_server = start
 
 
 @contextlib.contextmanager
