@@ -137,6 +137,27 @@ class Client:
         found: list[dict[str, Any]] = self._content(answer)
         return found
 
+    def recommend(
+        self,
+        data: Mapping[str, Any],
+        config: Mapping[str, Any],
+        *,
+        max_params: int | None = None,
+        space: str | None = None,
+        budget_s: float | None = None,
+    ) -> dict[str, Any]:
+        """Configurations that finished studies of similar data found, the nearest first.
+
+        Args:
+            data: What is known of the data, as `vitsearch data --format json` prints it.
+            config: The `data` block for the configurations.
+            max_params: Most parameters of the model.
+            space: Search space of its topology.
+            budget_s: Longest time of the earlier study, in seconds.
+        """
+        limits = {"max_params": max_params, "space": space, "budget_s": budget_s}
+        return self._json("POST", "/v1/recommend", json={"data": data, "config": config, **limits})
+
     def events(self, name: str, *, after: str | None = None) -> Iterator[ServerEvent]:
         """Follow a study until it ends. A stream that is cut off is taken up again without a gap.
 

@@ -13,7 +13,7 @@ from orchestrator.api.errors import ProblemDocument, add_error_handlers
 from orchestrator.api.home import Home
 from orchestrator.api.limits import GuardRequests
 from orchestrator.api.metrics import CountRequests, RequestFigures, StudyFigures
-from orchestrator.api.routes import audit, checking, health, plugins, studies, submitting
+from orchestrator.api.routes import audit, checking, health, plugins, recommending, studies, submitting
 from orchestrator.settings import Settings
 
 STATIC = Path(__file__).parent / "static"
@@ -68,7 +68,7 @@ def make_service(
     app.state.needs_token = needs_token
     # Whoever can submit without a token can read the files of this machine's user anyway.
     app.state.roots = settings.data_roots if needs_token or settings.data_roots else None
-    for module in (studies, submitting, checking, plugins, audit, health, sessions, pages):
+    for module in (studies, submitting, checking, recommending, plugins, audit, health, sessions, pages):
         app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     add_error_handlers(app)

@@ -90,6 +90,15 @@ class VisibleStudies:
         assert self._home.store is not None, "a study was found in it"
         return self._home.store
 
+    @property
+    def has_store(self) -> bool:
+        """Whether there is a database."""
+        return self._home.store is not None
+
+    def finished(self) -> Iterator[StudyRecord]:
+        """The complete studies, newest first."""
+        return self._matching(state="complete", owner=None, text=None, before=None)
+
     def study(self, name: str) -> StudyRecord:
         """The record of a study, with its actual state.
 

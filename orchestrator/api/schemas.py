@@ -2,13 +2,17 @@
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
 from orchestrator.spec.stage_registry import STAGES
 from orchestrator.stages.kind import stage_kind
 from orchestrator.store.records import RunState, TrialState
 from orchestrator.store.service_records import Outcome, SubmissionState, WebhookState
-from trainers.config import EpochReport
+from search_spaces.base import MAX_CLASSES, MAX_IMAGE_SIZE
+from trainers.config import Configuration, DataConfig, EpochReport
+from trainers.data.report import DataReport, PartReport
+
+_MAX_IMAGES = 10**12
 
 
 class _Body(BaseModel):
@@ -136,6 +140,70 @@ class ValidStudy(_Body):
     stages: list[str] = Field(examples=[["screen", "train", "promote"]])
     remarks: list[str] = Field(description="settings that will be left out, although the study is valid")
     spec: dict[str, Any] = Field(description="the complete study, with the defaults of this service")
+
+
+class WantedData(DataReport):
+    """What is known of the data that a model is wanted for, as `vitsearch data --format json` prints it."""
+
+    classes: list[Annotated[str, Field(max_length=500)]] = Field(min_length=1, max_length=MAX_CLASSES)
+    image_size: int = Field(ge=8, le=MAX_IMAGE_SIZE)
+    channels: Literal[1, 3]
+    mean: list[Annotated[float, Field(ge=0, le=1)]] = Field(min_length=1, max_length=3)
+    std: list[Annotated[float, Field(ge=0, le=1)]] = Field(min_length=1, max_length=3)
+
+    @field_validator("parts")
+    @classmethod
+    def _counted(cls, parts: dict[str, PartReport]) -> dict[str, PartReport]:
+        counts = [count for part in parts.values() for count in (part.num_images, *part.per_class.values())]
+        if "train" not in parts or not all(0 <= count <= _MAX_IMAGES for count in counts):
+            raise ValueError(f"a training part, and numbers of images from 0 to {_MAX_IMAGES:,}")
+        return parts
+
+
+class RecommendationRequest(_Body):
+    """The data that a model is wanted for, and what it must satisfy."""
+
+    data: WantedData
+    config: DataConfig = Field(description="the `data` block for the configurations")
+    max_params: int | None = Field(default=None, ge=1, le=10**15)
+    space: str | None = Field(default=None, max_length=200, examples=["as-vit"])
+    budget_s: float | None = Field(default=None, gt=0, description="longest time of the earlier study")
+
+
+class DifferenceView(_Body):
+    """One respect in which data differ."""
+
+    amount: float = Field(description="1 is notable")
+    text: str
+
+
+class RecommendationView(_Body):
+    """A configuration from an earlier study, with the wanted data instead of its own."""
+
+    study: str
+    distance: float = Field(description="how much its data differ; 0 for equal descriptions")
+    is_near: bool = Field(description="whether what worked there is a good start")
+    differences: list[DifferenceView]
+    configuration: Configuration
+    trial: int
+    is_champion: bool
+    result: str = Field(examples=["test accuracy 94.2 %"])
+    parameters: int
+    time_s: float
+
+
+class LeftOutView(_Body):
+    """A study that recommends nothing."""
+
+    study: str
+    reason: str
+
+
+class RecommendationList(_Body):
+    """Recommendations, the nearest data first."""
+
+    recommendations: list[RecommendationView]
+    left_out: list[LeftOutView]
 
 
 class PluginLine(_Body):

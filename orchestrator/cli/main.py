@@ -655,6 +655,7 @@ def _recommend(
         Path | None,
         typer.Option("--out", metavar="FILE", help="Write the nearest configuration for `vitsearch train`."),
     ] = None,
+    server: ServerOption = None,
     output: FormatOption = Format.text,
 ) -> None:
     """Find finished studies of data like yours, with the configuration that each found and what it gave."""
@@ -668,6 +669,7 @@ def _recommend(
         budget=budget,
         top=top,
         file=file,
+        server=server,
         as_json=output is Format.json,
     )
 

@@ -9,6 +9,8 @@ from typing import Any
 from orchestrator.cli.console import fail, note, out, print_json, stderr
 from orchestrator.cli.decoding import show_decoding
 from orchestrator.cli.exit_status import BAD_INPUT, FAILED
+from orchestrator.cli.remote import client_of
+from orchestrator.evaluation.data_similarity import DataDifference, DataDistance
 from orchestrator.reports.summary import configuration_yaml
 from orchestrator.settings import load_settings
 from orchestrator.spec.budget import seconds_of
@@ -17,6 +19,7 @@ from orchestrator.study.recommending import Recommendation, Recommendations, Wan
 from orchestrator.study.reported import minutes_text
 from plugins import registry
 from search_spaces.recipes import Recipe, describe_plugin
+from trainers.config import Configuration
 
 _WIDTH = 80
 _FACTORS = {"": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000}
@@ -31,6 +34,7 @@ def recommend_command(
     budget: str | None,
     top: int,
     file: Path | None,
+    server: str | None,
     as_json: bool,
 ) -> None:
     """Print the nearest studies with their configurations, and write that of the first one into a file."""
@@ -47,10 +51,14 @@ def recommend_command(
     config = make_data_config({"source": source, "resize": "stretch", **settings})
     from trainers.data.describing import describe_data  # imports torch
 
-    installed = load_settings()
+    installed, client = load_settings(), client_of(server)
     with show_decoding(stderr):
         report = describe_data(config).report
-    found = recommend(report, config, wanted, installed)
+    if client:
+        sent = client.recommend(report.model_dump(mode="json"), config.model_dump(mode="json"), **wanted._asdict())
+        found = _received(sent)
+    else:
+        found = recommend(report, config, wanted, installed)
     if file is not None and found.near:
         _write(file, found.near[0])
     if as_json:
@@ -63,17 +71,37 @@ def recommend_command(
         note(f"the configuration of {found.near[0].study} is in {file}; train it with: vitsearch train {file}")
 
 
+def _received(sent: Mapping[str, Any]) -> Recommendations:
+    """What a service recommends."""
+
+    def one(row: Mapping[str, Any]) -> Recommendation:
+        differences = tuple(DataDifference(**each) for each in row["differences"])
+        return Recommendation(
+            study=row["study"],
+            distance=DataDistance(row["distance"], differences),
+            configuration=Configuration.model_validate(row["configuration"]),
+            trial=row["trial"],
+            is_champion=row["is_champion"],
+            result=row["result"],
+            parameters=row["parameters"],
+            time_s=row["time_s"],
+        )
+
+    left_out = tuple((row["study"], row["reason"]) for row in sent["left_out"])
+    return Recommendations(tuple(one(row) for row in sent["recommendations"]), left_out)
+
+
 def recommendations_text(found: Recommendations, top: int) -> str:
     """The nearest studies for people; states plainly if none is near."""
     parts = []
     if not found.near:
         count = len(found.found)
         if not count:
-            parts.append("No finished study of this home can be compared with these images.")
+            parts.append("No finished study can be compared with these images.")
         else:
             studies = "1 finished study" if count == 1 else f"{count} finished studies"
             parts.append(
-                f"Nothing is near: {studies} of this home can be compared, but all have data that differ a lot. Start "
+                f"Nothing is near: {studies} can be compared, but all have data that differ a lot. Start "
                 "a new study; the nearest one is:"
             )
         parts[0] = textwrap.fill(parts[0], _WIDTH)

@@ -1,5 +1,6 @@
 """Finds earlier studies of data like one's own, with the configuration that each found and what it gave."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from orchestrator.engines.interfaces import Objective
@@ -9,7 +10,8 @@ from orchestrator.stages.learned_schedules import with_learned_schedule
 from orchestrator.stages.promote import PromoteResult
 from orchestrator.stages.train_result import TrainResult, sort_trials
 from orchestrator.stages.train_spec import TrainStage
-from orchestrator.store.records import TrialRecord
+from orchestrator.store.records import StudyRecord, TrialRecord
+from orchestrator.store.repository import Store
 from orchestrator.study.access import open_existing, study_folder
 from orchestrator.study.report import read_study
 from orchestrator.study.reported import ReportedStage, ReportedStudy
@@ -69,17 +71,29 @@ def recommend(data: DataReport, config: DataConfig, wanted: Wanted, settings: Se
         wanted: What the configurations must satisfy.
         settings: Settings of this installation.
     """
+    with open_existing(settings) as store:
+        if store is None:
+            return Recommendations((), ())
+        return recommend_from(store.list_studies(), store, data, config, wanted, settings)
+
+
+def recommend_from(
+    studies: Iterable[StudyRecord],
+    store: Store,
+    data: DataReport,
+    config: DataConfig,
+    wanted: Wanted,
+    settings: Settings,
+) -> Recommendations:
+    """The same from some studies of an open store."""
     found: list[Recommendation] = []
     left_out: list[tuple[str, str]] = []
-    with open_existing(settings) as store:
-        for study in store.list_studies() if store else ():
-            assert store is not None
-            reported = read_study(study, store, study_folder(settings, study))
-            result = _recommend(reported, data, config, wanted)
-            if isinstance(result, str):
-                left_out.append((study.name, result))
-            else:
-                found.append(result)
+    for study in studies:
+        result = _recommend(read_study(study, store, study_folder(settings, study)), data, config, wanted)
+        if isinstance(result, str):
+            left_out.append((study.name, result))
+        else:
+            found.append(result)
     found.sort(key=lambda one: (one.distance.total, one.study))
     return Recommendations(tuple(found), tuple(left_out))
 

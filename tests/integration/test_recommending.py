@@ -1,13 +1,21 @@
 """Recommendations from the finished studies of a home, by how near their data are."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from orchestrator.settings import load_settings
 from orchestrator.spec.study_file import load_configuration
+from orchestrator.store.repository import Store
+from orchestrator.store.service_records import NewSubmission, WantedDevices
+from orchestrator.store.study_names import home_owner
+from tests.service import add_token, client_for, serving
 from tests.tiny import CommandLine, FinishedStudy
+from trainers.config import Configuration, DataConfig
+from trainers.data.describing import describe_data
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +82,7 @@ def test_far_data_are_said_to_be_far(
 
 
 def test_an_empty_home_and_wrong_limits_are_named(command_line: CommandLine) -> None:
-    assert "No finished study of this home" in command_line("recommend", "--data", "digits").out
+    assert "No finished study can be compared" in command_line("recommend", "--data", "digits").out
     for option, value, told in (
         ("--max-params", "many", "such as 500k or 2M, but got 'many'"),
         ("--budget", "5", "such as 30m or 2h, but got '5'"),
@@ -82,3 +90,53 @@ def test_an_empty_home_and_wrong_limits_are_named(command_line: CommandLine) -> 
     ):
         done = command_line("recommend", "--data", "digits", option, value)
         assert (done.status, told in done.err) == (2, True), done.err
+
+
+def test_a_service_recommends_the_studies_that_the_caller_sees(tiny: FinishedStudy, tmp_path: Path) -> None:
+    settings = load_settings(home=Path(shutil.copytree(tiny.home, tmp_path / "home")), tracking=False)
+    report = describe_data(DataConfig(source="digits")).report
+    config = DataConfig(source="/somewhere/else")
+    asked = (report.model_dump(mode="json"), config.model_dump(mode="json"))
+    mine, hers = add_token(settings, home_owner(), "viewer"), add_token(settings, "ann", "viewer")
+    with serving(settings, needs_token=True) as requests:
+        (found,) = client_for(requests, mine).recommend(*asked)["recommendations"]
+        assert (found["study"], found["is_champion"], found["is_near"]) == ("tiny", True, True)
+        assert Configuration.model_validate(found["configuration"]).data == config
+        assert client_for(requests, mine).recommend(*asked, space="pit")["recommendations"] == []
+        assert client_for(requests, hers).recommend(*asked) == {"recommendations": [], "left_out": []}
+        store = Store.open(settings.database_url, artifact_root=settings.artifact_root)
+        share(store, "tiny")
+        assert client_for(requests, hers).recommend(*asked)["recommendations"] == [found]
+        store.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("mean", []),
+        ("std", ["nan"]),
+        ("classes", []),
+        ("channels", 2),
+        ("image_size", 10**9),
+        ("parts", {}),
+        ("parts", {"train": {"num_images": -1, "per_class": {}}}),
+        ("parts", {"train": {"num_images": 10**300, "per_class": {}}}),
+    ],
+)
+def test_a_service_refuses_impossible_descriptions_of_data(
+    tiny: FinishedStudy, tmp_path: Path, name: str, value: object
+) -> None:
+    settings = load_settings(home=tiny.home, tracking=False)
+    report = describe_data(DataConfig(source="digits")).report.model_dump(mode="json")
+    with serving(settings) as requests:
+        sent = {"data": {**report, name: value}, "config": {"source": "digits"}}
+        answer = requests.post("/v1/recommend", json=sent)
+    assert answer.status_code == 422, answer.text
+    assert f"data.{name}" in answer.json()["detail"]
+
+
+def share(store: Store, name: str) -> None:
+    """Let others see a study that was not submitted."""
+    uid, owner = "0" * 12, home_owner()
+    store.queue().add(NewSubmission(uid, owner, name, {}, "", WantedDevices(), "", shared=True))
+    store.queue().request_cancel(uid)

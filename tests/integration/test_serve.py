@@ -67,6 +67,7 @@ def without_results(found: Any) -> Any:
         ["trials", "finished", "--csv"],
         ["best", "finished"],
         ["compare", "finished", "0", "1", "--no-open"],
+        ["recommend", "--data", "digits"],
         ["status", "finishd"],
         ["compare", "finished", "99"],
     ],
