@@ -17,6 +17,7 @@ STATUS = {
     "orchestrator.client:RequestRefusedError": BAD_INPUT,
     "orchestrator.client:ServerUnavailableError": FAILED,
     "orchestrator.service.access_tokens:TokenError": BAD_INPUT,
+    "orchestrator.service.owner_weights:WeightError": BAD_INPUT,
     "orchestrator.service.references:PrivateStudyError": BAD_INPUT,
     "orchestrator.service.submitting:SubmissionError": BAD_INPUT,
     "orchestrator.service.submitting:UnknownSubmissionError": BAD_INPUT,

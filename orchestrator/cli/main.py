@@ -30,6 +30,8 @@ app = typer.Typer(
 
 tokens = typer.Typer(cls=Commands, help="Manage the access tokens of the service.", no_args_is_help=True)
 app.add_typer(tokens, name="token")
+owners = typer.Typer(cls=Commands, help="Show and set the shares of the owners of studies.", no_args_is_help=True)
+app.add_typer(owners, name="owner")
 
 
 class Format(StrEnum):
@@ -793,6 +795,25 @@ def _revoke_token(
     from orchestrator.cli.tokens import revoke_token_command
 
     revoke_token_command(uid)
+
+
+@owners.command("list")
+def _list_owners(output: FormatOption = Format.text) -> None:
+    """List owners with their weights and the device time that they have used."""
+    from orchestrator.cli.owners import list_owners_command
+
+    list_owners_command(as_json=output is Format.json)
+
+
+@owners.command("weight")
+def _weigh_owner(
+    owner: Annotated[str, typer.Argument(metavar="OWNER", help="Name of the person or program.")],
+    weight: Annotated[float, typer.Argument(metavar="WEIGHT", help="1 by default; 2 gets twice the device time.")],
+) -> None:
+    """Set an owner's share of the devices."""
+    from orchestrator.cli.owners import set_weight_command
+
+    set_weight_command(owner, weight)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,9 +1,12 @@
 """Owners, and the device time that they used. What was used long ago counts less."""
 
 import math
+from typing import NamedTuple
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, Engine, func, select, update
 
+from orchestrator.store.database_time import read_time
+from orchestrator.store.retrying import retry_on_outage
 from orchestrator.store.tables import owners, submissions
 from orchestrator.store.upserts import insert_into
 
@@ -11,6 +14,39 @@ HALF_LIFE_S = 7 * 86_400.0
 """After this time, used device time counts half."""
 ADVANCE_S = 60.0
 """Device time that a running study counts in advance, so that an owner without any does not take all places at once."""
+
+
+class OwnerRecord(NamedTuple):
+    """An owner in the queue."""
+
+    name: str
+    weight: float
+    """With 2, an owner gets twice as much device time as with 1 while both have studies that wait."""
+    used_s: float
+    """Device time that counts now."""
+
+
+@retry_on_outage
+class OwnerTable:
+    """Reads owners and sets their weights."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def all(self) -> list[OwnerRecord]:
+        """All owners who ran studies, or whose weight was set, by name."""
+        with self._engine.connect() as connection:
+            now = read_time(connection)
+            rows = connection.execute(select(owners).order_by(owners.c.name))
+            return [OwnerRecord(row.name, row.weight, faded(row.used_s, now - row.used_at)) for row in rows]
+
+    def set_weight(self, name: str, weight: float) -> None:
+        """Set the weight of an owner, also of one who has run nothing yet."""
+        with self._engine.begin() as connection:
+            now = read_time(connection)
+            new = {"name": name, "weight": weight, "used_s": 0.0, "used_at": now, "created_at": now}
+            statement = insert_into(owners, connection).values(**new)
+            connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_={"weight": weight}))
 
 
 def faded(used_s: float, age_s: float) -> float:

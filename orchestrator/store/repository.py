@@ -17,6 +17,7 @@ from orchestrator.store.database_time import read_time
 from orchestrator.store.growth_rows import GrowthRows, write_growth
 from orchestrator.store.lost_rows import recover
 from orchestrator.store.outbox_rows import StudyOutbox
+from orchestrator.store.owner_rows import OwnerTable
 from orchestrator.store.prepared_statements import prepared_insert
 from orchestrator.store.records import (
     AttemptRecord,
@@ -513,6 +514,10 @@ class Store:
     def queue(self) -> SubmissionQueue:
         """The submitted studies."""
         return SubmissionQueue(self._engine)
+
+    def owners(self) -> OwnerTable:
+        """The owners of studies, with what they used and their weights."""
+        return OwnerTable(self._engine)
 
     def webhooks(self) -> WebhookTable:
         """The requests that announce how studies ended."""

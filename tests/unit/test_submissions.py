@@ -6,6 +6,7 @@ from unittest.mock import patch
 
 import pytest
 
+from orchestrator.service.owner_weights import WeightError, set_weight
 from orchestrator.service.submitting import (
     SubmissionError,
     UnknownSubmissionError,
@@ -125,6 +126,22 @@ def test_an_owner_who_used_more_device_time_comes_later(store: Store) -> None:
     submit(store, "next", owner="alice")
     submit(store, "one", owner="bob")
     assert claimed(store).name == "bob~one"
+
+
+def test_an_owner_with_twice_the_weight_runs_twice_as_much(store: Store) -> None:
+    set_weight(store, "alice", 2)
+    for number in range(6):
+        submit(store, f"a{number}", owner="alice")
+        submit(store, f"b{number}", owner="bob")
+    order = "".join(claimed(store).owner[0] for _ in range(6))
+    assert order.count("a") == 4, order
+    assert [(one.name, one.weight) for one in store.owners().all()] == [("alice", 2.0)]
+    set_weight(store, "alice", 0.5)
+    assert [one.weight for one in store.owners().all()] == [0.5]
+    assert store.audit_log().page(limit=1)[0].action == "owner.weight"
+    for owner, weight in (("Not An Owner", 1), ("alice", 0), ("alice", float("nan")), ("alice", 1e9)):
+        with pytest.raises(WeightError, match="must be"):
+            set_weight(store, owner, weight)
 
 
 def test_a_lapsed_lease_goes_to_another_driver_and_the_old_one_changes_nothing(store: Store) -> None:
