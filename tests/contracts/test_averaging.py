@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,12 @@ from plugins.averaging.wsm import decay_weights
 from plugins.protocols import Averager, Evaluated, EvaluatingAverager, PluginCard, StateDict
 from plugins.registry import PluginSettingsError, available, create
 from search_spaces.decay_forms import DecayForm
+from search_spaces.recipes import PluginChoice
+from tests.contracts.test_optimizers_in_training import TOPOLOGIES
 from tests.rounding import rounded
+from tests.unit.training import CPU, configuration, digits, run
+from trainers.config import AverageTask, Configuration
+from trainers.tasks.averaging import average as average_task
 
 Averaging = Averager | EvaluatingAverager
 
@@ -114,6 +120,41 @@ def test_checkpoints_of_different_models_are_refused(name: str) -> None:
     checkpoints[-2] = {"other": torch.zeros(2, 3)}
     with pytest.raises(ValueError, match="one model"):
         average(averager, checkpoints)
+
+
+# --- checkpoints of trainings ---
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    name: {"window": 2} for name in ("ema", "lawa", "greedy-soup", "lcsc", "uniform-soup", "wsm")
+} | {"lcsc": {"window": 2, "evaluations": 5}}
+"""Settings for three checkpoints."""
+
+
+@pytest.fixture(scope="module", params=list(TOPOLOGIES))
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Configuration, Any]:
+    """A training of a space with three checkpoints and maintained averages."""
+    made = configuration(epochs=3, recipe={"batch_size": 45, "ema": 0.5, "swa": 0.1})
+    config = made.model_copy(update={"topology": TOPOLOGIES[request.param]})
+    outcome = run(config, tmp_path_factory.mktemp(request.param), keep=3)
+    return config, tuple(record.path for record in outcome.checkpoints)
+
+
+@pytest.mark.parametrize("name", list(available("averaging")))
+def test_averages_of_checkpoints_can_be_evaluated_and_repeated(name: str, trained: tuple[Configuration, Any]) -> None:
+    config, folders = trained
+    choice = PluginChoice(name=name, settings=SMALL.get(name, {}))
+    trials = folders if getattr(create("averaging", name, choice.settings), "reads", None) == "trials" else ()
+    task = AverageTask(configuration=config, checkpoints=folders, averaging=choice, trials=trials)
+    files = {path: path.read_bytes() for folder in folders for path in folder.iterdir()}
+    first, second = (average_task(task, digits(), CPU) for _ in range(2))
+    assert first == second
+    assert math.isfinite(first.metrics["val_loss"])
+    assert first.metrics["forward_passes"] >= 1
+    assert files == {path: path.read_bytes() for folder in folders for path in folder.iterdir()}
+
+
+# --- ours ---
 
 
 def test_lawa_is_the_mean_of_the_newest() -> None:

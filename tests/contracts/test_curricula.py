@@ -15,14 +15,16 @@ from plugins.protocols import (
     PluginCard,
     Selection,
     StepMethod,
+    can_pack,
     needed_prior_difficulty,
 )
 from plugins.registry import PluginSettingsError, available, create
 from search_spaces.step_settings import StepSettings
+from tests.contracts.test_optimizers_in_training import TOPOLOGIES
 from tests.steps import now, step_settings
 from tests.unit.test_loop import InterruptedInside, equal, weights_of, without_time
 from tests.unit.training import CPU, Recorder, configuration, digits, run
-from trainers.config import TrainTask
+from trainers.config import Configuration, TrainTask
 from trainers.training.packed import train_packed
 from trainers.training.packing import can_be_packed
 
@@ -234,19 +236,19 @@ def test_a_method_depends_on_its_arguments_alone(method: StepMethod) -> None:
 QUICK = {"difficulty_epochs": 1, "difficulty_runs": 1}
 SETTINGS: dict[str, dict[str, Any]] = {"pruning": QUICK, "pruning-by-budget": QUICK, "skill-it": {"rate": 1.0}}
 """Settings that train little or have an effect soon."""
-TOPOLOGIES = {
-    "progressive-tokenization": "as-vit:4,4,2,1|2,4,2,1|2,2,2,1|2,1,2,1|16,4",
-    "progressive-resolution": "autoformer:2,2|2,2|16,8",
-}
-"""Topologies whose models support a curriculum."""
+SUPPORTED = {"progressive-tokenization": ("as-vit",), "progressive-resolution": ("autoformer", "pit")}
+"""Spaces whose models support a curriculum of ours, if not all do."""
+CASES = [(name, space) for name in NAMES for space in SUPPORTED.get(name, TOPOLOGIES)]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_training_is_the_same_after_interruptions_and_in_a_pack(name: str, tmp_path: Path) -> None:
-    others = ("as-vit:4,4,2,1|2,4,2,1|2,2,2,1|2,1,2,1|16,4", "autoformer:2,2|2,2|16,8", "pit:1,1|1,1|1,1|2,8,8")
-    topology = TOPOLOGIES.get(name, others[NAMES.index(name) % 3])
+def config_of(name: str, space: str) -> Configuration:
     recipe = {"batch_size": 24, "curriculum": {"name": name, **SETTINGS.get(name, {})}}
-    config = configuration(epochs=2, recipe=recipe).model_copy(update={"topology": topology})
+    return configuration(epochs=2, recipe=recipe).model_copy(update={"topology": TOPOLOGIES[space]})
+
+
+@pytest.mark.parametrize(("name", "space"), CASES)
+def test_a_training_is_the_same_after_interruptions_and_in_a_pack(name: str, space: str, tmp_path: Path) -> None:
+    config = config_of(name, space)
     straight, resumed, packed = Recorder(), Recorder(), Recorder()
     expected = run(config, tmp_path / "straight", straight)
     assert expected.state == "complete", expected.reason
@@ -258,12 +260,30 @@ def test_a_training_is_the_same_after_interruptions_and_in_a_pack(name: str, tmp
         TrainTask(configuration=config.model_copy(update={"seed": seed}), folder=tmp_path / str(seed))
         for seed in (config.seed, 6)
     ]
-    if can_be_packed(*tasks) is not None:
+    problem = can_be_packed(*tasks)
+    if not can_pack(create("curricula", name, SETTINGS.get(name))):
+        assert problem == f"curriculum {name!r} cannot be computed with stacked weights"
         return
+    assert problem is None
     dict(train_packed(tasks, digits(), [packed, Recorder()], CPU))
     for found, wanted in zip(packed.reports, straight.reports, strict=True):
         assert found.train_loss == pytest.approx(wanted.train_loss, rel=2e-3)
         assert (found.num_images, found.training_macs) == (wanted.num_images, wanted.training_macs)
+
+
+@pytest.mark.parametrize(
+    ("name", "space", "reason"),
+    [
+        ("progressive-tokenization", "autoformer", "'progressive-tokenization' needs a model whose forward pass has"),
+        ("progressive-tokenization", "pit", "'progressive-tokenization' needs a model whose forward pass has"),
+        ("progressive-resolution", "as-vit", r"images of \d+ pixels do not fit the topology"),
+    ],
+)
+def test_a_model_that_lacks_what_a_curriculum_of_ours_needs_is_refused(
+    name: str, space: str, reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        run(config_of(name, space), tmp_path)
 
 
 # --- ours ---

@@ -8,6 +8,8 @@ import pytest
 from plugins.protocols import CurvePoint, Signal, Stopper
 from plugins.registry import available, create
 from search_spaces.recipes import PluginChoice
+from tests.contracts.test_optimizers_in_training import TOPOLOGIES
+from tests.unit.test_loop import InterruptedInside
 from tests.unit.training import CPU, Recorder, configuration, digits, run
 from trainers.config import Configuration, TrainTask
 from trainers.tasks.replay import replay_curve
@@ -30,25 +32,39 @@ QUICK: dict[str, dict[str, Any]] = {
 """Settings with which a criterion can stop a short training."""
 
 
-def config_of(**fields: Any) -> Configuration:
+def config_of(space: str = "as-vit", **fields: Any) -> Configuration:
     recipe = {"batch_size": 30, "learning_rate": 0.04, "warmup": 0.0, "schedule": "constant"}
-    return configuration(epochs=EPOCHS, recipe=recipe, **fields)
+    made = configuration(epochs=EPOCHS, recipe=recipe, **fields)
+    return made.model_copy(update={"topology": TOPOLOGIES[space]})
+
+
+_wholes: dict[str, list[CurvePoint]] = {}
+
+
+def whole_curve(space: str, folder: Path) -> list[CurvePoint]:
+    """The curve of a training without early stopping, with every signal; computed once for each space."""
+    if space not in _wholes:
+        recorder = Recorder()
+        run(config_of(space), folder, recorder, signals=tuple(Signal))
+        _wholes[space] = [report.point for report in recorder.reports]
+    return _wholes[space]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> list[CurvePoint]:
-    """The curve of a training without early stopping, with every signal."""
-    recorder = Recorder()
-    run(config_of(), tmp_path_factory.mktemp("whole"), recorder, signals=tuple(Signal))
-    return [report.point for report in recorder.reports]
+    return whole_curve("as-vit", tmp_path_factory.mktemp("whole"))
 
 
+@pytest.mark.parametrize("space", list(TOPOLOGIES))
 @pytest.mark.parametrize("name", list(available("stopping")))
-def test_a_live_criterion_equals_its_replay(name: str, whole: list[CurvePoint], tmp_path: Path) -> None:
+def test_a_live_criterion_equals_its_replay_also_after_an_interruption(name: str, space: str, tmp_path: Path) -> None:
+    whole = whole_curve(space, tmp_path / "whole")
     choice = PluginChoice(name=name, settings=QUICK.get(name, {}))
     stopper: Stopper = create("stopping", name, choice.settings)
     replayed, recorder = replay_curve(stopper, whole), Recorder()
-    outcome = run(config_of(stopping=choice), tmp_path, recorder)
+    config = config_of(space, stopping=choice)
+    assert run(config, tmp_path / "live", InterruptedInside(2)).state == "interrupted"
+    outcome = run(config, tmp_path / "live", recorder)
     assert len(recorder.reports) == (replayed.stopped_after or EPOCHS)
     assert outcome.state == ("complete" if replayed.stopped_after is None else "stopped")
     losses = [report.val_loss for report in recorder.reports]
