@@ -1,12 +1,16 @@
 """Rules for every augmentation and mixing method, and the behaviour of ours."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import kornia.augmentation as kornia
+import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Generator, Tensor, nn
 
 from plugins.augmentations.cutmix import draw_box
 from plugins.augmentations.maskmix import draw_mask
@@ -266,6 +270,64 @@ def test_cutmix_and_maskmix_take_each_pixel_from_one_of_two_images(name: str) ->
     for image, target in zip(images, targets, strict=True):
         first, second = plain[target.topk(2).indices]
         assert torch.all(image.eq(first) | image.eq(second))
+
+
+def drawn(seed: int, alpha: float) -> tuple[Generator, float]:
+    """The generator of a mixing after it has drawn the share, and the share."""
+    generator = Generator().manual_seed(seed)
+    own_seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    return generator, np.random.default_rng(own_seed).beta(alpha, alpha)
+
+
+def mixed_by(
+    mask: NDArray[np.float64], share: float, partners: Sequence[int], images: Tensor
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """`m x + (1 - m) x'` and `share y + (1 - share) y'`, image by image."""
+    pixels, targets = images.double().numpy(), targets_of(len(images)).double().numpy()
+    pairs = list(enumerate(partners))
+    return (
+        np.stack([mask * pixels[own] + (1 - mask) * pixels[other] for own, other in pairs]),
+        np.stack([share * targets[own] + (1 - share) * targets[other] for own, other in pairs]),
+    )
+
+
+def assert_mixed(name: str, settings: dict[str, float], seed: int, expected: tuple[Any, Any]) -> None:
+    for found, wanted in zip(mix(create("augmentations", name, settings), batch(), seed=seed), expected, strict=True):
+        np.testing.assert_allclose(found.numpy(), wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_mixup_is_its_formula(seed: int) -> None:
+    generator, share = drawn(seed, 0.4)
+    partners = torch.randperm(8, generator=generator).tolist()
+    assert_mixed("mixup", {"alpha": 0.4}, seed, mixed_by(np.full((16, 16), share), share, partners, batch()))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_cutmix_pastes_the_box_of_the_authors_code(seed: int) -> None:
+    """Sides `W sqrt(1 - share)` around a uniform centre, cut off at the borders; targets by the area that is left."""
+    generator, share = drawn(seed, 1.0)
+    side = int(16 * math.sqrt(1 - share))
+    row, column = (int(torch.randint(16, (), generator=generator)) for _ in range(2))
+    partners = torch.randperm(8, generator=generator).tolist()
+    mask = np.ones((16, 16))
+    mask[
+        max(row - side // 2, 0) : min(row + side // 2, 16), max(column - side // 2, 0) : min(column + side // 2, 16)
+    ] = 0
+    assert 0 < mask.mean() < 1
+    assert_mixed("cutmix", {"alpha": 1.0}, seed, mixed_by(mask, float(mask.mean()), partners, batch()))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_maskmix_replaces_whole_patches(seed: int) -> None:
+    generator, share = drawn(seed, 1.0)
+    order = torch.randperm(16, generator=generator).tolist()
+    mask = np.zeros((16, 16))
+    for patch in order[: round(share * 16)]:
+        top, left = 4 * (patch // 4), 4 * (patch % 4)
+        mask[top : top + 4, left : left + 4] = 1
+    partners = torch.randperm(8, generator=generator).tolist()
+    assert_mixed("maskmix", {"alpha": 1.0}, seed, mixed_by(mask, float(mask.mean()), partners, batch()))
 
 
 @pytest.mark.parametrize(("alpha", "deviation"), [(0.2, 0.5 / 1.4**0.5), (1.0, 0.5 / 3**0.5), (8.0, 0.5 / 17**0.5)])

@@ -166,6 +166,13 @@ def test_generalization_loss_stops_above_its_threshold_only() -> None:
     assert first_stop(criterion, [1.0, 1.04, 1.049, 1.06, 0.5]) == 4
 
 
+def test_generalization_loss_is_the_excess_over_the_lowest_loss_in_percent() -> None:
+    excess = 100 * (0.7319 / 0.6571 - 1)
+    for threshold, expected in ((excess * (1 - 1e-6), 3), (excess * (1 + 1e-6), None)):
+        criterion = create("stopping", "generalization-loss", {"threshold": threshold})
+        assert first_stop(criterion, [0.9, 0.6571, 0.7319]) == expected
+
+
 def test_generalization_loss_above_a_minimum_of_zero_is_infinite() -> None:
     criterion = create("stopping", "generalization-loss", {"threshold": 1e6})
     assert first_stop(criterion, [0.5, 0.0, 0.0, 1e-9]) == 4

@@ -120,6 +120,26 @@ def test_tvlars_scales_gradients_to_the_norm_of_the_weights_and_lowers_the_rate_
     compare(found, expected, 3e-6)
 
 
+def test_sam_takes_the_gradient_at_the_worst_point_nearby() -> None:
+    """For the loss `sum a w^2 / 2`, whose gradient is `a w`; one norm over all parameters, with SGD as the base."""
+    optimizer, row, state = start("sam", {"rho": 0.3, "base": "sgd"})
+    scales = flat_row(LAYOUT, GRADIENTS[0]).abs()
+    expected = {name: value.double().numpy() for name, value in VALUES.items()}
+    sizes = {name: GRADIENTS[0][name].abs().double().numpy() for name in VALUES}
+    momentum = {name: np.zeros(value.shape) for name, value in VALUES.items()}
+    for step, rate in enumerate(RATES):
+        point = optimizer.probe(LAYOUT, row, scales * row, state, settings_of(step))
+        length = math.sqrt(sum(((sizes[name] * w) ** 2).sum() for name, w in expected.items()))
+        worst = {name: w + 0.3 * sizes[name] * w / length for name, w in expected.items()}
+        compare(point, worst)
+        optimizer.update(LAYOUT, row, scales * point, state, settings_of(step))
+        for name, w in expected.items():
+            decay = DECAY if name in DECAYED else 0.0
+            momentum[name] = 0.9 * momentum[name] + sizes[name] * worst[name] + decay * w
+            expected[name] = w - rate * momentum[name]
+    compare(row, expected)
+
+
 def test_sophia_clips_the_momentum_over_the_curvature() -> None:
     optimizer, row, state = start("sophia", {"period": 2, "gamma": 0.3, "beta1": 0.9, "beta2": 0.8})
     expected = {name: value.double().numpy() for name, value in VALUES.items()}

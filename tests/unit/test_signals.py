@@ -13,6 +13,7 @@ from search_spaces.recipes import Recipe
 from tests.rounding import rounded
 from trainers.data.images import ImageSplit
 from trainers.hardware.devices import make_generator
+from trainers.models.blocks import SelfAttention
 from trainers.training.block_signals import BlockWatch
 from trainers.training.evaluation import Normalizer
 from trainers.training.gradient_signals import GradientSample
@@ -213,6 +214,84 @@ def test_the_training_part_gives_accuracies_and_changes() -> None:
     of_classes = class_values(found, Signal.CLASS_TRAINING_ACCURACY)
     assert of_classes == {number: (after == labels)[labels == number].mean() for number in range(NUM_CLASSES)}
     assert meter.measure()["changed_training_predictions"] == 0
+
+
+def test_the_norm_and_the_noise_of_gradients_are_those_of_their_formulas() -> None:
+    """E|g| and E|g|^2 / |E g|^2 - 1 over the steps of an epoch."""
+    model = SoftmaxRegression(torch.float32)
+    meter = meter_of(model, Signal.GRADIENT_NORM, Signal.GRADIENT_NOISE)
+    row_size = meter._row.layout.num_numbers
+    for epoch in range(2):
+        meter.begin()
+        gradients = np.random.default_rng(epoch).normal(0.3, 1.0, (5, row_size)).astype(np.float32)
+        for gradient in gradients:
+            meter.take(torch.from_numpy(gradient))
+        wide = gradients.astype(np.float64)
+        norms = np.linalg.norm(wide, axis=1)
+        noise = (norms**2).mean() / (wide.mean(0) ** 2).sum() - 1
+        assert meter.measure() == pytest.approx({"gradient_norm": norms.mean(), "gradient_noise": noise}, rel=1e-6)
+
+
+def test_the_weight_persistence_is_the_cosine_between_changes() -> None:
+    model = SoftmaxRegression(torch.float32)
+    meter = meter_of(model, Signal.WEIGHT_PERSISTENCE)
+    meter.begin()
+    draws = np.random.default_rng(4).normal(size=(3, 15))
+    found = []
+    for change in draws:
+        with torch.no_grad():
+            model.head.weight.add_(torch.from_numpy(change[:12].reshape(NUM_CLASSES, 4)).float())
+            model.head.bias.add_(torch.from_numpy(change[12:]).float())
+        found.append(meter.measure())
+    cosines = [one @ other / np.linalg.norm(one) / np.linalg.norm(other) for one, other in itertools.pairwise(draws)]
+    assert found == [{}, *({"weight_persistence": pytest.approx(value, abs=1e-6)} for value in cosines)]
+
+
+def test_changed_predictions_are_counted_on_the_validation_part() -> None:
+    model = SoftmaxRegression(torch.float32)
+    meter = meter_of(model, Signal.CHANGED_PREDICTIONS)
+    meter.begin()
+    before = numbers_of(model, training_images())[1][:12].argmax(1)
+    with torch.no_grad():
+        model.head.weight.mul_(-1)
+    after = numbers_of(model, training_images())[1][:12].argmax(1)
+    assert meter.measure() == {"changed_predictions": (before != after).mean()}
+    assert meter.measure() == {"changed_predictions": 0.0}
+
+
+# --- blocks ---
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    powers = np.exp(scores - scores.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def test_the_signals_of_attention_are_those_of_its_weights_and_logits() -> None:
+    draws = np.random.default_rng(12)
+    attention = SelfAttention(6, heads=2, head_width=5).double().requires_grad_(False)
+    arrays = {name: draws.normal(size=value.shape) for name, value in attention.state_dict().items()}
+    attention.load_state_dict({name: torch.from_numpy(value) for name, value in arrays.items()})
+    watch, entropies, largest = BlockWatch(), [], 0.0
+    for tokens in draws.normal(size=(2, 3, 4, 6)):  # two batches of three images with four tokens
+        watch.on_attention(attention, torch.from_numpy(tokens))
+        watch.on_logits(attention, torch.from_numpy(tokens))
+        projected = tokens @ arrays["qkv.weight"].T + arrays["qkv.bias"]
+        query, key, _ = projected.reshape(3, 4, 3, 2, 5).transpose(2, 0, 3, 1, 4)
+        logits = query @ key.swapaxes(-1, -2) / math.sqrt(5)
+        weights = softmax(logits)
+        entropies.append(-(weights * np.log(weights)).sum(-1).mean() / math.log(4))
+        largest = max(largest, np.abs(logits).max())
+    expected = {Signal.ATTENTION_ENTROPY: np.mean(entropies), Signal.ATTENTION_LOGIT: largest}
+    assert watch.signals() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_dead_unit_is_quiet_for_every_image() -> None:
+    watch = BlockWatch()
+    watch.on_peaks(0, torch.tensor([[0.009, -0.5, 0.0]]))
+    watch.on_peaks(0, torch.tensor([[-0.009, 0.0, 0.02]]))
+    watch.on_peaks(1, torch.tensor([[0.0, 1.0, 1.0]]))
+    assert watch.signals() == {Signal.DEAD_UNITS: 2 / 6}
 
 
 def test_log_z_is_the_mean_normaliser_of_the_validation_part() -> None:
