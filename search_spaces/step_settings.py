@@ -34,3 +34,7 @@ class StepSettings:
     """Weight of an image in the loss, by class; `None` weights all images equally."""
     model_options: Mapping[str, int] = field(default_factory=dict)
     """Keyword arguments of the model's `forward`, such as `stride_factor`."""
+    level: int = 0
+    """0 for the network itself, 1 for the smaller one of a method (`plugins.protocols.TrainsSmaller`)."""
+    grown: float = 1.0
+    """Factor of the outputs of blocks that the smaller network lacks."""

@@ -50,6 +50,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "harmonizing": {"loss": "gradient-harmonizing"},
     "progressive": {"curriculum": "progressive-tokenization"},
+    "growth": {"curriculum": {"name": "masked-growth", "until": 0.4, "ramp": 0.6}},
+    "cycle": {"curriculum": {"name": "v-cycle", "until": 0.9}, "optimizer": "muon"},
     "sgd": {"optimizer": "sgd", "learning_rate": 0.02},
     "muon": {"optimizer": "muon"},
     "sam": {"optimizer": "sam"},
@@ -250,7 +252,9 @@ def _cases() -> dict[str, Callable[[torch.device], dict[str, float]]]:
 
 def _of(space: str) -> Sequence[str]:
     """Recipes to test in a space; augmentations and curricula need only one space, because they do not depend on it."""
-    return list(RECIPES) if space == "as-vit" else ["plain", "regularised"]
+    if space == "as-vit":
+        return [name for name in RECIPES if name != "growth"]  # which needs a stage with two blocks
+    return ["plain", "regularised", *(["growth"] if space == "autoformer" else [])]
 
 
 CASES = _cases()

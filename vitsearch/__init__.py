@@ -90,6 +90,7 @@ if TYPE_CHECKING:
         StepMethod,
         Stopper,
         TrainingProxy,
+        TrainsSmaller,
         TransformerBlock,
         TwoGradients,
     )
@@ -211,6 +212,7 @@ __all__ = [
     "Topology",
     "TrainResult",
     "TrainingProxy",
+    "TrainsSmaller",
     "TransformerBlock",
     "Trial",
     "TruthError",
@@ -255,8 +257,8 @@ _HOMES = {
         "LossContext LossInput Metric Mixing NeedsCurvature NeedsPriorDifficulty NeedsSignals NetworkDescription "
         "NetworkPart Now Optimizer OptimizerState OrderContext ParameterLayout PartFactors PluginCard PoolProxy "
         "PriorDifficulty Proxy ProxyModel ProxyScore RateRule RatedPart ReadsInputs Sampler Schedule Segment "
-        "Selection Signal StackedLabelLoss StateDict StatefulLoss StepMethod Stopper TrainingProxy TransformerBlock "
-        "TwoGradients"
+        "Selection Signal StackedLabelLoss StateDict StatefulLoss StepMethod Stopper TrainingProxy TrainsSmaller "
+        "TransformerBlock TwoGradients"
     ),
     "plugins.registry": "DuplicatePluginError UnknownPluginError",
     "search_spaces.base": "Costs Growable ImageTask SearchSpace Topology",

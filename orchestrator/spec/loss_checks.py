@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from orchestrator.spec.method_checks import method_corners, method_lists
 from orchestrator.spec.plugin_checks import plugin_corners
 from orchestrator.spec.problems import Problem
 from plugins import registry
 from plugins.protocols import LossInput
 from search_spaces.recipes import PluginChoice
 from trainers.config import Configuration
-from trainers.training.loss_needs import inputs_of, missing_teacher, mixing_problem
+from trainers.training.loss_needs import inputs_of, missing_teacher, mixing_problem, smaller_problem
 from trainers.yaml_source import KeyPath
 
 
@@ -23,12 +24,20 @@ def searched_loss_problems(recipe: Mapping[str, Any], teacher: str | None, at: K
     """
     losses = [corner for choice in _options(recipe, "loss") for corner in plugin_corners("recipe.loss", choice)]
     yield from _problems(losses, _options(recipe, "mixing"), has_teacher=teacher is not None, at=at)
+    for place, methods in method_lists(recipe.get("curriculum", "none")):
+        found = (smaller_problem(loss, chosen) for loss in losses for chosen in method_corners(methods))
+        problem = next((one for one in found if one is not None), None)
+        if problem is not None:
+            yield Problem((*at, "recipe", "curriculum", *place), problem)
 
 
 def loss_problems(configuration: Configuration) -> Iterator[Problem]:
     """Yield problems of the loss of one configuration, whose plug-ins are known to be valid."""
     recipe = configuration.recipe
     yield from _problems([recipe.loss], [recipe.mixing], has_teacher=configuration.teacher is not None, at=())
+    problem = smaller_problem(recipe.loss, recipe.curriculum)
+    if problem is not None:
+        yield Problem(("recipe", "curriculum"), problem)
 
 
 def _options(recipe: Mapping[str, Any], field: str) -> list[PluginChoice]:

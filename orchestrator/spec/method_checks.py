@@ -38,7 +38,7 @@ def method_problem(methods: Sequence[PluginChoice], spaces: Collection[str]) -> 
     The settings of the methods may be ranges. A model option that changes the cost of the forward pass is also a
     keyword of the space's `costs`, so the check builds no model.
     """
-    for chosen in _corners(methods):
+    for chosen in method_corners(methods):
         try:
             made = Methods.of(chosen)
         except ValueError as error:
@@ -59,7 +59,7 @@ def method_fit_problem(
     methods: Sequence[PluginChoice], image_size: Any, data: DataConfig, topologies: Sequence[Topology]
 ) -> str | None:
     """Why images of the sizes that methods set do not fit the topologies, or the images the model that measures a
-    difficulty; `None` if all fit.
+    difficulty, or why a topology has no smaller form that a method trains; `None` if all fit.
 
     Args:
         methods: Methods that `method_problem` accepts.
@@ -68,13 +68,18 @@ def method_fit_problem(
         topologies: Topologies that are trained.
     """
     largest = _written_sizes(image_size) or {data.image_size}
-    for chosen in _corners(methods):
+    for chosen in method_corners(methods):
         made = Methods.of(chosen)
         for size in sorted({size for one in largest for size in made.image_sizes(one)}):
             for topology in topologies:
                 problem = _size_problem(topology, data, size)
                 if problem:
                     return f"images of {size} pixels must fit {topology.id}, but {problem}"
+        for topology in topologies:
+            try:
+                made.smaller_topology(topology.id)
+            except ValueError as error:
+                return str(error)
         for needed in made.prior_difficulties:
             if needed.topology is not None:
                 problem = _size_problem(registry.parse_topology(needed.topology), data, data.image_size)
@@ -83,7 +88,7 @@ def method_fit_problem(
     return None
 
 
-def _corners(methods: Sequence[PluginChoice]) -> Iterator[list[PluginChoice]]:
+def method_corners(methods: Sequence[PluginChoice]) -> Iterator[list[PluginChoice]]:
     """The methods with the extremes of the ranges in their settings."""
     corners = [plugin_corners("recipe.curriculum", method) for method in methods]
     for position in range(max(map(len, corners))):

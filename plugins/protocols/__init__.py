@@ -13,6 +13,7 @@ from plugins.protocols.curricula import (
     PriorDifficulty,
     Selection,
     StepMethod,
+    TrainsSmaller,
     needed_prior_difficulty,
 )
 from plugins.protocols.losses import (
@@ -130,6 +131,7 @@ __all__ = [
     "StepMethod",
     "Stopper",
     "TrainingProxy",
+    "TrainsSmaller",
     "TransformerBlock",
     "TwoGradients",
     "can_pack",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from plugins.protocols.cards import PluginCard
+from search_spaces.base import Topology
 from search_spaces.step_settings import StepSettings
 
 if TYPE_CHECKING:
@@ -160,4 +161,28 @@ class DeclaresImageSizes(Protocol):
 
     def image_sizes(self, largest: int) -> Sequence[int]:
         """All image sizes that `adjust` sets if the recipe's image size is `largest` pixels."""
+        ...
+
+
+@runtime_checkable
+class TrainsSmaller(Protocol):
+    """A step method that trains a smaller network of the same space in the steps whose `level` it sets to 1.
+
+    The level may change between epochs only. Validation, signals and checkpoints always have the network itself: in
+    epochs of the smaller one, with the weights with which it would go on.
+    """
+
+    relation: ClassVar[Literal["part", "average"]]
+    """`part`: the smaller network has the first blocks of each stage, and when the network grows, it keeps their
+    weights and optimizer state, and `grown` scales the outputs of the others. `average`: its weights are means over
+    pairs of blocks and channels, and the network goes on with a mixture of its former weights and the widened ones of
+    the smaller network."""
+
+    @property
+    def interpolation(self) -> float:
+        """Share of the smaller network in that mixture, above 0 and at most 1; not used with `part`."""
+        ...
+
+    def smaller(self, topology: Topology) -> Topology:
+        """The topology of the smaller network. Raises ValueError with the reason if there is none."""
         ...

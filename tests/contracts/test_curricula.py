@@ -234,8 +234,20 @@ def test_a_method_depends_on_its_arguments_alone(method: StepMethod) -> None:
 
 
 QUICK = {"difficulty_epochs": 1, "difficulty_runs": 1}
-SETTINGS: dict[str, dict[str, Any]] = {"pruning": QUICK, "pruning-by-budget": QUICK, "skill-it": {"rate": 1.0}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "pruning": QUICK,
+    "pruning-by-budget": QUICK,
+    "skill-it": {"rate": 1.0},
+    "masked-growth": {"until": 0.4, "ramp": 0.6},
+    "v-cycle": {"until": 0.9},
+}
 """Settings that train little or have an effect soon."""
+DEEPER = {
+    "as-vit": "as-vit:4,4,2,1|2,4,2,2|2,2,2,1|2,1,2,1|16,4",
+    "autoformer": "autoformer:2,2|2,2|16,8",
+    "pit": "pit:2,1|1,2|1,2|4,4,8",
+}
+"""Topologies with two blocks in a stage, of which one can be left out."""
 SUPPORTED = {"progressive-tokenization": ("as-vit",), "progressive-resolution": ("autoformer", "pit")}
 """Spaces whose models support a curriculum of ours, if not all do."""
 CASES = [(name, space) for name in NAMES for space in SUPPORTED.get(name, TOPOLOGIES)]
@@ -243,7 +255,9 @@ CASES = [(name, space) for name in NAMES for space in SUPPORTED.get(name, TOPOLO
 
 def config_of(name: str, space: str) -> Configuration:
     recipe = {"batch_size": 24, "curriculum": {"name": name, **SETTINGS.get(name, {})}}
-    return configuration(epochs=2, recipe=recipe).model_copy(update={"topology": TOPOLOGIES[space]})
+    return configuration(epochs=2, recipe=recipe).model_copy(
+        update={"topology": (DEEPER if name == "masked-growth" else TOPOLOGIES)[space]}
+    )
 
 
 @pytest.mark.parametrize(("name", "space"), CASES)
@@ -276,14 +290,16 @@ def test_a_training_is_the_same_after_interruptions_and_in_a_pack(name: str, spa
     [
         ("progressive-tokenization", "autoformer", "'progressive-tokenization' needs a model whose forward pass has"),
         ("progressive-tokenization", "pit", "'progressive-tokenization' needs a model whose forward pass has"),
+        ("masked-growth", "pit", "'masked-growth' needs a topology with a smaller form"),
         ("progressive-resolution", "as-vit", r"images of \d+ pixels do not fit the topology"),
     ],
 )
 def test_a_model_that_lacks_what_a_curriculum_of_ours_needs_is_refused(
     name: str, space: str, reason: str, tmp_path: Path
 ) -> None:
+    config = config_of(name, space).model_copy(update={"topology": TOPOLOGIES[space]})
     with pytest.raises(ValueError, match=reason):
-        run(config_of(name, space), tmp_path)
+        run(config, tmp_path)
 
 
 # --- ours ---

@@ -71,6 +71,29 @@ def test_a_single_configuration_is_checked_too(tmp_path: Path) -> None:
         load_configuration(file)
 
 
+DEEP = "topologies: ['pit:2,1|1,2|1,2|4,4,8', 'pit:1,1|1,2|1,2|4,4,8']"
+
+
+@pytest.mark.parametrize(
+    ("curriculum", "message"),
+    [
+        (
+            "masked-growth",
+            "stages[1].recipe.curriculum: the curriculum 'masked-growth' needs a topology with a smaller",
+        ),
+        ("[none, {name: v-cycle, reduction: [both, depth]}]", "but pit:1,1|1,2|1,2|4,4,8 has 1, 1, 1 per stage"),
+        ("v-cycle", None),
+        ("[[v-cycle, masked-growth]]", "must not set the same field, but 'v-cycle' and 'masked-growth' both set level"),
+        ("v-cycle, loss: [focal, mutual]", "must not be combined with a loss that trains two models"),
+    ],
+)
+def test_a_curriculum_with_a_smaller_network_needs_topologies_that_have_one(
+    tmp_path: Path, curriculum: str, message: str | None
+) -> None:
+    found = check(tmp_path, "pit", DEEP, curriculum)
+    assert found is None if message is None else message in str(found)
+
+
 @pytest.mark.parametrize("name", sorted(available("curricula")))
 def test_as_vit_follows_every_curriculum(name: str) -> None:
     assert method_problem([PluginChoice(name=name)], ["as-vit"]) is None

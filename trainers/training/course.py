@@ -140,13 +140,19 @@ class Course:
         """
         return self._step_macs(step.settings, len(step.indices))
 
-    def forward_macs(self, image_size: int, options: Mapping[str, int]) -> int:
-        """Multiply-accumulates of one image's forward pass in training."""
-        key = (image_size, frozenset(options.items()))
+    def forward_macs(self, image_size: int, options: Mapping[str, int], *, level: int = 0) -> int:
+        """Multiply-accumulates of one image's forward pass in training, at level 1 of the smaller network."""
+        key = (level, image_size, frozenset(options.items()))
         if key not in self._known_macs:
             task = self.task.model_copy(update={"image_size": image_size})
-            self._known_macs[key] = topology_costs(self.configuration.topology, task, **options).macs
+            topology = self.configuration.topology if level == 0 or self.smaller is None else self.smaller
+            self._known_macs[key] = topology_costs(topology, task, **options).macs
         return self._known_macs[key]
+
+    @cached_property
+    def smaller(self) -> str | None:
+        """The smaller network that a method trains, as `space:text`."""
+        return self.methods.smaller_topology(self.configuration.topology)
 
     @cached_property
     def _training_options(self) -> dict[str, int]:
@@ -217,7 +223,8 @@ class Course:
         return not is_ramp and "batch_size" not in self.methods.changes
 
     def _step_macs(self, settings: StepSettings, num_images: int) -> int:
-        forward = self.forward_macs(settings.image_size, {**settings.model_options, **self._training_options})
+        options = {**settings.model_options, **self._training_options}
+        forward = self.forward_macs(settings.image_size, options, level=settings.level)
         beside = self._companion_macs(settings.image_size)
         return round((3 * forward * self._num_gradients * self._num_models + beside) * num_images)
 
@@ -229,7 +236,7 @@ class Course:
         return needed.runs * (3 * needed.epochs * trained + measured) * len(self.labels)
 
     @cached_property
-    def _known_macs(self) -> dict[tuple[int, frozenset[tuple[str, int]]], int]:
+    def _known_macs(self) -> dict[tuple[int, int, frozenset[tuple[str, int]]], int]:
         return {}
 
     @cached_property

@@ -28,7 +28,8 @@ from trainers.training.course import Course
 from trainers.training.evaluation import Evaluation, Normalizer, evaluate, example_losses
 from trainers.training.failures import free_memory
 from trainers.training.learner import Learner, RowLearner
-from trainers.training.loss_needs import inputs_of
+from trainers.training.levels import LevelledRow
+from trainers.training.loss_needs import inputs_of, smaller_problem
 from trainers.training.losses import (
     STEPS_PER_FINITE_CHECK,
     NotFiniteError,
@@ -136,7 +137,13 @@ def make_row(configuration: Configuration, data: ImageData, device: torch.device
     rates = prepare_rates(model, recipe, configuration.topology, task)
     if configuration.weights is not None:
         load_initial(model, read_prepared(configuration.weights), configuration.topology, data.class_names)
-    row = Row(model, recipe, rates)
+    methods = Methods.of(recipe.curriculum)
+    if methods.smaller is None:
+        row = Row(model, recipe, rates)
+    else:
+        row = LevelledRow(
+            model, recipe, rates, _make_smaller(configuration, methods, task, device, rate), methods.smaller
+        )
     if row.num_blocks == 0 and isinstance(recipe.drop_path, Ramp):
         raise ValueError(
             f"recipe.drop_path may change during training only if the model has blocks (`plugins.protocols."
@@ -144,6 +151,8 @@ def make_row(configuration: Configuration, data: ImageData, device: torch.device
         )
     row.companions = make_companions(configuration, data, model, device)
     row.loss_state = initial_loss_state(recipe, len(data.train), task.num_classes, device)
+    if isinstance(row, LevelledRow):
+        row.small.companions, row.small.loss_state = row.companions, row.loss_state
     if LossInput.PEER in inputs_of(recipe.loss):
         row.peer = _make_peer(configuration, data, device, rate)
     return row
@@ -159,11 +168,31 @@ def _make_peer(configuration: Configuration, data: ImageData, device: torch.devi
     return peer
 
 
+def _make_smaller(
+    configuration: Configuration, methods: Methods, task: ImageTask, device: torch.device, drop_path: float
+) -> Row:
+    """The smaller network that a method of the recipe trains; its weights will be taken from the whole one.
+
+    Raises:
+        ValueError: The topology has no smaller form, or the loss trains two models.
+    """
+    problem = smaller_problem(configuration.recipe.loss, configuration.recipe.curriculum)
+    if problem is not None:
+        raise ValueError(problem)
+    topology = methods.smaller_topology(configuration.topology)
+    assert topology is not None
+    recipe = configuration.recipe.model_copy(update={"ema": None, "swa": None})
+    seed = derive_seed(configuration.seed, "smaller")
+    model = build_model(topology, task, seed=seed, device=device, drop_path=drop_path)
+    return Row(model, recipe, prepare_rates(model, recipe, topology, task))
+
+
 def _train(task: TrainTask, data: ImageData, reporter: Reporter, device: torch.device) -> TaskOutcome:
     configuration = task.configuration
     row = make_row(configuration, data, device)
     if task.compile:
-        row.forward = CompiledForward(row.model)
+        for one in row.members():
+            one.forward = CompiledForward(one.model)
     course = Course.lay_out(configuration, data, row.model, device)
     source = training_images(data, device)
     meter = SignalMeter(wanted_signals(task), row, data.validation, source, seed=configuration.seed)
@@ -466,18 +495,19 @@ class _SingleTraining:
             return example_losses(model, self._data.train, self._source.normalizer)
 
     def _step(self, step: Step) -> Tensor:
-        (batch,) = prepare([self._row], [step], self._source)
+        row = self._row.at(step.settings)
+        (batch,) = prepare([row], [step], self._source)
         watch = (lambda _, gradient: self._meter.take(gradient)) if self._meter.watches_steps else None
         drawn = state_of_draws(batch.keep)
         answers: Sequence[Tensor | Exception] = ()
         try:
             answers = learn([batch], watch)
         except Exception as error:
-            if not can_be_halved(self._row, len(batch.labels), error):
+            if not can_be_halved(row, len(batch.labels), error):
                 raise
         if not answers:  # here, the error no longer keeps tensors alive
             free_memory()
-            halve(self._row, len(batch.labels))
+            halve(row, len(batch.labels))
             draw_again(batch.keep, drawn)
             answers = learn([batch], watch)
         (answer,) = answers

@@ -1,6 +1,8 @@
 """What a loss needs from the rest of a configuration: a teacher, a guide, images that are not mixed. Plain data."""
 
-from plugins.protocols import GuidedLoss, LossInput, StatefulLoss, loss_inputs
+from collections.abc import Sequence
+
+from plugins.protocols import GuidedLoss, LossInput, StatefulLoss, TrainsSmaller, loss_inputs
 from plugins.registry import create
 from search_spaces.recipes import PluginChoice
 from trainers.config import Configuration
@@ -43,3 +45,14 @@ def guide_of(configuration: Configuration) -> tuple[str, int]:
             "GuidedLoss`), but has not. Update its package."
         )
     return loss.guide or configuration.topology, loss.guide_seed
+
+
+def smaller_problem(loss: PluginChoice, methods: Sequence[PluginChoice]) -> str | None:
+    """Why a loss cannot be used with methods of a recipe, one of which trains a smaller network; `None` if it can."""
+    made = (create("curricula", method.name, method.settings) for method in methods)
+    if LossInput.PEER not in inputs_of(loss) or not any(isinstance(one, TrainsSmaller) for one in made):
+        return None
+    return (
+        f"a curriculum that trains a smaller network must not be combined with a loss that trains two models, but the "
+        f"loss is `{loss.name}`. Choose another loss or curriculum."
+    )

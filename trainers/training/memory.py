@@ -44,7 +44,7 @@ def draw_again(keep: DrawnMasks, drawn: Tensor | None) -> None:
 
 def described_parts(row: Row) -> str | None:
     """The details of a training that ran out of memory and continued; `None` for others."""
-    num_parts = max(row.num_parts, 1 if row.peer is None else row.peer.num_parts)
+    num_parts = max(one.num_parts for one in row.members())
     if num_parts == 1:
         return None
     return f"a step did not fit into memory, so gradients were computed in {num_parts} parts of each batch"

@@ -13,9 +13,10 @@ from plugins.protocols import (
     Now,
     PriorDifficulty,
     StepMethod,
+    TrainsSmaller,
     needed_prior_difficulty,
 )
-from plugins.registry import create, load
+from plugins.registry import create, load, parse_topology
 from search_spaces.recipes import PluginChoice
 from search_spaces.step_settings import StepSettings
 
@@ -70,6 +71,26 @@ class Methods:
         """All methods of the recipe."""
         methods = (self.order, *self.weighting, *(method for _, method in self.adjusting))
         return tuple({id(method): method for method in methods}.values())
+
+    @property
+    def smaller(self) -> TrainsSmaller | None:
+        """The method that trains a smaller network, if there is one."""
+        return next((method for _, method in self.adjusting if isinstance(method, TrainsSmaller)), None)
+
+    def smaller_topology(self, topology: str) -> str | None:
+        """The smaller network that a method trains, as `space:text`; `None` without such a method.
+
+        Raises:
+            ValueError: The topology has no smaller form.
+        """
+        method = self.smaller
+        if method is None:
+            return None
+        name = next(name for name, one in self.adjusting if isinstance(one, TrainsSmaller))
+        try:
+            return method.smaller(parse_topology(topology)).id
+        except ValueError as error:
+            raise ValueError(f"the curriculum {name!r} needs a topology with a smaller form: {error}") from error
 
     @property
     def prior_difficulties(self) -> tuple[PriorDifficulty, ...]:

@@ -95,6 +95,18 @@ class Row:
         """The parameters, in the order of `names`."""
         return self._parameters
 
+    def named_values(self) -> dict[str, Tensor]:
+        """Views of the parameters' values, by name."""
+        return dict(zip(self.names, self.layout.views(self.values), strict=True))
+
+    def at(self, settings: StepSettings) -> "Row":  # noqa: ARG002
+        """The row that takes a step with these settings; see `trainers.training.levels`."""
+        return self
+
+    def members(self) -> "list[Row]":
+        """All models that this training trains: this one, and the second model if there is one."""
+        return [self] if self.peer is None else [self, self.peer]
+
     def remember(self, name: str, values: Tensor) -> None:
         """Store a vector (P,) with the optimizer state in checkpoints."""
         self._extra[name] = values
@@ -104,6 +116,14 @@ class Row:
         return self._extra.get(name)
 
     # --- steps ---
+
+    def computed(self, values: Tensor) -> Tensor:
+        """The weights (P,) with which a step at `values` is computed."""
+        return values
+
+    def pull_back(self, gradient: Tensor) -> Tensor:
+        """The gradient (P,) by the weights, changed in place from that by `computed`."""
+        return gradient
 
     def gather(self, gradients: Sequence[Tensor]) -> Tensor:
         """The gradients of the parameters as one row (P,), valid until the next call."""
@@ -157,7 +177,7 @@ class Row:
     @contextmanager
     def evaluated(self) -> Iterator[nn.Module]:
         """A context with the weights to evaluate in the model. No step may be taken inside."""
-        if self._elsewhere is None:
+        if not self.is_evaluated_elsewhere:
             yield self.model
             return
         trained = self.values.clone()
@@ -174,6 +194,21 @@ class Row:
         if self._elsewhere is not None:
             return self._elsewhere.evaluated(self.layout, self.values, self.state)
         return self.values
+
+    @property
+    def is_evaluated_elsewhere(self) -> bool:
+        """Whether the weights to evaluate differ from those in training."""
+        return self._elsewhere is not None
+
+    def trained_values(self) -> Tensor:
+        """The weights in training, (P,)."""
+        return self.values
+
+    def restart_averages(self) -> None:
+        """Begin the moving averages again with the present weights."""
+        for average in self._emas.values():
+            average.copy_(self.values_to_evaluate())
+        self._ema_updates = 0
 
     # --- checkpoints ---
 
@@ -242,8 +277,8 @@ class Row:
             view.copy_(part)
 
     def _values_besides(self) -> OptimizerState:
-        """The weights in training, if the optimizer evaluates and saves other weights."""
-        return {} if self._elsewhere is None else {_TRAINED: self.values}
+        """The weights in training, if other weights are evaluated and saved."""
+        return {_TRAINED: self.values} if self.is_evaluated_elsewhere else {}
 
     def _state_dict(self, values: Tensor, copy: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """The model's state dict with parameters from a row, which is copied to the CPU at once."""

@@ -81,7 +81,7 @@ class SignalMeter:
         if Signal.GRADIENT_NOISE in self.wanted:
             self._mean = torch.zeros_like(self._row.values)
         if self.wanted & _OF_CHANGES:
-            self._before = self._row.values.clone()
+            self._before = self._row.trained_values().clone()
         if self.wanted & {Signal.CHANGED_PREDICTIONS, Signal.CHANGED_TRAINING_PREDICTIONS}:
             with self._row.evaluated() as model:
                 if Signal.CHANGED_PREDICTIONS in self.wanted:
@@ -104,6 +104,8 @@ class SignalMeter:
         self._norms += square.sqrt()
         self._squares += square
         if Signal.GRADIENT_NOISE in self.wanted:
+            if self._mean.shape != gradient.shape:  # of another network, see `trainers.training.levels`
+                self._mean = torch.zeros_like(gradient)
             self._mean += gradient
         self._num_steps += 1
 
@@ -141,10 +143,11 @@ class SignalMeter:
     def _of_changes(self) -> dict[Signal, float]:
         assert self._before is not None
         found: dict[Signal, float] = {}
-        change = self._row.values - self._before
+        present = self._row.trained_values()
+        change = present - self._before
         if Signal.LAYER_CHANGE in self.wanted:
             found[Signal.LAYER_CHANGE] = self._layer_change(change, self._before)
-        self._before = self._row.values.clone()
+        self._before = present.clone()
         if Signal.WEIGHT_PERSISTENCE in self.wanted:
             last = self._row.recall(_LAST_CHANGE)
             self._row.remember(_LAST_CHANGE, change)

@@ -355,13 +355,15 @@ def _gradients(batches: Sequence[Batch], values: Sequence[Tensor]) -> _Computed:
         row.model.train()
     if len(batches) > 1:
         return _stacked_gradients(batches, values)
-    if values[0] is row.values:
+    computed = row.computed(values[0])
+    if computed is row.values:
         return _plain_gradient(batches[0])
     kept = row.values.clone()
     with torch.no_grad():
-        row.values.copy_(values[0])
+        row.values.copy_(computed)
     try:
-        return _plain_gradient(batches[0])
+        found = _plain_gradient(batches[0])
+        return found._replace(gradients=row.pull_back(found.gradients[0])[None])
     finally:
         with torch.no_grad():
             row.values.copy_(kept)
