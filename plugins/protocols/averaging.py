@@ -21,6 +21,8 @@ class Evaluated(NamedTuple):
     """All measured metrics, including these two, by the names of their plug-ins."""
     score: float | None = None
     """The value of the study's metric, negative if less of it is better; `None` compares by accuracy."""
+    class_losses: Mapping[int, float] = {}
+    """Mean loss of each class that has validation images, by class."""
 
 
 class Averager(Protocol):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from plugins.averaging.arithmetic import weighted_sum
+from plugins.averaging.class_groups import groups_by_loss
 from plugins.averaging.ema import ema_weights
 from plugins.averaging.greedy_soup import greedy_soup
 from plugins.averaging.lawa import average_latest
@@ -126,7 +127,7 @@ def test_checkpoints_of_different_models_are_refused(name: str) -> None:
 
 
 SMALL: dict[str, dict[str, Any]] = {
-    name: {"window": 2} for name in ("ema", "lawa", "greedy-soup", "lcsc", "uniform-soup", "wsm")
+    name: {"window": 2} for name in ("class-groups", "ema", "lawa", "greedy-soup", "lcsc", "uniform-soup", "wsm")
 } | {"lcsc": {"window": 2, "evaluations": 5}}
 """Settings for three checkpoints."""
 
@@ -339,9 +340,61 @@ def test_lcsc_is_never_worse_than_the_newest_checkpoint_and_counts_its_evaluatio
     assert abs(found["weight"][0, 0].item() - 3.1) == min(abs(asked - 3.1) for asked in judge.asked)
 
 
+# --- class groups ---
+
+
+def heads_of(rows: list[list[float]]) -> list[dict[str, Tensor]]:
+    """Checkpoints, each with the rows of a last layer, and a body that counts them."""
+    return [
+        {
+            "body.weight": torch.tensor([float(number)]),
+            "head.0.weight": torch.tensor([[9.0, 9.0]]),
+            "head.2.weight": torch.tensor(own)[:, None],
+            "head.2.bias": torch.tensor(own),
+        }
+        for number, own in enumerate(rows)
+    ]
+
+
+def test_each_class_group_is_averaged_over_the_checkpoints_that_suit_it() -> None:
+    """Class 0 is best in the newest checkpoint, class 1 as the mean of two, class 2 as the mean of three."""
+    asked = []
+
+    def judge(state: StateDict) -> Evaluated:
+        rows = state["head.2.bias"].tolist()
+        asked.append(rows)
+        distances = [abs(row - target) for row, target in zip(rows, (6.0, 5.0, 2.0), strict=True)]
+        return Evaluated(sum(distances), 1 / (1 + sum(distances)), class_losses={0: 9.0, 2: 1.0, 1: 5.0})
+
+    checkpoints = heads_of([[0.0, 0.0, 0.0], [3.0, 4.0, 0.0], [6.0, 6.0, 6.0]])
+    found = create("averaging", "class-groups", {"window": 3, "groups": 3}).average_by(checkpoints, judge)
+    assert found["head.2.bias"].tolist() == found["head.2.weight"].flatten().tolist() == [6.0, 5.0, 2.0]
+    assert found["body.weight"].tolist() == [1.0]
+    assert torch.equal(found["head.0.weight"], checkpoints[0]["head.0.weight"])
+    assert len(asked) == 1 + 3 * 2
+    assert asked[0] == pytest.approx([3.0, 10 / 3, 2.0])
+
+
+def test_class_groups_are_of_about_equal_size_and_begin_with_the_hardest() -> None:
+    losses = {0: 0.1, 1: 0.7, 3: 0.3, 4: 0.9, 7: 0.3}
+    assert groups_by_loss(losses, 2) == [[4, 1], [3, 7, 0]]
+    assert groups_by_loss(losses, 9) == [[4], [1], [3], [7], [0]]
+    assert groups_by_loss({}, 3) == []
+
+
+def test_class_groups_need_a_last_layer_with_a_known_name() -> None:
+    def judge(state: StateDict) -> Evaluated:
+        return Evaluated(1.0, 0.5, class_losses={0: 1.0, 1: 2.0})
+
+    with pytest.raises(ValueError, match="last layer is named `head`, but none of its tensors is"):
+        create("averaging", "class-groups").average_by(checkpoints_of([1.0] * 5), judge)
+
+
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
+        ("class-groups", {"groups": 0}),
+        ("class-groups", {"window": 1}),
         ("wsm", {"decay": "step"}),
         ("lcsc", {"evaluations": 0}),
         ("lcsc", {"deviation": 0.0}),

@@ -102,7 +102,12 @@ def test_only_checkpoints_without_a_gap_are_averaged(folders: tuple[Path, ...]) 
 
 @pytest.mark.parametrize(
     ("name", "settings", "num_passes"),
-    [("last", {}, 1), ("greedy-soup", {"window": 3}, 6), ("lcsc", {"window": 3, "evaluations": 7}, 8)],
+    [
+        ("last", {}, 1),
+        ("greedy-soup", {"window": 3}, 6),
+        ("lcsc", {"window": 3, "evaluations": 7}, 8),
+        ("class-groups", {"window": 3, "groups": 2}, 6),
+    ],
 )
 def test_forward_passes_are_counted(
     folders: tuple[Path, ...], name: str, settings: dict[str, float], num_passes: int

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from plugins.metrics.deciding import DecidingMetric
 from plugins.metrics.names import metric_key
-from plugins.protocols import Averager, Evaluated, EvaluatingAverager, StateDict
+from plugins.protocols import Averager, Evaluated, EvaluatingAverager, Signal, StateDict
 from plugins.registry import create
 from search_spaces.ema_rates import ema_name
 from search_spaces.recipes import PluginChoice
@@ -18,7 +18,8 @@ from trainers.data.images import ImageData
 from trainers.models.building import build_model
 from trainers.training.best_epoch import best_checkpoint, best_report
 from trainers.training.checkpoints import epoch_of, load_weights, read_manifest
-from trainers.training.evaluation import Normalizer, evaluate
+from trainers.training.evaluation import Normalizer, judge, logits_of
+from trainers.training.signal_arithmetic import class_means
 
 
 class SavedCheckpoints(Sequence[StateDict]):
@@ -193,7 +194,13 @@ class ValidationJudge:
         self._model.load_state_dict(dict(weights))
         self.num_passes += 1
         metric = self.metric
-        found = evaluate(self._model, self._data.validation, self._normalizer, metric=metric.choice)
+        logits = torch.cat(list(logits_of(self._model, self._data.validation.images, self._normalizer)))
+        labels = self._data.validation.labels.to(logits.device)
+        found = judge(logits, labels, metric=metric.choice)
         return Evaluated(
-            found.loss, found.accuracy, found.metrics, score=metric.score(found.metrics[metric.choice.name])
+            found.loss,
+            found.accuracy,
+            found.metrics,
+            score=metric.score(found.metrics[metric.choice.name]),
+            class_losses=class_means(logits, labels)[Signal.CLASS_VAL_LOSS],
         )
