@@ -51,7 +51,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "harmonizing": {"loss": "gradient-harmonizing"},
     "progressive": {"curriculum": "progressive-tokenization"},
     "growth": {"curriculum": {"name": "masked-growth", "until": 0.4, "ramp": 0.6}},
-    "cycle": {"curriculum": {"name": "v-cycle", "until": 0.9}, "optimizer": "muon"},
+    "cycle": {"curriculum": "v-cycle", "optimizer": "muon"},
     "sgd": {"optimizer": "sgd", "learning_rate": 0.02},
     "muon": {"optimizer": "muon"},
     "sam": {"optimizer": "sam"},
@@ -99,7 +99,7 @@ def _score(space: str, name: str, device: torch.device) -> dict[str, float]:
 
 
 def _train(space: str, recipe: str, device: torch.device) -> dict[str, float]:
-    config = _configuration(space, RECIPES[recipe], epochs=2)
+    config = _configuration(space, RECIPES[recipe], epochs=3 if recipe == "cycle" else 2)
     with tempfile.TemporaryDirectory() as folder:
         return _checked(train(TrainTask(configuration=config, folder=Path(folder)), digits(), Recorder(), device))
 

@@ -75,7 +75,11 @@ def configuration_problems(configuration: Configuration) -> Iterator[Problem]:
         return
     topology = registry.parse_topology(configuration.topology)
     problem = method_problem(recipe.curriculum, [topology.id.partition(":")[0]]) or method_fit_problem(
-        recipe.curriculum, recipe.model_dump(mode="json")["image_size"], configuration.data, [topology]
+        recipe.curriculum,
+        recipe.model_dump(mode="json")["image_size"],
+        configuration.data,
+        [topology],
+        epochs=configuration.epochs,
     )
     if problem:
         yield Problem(("recipe", "curriculum"), problem)

@@ -56,16 +56,19 @@ def method_problem(methods: Sequence[PluginChoice], spaces: Collection[str]) -> 
 
 
 def method_fit_problem(
-    methods: Sequence[PluginChoice], image_size: Any, data: DataConfig, topologies: Sequence[Topology]
+    methods: Sequence[PluginChoice], image_size: Any, data: DataConfig, topologies: Sequence[Topology], *, epochs: int
 ) -> str | None:
-    """Why images of the sizes that methods set do not fit the topologies, or the images the model that measures a
-    difficulty, or why a topology has no smaller form that a method trains; `None` if all fit.
+    """Why methods do not fit the trainings; `None` if all fit.
+
+    Images of the sizes that they set must fit the topologies, and the images the model that measures a difficulty. A
+    topology must have the smaller form that a method trains, and a training enough epochs for it.
 
     Args:
         methods: Methods that `method_problem` accepts.
         image_size: The `image_size` of the recipe in a study file, or `None`.
         data: Size of the images.
         topologies: Topologies that are trained.
+        epochs: Number of epochs of each training.
     """
     largest = _written_sizes(image_size) or {data.image_size}
     for chosen in method_corners(methods):
@@ -75,6 +78,9 @@ def method_fit_problem(
                 problem = _size_problem(topology, data, size)
                 if problem:
                     return f"images of {size} pixels must fit {topology.id}, but {problem}"
+        problem = made.epochs_problem(epochs)
+        if problem:
+            return problem
         for topology in topologies:
             try:
                 made.smaller_topology(topology.id)

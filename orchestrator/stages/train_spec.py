@@ -225,7 +225,7 @@ def _curriculum_problems(
     path, spaces = (*at, "recipe", "curriculum"), _trained_spaces(stage, before)
     for place, methods in method_lists(stage.recipe["curriculum"]):
         problem = method_problem(methods, spaces) or method_fit_problem(
-            methods, stage.recipe.get("image_size"), data, _some_topologies(stage, before)
+            methods, stage.recipe.get("image_size"), data, _some_topologies(stage, before), epochs=stage.epochs
         )
         if problem:
             yield Problem((*path, *place), problem)

@@ -70,8 +70,12 @@ class MaskedGrowth:
         """
         return with_fewer_blocks(topology, self.share)
 
+    def trains_smaller_in(self, epoch: int, num_epochs: int) -> bool:
+        """Whether an epoch begins before `until`."""
+        return (epoch - 1) / num_epochs < self.until
+
     def adjust(self, now: Now, settings: StepSettings) -> StepSettings:
         """The smaller network in the first epochs, then the factor of the added blocks."""
-        if (now.epoch - 1) / now.num_epochs < self.until:
+        if self.trains_smaller_in(now.epoch, now.num_epochs):
             return replace(settings, level=1)
         return replace(settings, grown=mask_factor(now.progress, until=self.until, ramp=self.ramp))

@@ -11,6 +11,18 @@ from search_spaces.smaller import Reduction, halved
 from search_spaces.step_settings import StepSettings
 
 
+def smaller_epochs(num_epochs: int, *, start: float, until: float) -> range:
+    """Numbers of the epochs of the smaller network: after at least one of the whole one, and at least one.
+
+    Args:
+        num_epochs: Number of epochs of the training.
+        start: Fraction of the epochs before them, rounded.
+        until: Fraction of the epochs after which the whole network goes on, rounded.
+    """
+    first = max(1, round(start * num_epochs))
+    return range(first + 1, max(first + 1, round(until * num_epochs)) + 1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class VCycle:
     """Averages pairs of blocks and of channels into a smaller network, trains it, and interpolates with its weights."""
@@ -32,7 +44,7 @@ class VCycle:
     start: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Fraction of the epochs with the whole network before the smaller one is made; at least one epoch."""
     until: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Fraction of the epochs after which the whole network goes on."""
+    """Fraction of the epochs after which the whole network goes on; at least one epoch of the smaller one."""
     interpolation: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Share of the smaller network's weights in those with which the whole network goes on."""
     reduction: Reduction = "both"
@@ -59,8 +71,12 @@ class VCycle:
         """
         return halved(topology, self.reduction)
 
+    def trains_smaller_in(self, epoch: int, num_epochs: int) -> bool:
+        """Whether an epoch lies between `start` and `until`."""
+        return epoch in smaller_epochs(num_epochs, start=self.start, until=self.until)
+
     def adjust(self, now: Now, settings: StepSettings) -> StepSettings:
         """The smaller network between `start` and `until`."""
-        if not self.start <= (now.epoch - 1) / now.num_epochs < self.until:
+        if not self.trains_smaller_in(now.epoch, now.num_epochs):
             return settings
         return replace(settings, level=1, learning_rate=settings.learning_rate * self.rate_factor)

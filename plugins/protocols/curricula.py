@@ -183,6 +183,10 @@ class TrainsSmaller(Protocol):
         """Share of the smaller network in that mixture, above 0 and at most 1; not used with `part`."""
         ...
 
+    def trains_smaller_in(self, epoch: int, num_epochs: int) -> bool:
+        """Whether the smaller network is trained in an epoch; epochs are counted from 1. The last one must not be."""
+        ...
+
     def smaller(self, topology: Topology) -> Topology:
         """The topology of the smaller network. Raises ValueError with the reason if there is none."""
         ...

@@ -239,7 +239,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "pruning-by-budget": QUICK,
     "skill-it": {"rate": 1.0},
     "masked-growth": {"until": 0.4, "ramp": 0.6},
-    "v-cycle": {"until": 0.9},
 }
 """Settings that train little or have an effect soon."""
 DEEPER = {
@@ -255,7 +254,8 @@ CASES = [(name, space) for name in NAMES for space in SUPPORTED.get(name, TOPOLO
 
 def config_of(name: str, space: str) -> Configuration:
     recipe = {"batch_size": 24, "curriculum": {"name": name, **SETTINGS.get(name, {})}}
-    return configuration(epochs=2, recipe=recipe).model_copy(
+    epochs = 3 if name == "v-cycle" else 2
+    return configuration(epochs=epochs, recipe=recipe).model_copy(
         update={"topology": (DEEPER if name == "masked-growth" else TOPOLOGIES)[space]}
     )
 

@@ -16,7 +16,7 @@ stages:
   - {stage: screen, num_trials: 4, space: {name: %s}}
   - stage: train
     num_trials: 6
-    epochs: 1
+    epochs: 3
     %s
     recipe: {curriculum: %s}
 """
@@ -83,6 +83,7 @@ DEEP = "topologies: ['pit:2,1|1,2|1,2|4,4,8', 'pit:1,1|1,2|1,2|4,4,8']"
         ),
         ("[none, {name: v-cycle, reduction: [both, depth]}]", "but pit:1,1|1,2|1,2|4,4,8 has 1, 1, 1 per stage"),
         ("v-cycle", None),
+        ("{name: v-cycle, until: 0.9}", "end with the whole one, but cannot in 3 epochs"),
         ("[[v-cycle, masked-growth]]", "must not set the same field, but 'v-cycle' and 'masked-growth' both set level"),
         ("v-cycle, loss: [focal, mutual]", "must not be combined with a loss that trains two models"),
     ],

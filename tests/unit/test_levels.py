@@ -162,6 +162,13 @@ def test_each_method_trains_the_smaller_network_in_its_epochs() -> None:
     assert levels(GROWTH, epochs=5) == [1, 1, 1, 0, 0]
     assert levels({**GROWTH, "until": 0.05}, epochs=5) == [1, 0, 0, 0, 0]
     assert levels(CYCLE, epochs=10) == [0, 1, 1, 1, 1, 1, 1, 0, 0, 0]
+    assert levels({**CYCLE, "until": 0.2}, epochs=3) == [0, 1, 0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_training_with_too_few_epochs_is_refused(method: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="end with the whole one, but cannot in 1 epochs"):
+        run(config_of(method, epochs=1), tmp_path)
 
 
 def test_the_gradient_of_scaled_blocks_is_that_of_their_factors() -> None:

@@ -77,6 +77,9 @@ class Course:
             ),
         )
         _check_model(model, recipe, methods)
+        problem = methods.epochs_problem(configuration.epochs)
+        if problem is not None:
+            raise ValueError(problem)
         for size in _sizes(recipe.image_size):
             course.check_image_size(size)
         for largest in _sizes(recipe.image_size) or (data.task.image_size,):

@@ -86,11 +86,29 @@ class Methods:
         method = self.smaller
         if method is None:
             return None
-        name = next(name for name, one in self.adjusting if isinstance(one, TrainsSmaller))
         try:
             return method.smaller(parse_topology(topology)).id
         except ValueError as error:
-            raise ValueError(f"the curriculum {name!r} needs a topology with a smaller form: {error}") from error
+            raise ValueError(
+                f"the curriculum {self._owner_of_smaller!r} needs a topology with a smaller form: {error}"
+            ) from error
+
+    def epochs_problem(self, num_epochs: int) -> str | None:
+        """Why a number of epochs is too small for a method that trains a smaller network; `None` if it is not."""
+        method = self.smaller
+        if method is None:
+            return None
+        small = [method.trains_smaller_in(epoch, num_epochs) for epoch in range(1, num_epochs + 1)]
+        if any(small) and not small[-1]:
+            return None
+        return (
+            f"the curriculum {self._owner_of_smaller!r} must train the smaller network and end with the whole one, but "
+            f"cannot in {num_epochs} epochs. Train for more epochs, or change its settings."
+        )
+
+    @property
+    def _owner_of_smaller(self) -> str:
+        return next(name for name, one in self.adjusting if isinstance(one, TrainsSmaller))
 
     @property
     def prior_difficulties(self) -> tuple[PriorDifficulty, ...]:
