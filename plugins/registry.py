@@ -5,6 +5,7 @@ In addition, each file in the folder of saved formulas is a proxy, named after t
 
 import dataclasses
 import difflib
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -167,7 +168,7 @@ def create(kind: str, name: str, settings: Mapping[str, Any] | None = None) -> A
             raise PluginSettingsError(
                 f"{name!r} has the settings {', '.join(known) or '(none)'}, but got {key!r}.{hint}", setting=key
             )
-        problem = truth_value_problem(given[key], known[key]) or _size_problem(given[key])
+        problem = truth_value_problem(given[key], known[key]) or _number_problem(given[key])
         if problem is not None:
             raise PluginSettingsError(f"setting {key!r} of {name!r}: {problem}", setting=key)
     try:
@@ -185,9 +186,11 @@ def create(kind: str, name: str, settings: Mapping[str, Any] | None = None) -> A
         ) from None
 
 
-def _size_problem(value: Any) -> str | None:
+def _number_problem(value: Any) -> str | None:
     if isinstance(value, int) and abs(value) > MAX_WHOLE:
         return f"must lie within {MAX_WHOLE:,} and its negative, but got {value:,}. Use a smaller number."
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"must be a finite number, but got {value}. Use another number."
     return None
 
 
