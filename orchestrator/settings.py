@@ -4,12 +4,13 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from orchestrator.safe_text import masked_address
 from plugins.registry import use_formulas
 from trainers.data.cache_settings import DEFAULT_GIB, DEFAULT_HOME, FOLDER_NAME, use_cache
+from trainers.storage.addresses import address_of, local_place, place_text
 
 
 class SettingsError(ValueError):
@@ -43,22 +44,24 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("VITSEARCH_TRACKING_URI", "MLFLOW_TRACKING_URI"),
         description="MLFLOW_TRACKING_URI: the MLflow server or store",
     )
-    artifact_root: Path = Field(
-        default_factory=lambda data: _below_home(data, "artifacts"),
-        description="VITSEARCH_ARTIFACT_ROOT: folder of checkpoints and artifacts, on a cluster "
-        "one that all nodes share",
-    )
     cache_folder: Path = Field(
         default_factory=lambda data: _below_home(data, FOLDER_NAME),
-        description="VITSEARCH_CACHE_FOLDER: folder of decoded images, preferably on a fast local disk",
+        description="VITSEARCH_CACHE_FOLDER: folder of decoded images and of copies of objects, preferably on a fast "
+        "local disk",
     )
     cache_gib: float = Field(
         default=DEFAULT_GIB,
         ge=0,
         allow_inf_nan=False,
-        description="VITSEARCH_CACHE_GIB: largest size of the decoded images in this folder, in GiB; those that were "
-        "not used for longest are removed first; 0 keeps none",
+        description="VITSEARCH_CACHE_GIB: largest size of the decoded images in this folder, in GiB, and of the copies "
+        "of weights in it; those that were not used for longest are removed first; 0 keeps none",
     )
+    artifact_root: Path = Field(
+        default_factory=lambda data: _below_home(data, "artifacts"),
+        description="VITSEARCH_ARTIFACT_ROOT: folder of checkpoints and artifacts, on a cluster "
+        "one that all nodes share; or the address of an object store, such as s3://bucket/folder",
+    )
+    """For an object store, the folder of the local copies, which stands for its address (`trainers.storage`)."""
     data_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
         default=(),
         description="VITSEARCH_DATA_ROOTS: folders, separated by colons, that submitted studies may read images and "
@@ -105,6 +108,7 @@ class Settings(BaseSettings):
         """Environment variables that give a driver these settings. Addresses may contain passwords."""
         texts = {
             "tracking": "on" if self.tracking else "off",
+            "artifact_root": place_text(self.artifact_root),
             "data_roots": os.pathsep.join(map(str, self.data_roots)),
             "server": None,  # a driver talks to the database only
             "token": None,
@@ -120,11 +124,23 @@ class Settings(BaseSettings):
         return self.home / "proxies"
 
     @property
+    def local_root(self) -> Path:
+        """Folder of artifacts that must be files: the artifact root, or one in the home for an object store."""
+        return self.artifact_root if address_of(self.artifact_root) is None else self.home / "artifacts"
+
+    @property
     def mlflow_root(self) -> Path:
         """Folder of MLflow's files, unless a tracking server keeps them."""
-        return self.artifact_root / "mlflow"
+        return self.local_root / "mlflow"
 
-    @field_validator("home", "artifact_root", "cache_folder", mode="before")
+    @field_validator("artifact_root", mode="before")
+    @classmethod
+    def _stands_for_address(cls, given: Any, info: ValidationInfo) -> Any:
+        if isinstance(given, str) and "://" in given and "cache_folder" in info.data:
+            return local_place(given, info.data["cache_folder"])
+        return given
+
+    @field_validator("home", "cache_folder", mode="before")
     @classmethod
     def _no_url(cls, given: Any) -> Any:
         if isinstance(given, str) and "://" in given:

@@ -3,6 +3,7 @@
 import os
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from orchestrator.engines.ray.cluster import RayCluster
     from orchestrator.store.repository import Store
+    from tests.object_store import S3Server
     from tests.postgres import PostgresServer
     from tests.tiny import CommandLine, FinishedStudy
 
@@ -97,6 +99,22 @@ def no_drawings() -> Iterator[None]:
 
     with blank_figures():
         yield
+
+
+@pytest.fixture(scope="session")
+def _s3_server() -> Iterator["S3Server"]:
+    from tests.object_store import s3_server
+
+    with s3_server() as running:
+        yield running
+
+
+@pytest.fixture
+def s3(_s3_server: "S3Server", monkeypatch: pytest.MonkeyPatch) -> "S3Server":
+    """An S3-speaking server with an address for artifacts that no other test uses."""
+    for name, value in _s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return _s3_server._replace(root=f"{_s3_server.root}-{uuid.uuid4().hex[:8]}")
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ class Place:
 
     home: Path
     database_url: str
-    artifact_root: Path | None = None
+    artifact_root: Path | str | None = None
 
     @property
     def environment(self) -> dict[str, str]:

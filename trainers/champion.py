@@ -42,6 +42,7 @@ from trainers.models.building import build_model, topology_costs
 from trainers.results.calibration import fit_temperature
 from trainers.results.measuring import report_on
 from trainers.results.model_report import ModelReport
+from trainers.storage.artifacts import fetched
 from trainers.tasks.averaging import ValidationJudge, average_checkpoints
 from trainers.training.checkpoints import WEIGHTS, CheckpointError, pack_tensors, read_tensors, sha256_of, write_folder
 from trainers.training.evaluation import Evaluation, Normalizer, class_probabilities, evaluate, judge, logits_of
@@ -271,7 +272,7 @@ def save_model(
     Raises:
         ModelError: The folder exists and does not contain a model.
     """
-    if folder.exists() and not (folder / MODEL_FILE).is_file():
+    if folder.exists() and not (fetched(folder) / MODEL_FILE).is_file():
         raise ModelError(
             f"a model folder must be new or contain an older model, but {folder} exists and has no {MODEL_FILE}. "
             "Choose another name."
@@ -441,7 +442,7 @@ def read_card(folder: Path) -> ModelCard:
     Raises:
         ModelError: The folder does not contain a description, or it is damaged.
     """
-    file = folder / MODEL_FILE
+    file = fetched(folder) / MODEL_FILE
     if not folder.is_dir() or not file.exists():
         raise ModelError(
             f"{folder} must be a model's folder with {MODEL_FILE} and {WEIGHTS}, but "

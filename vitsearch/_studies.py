@@ -18,10 +18,11 @@ from orchestrator.stages.progress import Progress, SilentProgress
 from orchestrator.stages.promote import PromoteResult
 from orchestrator.store.errors import DatabaseUnavailableError
 from orchestrator.store.records import RunState, StageRecord, StudyRecord, TrialRecord, TrialState
-from orchestrator.study.access import NoChampionError, find_study, open_existing, study_folder
+from orchestrator.study.access import NoChampionError, fetched_study_folder, find_study, open_existing
 from plugins.registry import nearest_name
 from search_spaces.dimensions import Scalar
 from trainers.config import Configuration
+from trainers.storage.artifacts import fetched
 from vitsearch._study_files import load_study, settings_of
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class StudyRun:
     """Why it failed or was interrupted."""
     spec: StudySpec = field(repr=False)
     folder: Path
-    """The study's files: checkpoints, plots and the champion."""
+    """The study's files: checkpoints, plots and the champion; with an object store, local copies of the plots."""
     stages: Mapping[str, StageResult] = field(repr=False)
     """The results of the complete stages by name, each of the type of its kind of stage, such as `TrainResult`."""
     _trials: Mapping[str, tuple[Trial, ...]] = field(repr=False)
@@ -254,7 +255,7 @@ def _read(name: str, settings: Settings) -> StudyRun:
     from orchestrator.stages.truths import read_spec
 
     study = find_study(name, settings)
-    spec, folder = read_spec(study), study_folder(settings, study)
+    spec, folder = read_spec(study), fetched_study_folder(settings, study)
     with open_existing(settings) as store:
         if store is None:
             raise DatabaseUnavailableError(
@@ -309,7 +310,7 @@ def _champion(results: Mapping[str, StageResult], folder: Path) -> Champion | No
         trial=result.trial,
         metrics={name: value for name, value in result if isinstance(value, float)},
         configuration=result.configuration,
-        folder=folder / result.folder,
+        folder=fetched(folder / result.folder),
     )
 
 

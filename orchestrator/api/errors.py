@@ -45,6 +45,7 @@ HTTP_STATUS = {
     "trainers.weights.errors:WeightsError": BAD_INPUT,
     "orchestrator.engines.interfaces:EngineUnavailableError": UNAVAILABLE,
     "orchestrator.store.errors:DatabaseUnavailableError": UNAVAILABLE,
+    "trainers.storage.object_store:ObjectStoreError": UNAVAILABLE,
     "orchestrator.study.access:NoChampionError": CONFLICT,
     "orchestrator.study.access:StudyNotDeletedError": UNAVAILABLE,
     "orchestrator.study.lock:StudyBusyError": CONFLICT,

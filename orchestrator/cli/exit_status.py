@@ -47,6 +47,7 @@ STATUS = {
     "orchestrator.study.lock:StudyBusyError": FAILED,
     "orchestrator.study.report:ReportNotWrittenError": FAILED,
     "orchestrator.tracking.mlflow_client:TrackingUnavailable": FAILED,
+    "trainers.storage.object_store:ObjectStoreError": FAILED,
     "trainers.training.checkpoints:CheckpointWriteError": FAILED,
 }
 """Exit status by module and class of the exception."""

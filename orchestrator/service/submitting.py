@@ -145,7 +145,7 @@ def why_waiting(store: Store, submission: SubmissionRecord) -> str | None:
 
 def log_file(settings: Settings, submission: SubmissionRecord) -> Path:
     """The file with what the drivers of a submission wrote; it exists once the first one has started."""
-    return log_of_submission(settings.artifact_root, submission.uid)
+    return log_of_submission(settings.local_root, submission.uid)
 
 
 def _digest(*parts: object) -> str:

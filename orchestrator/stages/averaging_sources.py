@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from orchestrator.stages.context import StageContext
 from orchestrator.stages.kind import FinishedStage
-from orchestrator.stages.retention import checkpoint_folders
+from orchestrator.stages.retention import checkpoint_folders, kept_checkpoints
 from orchestrator.stages.stopping import STOPPING, whole_curves
 from orchestrator.stages.train_result import TrainResult, ranking, sort_trials
 from orchestrator.stages.train_spec import TrainStage
@@ -14,6 +14,7 @@ from plugins.metrics.deciding import DecidingMetric
 from plugins.registry import create
 from search_spaces.recipes import PluginChoice, describe_plugin
 from trainers.config import EpochReport
+from trainers.storage.artifacts import artifacts_at
 
 
 class Sources(NamedTuple):
@@ -68,7 +69,7 @@ class Sources(NamedTuple):
             if stop_at is not None:
                 what += f" up to epoch {stop_at}"
             folder = self.checkpoints[self.epochs.index(stop_at or self.last_epoch)] if count else None
-            if reads == "swa" and folder is not None and not (folder / "swa.safetensors").is_file():
+            if reads == "swa" and folder is not None and not artifacts_at(folder).has(folder / "swa.safetensors"):
                 return f"{method.name} needs an epoch after the progress `swa` of the recipe"
         needed = averager.num_needed
         return None if needed <= count else f"{describe_plugin(method)} needs {needed} {what}"
@@ -116,8 +117,8 @@ def _newest_of_trials(
 
 def _newest(context: StageContext, trial: TrialRecord) -> Path | None:
     """The newest checkpoint of a trial; `None` if none is left on disk."""
-    left = [record.path for record in context.store.checkpoints(trial.id) if record.path.is_dir()]
-    return left[-1] if left else None
+    left = kept_checkpoints(context.store, trial)
+    return left[-1].path if left else None
 
 
 def _stopping_epoch(

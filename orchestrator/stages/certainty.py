@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from orchestrator.engines.seeds import seed_for
 from orchestrator.stages.context import StageContext
 from orchestrator.stages.kind import StageResult
+from orchestrator.stages.retention import kept_checkpoints
 from orchestrator.store.records import TrialRecord
 from plugins.metrics.deciding import DecidingMetric
 from trainers.config import Configuration
@@ -148,7 +149,7 @@ def _checkpoint(context: StageContext, trial: TrialRecord, ranked_by: str) -> Pa
     """The checkpoint with the figure by which a trial was ranked."""
     from trainers.training.best_epoch import best_checkpoint
 
-    folders = [record.path for record in context.store.checkpoints(trial.id) if record.path.is_dir()]
+    folders = [record.path for record in kept_checkpoints(context.store, trial)]
     if not folders:
         raise _OtherWeightsError(f"trial {trial.number} has no checkpoint")
     return best_checkpoint(folders, context.metric) if ranked_by.endswith("_best") else folders[-1]

@@ -1,6 +1,5 @@
 """Trains the best trials again with other seeds, and the winner on all images; for stage `promote`."""
 
-import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from orchestrator.stages.train_spec import TrainStage
 from orchestrator.store.records import TrialRecord
 from search_spaces.dimensions import Point
 from trainers.config import Configuration, TrainTask
+from trainers.storage.artifacts import artifacts_at
 
 FINALIST, REPEAT, REFIT, STOP_AT = "finalist", "repeat", "refit", "stop_at"
 """Keys of the points of these trainings, beside those of the trial that they repeat."""
@@ -238,5 +238,6 @@ def _drop_leftovers(context: StageContext) -> None:
     """Delete checkpoints of an earlier run of the stage, whose trials the database does not have any more."""
     if context.store.trials(context.stage.id):
         return
-    for folder in context.folder.glob("trial-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+    artifacts = artifacts_at(context.folder)
+    for folder in artifacts.folders(context.folder, prefix="trial-"):
+        artifacts.delete(folder)

@@ -13,6 +13,7 @@ from plugins import registry
 from plugins.protocols import LearnsFromStage, Signal
 from search_spaces.recipes import PluginChoice, Recipe
 from trainers.config import EpochReport
+from trainers.storage.artifacts import fetched, published
 from trainers.yaml_source import KeyPath
 
 _FILE = "gradient-norms.json"
@@ -73,6 +74,7 @@ def learn_schedules(
     temporary = file.with_name(f".{_FILE}")
     temporary.write_text(json.dumps(norms), encoding="utf-8")
     temporary.replace(file)
+    published(file)
 
 
 def with_learned_schedule(recipe: Recipe, folder: Path) -> Recipe:
@@ -90,7 +92,7 @@ def with_learned_schedule(recipe: Recipe, folder: Path) -> Recipe:
     if not isinstance(schedule, LearnsFromStage) or schedule.stage is None:
         return recipe
     try:
-        norms = json.loads((folder / _FILE).read_bytes())[schedule.stage]
+        norms = json.loads(fetched(folder / _FILE).read_bytes())[schedule.stage]
     except (OSError, ValueError, KeyError) as error:
         raise StageFailedError(
             f"{folder / _FILE} must contain the gradient norms of stage {schedule.stage!r}, but cannot be read "

@@ -3,10 +3,18 @@
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.spec.stage_model import StageModel
 from orchestrator.stages.context import StageContext, StageFailedError
 from orchestrator.store.records import TrialRecord
+from trainers.config import CheckpointRecord
+from trainers.storage.addresses import place_text
+from trainers.storage.artifacts import artifacts_at
+from trainers.storage.interface import MANIFEST
+
+if TYPE_CHECKING:
+    from orchestrator.store.repository import Store
 
 CUT = "cut"
 """Key in the details of a training that ended before its last epoch because of a budget."""
@@ -31,13 +39,19 @@ def checkpoint_folders(context: StageContext, trial: TrialRecord) -> tuple[Path,
     Raises:
         StageFailedError: No checkpoint is left on disk.
     """
-    folders = tuple(record.path for record in context.store.checkpoints(trial.id) if record.path.is_dir())
+    folders = tuple(record.path for record in kept_checkpoints(context.store, trial))
     if not folders:
         raise StageFailedError(
-            f"trial {trial.number} must have a checkpoint on disk, but none is left below {context.folder.parent}. "
+            f"trial {trial.number} must have a checkpoint, but none is left below {place_text(context.folder.parent)}. "
             f"Restore the folder, or train the trial again: {TRAIN_AGAIN}."
         )
     return folders
+
+
+def kept_checkpoints(store: "Store", trial: TrialRecord) -> list[CheckpointRecord]:
+    """A trial's checkpoints that still exist, oldest first."""
+    records = store.checkpoints(trial.id)
+    return [one for one in records if artifacts_at(one.path).is_committed(one.path, manifest=MANIFEST)]
 
 
 def num_kept(later: Sequence[StageModel], *, keep_checkpoints: int, epochs: int) -> int:

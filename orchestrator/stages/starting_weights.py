@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from orchestrator.stages.context import StageContext, StageFailedError
 from orchestrator.stages.kind import StageResult
 from trainers.config import InitialWeights
+from trainers.storage.artifacts import published
 
 if TYPE_CHECKING:
     from trainers.weights.fitting import Fit
@@ -54,6 +55,7 @@ def store_weights(folder: Path, weights: "SourceWeights", index: str = _INDEX) -
     temporary = folder / f".{index}"
     temporary.write_text(relative.model_dump_json(), encoding="utf-8")
     temporary.replace(folder / index)
+    published(folder / index)
 
 
 def stored_weights(folder: Path, index: str = _INDEX) -> InitialWeights:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrator.stages.context import StageContext, StageFailedError
 from orchestrator.stages.kind import StageResult
+from orchestrator.stages.retention import kept_checkpoints
 from orchestrator.stages.starting_weights import TEACHER_INDEX, has_stored_weights, store_weights, stored_weights
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def _weights_of(context: StageContext, named: EarlierTrial, source: str) -> "Sou
     from trainers.weights.reading import SourceWeights
 
     trial = next((one for one in context.store.trials(named.stage_id) if one.number == named.number), None)
-    records = [] if trial is None else [one for one in context.store.checkpoints(trial.id) if one.path.is_dir()]
+    records = [] if trial is None else kept_checkpoints(context.store, trial)
     if trial is None or not records:
         raise StageFailedError(
             f"teacher {source}: trial {named.number} of that stage must have a checkpoint, but has none. Name another "

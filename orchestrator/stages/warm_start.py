@@ -16,6 +16,7 @@ from orchestrator.stages.kind import StageResult
 from search_spaces.dimensions import Dimension, Point
 from search_spaces.recipe_points import encode_recipe
 from search_spaces.recipes import Recipe, RecipeSpace, base_point, describe_plugin
+from trainers.storage.artifacts import published
 
 _FILE = "warm-start.json"
 _DIFFER = {
@@ -88,6 +89,7 @@ def store_warm_start(folder: Path, record: WarmStartRecord) -> None:
     temporary = folder / f".{_FILE}"
     temporary.write_text(record.model_dump_json(indent=1), encoding="utf-8")
     temporary.replace(folder / _FILE)
+    published(folder / _FILE)
 
 
 def stored_warm_start(folder: Path) -> WarmStartRecord:

@@ -13,9 +13,9 @@ def folder_of_study(artifact_root: Path, name: str, uid: str) -> Path:
     return artifact_root / "studies" / folder_name(name, uid)
 
 
-def log_of_submission(artifact_root: Path, uid: str) -> Path:
+def log_of_submission(local_root: Path, uid: str) -> Path:
     """File with what the drivers of a submission wrote, on a cluster in a folder that all machines share."""
-    return artifact_root / "logs" / f"{uid}.log"
+    return local_root / "logs" / f"{uid}.log"
 
 
 def to_stored(path: Path, folder: Path) -> str:

@@ -1,6 +1,5 @@
 """Finding, showing and deleting studies. These functions raise our exceptions and never end the process."""
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +17,8 @@ from orchestrator.study.sizes import size_of
 from orchestrator.tracking.mlflow_client import Tracker, TrackingUnavailable
 from orchestrator.tracking.names import slug
 from plugins.registry import nearest_name
+from trainers.storage.addresses import address_of
+from trainers.storage.artifacts import artifacts_at, fetched
 
 
 class UnknownStudyError(LookupError):
@@ -134,11 +135,15 @@ def find_champion(name: str, settings: Settings) -> dict[str, Any]:
     champion: dict[str, Any] | None = summary["champion"]
     if champion is None:
         raise NoChampionError(name, summary["state"])
+    fetched(Path(champion["folder"]))
     return champion
 
 
 def list_studies(settings: Settings) -> list[dict[str, Any]]:
-    """All studies, newest first, as printed by `vitsearch list --format json`."""
+    """All studies, newest first, as printed by `vitsearch list --format json`.
+
+    The sizes of studies in an object store are left out, because a store would have to list all their objects.
+    """
     from orchestrator.reports.summary import study_line
 
     with open_existing(settings) as store:
@@ -146,12 +151,13 @@ def list_studies(settings: Settings) -> list[dict[str, Any]]:
             return []
         studies, submitted = store.list_studies(), store.queue().unfinished()
         begun = {study.name for study in studies}
+        is_remote = address_of(settings.artifact_root) is not None
         return [
             *(_line_before_begin(one, store) for one in submitted.values() if one.name not in begun),
             *(
                 {
                     **study_line(store, with_actual_state(study, settings, submitted.get(study.name))),
-                    "num_bytes": size_of(study_places(settings, study, store)),
+                    **({} if is_remote else {"num_bytes": size_of(study_places(settings, study, store))}),
                 }
                 for study in studies
             ),
@@ -211,7 +217,7 @@ def delete_study(study: StudyRecord, settings: Settings) -> bool:
                 ) from error
         places = study_places(settings, study, store) if settings.tracking else [study_folder(settings, study)]
         for place in places:
-            shutil.rmtree(place, ignore_errors=True)
+            artifacts_at(place).delete(place)
         with suppress(OSError):  # runs of another study that had this name are still there, or there were no files
             (settings.mlflow_root / slug(study.name)).rmdir()
         _delete_logs(store.delete_study(study.id), settings)
@@ -239,7 +245,7 @@ def delete_submissions(name: str, settings: Settings) -> bool:
 
 def _delete_logs(uids: Sequence[str], settings: Settings) -> None:
     for uid in uids:
-        log_of_submission(settings.artifact_root, uid).unlink(missing_ok=True)
+        log_of_submission(settings.local_root, uid).unlink(missing_ok=True)
 
 
 def with_actual_state(
@@ -262,6 +268,11 @@ def with_actual_state(
 def study_folder(settings: Settings, study: StudyRecord) -> Path:
     """Folder of a study's checkpoints, plots and champion."""
     return folder_of_study(settings.artifact_root, study.name, study.uid)
+
+
+def fetched_study_folder(settings: Settings, study: StudyRecord) -> Path:
+    """The same folder, with the current pictures and inputs of the stages as files on this machine."""
+    return fetched(study_folder(settings, study), without=("trial-", "champion"))
 
 
 def study_places(settings: Settings, study: StudyRecord, store: Store) -> list[Path]:

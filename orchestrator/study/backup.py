@@ -12,6 +12,7 @@ from orchestrator.settings import Settings
 from orchestrator.store.database import find_database, sqlite_file
 from orchestrator.store.snapshots import SnapshotError, copy_sqlite, dump_postgresql, load_postgresql
 from orchestrator.tracking.names import is_http
+from trainers.storage.addresses import address_of
 
 MANIFEST = "backup.json"
 _FORMAT = 1
@@ -51,6 +52,9 @@ def make_backup(settings: Settings, target: Path) -> Backup:
         if target.resolve().is_relative_to(place.resolve()):
             raise BackupError(f"a backup must lie outside of what it copies, but {target} lies in {place}. Move it.")
     left_out = []
+    address = address_of(settings.artifact_root)
+    if address is not None:
+        left_out.append(f"checkpoints and champions: they are in {address}. Copy them with the store's own tools")
     try:
         part.mkdir(parents=True)
         for name, url in _urls(settings).items():
@@ -133,7 +137,7 @@ def _urls(settings: Settings) -> dict[str, str]:
 
 
 def _places(settings: Settings) -> tuple[Path, Path]:
-    return settings.artifact_root, settings.formula_folder
+    return settings.local_root, settings.formula_folder
 
 
 def _save_database(url: str, folder: Path, name: str) -> str | None:

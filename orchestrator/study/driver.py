@@ -32,7 +32,8 @@ from orchestrator.store.past_growths import Growths
 from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord
 from orchestrator.store.repository import Store
 from orchestrator.store.stale_writes import StaleAttemptError
-from orchestrator.study.access import make_home, open_existing, study_folder, tracker_of
+from orchestrator.study.access import fetched_study_folder, make_home, open_existing, study_folder, tracker_of
+from orchestrator.study.artifact_checks import check_artifact_root
 from orchestrator.study.budgeting import stage_budget
 from orchestrator.study.growth import SpecChangedError as SpecChangedError
 from orchestrator.study.growth import plan_study_growth, stored_spec
@@ -44,6 +45,7 @@ from orchestrator.tracking.names import REPORT_FILE
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.run_tree import RunTree
 from trainers.data.sources import BUILT_IN
+from trainers.storage.artifacts import published
 
 if TYPE_CHECKING:
     from trainers.data.images import ImageData
@@ -122,6 +124,9 @@ def run_study(
     from trainers.data.images import load_images  # imports torch
 
     setup = choose(spec, detect_machine())
+    check_artifact_root(settings, setup)
+    if study is not None:
+        fetched_study_folder(settings, study)
     data = load_images(spec.data)
     report = None
     if study is None:
@@ -158,6 +163,7 @@ def run_study(
                 try:
                     sheet.parent.mkdir(parents=True, exist_ok=True)
                     draw_sheet(data, sheet)
+                    published(sheet)
                 except OSError as error:
                     progress.note(f"MLflow gets no picture of the images: {error}")
                     sheet = None
@@ -389,6 +395,8 @@ class _Driver:
             if context.control.stop_requested():
                 raise StageInterruptedError("a stop was requested")
             outcome = stage_kind(stage.kind).run(context, spec)
+            for plot in outcome.plots:
+                published(plot)
         except StageFailedError as error:
             self._end_stage(running, execution, "failed", reason=str(error))
             raise
@@ -465,6 +473,7 @@ class _Driver:
         file = study_folder(self._settings, study) / REPORT_FILE
         try:
             file.write_text(render_study(study, self._store, file.parent), encoding="utf-8")
+            published(file)
         except DatabaseUnavailableError:
             raise
         except Exception as error:  # whatever is unusual about the study, it is complete

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from orchestrator.engines.ray.generations import COPY_STEPS
 from orchestrator.spec.growing import BegunStage, Growth, plan_growth
 from orchestrator.spec.study_file import StudySpec
-from orchestrator.stages.retention import CUT, trial_folder_in
+from orchestrator.stages.retention import CUT, kept_checkpoints, trial_folder_in
 from orchestrator.stages.train import TRAIN
 from orchestrator.stages.train_spec import TrainStage
 from orchestrator.store.growth_rows import GrowthRows
@@ -147,7 +147,7 @@ def _lost_trainings(
         lost = [
             trial.number
             for trial in trials[stage.name]
-            if trial.number in needed and not any(one.path.is_dir() for one in store.checkpoints(trial.id))
+            if trial.number in needed and not kept_checkpoints(store, trial)
         ]
         if lost:
             found[stage.name] = lost

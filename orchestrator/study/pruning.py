@@ -20,6 +20,9 @@ from orchestrator.study.lock import StudyBusyError, hold_study
 from orchestrator.study.sizes import size_of
 from orchestrator.tracking.local_files import replace_by_link
 from orchestrator.tracking.names import is_http, slug
+from trainers.storage.addresses import address_of
+from trainers.storage.artifacts import artifacts_at
+from trainers.storage.interface import MANIFEST
 
 _WEIGHTS = "model.safetensors"
 _CHAMPION, _CHECKPOINT = "champion", "checkpoint"
@@ -69,7 +72,8 @@ def _reason_to_keep(study: StudyRecord, store: Store, settings: Settings) -> str
         return f"it is {study.state}, and can be resumed" if study.state != "running" else "it is running"
     if not any(stage.kind == "promote" and stage.state == "complete" for stage in store.stages(study.id)):
         return "it has no champion"
-    if not (Path(find_champion(study.name, settings)["folder"]) / _WEIGHTS).is_file():
+    champion = Path(find_champion(study.name, settings)["folder"]) / _WEIGHTS
+    if not artifacts_at(champion).has(champion):
         return "the folder of its champion is missing"
     if settings.tracking and store.outbox(study.id).count_owed():
         return "MLflow has not received all of it; `vitsearch run` of its file sends the rest"
@@ -80,6 +84,8 @@ def _excess(study: StudyRecord, settings: Settings, store: Store) -> int:
     """Bytes that `_drop` would free."""
     all_of_it, dropped = study_places(settings, study, store), _droppable(study, settings, store)
     twice = [copy for copy, _ in _second_copies(study, settings, store)]
+    if address_of(settings.artifact_root) is not None:  # objects have one name, and MLflow's files another place
+        return size_of([*dropped, *twice])
     kept = _kept_files(all_of_it, {*dropped, *twice})
     return size_of(all_of_it) - size_of(kept)
 
@@ -102,12 +108,9 @@ def _drop(study: StudyRecord, settings: Settings, store: Store) -> None:
 def _droppable(study: StudyRecord, settings: Settings, store: Store) -> list[Path]:
     """Checkpoints, Ray's scratch folder, and the copies of checkpoints that MLflow has on this machine."""
     folder = study_folder(settings, study)
-    found = sorted(manifest.parent for manifest in folder.rglob("epoch-*/manifest.json"))
-    return [
-        path
-        for path in [*found, folder / "ray", *_mlflow_folders(study, settings, store, _CHECKPOINT)]
-        if path.exists()
-    ]
+    found = artifacts_at(folder).committed_below(folder, prefix="epoch-", manifest=MANIFEST)
+    rest = [folder / "ray", *_mlflow_folders(study, settings, store, _CHECKPOINT)]
+    return [*found, *(path for path in rest if path.exists())]
 
 
 def _second_copies(study: StudyRecord, settings: Settings, store: Store) -> list[tuple[Path, Path]]:
@@ -134,6 +137,9 @@ def _mlflow_folders(study: StudyRecord, settings: Settings, store: Store, name: 
 
 def _remove(place: Path) -> None:
     """Rename before deleting, so that a partly deleted folder is never taken for a checkpoint."""
+    if address_of(place) is not None:
+        artifacts_at(place).remove_folder(place, manifest=MANIFEST)
+        return
     trash = Path(tempfile.mkdtemp(prefix=".part-", dir=place.parent))
     place.replace(trash / place.name)
     shutil.rmtree(trash, ignore_errors=True)

@@ -13,7 +13,7 @@ from orchestrator.stages.train_result import TrainResult
 from orchestrator.store.records import StageRecord, StudyRecord, TrialRecord
 from orchestrator.store.repository import Store
 from orchestrator.study import report_sections as sections
-from orchestrator.study.access import database_gone, find_study, open_existing, study_folder
+from orchestrator.study.access import database_gone, fetched_study_folder, find_study, open_existing
 from orchestrator.study.growth import stored_spec
 from orchestrator.study.reported import ReportedStage, ReportedStudy, minutes_text
 from trainers.data.report import DataReport
@@ -34,7 +34,7 @@ def html_report(name: str, settings: Settings) -> str:
     with open_existing(settings) as store:
         if store is None:
             raise database_gone(settings)
-        return render_study(study, store, study_folder(settings, study))
+        return render_study(study, store, fetched_study_folder(settings, study))
 
 
 def render_study(study: StudyRecord, store: Store, folder: Path) -> str:

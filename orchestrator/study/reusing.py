@@ -20,7 +20,7 @@ from orchestrator.stages.train_result import ranking_by, sort_trials
 from orchestrator.stages.train_spec import TrainStage
 from orchestrator.stages.warm_start import PastTrial, WarmStartRecord, has_stored_warm_start, store_warm_start
 from orchestrator.store.records import StudyRecord, TrialRecord
-from orchestrator.study.access import find_champion, find_study, open_existing, study_folder
+from orchestrator.study.access import fetched_study_folder, find_champion, find_study, open_existing
 from plugins.metrics.deciding import DecidingMetric
 from trainers.config import Configuration, InitialWeights
 from trainers.weights.errors import WeightsError
@@ -53,7 +53,7 @@ def read_reused(spec: StudySpec, study: StudyRecord | None, settings: Settings) 
         orchestrator.study.access.UnknownStudyError: A study that is named does not exist.
         orchestrator.study.access.NoChampionError: It has no champion yet.
     """
-    folder = None if study is None else study_folder(settings, study)
+    folder = None if study is None else fetched_study_folder(settings, study)
     weights: dict[str, SourceWeights] = {}
     teachers: dict[str, SourceWeights] = {}
     warm_starts: dict[str, WarmStartRecord] = {}
@@ -180,7 +180,7 @@ def _of_study(name: str, top: int, settings: Settings) -> WarmStartRecord:
                 )
 
             objective = ranking_by(DecidingMetric.of(spec.metric[0]), stage)
-            folder = study_folder(settings, study) / stage.name
+            folder = fetched_study_folder(settings, study) / stage.name
             weights = stage.weights
             if weights is not None and has_stored_weights(folder):
                 weights = stored_weights(folder).sha256
@@ -298,7 +298,7 @@ def _kept_teacher(teacher: InitialWeights, settings: Settings) -> "SourceWeights
     named = trial_named(teacher.source)
     if named is None:
         return None
-    folder = None if named.study is None else study_folder(settings, find_study(named.study, settings))
+    folder = None if named.study is None else fetched_study_folder(settings, find_study(named.study, settings))
     for index in sorted(folder.glob(f"*/{TEACHER_INDEX}")) if folder is not None else ():
         kept = stored_weights(index.parent, TEACHER_INDEX)
         if kept.source == teacher.source and teacher.sha256 in (None, kept.sha256):

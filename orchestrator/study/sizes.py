@@ -1,14 +1,23 @@
-"""Disk space of files. A file that has several names (hard links) counts once."""
+"""Space of files and objects. A file that has several names (hard links) counts once."""
 
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from trainers.storage.addresses import address_of
+from trainers.storage.artifacts import artifacts_at
+
 
 def size_of(places: Iterable[Path]) -> int:
-    """Bytes of all files in some folders, or of files. Missing places count as empty; links are not followed."""
+    """Bytes of all files in some folders, or of files. Missing places count as empty; links are not followed.
+
+    Raises:
+        trainers.storage.object_store.ObjectStoreError: A store does not answer.
+    """
     seen: set[tuple[int, int]] = set()
-    return sum(_size(place, seen) for place in places)
+    return sum(
+        _size(place, seen) if address_of(place) is None else artifacts_at(place).num_bytes(place) for place in places
+    )
 
 
 def human_size(num_bytes: float) -> str:

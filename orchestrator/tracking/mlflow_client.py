@@ -47,6 +47,9 @@ from orchestrator.tracking.pages import VIEW_TAG, compare_path, runs_path, saved
 from orchestrator.tracking.relocation import relocate, sqlite_path
 from orchestrator.tracking.server import ServerCommand as ServerCommand
 from orchestrator.tracking.server import server_command as server_command
+from trainers.data.cache_settings import cache_settings
+from trainers.storage.addresses import address_of, moved_to
+from trainers.storage.artifacts import fetched
 
 KEY_TAG = "vitsearch.key"
 """Tag with our key, of runs and model versions."""
@@ -465,7 +468,7 @@ class Tracker:
         self._client().log_inputs(self._run_id(event.key), [entities.DatasetInput(dataset, [context])])
 
     def _log_artifact(self, event: LogArtifact) -> None:
-        path, run_id = self._found(Path(event.path)), self._run_id(event.key)
+        path, run_id = fetched(self._found(Path(event.path))), self._run_id(event.key)
         if not path.exists():
             raise TrackingRejected(
                 f"an artifact must stay in its place until it is delivered, but there is no file or folder {path}. "
@@ -494,6 +497,8 @@ class Tracker:
 
     def _found(self, path: Path) -> Path:
         """A file of a study where it is now: its home may have been moved since the event was written."""
+        if address_of(path) is not None:
+            return moved_to(path, cache_settings().folder)
         for index, part in enumerate(path.parts):
             here = self._artifact_root.parent.joinpath(*path.parts[index:])
             if part == "studies" and here.exists():

@@ -7,6 +7,7 @@ import pytest
 
 from orchestrator.settings import SettingsError, load_settings
 from plugins import registry
+from trainers.storage.addresses import address_of
 
 VARIABLES = ("HOME", "DATABASE_URL", "TRACKING_URI", "ARTIFACT_ROOT", "TRACKING")
 
@@ -78,7 +79,7 @@ def test_a_wrong_value_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> No
         load_settings()
 
 
-@pytest.mark.parametrize("variable", ["VITSEARCH_HOME", "VITSEARCH_ARTIFACT_ROOT"])
+@pytest.mark.parametrize("variable", ["VITSEARCH_HOME", "VITSEARCH_CACHE_FOLDER"])
 def test_the_address_of_an_object_store_is_no_folder(
     variable: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -86,6 +87,42 @@ def test_the_address_of_an_object_store_is_no_folder(
     monkeypatch.setenv(variable, "s3://bucket/studies")
     with pytest.raises(SettingsError, match=rf"{variable}: must be a folder.*but got 's3://bucket/studies'"):
         load_settings()
+
+
+@pytest.mark.parametrize(
+    ("address", "must"),
+    [
+        (
+            "s3://key:secret@bucket/studies",
+            r"without a user, password or options .*but got 's3://\*\*\*@bucket/studies'",
+        ),
+        ("s3://bucket/studies?endpoint=x", "without a user, password or options"),
+        ("s3://", "must be a folder, or the address of an object store"),
+        ("s3://bucket/../other", "must be a folder, or the address of an object store"),
+        ("file:///data", "name the folder without file://"),
+        ("memory://studies", "lost with it"),
+        ("floppy://bucket", "a store that fsspec knows"),
+        ("oss://bucket/studies", "needs the package ossfs for oss://"),
+    ],
+)
+def test_an_unsuitable_address_of_the_artifacts_is_refused(
+    address: str, must: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VITSEARCH_ARTIFACT_ROOT", address)
+    with pytest.raises(SettingsError, match=f"VITSEARCH_ARTIFACT_ROOT: .*{must}") as caught:
+        load_settings()
+    assert "secret" not in str(caught.value)
+
+
+def test_an_object_store_keeps_artifacts_and_the_home_what_must_be_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VITSEARCH_ARTIFACT_ROOT", "s3://bucket/lab/")
+    settings = load_settings(home=tmp_path)
+    assert address_of(settings.artifact_root) == "s3://bucket/lab"
+    assert address_of(settings.artifact_root / "studies" / "a") == "s3://bucket/lab/studies/a"
+    assert (settings.local_root, settings.mlflow_root) == (tmp_path / "artifacts", tmp_path / "artifacts" / "mlflow")
+    assert settings.environment()["VITSEARCH_ARTIFACT_ROOT"] == "s3://bucket/lab"
 
 
 def test_loading_changes_no_environment_variable_and_no_plugin(tmp_path: Path) -> None:

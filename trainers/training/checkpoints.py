@@ -1,4 +1,4 @@
-"""Checkpoints on disk: one folder per epoch, written atomically and verified by content hash.
+"""Checkpoints: one folder per epoch, written atomically and verified by content hash.
 
     epoch-0012/model.safetensors        the weights
     epoch-0012/optimizer.safetensors    the optimizer's tensors; only in the newest two
@@ -6,18 +6,16 @@
                                         ema-0.99 and ema-0.999, and swa
     epoch-0012/manifest.json            epoch, reports so far, configuration digest, sha256 of each file
 
-A folder gets its final name only when it is complete, so a killed process leaves the previous checkpoint. Files are not
-flushed to disk one by one: a file damaged by a power failure is detected by its hash, and the previous checkpoint is
-used.
+A folder gets its final name only when it is complete, and in an object store its manifest (`trainers.storage`), so a
+killed process leaves the previous checkpoint. Files are not flushed to disk one by one: a file damaged by a power
+failure is detected by its hash, and the previous checkpoint is used.
 """
 
 import hashlib
 import json
 import logging
-import shutil
-import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,16 +26,19 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from plugins.regular_files import read_regular_file
 from trainers.config import CheckpointRecord, Configuration, EpochReport
+from trainers.storage.addresses import place_text
+from trainers.storage.artifacts import artifacts_at
+from trainers.storage.interface import MANIFEST as MANIFEST
+from trainers.storage.interface import always
 from trainers.weights.tensor_checks import MAX_WEIGHT_BYTES
 
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
-MANIFEST = "manifest.json"
 _SUFFIX = ".safetensors"
+_EPOCH = "epoch-"
 _KEEP_RESUMABLE = 2
-_TEMPORARY = ".part-"
+_MAX_MANIFEST_BYTES = 64 * 2**20
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +171,7 @@ def save(
     averages: Mapping[str, Mapping[str, Tensor]] | None = None,
     damaged: Sequence[str] = (),
     spikes: Sequence[str] = (),
+    check: Callable[[], None] = always,
 ) -> CheckpointRecord:
     """Write the checkpoint of the newest epoch in `history`, then remove files that are no longer retained.
 
@@ -184,6 +186,7 @@ def save(
         averages: State dicts of the averages that training maintains, by name.
         damaged: Problems of earlier checkpoints of this training.
         spikes: Loss spikes after which this training went back.
+        check: Raises an error if a newer attempt at the training has begun.
 
     Raises:
         CheckpointWriteError: A file cannot be written. Earlier checkpoints are intact.
@@ -199,11 +202,10 @@ def save(
         damaged=tuple(damaged),
         spikes=tuple(spikes),
     )
-    target = folder / f"epoch-{epoch:04d}"
+    target = folder / f"{_EPOCH}{epoch:04d}"
     with writing(target):
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder)
-        write_folder(target, {**content, MANIFEST: manifest.model_dump_json(indent=1).encode()})
+        files = {**content, MANIFEST: manifest.model_dump_json(indent=1).encode()}
+        write_folder(target, files, check=check)
         prune(folder, keep=max(keep, _KEEP_RESUMABLE), best=best)
     return _record(target, manifest)
 
@@ -220,8 +222,6 @@ def load_newest(folder: Path, *, accepted: Collection[str], damaged: list[str] |
         CheckpointError: The newest intact checkpoint belongs to another configuration.
         CheckpointWriteError: A damaged checkpoint cannot be removed.
     """
-    if not folder.is_dir():
-        return None
     with writing(folder):
         _remove_leftovers(folder)
     found: list[str] = [] if damaged is None else damaged
@@ -303,8 +303,13 @@ def prune(folder: Path, *, keep: int, best: int | None = None) -> None:
         for place, path in enumerate(newest_first):
             if place >= keep and epoch_of(path) != best:
                 _remove(path)
-            elif place >= _KEEP_RESUMABLE:
-                (path / OPTIMIZER).unlink(missing_ok=True)
+        _without_optimizer(
+            [
+                path
+                for place, path in enumerate(newest_first)
+                if place >= _KEEP_RESUMABLE and (place < keep or epoch_of(path) == best)
+            ]
+        )
 
 
 def retire(folder: Path, *, keep: Collection[Path], resumable: Collection[Path] = ()) -> None:
@@ -319,12 +324,11 @@ def retire(folder: Path, *, keep: Collection[Path], resumable: Collection[Path] 
         CheckpointWriteError: A file cannot be removed.
     """
     with writing(folder):
-        for manifest in sorted(folder.rglob(f"epoch-*/{MANIFEST}")):
-            if manifest.parent in keep:
-                if manifest.parent not in resumable:
-                    (manifest.parent / OPTIMIZER).unlink(missing_ok=True)
-            else:
-                _remove(manifest.parent)
+        found = checkpoints_below(folder)
+        for path in found:
+            if path not in keep:
+                _remove(path)
+        _without_optimizer([path for path in found if path in keep and path not in resumable])
 
 
 def discard(folder: Path) -> None:
@@ -355,26 +359,25 @@ def read_manifest(path: Path) -> Manifest:
         CheckpointError: The manifest is missing or unreadable.
     """
     try:
-        return Manifest.model_validate_json((path / MANIFEST).read_bytes())
+        content = artifacts_at(path).read(path / MANIFEST, max_bytes=_MAX_MANIFEST_BYTES)
+        return Manifest.model_validate_json(content)
     except (OSError, ValidationError) as error:
         reason = error.strerror if isinstance(error, OSError) else "its content is damaged"
-        raise CheckpointError(f"the checkpoint {path} must have an intact {MANIFEST}, but: {reason}.") from error
+        raise CheckpointError(
+            f"the checkpoint {place_text(path)} must have an intact {MANIFEST}, but: {reason}."
+        ) from error
 
 
-def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
-    """Write a folder of files atomically; an older folder of the same name is replaced."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=target.parent))
-    whole, older = temporary / "new", temporary / "old"
-    try:
-        whole.mkdir()
-        for name, data in files.items():
-            (whole / name).write_bytes(data)
-        if target.exists():
-            target.replace(older)
-        whole.replace(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # `_remove_leftovers` retries if this fails
+def write_folder(target: Path, files: Mapping[str, bytes], *, check: Callable[[], None] = always) -> None:
+    """Write a folder of files atomically; an older folder of the same name is replaced.
+
+    Args:
+        target: The folder.
+        files: The content of each file. In an object store, the last one is written last and completes the folder.
+        check: Raises an error if this process may no longer write.
+    """
+    *_, last = files
+    artifacts_at(target).commit(target, files, manifest=last, check=check)
 
 
 def sha256_of(data: bytes) -> str:
@@ -404,16 +407,16 @@ def read_tensors(file: Path, sha256: str | None, *, max_bytes: int = MAX_WEIGHT_
         CheckpointError: The file is missing, not a regular file or too large, or its content does not match.
     """
     try:
-        data = read_regular_file(file, max_bytes=max_bytes)
+        data = artifacts_at(file).read(file, max_bytes=max_bytes, sha256=sha256)
     except OSError as error:
-        raise CheckpointError(f"{file} must be readable, but: {error.strerror}.") from error
+        raise CheckpointError(f"{place_text(file)} must be readable, but: {error.strerror}.") from error
     found = sha256_of(data)
     if found != sha256:
-        raise CheckpointError(f"{file} must have the sha256 {sha256}, but has {found}: it is damaged.")
+        raise CheckpointError(f"{place_text(file)} must have the sha256 {sha256}, but has {found}: it is damaged.")
     try:
         return load_tensors(data)
     except SafetensorError as error:
-        raise CheckpointError(f"{file} must be a safetensors file, but: {error}.") from error
+        raise CheckpointError(f"{place_text(file)} must be a safetensors file, but: {error}.") from error
 
 
 @contextmanager
@@ -427,38 +430,48 @@ def writing(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointWriteError(
-            f"the checkpoint {target} must be written, but: {error.strerror}. Free disk space or fix the problem, then "
-            "run the same command again."
+            f"the checkpoint {place_text(target)} must be written, but: {error.strerror}. Free disk space or fix the "
+            "problem, then run the same command again."
         ) from error
 
 
 def _record(path: Path, manifest: Manifest) -> CheckpointRecord:
     try:
-        size = (path / WEIGHTS).stat().st_size
+        size = artifacts_at(path).size(path / WEIGHTS)
     except OSError as error:
-        raise CheckpointError(f"{path / WEIGHTS} must be readable, but: {error.strerror}.") from error
+        raise CheckpointError(f"{place_text(path / WEIGHTS)} must be readable, but: {error.strerror}.") from error
     return CheckpointRecord(epoch=manifest.epoch, path=path, sha256=manifest.files[WEIGHTS], num_bytes=size)
 
 
 def epoch_folders(folder: Path) -> list[Path]:
     """Folders of the checkpoints in a training's folder, oldest first."""
-    found = [path for path in folder.glob("epoch-*") if path.name.removeprefix("epoch-").isdigit()]
-    return sorted(found, key=epoch_of)
+    found = artifacts_at(folder).committed(folder, prefix=_EPOCH, manifest=MANIFEST)
+    return sorted((path for path in found if path.name.removeprefix(_EPOCH).isdigit()), key=epoch_of)
+
+
+def checkpoints_below(folder: Path) -> list[Path]:
+    """Folders of all checkpoints in a folder, at any depth."""
+    return artifacts_at(folder).committed_below(folder, prefix=_EPOCH, manifest=MANIFEST)
 
 
 def epoch_of(path: Path) -> int:
     """The epoch of a checkpoint, from the name of its folder."""
-    return int(path.name.removeprefix("epoch-"))
+    return int(path.name.removeprefix(_EPOCH))
+
+
+def has_optimizer(path: Path) -> bool:
+    """Whether a checkpoint still has the state of the optimizer."""
+    return artifacts_at(path).has(path / OPTIMIZER)
+
+
+def _without_optimizer(paths: Sequence[Path]) -> None:
+    if paths:
+        artifacts_at(paths[0]).remove_files([path / OPTIMIZER for path in paths])
 
 
 def _remove(path: Path) -> None:
-    """Rename the folder before deleting it, so that a partly deleted folder is never mistaken for a checkpoint."""
-    trash = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=path.parent))
-    path.replace(trash / path.name)
-    shutil.rmtree(trash)
+    artifacts_at(path).remove_folder(path, manifest=MANIFEST)
 
 
 def _remove_leftovers(folder: Path) -> None:
-    for path in folder.glob(f"{_TEMPORARY}*"):
-        with suppress(FileNotFoundError):  # its owner has just removed it, or part of it
-            shutil.rmtree(path)
+    artifacts_at(folder).clear(folder, prefix=_EPOCH, manifest=MANIFEST)

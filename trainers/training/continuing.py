@@ -14,11 +14,11 @@ from search_spaces.ramps import Ramp
 from search_spaces.recipes import PLUGIN_FIELDS, PluginChoice, Recipe
 from trainers.config import Configuration, EpochReport, TrainTask
 from trainers.training.checkpoints import (
-    OPTIMIZER,
     CheckpointError,
     accepted_digests,
     discard,
     epoch_folders,
+    has_optimizer,
     read_manifest,
 )
 
@@ -81,7 +81,7 @@ def reason_to_retrain(recipe: Recipe, *, before: int, epochs: int) -> str | None
 def is_resumable(folder: Path) -> bool:
     """Whether the newest checkpoint in a training's folder still has the state of its optimizer."""
     folders = epoch_folders(folder)
-    return bool(folders) and (folders[-1] / OPTIMIZER).exists()
+    return bool(folders) and has_optimizer(folders[-1])
 
 
 def saved_history(task: TrainTask) -> tuple[EpochReport, ...]:
@@ -116,7 +116,7 @@ def settle_earlier_checkpoints(task: TrainTask) -> frozenset[str]:
             found = read_manifest(path).configuration
         except CheckpointError:
             continue  # `load_newest` reports it
-        if found in known and (known[found] is not None or not (path / OPTIMIZER).exists()):
+        if found in known and (known[found] is not None or not has_optimizer(path)):
             discard(task.folder)
         break
     return frozenset(digest for digest, reason in known.items() if reason is None)

@@ -6,6 +6,8 @@ begins, and an attempt that finds a higher token there stops writing.
 """
 
 from trainers.config import Fence
+from trainers.storage.addresses import place_text
+from trainers.storage.artifacts import artifacts_at
 from trainers.training.checkpoints import writing
 
 
@@ -24,10 +26,7 @@ def claim(fence: Fence | None) -> None:
     if fence is None or _newest(fence) == fence.token:
         return
     with writing(fence.file):
-        fence.file.parent.mkdir(parents=True, exist_ok=True)
-        whole = fence.file.with_name(f".{fence.file.name}-{fence.token}")
-        whole.write_text(str(fence.token), encoding="ascii")
-        whole.replace(fence.file)
+        artifacts_at(fence.file).write_token(fence.file, fence.token)
 
 
 def check(fence: Fence | None) -> None:
@@ -39,15 +38,12 @@ def check(fence: Fence | None) -> None:
     """
     if fence is not None and _newest(fence) > fence.token:
         raise SupersededError(
-            f"only the newest attempt may train in {fence.file.parent}, but a newer one than this has begun: the study "
-            "gave this attempt up, or continues in another process. If neither is the case (the database was restored "
-            f"from a backup), delete {fence.file} and run the same command again."
+            f"only the newest attempt may train in {place_text(fence.file.parent)}, but a newer one than this has "
+            "begun: the study gave this attempt up, or continues in another process. If neither is the case (the "
+            f"database was restored from a backup), delete {place_text(fence.file)} and run the same command again."
         )
 
 
 def _newest(fence: Fence) -> int:
     with writing(fence.file):
-        try:
-            return int(fence.file.read_text(encoding="ascii"))
-        except (FileNotFoundError, ValueError):  # the first attempt, or a file damaged by a power failure
-            return 0
+        return artifacts_at(fence.file).newest_token(fence.file)

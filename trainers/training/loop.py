@@ -341,6 +341,7 @@ def _save(task: TrainTask, state: Snapshot, *, guard_state: Mapping[str, Tensor]
         averages=state.averages,
         optimizer={**state.optimizer, **guard_state},
         keep=task.keep_checkpoints,
+        check=partial(fencing.check, task.fence),
         **given,
     )
 

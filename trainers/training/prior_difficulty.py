@@ -34,6 +34,7 @@ from trainers.data.mapping import batches
 from trainers.hardware.devices import computing_in, cpu_threads
 from trainers.models.blocks import unfused_attention
 from trainers.models.building import build_model, topology_costs
+from trainers.storage.artifacts import fetched, published
 from trainers.training.course import Course
 from trainers.training.evaluation import Normalizer, example_losses, logits_of
 from trainers.training.losses import NotFiniteError
@@ -83,6 +84,8 @@ def measure_prior_difficulty(
     device = source.normalizer.mean.device
     keys = [_key(needed.kind, topology, needed.epochs, run, data, device) for run in range(needed.runs)]
     own = folder / f"difficulty-{hashlib.sha256(''.join(keys).encode()).hexdigest()[:16]}.safetensors"
+    with contextlib.suppress(OSError):
+        fetched(own)
     known = _read(own, len(data.train))
     if known is not None:
         return known
@@ -94,6 +97,8 @@ def measure_prior_difficulty(
         measured.append(_kept(key, configured, needed.kind, data, source, should_stop))
     mean = torch.stack(measured).mean(0)
     _write(own, mean)
+    with contextlib.suppress(OSError):
+        published(own)
     return mean
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import save as save_tensors
 
 from search_spaces.base import ImageTask
 from trainers.config import InitialWeights
+from trainers.storage.artifacts import fetched, published
 from trainers.weights.errors import WeightsError
 from trainers.weights.reading import SourceWeights
 
@@ -38,6 +39,7 @@ def write_prepared(folder: Path, weights: SourceWeights) -> InitialWeights:
     temporary = folder / f".{file.name}.{os.getpid()}"
     temporary.write_bytes(content)
     temporary.replace(file)
+    published(file)
     return InitialWeights(source=weights.source, sha256=weights.sha256, file=file)
 
 
@@ -58,7 +60,7 @@ def read_prepared(weights: InitialWeights) -> SourceWeights:
 @lru_cache(maxsize=2)
 def _read(file: Path, sha256: str, source: str) -> SourceWeights:
     try:
-        with safe_open(file, framework="pt") as content:
+        with safe_open(fetched(file), framework="pt") as content:
             known = json.loads((content.metadata() or {})["vitsearch"])
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError, KeyError) as error:

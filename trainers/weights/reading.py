@@ -15,6 +15,7 @@ from torch import Tensor
 
 from plugins.regular_files import read_regular_file
 from search_spaces.base import ImageTask
+from trainers.storage.artifacts import fetched
 from trainers.weights.errors import WeightsError
 from trainers.weights.foreign_names import from_plain_transformer, is_plain_transformer, state_dict_in
 from trainers.weights.tensor_checks import MAX_WEIGHT_BYTES, not_finite
@@ -92,7 +93,7 @@ def read_weights(path: Path, *, source: str) -> SourceWeights:
     Raises:
         WeightsError: The weights cannot be used; the message names the file, the reason and what to do.
     """
-    file = path / WEIGHTS_FILE if path.is_dir() else path
+    file = path / WEIGHTS_FILE if fetched(path).is_dir() else path
     data = _bytes_of(file, path, source)
     sha256 = hashlib.sha256(data).hexdigest()
     card = _card_beside(file, sha256, must_fit=path.is_dir())

@@ -32,6 +32,7 @@ from orchestrator.study.access import NoChampionError, UnknownStudyError
 from orchestrator.study.comparison import compare_trials
 from plugins.registry import nearest_name
 from trainers.config import Configuration
+from trainers.storage.artifacts import fetched
 
 router = APIRouter(prefix="/v1/studies", tags=["studies"], dependencies=[Depends(caller_of)])
 
@@ -155,7 +156,7 @@ def show_best_file(request: Request, name: str) -> PlainTextResponse:
 def show_champion(request: Request, name: str) -> ChampionView:
     """The champion with its files, which `vitsearch predict` reads."""
     champion = _champion(request, name)
-    folder = Path(champion["folder"])
+    folder = fetched(Path(champion["folder"]))
     files = [
         ChampionFile(path=path, num_bytes=(folder / path).stat().st_size, url=f"{request.url.path}/files/{path}")
         for path in _files(folder)
@@ -166,7 +167,7 @@ def show_champion(request: Request, name: str) -> ChampionView:
 @router.get("/{name}/champion/files/{path:path}", summary="A file of the champion", response_class=FileResponse)
 def download_champion_file(request: Request, name: str, path: str) -> FileResponse:
     """A file of the champion's folder."""
-    folder = Path(_champion(request, name)["folder"])
+    folder = fetched(Path(_champion(request, name)["folder"]))
     files = _files(folder)
     if path not in files:  # compared with names only, so that no path leads elsewhere
         raise RequestError(

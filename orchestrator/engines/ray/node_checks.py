@@ -11,6 +11,8 @@ from typing import Any
 from orchestrator.engines.interfaces import EngineUnavailableError
 from orchestrator.engines.pools.code_digest import code_digest
 from plugins.registry import KINDS
+from trainers.storage.addresses import address_of
+from trainers.storage.probing import mark
 
 _ANSWER_S = 90.0
 """A living node that does not answer within this time is unusable. Ray notices a lost node after a minute."""
@@ -32,7 +34,9 @@ def check_nodes(nodes: Sequence[Mapping[str, Any]], *, folder: Path | None, sour
         EngineUnavailableError: Some nodes cannot run trials; the message says which, why and what to do.
     """
     with _marker(folder) as marker:
-        answers = _ask(nodes, (str(marker) if marker else None, [str(source) for source in sources], _APPEAR_S))
+        address = None if folder is None else address_of(folder)
+        places = (str(marker) if marker else None, [str(source) for source in sources], _APPEAR_S, address)
+        answers = _ask(nodes, places)
     wrong: dict[str, list[str]] = {}
     for node, problems in zip(nodes, answers, strict=True):
         if problems:
@@ -51,6 +55,10 @@ def _marker(folder: Path | None) -> Iterator[Path | None]:
     """Make a new file in the folder while the nodes are checked."""
     if folder is None:
         yield None
+        return
+    if address_of(folder) is not None:
+        with mark(folder) as key:
+            yield folder / key.rpartition("/")[2]
         return
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"seen-{uuid.uuid4().hex}"
@@ -129,10 +137,30 @@ def _make_check() -> Callable[..., list[str]]:
             if has != wanted:
                 yield f"has version {has} of the plug-in package {name}, but the driver has {wanted}: install the same"
 
-    def place_problems(marker: str | None, sources: list[str], appear_s: float) -> Iterator[str]:
+    def object_problems(marker: str, address: str) -> Iterator[str]:
+        try:
+            from trainers.storage.probing import check_store, sees_mark
+        except ImportError:
+            return  # reported as missing code
+        root = pathlib.Path(marker).parent
+        try:
+            if not sees_mark(root, f"{address.partition('://')[2]}/{pathlib.Path(marker).name}"):
+                yield (
+                    f"does not see what the driver has written to {address}: `ray start` must have the same endpoint "
+                    "in its environment as the driver"
+                )
+                return
+            check_store(root)
+            pathlib.Path(root).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            yield f"cannot write to {error.filename or address}: {error.strerror}"
+
+    def place_problems(marker: str | None, sources: list[str], appear_s: float, address: str | None) -> Iterator[str]:
         import os
 
-        if marker is not None:
+        if marker is not None and address is not None:
+            yield from object_problems(marker, address)
+        elif marker is not None:
             marker_file, own_file = pathlib.Path(marker), pathlib.Path(f"{marker}-{os.getpid()}")
             give_up = time.monotonic() + appear_s
             try:
