@@ -161,6 +161,15 @@ class StudyPages:
         with self._engine.connect() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
+    def curves(self, trial_ids: Collection[int]) -> dict[int, list[EpochReport]]:
+        """The learning curves of trials by their ids, in one query."""
+        query = select(reports.c.trial_id, reports.c["values"]).where(reports.c.trial_id.in_(trial_ids))
+        found: dict[int, list[EpochReport]] = {trial_id: [] for trial_id in trial_ids}
+        with self._engine.connect() as connection:
+            for trial_id, values in connection.execute(query.order_by(reports.c.trial_id, reports.c.epoch)):
+                found[trial_id].append(EpochReport.model_validate(values))
+        return found
+
     def reports_after(self, trial_id: int, epoch: int) -> list[EpochReport]:
         """The learning curve of a trial after an epoch."""
         query = select(reports.c["values"]).where(reports.c.trial_id == trial_id, reports.c.epoch > epoch)

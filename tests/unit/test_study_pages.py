@@ -95,6 +95,8 @@ def test_trials_and_reports_are_read_after_what_is_known(store: Store) -> None:
     assert pages.trial(train.id, 1) == begun[1][0]
     assert pages.trial(train.id, 9) is None
     assert [report.epoch for report in pages.reports_after(ids[0], 1)] == [2, 3]
+    curves = pages.curves(ids[:2])
+    assert {trial: [one.epoch for one in curve] for trial, curve in curves.items()} == {ids[0]: [1, 2, 3], ids[1]: []}
     rows = pages.open_trials(study.id, after=ids[2], known=[], limit=9)
     assert [(row["number"], row["state"], row["stage"]) for row in rows] == [(1, "running", "t"), (2, "running", "t")]
     assert [row["number"] for row in pages.open_trials(study.id, after=ids[2], known=[ids[0]], limit=9)] == [0, 1, 2]

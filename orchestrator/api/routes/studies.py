@@ -260,6 +260,7 @@ def _trial_views(
     home: VisibleStudies, study: StudyRecord, trials: Sequence[tuple[StageRecord, TrialRecord]], *, with_curves: bool
 ) -> list[TrialView]:
     """Trials of a study, each with its stage."""
+    curves = home.store.pages().curves([trial.id for _, trial in trials]) if with_curves else {}
     times_s = home.store.trial_times_s([trial.id for _, trial in trials if trial.ended_at is not None])
     return [
         TrialView(
@@ -274,7 +275,7 @@ def _trial_views(
             started_at=trial.started_at,
             ended_at=trial.ended_at,
             wall_time_s=times_s.get(trial.id),
-            curve=home.store.reports(trial.id) if with_curves else None,
+            curve=curves.get(trial.id),
         )
         for stage, trial in trials
     ]
