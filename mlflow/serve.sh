@@ -8,20 +8,10 @@
 set -eu
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+. "$here/settings.sh"
 settings=${1:-"$here/server.env"}
 if [ -f "$settings" ]; then
-    while read -r line || [ -n "$line" ]; do
-        case $line in '' | \#*) continue ;; esac
-        name=${line%%=*} value=${line#*=}
-        case $name in
-        '' | "$line" | *[!A-Za-z0-9_]*)
-            echo "$settings: a line must read NAME=value, but got: $name" >&2
-            exit 2
-            ;;
-        esac
-        eval "present=\${$name+yes}"
-        [ -n "$present" ] || export "$name=$value"
-    done <"$settings"
+    read_settings "$settings"
 elif [ $# -gt 0 ]; then
     echo "there is no settings file $settings; copy mlflow/server.env.example and edit it" >&2
     exit 2

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,11 +29,13 @@ class PostgresServer:
     Args:
         url: URL of a database that is used to create others.
         folder: Folder of a server started by the tests; `None` for an existing server.
+        options: Options of a server started by the tests.
     """
 
-    def __init__(self, url: str, folder: Path | None = None) -> None:
+    def __init__(self, url: str, folder: Path | None = None, options: Sequence[str] = ()) -> None:
         self._url = url
         self._folder = folder
+        self._options = options
         self._process: subprocess.Popen[bytes] | None = None
 
     def new_database(self) -> str:
@@ -64,6 +66,7 @@ class PostgresServer:
                     *("-D", str(self._folder / "data"), "-k", str(self._folder), "-c", "listen_addresses="),
                     # Without fsync, only a crash of the machine can lose data, not a crash of the server.
                     *("-c", "fsync=off", "-c", "max_connections=60"),
+                    *self._options,
                 ],
                 stdout=log,
                 stderr=log,
@@ -94,8 +97,12 @@ class PostgresServer:
 
 
 @contextmanager
-def running_server() -> Iterator[PostgresServer]:
-    """A server for the whole session; without one, the test that needs it is skipped with the reason."""
+def running_server(*settings: str) -> Iterator[PostgresServer]:
+    """A server for the whole session; without one, the test that needs it is skipped with the reason.
+
+    Args:
+        settings: Options of `postgres`, which replace those of the tests.
+    """
     if find_spec("psycopg") is None:
         pytest.skip("PostgreSQL's driver is not installed: pip install 'psycopg[binary]'")
     given = os.environ.get(OWN_SERVER)
@@ -120,7 +127,7 @@ def running_server() -> Iterator[PostgresServer]:
             capture_output=True,
             **options,
         )
-        server = PostgresServer(f"postgresql+psycopg://{_SUPERUSER}@/postgres?host={folder}", folder)
+        server = PostgresServer(f"postgresql+psycopg://{_SUPERUSER}@/postgres?host={folder}", folder, settings)
         server.start()
         try:
             yield server

@@ -44,6 +44,10 @@ STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
 TOPOLOGY = "as-vit:8,2,3,1|4,1,2,1|4,1,4,1|4,1,6,1|32,8"
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
+OTHER_COMMANDS = frozenset(
+    {"cd", "chmod", "cp", "createdb", "curl", "docker", "echo", "export", "mlflow", "pip", "sudo", ".venv/bin/pytest"}
+)
+
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 # A study around a snippet that is only a part of one.
@@ -170,7 +174,7 @@ def test_a_command_line_is_one_that_exists(block: str) -> None:
 
             cli.commands[words[1]].make_context(words[1], words[2:])
         elif words:
-            assert words[0] in ("cp", "createdb", "curl", "echo", "export", "mlflow", "pip", ".venv/bin/pytest"), line
+            assert words[0] in OTHER_COMMANDS, line
 
 
 def test_the_readme_lists_all_commands_and_the_pages_no_others() -> None:
