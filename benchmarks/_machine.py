@@ -114,3 +114,12 @@ class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
             moved = [*seen.values(), *results]
             self.num_bytes += sum(value.numel() * value.element_size() for value in moved)
         return out
+
+
+def resident_mib() -> float:
+    """Memory of this process in MiB; NaN where the system does not tell it."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return float("nan")
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) / 1024

@@ -21,44 +21,34 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar, cast
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
 
-from benchmarks._machine import processor
+from benchmarks._machine import processor, resident_mib
+from benchmarks._stages import rate_search, stage_in_own_database
 from benchmarks._timing import print_table
 from benchmarks.samplers import ended_trial
 from orchestrator.engines.interfaces import Lost, Objective, Search
 from orchestrator.engines.optuna_engine import OptunaEngine
 from orchestrator.engines.suggester import OptunaSuggester
 from orchestrator.spec.engine import Asha, ray_is_installed
-from orchestrator.spec.study_file import StudySpec
-from orchestrator.stages.context import Machinery, StageContext, StudyContext
-from orchestrator.stages.control import StageControl
-from orchestrator.stages.progress import SilentProgress
 from orchestrator.stages.searching import StageLedger
 from orchestrator.store.records import TrialRecord
-from orchestrator.store.repository import Store
-from orchestrator.tracking.run_tree import RunTree
-from search_spaces.base import ImageTask
-from search_spaces.dimensions import Choice, Dimension, Point, Real
-from search_spaces.recipes import PluginChoice, Recipe
-from trainers.config import Configuration, DataConfig, Task, TaskOutcome, TrainTask
+from search_spaces.dimensions import Choice, Dimension, Point
+from search_spaces.recipes import PluginChoice
+from trainers.config import Task, TaskOutcome
 from trainers.training.reporting import Reporter, SilentReporter
 
 CHOICES: tuple[Dimension, ...] = tuple(
     Choice(name=f"choice.{index}", options=("a", "b", "c", "d")) for index in range(12)
 )
-RATES: tuple[Dimension, ...] = (Real(name="recipe.learning_rate", low=0.01, high=0.99),)
 SCORE = Objective("score", "maximize")
-ACCURACY = Objective("val_accuracy", "maximize")
 SQLITE_TRIALS = 100
 """Trials on Optuna's SQLite storage, and of our engine when compared with it."""
 WINDOW = 50
 """Number of suggestions whose median time is reported."""
-TOPOLOGY = "as-vit:8,2,3,1|4,1,2,1|4,1,4,1|4,1,6,1|32,8"
 
 
 Found = TypeVar("Found")
@@ -238,7 +228,7 @@ def _on_sqlite(sampler: str) -> Spent:
 
 
 def _ours(sampler: str, trials: int, *, tracked: bool) -> Spent:
-    with _stage() as context:
+    with stage_in_own_database(EmptyPool()) as context:
         search = _search(sampler, trials)
         ledger = StageLedger(context, search, tracked=tracked)
         with _spending() as spending:
@@ -261,49 +251,20 @@ def _search(sampler: str, trials: int) -> Search:
     )
 
 
-@contextmanager
-def _stage() -> Iterator[StageContext]:
-    """A stage of a study in its own database."""
-    with tempfile.TemporaryDirectory() as folder:
-        store = Store.open(f"sqlite:///{folder}/vitsearch.db")
-        study = store.create_study("s", spec={}, digest="d", data_digest="d", stage_names=[("train", "train")])
-        spec = SimpleNamespace(seed=0, resources=SimpleNamespace(silent_minutes=None))
-        yield StageContext(
-            shared=StudyContext(
-                study=study,
-                spec=cast("StudySpec", spec),
-                store=store,
-                run_tree=RunTree(study, ""),
-                image_task=ImageTask(image_size=32, in_channels=1, num_classes=10),
-            ),
-            machinery=Machinery(engine=OptunaEngine(), pool=EmptyPool(), progress=SilentProgress()),
-            control=StageControl(stage="screen", request=SilentReporter()),
-            stage=store.begin_stage(store.stages(study.id)[0]),
-            execution=store.begin_execution(study.id),
-            folder=Path(folder),
-            abandon=_abandon,
-        )
-        store.close()
-
-
-def _abandon(reason: str) -> Any:
-    raise AssertionError(reason)
-
-
 # --- many trials ---
 
 
 def many(options: argparse.Namespace) -> dict[str, Any]:
     """Time to ask, list and rebuild with many trials, and the memory that they take."""
     sizes = sorted({options.many // 10, options.many // 2, options.many})
-    with _stage() as context:
+    with stage_in_own_database(EmptyPool()) as context:
         search = _search("random", max(sizes))
-        before = _resident_mib()
+        before = resident_mib()
         ledger = StageLedger(context, search, tracked=False)
         started = time.perf_counter()
         OptunaEngine().run(search, EmptyPool(), ledger, SilentReporter())
         seconds = time.perf_counter() - started
-        grown = _resident_mib() - before
+        grown = resident_mib() - before
         started = time.perf_counter()
         trials = context.store.trials(context.stage.id)
         listing_s = time.perf_counter() - started
@@ -347,14 +308,6 @@ def _rebuild_s(trials: list[TrialRecord]) -> float:
     for trial in trials:
         suggester.tell(trial)
     return time.perf_counter() - started
-
-
-def _resident_mib() -> float:
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return float("nan")
-    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmRSS:"))
-    return int(line.split()[1]) / 1024
 
 
 # --- engine ray ---
@@ -404,37 +357,17 @@ def _on_our_ray(cluster: Any, trials: int, epochs: int) -> float:
     from orchestrator.engines.ray.worker import WorkerSettings
 
     work = "no_work" if epochs == 1 else "short_training"
-    with _stage() as context:
+    with stage_in_own_database(EmptyPool()) as context:
         pool = RayPool(cluster, workers=WorkerSettings(run_task=f"benchmarks._engine_work:{work}"))
         asha = Asha(grace_epochs=epochs)  # never stops a trial, so both ways do the same work
         engine = RayEngine(pool, scratch=context.folder / "ray", scheduler=asha)
-        search = _rate_search(context.folder, trials, epochs)
+        search = rate_search(context.folder, trials, epochs, sampler="tpe")
         ledger = StageLedger(context, search, tracked=True)
         started = time.perf_counter()
         found = engine.run(search, pool, ledger, SilentReporter())
         seconds = time.perf_counter() - started
         assert [trial.state for trial in found] == ["complete"] * trials
         return seconds
-
-
-def _rate_search(folder: Path, trials: int, epochs: int) -> Search:
-    def task(trial: TrialRecord) -> TrainTask:
-        configuration = Configuration(
-            data=DataConfig(source="digits"),
-            topology=TOPOLOGY,
-            recipe=Recipe(learning_rate=float(str(trial.point["recipe.learning_rate"]))),
-            epochs=epochs,
-            seed=trial.number,
-        )
-        return TrainTask(configuration=configuration, folder=folder / f"trial-{trial.number:04d}")
-
-    return Search(
-        num_trials=trials,
-        objectives=(ACCURACY,),
-        suggester=OptunaSuggester(RATES, objectives=(ACCURACY,), sampler=PluginChoice(name="tpe"), seed=1),
-        make_task=task,
-        epochs=epochs,
-    )
 
 
 def _on_tune(trials: int, epochs: int, epoch_s: float) -> float:
