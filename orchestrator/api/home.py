@@ -3,12 +3,12 @@
 import itertools
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from orchestrator.api.auth import Caller
 from orchestrator.api.errors import RequestError
-from orchestrator.reports.summary import study_line, study_summary
+from orchestrator.reports.summary import study_lines, study_summary
 from orchestrator.service.access_tokens import is_valid_token
 from orchestrator.service.submitting import why_waiting
 from orchestrator.settings import Settings
@@ -111,7 +111,7 @@ class VisibleStudies:
         for candidate in self._names(name):
             study = self._home.store.find_study(candidate) if self._home.store else None
             if study is not None and self.may_see(study.name):
-                return self._with_state(study)
+                return self._with_states([study])[0]
         raise self._unknown(name)
 
     def submission(self, name: str) -> SubmissionRecord | None:
@@ -195,7 +195,7 @@ class VisibleStudies:
         found = list(itertools.islice(studies, limit - len(lines) + 1))
         shown = found[: limit - len(lines)]
         more = str(shown[-1].id if shown else _NEWEST) if len(found) > len(shown) else None
-        return [*lines, *(study_line(self.store, study) for study in shown)], more
+        return [*lines, *(study_lines(self.store, shown) if shown else ())], more
 
     @property
     def _seen_by(self) -> str | None:
@@ -221,12 +221,15 @@ class VisibleStudies:
         short = [one.partition(SEPARATOR)[2] for one in visible if SEPARATOR in one]
         return UnknownStudyError(name, self.settings.home, nearest_name(name, [*visible, *short]))
 
-    def _with_state(self, study: StudyRecord) -> StudyRecord:
-        """The record with its actual state, which is that of its submission while it waits for its turn."""
+    def _with_states(self, studies: Sequence[StudyRecord]) -> list[StudyRecord]:
+        """The records with their actual states, which are those of their submissions while they wait for their turn."""
+        submissions = self.store.queue().find_latest_of([study.name for study in studies])
+        return [self._with_state(study, submissions.get(study.name)) for study in studies]
+
+    def _with_state(self, study: StudyRecord, submission: SubmissionRecord | None) -> StudyRecord:
         actual = with_actual_state(study, self.settings)
         if actual.state == "running":
             return actual
-        submission = self.store.queue().find_latest(study.name)
         if submission is None or not submission.is_active:
             return actual
         return actual.model_copy(update={"state": "waiting", "reason": self._why_waiting(submission)})
@@ -254,10 +257,7 @@ class VisibleStudies:
                 before=before,
                 limit=_PER_QUERY,
             )
-            for row in rows:
-                study = self._with_state(row)
-                if state in (None, study.state):
-                    yield study
+            yield from (study for study in self._with_states(rows) if state in (None, study.state))
             if len(rows) < _PER_QUERY:
                 return
             before = rows[-1].id

@@ -30,9 +30,21 @@ class StudyStanding(BaseModel):
     """Test accuracy of the champion, a fraction; `None` without a champion."""
 
 
-def study_standing(store: Store, study: StudyRecord, stages: Sequence[StageRecord]) -> StudyStanding:
-    """The standing of a study with these stages."""
-    counts = store.pages().trial_counts(study.id)
+def study_standing(
+    store: Store,
+    study: StudyRecord,
+    stages: Sequence[StageRecord],
+    counts: Mapping[int, Mapping[str, int]] | None = None,
+) -> StudyStanding:
+    """The standing of a study.
+
+    Args:
+        store: The store.
+        study: The study.
+        stages: Its stages.
+        counts: Number of its trials in each state, by the id of their stage, if they were read already.
+    """
+    counts = store.pages().trial_counts(study.id) if counts is None else counts
     blocks = dict(enumerate(study.spec.get("stages", ())))
     done = sum(
         1.0 if stage.state == "complete" else _fraction(blocks.get(stage.position, {}), counts.get(stage.id, {}))

@@ -50,7 +50,19 @@ def study_summary(store: Store, study: StudyRecord) -> dict[str, Any]:
 
 def study_line(store: Store, study: StudyRecord) -> dict[str, Any]:
     """The data of one study for `vitsearch list`."""
-    stages = store.stages(study.id)
+    return study_lines(store, [study])[0]
+
+
+def study_lines(store: Store, studies: Sequence[StudyRecord]) -> list[dict[str, Any]]:
+    """The data of studies for a list, from a few queries for all of them."""
+    ids = [study.id for study in studies]
+    stages, counts = store.pages().stages(ids), store.pages().trial_counts(*ids)
+    return [_line(store, study, stages[study.id], counts) for study in studies]
+
+
+def _line(
+    store: Store, study: StudyRecord, stages: Sequence[StageRecord], counts: Mapping[int, Mapping[str, int]]
+) -> dict[str, Any]:
     return {
         "study": study.name,
         "state": study.state,
@@ -58,7 +70,7 @@ def study_line(store: Store, study: StudyRecord) -> dict[str, Any]:
         "owner": study.owner,
         "stages": len(stages),
         "stages_done": sum(stage.state == "complete" for stage in stages),
-        **study_standing(store, study, stages).model_dump(mode="json"),
+        **study_standing(store, study, stages, counts).model_dump(mode="json"),
         "created_at": study.created_at,
         "updated_at": study.updated_at,
     }

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Engine, exists, func, or_, select, union
 
-from orchestrator.store.records import USABLE, StudyRecord, TrialRecord
+from orchestrator.store.records import USABLE, StageRecord, StudyRecord, TrialRecord
 from orchestrator.store.retrying import retry_on_outage
 from orchestrator.store.service_records import ACTIVE
 from orchestrator.store.study_names import SEPARATOR, home_owner
@@ -90,12 +90,21 @@ class StudyPages:
         with self._engine.connect() as connection:
             return connection.execute(query).scalar_one()
 
-    def trial_counts(self, study_id: int) -> dict[int, dict[str, int]]:
-        """Number of trials of a study in each state, by the id of their stage."""
+    def stages(self, study_ids: Collection[int]) -> dict[int, list[StageRecord]]:
+        """The stages of studies in order, by the id of the study."""
+        query = select(stages).where(stages.c.study_id.in_(study_ids)).order_by(stages.c.position)
+        found: dict[int, list[StageRecord]] = {study_id: [] for study_id in study_ids}
+        with self._engine.connect() as connection:
+            for row in connection.execute(query).mappings():
+                found[row["study_id"]].append(StageRecord.model_validate(dict(row)))
+        return found
+
+    def trial_counts(self, *study_ids: int) -> dict[int, dict[str, int]]:
+        """Number of trials of studies in each state, by the id of their stage."""
         query = (
             select(trials.c.stage_id, trials.c.state, func.count())
             .join(stages, stages.c.id == trials.c.stage_id)
-            .where(stages.c.study_id == study_id)
+            .where(stages.c.study_id.in_(study_ids))
             .group_by(trials.c.stage_id, trials.c.state)
         )
         found: dict[int, dict[str, int]] = {}

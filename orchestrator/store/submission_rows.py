@@ -123,6 +123,13 @@ class SubmissionQueue:
         with self._engine.connect() as connection:
             return _one(connection, submissions.c.name == name)
 
+    def find_latest_of(self, names: Collection[str]) -> dict[str, SubmissionRecord]:
+        """The newest submissions of studies, by name; those that were never submitted are left out."""
+        newest = select(func.max(submissions.c.id)).where(submissions.c.name.in_(names)).group_by(submissions.c.name)
+        with self._engine.connect() as connection:
+            rows = connection.execute(select(*_COLUMNS).where(submissions.c.id.in_(newest))).mappings()
+            return {row["name"]: _record(row) for row in rows}
+
     def has_key(self, owner: str, idempotency_key: str) -> bool:
         """Whether an owner has used an idempotency key."""
         with self._engine.connect() as connection:

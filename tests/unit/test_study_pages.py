@@ -62,6 +62,19 @@ def test_a_study_that_waits_again_is_found_with_the_waiting_ones(store: Store) -
     assert [one.name for one in pages.studies(states={"waiting"}, limit=9)] == ["b%2", "a_1"]
 
 
+def test_stages_and_newest_submissions_of_many_studies_are_read_at_once(store: Store) -> None:
+    studies = store.pages().studies(limit=9)
+    ids = [study.id for study in studies]
+    assert store.pages().stages(ids) == {study.id: store.stages(study.id) for study in studies}
+    assert store.pages().trial_counts(*ids) == {}
+    queue = store.queue()
+    first = queue.add(NewSubmission("u1", "me", "c", {}, "", WantedDevices(), "d"))
+    queue.request_cancel(first.uid)
+    queue.add(NewSubmission("u2", "me", "c", {}, "", WantedDevices(), "e"))
+    assert queue.find_latest_of(["c", "a_1"]) == {"c": queue.find_latest("c")}
+    assert queue.find_latest_of([]) == {}
+
+
 def test_results_of_a_stage_are_read_without_the_rest_of_its_trials(store: Store) -> None:
     study = store.find_study("c")
     assert study is not None
