@@ -46,6 +46,7 @@ STATUS = {
     "orchestrator.study.access:StudyNotDeletedError": FAILED,
     "orchestrator.study.lock:StudyBusyError": FAILED,
     "orchestrator.study.report:ReportNotWrittenError": FAILED,
+    "orchestrator.tracking.login:LoginError": BAD_INPUT,
     "orchestrator.tracking.mlflow_client:TrackingUnavailable": FAILED,
     "trainers.storage.object_store:ObjectStoreError": FAILED,
     "trainers.training.checkpoints:CheckpointWriteError": FAILED,

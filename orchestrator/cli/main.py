@@ -680,11 +680,17 @@ def _recommend(
 def _ui(
     study: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="Open the page of this study.")] = None,
     port: PortOption = 5000,
+    auth: Annotated[
+        bool, typer.Option("--auth", help="Ask for user names and passwords; also for MLflow's clients.")
+    ] = False,
+    host: Annotated[
+        str, typer.Option("--host", metavar="ADDRESS", help="Interface to listen on; with --auth only.")
+    ] = "127.0.0.1",
 ) -> None:
     """Start MLflow's web interface for the studies, and open the page of a study."""
     from orchestrator.cli.serving import ui_command
 
-    ui_command(port, study)
+    ui_command(port, study, host=host, asks_login=auth)
 
 
 @app.command("sync")

@@ -15,9 +15,11 @@ from orchestrator.cli.exit_status import BAD_INPUT
 from orchestrator.safe_text import masked_address
 from orchestrator.settings import Settings, load_settings
 from orchestrator.store.records import StudyRecord
+from orchestrator.tracking.login import ADMIN, prepare_login
 from orchestrator.tracking.names import is_http
 from orchestrator.tracking.server import ServerCommand, server_command
 
+LOOPBACK = "127.0.0.1"
 _NUM_STUDIES = 5
 _OPEN_WHEN_READY = """
 import sys, time, urllib.request, webbrowser
@@ -40,9 +42,14 @@ class Server(NamedTuple):
     command: ServerCommand | None
 
 
-def ui_command(port: int, name: str | None = None) -> None:
+def ui_command(port: int, name: str | None = None, *, host: str = LOOPBACK, asks_login: bool = False) -> None:
     """Show the page of a study, or the pages of all studies, with a server that this process becomes."""
     settings = load_settings()
+    if asks_login:
+        _serve_with_login(settings, port, host)
+        return
+    if host != LOOPBACK:
+        fail(f"--host: must be {LOOPBACK} without --auth, but got {host!r}. Add --auth.", status=BAD_INPUT)
     study = None if name is None else _study(name, settings)
     server = find_server(settings, port, study)
     if study is not None:
@@ -55,6 +62,24 @@ def ui_command(port: int, name: str | None = None) -> None:
     for page in _newest_pages(settings, server.url):
         note(f"  {page}")
     _become(server.command)
+
+
+def _serve_with_login(settings: Settings, port: int, host: str) -> None:
+    """Become a server that asks for a user name and a password."""
+    if is_http(settings.tracking_uri):
+        fail(
+            f"--auth starts a server on a database, but {masked_address(settings.tracking_uri)} is a server already. "
+            "Unset MLFLOW_TRACKING_URI.",
+            status=BAD_INPUT,
+        )
+    if not _is_free(port, host):
+        fail(f"port {port} of {host} must be free, but cannot be used. Use another: --port {port + 1}", status=1)
+    login = prepare_login(settings.home / "mlflow-auth")
+    command = server_command(settings.tracking_uri, settings.mlflow_root, port=port, host=host, login=login)
+    if login.password is not None:
+        note(f"The user {ADMIN} has the password {login.password} (shown only now)")
+    note(f"MLflow is running at {command.url} (press Ctrl-C to stop it). It asks for a user name and a password.")
+    _become(command)
 
 
 def find_server(settings: Settings, port: int, study: StudyRecord | None = None) -> Server:
@@ -164,11 +189,11 @@ def _newest_pages(settings: Settings, server_url: str) -> list[str]:
     return [page for page in pages if page is not None]
 
 
-def _is_free(port: int) -> bool:
+def _is_free(port: int, host: str = LOOPBACK) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except OSError:
             return False
     return True

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.safe_text import masked_address
+from orchestrator.tracking.login import APP_NAME as LOGIN_APP
+from orchestrator.tracking.login import Login
 from orchestrator.tracking.names import is_http
 
 APP_NAME = "vitsearch"
@@ -21,7 +23,13 @@ class ServerCommand(NamedTuple):
 
 
 def server_command(
-    tracking_uri: str, artifact_root: Path, *, port: int, host: str = "127.0.0.1", allowed_hosts: str | None = None
+    tracking_uri: str,
+    artifact_root: Path,
+    *,
+    port: int,
+    host: str = "127.0.0.1",
+    allowed_hosts: str | None = None,
+    login: Login | None = None,
 ) -> ServerCommand:
     """The command that serves MLflow's pages and API on our store, with the fastest settings that we measured.
 
@@ -32,6 +40,7 @@ def server_command(
         host: Interface to listen on.
         allowed_hosts: Comma-separated host names that clients may use, such as `mlflow.example:*,127.0.0.1:*`; by
             default localhost and private addresses.
+        login: Files of MLflow's authentication; `None` asks for no password.
 
     Raises:
         ValueError: `tracking_uri` is the address of a server.
@@ -43,7 +52,8 @@ def server_command(
         )
     argv = [sys.executable, "-m", "mlflow", "server"]
     argv += ["--artifacts-destination", artifact_root.absolute().as_uri(), "--workers", "1"]
-    argv += ["--host", host, "--port", str(port), "--uvicorn-opts", "--log-level warning", "--app-name", APP_NAME]
+    argv += ["--host", host, "--port", str(port), "--uvicorn-opts", "--log-level warning"]
+    argv += ["--app-name", LOGIN_APP if login else APP_NAME]
     if allowed_hosts:
         argv += ["--allowed-hosts", allowed_hosts]
     env = {
@@ -52,6 +62,7 @@ def server_command(
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "GIT_PYTHON_REFRESH": "quiet",
         "PYTHONWARNINGS": "ignore",
+        **(login.environment if login else {}),
     }
     shown = "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104
     return ServerCommand(argv, env, f"http://{shown}:{port}")

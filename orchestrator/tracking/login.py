@@ -1,0 +1,75 @@
+"""Files of MLflow's own authentication: its settings, users and keys, in a folder that only this user can read."""
+
+import os
+import secrets
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+PASSWORD_VARIABLE = "MLFLOW_AUTH_ADMIN_PASSWORD"  # noqa: S105 - the name of a variable
+ADMIN = "admin"
+APP_NAME = "basic-auth"
+"""MLflow's app with authentication."""
+INSTALL = "pip install 'mlflow[auth]'"
+_NEEDED = "flask_wtf"
+_CONFIG = """\
+[mlflow]
+default_permission = READ
+database_uri = sqlite:///{users}
+admin_username = {admin}
+authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+"""
+
+
+class LoginError(ValueError):
+    """MLflow's authentication cannot be used."""
+
+
+class Login(NamedTuple):
+    """What MLflow's server needs to ask for a user name and a password."""
+
+    environment: dict[str, str]
+    password: str | None
+    """A new password of the administrator, if none was given for the first start."""
+
+
+def prepare_login(folder: Path) -> Login:
+    """Create or find the files of MLflow's authentication.
+
+    Args:
+        folder: Their folder; it is created if necessary.
+
+    Raises:
+        LoginError: A package is missing, or the folder cannot be written to.
+    """
+    if find_spec(_NEEDED) is None:
+        raise LoginError(f"--auth needs MLflow's packages for authentication, but they are missing. Run: {INSTALL}")
+    config, users, key = folder / "auth.ini", folder / "users.db", folder / "key"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.chmod(0o700)
+        if not config.exists():
+            _write_private(config, _CONFIG.format(users=users.absolute(), admin=ADMIN))
+        if not key.exists():
+            _write_private(key, secrets.token_hex(32))
+        environment = {
+            "MLFLOW_AUTH_CONFIG_PATH": str(config.absolute()),
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": key.read_text(encoding="utf-8"),
+        }
+    except OSError as error:
+        raise LoginError(
+            f"--auth: {folder} must be a folder for users and keys that can be written, but: {error.strerror}. Correct "
+            "its permissions."
+        ) from error
+    password = None
+    if not users.exists() and not os.environ.get(PASSWORD_VARIABLE):
+        password = environment[PASSWORD_VARIABLE] = secrets.token_urlsafe(15)
+    return Login(environment, password)
+
+
+def _write_private(file: Path, text: str) -> None:
+    """Write a file that only this user can read; it is complete, or does not exist."""
+    part = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as stream:
+        stream.write(text)
+    part.rename(file)
