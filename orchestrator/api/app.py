@@ -4,12 +4,13 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
 from orchestrator.api import pages, sessions
-from orchestrator.api.errors import ProblemDocument, add_error_handlers
+from orchestrator.api.errors import PROBLEM_TYPE, ProblemDocument, add_error_handlers
 from orchestrator.api.home import Home
 from orchestrator.api.limits import GuardRequests
 from orchestrator.api.metrics import CountRequests, RequestFigures, StudyFigures
@@ -72,6 +73,31 @@ def make_service(
         app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     add_error_handlers(app)
+    _describe_problems(app)
     app.add_middleware(GuardRequests, hosts=hosts)
     app.add_middleware(CountRequests, figures=figures)
     return app
+
+
+def _describe_problems(app: FastAPI) -> None:
+    """Let the OpenAPI document say that all failed requests get problem documents.
+
+    FastAPI describes them as plain JSON, and those with wrong parameters as another model, which we do not send.
+    """
+    described = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = described()
+            for operations in document["paths"].values():
+                for operation in operations.values():
+                    responses = operation["responses"]
+                    responses.pop("422", None)  # in 4XX
+                    for status in responses.keys() & _PROBLEMS.keys():
+                        (content,) = responses[status]["content"].values()
+                        responses[status]["content"] = {PROBLEM_TYPE: content}
+            for unused in ("HTTPValidationError", "ValidationError"):
+                document["components"]["schemas"].pop(unused, None)
+        return described()
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -4,8 +4,10 @@ import re
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,74 @@ def test_a_submitted_study_runs_to_its_end(url: str, tmp_path: Path, command_lin
     with Client(url) as client:
         assert [event.data for event in client.events("sent")][-1] == {"state": "complete"}
         assert [trial["state"] for trial in client.trials("sent")] == ["complete", "complete"]
+
+
+def test_a_stream_of_events_that_is_cut_again_and_again_has_neither_gaps_nor_repetitions(url: str) -> None:
+    whole = told(Client(url))
+    with cutting(url, after_bytes=1500) as proxy:
+        cut = told(Client(proxy.url))
+    assert proxy.num_cuts >= 3
+    assert cut == whole
+    assert len(whole) > 10
+
+
+def told(client: Client) -> list[tuple[str, Any]]:
+    """The reports and trials of a finished study, as its events tell them."""
+    with client:
+        events = list(client.events("finished"))
+    assert events[-1].kind == "end"
+    return [(one.kind, one.data) for one in events if one.kind in ("report", "trial")]
+
+
+class CuttingProxy:
+    """Passes bytes on, and cuts each connection when the server has sent so many."""
+
+    def __init__(self, port: int, after_bytes: int) -> None:
+        self._server_port, self._after_bytes = port, after_bytes
+        self.num_cuts = 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+
+    def run(self) -> None:
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            with client, socket.create_connection(("127.0.0.1", self._server_port)) as server:
+                server.sendall(client.recv(65536))
+                num_left = self._after_bytes
+                while num_left and (sent := server.recv(num_left)):
+                    client.sendall(sent)
+                    num_left -= len(sent)
+                self.num_cuts += num_left == 0
+
+
+@contextmanager
+def cutting(url: str, *, after_bytes: int) -> Iterator[CuttingProxy]:
+    proxy = CuttingProxy(int(url.rpartition(":")[2]), after_bytes)
+    thread = threading.Thread(target=proxy.run, daemon=True)
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        proxy.listener.shutdown(socket.SHUT_RDWR)
+        proxy.listener.close()
+        thread.join(60)
+
+
+def test_clients_that_never_finish_their_requests_hold_up_nobody(url: str) -> None:
+    port = int(url.rpartition(":")[2])
+    slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(200)]
+    try:
+        for number, connection in enumerate(slow):
+            half = b"GET /v1/studies HTTP/1.1\r\nHost: 127" if number % 2 else b"POST /v1/validate HTTP/1.1\r\nHost: x"
+            connection.sendall(half)
+        with Client(url) as client:
+            assert {"finished", "interrupted"} <= {one["study"] for one in client.studies()}
+    finally:
+        for connection in slow:
+            connection.close()
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Backups of an installation, reading without write access, and damaged or emptied databases."""
 
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from orchestrator.store.repository import Store
 from orchestrator.study.access import list_studies, num_folders_without_rows, study_folder
 from orchestrator.study.backup import BackupError, make_backup, restore_backup
 from orchestrator.study.lock import hold_study, is_held
+from tests.postgres import PostgresServer
 
 
 @pytest.fixture
@@ -161,3 +163,33 @@ def test_files_of_studies_that_an_emptied_database_does_not_know_are_counted(hom
     for file in home.home.glob("vitsearch.db*"):
         file.unlink()
     assert num_folders_without_rows(home) == 1
+
+
+@pytest.mark.skipif(shutil.which("pg_dump") is None, reason="pg_dump is not installed (PostgreSQL's clients)")
+def test_a_postgresql_database_is_copied_while_it_is_in_use_and_restored_into_an_empty_one(
+    tmp_path: Path, postgres: PostgresServer
+) -> None:
+    settings = Settings(home=tmp_path / "home", database_url=postgres.new_database())
+    settings.home.mkdir()
+    store = Store.open(settings.database_url, artifact_root=settings.artifact_root)
+    study = store.create_study("digits", spec={"ä": [1]}, digest="a", data_digest="b", stage_names=[("train", "train")])
+    execution = store.begin_execution(study.id)
+    (stage,) = store.stages(study.id)
+    store.begin_trial(stage, execution, number=0, point={"x": 1.5}, sampler_state={}, seed=2**62)
+    make_backup(settings, tmp_path / "backup")
+    store.end_execution(execution, "complete")  # after the copy
+    new = Settings(home=tmp_path / "new", database_url=postgres.new_database())
+    restore_backup(new, tmp_path / "backup")
+    restored = Store.open(new.database_url, artifact_root=new.artifact_root)
+    (found,) = restored.list_studies()
+    assert found.model_copy(update={"state": "running"}) == study.model_copy(
+        update={"state": "running", "updated_at": found.updated_at}
+    )
+    assert restored.executions(found.id) == [execution]
+    assert [(one.point, one.seed) for one in restored.trials(stage.id)] == [({"x": 1.5}, 2**62)]
+    again = restored.begin_execution(found.id)
+    assert again.id == execution.id + 1, "the counters of rows are restored too"
+    with pytest.raises(BackupError, match="empty"):
+        restore_backup(Settings(home=tmp_path / "third", database_url=new.database_url), tmp_path / "backup")
+    for one in (store, restored):
+        one.close()
