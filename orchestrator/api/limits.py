@@ -7,8 +7,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from urllib.parse import quote
 
+import anyio
 from starlette.datastructures import Headers
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -97,6 +98,8 @@ class GuardRequests:
             await self._app(scope, limited, secured)
         except Exception as error:
             if has_begun:
+                if _tells_that_the_client_left(error):
+                    return
                 raise
             await _answer(Request(scope), error)(scope, receive, secured)
 
@@ -135,6 +138,13 @@ def _answer(request: Request, error: Exception) -> Response:
     if asks_for_page and isinstance(error, RequestError) and error.status == 401:
         return RedirectResponse(f"/login?to={quote(request.url.path, safe='')}", status_code=303)
     return problem_response(request, error)
+
+
+def _tells_that_the_client_left(error: BaseException) -> bool:
+    """Whether an error only means that nobody receives a stream any more, which is no mistake of ours."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_tells_that_the_client_left(one) for one in error.exceptions)
+    return isinstance(error, anyio.BrokenResourceError | ClientDisconnect)
 
 
 def _client_of(scope: Scope, headers: Headers) -> str:
