@@ -95,9 +95,9 @@ class VisibleStudies:
         """Whether there is a database."""
         return self._home.store is not None
 
-    def finished(self) -> Iterator[StudyRecord]:
-        """The complete studies, newest first."""
-        return self._matching(state="complete", owner=None, text=None, before=None)
+    def newest(self) -> Iterator[StudyRecord]:
+        """The studies that have begun, newest first."""
+        return self._matching(state=None, owner=None, text=None, before=None)
 
     def study(self, name: str) -> StudyRecord:
         """The record of a study, with its actual state.

@@ -28,7 +28,7 @@ def recommend_configurations(request: Request, wanted: RecommendationRequest) ->
     Your studies and shared ones are compared. `vitsearch data --format json` describes your data.
     """
     visible = studies_for(request)
-    studies = itertools.islice(visible.finished(), MAX_STUDIES)
+    studies = itertools.islice(visible.newest(), MAX_STUDIES)
     limits = Wanted(max_params=wanted.max_params, space=wanted.space, budget_s=wanted.budget_s)
     found = Recommendations((), ())
     if visible.has_store:
