@@ -2,6 +2,7 @@
 
 import math
 import platform
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks._timing import measure
 from plugins.proxies.repeats import on_all_cores
+from trainers.hardware.devices import autocast, pick_device
 
 
 class Rates(NamedTuple):
@@ -45,6 +48,36 @@ def processor() -> str:
 def waiting_for(device: torch.device) -> Callable[[], None]:
     """A function that waits until a device has finished all its work."""
     return (lambda: None) if device.type == "cpu" else (lambda: torch.accelerator.synchronize(device))
+
+
+def chosen_device(name: str | None) -> torch.device:
+    """The device of a name such as `cuda`, or the best one, prepared as for trials.
+
+    Ends the program if this machine has no such device.
+    """
+    best = pick_device()
+    if name is None or torch.device(name).type == best.type:
+        return best
+    if torch.device(name).type != "cpu":
+        sys.exit(f"error: --device must be cpu or the accelerator of this machine ({best.type}), but got {name}.")
+    return torch.device("cpu")
+
+
+def trains_in(device: torch.device) -> torch.dtype:
+    """Number format of the matrix products of trainings on a device."""
+    with autocast(device):
+        return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
+
+
+def product_tflops(device: torch.device, dtype: torch.dtype) -> float:
+    """Measure the peak: the best of ten products of large matrices, in 10^12 operations per second.
+
+    The matrices have 8,192 rows and columns on a GPU, and 1,024 on a CPU, whose rate is that of all threads together.
+    """
+    size = 1024 if device.type == "cpu" else 8192
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    found = measure(lambda: torch.mm(left, right), 10, warm=True, wait=waiting_for(device))
+    return 2 * size**3 / min(found.seconds) / 1e12
 
 
 def measure_rates(device: torch.device) -> Rates:

@@ -1,8 +1,10 @@
 """Timing of calls and tables of results, for all benchmarks."""
 
+import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -48,6 +50,14 @@ def measure(
         wait()
         seconds.append(time.perf_counter() - start)
     return Timing(seconds, (time.process_time() - before) / runs, result)
+
+
+def save_report(file: Path | None, report: Mapping[str, Any]) -> None:
+    """Write the measurements so far to a JSON file, if one is wanted. It is replaced as a whole, so it is never cut."""
+    if file is not None:
+        new = file.with_name(f"{file.name}.new")
+        new.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        new.replace(file)
 
 
 def print_table(title: str, rows: Sequence[dict[str, Any]], *, medians: bool = True) -> None:

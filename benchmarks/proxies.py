@@ -5,7 +5,6 @@
 
 import argparse
 import dataclasses
-import json
 import os
 import platform
 import random
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks._machine import processor, waiting_for
-from benchmarks._timing import measure, print_table
+from benchmarks._timing import measure, print_table, save_report
 from plugins.protocols import Candidate, PoolProxy
 from plugins.registry import available, create, create_space, setting_types
 from search_spaces.base import ImageTask
@@ -52,8 +51,7 @@ def main() -> None:
     with full_precision():  # like `score_topology`
         for space in options.spaces:
             report[space] = _measure(space, options)
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+            save_report(options.json, report)
 
 
 def _measure(space: str, options: argparse.Namespace) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks._machine import Rates, count_work, measure_rates, processor, waiting_for
 from benchmarks._references import kernel_by_image, kernel_by_sample, velocity_by_coordinate
-from benchmarks._timing import measure, print_table
+from benchmarks._timing import measure, print_table, save_report
 from plugins.protocols import Candidate
 from plugins.proxies.circle_scores import curves_of_models
 from plugins.proxies.input_circle import circle_angles, circle_basis, curve_derivatives, length_distortion
@@ -77,10 +77,12 @@ def _compare(options: argparse.Namespace) -> None:
         "literal_runs": options.literal_runs,
         "load": load,
     }
+    save_report(options.json, report)
     report["length-distortion"] = [_length(text, options, rates) for text in options.topologies]
     print_table(
         f"length distortion, one network, {size} px, width {width}, {NUM_POINTS} points", report["length-distortion"]
     )
+    save_report(options.json, report)
     report["ntk-condition"] = [_kernel(text, options, rates) for text in options.topologies]
     print_table(f"NTK condition number, one network, {size} px, width {width}, {BATCH} images", report["ntk-condition"])
     shapes = list(dict.fromkeys([(size, width), (32, 16)]))
@@ -92,10 +94,13 @@ def _compare(options: argparse.Namespace) -> None:
         minutes = SCREEN * mean / 60
         print(f"{shape[0]} px, width {shape[1]}: {1 / mean:.2f} topologies per s, {SCREEN} in {minutes:.1f} min")
     report["screen against literal"] = _against_literal(report, shapes[0])
-    report["memory"] = [_peak(options.topologies[0], name, options) for name in PROXIES]
-    print_table(f"peak memory of a process that scores one topology, {REPEATS} repeats, {size} px", report["memory"])
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    save_report(options.json, report)
+    if options.memory:
+        report["memory"] = [_peak(options.topologies[0], name, options) for name in PROXIES]
+        print_table(
+            f"peak memory of a process that scores one topology, {REPEATS} repeats, {size} px", report["memory"]
+        )
+        save_report(options.json, report)
 
 
 def _options() -> argparse.Namespace:
@@ -113,6 +118,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="number of CPU threads (2)")
     parser.add_argument("--runs", type=int, default=7, help="runs of the fast implementations (7)")
     parser.add_argument("--literal-runs", type=int, default=1, help="runs of the literal references (1)")
+    parser.add_argument(
+        "--no-memory", dest="memory", action="store_false", help="leave out peak memory, which takes four processes"
+    )
     parser.add_argument("--quick", action="store_true", help="two topologies at 64 px, width 16, three runs")
     parser.add_argument("--json", type=Path, help="write all measurements to this file")
     parser.add_argument("--peak", help=argparse.SUPPRESS)

@@ -2,11 +2,11 @@
 
 `python -m benchmarks.training` takes about ten minutes on two CPU cores, `--quick` two. The images are noise, so that
 nothing is read. Ways that are compared run in turn in one process; the tables give medians and quartiles. `--device
-cuda` needs torch, pydantic, numpy and safetensors only; what needs more is left out with a sentence.
+cuda` needs torch, pydantic, numpy and safetensors only; what needs more is left out with a sentence. The share of the
+peak counts the arithmetic of training and validation, in closed form, against a product of large matrices.
 """
 
 import argparse
-import json
 import os
 import platform
 import shutil
@@ -22,17 +22,17 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from benchmarks._machine import processor, waiting_for
-from benchmarks._timing import print_table
+from benchmarks._machine import chosen_device, processor, product_tflops, trains_in, waiting_for
+from benchmarks._timing import print_table, save_report
 from plugins.protocols import Signal
 from search_spaces.base import ImageTask
+from search_spaces.ramps import largest
 from search_spaces.recipes import Recipe
 from trainers.config import Configuration, DataConfig, EpochReport, TrainTask
 from trainers.data.images import ImageData, ImageSplit
-from trainers.hardware.devices import autocast, cpu_threads, describe_device, describe_devices, pick_device
-from trainers.models.building import build_model
+from trainers.hardware.devices import autocast, cpu_threads, describe_device, describe_devices
+from trainers.models.building import build_model, topology_costs
 from trainers.training import checkpoints
 from trainers.training.course import Course
 from trainers.training.learner import RowLearner
@@ -47,32 +47,38 @@ SIZES = {
     "25 k": "as-vit:4,2,4,1|3,4,3,1|3,2,4,1|4,1,2,1|16,4",
     "372 k": "as-vit:4,2,4,1|3,4,3,1|3,2,4,1|4,1,2,1|16,16",
     "1.5 M": "as-vit:4,2,4,1|3,4,3,1|3,2,4,1|4,1,2,1|16,32",
+    "23 M": "as-vit:4,2,4,1|3,4,3,1|3,2,4,1|4,1,2,1|16,128",
 }
 """As-ViT topologies by their number of parameters."""
+SMALL = ("25 k", "372 k", "1.5 M")
 SECTIONS = ("plain", "packs", "checkpoints", "signals", "reports", "compile")
 Row = dict[str, Any]
 
 
 def main() -> None:
     options = _options()
-    device = torch.device(options.device) if options.device else pick_device()
+    device = chosen_device(options.device)
     torch.set_num_threads(options.threads or describe_devices().cores)
+    dtype = trains_in(device)
     report: dict[str, Any] = {
         "processor": processor(),
         "system": platform.system(),
         "device": describe_device(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "precision": str(dtype).removeprefix("torch."),
+        "peak_tflops": product_tflops(device, dtype),
         "load": os.getloadavg()[0],
         **{name: getattr(options, name) for name in ("images", "epochs", "batch_size", "repeats")},
     }
     print(
         f"{report['processor']}, torch {torch.__version__}, on {report['device']}, {report['threads']} threads, load "
         f"{report['load']:.1f} before the start; {options.repeats} runs of {options.epochs} epochs of {options.images} "
-        f"images of 32 px, batch size {options.batch_size}"
+        f"images of 32 px, batch size {options.batch_size}; large products in {report['precision']}: "
+        f"{report['peak_tflops']:.3g} TFLOP/s"
     )
     work: Mapping[str, tuple[str, Callable[[], Iterable[Row]]]] = {
-        "plain": ("training against a plain loop", lambda: _against_plain(options, device)),
+        "plain": ("training against a plain loop", lambda: _against_plain(options, device, report["peak_tflops"])),
         "packs": ("packs of the smallest model against one after the other", lambda: _packs(options, device)),
         "checkpoints": ("time that training waits for a checkpoint", lambda: _stalls(options, device)),
         "signals": ("time with a signal against without", lambda: _signals(options, device)),
@@ -81,12 +87,13 @@ def main() -> None:
     }
     for name in options.sections:
         title, run = work[name]
-        rows = list(run())
-        report[name] = rows
-        if rows:
-            print_table(title, rows, medians=False)
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        report[name] = []
+        for row in run():
+            report[name].append(row)
+            save_report(options.json, report)
+        if report[name]:
+            print_table(title, report[name], medians=False)
+    save_report(options.json, report)
 
 
 def _options() -> argparse.Namespace:
@@ -105,6 +112,7 @@ def _options() -> argparse.Namespace:
         default=[name for name in SECTIONS if name != "compile"],
         help="what to measure (all but compile, which takes minutes)",
     )
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SMALL, help="number of parameters (all but 23 M)")
     parser.add_argument("--json", type=Path, help="write all results to this file")
     options = parser.parse_args()
     if options.quick:
@@ -173,46 +181,66 @@ def _timed_train(
 def _plain_loop(topology: str, options: argparse.Namespace, device: torch.device, data: ImageData) -> float:
     """Seconds of the loop that one would write by hand: the same model, steps and validation; no checkpoints."""
     configuration = _configuration(topology, options)
-    recipe = configuration.recipe
     with cpu_threads(step_macs(configuration, data.task)):
         started = time.perf_counter()
-        model = build_model(topology, data.task, seed=0, device=device)
-        images, labels = data.train.images.to(device), data.train.labels.to(device)
-        mean = torch.tensor(data.mean, device=device).view(1, -1, 1, 1)
-        std = torch.tensor(data.std, device=device).view(1, -1, 1, 1)
-        decayed = [one for name, one in model.named_parameters() if name.endswith("weight") and one.ndim >= 2]
-        others = [one for name, one in model.named_parameters() if not (name.endswith("weight") and one.ndim >= 2)]
-        groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=1e-3, fused=device.type != "mps")
-        generator = torch.Generator().manual_seed(0)
+        loop = _PlainLoop(configuration, device, data)
         for _ in range(options.epochs):
-            model.train()
-            losses = []
-            for indices in torch.split(torch.randperm(len(images), generator=generator), options.batch_size):
-                batch = (images[indices.to(device)].float().div_(255) - mean) / std
-                with autocast(device):
-                    logits = model(batch)
-                loss = F.cross_entropy(logits.float(), labels[indices.to(device)])
-                optimizer.zero_grad()
-                torch.autograd.backward(loss)
-                torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip)  # type: ignore[arg-type]
-                optimizer.step()
-                losses.append(loss.detach())
-            torch.stack(losses).mean().item()
-            _validate(model, data.validation, mean, std, device)
+            loop.learn()
+            loop.validate()
         return time.perf_counter() - started
 
 
-def _validate(
-    model: nn.Module, split: ImageSplit, mean: torch.Tensor, std: torch.Tensor, device: torch.device
-) -> float:
-    model.eval()
-    hits = 0
-    with torch.inference_mode(), autocast(device):
-        for images, labels in zip(torch.split(split.images, 512), torch.split(split.labels, 512), strict=True):
-            logits = model((images.to(device).float().div_(255) - mean) / std)
-            hits += int((logits.argmax(1) == labels.to(device)).sum())
-    return hits / len(split)
+class _PlainLoop:
+    """The loop that one would write by hand."""
+
+    def __init__(
+        self, configuration: Configuration, device: torch.device, data: ImageData, *, is_compiled: bool = False
+    ) -> None:
+        self._recipe, self._device, self._validation = configuration.recipe, device, data.validation
+        self._model = build_model(configuration.topology, data.task, seed=0, device=device)
+        self._forward: Callable[[torch.Tensor], torch.Tensor] = (
+            torch.compile(self._model) if is_compiled else self._model
+        )
+        self._images, self._labels = data.train.images.to(device), data.train.labels.to(device)
+        self._mean = torch.tensor(data.mean, device=device).view(1, -1, 1, 1)
+        self._std = torch.tensor(data.std, device=device).view(1, -1, 1, 1)
+        named = list(self._model.named_parameters())
+        decayed = [one for name, one in named if name.endswith("weight") and one.ndim >= 2]
+        others = [one for name, one in named if not (name.endswith("weight") and one.ndim >= 2)]
+        groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+        self._optimizer = torch.optim.AdamW(groups, lr=1e-3, fused=device.type != "mps")
+        self._generator = torch.Generator().manual_seed(0)
+
+    def learn(self) -> float:
+        """Train for an epoch.
+
+        Returns:
+            Mean loss.
+        """
+        self._model.train()
+        losses = []
+        order = torch.randperm(len(self._images), generator=self._generator)
+        for indices in torch.split(order, round(largest(self._recipe.batch_size))):
+            batch = (self._images[indices.to(self._device)].float().div_(255) - self._mean) / self._std
+            with autocast(self._device):
+                logits = self._forward(batch)
+            loss = F.cross_entropy(logits.float(), self._labels[indices.to(self._device)])
+            self._optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._recipe.gradient_clip)  # type: ignore[arg-type]
+            self._optimizer.step()
+            losses.append(loss.detach())
+        return torch.stack(losses).mean().item()
+
+    def validate(self) -> float:
+        """Validation accuracy."""
+        self._model.eval()
+        hits, split = 0, self._validation
+        with torch.inference_mode(), autocast(self._device):
+            for images, labels in zip(torch.split(split.images, 512), torch.split(split.labels, 512), strict=True):
+                logits = self._model((images.to(self._device).float().div_(255) - self._mean) / self._std)
+                hits += int((logits.argmax(1) == labels.to(self._device)).sum())
+        return hits / len(split)
 
 
 # --- sections ---
@@ -241,9 +269,10 @@ def _times_as_fast(seconds: Mapping[str, Sequence[float]], way: str, base: str) 
     return _quartiles([slow / fast for slow, fast in zip(seconds[base], seconds[way], strict=True)])
 
 
-def _against_plain(options: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+def _against_plain(options: argparse.Namespace, device: torch.device, peak_tflops: float) -> Iterator[Row]:
     data = _data(options)
-    for size, topology in SIZES.items():
+    for size in options.sizes:
+        topology = SIZES[size]
         seconds = _ratio(
             {
                 "ours": partial(_timed_train, topology, options, device, data),
@@ -252,11 +281,14 @@ def _against_plain(options: argparse.Namespace, device: torch.device) -> Iterato
             options.repeats,
         )
         num_images = options.images * options.epochs
+        tflop = 2 * topology_costs(topology, data.task).macs * options.epochs / 1e12
+        tflop *= 3 * len(data.train) + len(data.validation)
         yield {
             "parameters": size,
             "images/s": _quartiles([num_images / one for one in seconds["ours"]]),
             "plain images/s": _quartiles([num_images / one for one in seconds["plain"]]),
             "times as fast": _times_as_fast(seconds, "ours", "plain"),
+            "of peak": f"{tflop / statistics.median(seconds['ours']) / peak_tflops:.2%}",
         }
 
 
@@ -300,7 +332,8 @@ def _packs(options: argparse.Namespace, device: torch.device) -> Iterator[Row]:
 def _stalls(options: argparse.Namespace, device: torch.device) -> Iterator[Row]:
     data = _data(options)
     epoch = -(-options.images // options.batch_size)
-    for size, topology in SIZES.items():
+    for size in options.sizes:
+        topology = SIZES[size]
         for every, number in ((f"epoch ({epoch} steps)", epoch), ("50 steps", 50)):
             count = 3 if options.quick else 8
             run = partial(_steps_with_checkpoints, topology, options, device, data, every=number, count=count)
@@ -456,11 +489,10 @@ def _reports(options: argparse.Namespace) -> Sequence[Row]:
 
 
 def _compiled(options: argparse.Namespace, device: torch.device) -> Iterator[Row]:
-    """Without the time to compile, which the first run takes."""
+    """Without the time to compile, which the first epoch takes, and without validation."""
     data = _data(options)
-    for size, topology in SIZES.items():
-        rows = _compiled_steps(topology, options, device, data)
-        yield {"parameters": size, **rows}
+    for size in options.sizes:
+        yield {"parameters": size, **_compiled_steps(SIZES[size], options, device, data)}
 
 
 def _compiled_steps(topology: str, options: argparse.Namespace, device: torch.device, data: ImageData) -> Row:
@@ -472,23 +504,34 @@ def _compiled_steps(topology: str, options: argparse.Namespace, device: torch.de
         course = Course.lay_out(configuration, data, row.model, device)
         source = training_images(data, device)
         compiled = CompiledForward(row.model)
-        forwards: dict[str, Callable[..., Any]] = {"plain": row.model, "compiled": compiled}
 
-        def run(way: str) -> float:
-            row.forward = forwards[way]
-            started = time.perf_counter()
+        def ours(forward: Callable[..., Any]) -> None:
+            row.forward = forward
             for step in course.steps(1, None, ()):
                 learn(prepare([row], [step], source))
+
+        def timed(work: Callable[[], object]) -> float:
+            started = time.perf_counter()
+            work()
             waiting_for(device)()
             return time.perf_counter() - started
 
-        started = time.perf_counter()
-        run("compiled")
-        first = time.perf_counter() - started
-        seconds = _ratio({way: partial(run, way) for way in forwards}, options.repeats)
+        ways: dict[str, Callable[[], object]] = {
+            "ours": partial(ours, row.model),
+            "ours compiled": partial(ours, compiled),
+            "plain": _PlainLoop(configuration, device, data).learn,
+        }
+        first = timed(ways["ours compiled"])
+        if compiled.problem is None:  # otherwise, the plain loop would fail
+            ways["plain compiled"] = _PlainLoop(configuration, device, data, is_compiled=True).learn
+        seconds = _ratio({way: partial(timed, work) for way, work in ways.items()}, options.repeats)
+    rates = {f"{way}, images/s": _quartiles([len(data.train) / one for one in taken]) for way, taken in seconds.items()}
+    against = "plain compiled" if "plain compiled" in ways else "plain"
     return {
         "first epoch, s": first,
-        "times as fast": _times_as_fast(seconds, "compiled", "plain"),
+        "times as fast": _times_as_fast(seconds, "ours compiled", "ours"),
+        **rates,
+        f"against {against}": _times_as_fast(seconds, "ours compiled", against),
         "problem": compiled.problem or "none",
     }
 

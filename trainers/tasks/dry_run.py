@@ -167,7 +167,7 @@ def dry_run(
         outcome = train(whole, data, SilentReporter(), device)
     if outcome.state != "complete":
         raise DryRunError(f"a dry run must end as complete, but it is {outcome.state}: {outcome.reason}")
-    return TrialMemory(process_gib=before, training_gib=max(0.0, _peak(device) - before))
+    return TrialMemory(process_gib=before, training_gib=max(0.0, peak_gib(device) - before))
 
 
 def _taken(device: "torch.device") -> float:
@@ -176,11 +176,11 @@ def _taken(device: "torch.device") -> float:
 
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], fused=True)  # the first optimizer loads more of torch
     create("augmentations", "affine").augment(torch.zeros(1, 1, 8, 8), strength=1.0, seed=0)
-    return CUDA_CONTEXT_GIB if device.type == "cuda" else _peak(device)
+    return CUDA_CONTEXT_GIB if device.type == "cuda" else peak_gib(device)
 
 
-def _peak(device: "torch.device") -> float:
-    """Peak memory of this process in GiB."""
+def peak_gib(device: "torch.device") -> float:
+    """Peak memory of this process on a device in GiB."""
     import torch
 
     if device.type == "cuda":
