@@ -11,7 +11,7 @@ PROCESSES := $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); 
 	[ $$cores -lt 8 ] && echo $$((cores + 1)) || echo 8)
 PYTEST := $(BIN)/pytest -n $(PROCESSES) --dist loadscope
 
-.PHONY: help install quickstart test test-all test-numeric check format bench ui clean
+.PHONY: help install quickstart test test-all test-numeric check format bench gpu gpu-wheels ui clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -55,6 +55,17 @@ format: install  ## format the code and apply ruff's automatic fixes
 
 bench: install  ## run the benchmarks
 	for file in benchmarks/[a-z]*.py; do $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
+
+# `make gpu` runs on another machine, with its own Python, which has PyTorch.
+GPU_PYTHON ?= python3
+GPU_RESULTS ?= .gpu-results
+
+gpu:  ## measure on a GPU, in 8 minutes and without a network; give CIFAR-10 with DATA=FOLDER
+	$(GPU_PYTHON) -m benchmarks.gpu run $(GPU_RESULTS) \
+		$(if $(wildcard .gpu-wheels/*.whl),--wheels .gpu-wheels) $(if $(DATA),--data $(DATA))
+
+gpu-wheels: install  ## download what a machine with PyTorch lacks for `make gpu`, into .gpu-wheels
+	$(BIN)/python -m benchmarks.gpu.wheels .gpu-wheels $(if $(HAS),--has $(HAS))
 
 ui: install  ## start MLflow on the local studies
 	$(BIN)/vitsearch ui
