@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -61,11 +61,13 @@ def ray_cluster(*num_cpus: int) -> Iterator["Cluster"]:
             cluster.shutdown()
 
 
-def add_node(cluster: "Cluster", num_cpus: int) -> int:
-    """Add a node with so many CPU cores; the process of its raylet."""
+def add_node(cluster: "Cluster", num_cpus: int, num_gpus: int = 0, resources: Mapping[str, float] | None = None) -> int:
+    """Add a node with so many CPU cores, declared GPUs and other resources; the process of its raylet."""
     with patch.dict(os.environ, cluster_environment()):
         node = cluster.add_node(
             num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            resources=dict(resources or {}),
             object_store_memory=80 * 2**20,
             # Services that these tests do not use, whose start takes seconds.
             include_dashboard=False,

@@ -85,7 +85,7 @@ def deadly_training(task: Task, reporter: Reporter) -> TaskOutcome:
     return quick(task, reporter)
 
 
-def _one_after_another(
+def one_after_another(
     run_task: Callable[[Task, Reporter], TaskOutcome],
 ) -> Callable[[PackedTrainTask, Sequence[Reporter]], Iterator[tuple[int, TaskOutcome]]]:
     """A worker for packs that runs their tasks in turn, returns all outcomes at the end and adds the pack's size."""
@@ -116,10 +116,10 @@ def report(epoch: int, value: float) -> EpochReport:
     )
 
 
-packed_quick = _one_after_another(quick)
-packed_slow = _one_after_another(slow)
-packed_deadly = _one_after_another(deadly_training)
-packed_hanging = _one_after_another(hanging)
+packed_quick = one_after_another(quick)
+packed_slow = one_after_another(slow)
+packed_deadly = one_after_another(deadly_training)
+packed_hanging = one_after_another(hanging)
 
 
 def _metrics(values: list[float]) -> dict[str, float]:

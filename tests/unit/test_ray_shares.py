@@ -19,17 +19,28 @@ TASK = TrainTask(configuration=configuration(), folder=Path("a"))
 SCORE = ScoreTask(data=DIGITS, topology=TOPOLOGY, proxies=(), seed=0)
 
 
-class OneGpu:
-    """A cluster of one machine with a GPU."""
+class GpuNodes:
+    """A cluster of machines, of which some have GPUs."""
 
-    is_local = True
+    is_local = False
+
+    def __init__(self, *nodes: Node) -> None:
+        self._nodes = nodes
 
     def has_gpus(self) -> bool:
-        return True
+        return any(node.num_gpus for node in self._nodes)
+
+    def nodes(self) -> tuple[Node, ...]:
+        return self._nodes
 
 
-def planner(memory: TrialMemory | None = None, *, was_measured: bool = True, **limits: Any) -> SharePlanner:
-    found = SharePlanner(OneGpu(), Resources(memory_margin=0, **limits))
+ONE_GPU = GpuNodes(Node(16, 1))
+
+
+def planner(
+    memory: TrialMemory | None = None, *, nodes: GpuNodes = ONE_GPU, was_measured: bool = True, **limits: Any
+) -> SharePlanner:
+    found = SharePlanner(nodes, Resources(memory_margin=0, **limits))
     if was_measured:
         known = {} if memory is None else {memory_key(TASK.configuration, IMAGES): memory}
         found._measured = Measured(Devices(cores=16, memory_gib=64, gpus=(GPU,)), known)
@@ -65,6 +76,36 @@ def test_only_trainings_are_packed_and_only_if_the_user_allows_it() -> None:
     memory = TrialMemory(process_gib=1, training_gib=0.5)
     assert planner(memory, trials_per_pack=4).pack_size(SCORE) == 1
     assert planner(memory).pack_size(TASK) == 1
+
+
+def test_a_training_that_wants_more_gpus_than_a_node_has_does_not_get_fewer() -> None:
+    assert planner(was_measured=False, nodes=GpuNodes(Node(8, 2)), gpus_per_trial=3)(TASK).num_gpus == 3
+
+
+SMALL = TrialMemory(process_gib=0.5, training_gib=0.5)
+"""Ten of these fit on a GPU."""
+
+
+@pytest.mark.parametrize(
+    ("nodes", "num_trainings", "gpu_share"),
+    [
+        ([Node(16, 4)], None, 1 / 4),  # and not 16 on one GPU, with three idle
+        ([Node(16, 4)], 8, 1 / 2),
+        ([Node(16, 4)], 3, 1),
+        ([Node(16, 4), Node(16, 4)], 8, 1),  # one on each GPU of both nodes
+        ([Node(16, 4), Node(16, 4)], 16, 1 / 2),
+        ([Node(16, 4), Node(16, 1)], None, 1 / 4),
+        ([Node(16, 4), Node(4, 1)], 5, 1),
+        ([Node(96, 4), Node(64, 0)], None, 1 / 10),  # memory is the limit
+    ],
+)
+def test_small_trainings_are_spread_over_all_gpus(
+    nodes: list[Node], num_trainings: int | None, gpu_share: float
+) -> None:
+    shares = planner(SMALL, nodes=GpuNodes(*nodes))
+    shares.num_trainings = num_trainings
+    assert shares(TASK).num_gpus == pytest.approx(gpu_share, abs=1e-3)
+    assert shares(TASK).num_cpus >= 1
 
 
 class Cores:

@@ -31,6 +31,8 @@ _MAX_TEMPORARY_LENGTH = 40
 _START_TRIES = 3
 _PREFIX = "vitsearch-ray-"
 _REFRESH_S = 5.0
+ACCELERATOR = "accelerator_type:"
+"""Prefix of the resource by which Ray names the kind of a node's accelerators."""
 _NO_ROOM_S = 120.0
 """Time that a trial waits for a larger node if no node is large enough."""
 _QUIET = {
@@ -176,6 +178,14 @@ class RayCluster:
     def has_gpus(self) -> bool:
         """Whether any node has a GPU."""
         return any(node.num_gpus for node in self.nodes())
+
+    def gpu_kinds(self) -> tuple[str, ...]:
+        """Kinds of GPUs as Ray names them (`accelerator_type:H200`), without those that it does not know."""
+        import ray
+
+        found = [node["Resources"] for node in self.call(ray.nodes) if node["Alive"]]
+        named = {name for one in found if one.get("GPU") for name in one if name.startswith(ACCELERATOR)}
+        return tuple(sorted(named))
 
     def room_for(self, num_cpus: float, num_gpus: float) -> int:
         """Number of workers of that size that fit on all nodes; 0 while a cluster may still get a larger node.

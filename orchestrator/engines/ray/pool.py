@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.engines.interfaces import EngineUnavailableError, Lost
 from orchestrator.engines.pools.pack_queue import PackQueue
-from orchestrator.engines.ray.cluster import RayCluster
+from orchestrator.engines.ray.cluster import ACCELERATOR, RayCluster
 from orchestrator.engines.ray.placement import Node, node_elsewhere
 from orchestrator.engines.ray.stragglers import Stragglers
 from orchestrator.engines.ray.trial_resources import Share, SharePlanner
@@ -265,7 +265,7 @@ class RayPool:
         with suppress(ray.exceptions.RayError):  # its death is noticed with its next messages
             worker.node = ray.get(worker.handle.node_id.remote(), timeout=_GET_S)
             resources = self._resources_by_id().get(worker.node or "", {})
-            worker.device = " ".join(sorted(name for name in resources if name.startswith("accelerator_type:")))
+            worker.device = " ".join(sorted(name for name in resources if name.startswith(ACCELERATOR)))
 
     def _start(self, share: Share, node: str | None = None) -> _Worker:
         """Start a worker, on a certain node if it has room."""

@@ -1,11 +1,13 @@
 """Decides a worker's share of its machine: CPU cores, and a share of a GPU according to the memory it needs."""
 
 import contextlib
+import logging
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from orchestrator.engines.ray.cluster import RayCluster
+from orchestrator.engines.ray.placement import Node
 from search_spaces.base import ImageTask
 from trainers.config import Configuration, Precision, ReplayTask, Resources, Task, TrainTask
 from trainers.hardware.host import GIB
@@ -23,6 +25,13 @@ _SMALL_GPU_SHARE = 0.25
 """GPU share of tasks that do not train."""
 _LITTLE_GIB_PER_CORE = 3.0
 """With more main memory per core than this, one training per core is assumed to fit, without measuring."""
+
+
+_ANSWER_S = 120.0
+"""Time to wait for a free GPU of each further kind."""
+_LITTLE = 0.001
+
+_logger = logging.getLogger(__name__)
 
 
 class Share(NamedTuple):
@@ -59,21 +68,43 @@ class SharePlanner:
         """Measure the memory of trainings like these, if memory limits the number of concurrent trainings."""
         if not configurations or not self.must_measure():
             return
-        import ray
-
         from trainers.data.images import load_images  # imports torch
         from trainers.data.mapping import is_mapped
 
         data = load_images(configurations[0].data)
         self._image_task = data.task
-        known = self._measured.memory if self._measured else {}
-        measure = ray.remote(measure_on_node).options(num_cpus=1, num_gpus=1 if self._uses_gpus() else 0)
         num_images = len(data.train) + len(data.validation)
         if not self._uses_gpus() and is_mapped(data.train.images):
             num_images = 0  # they stay in a file that all workers share
-        self._measured = self._cluster.call(
-            lambda: ray.get(measure.remote(list(configurations), data.task, num_images, known, self._limits.precision))
-        )
+        self._measured = self._cluster.call(lambda: self._measure(list(configurations), data.task, num_images))
+
+    def _measure(self, configurations: list[Configuration], image_task: ImageTask, num_images: int) -> Measured:
+        """Dry-run trainings on one node, and find the GPU with the least free memory among one node of each kind."""
+        import ray
+
+        first, *others = (self._cluster.gpu_kinds() if self._uses_gpus() else ()) or ("",)
+        num_gpus = 1 if self._uses_gpus() else 0
+        known = self._measured.memory if self._measured else {}
+        measure = ray.remote(measure_on_node).options(num_cpus=1, num_gpus=num_gpus, resources=_part_of(first))
+        measuring = measure.remote(configurations, image_task, num_images, known, self._limits.precision)
+        asked = {}
+        for kind in others:
+            describe = ray.remote(describe_devices_apart).options(num_cpus=1, num_gpus=1, resources=_part_of(kind))
+            asked[describe.remote()] = kind
+        found: Measured = ray.get(measuring)
+        gpus = list(found.devices.gpus)
+        if asked:
+            answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
+            gpus += [gpu for devices in ray.get(answered) for gpu in devices.gpus]
+            for task in silent:
+                ray.cancel(task, force=True)
+                _logger.warning(
+                    "The GPUs of kind %s did not become free in %g seconds, so their memory is not considered.",
+                    asked[task],
+                    _ANSWER_S,
+                )
+        least = sorted(gpus, key=lambda gpu: gpu.free_gib)[:1]
+        return found._replace(devices=found.devices.model_copy(update={"gpus": tuple(least)}))
 
     def __call__(self, task: Task) -> Share:
         cpus = self._limits.cpus_per_trial or 1
@@ -88,17 +119,20 @@ class SharePlanner:
         try:
             size = self.pack_size(task)
             plan = plan_resources(self._devices(), memory, self._limits_of(size), pack_size=size)
-        except ValueError:  # the training does not fit, and will fail with a message
-            return Share(cpus, 1 if self._uses_gpus() else 0)
+        except ValueError:  # the training fails with a message, or no node has so many GPUs, and the study says so
+            return Share(cpus, max(1, self._limits.gpus_per_trial or 1) if self._uses_gpus() else 0)
         return Share(plan.cpus, plan.gpu_fraction)
 
     def _limits_of(self, pack_size: int) -> Resources:
-        """The user's limits, and no more places than there are trainings or packs."""
-        most = self._limits.max_concurrent
-        if self.num_trainings is None:
+        """The user's limits for one node, and no more places than there are trainings or packs for it."""
+        most = [] if self._limits.max_concurrent is None else [self._limits.max_concurrent]
+        if self.num_trainings is not None:
+            most.append(math.ceil(self.num_trainings / pack_size) or 1)
+        if not most:
             return self._limits
-        places = math.ceil(self.num_trainings / pack_size) or 1
-        return self._limits.model_copy(update={"max_concurrent": places if most is None else min(most, places)})
+        nodes = self._nodes() if self._uses_gpus() else ()
+        part = self._usual_node().num_gpus / sum(node.num_gpus for node in nodes) if nodes else 1.0
+        return self._limits.model_copy(update={"max_concurrent": math.ceil(min(most) * part)})
 
     def pack_size(self, task: Task) -> int:
         """Largest pack for this training: as large as the user allows and memory holds."""
@@ -132,16 +166,37 @@ class SharePlanner:
 
         return available_memory_gib() < _LITTLE_GIB_PER_CORE * available_cores()
 
+    def _nodes(self) -> list[Node]:
+        """The nodes that train."""
+        return [node for node in self._cluster.nodes() if node.num_cpus and (node.num_gpus or not self._uses_gpus())]
+
+    def _usual_node(self) -> Node:
+        """The node for which shares are computed: with the fewest cores per GPU, so that all GPUs of others work too.
+
+        With more trials per GPU, Ray would fill one GPU of the others before it uses the next.
+        """
+        if self._uses_gpus():
+            return min(self._nodes(), key=lambda node: node.num_cpus / node.num_gpus)
+        return min(self._nodes(), key=lambda node: node.num_cpus)
+
     def _devices(self) -> Devices:
-        if self._measured is not None:
-            return self._measured.devices
+        """The devices of a node. A dry run sees only one of its GPUs."""
+        measured = None if self._measured is None else self._measured.devices
+        if measured is not None and not (self._uses_gpus() and measured.gpus):
+            return measured
         from trainers.hardware.resources import Gpu
 
-        nodes = [node for node in self._cluster.nodes() if node.num_cpus and (node.num_gpus or not self._uses_gpus())]
-        smallest = min(nodes, key=lambda node: node.num_cpus)
-        gpu = Gpu(name="GPU", total_gib=float("inf"), free_gib=float("inf"))
-        count = int(smallest.num_gpus) if self._uses_gpus() else 0
-        return Devices(cores=max(1, int(smallest.num_cpus)), memory_gib=float("inf"), gpus=(gpu,) * count)
+        node, unlimited = self._usual_node(), float("inf")
+        cores, count = max(1, int(node.num_cpus)), int(node.num_gpus) if self._uses_gpus() else 0
+        if measured is not None:
+            return measured.model_copy(update={"cores": cores, "gpus": measured.gpus[:1] * count})
+        gpu = Gpu(name="GPU", total_gib=unlimited, free_gib=unlimited)
+        return Devices(cores=cores, memory_gib=unlimited, gpus=(gpu,) * count)
+
+
+def _part_of(kind: str) -> dict[str, float]:
+    """Resources that place a task on a node with GPUs of that kind."""
+    return {kind: _LITTLE} if kind else {}
 
 
 def measure_on_node(
