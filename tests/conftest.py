@@ -45,10 +45,12 @@ class _ByModule(LoadScopeScheduling):
     """Gives each module to one process of pytest-xdist, so that its fixtures are created once.
 
     The modules in `_ON_CLUSTER` go to two processes, and first: they take longest, mostly waiting, and every Ray
-    cluster keeps a core busy for seconds.
+    cluster keeps a core busy for seconds. With `-m gpu`, each test goes where there is room: most are in one module.
     """
 
     def _split_scope(self, nodeid: str) -> str:
+        if self.config.getoption("markexpr") == "gpu":
+            return nodeid
         module = nodeid.partition("::")[0]
         return _scope_on_cluster(module) or module
 

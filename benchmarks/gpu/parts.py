@@ -36,18 +36,18 @@ def parts_on_gpu(data: Path | None) -> list[Part]:
     training = ("--device", "cuda", "--images", "16384", "--batch-size", "512", "--repeats", "3")
     images = () if data is None else ("--data", str(data))
     return [
-        Part(name="machine", title="The machine", command=_module("gpu.machine", "--device", "cuda"), limit_s=20),
+        Part(name="machine", title="The machine", command=_module("gpu.machine", "--device", "cuda"), limit_s=15),
         Part(
             name="tests",
             title="Tests that need a GPU",
             command=_module("gpu.checking", "--device", "cuda", "--processes", "6"),
-            limit_s=70,
+            limit_s=60,
         ),
         Part(
             name="scoring-224",
             title="Scoring at 224 px",
             command=_module("scoring", "--size", "224", "--width", "32", *scoring),
-            limit_s=60,
+            limit_s=50,
         ),
         Part(
             name="scoring-32",
@@ -58,20 +58,20 @@ def parts_on_gpu(data: Path | None) -> list[Part]:
         Part(
             name="packing",
             title="16 small trials: packed, one after the other, and in 4 processes",
-            command=_module("packing", "--device", "cuda", "--epochs", "4", "--repeats", "2"),
+            command=_module("packing", "--device", "cuda", "--epochs", "4", "--repeats", "1"),
             limit_s=65,
         ),
         Part(
             name="training",
             title="Training against a plain loop",
             command=_module("training", *training, "--sections", "plain", "--sizes", "372 k", "1.5 M", "23 M"),
-            limit_s=40,
+            limit_s=45,
         ),
         Part(
             name="compile",
             title="Training with and without `torch.compile`",
-            command=_module("training", *training, "--sections", "compile", "--sizes", "372 k", "1.5 M", "23 M"),
-            limit_s=45,
+            command=_module("training", *training, "--sections", "compile", "--sizes", "1.5 M", "23 M", "372 k"),
+            limit_s=70,
         ),
         Part(
             name="proxies",
@@ -83,9 +83,9 @@ def parts_on_gpu(data: Path | None) -> list[Part]:
             name="sharing",
             title="Trainings that share the GPU",
             command=_module("gpu.sharing", "--device", "cuda", "--sizes", "1.5 M", "23 M", "--batch-size", "512"),
-            limit_s=45,
+            limit_s=65,
         ),
-        Part(name="study", title="A short study from end to end", command=_module("gpu.study", *images), limit_s=70),
+        Part(name="study", title="A short study from end to end", command=_module("gpu.study", *images), limit_s=45),
     ]
 
 

@@ -48,13 +48,14 @@ def main() -> None:
     report: dict[str, Any] = {"device": describe_device(device), "rows": []}
     for name in ("batch_size", "images", "epochs"):
         report[name] = getattr(options, name)
+    devices = describe_devices_apart()
     for size in options.sizes:
-        report["rows"].append(_measure(size, options, device))
+        report["rows"].append(_measure(size, options, device, devices))
         save_report(options.json, report)
     print_table(f"trainings that share {report['device']}", report["rows"], medians=False)
 
 
-def _measure(size: str, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+def _measure(size: str, options: argparse.Namespace, device: torch.device, devices: Devices) -> dict[str, Any]:
     configuration = Configuration(
         data=DataConfig(source="noise", image_size=32, max_images=options.images),
         topology=SIZES[size],
@@ -63,7 +64,6 @@ def _measure(size: str, options: argparse.Namespace, device: torch.device) -> di
         seed=0,
     )
     memory = measure_apart(configuration, noise_task(configuration.data), num_images=options.images)
-    devices = describe_devices_apart()
     here = plan_resources(devices, memory).max_concurrent
     count = min(here, options.most)
     seconds, used = _train_together(configuration, count, device)
