@@ -34,16 +34,24 @@ def trial_folder_in(stage_folder: Path, number: int) -> Path:
 
 
 def checkpoint_folders(context: StageContext, trial: TrialRecord) -> tuple[Path, ...]:
-    """Folders of a trial's checkpoints, oldest first.
+    """Folders of a trial's checkpoints, oldest first. The user is told of checkpoints that are gone.
 
     Raises:
-        StageFailedError: No checkpoint is left on disk.
+        StageFailedError: No checkpoint is left.
     """
-    folders = tuple(record.path for record in kept_checkpoints(context.store, trial))
+    kept = kept_checkpoints(context.store, trial)
+    folders = tuple(record.path for record in kept)
     if not folders:
         raise StageFailedError(
             f"trial {trial.number} must have a checkpoint, but none is left below {place_text(context.folder.parent)}. "
             f"Restore the folder, or train the trial again: {TRAIN_AGAIN}."
+        )
+    epochs = {record.epoch for record in kept}
+    gone = [record.epoch for record in context.store.checkpoints(trial.id) if record.epoch not in epochs]
+    if gone:
+        context.progress.note(
+            f"checkpoints of trial {trial.number} are gone (epoch {', '.join(map(str, gone))}): the weights of epoch "
+            f"{', '.join(map(str, sorted(epochs)))} are used. To have all again: {TRAIN_AGAIN}"
         )
     return folders
 

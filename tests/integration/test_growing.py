@@ -307,6 +307,22 @@ def test_failed_trials_run_once_more_if_asked(tmp_path: Path, monkeypatch: pytes
     assert again.told == []
 
 
+def test_a_champion_of_older_weights_is_told_of(tmp_path: Path) -> None:
+    home, file = tmp_path / "home", tmp_path / "small.yaml"
+    before = small(tmp_path, home)
+    best = before.stages["train"].result["best"]["trial"]
+    kept = before.checkpoints["train"][best]
+    assert len(kept) > 1
+    shutil.rmtree(kept[-1].path)
+    raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    file.write_text(yaml.safe_dump({**raw, "stages": [*raw["stages"], {"stage": "promote"}]}), encoding="utf-8")
+    progress = RecordingProgress()
+    assert run_here(file, home, progress=progress).state == "complete"
+    used = ", ".join(str(record.epoch) for record in kept[:-1])
+    said = f"checkpoints of trial {best} are gone (epoch {kept[-1].epoch}): the weights of epoch {used} are used"
+    assert notes(progress).count(said) == 1
+
+
 def test_the_best_trial_is_trained_again_if_its_weights_are_gone(tmp_path: Path) -> None:
     home, file = tmp_path / "home", tmp_path / "small.yaml"
     before = small(tmp_path, home)
@@ -317,7 +333,7 @@ def test_the_best_trial_is_trained_again_if_its_weights_are_gone(tmp_path: Path)
     file.write_text(yaml.safe_dump({**raw, "stages": [*raw["stages"], {"stage": "promote"}]}), encoding="utf-8")
     failed = run_here(file, home)
     assert failed.state == "failed"
-    assert f"trial {best} must have a checkpoint on disk" in (failed.reason or "")
+    assert f"trial {best} must have a checkpoint, but none is left" in (failed.reason or "")
     assert "train the trial again: run or resume the study with --retry-failed" in (failed.reason or "")
     progress = RecordingProgress()
     assert run_here(file, home, progress=progress, retry_failed=True).state == "complete"
