@@ -183,14 +183,14 @@ def _plain_loop(topology: str, options: argparse.Namespace, device: torch.device
     configuration = _configuration(topology, options)
     with cpu_threads(step_macs(configuration, data.task)):
         started = time.perf_counter()
-        loop = _PlainLoop(configuration, device, data)
+        loop = PlainLoop(configuration, device, data)
         for _ in range(options.epochs):
             loop.learn()
             loop.validate()
         return time.perf_counter() - started
 
 
-class _PlainLoop:
+class PlainLoop:
     """The loop that one would write by hand."""
 
     def __init__(
@@ -519,11 +519,11 @@ def _compiled_steps(topology: str, options: argparse.Namespace, device: torch.de
         ways: dict[str, Callable[[], object]] = {
             "ours": partial(ours, row.model),
             "ours compiled": partial(ours, compiled),
-            "plain": _PlainLoop(configuration, device, data).learn,
+            "plain": PlainLoop(configuration, device, data).learn,
         }
         first = timed(ways["ours compiled"])
         if compiled.problem is None:  # otherwise, the plain loop would fail
-            ways["plain compiled"] = _PlainLoop(configuration, device, data, is_compiled=True).learn
+            ways["plain compiled"] = PlainLoop(configuration, device, data, is_compiled=True).learn
         seconds = _ratio({way: partial(timed, work) for way, work in ways.items()}, options.repeats)
     rates = {f"{way}, images/s": _quartiles([len(data.train) / one for one in taken]) for way, taken in seconds.items()}
     against = "plain compiled" if "plain compiled" in ways else "plain"

@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks._references import kernel_by_sample, velocity_by_coordinate
+from benchmarks.training import PlainLoop
 from plugins.protocols import Signal
+from plugins.proxies.input_circle import circle_angles, circle_basis
 from plugins.registry import available, create, load, parse_topology, setting_types
 from search_spaces.base import ImageTask
 from search_spaces.recipes import PluginChoice
@@ -191,6 +194,25 @@ def _learn_from_teacher(loss: str, device: torch.device) -> dict[str, float]:
         return _checked(train(task, data, Recorder(), device))
 
 
+def _references(device: torch.device) -> dict[str, float]:
+    """The literal references with which benchmarks compare scores."""
+    task = ImageTask(image_size=32, in_channels=1, num_classes=10)
+    model = build_model(SPACES["as-vit"], task, seed=0, device=device)
+    generator = torch.Generator().manual_seed(5)
+    images = torch.randn(4, 1, 32, 32, generator=generator).to(device)
+    basis = circle_basis(images.shape[1:], generator=generator).to(images)
+    with full_precision():
+        kernel = kernel_by_sample(model, images)
+        velocity = velocity_by_coordinate(model, circle_angles(4, like=basis), basis)
+    return {"kernel": float(kernel.norm()), "velocity": float(velocity.norm())}
+
+
+def _plain_loop(device: torch.device) -> dict[str, float]:
+    """The loop with which benchmarks compare trainings."""
+    loop = PlainLoop(_configuration("as-vit", {}), device, digits())
+    return {"loss": loop.learn(), "accuracy": loop.validate()}
+
+
 def _gather(device: torch.device) -> dict[str, float]:
     """Images that do not fit on the device stay on the CPU, and their batches are sent to it."""
     images = torch.arange(240, dtype=torch.uint8).reshape(20, 3, 2, 2)
@@ -246,6 +268,8 @@ def _cases() -> dict[str, Callable[[torch.device], dict[str, float]]]:
         **{f"start from weights {space}": partial(_start_from_weights, space) for space in ("as-vit", "autoformer")},
         **{f"learn from a teacher {loss}": partial(_learn_from_teacher, loss) for loss in TEACHER_LOSSES},
         "gather images from the CPU": _gather,
+        "literal references": _references,
+        "plain loop": _plain_loop,
         "go on, average and predict": _go_on_average_and_predict,
     }
 
@@ -259,4 +283,5 @@ def _of(space: str) -> Sequence[str]:
 
 CASES = _cases()
 FEW = [name for name in CASES if "on as-vit" in name or name.endswith(("as-vit plain", "predict")) or "resize" in name]
+FEW += ["literal references", "plain loop"]
 """A small selection with one case of each type."""
