@@ -8,8 +8,11 @@ import pytest
 from orchestrator.study.report import html_report
 from tests.faults.driver import Kill, run
 from tests.faults.killing import kill_and_resume, write_study
+from tests.faults.on_ray import SHORT, WAYS
+from tests.faults.on_ray import write_study as write_text
 from tests.object_store import S3Server
 from tests.places import Place, assert_is_the_same_study
+from tests.ray_local import cluster_environment, ray_cluster
 from tests.tiny import FinishedStudy
 from trainers.storage.addresses import address_of
 from trainers.storage.object_store import object_store
@@ -92,3 +95,24 @@ def test_a_scheduler_that_copies_files_is_refused(
     assert "does not suit scheduler `pbt`, whose trials copy each other's files" in refused.err
     assert not place.home.exists() or not list(place.home.glob("*.db"))
     assert json.dumps(sorted(keys(place))) == "[]"
+
+
+@pytest.mark.slow
+def test_the_nodes_of_a_cluster_need_no_common_folder_but_access_to_the_store(
+    short: FinishedStudy, place: Place, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VITSEARCH_CACHE_FOLDER", str(tmp_path / "cache"))
+    place = Place(place.home, place.database_url, s3.root)
+    file = write_text(place, SHORT.replace("seed: 7\n", f"seed: 7\n{WAYS['pool']}\n"))
+    environment = {**cluster_environment(), **s3.environment, "VITSEARCH_CACHE_FOLDER": str(tmp_path / "cache")}
+    with monkeypatch.context() as without:
+        without.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        with ray_cluster(1) as cluster:
+            refused = run(place, "run", file, "--quiet", RAY_ADDRESS=cluster.address, **environment)
+    assert refused.process.exitcode == 1, refused.err
+    assert f"cannot write to s3://{s3.root[5:]}/studies/" in refused.err
+    with ray_cluster(2) as cluster:
+        done = run(place, "run", file, "--quiet", RAY_ADDRESS=cluster.address, **environment)
+    assert done.process.exitcode == 0, done.err
+    assert place.rows().setups[-1]["pool"] == "ray"
+    assert_is_the_same_study(place, short)

@@ -40,6 +40,10 @@ from orchestrator.tracking.mlflow_client import (
 )
 from orchestrator.tracking.pages import state_of_saved_view
 from orchestrator.tracking.server import server_command
+from tests.object_store import S3Server
+from trainers.data.cache_settings import CACHE_VARIABLE, use_cache
+from trainers.storage.addresses import local_place
+from trainers.storage.artifacts import published
 
 STUDY = "study/7"
 EXECUTION, STAGE, TRIAL = f"{STUDY}/execution/1", f"{STUDY}/stage/train", f"{STUDY}/trial/3"
@@ -282,6 +286,22 @@ def test_changed_parameters_and_missing_files_are_rejected(home: Path, tracker: 
     with pytest.raises(TrackingRejected, match=r"gone\.txt"):
         tracker.deliver([LogArtifact(key=TRIAL, path=str(home / "gone.txt"))])
     assert runs(home)[TRIAL].data.params == {"depth": "4"}
+
+
+def test_files_in_an_object_store_are_read_on_the_machine_that_delivers_them(
+    home: Path, tracker: Tracker, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = local_place(s3.root, home / "another") / "studies" / "digits-7" / "train" / "curves.png"
+    there.parent.mkdir(parents=True)
+    there.write_bytes(b"picture")
+    published(there)
+    there.unlink()
+    monkeypatch.setenv(CACHE_VARIABLE, "")
+    use_cache(home / "cache", 1.0)
+    tracker.deliver([start(TRIAL), LogArtifact(key=TRIAL, path=str(there), artifact_path="plots")])
+    folder = home / "artifacts" / "digits" / runs(home)[TRIAL].info.run_id
+    assert (folder / "artifacts" / "plots" / "curves.png").read_bytes() == b"picture"
+    assert not there.exists()
 
 
 def test_a_run_whose_parent_was_refused_starts_without_it(home: Path, tracker: Tracker) -> None:
