@@ -25,7 +25,7 @@ from benchmarks._timing import measure, print_table, save_report
 from plugins.protocols import Candidate
 from plugins.proxies.circle_scores import curves_of_models
 from plugins.proxies.input_circle import circle_angles, circle_basis, curve_derivatives, length_distortion
-from plugins.proxies.repeats import repeat_seeds
+from plugins.proxies.repeats import STACKED_PIXELS, repeat_seeds
 from plugins.proxies.tangent_kernel import condition_number, tangent_kernel
 from plugins.registry import create, parse_topology
 from search_spaces.base import ImageTask
@@ -87,9 +87,9 @@ def _compare(options: argparse.Namespace) -> None:
     print_table(f"NTK condition number, one network, {size} px, width {width}, {BATCH} images", report["ntk-condition"])
     shapes = list(dict.fromkeys([(size, width), (32, 16)]))
     report["screen"] = [_screen(text, shape, options) for shape in shapes for text in options.topologies]
-    print_table(f"screen: length distortion and NTK condition number, {REPEATS} repeats each", report["screen"])
     for shape in shapes:
         rows = [row for row in report["screen"] if (row["px"], row["width"]) == shape]
+        print_table(f"screen: length distortion and NTK condition number, {REPEATS} repeats each", rows)
         mean = statistics.fmean(row["s"] for row in rows)
         minutes = SCREEN * mean / 60
         print(f"{shape[0]} px, width {shape[1]}: {1 / mean:.2f} topologies per s, {SCREEN} in {minutes:.1f} min")
@@ -212,14 +212,16 @@ def _screen(text: str, shape: tuple[int, int], options: argparse.Namespace) -> d
     proxies = [create("proxies", name, {"repeats": REPEATS}) for name in ("length-distortion", "ntk-condition")]
 
     candidate = _candidate(text, *shape, options.device)
+    alone = dataclasses.replace(candidate, build_stack=None)
 
-    def score() -> list[float]:
-        fresh = dataclasses.replace(candidate, shared={})
+    def score(one: Candidate) -> list[float]:
+        fresh = dataclasses.replace(one, shared={})
         return [proxy.score(fresh).value for proxy in proxies]
 
-    wait = waiting_for(options.device)
-    found = measure(score, max(3, options.runs // 2), warm=shape[0] < 100 or options.device.type != "cpu", wait=wait)
-    return {
+    wait, runs = waiting_for(options.device), max(3, options.runs // 2)
+    is_short = shape[0] < 100 or options.device.type != "cpu"
+    found = measure(lambda: score(candidate), runs, warm=is_short, wait=wait)
+    row = {
         "topology": text,
         "px": shape[0],
         "width": shape[1],
@@ -227,6 +229,13 @@ def _screen(text: str, shape: tuple[int, int], options: argparse.Namespace) -> d
         "spread s": found.spread,
         "topologies per s": 1 / found.median,
     }
+    if 2 * shape[0] ** 2 <= STACKED_PIXELS:
+        single = measure(lambda: score(alone), runs, warm=True, wait=wait)
+        for value, expected in zip(found.result, single.result, strict=True):
+            assert abs(value / expected - 1) < 1e-3, f"{value} must be {expected}"
+        row |= {"one network at a time s": single.median, "spread of it s": single.spread}
+        row |= {"faster": single.median / found.median, "in CPU time": single.cpu_s / found.cpu_s}
+    return row
 
 
 def _against_literal(report: dict[str, Any], shape: tuple[int, int]) -> dict[str, float]:

@@ -88,13 +88,13 @@ TEACHER_LOSSES: dict[str, dict[str, Any]] = {
 _PACKED = ("regularised", "progressive", "muon", "sam", "sophia", "rates", "mixup", "dropout", "early-learning")
 
 
-def _score(space: str, name: str, device: torch.device) -> dict[str, float]:
+def _score(space: str, name: str, device: torch.device, *, repeats: int = 1) -> dict[str, float]:
     task = ImageTask(image_size=32, in_channels=1, num_classes=10)
     images = torch.randn(8, 1, 32, 32, generator=torch.Generator().manual_seed(5)).to(device)
     labels = (torch.arange(8) % 3).to(device)
     settings: dict[str, Any] = {"formula": FORMULA} if name == "expression" else {}
     if "repeats" in setting_types("proxies", name):
-        settings["repeats"] = 1  # the simulated device is slow
+        settings["repeats"] = repeats  # the simulated device is slow
     proxy = create("proxies", name, settings)
     candidate = make_candidate(parse_topology(SPACES[space]), images, task, seed=0, labels=labels, companions=(proxy,))
     with full_precision():
@@ -259,6 +259,11 @@ def _cases() -> dict[str, Callable[[torch.device], dict[str, float]]]:
     scores: Sequence[str] = [name for name in available("proxies") if name not in UNMEASURED]
     return {
         **{f"score {name} on {space}": partial(_score, space, name) for space in SPACES for name in scores},
+        **{
+            f"score {name} stacked on {space}": partial(_score, space, name, repeats=2)
+            for space in SPACES
+            for name in ("length-distortion", "ntk-condition")
+        },
         **{f"train {space} {recipe}": partial(_train, space, recipe) for space in SPACES for recipe in _of(space)},
         **{f"pack {space} plain": partial(_pack, space, "plain") for space in SPACES},
         **{f"pack as-vit {recipe}": partial(_pack, "as-vit", recipe) for recipe in _PACKED},

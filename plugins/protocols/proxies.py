@@ -90,6 +90,12 @@ class Candidate:
     the images. With `normalization=False`, the identity replaces every LayerNorm."""
     seed: int
     """Seed of the proxy's random numbers. The same seed gives the same score."""
+    build_stack: "Callable[..., torch.nn.Module] | None" = field(default=None, compare=False, repr=False)
+    """`build_stack(seeds=(7, 8))` returns the networks of several seeds as one `ProxyModel`, or it is `None`.
+
+    From one batch (B, C, H, W), `forward_features` computes (R B, D): the features of the first of `R` networks, then
+    of the second, and so on. `features_along` has directions (R, r, C, H, W) and results (R, K, n, D). The weights that
+    differ between networks are stacked, such as (R, O, I) in a `torch.nn.Linear`."""
     companions: tuple["Proxy", ...] = field(default=(), compare=False, repr=False)
     """All proxies that score this candidate. Several of them can use the same pass of a network."""
     shared: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)

@@ -22,10 +22,13 @@ class NtkCondition:
     """Number of fresh initialisations to average over."""
 
     def score(self, candidate: Candidate) -> ProxyScore:
-        from plugins.proxies.repeats import networks, seed_groups, summarize
-        from plugins.proxies.tangent_kernel import condition_number, tangent_kernels
+        import torch
+
+        from plugins.proxies.repeats import seed_groups, summarize
+        from plugins.proxies.tangent_kernel import condition_number, kernels_of_seeds
 
         values = []
         for seeds in seed_groups(candidate, self.repeats):
-            values += [condition_number(one) for one in tangent_kernels(networks(candidate, seeds), candidate.images)]
+            # One transfer from a device for all networks.
+            values += [condition_number(kernel) for kernel in torch.stack(kernels_of_seeds(candidate, seeds)).cpu()]
         return summarize(values)

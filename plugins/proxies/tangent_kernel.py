@@ -1,6 +1,7 @@
 """The neural tangent kernel of an untrained network: the Gram matrix of its per-image gradients.
 
-Legend: `B` images, `N` positions of an image to which a layer is applied, `I` and `O` inputs and outputs of a layer.
+Legend: `R` networks in a stack, `B` images, `N` positions of an image to which a layer is applied, `I` and `O` inputs
+and outputs of a layer.
 """
 
 import threading
@@ -16,7 +17,8 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
-from plugins.proxies.repeats import on_all_cores
+from plugins.protocols import Candidate
+from plugins.proxies.repeats import NetworkStack, network_stacks, networks, on_all_cores
 
 PIXELS_AT_ONCE = 2**17
 """Maximum number of pixels per forward pass on a CPU; more do not fit in its cache."""
@@ -28,9 +30,9 @@ class Contribution(NamedTuple):
     """A layer's contribution to the kernel: the factors of its weight gradients, `gradient^T inputs` per image."""
 
     gradient: Tensor
-    """Gradient for the outputs, shape (B, N, O); if there are no `inputs`, gradient for the weight, shape (B, I O)."""
+    """Gradient for the outputs, shape (R, B, N, O); if there are no `inputs`, gradient for the weight, (R, B, I O)."""
     inputs: Tensor | None = None
-    """Shape (B, N, I)."""
+    """Shape (R, B, N, I)."""
 
 
 def tangent_kernel(model: nn.Module, images: Tensor) -> Tensor:
@@ -48,39 +50,50 @@ def tangent_kernel(model: nn.Module, images: Tensor) -> Tensor:
     Returns:
         Shape (B, B), float64.
     """
-    (kernel,) = tangent_kernels([model], images)
+    try:
+        (kernel,) = tangent_kernels([NetworkStack(model)], images)
+    except NotLayerwiseError:
+        return per_image_kernel(model, images)
     return kernel
 
 
-def tangent_kernels(models: Sequence[nn.Module], images: Tensor) -> Iterator[Tensor]:
-    """`tangent_kernel` of each model. On a CPU, small groups of images are processed in parallel on all cores."""
-    layers = [_plain_layers(model) for model in models]
-    chunks = torch.split(images, _images_at_once(models, images))
+def kernels_of_seeds(candidate: Candidate, seeds: Sequence[int]) -> list[Tensor]:
+    """`tangent_kernel` of the candidate's fresh networks. On a CPU, they are computed in parallel on all cores."""
+    try:
+        return list(tangent_kernels(network_stacks(candidate, seeds), candidate.images))
+    except NotLayerwiseError:
+        return [per_image_kernel(model, candidate.images) for model in networks(candidate, seeds)]
 
-    def work(job: tuple[nn.Module, _CallRecorder, Tensor]) -> list[Contribution] | Tensor | None:
-        contributions = _contributions(*job, batch=len(images))
-        try:
-            return list(contributions) if len(chunks) > 1 else _sum(map(_gram_matrix, contributions))
-        except NotLayerwiseError:
-            return None
 
-    with ExitStack() as stack:
-        recorders = [stack.enter_context(_CallRecorder(found or [])) for found in layers]
-        layerwise = [
-            (model, recorder, chunk)
-            for model, recorder, found in zip(models, recorders, layers, strict=True)
-            if found
-            for chunk in chunks
+def tangent_kernels(stacks: Sequence[NetworkStack], images: Tensor) -> Iterator[Tensor]:
+    """`tangent_kernel` of each network. On a CPU, small groups of images are processed in parallel on all cores.
+
+    Raises:
+        NotLayerwiseError: A model uses a weight outside a single call of its layer. `per_image_kernel` supports it.
+    """
+    chunks = [torch.split(images, _images_at_once(stack, images)) for stack in stacks]
+
+    def work(job: tuple[NetworkStack, _CallRecorder, Tensor]) -> list[Contribution]:
+        return list(_contributions(*job, batch=len(images)))
+
+    def summed(job: tuple[NetworkStack, _CallRecorder, Tensor]) -> Tensor:
+        return _sum(map(_gram_matrix, _contributions(*job, batch=len(images))))
+
+    with ExitStack() as opened:
+        recorders = [opened.enter_context(_CallRecorder(_plain_layers(stack.module))) for stack in stacks]
+        jobs = [
+            (stack, recorder, chunk)
+            for stack, recorder, some in zip(stacks, recorders, chunks, strict=True)
+            for chunk in some
         ]
-        done = on_all_cores(work, layerwise, device=images.device.type)
-        for model, found in zip(models, layers, strict=True):
-            parts: list[Any] = [next(done) for _ in chunks] if found else [None]
-            if any(part is None for part in parts):
-                yield per_image_kernel(model, images)
-            elif len(chunks) == 1:
-                yield parts[0]
-            else:
-                yield _sum(_gram_matrix(_joined(pieces)) for pieces in zip(*parts, strict=True))
+        if len(jobs) == len(stacks):
+            for kernels in on_all_cores(summed, jobs, device=images.device.type):
+                yield from kernels
+            return
+        done = on_all_cores(work, jobs, device=images.device.type)
+        for some in chunks:
+            parts = [next(done) for _ in some]
+            yield from _sum(_gram_matrix(_joined(pieces)) for pieces in zip(*parts, strict=True))
 
 
 def per_image_kernel(model: nn.Module, images: Tensor) -> Tensor:
@@ -94,7 +107,8 @@ def per_image_kernel(model: nn.Module, images: Tensor) -> Tensor:
 
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         gradients = vmap(grad(summed_features), in_dims=(None, 0))(weights, images)
-    return _sum(_gram_matrix(Contribution(gradient.flatten(1))) for gradient in gradients.values())
+    kernels = _sum(_gram_matrix(Contribution(gradient.flatten(1).unsqueeze(0))) for gradient in gradients.values())
+    return kernels[0]
 
 
 def condition_number(kernel: Tensor) -> float:
@@ -145,15 +159,19 @@ class _CallRecorder:
         return self._calls.pop(threading.get_ident(), [])
 
 
-def _images_at_once(models: Sequence[nn.Module], images: Tensor) -> int:
-    gradients = len(images) * sum(weight.numel() for weight in models[0].parameters()) * images.element_size()
+def _images_at_once(stack: NetworkStack, images: Tensor) -> int:
+    gradients = len(images) * sum(weight.numel() for weight in stack.module.parameters()) * images.element_size()
     if images.device.type != "cpu" or gradients > GRADIENT_BYTES:
         return len(images)
-    return max(1, PIXELS_AT_ONCE // images[0, 0].numel())
+    return max(1, PIXELS_AT_ONCE // (stack.num_networks * images[0, 0].numel()))
 
 
-def _plain_layers(model: nn.Module) -> list[nn.Module] | None:
-    """The modules that own the weights, or `None` if the layer-wise computation does not support one of them."""
+def _plain_layers(model: nn.Module) -> list[nn.Module]:
+    """The modules that own the weights.
+
+    Raises:
+        NotLayerwiseError: The layer-wise computation does not support one of them.
+    """
     owners = []
     for name, _ in model.named_parameters():
         if "weight" not in name:
@@ -164,18 +182,20 @@ def _plain_layers(model: nn.Module) -> list[nn.Module] | None:
             isinstance(owner, nn.Conv2d) and owner.padding_mode == "zeros" and isinstance(owner.padding, tuple)
         )
         if own_name != "weight" or not (plain_convolution or isinstance(owner, nn.Linear | nn.LayerNorm)):
-            return None
+            raise NotLayerwiseError
         owners.append(owner)
     return owners
 
 
-def _contributions(model: nn.Module, recorder: _CallRecorder, images: Tensor, *, batch: int) -> Iterator[Contribution]:
+def _contributions(
+    stack: NetworkStack, recorder: _CallRecorder, images: Tensor, *, batch: int
+) -> Iterator[Contribution]:
     """The contribution of each layer to the kernel, from its inputs and the gradients for its outputs.
 
     Raises:
         NotLayerwiseError: A weight is used outside a single call of its layer.
     """
-    features: Tensor = model.forward_features(images)  # type: ignore[operator]
+    features: Tensor = stack.module.forward_features(images)
     calls = recorder.take()
     called = {layer for layer, _, _ in calls}
     not_called = [
@@ -187,25 +207,44 @@ def _contributions(model: nn.Module, recorder: _CallRecorder, images: Tensor, *,
         raise NotLayerwiseError
     for (layer, inputs, _), gradient in zip(calls, gradients, strict=False):
         if gradient is not None:
-            yield _contribution(layer, inputs, gradient, batch)
+            yield _contribution(layer, inputs, gradient, stack.num_networks, batch)
 
 
-def _contribution(layer: nn.Module, inputs: Tensor, gradient: Tensor, batch: int) -> Contribution:
-    """The contribution of a layer to the kernel of `batch` images, from inputs and output gradients of some of them."""
+def _contribution(layer: nn.Module, inputs: Tensor, gradient: Tensor, count: int, batch: int) -> Contribution:
+    """The contribution of a layer to the kernels of `batch` images, from some of them.
+
+    Args:
+        layer: A linear layer, layer norm or convolution.
+        inputs: Inputs of all networks, (R B, ...), or those that all networks share, (B, ...).
+        gradient: Gradient for the outputs, shape (R B, ...).
+        count: Number of networks `R`.
+        batch: Number of images of the kernel.
+    """
     if isinstance(layer, nn.LayerNorm):
         normalized = F.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
-        return Contribution(normalized.mul_(gradient).reshape(len(inputs), -1, layer.weight.numel()).sum(1))
-    if isinstance(layer, nn.Conv2d) and layer.groups > 1:
-        return Contribution(_grouped_gradient(layer, inputs, gradient))
+        width = layer.weight.numel()
+        return Contribution(normalized.mul_(gradient).view(count, len(inputs) // count, -1, width).sum(2))
     if isinstance(layer, nn.Conv2d):
-        rows, errors = _patches(layer, inputs), gradient.flatten(2).transpose(1, 2)
+        if layer.groups > 1:
+            return Contribution(_grouped_gradient(layer, inputs, gradient).view(count, len(inputs) // count, -1))
+        rows, errors = _patches(layer, inputs), gradient.flatten(2).mT
     else:
         rows = inputs.reshape(len(inputs), -1, inputs.shape[-1])
-        errors = gradient.reshape(len(inputs), -1, gradient.shape[-1])
+        errors = gradient.reshape(len(gradient), -1, gradient.shape[-1])
+    if len(rows) < len(errors):
+        return Contribution(_gradient_of_shared(rows, errors, count))
     positions, num_inputs, num_outputs = rows.shape[1], rows.shape[2], errors.shape[2]
     if batch * positions**2 * (num_inputs + num_outputs) <= (batch + positions) * num_inputs * num_outputs:
+        errors, rows = (part.reshape(count, -1, *part.shape[1:]) for part in (errors, rows))
         return Contribution(errors, rows)
-    return Contribution(torch.bmm(errors.mT, rows).flatten(1))
+    return Contribution(torch.bmm(errors.mT, rows).view(count, len(rows) // count, -1))
+
+
+def _gradient_of_shared(rows: Tensor, errors: Tensor, count: int) -> Tensor:
+    """Gradients (R, B, O I) of each image and network for a weight, from inputs (B, N, I) that all networks share."""
+    batch, positions, num_outputs = len(rows), *errors.shape[1:]
+    side_by_side = errors.view(count, batch, positions, num_outputs).permute(1, 0, 3, 2).reshape(batch, -1, positions)
+    return torch.bmm(side_by_side, rows).view(batch, count, -1).transpose(0, 1)
 
 
 def _grouped_gradient(layer: nn.Conv2d, images: Tensor, gradient: Tensor) -> Tensor:
@@ -230,24 +269,26 @@ def _patches(layer: nn.Conv2d, images: Tensor) -> Tensor:
 def _joined(pieces: Sequence[Contribution]) -> Contribution:
     """Concatenate the contributions of several parts of the batch."""
     inputs = [piece.inputs for piece in pieces if piece.inputs is not None]
-    return Contribution(torch.cat([piece.gradient for piece in pieces]), torch.cat(inputs) if inputs else None)
+    return Contribution(torch.cat([piece.gradient for piece in pieces], 1), torch.cat(inputs, 1) if inputs else None)
 
 
 def _gram_matrix(contribution: Contribution) -> Tensor:
-    """Inner products of the images' weight gradients `G`, (B, B).
+    """Inner products of the images' weight gradients `G`, (R, B, B).
 
     `<G_b, G_c> = sum_nm (inputs_bn . inputs_cm) (gradient_bn . gradient_cm)` does not need `G`, which is cheaper for
     few positions.
     """
     gradient, inputs = contribution
     if inputs is None:
-        return gradient @ gradient.T
-    batch, positions = inputs.shape[:2]
-    rows, errors = inputs.flatten(0, 1), gradient.flatten(0, 1)
-    products = (rows @ rows.T) * (errors @ errors.T)
-    return products.view(batch, positions, batch, positions).sum((1, 3))
+        return torch.bmm(gradient, gradient.mT)
+    count, batch, positions = inputs.shape[:3]
+    rows, errors = inputs.flatten(1, 2), gradient.flatten(1, 2)
+    products = torch.bmm(rows, rows.mT).mul_(torch.bmm(errors, errors.mT))
+    if positions == 1:
+        return products
+    return products.view(count, batch, positions, batch, positions).sum((2, 4))
 
 
 def _sum(kernels: Iterable[Tensor]) -> Tensor:
-    """Sum of (B, B) matrices, in float64."""
+    """Sum of (R, B, B) matrices, in float64."""
     return torch.stack([kernel.double() for kernel in kernels]).sum(0)

@@ -15,7 +15,8 @@ from plugins.protocols import CurveModel, is_block
 from plugins.proxies.circle_scores import curves_by_autograd
 from plugins.proxies.input_circle import circle_angles, circle_basis, circle_weights
 from plugins.proxies.passes import record_pass
-from plugins.proxies.tangent_kernel import per_image_kernel, tangent_kernel
+from plugins.proxies.repeats import NetworkStack
+from plugins.proxies.tangent_kernel import per_image_kernel, tangent_kernel, tangent_kernels
 from plugins.registry import available, create_space, load
 from search_spaces.base import Growable, ImageTask, Topology
 from tests.rounding import assert_rounded, path_length
@@ -323,3 +324,37 @@ def test_derivatives_on_a_circle_are_those_of_autograd(space: str, scale: float)
     with torch.no_grad():
         features = plain.forward_features(torch.tensordot(circle_weights(angles, order=0)[0], basis, 1))
     assert_rounded(found[0], features, num_terms)
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_stacked_networks_are_those_built_alone(space: str, scale: float) -> None:
+    """With a large circle, attention is computed exactly instead of to first order."""
+    topology, seeds, images = small(space, 2), (3, 4, 5), IMAGES.double()
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    stack = load("models", space).stack(topology, TASK, generators=generators, dtype=torch.float64).eval()
+    alone = [build(topology, seed=seed, dtype=torch.float64).eval() for seed in seeds]
+    bases = [scale * circle_basis((3, 32, 32), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    weights = circle_weights(circle_angles(4, like=images)[:-1], order=2)
+    with torch.no_grad():
+        features = stack.forward_features(images).chunk(len(seeds))
+    kernels = tangent_kernels([NetworkStack(stack, len(seeds))], images)
+    curves = stack.features_along(torch.stack(bases), weights)
+    assert not curves.requires_grad
+    for model, basis, feature, kernel, curve in zip(alone, bases, features, kernels, curves, strict=True):
+        num_terms = path_length(model, NUM_TOKENS)
+        assert_rounded(feature, model.forward_features(images).detach(), num_terms)
+        for ours, theirs in zip(curve, model.features_along(basis, weights), strict=True):
+            assert_rounded(ours, theirs, 3 * num_terms)
+        num_weights = sum(parameter.numel() for parameter in model.parameters())
+        assert_rounded(kernel, per_image_kernel(model, images), 2 * num_terms + num_weights)
+
+
+def test_stacked_weights_are_drawn_as_for_one_network(space: str) -> None:
+    topology, seeds = small(space, 2), (3, 4)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    stacked = dict(load("models", space).stack(topology, TASK, generators=generators).named_parameters())
+    for place, seed in enumerate(seeds):
+        for name, expected in build(topology, seed=seed).named_parameters():
+            found = stacked[name]
+            is_own = found.ndim > expected.ndim or len(expected) < len(found)
+            assert torch.equal(found[place].view_as(expected) if is_own else found, expected), name

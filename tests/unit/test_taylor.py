@@ -12,7 +12,7 @@ from tests.rounding import assert_rounded, path_length
 from trainers.models import as_vit_curve, taylor
 from trainers.models.as_vit import AsViT, build_as_vit
 from trainers.models.as_vit_layers import WindowAttention
-from trainers.models.taylor import add_attention, exact_attention, first_order_attention, gelu_
+from trainers.models.taylor import add_attention, check_once, exact_attention, first_order_attention, gelu_
 
 ANGLES = circle_angles(4, like=torch.zeros(1, dtype=torch.float64))[:-1]
 TOPOLOGIES = (
@@ -111,8 +111,8 @@ def test_gelu_of_a_curve_has_the_derivatives_of_gelu() -> None:
 
 
 def _exactly(tokens: Tensor, attention: WindowAttention) -> Tensor:
-    """Tokens (K, B, N, D) in float64 with attention's output added."""
-    expected = tokens + exact_attention(tokens, attention) @ attention.proj.weight.t()
+    """Tokens (K, 1, B, N, D) in float64 with attention's output added."""
+    expected = tokens + (exact_attention(tokens, attention) @ attention.proj.weight.t()).view_as(tokens)
     expected[0] += attention.proj.bias
     return expected
 
@@ -120,7 +120,7 @@ def _exactly(tokens: Tensor, attention: WindowAttention) -> Tensor:
 @pytest.mark.parametrize("num", [1, 2, 3])
 def test_what_first_order_attention_leaves_out_is_of_second_order(num: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float64, where rounding is far below what is left out: 100 times larger scores leave out 10,000 times more."""
-    tokens = torch.randn(num, 4, 40, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tokens = torch.randn(num, 1, 4, 40, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     monkeypatch.setattr(taylor, "_scores_are_negligible", lambda *_: True)
     errors = []
     for score_std in (0.002, 0.02):
@@ -133,7 +133,7 @@ def test_what_first_order_attention_leaves_out_is_of_second_order(num: int, monk
 
 @pytest.mark.parametrize("num", [1, 2, 3])
 def test_attention_of_small_scores_is_first_order_within_rounding(num: int) -> None:
-    tokens = torch.randn(num, 4, 40, 10, generator=torch.Generator().manual_seed(0))
+    tokens = torch.randn(num, 1, 4, 40, 10, generator=torch.Generator().manual_seed(0))
     attention = _attention(score_std=0.002, dtype=torch.float32)
     found = first_order_attention(tokens, attention)
     assert found is not None
@@ -143,8 +143,24 @@ def test_attention_of_small_scores_is_first_order_within_rounding(num: int) -> N
 
 
 def test_attention_of_large_scores_is_not_taken_for_first_order() -> None:
-    tokens = torch.randn(2, 4, 400, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tokens = torch.randn(2, 1, 4, 400, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     attention = _attention(score_std=0.3)
     assert first_order_attention(tokens, attention) is None
     assert first_order_attention(tokens * torch.nan, attention) is None
     assert_rounded(add_attention(tokens.clone(), attention), _exactly(tokens, attention), num_terms=2 * (10 + 400 + 10))
+
+
+@pytest.mark.parametrize("score_std", [0.002, 0.3])
+def test_scores_that_are_checked_at_the_end_give_the_same_attention(score_std: float) -> None:
+    tokens = torch.randn(2, 1, 4, 400, 10, generator=torch.Generator().manual_seed(0))
+    attention = _attention(score_std=score_std, dtype=torch.float32)
+    calls = []
+
+    def compute() -> Tensor:
+        calls.append(1)
+        return add_attention(tokens.clone(), attention)
+
+    expected = add_attention(tokens.clone(), attention)
+    assert torch.equal(check_once(compute), expected)
+    assert len(calls) == (1 if score_std == 0.002 else 2)
+    assert (first_order_attention(tokens, attention) is None) == (len(calls) == 2)

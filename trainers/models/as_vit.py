@@ -11,11 +11,12 @@ from search_spaces.as_vit import PATCH_STRIDE, AsViTSpace, AsViTTopology
 from search_spaces.base import ImageTask
 from trainers.models.as_vit_curve import grid_features_along
 from trainers.models.as_vit_layers import PatchEmbedding, PatchMerging, StageBlocks, WindowAttention
-from trainers.models.assembly import ModelBuilder, draw_convolutions, draw_linears
+from trainers.models.assembly import ModelBuilder, Source, draw_convolutions, draw_linears
 from trainers.models.auxiliary_heads import AuxiliaryHeads, with_auxiliary
 from trainers.models.block_options import OptionalParts
-from trainers.models.blocks import Block, Linear, SelfAttention, keep_factors, layer_norm
+from trainers.models.blocks import Block, SelfAttention, keep_factors, layer_norm
 from trainers.models.dropout import Dropout, DropoutSites, dropout_sites
+from trainers.models.stacking import Linear
 from trainers.models.token_merging import TokenMerging
 
 INIT_STD = 0.02
@@ -42,7 +43,7 @@ class AsViT(nn.Module):
         topology: AsViTTopology,
         task: ImageTask,
         *,
-        generator: torch.Generator,
+        generator: Source,
         drop_path: float = 0.0,
         normalization: bool = True,
     ) -> None:

@@ -10,13 +10,12 @@ from search_spaces.costs import attention_window
 from trainers.models.block_options import PLAIN, OptionalParts
 from trainers.models.blocks import (
     Block,
-    Convolution,
-    Linear,
     SelfAttention,
     attention_logits,
     layer_norm,
 )
 from trainers.models.dropout import DropoutSites
+from trainers.models.stacking import ImageConvolution, Linear
 from trainers.models.token_merging import TokenMerging
 
 
@@ -30,7 +29,7 @@ class PatchEmbedding(nn.Module):
     def __init__(self, in_channels: int, width: int, *, kernel: int, stride: int, normalization: bool) -> None:
         super().__init__()
         self.padding = _around(kernel - stride)
-        self.proj = Convolution(in_channels, width, kernel, stride)
+        self.proj = ImageConvolution(in_channels, width, kernel, stride)
         self.norm = layer_norm(width, normalization=normalization)
 
     def forward(self, images: Tensor, stride_factor: int = 1) -> Tensor:

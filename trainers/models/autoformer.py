@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from search_spaces.autoformer import AutoFormerSpace, AutoFormerTopology
 from search_spaces.base import ImageTask
-from trainers.models.assembly import ModelBuilder, draw_convolutions, draw_linears, draw_normal
+from trainers.models.assembly import ModelBuilder, Source, draw_convolutions, draw_linears, draw_normal
 from trainers.models.auxiliary_heads import AuxiliaryHeads, with_auxiliary
 from trainers.models.block_options import OptionalParts
-from trainers.models.blocks import Block, Convolution, Linear, SelfAttention, keep_factors, layer_norm
+from trainers.models.blocks import Block, SelfAttention, keep_factors, layer_norm
 from trainers.models.dropout import Dropout, dropout_sites
 from trainers.models.positions import resize_positions
+from trainers.models.stacking import ImageConvolution, Linear, per_image
 from trainers.models.token_curve import blocks_along, token_features_along
 from trainers.models.token_merging import TokenMerging
 
@@ -44,7 +45,7 @@ class AutoFormer(nn.Module):
         topology: AutoFormerTopology,
         task: ImageTask,
         *,
-        generator: torch.Generator,
+        generator: Source,
         drop_path: float = 0.0,
         normalization: bool = True,
     ) -> None:
@@ -55,7 +56,7 @@ class AutoFormer(nn.Module):
             self.features_along = None  # type: ignore[assignment,method-assign]  # not a `CurveModel`
         width = topology.hidden_dim
         self.side = task.image_size // topology.patch_size
-        self.patch_embed = Convolution(task.in_channels, width, topology.patch_size, topology.patch_size)
+        self.patch_embed = ImageConvolution(task.in_channels, width, topology.patch_size, topology.patch_size)
         self.class_token = nn.Parameter(torch.empty(1, 1, width))
         self.position = nn.Parameter(torch.empty(1, 1 + self.side**2, width))
 
@@ -71,8 +72,8 @@ class AutoFormer(nn.Module):
         self.head = Linear(width, task.num_classes)
         draw_linears(self, generator, std=INIT_STD)
         draw_convolutions(self, generator)
-        draw_normal(self.class_token, generator, std=INIT_STD)
-        draw_normal(self.position, generator, std=INIT_STD)
+        draw_normal(self, "class_token", generator, std=INIT_STD)
+        draw_normal(self, "position", generator, std=INIT_STD)
         self.auxiliary_blocks = topology.auxiliary_blocks
         if self.auxiliary_blocks:
             widths = (width,) * len(self.auxiliary_blocks)
@@ -109,10 +110,10 @@ class AutoFormer(nn.Module):
 
     def features_along(self, directions: Tensor, weights: Tensor) -> Tensor:
         """Features and derivatives along a curve of images, without norms; see `plugins.protocols.CurveModel`."""
-        constant = torch.cat([self.class_token[0] + self.position[0, :1], self.position[0, 1:]])
+        constant = torch.cat([self.class_token + self.position[:, :1], self.position[:, 1:]], 1)
 
         def features_of(tokens: Tensor) -> Tensor:
-            return blocks_along(tokens, self.blocks)[:, :, 1:].mean(2)
+            return blocks_along(tokens, self.blocks)[:, :, :, 1:].mean(3)
 
         return token_features_along(self.patch_embed, constant, features_of, directions, weights)
 
@@ -134,8 +135,8 @@ class AutoFormer(nn.Module):
         )
         grid = self.patch_embed(images)
         patches = grid.flatten(2).transpose(1, 2)
-        positions = self._positions(grid.shape[-2], grid.shape[-1])
-        tokens = sites.embed(torch.cat([self.class_token.expand(images.shape[0], -1, -1), patches], 1) + positions)
+        positions = per_image(self._positions(grid.shape[-2], grid.shape[-1]), grid.shape[0])
+        tokens = sites.embed(torch.cat([per_image(self.class_token, grid.shape[0]), patches], 1) + positions)
         for number, (block, factors, dropped) in enumerate(zip(self.blocks, keep, sites.blocks, strict=True), start=1):
             tokens = block(tokens, factors, dropped, merging)
             if inner is not None and number in self.auxiliary_blocks:

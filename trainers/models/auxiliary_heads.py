@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from trainers.models.blocks import Linear, layer_norm
+from trainers.models.blocks import layer_norm
+from trainers.models.stacking import Linear
 
 AUXILIARY = "auxiliary"
 """Name of the heads in a model."""

@@ -13,25 +13,12 @@ from torch import Tensor, nn
 
 from trainers.models.block_options import PLAIN, OptionalParts, sigmoid_weights
 from trainers.models.dropout import BlockDropout, DropoutSite
+from trainers.models.stacking import Linear
 from trainers.models.token_merging import TokenMerging
 
 FEW_TOKENS = 64
 """Largest number of tokens for which attention on a CPU is computed as two matrix products."""
 _FUSED: ContextVar[bool] = ContextVar("fused", default=True)
-
-
-class Linear(nn.Linear):
-    """A linear layer without initial weights: the model draws all weights from one generator once it is complete."""
-
-    def reset_parameters(self) -> None:
-        """Do nothing; the model draws the weights."""
-
-
-class Convolution(nn.Conv2d):
-    """A convolution without initial weights, like `Linear`."""
-
-    def reset_parameters(self) -> None:
-        """Do nothing; the model draws the weights."""
 
 
 class SelfAttention(nn.Module):

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from search_spaces.base import ImageTask
 from search_spaces.pit import PitSpace, PitTopology
-from trainers.models.assembly import ModelBuilder, draw_convolutions, draw_normal, draw_uniform
+from trainers.models.assembly import ModelBuilder, Source, draw_convolutions, draw_normal, draw_uniform
 from trainers.models.auxiliary_heads import AuxiliaryHeads, with_auxiliary
 from trainers.models.block_options import OptionalParts
-from trainers.models.blocks import Block, Convolution, Linear, SelfAttention, keep_factors, layer_norm
+from trainers.models.blocks import Block, SelfAttention, keep_factors, layer_norm
 from trainers.models.dropout import Dropout, dropout_sites
 from trainers.models.positions import resize_positions
+from trainers.models.stacking import Convolution, ImageConvolution, Linear, linear_parameters, per_image
+from trainers.models.taylor import products
 from trainers.models.token_curve import blocks_along, token_features_along
 from trainers.models.token_merging import TokenMerging
 
@@ -36,16 +38,22 @@ class Pooling(nn.Module):
         return torch.cat([self.fc(tokens[:, :1]), self.conv(grid).flatten(2).transpose(1, 2)], 1)
 
     def along(self, tokens: Tensor, side: int) -> Tensor:
-        """The same for the coefficients (K, n, N, D) of a curve of tokens; biases are added to the first one only."""
-        flat = tokens.flatten(0, 1)
-        grid = flat[:, 1:].transpose(1, 2).reshape(len(flat), -1, side, side)
-        conv, linear = self.conv, self.fc
-        smaller = F.conv2d(grid, conv.weight, None, conv.stride, conv.padding, groups=conv.groups)
-        pooled = torch.cat([F.linear(flat[:, :1], linear.weight), smaller.flatten(2).transpose(1, 2)], 1)
-        pooled = pooled.view(*tokens.shape[:2], *pooled.shape[1:])
+        """The same for the coefficients (K, R, n, N, D) of a curve of tokens; biases are added to the first one only.
+
+        `K` coefficients, `R` networks in a stack (1 for an ordinary layer), `n` points of the curve.
+        """
+        num, networks, points, _, width = tokens.shape
+        conv = self.conv
+        grid = tokens[:, :, :, 1:].permute(0, 2, 1, 4, 3).reshape(num * points, -1, side, side)
+        weight = conv.weight.reshape(-1, *conv.weight.shape[-3:])
+        smaller = F.conv2d(grid, weight, None, conv.stride, conv.padding, groups=networks * width)
+        smaller = smaller.view(num, points, networks, conv.out_channels, -1).permute(0, 2, 1, 4, 3)
+        fc_weight, fc_bias = linear_parameters(self.fc)
+        pooled = torch.cat([products(tokens[:, :, :, 0], fc_weight).unsqueeze(3), smaller], 3)
         assert conv.bias is not None
-        pooled[0, :, 0] += linear.bias
-        pooled[0, :, 1:] += conv.bias
+        assert fc_bias is not None
+        pooled[0, :, :, 0] += fc_bias
+        pooled[0, :, :, 1:] += conv.bias.view(-1, 1, 1, conv.out_channels)
         return pooled
 
 
@@ -72,7 +80,7 @@ class Pit(nn.Module):
         topology: PitTopology,
         task: ImageTask,
         *,
-        generator: torch.Generator,
+        generator: Source,
         drop_path: float = 0.0,
         normalization: bool = True,
     ) -> None:
@@ -84,7 +92,7 @@ class Pit(nn.Module):
         self.depths = topology.depth
         widths = topology.widths
         self.side = (task.image_size - topology.patch_size) // topology.stride + 1
-        self.patch_embed = Convolution(task.in_channels, widths[0], topology.patch_size, topology.stride)
+        self.patch_embed = ImageConvolution(task.in_channels, widths[0], topology.patch_size, topology.stride)
         self.class_token = nn.Parameter(torch.empty(1, 1, widths[0]))
         self.position = nn.Parameter(torch.empty(1, widths[0], self.side, self.side))
 
@@ -106,8 +114,8 @@ class Pit(nn.Module):
             if isinstance(module, nn.Linear):
                 draw_uniform(module, module.in_features**-0.5, generator)
         draw_convolutions(self, generator)
-        draw_normal(self.class_token, generator, std=INIT_STD)
-        draw_normal(self.position, generator, std=INIT_STD)
+        draw_normal(self, "class_token", generator, std=INIT_STD)
+        draw_normal(self, "position", generator, std=INIT_STD)
         if topology.auxiliary_widths:
             self.auxiliary = AuxiliaryHeads(
                 topology.auxiliary_widths, task.num_classes, normalization=normalization, eps=NORM_EPS
@@ -153,9 +161,9 @@ class Pit(nn.Module):
         sites = dropout_sites(self, images, num_blocks=sum(self.depths), dropout=dropout)
         grid = self.patch_embed(images)
         side = grid.shape[-1]
-        grid = grid + self._positions(side)
+        grid = grid + per_image(self._positions(side), grid.shape[0])
         patches = grid.flatten(2).transpose(1, 2)
-        tokens = sites.embed(torch.cat([self.class_token.expand(images.shape[0], -1, -1), patches], 1))
+        tokens = sites.embed(torch.cat([per_image(self.class_token, grid.shape[0]), patches], 1))
         start = 0
         for index, (stage, depth) in enumerate(zip(self.stages, self.depths, strict=True)):
             if index:
@@ -173,18 +181,18 @@ class Pit(nn.Module):
 
     def features_along(self, directions: Tensor, weights: Tensor) -> Tensor:
         """Features and derivatives along a curve of images, without norms; see `plugins.protocols.CurveModel`."""
-        constant = torch.cat([self.class_token[0], self.position[0].flatten(1).t()])
+        constant = torch.cat([self.class_token, self.position.flatten(2).mT], 1)
         return token_features_along(self.patch_embed, constant, self._features_of_curve, directions, weights)
 
     def _features_of_curve(self, tokens: Tensor) -> Tensor:
-        """Coefficients of the features (K, n, D) from those of the first tokens (K, n, N, D), without norms."""
+        """Coefficients of the features (K, R, n, D) from those of the first tokens (K, R, n, N, D), without norms."""
         side = self.side
         for index, stage in enumerate(self.stages):
             if index:
                 tokens = cast("Pooling", self.pools[index - 1]).along(tokens, side)
                 side = -(-side // 2)
             tokens = blocks_along(tokens, cast("nn.ModuleList", stage))
-        return tokens[:, :, 0]
+        return tokens[:, :, :, 0]
 
     def _positions(self, side: int) -> Tensor:
         """Positions (1, D, side, side) of the first stage's map."""

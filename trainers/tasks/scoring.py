@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -190,6 +190,13 @@ def make_candidate(
         )
         return model.eval()
 
+    def build_stack(*, seeds: Sequence[int]) -> nn.Module:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        model: nn.Module = build_model.stack(
+            topology, image_task, generators=generators, device=images.device, dtype=images.dtype
+        )
+        return model.eval()
+
     return Candidate(
         topology=topology,
         task=image_task,
@@ -197,6 +204,7 @@ def make_candidate(
         images=images,
         labels=labels,
         build=build,
+        build_stack=build_stack if hasattr(build_model, "stack") else None,
         seed=seed,
         companions=companions,
     )
