@@ -69,11 +69,11 @@ def killed(url: str, call: str, when: str) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-def lapse(url: str) -> None:
-    """Let the leases of all running submissions end."""
+def lapse(url: str, uid: str) -> None:
+    """Let the lease of a submission end if it runs."""
     engine = connect(url)
     with engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE submissions SET lease_until = 0 WHERE state = 'running'")
+        connection.exec_driver_sql(f"UPDATE submissions SET lease_until = 0 WHERE state = 'running' AND uid = '{uid}'")
     engine.dispose()
 
 
@@ -98,7 +98,7 @@ def test_a_kill_leaves_a_state_from_which_the_queue_continues(
     found = find_submission(empty_store, "u1")
     assert (found.state, found.lease) == (state, lease)
     assert (claim(empty_store) is not None) == (state == "waiting")
-    lapse(migrated_database)
+    lapse(migrated_database, "u1")
     again = claim(empty_store)
     assert (again is not None) == (state != "complete")
     assert find_submission(empty_store, "u1").lease == lease + (state != "complete") + (state == "waiting")
@@ -121,7 +121,7 @@ def test_two_replicas_share_a_database_and_a_killed_one_loses_nothing(
         running = next(one for one in empty_store.queue().page(states=["running"]) if one.pid)
         os.kill(running.pid or 0, signal.SIGKILL)
         if running.replica and f"-{first.pid}-" in running.replica:
-            lapse(migrated_database)  # nobody waits for its process
+            lapse(migrated_database, running.uid)  # nobody waits for its process
         until(lambda: {one.state for one in empty_store.queue().page()} == {"complete"})
         assert other.wait(TIMEOUT_S) == 0
     finally:
