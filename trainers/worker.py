@@ -1,7 +1,8 @@
 """The trial worker: a function of plain data, independent of engines, databases and MLflow."""
 
 import platform
-from collections.abc import Iterator, Sequence
+import socket
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -25,6 +26,7 @@ from trainers.tasks.scoring import score_topology, scoring_batch
 from trainers.training.failures import describe_failure, failed_outcome, free_memory, trim_heap
 from trainers.training.loop import train
 from trainers.training.packed import train_packed
+from trainers.training.ranks import ALONE, RankLostError, RankPlace, Ranks, joined
 from trainers.training.reporting import Reporter
 
 TRIM_AFTER_S = 1.0
@@ -39,9 +41,42 @@ def run_task(task: Task, reporter: Reporter) -> TaskOutcome:
         reporter: Receives the report of each training epoch; other tasks report nothing. Its exceptions are
             re-raised, since they are not failures of the task.
     """
+    return _caught(lambda wrapped: _run(task, wrapped), reporter)
+
+
+def run_rank(
+    task: TrainTask, reporter: Reporter, place: RankPlace, listener: socket.socket | None = None
+) -> TaskOutcome:
+    """Run a training in several processes, of which this is one; otherwise as `run_task`.
+
+    Args:
+        task: The training, the same in all processes.
+        reporter: The reporter of rank 0; the others ignore theirs.
+        place: The rank of this process.
+        listener: The bound socket of `place.port`, for rank 0.
+
+    Raises:
+        RankLostError: Another rank died, failed or does not answer. This process must end, because work on its GPU may
+            wait for that rank.
+    """
+
+    def run(wrapped: Reporter) -> TaskOutcome:
+        device = pick_device()
+        with joined(place, device, listener) as ranks:
+            return _train(task, wrapped, device, ranks)
+
+    outcome = _caught(run, reporter)
+    return outcome.model_copy(update={"details": {**outcome.details, "num_ranks": place.num_ranks}})
+
+
+def _caught(run: Callable[[Reporter], TaskOutcome], reporter: Reporter) -> TaskOutcome:
+    """The outcome of a task, with its errors as outcomes, but not those of its reporter or of other ranks."""
     wrapped = _ErrorKeepingReporter(reporter)
     try:
-        return _run(task, wrapped)
+        return run(wrapped)
+    except RankLostError:
+        wrapped.raise_again()
+        raise
     except Exception as error:  # a trial may raise any exception; the study continues
         outcome = failed_outcome(describe_failure(error))
     wrapped.raise_again()
@@ -114,13 +149,17 @@ def _run(task: Task, reporter: Reporter) -> TaskOutcome:
         return replay(task)
     device = pick_device()
     if isinstance(task, TrainTask):
-        data = load_for_training(task.configuration)
-        forget_peak(device)
-        return _with_place(with_peak(train(task, data, reporter, device), device), device)
+        return _train(task, reporter, device, ALONE)
     if isinstance(task, AverageTask):
         with computing_in(task.precision):
             return average(task, load_images(task.configuration.data), device)
     return _score(task, pick_device(needs_float64=True))
+
+
+def _train(task: TrainTask, reporter: Reporter, device: torch.device, ranks: Ranks) -> TaskOutcome:
+    data = load_for_training(task.configuration)
+    forget_peak(device)
+    return _with_place(with_peak(train(task, data, reporter, device, ranks), device), device)
 
 
 def _score(task: ScoreTask, device: torch.device) -> TaskOutcome:

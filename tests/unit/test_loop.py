@@ -205,7 +205,9 @@ def test_every_curriculum_visits_as_many_images(tmp_path: Path, curriculum: str)
 
 def test_difficulty_is_measured_only_where_a_pass_is_partial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = []
-    monkeypatch.setattr(loop, "example_losses", lambda *args: measured.append(1) or example_losses(*args))
+    monkeypatch.setattr(
+        loop, "example_losses", lambda *args, **given: measured.append(1) or example_losses(*args, **given)
+    )
     recipe = {"curriculum": {"name": "paced", "start": 0.5, "increase": 4.0, "step": 2.0}}
     run(configuration(epochs=5, recipe=recipe), tmp_path)
     assert len(measured) == 1  # epoch 1 has no model to ask yet, epochs 3 to 5 are whole

@@ -16,7 +16,7 @@ import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +202,7 @@ def save(
         damaged=tuple(damaged),
         spikes=tuple(spikes),
     )
-    target = folder / f"{_EPOCH}{epoch:04d}"
+    target = _epoch_folder(folder, epoch)
     with writing(target):
         files = {**content, MANIFEST: manifest.model_dump_json(indent=1).encode()}
         write_folder(target, files, check=check)
@@ -227,14 +227,7 @@ def load_newest(folder: Path, *, accepted: Collection[str], damaged: list[str] |
     found: list[str] = [] if damaged is None else damaged
     for path in reversed(epoch_folders(folder)):
         try:
-            manifest = read_manifest(path)
-            weights = read_tensors(path / WEIGHTS, manifest.files.get(WEIGHTS))
-            optimizer = read_tensors(path / OPTIMIZER, manifest.files.get(OPTIMIZER))
-            averages = {
-                file.removesuffix(_SUFFIX): read_tensors(path / file, sha256)
-                for file, sha256 in manifest.files.items()
-                if file not in (WEIGHTS, OPTIMIZER)
-            }
+            manifest, checkpoint = _read_whole(path)
         except CheckpointError as error:
             logger.warning("%s Using the previous checkpoint.", error)
             found.append(f"{path.name}: {error}")
@@ -246,16 +239,35 @@ def load_newest(folder: Path, *, accepted: Collection[str], damaged: list[str] |
                 f"{folder} must be empty or contain checkpoints of the configuration to train, but {path.name} belongs "
                 "to another configuration. Choose another folder, or delete it."
             )
-        return Checkpoint(
-            epoch=manifest.epoch,
-            weights=weights,
-            optimizer=optimizer,
-            history=manifest.history,
-            averages=averages,
-            damaged=(*manifest.damaged, *found),
-            spikes=manifest.spikes,
-        )
+        return replace(checkpoint, damaged=(*manifest.damaged, *found))
     return None
+
+
+def load_epoch(folder: Path, epoch: int) -> Checkpoint:
+    """The checkpoint of an epoch, which another process has found to be the newest. Nothing is removed.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    return _read_whole(_epoch_folder(folder, epoch))[1]
+
+
+def _read_whole(path: Path) -> tuple[Manifest, Checkpoint]:
+    manifest = read_manifest(path)
+    checkpoint = Checkpoint(
+        epoch=manifest.epoch,
+        weights=read_tensors(path / WEIGHTS, manifest.files.get(WEIGHTS)),
+        optimizer=read_tensors(path / OPTIMIZER, manifest.files.get(OPTIMIZER)),
+        history=manifest.history,
+        averages={
+            file.removesuffix(_SUFFIX): read_tensors(path / file, sha256)
+            for file, sha256 in manifest.files.items()
+            if file not in (WEIGHTS, OPTIMIZER)
+        },
+        damaged=manifest.damaged,
+        spikes=manifest.spikes,
+    )
+    return manifest, checkpoint
 
 
 def load_weights(path: Path, *, average: str | None = None) -> dict[str, Tensor]:
@@ -452,6 +464,10 @@ def epoch_folders(folder: Path) -> list[Path]:
 def checkpoints_below(folder: Path) -> list[Path]:
     """Folders of all checkpoints in a folder, at any depth."""
     return artifacts_at(folder).committed_below(folder, prefix=_EPOCH, manifest=MANIFEST)
+
+
+def _epoch_folder(folder: Path, epoch: int) -> Path:
+    return folder / f"{_EPOCH}{epoch:04d}"
 
 
 def epoch_of(path: Path) -> int:

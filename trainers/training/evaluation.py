@@ -15,6 +15,7 @@ from search_spaces.recipes import PluginChoice
 from trainers.data.images import ImageSplit
 from trainers.data.mapping import batches
 from trainers.hardware.devices import autocast, summable
+from trainers.training.ranks import ALONE, Ranks
 
 _PIXELS_PER_BATCH = 1 << 19
 """Limits the activations of one evaluation batch: 512 images of 32 x 32 pixels."""
@@ -52,7 +53,12 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    model: nn.Module, split: ImageSplit, normalizer: Normalizer, *, metric: PluginChoice | None = None
+    model: nn.Module,
+    split: ImageSplit,
+    normalizer: Normalizer,
+    *,
+    metric: PluginChoice | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Metrics of a model. Leaves it in evaluation mode.
 
@@ -61,8 +67,9 @@ def evaluate(
         split: Images and labels, on the model's device or the CPU.
         normalizer: Converts the images.
         metric: A further metric to measure.
+        ranks: The processes that compute the logits, each for its part of the images.
     """
-    logits = torch.cat(list(logits_of(model, split.images, normalizer)))
+    logits = _all_logits(model, split.images, normalizer, ranks)
     return judge(logits, split.labels.to(logits.device), metric=metric)
 
 
@@ -82,10 +89,16 @@ def _metric(name: str) -> Metric:
     return metric
 
 
-def example_losses(model: nn.Module, split: ImageSplit, normalizer: Normalizer) -> Tensor:
+def example_losses(model: nn.Module, split: ImageSplit, normalizer: Normalizer, *, ranks: Ranks = ALONE) -> Tensor:
     """Cross-entropy of each example, shape (N,), float32, on the CPU. Leaves the model in evaluation mode."""
-    logits = torch.cat(list(logits_of(model, split.images, normalizer)))
+    logits = _all_logits(model, split.images, normalizer, ranks)
     return losses_of(logits, split.labels.to(logits.device))
+
+
+def _all_logits(model: nn.Module, images: Tensor, normalizer: Normalizer, ranks: Ranks) -> Tensor:
+    """Logits (N, classes) of all images."""
+    logits: Tensor = ranks.spread(lambda part: torch.cat(list(logits_of(model, part, normalizer))), images)
+    return logits
 
 
 def losses_of(logits: Tensor, labels: Tensor) -> Tensor:

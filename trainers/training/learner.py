@@ -46,10 +46,12 @@ class RowLearner(Learner):
         self.row.restore(checkpoint)
 
     def begin(self) -> None:
+        self.row.ranks.copy_first(self.row.shared_tensors())
         self.meter.begin()
 
     def finish_epoch(self, progress: float) -> None:
         self.row.finish_epoch(progress)
+        self.row.ranks.copy_first(self.row.shared_tensors())  # GPUs of different types may round differently
 
     def snapshot(self) -> Snapshot:
         copies = HostCopies()

@@ -15,7 +15,7 @@ from plugins.registry import create
 from search_spaces.base import ImageTask
 from search_spaces.ramps import Ramp, largest
 from search_spaces.recipes import PluginChoice
-from trainers.config import Configuration, EpochReport, TaskOutcome, TrainTask
+from trainers.config import CheckpointRecord, Configuration, EpochReport, TaskOutcome, TrainTask
 from trainers.data.images import ImageData
 from trainers.hardware.devices import computing_in, cpu_threads, derive_seed, fits_on
 from trainers.models.building import build_model, topology_costs
@@ -44,8 +44,9 @@ from trainers.training.memory import can_be_halved, draw_again, halve, state_of_
 from trainers.training.methods import Methods
 from trainers.training.network import prepare_rates
 from trainers.training.prior_difficulty import StoppedError, measure_prior_difficulty
+from trainers.training.ranks import ALONE, Ranks
 from trainers.training.reporting import Reporter
-from trainers.training.row import Row
+from trainers.training.row import Row, rank_problem
 from trainers.training.saving import CheckpointWriter, Saver, Snapshot
 from trainers.training.signals import SignalMeter
 from trainers.training.spikes import SpikeGuard
@@ -89,7 +90,9 @@ class _InterruptedError(Exception):
     """The reporter asked to end."""
 
 
-def train(task: TrainTask, data: ImageData, reporter: Reporter, device: torch.device) -> TaskOutcome:
+def train(
+    task: TrainTask, data: ImageData, reporter: Reporter, device: torch.device, ranks: Ranks = ALONE
+) -> TaskOutcome:
     """Train one configuration, starting from its newest intact checkpoint if there is one.
 
     Args:
@@ -97,14 +100,19 @@ def train(task: TrainTask, data: ImageData, reporter: Reporter, device: torch.de
         data: Training and validation part.
         reporter: Called after each epoch, when its checkpoint is written.
         device: Device of the training.
+        ranks: The processes that compute the training together, each with this function and the same task. The losses
+            are those of one process up to rounding. Only the first one writes to the folder and calls its reporter.
 
     Returns:
         `complete`, `stopped` (by the stopping criterion), `interrupted` (by the reporter) or `failed` (not-finite),
         with the remaining checkpoints. Metrics are those of the last epoch, and the best of all epochs as `..._best`.
+
+    Raises:
+        trainers.training.ranks.RankLostError: Another rank died, failed or does not answer.
     """
     # Set here rather than in callers: the number of threads slightly changes the weights for the same seed.
-    with cpu_threads(step_macs(task.configuration, data.task)), computing_in(task.precision):
-        return _train(task, data, reporter, device)
+    with cpu_threads(step_macs(task.configuration, data.task) / ranks.count), computing_in(task.precision):
+        return _train(task, data, reporter, device, ranks)
 
 
 def step_macs(configuration: Configuration, task: ImageTask) -> float:
@@ -187,20 +195,22 @@ def _make_smaller(
     return Row(model, recipe, prepare_rates(model, recipe, topology, task))
 
 
-def _train(task: TrainTask, data: ImageData, reporter: Reporter, device: torch.device) -> TaskOutcome:
+def _train(task: TrainTask, data: ImageData, reporter: Reporter, device: torch.device, ranks: Ranks) -> TaskOutcome:
     configuration = task.configuration
     row = make_row(configuration, data, device)
+    _join(row, ranks)
     if task.compile:
         for one in row.members():
             one.forward = CompiledForward(one.model)
     course = Course.lay_out(configuration, data, row.model, device)
     source = training_images(data, device)
-    meter = SignalMeter(wanted_signals(task), row, data.validation, source, seed=configuration.seed)
+    wanted = wanted_signals(task) if ranks.is_first else frozenset()
+    meter = SignalMeter(wanted, row, data.validation, source, seed=configuration.seed)
     learner = RowLearner(row, meter)
     training = _SingleTraining(learner, data, source)
     answer: object = None
     with CheckpointWriter() as writer:
-        requests = follow(task, data.task, course, learner, writer, reporter)
+        requests = follow(task, data.task, course, learner, writer, reporter, ranks)
         while True:
             try:
                 request = requests.send(answer)
@@ -213,6 +223,19 @@ def _train(task: TrainTask, data: ImageData, reporter: Reporter, device: torch.d
                 requests.throw(error)
 
 
+def _join(row: Row, ranks: Ranks) -> None:
+    """Let ranks compute the gradients of a model.
+
+    Raises:
+        ValueError: The model needs all images of a step in one place.
+    """
+    problem = None if ranks.count == 1 else rank_problem(row)
+    if problem is not None:
+        raise ValueError(problem)
+    for one in row.members():
+        one.ranks = ranks
+
+
 def follow(
     task: TrainTask,
     image_task: ImageTask,
@@ -220,6 +243,7 @@ def follow(
     learner: Learner,
     writer: CheckpointWriter,
     reporter: Reporter,
+    ranks: Ranks = ALONE,
 ) -> Generator[Request, Any, TaskOutcome]:
     """Run a training as a generator that yields requests, receives the answers and returns the outcome.
 
@@ -233,22 +257,20 @@ def follow(
         learner: Owner of the weights that answer the requests; checkpoints are restored into it.
         writer: Writes the checkpoints.
         reporter: Called after each epoch, when its checkpoint is written.
+        ranks: The processes that compute the training. All take the decisions of the first one.
     """
     digest = checkpoints.configuration_digest(task.configuration)
     history: list[EpochReport] = []
     damaged: list[str] = []
-    fencing.claim(task.fence)
-    accepted = checkpoints.accepted_digests(task.configuration)
-    if task.earlier_epochs:
-        accepted |= settle_earlier_checkpoints(task)
-    checkpoint = checkpoints.load_newest(task.folder, accepted=accepted, damaged=damaged)
+    checkpoint = _newest_checkpoint(task, damaged, ranks)
     if checkpoint is not None:
         learner.restore(checkpoint)
         history.extend(checkpoint.history)
         damaged = list(checkpoint.damaged)
     learner.begin()
-    for report in history:
-        reporter.report(report)
+    if ranks.is_first:
+        for report in history:
+            reporter.report(report)
     metric = DecidingMetric.of(task.configuration.metric)
     stopper: Stopper | None = None
     if task.configuration.stopping is not None:
@@ -266,8 +288,10 @@ def follow(
                 reason = stopper.reason_to_stop(planned(points, num_epochs=len(course.plan), best=task.best_score))
             if reason is not None:
                 break
-            report = yield from _epoch(course, learner, history, guard, saver, reporter)
+            report = yield from _epoch(course, learner, history, guard, saver, reporter, ranks)
             history.append(report)
+            if not ranks.is_first:
+                continue
             write = partial(
                 _save,
                 task,
@@ -288,21 +312,22 @@ def follow(
             error="not-finite",
             reason=str(error),
             details={"loss_spikes": guard.returns} if guard is not None and guard.returns else {},
-            checkpoints=checkpoints.saved(task.folder),
+            checkpoints=_saved(task, ranks),
         )
     except (_InterruptedError, StoppedError):
         saver.settle()
         return TaskOutcome(
             state="interrupted",
             reason=f"asked to end in epoch {len(history) + 1} of {task.configuration.last_epoch}",
-            checkpoints=checkpoints.saved(task.folder),
+            checkpoints=_saved(task, ranks),
         )
     except Exception:
         saver.settle()
         raise
     finally:
         saver.close()
-    checkpoints.prune(task.folder, keep=task.keep_checkpoints, best=best_report(history, metric).epoch)
+    if ranks.is_first:
+        checkpoints.prune(task.folder, keep=task.keep_checkpoints, best=best_report(history, metric).epoch)
     return TaskOutcome(
         state="complete" if reason is None else "stopped",
         reason=reason,
@@ -312,8 +337,26 @@ def follow(
             **({"loss_spikes": guard.returns} if guard is not None and guard.returns else {}),
             **learner.details(),
         },
-        checkpoints=checkpoints.saved(task.folder),
+        checkpoints=_saved(task, ranks),
     )
+
+
+def _newest_checkpoint(task: TrainTask, damaged: list[str], ranks: Ranks) -> checkpoints.Checkpoint | None:
+    """The checkpoint from which a training continues. The first rank finds it, and the others read the same one."""
+    found = None
+    if ranks.is_first:
+        fencing.claim(task.fence)
+        accepted = checkpoints.accepted_digests(task.configuration)
+        if task.earlier_epochs:
+            accepted |= settle_earlier_checkpoints(task)
+        found = checkpoints.load_newest(task.folder, accepted=accepted, damaged=damaged)
+    epoch = ranks.tell(None if found is None else found.epoch)
+    return found if ranks.is_first or epoch is None else checkpoints.load_epoch(task.folder, epoch)
+
+
+def _saved(task: TrainTask, ranks: Ranks) -> tuple[CheckpointRecord, ...]:
+    """The remaining checkpoints, which the first rank records."""
+    return checkpoints.saved(task.folder) if ranks.is_first else ()
 
 
 def _with_prior_difficulties(course: Course, task: TrainTask, reporter: Reporter) -> Generator[Request, Any, Course]:
@@ -353,8 +396,9 @@ def _epoch(
     guard: SpikeGuard | None,
     saver: Saver,
     reporter: Reporter,
+    ranks: Ranks,
 ) -> Generator[Request, Any, EpochReport]:
-    """Train for one epoch and validate.
+    """Train for one epoch and validate. All ranks return the report of the first one.
 
     Raises:
         NotFiniteError: A training or validation loss is NaN or infinite.
@@ -367,14 +411,16 @@ def _epoch(
     if epoch == 1:
         training_macs += macs_of_table(course.configuration, len(course.labels)) + course.prior_macs()
     while True:
-        steps = yield from _steps(course, history, guard, saver, reporter)
+        steps = yield from _steps(course, history, guard, saver, reporter, ranks)
         training_macs += steps.macs
         if steps.is_whole:
             break
         assert beginning is not None
         learner.restore(beginning.as_checkpoint(epoch - 1))
         learner.begin()
-    if saver.settle() and reporter.should_stop():  # this report must be able to end the training before another epoch
+    if ranks.decides(
+        saver.settle() and reporter.should_stop()
+    ):  # this report must be able to end the training before another epoch
         raise _InterruptedError
     learner.finish_epoch(epoch / course.num_epochs)
     validation: Evaluation = yield Validate(course.configuration.metric)
@@ -382,7 +428,7 @@ def _epoch(
     signals: dict[str, float] = yield MeasureSignals()
     if guard is not None:
         guard.finish_epoch()
-    return EpochReport(
+    report = EpochReport(
         epoch=epoch,
         train_loss=mean_loss(steps.losses, steps.sizes),
         val_loss=validation.loss,
@@ -394,6 +440,7 @@ def _epoch(
         wall_time_s=time.perf_counter() - started - (saver.reporting_s - reporting_s),
         signals=signals,
     )
+    return report if ranks.count == 1 else EpochReport.model_validate(ranks.tell(report.model_dump(mode="json")))
 
 
 class _Steps(NamedTuple):
@@ -410,7 +457,12 @@ class _Steps(NamedTuple):
 
 
 def _steps(
-    course: Course, history: Sequence[EpochReport], guard: SpikeGuard | None, saver: Saver, reporter: Reporter
+    course: Course,
+    history: Sequence[EpochReport],
+    guard: SpikeGuard | None,
+    saver: Saver,
+    reporter: Reporter,
+    ranks: Ranks,
 ) -> Generator[Request, Any, _Steps]:
     """Take the steps of the next epoch. Raises as `_epoch` does."""
     epoch = len(history) + 1
@@ -423,7 +475,7 @@ def _steps(
         difficulty = yield MeasureDifficulty()
     for number, step in enumerate(course.steps(epoch, difficulty, history), start=1):
         saver.poll()
-        if reporter.should_stop():
+        if ranks.decides(reporter.should_stop()):
             raise _InterruptedError
         if guard is not None and guard.leaves_out(number):
             continue
@@ -432,20 +484,22 @@ def _steps(
         sizes.append(len(step.indices))
         rate = step.settings.learning_rate
         macs += course.macs(step)
-        if len(losses) % STEPS_PER_FINITE_CHECK == 0 and _is_spike(guard, numbers, losses, epoch):
+        if len(losses) % STEPS_PER_FINITE_CHECK == 0 and _is_spike(guard, numbers, losses, epoch, ranks):
             return _Steps(losses, sizes, rate, macs, is_whole=False)
-    is_whole = len(losses) % STEPS_PER_FINITE_CHECK == 0 or not _is_spike(guard, numbers, losses, epoch)
+    is_whole = len(losses) % STEPS_PER_FINITE_CHECK == 0 or not _is_spike(guard, numbers, losses, epoch, ranks)
     return _Steps(losses, sizes, rate, macs, is_whole)
 
 
-def _is_spike(guard: SpikeGuard | None, numbers: Sequence[int], losses: Sequence[Tensor], epoch: int) -> bool:
+def _is_spike(
+    guard: SpikeGuard | None, numbers: Sequence[int], losses: Sequence[Tensor], epoch: int, ranks: Ranks
+) -> bool:
     """Examine the losses of an epoch since the last call, and return whether the epoch must begin again.
 
     Raises:
         NotFiniteError: A loss is NaN or infinite.
     """
     newest = (len(losses) - 1) % STEPS_PER_FINITE_CHECK + 1
-    values = torch.stack(list(losses[-newest:])).tolist()
+    values = ranks.tell(torch.stack(list(losses[-newest:])).tolist())
     if guard is not None and guard.must_return(numbers[-newest:], values, epoch):
         return True
     check_losses(values, numbers[-newest:], epoch)
@@ -478,6 +532,7 @@ class _SingleTraining:
 
     def __init__(self, learner: RowLearner, data: ImageData, source: TrainingImages) -> None:
         self._row = learner.row
+        self._ranks = learner.row.ranks
         self._meter = learner.meter
         self._data = data
         self._source = source
@@ -487,15 +542,22 @@ class _SingleTraining:
         if isinstance(request, Step):
             return self._step(request)
         if isinstance(request, MeasureSignals):
-            return self._meter.measure()
+            return self._ranks.tell(self._meter.measure())
         if isinstance(request, MeasurePriorDifficulty):
-            return answer_prior_difficulty(request, self._data, self._source)
+            return _prior_difficulty_of_first(request, self._data, self._source, self._ranks)
+        normalizer, ranks = self._source.normalizer, self._ranks
         with self._row.evaluated() as model:
             if isinstance(request, Validate):
-                return evaluate(model, self._data.validation, self._source.normalizer, metric=request.metric)
-            return example_losses(model, self._data.train, self._source.normalizer)
+                found = evaluate(model, self._data.validation, normalizer, metric=request.metric, ranks=ranks)
+                return Evaluation(*ranks.tell(found))
+            return example_losses(model, self._data.train, normalizer, ranks=ranks)
 
     def _step(self, step: Step) -> Tensor:
+        if len(step.indices) < self._ranks.count:
+            raise ValueError(
+                f"a batch must have an image for each of the {self._ranks.count} GPUs of a trial, but one has "
+                f"{len(step.indices)}. Raise recipe.batch_size or lower `gpus_per_trial`."
+            )
         row = self._row.at(step.settings)
         (batch,) = prepare([row], [step], self._source)
         watch = (lambda _, gradient: self._meter.take(gradient)) if self._meter.watches_steps else None
@@ -532,6 +594,30 @@ def answer_prior_difficulty(
         )
     except (StoppedError, NotFiniteError) as error:
         return error
+
+
+def _prior_difficulty_of_first(
+    request: MeasurePriorDifficulty, data: ImageData, source: TrainingImages, ranks: Ranks
+) -> Tensor | StoppedError | NotFiniteError:
+    """The answer of the first rank, for which the others wait as long as it makes progress."""
+    if ranks.count == 1:
+        return answer_prior_difficulty(request, data, source)
+    told: dict[str, Any] | None = None
+    if ranks.is_first:
+
+        def should_stop() -> bool:
+            ranks.tell(None)
+            return request.should_stop()
+
+        answer = answer_prior_difficulty(request._replace(should_stop=should_stop), data, source)
+        told = {"values": answer.tolist()} if isinstance(answer, Tensor) else {type(answer).__name__: str(answer)}
+        ranks.tell(told)
+    while told is None:
+        told = ranks.tell(None)
+    if "values" in told:
+        return torch.tensor(told["values"], dtype=torch.float64)
+    (problem,) = told.items()
+    return {kind.__name__: kind for kind in (StoppedError, NotFiniteError)}[problem[0]](problem[1])
 
 
 def training_images(data: ImageData, device: torch.device) -> TrainingImages:

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 def can_be_halved(row: Row, num_images: int, error: Exception) -> bool:
     """Whether a step that raised `error` may be tried again in halves: once, if it ran out of memory."""
-    return is_out_of_memory(error) and row.num_parts < _MOST_PARTS and num_images > 1
+    return is_out_of_memory(error) and row.num_parts < _MOST_PARTS and num_images >= _MOST_PARTS * row.ranks.count
 
 
 def halve(row: Row, num_images: int) -> None:

@@ -30,6 +30,7 @@ from search_spaces.recipes import Recipe
 from search_spaces.step_settings import StepSettings
 from trainers.training.checkpoints import Checkpoint
 from trainers.training.companions import Companions
+from trainers.training.ranks import ALONE, Ranks
 
 _ALIGNMENT = 16
 """Numbers of float32 in 64 bytes, torch's own alignment, on which the rounding of matrix products depends."""
@@ -71,6 +72,8 @@ class Row:
         self.state: OptimizerState = self.optimizer.start(self.layout, self.values)
         self.loss_state: dict[str, Tensor] = {}
         """State of the loss by name, of any shape; checkpoints keep it with the optimizer state."""
+        self.ranks: Ranks = ALONE
+        """The processes that compute its gradients."""
         self.companions: Companions | None = None
         """Frozen networks whose outputs the loss reads."""
         self.peer: Row | None = None
@@ -114,6 +117,14 @@ class Row:
     def recall(self, name: str) -> Tensor | None:
         """A vector stored by `remember`, in this process or before the training was resumed."""
         return self._extra.get(name)
+
+    def shared_tensors(self) -> list[Tensor]:
+        """All tensors of all members that equal those of the other ranks between two steps."""
+        found: list[Tensor] = []
+        for one in self.members():
+            found += [one.values, *one.state.values(), *one.loss_state.values(), *one._emas.values()]
+            found += [] if one._swa is None else [one._swa]
+        return found
 
     # --- steps ---
 
@@ -339,16 +350,26 @@ def _lay_out(model: nn.Module, rates: tuple[RatedPart, ...]) -> tuple[ParameterL
 
 def pack_problem(row: Row) -> str | None:
     """The reason why a model cannot be computed with stacked weights; `None` if it can."""
+    return _state_problem(row, "in a pack", "Train it without a pack.")
+
+
+def rank_problem(row: Row) -> str | None:
+    """The reason why several ranks cannot train a model; `None` if they can."""
+    return _state_problem(row, "on several GPUs", "Set `gpus_per_trial` to 1.")
+
+
+def _state_problem(row: Row, where: str, advice: str) -> str | None:
+    """Why the result of a model depends on more than its weights and inputs; `None` if it does not."""
     name = type(row.model).__name__
     running = [one for one, module in row.model.named_modules() if getattr(module, "track_running_stats", False)]
     if running:
         return (
-            f"models of a pack must have no state besides their weights, but {running[0]} of {name} keeps running "
-            "statistics. Train it without a pack."
+            f"models {where} must have no state besides their weights, but {running[0]} of {name} keeps running "
+            f"statistics. {advice}"
         )
     if row.num_blocks == 0 and row.recipe.drop_path != 0.0:
         return (
-            f"drop_path={row.recipe.drop_path} in a pack needs a model with blocks (`plugins.protocols."
-            f"TransformerBlock`), but {name} has none. Train it without a pack."
+            f"drop_path={row.recipe.drop_path} {where} needs a model with blocks (`plugins.protocols."
+            f"TransformerBlock`), but {name} has none. {advice}"
         )
     return None

@@ -164,7 +164,10 @@ def _outputs(row: Row, step: Step, pixels: Tensor, images: Tensor, source: Train
     """Outputs of the networks beside the row's model, from pixels on a scale of 0 to 1 and from normalised images."""
     found = NO_OUTPUTS
     if row.companions is not None:
-        found = row.companions.outputs(pixels, images, step.indices, source.images, source.digest)
+        compute = row.companions.outputs
+        found = row.ranks.spread(
+            lambda *part: compute(*part, source.images, source.digest), pixels, images, step.indices
+        )
     return found if row.peer is None else found._replace(peer=_evaluated_logits(row.peer, images))
 
 
@@ -172,7 +175,8 @@ def _outputs(row: Row, step: Step, pixels: Tensor, images: Tensor, source: Train
 def _evaluated_logits(row: Row, images: Tensor) -> Tensor:
     """Logits (B, classes) of a model as it is evaluated."""
     with row.evaluated() as model, autocast(images.device):
-        return at_least_float32(model.eval()(images))
+        logits: Tensor = row.ranks.spread(lambda part: at_least_float32(model.eval()(part)), images)
+    return logits
 
 
 def _augment(batches: Sequence[Tensor], steps: Sequence[Step]) -> list[Tensor]:
@@ -378,20 +382,29 @@ def _plain_gradient(batch: Batch) -> _Computed:
         more, added, further = _gradient_of_part(part, share)
         loss, logits = loss + more, torch.cat([logits, further])
         gradients = list(torch._foreach_add(gradients, added))
-    return _Computed(loss[None], row.gather(gradients)[None], [logits])
+    gradient = row.gather(gradients)
+    row.ranks.add(gradient)
+    return _Computed(loss[None], gradient[None], [logits])
 
 
 def _gradient_of_part(batch: Batch, share: float) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Loss, a scalar, and gradient of each parameter, both times `share`; and the logits (B, classes)."""
-    row = batch.row
+    """Loss, a scalar, and gradient of each parameter, both times `share`; and the logits (B, classes).
+
+    With several ranks, each computes the logits of its images, and then the loss of all images. Its gradients are those
+    of the loss by its own logits, so their sum over the ranks is the gradient, also for a loss that compares images.
+    """
+    row, ranks, size = batch.row, batch.row.ranks, len(batch.labels)
+    own = batch if ranks.count == 1 else _images_of(batch, ranks.part_of(size))
     reads_layers = LossInput.LAYERS in loss_inputs(_plugin("losses", row.recipe.loss).plugin)
     nothing: AbstractContextManager[list[Tensor]] = nullcontext([])
-    with autocast(batch.images.device), watched_layers(row.model) if reads_layers else nothing as layers:
-        logits = at_least_float32(row.forward(batch.images, **_forward_options(batch)))
-    loss = loss_of(batch, logits, layers) if share > 0 else logits.sum()
-    if share != 1.0:
-        loss = share * loss
-    gradients = torch.autograd.grad(loss, row.parameters(), materialize_grads=True)
+    with ranks.together(), autocast(own.images.device), watched_layers(row.model) if reads_layers else nothing as seen:
+        logits = at_least_float32(row.forward(own.images, **_forward_options(own)))
+    logits, layers = ranks.gather(logits, size), [ranks.gather(layer, size) for layer in seen]
+    with ranks.together():
+        loss = loss_of(batch, logits, layers) if share > 0 else logits.sum()
+        if share != 1.0:
+            loss = share * loss
+        gradients = torch.autograd.grad(loss, row.parameters(), materialize_grads=True)
     return loss.detach(), list(gradients), logits.detach()
 
 
@@ -406,15 +419,19 @@ def micro_batches_of(batch: Batch, count: int) -> list[tuple[Batch, float]]:
     total = None if batch.weights is None else batch.weights.sum()
     found = []
     for places in chunks(range(size), -(-size // count)):
-        cut = slice(places[0], places[-1] + 1)
-        changed = {name: _cut(getattr(batch, name), cut, size) for name in _OF_IMAGES}
-        keep = batch.keep[..., cut] if isinstance(batch.keep, Tensor) else batch.keep
-        weights = None if batch.step.weights is None else batch.step.weights[cut]
-        step = batch.step._replace(indices=batch.step.indices[cut], weights=weights)
-        part = replace(batch, **changed, keep=keep, step=step, first=cut.start)
+        part = _images_of(batch, slice(places[0], places[-1] + 1))
         share = len(places) / size if part.weights is None or total is None else float(part.weights.sum() / total)
         found.append((part, share))
     return found
+
+
+def _images_of(batch: Batch, cut: slice) -> Batch:
+    """The batch of some images of a batch, with the random numbers that they have in it."""
+    changed = {name: _cut(getattr(batch, name), cut, len(batch.labels)) for name in _OF_IMAGES}
+    keep = batch.keep[..., cut] if isinstance(batch.keep, Tensor) else batch.keep
+    weights = None if batch.step.weights is None else batch.step.weights[cut]
+    step = batch.step._replace(indices=batch.step.indices[cut], weights=weights)
+    return replace(batch, **changed, keep=keep, step=step, first=batch.first + cut.start)
 
 
 _OF_IMAGES = ("images", "labels", "targets", "weights", "draws", "outputs")
