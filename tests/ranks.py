@@ -58,6 +58,12 @@ def train_on_two(
 # --- functions for rank 1 ---
 
 
+def run_on_second_gpu(task: TrainTask, reporter: Reporter, place: RankPlace) -> TaskOutcome:
+    """A rank with a GPU that rank 0 does not use."""
+    with torch.cuda.device(1):
+        return run_rank(task, reporter, place)
+
+
 def run_in_little_memory(task: TrainTask, reporter: Reporter, place: RankPlace) -> TaskOutcome:
     """A rank whose memory is too small for the gradient of more than 6 images."""
     grad = torch.autograd.grad

@@ -65,8 +65,7 @@ def run_rank(
         with joined(place, device, listener) as ranks:
             return _train(task, wrapped, device, ranks)
 
-    outcome = _caught(run, reporter)
-    return outcome.model_copy(update={"details": {**outcome.details, "num_ranks": place.num_ranks}})
+    return _caught(run, reporter)
 
 
 def _caught(run: Callable[[Reporter], TaskOutcome], reporter: Reporter) -> TaskOutcome:
@@ -115,9 +114,10 @@ def run_packed(task: PackedTrainTask, reporters: Sequence[Reporter]) -> Iterator
         yield position, failed.model_copy(update={"details": {**failed.details, "pack_size": len(task.tasks)}})
 
 
-def _with_place(outcome: TaskOutcome, device: torch.device) -> TaskOutcome:
-    """The outcome of a training with the machine and the device in its details."""
-    place = {"host": platform.node(), "device": describe_device(device)}
+def _with_place(outcome: TaskOutcome, device: torch.device, num_ranks: int = 1) -> TaskOutcome:
+    """The outcome of a training with the machine and the device in its details; `2 x NVIDIA H200` for two ranks."""
+    each = describe_device(device)
+    place = {"host": platform.node(), "device": each if num_ranks == 1 else f"{num_ranks} x {each}"}
     return outcome.model_copy(update={"details": {**outcome.details, **place}})
 
 
@@ -159,7 +159,7 @@ def _run(task: Task, reporter: Reporter) -> TaskOutcome:
 def _train(task: TrainTask, reporter: Reporter, device: torch.device, ranks: Ranks) -> TaskOutcome:
     data = load_for_training(task.configuration)
     forget_peak(device)
-    return _with_place(with_peak(train(task, data, reporter, device, ranks), device), device)
+    return _with_place(with_peak(train(task, data, reporter, device, ranks), device), device, ranks.count)
 
 
 def _score(task: ScoreTask, device: torch.device) -> TaskOutcome:

@@ -22,6 +22,7 @@ from tests.ranks import (
     fail_in_validation,
     hang_in_validation,
     run_in_little_memory,
+    run_on_second_gpu,
     second_process,
     train_on_two,
 )
@@ -33,7 +34,7 @@ from trainers.training.ranks import ALONE, JoinedRanks, RankLostError, RankPlace
 from trainers.training.reporting import SilentReporter
 from trainers.training.row import Row, rank_problem
 from trainers.weights.prepared import write_prepared
-from trainers.worker import run_rank
+from trainers.worker import run_rank, run_task
 
 TOLERANCE = 1e-5
 REGULARISED = {
@@ -90,7 +91,7 @@ def compare(pool: ProcessPoolExecutor, config: Configuration, folder: Path, **fi
     assert expected.state == "complete", expected.reason
     outcome = train_on_two(pool, TrainTask(configuration=config, folder=folder / "two", **fields), both)
     assert outcome.state == "complete", outcome.reason
-    assert outcome.details["num_ranks"] == 2
+    assert outcome.details["device"] == "2 x cpu"
     assert_same_curve(both.reports, alone.reports)
     return both.reports
 
@@ -156,6 +157,20 @@ def test_a_rank_without_memory_makes_all_compute_in_halves(pool: ProcessPoolExec
     assert outcome.state == "complete", outcome.reason
     assert "2 parts" in outcome.details["memory"]
     assert_same_curve(both.reports, alone.reports)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two CUDA GPUs")
+def test_two_gpus_have_the_loss_curve_of_one(pool: ProcessPoolExecutor, tmp_path: Path) -> None:
+    config, alone, both = configuration(recipe=REGULARISED), Recorder(), Recorder()
+    task = TrainTask(configuration=config, folder=tmp_path / "one", precision="float32")
+    assert run_task(task, alone).state == "complete"
+    outcome = train_on_two(pool, task.model_copy(update={"folder": tmp_path / "two"}), both, run=run_on_second_gpu)
+    assert outcome.state == "complete", outcome.reason
+    for one, other in zip(both.reports, alone.reports, strict=True):
+        assert one.train_loss == pytest.approx(other.train_loss, abs=1e-3)  # products in TF32
+        assert one.val_loss == pytest.approx(other.val_loss, abs=1e-3)
 
 
 # --- lost ranks ---

@@ -164,10 +164,12 @@ def _outputs(row: Row, step: Step, pixels: Tensor, images: Tensor, source: Train
     """Outputs of the networks beside the row's model, from pixels on a scale of 0 to 1 and from normalised images."""
     found = NO_OUTPUTS
     if row.companions is not None:
-        compute = row.companions.outputs
-        found = row.ranks.spread(
-            lambda *part: compute(*part, source.images, source.digest), pixels, images, step.indices
-        )
+        compute, digest = row.companions.outputs, source.digest
+
+        def of_part(pixels: Tensor, images: Tensor, indices: Tensor) -> Outputs:
+            return compute(pixels, images, indices, source.images, digest)
+
+        found = row.ranks.spread(of_part, pixels, images, step.indices)
     return found if row.peer is None else found._replace(peer=_evaluated_logits(row.peer, images))
 
 
