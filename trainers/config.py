@@ -213,7 +213,10 @@ class Resources(_Plain):
 
     cpus_per_trial: float | None = Field(default=None, gt=0, description="CPU cores per trial")
     gpus_per_trial: float | None = Field(
-        default=None, ge=0, description="GPUs per trial: a share below 1, or a whole number; 0 uses no GPU"
+        default=None,
+        ge=0,
+        description="GPUs per trial: a share below 1, or a whole number; 0 uses no GPU. A training computes on all its "
+        "GPUs together",
     )
     max_concurrent: int | None = Field(
         default=None, ge=1, description="maximum number of concurrent trials; a pack counts as one"

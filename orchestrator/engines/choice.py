@@ -149,6 +149,9 @@ def _choose_engine(spec: StudySpec) -> tuple[Literal["optuna", "ray"], str]:
 def _choose_pool(spec: StudySpec, machine: Machine, engine: str) -> tuple[Literal["auto", "inline", "ray"], str]:
     if engine == "ray":
         return "ray", ""
+    several_gpus = spec.resources.gpus_per_trial or 0
+    if several_gpus > 1:
+        return "ray", f"each trial trains on {several_gpus:g} GPUs, with a process for each on Ray"
     if spec.pool != "auto":
         return spec.pool, f"the study file asks for pool `{spec.pool}`"
     if machine.ray_address:

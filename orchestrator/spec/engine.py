@@ -196,11 +196,31 @@ def engine_problems(engine: EngineSpec, pool: PoolName, resources: Resources) ->
             f"must be 1 with {why}, because Ray Tune runs each trial in a separate process, but got "
             f"{resources.trials_per_pack}. Choose engine `optuna` (without a scheduler), or remove the line.",
         )
+    yield from _gpu_problems(pool, resources)
     if engine.name == "ray" and pool == "inline":
         yield Problem(("pool",), "engine `ray` needs pool `ray`, but got `inline`. Remove the line.")
     if "ray" in (engine.name, pool) and not ray_is_installed():
         where = ("engine",) if engine.name == "ray" else ("pool",)
         yield Problem(where, f"`ray` needs Ray, which is not installed here. Install it with: {INSTALL_RAY}")
+
+
+def _gpu_problems(pool: PoolName, resources: Resources) -> Iterator[Problem]:
+    """Yield settings that exclude trials with several GPUs, if the file asks for such trials."""
+    num_gpus = resources.gpus_per_trial or 0
+    if num_gpus <= 1:
+        return
+    if resources.trials_per_pack > 1:
+        yield Problem(
+            ("resources", "trials_per_pack"),
+            f"must be 1 with `gpus_per_trial: {num_gpus:g}`, because a pack has one GPU, but got "
+            f"{resources.trials_per_pack}. Remove one of the two lines.",
+        )
+    if pool == "inline":
+        yield Problem(
+            ("pool",),
+            f"`gpus_per_trial: {num_gpus:g}` needs pool `ray`, which starts a process for each GPU, but got `inline`. "
+            "Remove the line, or set `gpus_per_trial` to 1.",
+        )
 
 
 def ray_is_installed() -> bool:

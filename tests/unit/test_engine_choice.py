@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.engines.choice import ExecutionSetup, Machine, choose
 from orchestrator.engines.interfaces import EngineUnavailableError
-from orchestrator.engines.ray.placement import Node, can_hold
+from orchestrator.engines.ray.placement import Node, can_hold, room
 from orchestrator.spec import engine as engine_specs
 from orchestrator.spec.study_file import StudySpec, differences, load_spec
 from trainers.yaml_source import SpecError
@@ -134,6 +134,12 @@ def test_how_a_study_is_run_does_not_make_it_another_study(text: str, tmp_path: 
         ("engine: {name: optuna, scheduler: asha}", "engine", "needs engine `ray`"),
         ("engine: ray\npool: inline", "pool", "needs pool `ray`"),
         ("resources: {gpus_per_trial: 1.5}", "resources", "a whole number"),
+        ("pool: inline\nresources: {gpus_per_trial: 2}", "pool", "`gpus_per_trial: 2` needs pool `ray`"),
+        (
+            "resources: {gpus_per_trial: 2, trials_per_pack: 4}",
+            "resources.trials_per_pack",
+            "must be 1 with `gpus_per_trial: 2`",
+        ),
         ("resources: {trials_per_pack: 0}", "resources.trials_per_pack", "at least 1"),
         ("engine: ray\nresources: {trials_per_pack: 4}", "resources.trials_per_pack", "must be 1 with engine `ray`"),
         ("engine: {scheduler: asha}\nresources: {trials_per_pack: 4}", "resources.trials_per_pack", "but got 4"),
@@ -168,10 +174,31 @@ def test_the_command_line_replaces_the_engine_and_keeps_the_scheduler(tmp_path: 
         ([(1, 0.6), (1, 0.6), (1, 0.6)], False),
         ([(1, 2), (1, 0)], True),
         ([(1, 2), (1, 0.1)], False),
+        ([(2, 3)], False),
     ],
 )
 def test_a_share_of_a_gpu_is_of_one_gpu(shares: list[tuple[float, float]], fit: bool) -> None:
     assert can_hold([Node(8, 2), Node(4, 0)], shares) == fit
+
+
+@pytest.mark.parametrize(
+    ("nodes", "share", "count"),
+    [
+        ([Node(8, 2)], (2, 2), 1),
+        ([Node(8, 4)], (2, 2), 2),
+        ([Node(8, 1), Node(8, 1)], (2, 2), 1),  # on two nodes
+        ([Node(16, 3), Node(16, 3)], (2, 2), 3),
+        ([Node(1, 4)], (2, 2), 0),  # each process needs a core
+        ([Node(1, 4)], (1, 3), 1),
+        ([Node(8, 1)], (2, 2), 0),
+        ([Node(8, 2), Node(4, 0)], (1, 0.5), 4),
+        ([Node(8, 2), Node(4, 0)], (4, 0), 3),
+    ],
+)
+def test_the_gpus_of_a_trial_may_be_on_several_nodes(nodes: list[Node], share: tuple[float, float], count: int) -> None:
+    assert room(nodes, *share) == count
+    assert can_hold(nodes, [share] * count)
+    assert not can_hold(nodes, [share] * (count + 1))
 
 
 @pytest.mark.parametrize(
@@ -190,6 +217,15 @@ def test_gpus_that_do_not_exist_are_refused(
     with pytest.raises(EngineUnavailableError, match=found) as caught:
         chosen(tmp_path, f"resources:\n  gpus_per_trial: {wanted}", **machine)
     assert "resources.gpus_per_trial" in str(caught.value)
+
+
+def test_trials_with_several_gpus_run_on_ray(tmp_path: Path) -> None:
+    text = "resources: {gpus_per_trial: 2, max_concurrent: 1}"
+    found = chosen(tmp_path, text, num_gpus=2, gpu_gib=24.0)
+    assert found.pool == "ray"
+    assert found.reason == "each trial trains on 2 GPUs, with a process for each on Ray"
+    with pytest.raises(EngineUnavailableError, match=r"each trial trains on 2 GPUs.* but Ray is not installed"):
+        chosen(tmp_path, text, num_gpus=2, gpu_gib=24.0, has_ray=False)
 
 
 def test_a_cluster_may_still_get_gpus(tmp_path: Path) -> None:

@@ -108,6 +108,41 @@ def test_small_trainings_are_spread_over_all_gpus(
     assert shares(TASK).num_cpus >= 1
 
 
+class Nodes:
+    """A cluster of some nodes."""
+
+    is_local = False
+
+    def __init__(self, *nodes: Node) -> None:
+        self._nodes = nodes
+
+    def has_gpus(self) -> bool:
+        return any(node.num_gpus for node in self._nodes)
+
+    def nodes(self) -> tuple[Node, ...]:
+        return self._nodes
+
+
+@pytest.mark.parametrize(
+    ("nodes", "limits", "share"),
+    [
+        ([Node(16, 4)], {}, (8, 2)),
+        ([Node(16, 4)], {"cpus_per_trial": 3}, (3, 2)),
+        ([Node(15, 4), Node(64, 4), Node(4, 0)], {}, (6, 2)),
+        ([Node(2, 4)], {}, (1, 2)),
+        ([Node(16, 1)], {}, (32, 2)),  # not one GPU in silence: on two such nodes, or refused
+        ([Node(16, 0)], {}, (2, 2)),  # not the CPU in silence
+    ],
+)
+def test_a_training_on_several_gpus_has_their_share_of_the_cores(
+    nodes: list[Node], limits: dict[str, Any], share: tuple[float, float]
+) -> None:
+    shares = SharePlanner(Nodes(*nodes), Resources(gpus_per_trial=2, **limits))
+    assert shares(TASK) == share
+    assert shares(TASK).num_ranks == len(shares(TASK).bundles) == 2
+    assert shares(SCORE).num_ranks == 1
+
+
 class Cores:
     """A cluster of one machine with 16 cores."""
 

@@ -19,7 +19,7 @@ from orchestrator.abrupt_end import before_abrupt_end
 from orchestrator.engines.interfaces import EngineUnavailableError
 from orchestrator.engines.ray.connection import check_address, check_node, refusal
 from orchestrator.engines.ray.health import RayHealth, Result, parts_of_ray
-from orchestrator.engines.ray.placement import Node, can_hold, described, fits
+from orchestrator.engines.ray.placement import Node, can_hold, described, room
 from plugins.registry import FORMULA_FOLDER_VARIABLE, FORMULA_SUFFIX
 from trainers.data.cache_settings import CACHE_VARIABLE
 from trainers.hardware.host import available_cores
@@ -193,10 +193,10 @@ class RayCluster:
         Raises:
             EngineUnavailableError: No worker fits on this machine, or none has fit on the cluster for a while.
         """
-        room = sum(fits(node, num_cpus, num_gpus) for node in self.nodes())
-        if room:
+        found = room(self.nodes(), num_cpus, num_gpus)
+        if found:
             self._no_room_since = None
-            return room
+            return found
         wanted = f"asks for {num_cpus:g} CPU cores and {num_gpus:g} GPUs"
         if self.is_local:
             raise EngineUnavailableError(
@@ -208,9 +208,9 @@ class RayCluster:
             self._no_room_since = now
         if now - self._no_room_since > _NO_ROOM_S:
             raise EngineUnavailableError(
-                f"a trial must fit on a node of the Ray cluster, but it {wanted}, and for {_NO_ROOM_S:g} seconds there "
-                f"was no such node ({described(self.nodes())}). Add a larger node, or lower `resources` in the study "
-                "file."
+                f"a trial must fit on {'the nodes' if num_gpus > 1 else 'a node'} of the Ray cluster, but it {wanted}, "
+                f"and for {_NO_ROOM_S:g} seconds there was no such {'room' if num_gpus > 1 else 'node'} "
+                f"({described(self.nodes())}). Add a larger node, or lower `resources` in the study file."
             )
         return 0
 

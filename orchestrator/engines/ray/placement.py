@@ -13,34 +13,49 @@ class Node(NamedTuple):
     num_gpus: float
 
 
+def num_ranks(num_gpus: float) -> int:
+    """Number of processes that share the training of a trial with so many GPUs: one per GPU."""
+    return max(1, int(num_gpus))
+
+
+def bundles(num_cpus: float, num_gpus: float) -> list[dict[str, float]]:
+    """The resources of each process of a worker, as Ray names them; they may be on different nodes."""
+    count = num_ranks(num_gpus)
+    return [{"CPU": num_cpus / count, "GPU": num_gpus / count} for _ in range(count)]
+
+
 def can_hold(nodes: Sequence[Node], shares: Iterable[tuple[float, float]]) -> bool:
     """Whether workers with these shares (CPU cores, GPUs) fit on the nodes together, placing the largest first.
 
-    A GPU share below 1 is a share of a single GPU.
+    A GPU share below 1 is a share of a single GPU. The GPUs of a worker with several may be on different nodes.
     """
     cores = [node.num_cpus for node in nodes]
     gpus = [[1.0] * int(node.num_gpus) for node in nodes]
-    for num_cpus, num_gpus in sorted(shares, key=lambda share: (share[1], share[0]), reverse=True):
+    largest_first = sorted(shares, key=lambda share: (share[1], share[0]), reverse=True)
+    for needed in (one for share in largest_first for one in bundles(*share)):
         for index, free in enumerate(gpus):
-            fitting = [place for place, left in enumerate(free) if left + _ROUNDING >= min(num_gpus, 1.0)]
-            count = max(1, int(num_gpus))
-            if cores[index] + _ROUNDING < num_cpus or (num_gpus and len(fitting) < count):
+            fitting = [place for place, left in enumerate(free) if left + _ROUNDING >= needed["GPU"]]
+            if cores[index] + _ROUNDING < needed["CPU"] or (needed["GPU"] and not fitting):
                 continue
-            cores[index] -= num_cpus
-            for place in fitting[: count if num_gpus else 0]:
-                free[place] -= min(num_gpus, 1.0)
+            cores[index] -= needed["CPU"]
+            if needed["GPU"]:
+                free[fitting[0]] -= needed["GPU"]
             break
         else:
             return False
     return True
 
 
+def room(nodes: Iterable[Node], num_cpus: float, num_gpus: float) -> int:
+    """Number of workers with that share that fit on all nodes."""
+    count = num_ranks(num_gpus)
+    return sum(fits(node, num_cpus / count, num_gpus / count) for node in nodes) // count
+
+
 def fits(node: Node, num_cpus: float, num_gpus: float) -> int:
-    """Number of workers with that share that fit on a node."""
-    limits = [node.num_cpus // num_cpus] if num_cpus else []
-    if num_gpus > 1:
-        limits.append(node.num_gpus // num_gpus)
-    elif num_gpus:
+    """Number of processes with that share that fit on a node; with at most one GPU."""
+    limits = [(node.num_cpus + _ROUNDING) // num_cpus] if num_cpus else []
+    if num_gpus:
         limits.append(int(node.num_gpus) * int(1 / num_gpus + _ROUNDING))  # a share of a single GPU
     return int(min(limits)) if limits else 0
 

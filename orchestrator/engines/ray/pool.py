@@ -13,6 +13,7 @@ from orchestrator.engines.interfaces import EngineUnavailableError, Lost
 from orchestrator.engines.pools.pack_queue import PackQueue
 from orchestrator.engines.ray.cluster import ACCELERATOR, RayCluster
 from orchestrator.engines.ray.placement import Node, node_elsewhere
+from orchestrator.engines.ray.ranks import useful_line
 from orchestrator.engines.ray.stragglers import Stragglers
 from orchestrator.engines.ray.trial_resources import Share, SharePlanner
 from orchestrator.engines.ray.worker import UNRESPONSIVE, Ended, Reported, Taken, TaskWorker, Work, WorkerSettings
@@ -45,6 +46,8 @@ class _Worker:
     """Time of the last request for messages."""
     node: str | None = None
     """Id of its node, once it has answered; `None` on this machine."""
+    group: Any = None
+    """Ray's placement group of a worker with several GPUs."""
     device: str = ""
     """Type of the accelerator of its node, as Ray names it."""
 
@@ -244,7 +247,7 @@ class RayPool:
     def _node_elsewhere(self, key: int, share: Share) -> str | None:
         """A node for a task that was slow on another one; `None` if it was not, or if there is no other node."""
         avoided = self._stragglers.nodes_of(key)
-        if not avoided:
+        if not avoided or share.num_ranks > 1:  # the ranks of a training go where there is room for all of them
             return None
         return node_elsewhere(self._nodes_by_id(), avoided, num_cpus=share.num_cpus, num_gpus=share.num_gpus)
 
@@ -268,16 +271,23 @@ class RayPool:
             worker.device = " ".join(sorted(name for name in resources if name.startswith(ACCELERATOR)))
 
     def _start(self, share: Share, node: str | None = None) -> _Worker:
-        """Start a worker, on a certain node if it has room."""
+        """Start a worker, on a certain node if it has room; with several GPUs, as near to each other as possible."""
         import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-        where = {} if node is None else {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
+        first, *others = share.bundles
+        group, where = None, {}
+        if others:
+            group = self.cluster.call(partial(ray.util.placement_group, share.bundles, strategy="PACK"))
+            where = {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)}
+        elif node is not None:
+            where = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
         actor = ray.remote(TaskWorker).options(
-            num_cpus=share.num_cpus, num_gpus=share.num_gpus, max_concurrency=3, max_restarts=0, **where
+            num_cpus=first["CPU"], num_gpus=first["GPU"], max_concurrency=3, max_restarts=0, **where
         )
-        handle = self.cluster.call(partial(actor.remote, self.settings.run_task, self.settings.run_packed))
-        worker = _Worker(handle, share, handle.take.remote(0))  # answered once it has started
+        settings = (self.settings.run_task, self.settings.run_packed, self.settings.silent_minutes)
+        handle = self.cluster.call(partial(actor.remote, *settings))
+        worker = _Worker(handle, share, handle.take.remote(0), group=group)  # answered once it has started
         self._workers.append(worker)
         return worker
 
@@ -286,6 +296,8 @@ class RayPool:
 
         self._workers.remove(worker)
         ray.kill(worker.handle, no_restart=True)
+        if worker.group is not None:
+            ray.util.remove_placement_group(worker.group)
 
     def _fit_nodes(self) -> None:
         """After a node has left, end idle workers if other workers are waiting for room."""
@@ -357,6 +369,10 @@ class RayPool:
     def _note_end(self, worker: _Worker, ended: Ended) -> None:
         worker.keys.remove(ended.key)
         worker.stopped.discard(ended.key)
+        if isinstance(ended.outcome, Lost):
+            self._end(worker)
+            self._note_loss(ended.key, ended.outcome.reason)
+            return
         if is_tried_alone(ended.outcome):
             self._run_alone([ended.key])
             return
@@ -369,7 +385,7 @@ class RayPool:
             self._task_s = before + _SMOOTHING * (ended.seconds - before)
 
     def _on_worker_death(self, worker: _Worker, error: Exception) -> None:
-        reason = _first_lines(error)
+        reason = useful_line(error)
         if not worker.has_answered and "creation task" in str(error):
             raise EngineUnavailableError(
                 f"Ray workers must be able to start, but one could not: {reason}. Install the same version of "
@@ -378,11 +394,14 @@ class RayPool:
         self._end(worker)
         left = list(worker.keys)
         if len(left) == 1:
-            del self._tasks[left[0]]
-            self._alone.discard(left[0])
-            self._ended.append((left[0], Lost(reason)))
+            self._note_loss(left[0], reason)
             return
         self._run_alone(left)
+
+    def _note_loss(self, key: int, reason: str) -> None:
+        del self._tasks[key]
+        self._alone.discard(key)
+        self._ended.append((key, Lost(reason)))
 
     def _run_alone(self, keys: Sequence[int]) -> None:
         self._alone.update(keys)
@@ -402,10 +421,3 @@ class RayPool:
                 del self._tasks[key]
                 self._alone.discard(key)
                 self._ended.append((key, TaskOutcome(state="interrupted", reason="asked to end before it began")))
-
-
-def _first_lines(error: Exception) -> str:
-    """The useful line of Ray's long text about the death of an actor."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    useful = [line for line in lines if line.startswith(("The actor is dead", "The actor died", "Worker exit detail"))]
-    return (useful or lines or [type(error).__name__])[-1][:300]

@@ -14,7 +14,9 @@ from typing import Any
 
 from ray import tune
 
+from orchestrator.engines.interfaces import Lost
 from orchestrator.engines.ray.generations import Generation, begin_generation
+from orchestrator.engines.ray.ranks import run_with_ranks
 from orchestrator.engines.ray.worker import UNRESPONSIVE, load_function
 from trainers.config import EpochReport, Task, TaskOutcome, TrainTask
 from trainers.training.reporting import Reporter
@@ -169,6 +171,10 @@ class SteppedTask(Reporter):
             self._results.put(error)
 
 
+class RankDiedError(RuntimeError):
+    """Another process of a training on several GPUs died; Tune counts it as the death of the trial's worker."""
+
+
 class TrialTrainable(tune.Trainable):
     """A trial for Tune. Its process runs many trials: `reset_config` begins the next one."""
 
@@ -248,10 +254,16 @@ class TrialTrainable(tune.Trainable):
         self._last = {}
         self._make_task(skip=0)
 
+    def _run_on_all_ranks(self, task: Task, reporter: Reporter) -> TaskOutcome:
+        outcome = run_with_ranks(self._run_task, task, reporter, silent_minutes=self._silent_minutes)
+        if isinstance(outcome, Lost):
+            raise RankDiedError(outcome.reason)
+        return outcome
+
     def _make_task(self, *, skip: int) -> None:
         self._epoch = max(self._epoch, skip)
         self._stepped = SteppedTask(
-            self._run_task,
+            self._run_on_all_ranks,
             self._task,
             skip=skip,
             stop_file=self._stop_file,

@@ -206,7 +206,7 @@ class TrialSource(NotPickled, SearchAlgorithm):
             config=config,
             trial_id=uuid.uuid4().hex[:12],
             experiment_tag=f"trial-{started.record.number}",
-            placement_group_factory=tune.PlacementGroupFactory([{"CPU": share.num_cpus, "GPU": share.num_gpus}]),
+            placement_group_factory=tune.PlacementGroupFactory(share.bundles),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=None, checkpoint_at_end=False),
             storage=self._spec["storage"],
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from orchestrator.engines.ray.cluster import RayCluster
-from orchestrator.engines.ray.placement import Node
+from orchestrator.engines.ray.placement import Node, bundles, num_ranks
 from search_spaces.base import ImageTask
 from trainers.config import Configuration, Precision, ReplayTask, Resources, Task, TrainTask
 from trainers.hardware.host import GIB
@@ -39,6 +39,16 @@ class Share(NamedTuple):
 
     num_cpus: float = 1
     num_gpus: float = 0
+
+    @property
+    def num_ranks(self) -> int:
+        """Number of processes that train together."""
+        return num_ranks(self.num_gpus)
+
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        """The resources of each process, as Ray names them."""
+        return bundles(self.num_cpus, self.num_gpus)
 
 
 class Measured(NamedTuple):
@@ -113,6 +123,9 @@ class SharePlanner:
         if not isinstance(task, TrainTask):
             share = self._limits.gpus_per_trial
             return Share(cpus, min(_SMALL_GPU_SHARE, share or _SMALL_GPU_SHARE) if self._uses_gpus() else 0)
+        num_gpus = self._limits.gpus_per_trial or 0
+        if num_gpus > 1:
+            return Share(self._limits.cpus_per_trial or self._cores_per_gpu() * num_gpus, num_gpus)
         memory = self._memory(task)
         if self._uses_gpus() and self._limits.gpus_per_trial is None and memory is None:
             return Share(cpus, 1)  # the training could not be measured, so it gets a whole GPU
@@ -122,6 +135,12 @@ class SharePlanner:
         except ValueError:  # the training fails with a message, or no node has so many GPUs, and the study says so
             return Share(cpus, max(1, self._limits.gpus_per_trial or 1) if self._uses_gpus() else 0)
         return Share(plan.cpus, plan.gpu_fraction)
+
+    def _cores_per_gpu(self) -> float:
+        """CPU cores for each GPU of a node, whole ones if there are enough; 1 if no node has a GPU yet."""
+        each = [node.num_cpus / node.num_gpus for node in self._cluster.nodes() if node.num_gpus]
+        least = min(each, default=1.0)
+        return least if least < 1 else math.floor(least)
 
     def _limits_of(self, pack_size: int) -> Resources:
         """The user's limits for one node, and no more places than there are trainings or packs for it."""

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from orchestrator.engines.interfaces import Lost
+from orchestrator.engines.ray.ranks import run_with_ranks
 from trainers.config import EpochReport, PackedTrainTask, Task, TaskOutcome, TrainTask
 from trainers.training.reporting import Reporter
 
@@ -43,7 +45,8 @@ class Ended(NamedTuple):
     """A task has ended."""
 
     key: int
-    outcome: TaskOutcome
+    outcome: TaskOutcome | Lost
+    """`Lost` if another rank of the training died."""
     seconds: float
     """Time that it ran."""
 
@@ -67,11 +70,15 @@ class TaskWorker:
     Args:
         run_task: Runs a task, as `module:function`.
         run_packed: Runs a pack.
+        silent_minutes: Time without progress after which the pool ends a training.
     """
 
-    def __init__(self, run_task: str = RUN_TASK, run_packed: str = RUN_PACKED) -> None:
+    def __init__(
+        self, run_task: str = RUN_TASK, run_packed: str = RUN_PACKED, silent_minutes: float | None = None
+    ) -> None:
         self._run_task = run_task
         self._run_packed = run_packed
+        self._silent_minutes = silent_minutes
         self._inbox: queue.SimpleQueue[Work] = queue.SimpleQueue()
         self._messages: list[Message] = []
         self._changed = threading.Condition()
@@ -125,11 +132,13 @@ class TaskWorker:
             os._exit(1)
 
     def _run_one(self, key: int, task: Task, run_task: Callable[[Task, Reporter], TaskOutcome]) -> Ended:
+        outcome: TaskOutcome | Lost
         if key in self._stopped:
             outcome, seconds = TaskOutcome(state="interrupted", reason="asked to end before it began"), 0.0
         else:
             self._last_progress, started = time.monotonic(), time.perf_counter()
-            outcome = run_task(task, _MessageReporter(key, self._send, self._must_stop))
+            reporter = _MessageReporter(key, self._send, self._must_stop)
+            outcome = run_with_ranks(run_task, task, reporter, silent_minutes=self._silent_minutes)
             seconds = time.perf_counter() - started
         self._stopped.discard(key)
         return Ended(key, outcome, seconds)
