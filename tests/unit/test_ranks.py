@@ -50,7 +50,7 @@ REGULARISED = {
     "swa": 0.3,
 }
 BY_RECIPE = {
-    name: RECIPES[name] for name in ("plain", "sam", "sophia", "schedule-free", "muon", "paced", "pruning")
+    name: RECIPES[name] for name in ("plain", "sam", "sophia", "schedule-free", "muon", "paced", "pruning", "cycle")
 } | {
     "regularised": REGULARISED,
     "spikes": {"spike_guard": 5.0},
