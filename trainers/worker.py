@@ -26,7 +26,7 @@ from trainers.tasks.scoring import score_topology, scoring_batch
 from trainers.training.failures import describe_failure, failed_outcome, free_memory, trim_heap
 from trainers.training.loop import train
 from trainers.training.packed import train_packed
-from trainers.training.ranks import ALONE, RankLostError, RankPlace, Ranks, joined
+from trainers.training.ranks import ALONE, RankLostError, RankPlace, Ranks, joined_ranks
 from trainers.training.reporting import Reporter
 
 TRIM_AFTER_S = 1.0
@@ -62,7 +62,7 @@ def run_rank(
 
     def run(wrapped: Reporter) -> TaskOutcome:
         device = pick_device()
-        with joined(place, device, listener) as ranks:
+        with joined_ranks(place, device, listener) as ranks:
             return _train(task, wrapped, device, ranks)
 
     return _caught(run, reporter)

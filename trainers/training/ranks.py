@@ -77,7 +77,7 @@ class Ranks:
         """
         return nullcontext()
 
-    def gather(self, part: Tensor, size: int) -> Tensor:  # noqa: ARG002 - used by joined ranks
+    def gather(self, part: Tensor, size: int) -> Tensor:  # noqa: ARG002 - used by several ranks
         """The whole tensor of `size` images from the parts of all ranks. The gradient of this rank's part is kept."""
         return part
 
@@ -110,7 +110,7 @@ ALONE = Ranks()
 
 
 class JoinedRanks(Ranks):
-    """Several ranks, connected by `joined`. All methods must be called by all ranks, in the same order.
+    """Several ranks, connected by `joined_ranks`. All methods must be called by all ranks, in the same order.
 
     Raises:
         RankLostError: In all methods: another rank died, left, or did not answer in time.
@@ -211,7 +211,7 @@ class JoinedRanks(Ranks):
 
 
 @contextmanager
-def joined(place: RankPlace, device: torch.device, listener: socket.socket | None = None) -> Iterator[Ranks]:
+def joined_ranks(place: RankPlace, device: torch.device, listener: socket.socket | None = None) -> Iterator[Ranks]:
     """Join the other ranks of a training; the context ends the connection.
 
     Tensors on CUDA GPUs travel by NCCL, those of CPUs by Gloo. A process may be in one such context at a time.
