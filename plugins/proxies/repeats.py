@@ -18,9 +18,9 @@ SHARED_BYTES = 2**28
 
 STACKED_NETWORKS = 8
 """Maximum number of networks that a CPU computes at once; larger stacks are not faster."""
-STACKED_PIXELS = 2**15
-"""Maximum number of pixels of an image times networks in a stack on a CPU. For larger images, cache misses cost more
-than shared operations save."""
+STACKED_PIXELS = 7 * 2**10
+"""Maximum number of pixels of an image times networks in a stack on a CPU: 7 networks at 32 px, one at 64 px. There,
+arithmetic dominates, and stacks gain nothing."""
 DEVICE_PIXELS = 2**23
 """Maximum number of pixels of a batch times networks in a stack on other devices."""
 

@@ -58,10 +58,9 @@ def test_a_score_of_stacked_networks_is_that_of_single_networks(
         (32, 1, 5, [5]),
         (32, 2, 5, [3, 2]),
         (32, 2, 3, [2, 1]),
-        (32, 1, 20, [8, 8, 4]),
-        (64, 1, 5, [5]),
-        (128, 1, 5, [2, 2, 1]),
-        (256, 1, 2, [1, 1]),
+        (16, 1, 20, [8, 8, 4]),
+        (32, 1, 9, [7, 2]),
+        (64, 1, 3, [1, 1, 1]),
     ],
 )
 def test_stacks_fit_the_cache_and_use_every_core(
