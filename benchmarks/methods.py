@@ -24,6 +24,7 @@ from trainers.hardware.devices import describe_device, pick_device
 
 AS_VIT = "as-vit:4,4,3,1|4,2,3,2|2,2,3,2|2,1,3,1|32,16"
 AUTOFORMER = "autoformer:4,2|4,2|32,4"
+DEEPER = "autoformer:4,2|4,2|4,2|4,2|32,4"
 CONTROL = Arm("none")
 TEACHER = "as-vit:4,4,4,1|4,2,4,2|2,2,4,2|2,1,4,2|32,32"
 TAUGHT = ("soft-distillation", "hard-distillation", "teacher-labels")
@@ -107,8 +108,11 @@ KINDS = {
     "regularisers": REGULARISERS,
 }
 """Arms of the As-ViT model, besides the control."""
-SIZED = (Arm("progressive resolution", _curriculum("progressive-resolution", multiple=4)),)
-"""Curricula of a model that takes images of several sizes."""
+ELSEWHERE = {
+    AUTOFORMER: (Arm("progressive resolution", _curriculum("progressive-resolution", multiple=4)),),
+    DEEPER: (Arm("masked growth", _curriculum("masked-growth")), Arm("v-cycle", _curriculum("v-cycle"))),
+}
+"""Curricula of other models, by topology: one that takes images of several sizes, and one of several equal blocks."""
 
 DIGITS = Setting(
     data=DataConfig(source="digits", image_size=32),
@@ -153,10 +157,9 @@ def settings_of(options: argparse.Namespace) -> dict[str, Setting]:
 def arms_of(options: argparse.Namespace, num_rates: int) -> dict[str, list[Arm]]:
     """The arms to compare, by topology, with as many learning rates as the control has."""
     kinds = options.kind or tuple(KINDS)
-    found = {
-        AS_VIT: [arm for kind in kinds for arm in KINDS[kind]],
-        AUTOFORMER: list(SIZED) if "curricula" in kinds else [],
-    }
+    found = {AS_VIT: [arm for kind in kinds for arm in KINDS[kind]]}
+    if "curricula" in kinds:
+        found |= {topology: list(arms) for topology, arms in ELSEWHERE.items()}
     return {
         topology: [replace(arm, rates=None if arm.rates is None else arm.rates[:num_rates]) for arm in chosen]
         for topology, arms in found.items()

@@ -18,7 +18,7 @@ from benchmarks._arms import (
     refine_schedule,
     rows_of,
 )
-from benchmarks.methods import KINDS, SIZED
+from benchmarks.methods import ELSEWHERE, KINDS
 from tests.unit.training import CPU, DIGITS, TOPOLOGY, Recorder, configuration, digits, run
 
 CONTROL = Arm("none")
@@ -83,7 +83,9 @@ def test_an_arm_must_try_as_many_rates_as_the_others() -> None:
         compare((Arm("fast", rates=(1e-3,)),), SETTING, CPU, known={}, save=lambda *_: None)
 
 
-@pytest.mark.parametrize("arm", [*(arm for arms in KINDS.values() for arm in arms), *SIZED], ids=lambda arm: arm.name)
+@pytest.mark.parametrize(
+    "arm", [arm for arms in (*KINDS.values(), *ELSEWHERE.values()) for arm in arms], ids=lambda arm: arm.name
+)
 def test_the_arms_of_the_benchmark_are_recipes(arm: Arm) -> None:
     SETTING.configuration(arm, epochs=1, rate=1e-3, seed=0)
 
