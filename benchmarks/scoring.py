@@ -9,7 +9,6 @@ import dataclasses
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from plugins.proxies.tangent_kernel import condition_number, tangent_kernel
 from plugins.registry import create, parse_topology
 from search_spaces.base import ImageTask
 from trainers.hardware.devices import describe_device, full_precision
+from trainers.tasks.dry_run import peak_gib
 from trainers.tasks.scoring import make_candidate
 
 TOPOLOGIES = (
@@ -263,24 +263,9 @@ def _peak(text: str, name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def _print_peak(options: argparse.Namespace) -> None:
     candidate = _candidate(options.topologies[0], options.size, options.width, options.device)
-    before = _peak_gib(options.device)
+    before = peak_gib(options.device)
     create("proxies", options.peak, {"repeats": REPEATS}).score(candidate)
-    print(json.dumps({"GiB": _peak_gib(options.device), "GiB before": before}))
-
-
-def _peak_gib(device: torch.device) -> float:
-    """Peak memory of this process in GiB, on the GPU if it uses one.
-
-    On Linux, a child process inherits `ru_maxrss`, so `VmHWM` is read instead.
-    """
-    if device.type != "cpu":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    status = Path("/proc/self/status")
-    if status.exists():
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    print(json.dumps({"GiB": peak_gib(options.device), "GiB before": before}))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ too long loses nothing of the others. CIFAR10 is a folder with train.parquet and
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -56,6 +57,7 @@ def _run(options: argparse.Namespace) -> int:
     parts = _chosen(
         parts_on_cpu(options.data) if options.device == "cpu" else parts_on_gpu(options.data), options.parts
     )
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the running part ends, too
     with tempfile.TemporaryDirectory() as place:
         packages = Path(place) / "packages"
         if options.wheels is not None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -82,6 +83,22 @@ def _runs(process: int) -> bool:
     except FileNotFoundError:
         return False
     return status != "Z"
+
+
+def test_sigterm_ends_the_running_part_with_its_children(tmp_path: Path) -> None:
+    endless = part("endless", OVERRUNS, limit_s=300)
+    code = (
+        "import sys; from benchmarks.gpu import __main__ as program; from benchmarks.gpu.parts import Part; "
+        f"program.parts_on_cpu = lambda _: [{endless!r}]; "
+        f"sys.argv[1:] = ['run', {str(tmp_path)!r}, '--device', 'cpu']; program.main()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as program:
+        while not (child := tmp_path / "child").exists() or not child.read_text():
+            assert program.poll() is None
+            time.sleep(0.05)
+        program.terminate()
+        assert program.wait(60) == 128 + signal.SIGTERM
+    assert not _runs(int(child.read_text()))
 
 
 def test_the_machine_must_be_usable_for_the_other_parts_to_run(tmp_path: Path) -> None:
