@@ -31,12 +31,15 @@ def groups_by_loss(losses: Mapping[int, float], count: int) -> list[list[int]]:
 
 
 def last_layer(state: StateDict) -> tuple[str, ...]:
-    """Names of the weight and bias that compute the classes.
+    """Names of the weight and bias that compute the classes: those of `head`, or of its module with the highest number.
+
+    The order of the tensors does not matter; files do not keep it.
 
     Raises:
         ValueError: The model has no layers named `head`.
     """
     names = [name for name in state if name.startswith(LAST_LAYER)]
+    names.sort(key=lambda name: [part.zfill(6) for part in name.split(".")])
     if not names:
         raise ValueError(
             f"averaging by class group needs a model whose last layer is named `{LAST_LAYER.rstrip('.')}`, but none of "

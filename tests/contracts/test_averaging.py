@@ -1,5 +1,6 @@
 """Rules for every averaging method, and the behaviour of ours."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from plugins.averaging.arithmetic import weighted_sum
-from plugins.averaging.class_groups import groups_by_loss
+from plugins.averaging.class_groups import groups_by_loss, last_layer
 from plugins.averaging.ema import ema_weights
 from plugins.averaging.greedy_soup import greedy_soup
 from plugins.averaging.lawa import average_latest
@@ -380,6 +381,14 @@ def test_class_groups_are_of_about_equal_size_and_begin_with_the_hardest() -> No
     assert groups_by_loss(losses, 2) == [[4, 1], [3, 7, 0]]
     assert groups_by_loss(losses, 9) == [[4], [1], [3], [7], [0]]
     assert groups_by_loss({}, 3) == []
+
+
+@pytest.mark.parametrize("modules", [("head",), ("head.0", "head.2"), ("head.2", "head.10")])
+def test_the_last_layer_is_found_in_any_order_of_the_tensors(modules: tuple[str, ...]) -> None:
+    names = [f"{module}.{kind}" for module in ("embed", *modules) for kind in ("weight", "bias")]
+    expected = {f"{modules[-1]}.weight", f"{modules[-1]}.bias"}
+    for order in itertools.permutations(names):
+        assert set(last_layer({name: torch.zeros(1) for name in order})) == expected
 
 
 def test_class_groups_need_a_last_layer_with_a_known_name() -> None:
