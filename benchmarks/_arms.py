@@ -87,8 +87,9 @@ class Setting:
         )
 
     def described(self) -> dict[str, Any]:
-        """The setting as plain data."""
-        return {**vars(self), "data": self.data.model_dump(mode="json"), "rates": list(self.rates)}
+        """The setting as plain data, without the place of the images."""
+        data = self.data.model_dump(mode="json") | {"source": Path(self.data.source).name}
+        return {**vars(self), "data": data, "rates": list(self.rates)}
 
 
 Result = dict[str, Any]
