@@ -11,24 +11,28 @@ from search_spaces.smaller import with_fewer_blocks
 from search_spaces.step_settings import StepSettings
 
 
-def mask_factor(progress: float, *, until: float, ramp: float) -> float:
-    """Factor of the outputs of the added blocks: 0 at `until`, 1 from `until + ramp` on, linear between.
+def mask_factor(progress: float, *, start: float, ramp: float) -> float:
+    """Factor of the outputs of the added blocks: 0 at `start`, 1 from `start + ramp` on, linear between.
 
     Args:
         progress: Completed fraction of the training.
-        until: Progress at which the blocks are added.
+        start: Progress at which the blocks are added.
         ramp: Fraction of the training in which the factor rises.
 
     Source: Yao et al. 2023, arXiv:2305.02869, section 3.
     """
     if ramp == 0:
         return 1.0
-    return min(max((progress - until) / ramp, 0.0), 1.0)
+    return min(max((progress - start) / ramp, 0.0), 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedGrowth:
-    """Trains the first blocks of each stage, then all. When blocks are added, the network still computes the same."""
+    """Trains the first blocks of each stage, then all. When blocks are added, the network still computes the same.
+
+    The factor rises from 0 at the first step of the epoch in which they are added, unless `ramp` is 0. With an order
+    whose passes end a little after an epoch, it begins as much later on the ramp.
+    """
 
     card: ClassVar[PluginCard] = PluginCard(
         source=(
@@ -48,7 +52,9 @@ class MaskedGrowth:
     until: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """Fraction of the epochs with these blocks only; at least one epoch."""
     ramp: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Fraction of the training in which the outputs of the added blocks rise from 0 to their full size."""
+    """Fraction of the training in which the outputs of the added blocks rise from 0 to their full size,
+    counted from the epoch in which they are added; at most what is left of the training. With 0, they are added at full
+    size."""
 
     def __post_init__(self) -> None:
         if self.until + self.ramp > 1:
@@ -78,4 +84,9 @@ class MaskedGrowth:
         """The smaller network in the first epochs, then the factor of the added blocks."""
         if self.trains_smaller_in(now.epoch, now.num_epochs):
             return replace(settings, level=1)
-        return replace(settings, grown=mask_factor(now.progress, until=self.until, ramp=self.ramp))
+        start = self._start(now.num_epochs)
+        return replace(settings, grown=mask_factor(now.progress, start=start, ramp=min(self.ramp, 1 - start)))
+
+    def _start(self, num_epochs: int) -> float:
+        """Progress at the start of the epoch in which the blocks are added, which is at or after `until`."""
+        return sum(self.trains_smaller_in(epoch, num_epochs) for epoch in range(1, num_epochs + 1)) / num_epochs

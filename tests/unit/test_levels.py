@@ -146,15 +146,19 @@ def test_added_blocks_without_outputs_leave_what_is_computed_unchanged(space: st
 
 
 def test_the_factor_of_added_blocks_rises_after_the_first_part() -> None:
-    factors = [mask_factor(progress, until=0.3, ramp=0.2) for progress in (0.0, 0.3, 0.35, 0.4, 0.5, 0.9)]
+    factors = [mask_factor(progress, start=0.3, ramp=0.2) for progress in (0.0, 0.3, 0.35, 0.4, 0.5, 0.9)]
     assert factors == pytest.approx([0.0, 0.0, 0.25, 0.5, 1.0, 1.0])
-    assert mask_factor(0.3, until=0.3, ramp=0.0) == 1.0
+    assert mask_factor(0.3, start=0.3, ramp=0.0) == 1.0
+
+
+def course_of(method: dict[str, Any], *, epochs: int) -> Course:
+    config = config_of(method, epochs=epochs)
+    model = build_model(config.topology, digits().task, seed=0, device=CPU)
+    return Course.lay_out(config, digits(), model, CPU)
 
 
 def levels(method: dict[str, Any], *, epochs: int) -> list[int]:
-    config = config_of(method, epochs=epochs)
-    model = build_model(config.topology, digits().task, seed=0, device=CPU)
-    course = Course.lay_out(config, digits(), model, CPU)
+    course = course_of(method, epochs=epochs)
     return [next(iter(course.steps(epoch, None, []))).settings.level for epoch in range(1, epochs + 1)]
 
 
@@ -163,6 +167,19 @@ def test_each_method_trains_the_smaller_network_in_its_epochs() -> None:
     assert levels({**GROWTH, "until": 0.05}, epochs=5) == [1, 0, 0, 0, 0]
     assert levels(CYCLE, epochs=10) == [0, 1, 1, 1, 1, 1, 1, 0, 0, 0]
     assert levels({**CYCLE, "until": 0.2}, epochs=3) == [0, 1, 0]
+
+
+@pytest.mark.parametrize("epochs", range(2, 11))
+@pytest.mark.parametrize("method", [{"name": "masked-growth"}, {"name": "masked-growth", "until": 0.45, "ramp": 0.55}])
+def test_blocks_are_added_with_a_factor_of_0_after_any_number_of_epochs(method: dict[str, Any], epochs: int) -> None:
+    course = course_of(method, epochs=epochs)
+    steps = [step for epoch in range(1, epochs + 1) for step in course.steps(epoch, None, [])]
+    first = next(number for number, step in enumerate(steps) if step.settings.level == 0)
+    factors = [step.settings.grown for step in steps[first:]]
+    assert factors[0] == 0
+    assert factors == sorted(factors)
+    ramp = min(method.get("ramp", 0.2), 1 - steps[first].now.progress)
+    assert 1 - factors[-1] <= 1 / (ramp * len(steps)) + 1e-9  # at most one step from the full size
 
 
 @pytest.mark.parametrize("method", METHODS)
