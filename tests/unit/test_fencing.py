@@ -1,12 +1,21 @@
 """If a training has several attempts, only the newest one writes."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.unit.training import Recorder, configuration
 from trainers.config import EpochReport, Fence, TaskOutcome, TrainTask
-from trainers.training.checkpoints import CheckpointWriteError, load_newest, load_weights
+from trainers.training import checkpoints
+from trainers.training.checkpoints import (
+    CheckpointWriteError,
+    epoch_folders,
+    epoch_of,
+    has_optimizer,
+    load_newest,
+    load_weights,
+)
 from trainers.training.fencing import SupersededError, check, claim
 from trainers.worker import run_task
 
@@ -17,9 +26,9 @@ def fence(folder: Path, token: int) -> Fence:
     return Fence(file=folder / "trial-0001" / "attempt", token=token)
 
 
-def attempt(folder: Path, token: int, reporter: Recorder | None = None) -> TaskOutcome:
+def attempt(folder: Path, token: int, reporter: Recorder | None = None, *, keep: int = 3) -> TaskOutcome:
     one = fence(folder, token)
-    task = TrainTask(configuration=CONFIGURATION, folder=one.file.parent, keep_checkpoints=3, fence=one)
+    task = TrainTask(configuration=CONFIGURATION, folder=one.file.parent, keep_checkpoints=keep, fence=one)
     return run_task(task, reporter or Recorder())
 
 
@@ -48,6 +57,47 @@ def test_a_worker_that_is_superseded_leaves_the_files_of_the_newer_attempt_alone
     assert [row.sha256 for row in reporter.newer.checkpoints] == [row.sha256 for row in alone.checkpoints]
     for row in reporter.newer.checkpoints:
         load_weights(row.path)
+
+
+class OvertakenAtTheEnd(Recorder):
+    """A newer attempt begins after the last report."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def report(self, report: EpochReport) -> None:
+        super().report(report)
+        if report.epoch == CONFIGURATION.epochs:
+            claim(fence(self._folder, 8))
+
+
+def test_a_worker_that_is_superseded_between_a_checkpoint_and_retention_removes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = checkpoints.write_folder
+
+    def write_then_begin(target: Path, *arguments: Any, **named: Any) -> None:
+        write(target, *arguments, **named)
+        if target.name == "epoch-0003":
+            claim(fence(tmp_path, 8))
+
+    monkeypatch.setattr(checkpoints, "write_folder", write_then_begin)
+    outcome = attempt(tmp_path, 7, keep=1)
+    assert (outcome.state, outcome.error) == ("interrupted", "storage")
+    left = epoch_folders(tmp_path / "trial-0001")
+    assert [epoch_of(path) for path in left] == [1, 2, 3]
+    assert all(has_optimizer(path) for path in left)
+
+
+def test_a_worker_that_is_superseded_before_its_last_retention_removes_nothing(tmp_path: Path) -> None:
+    assert attempt(tmp_path / "alone", 7, keep=1).state == "complete"
+    alone = [epoch_of(path) for path in epoch_folders(tmp_path / "alone" / "trial-0001")]
+    outcome = attempt(tmp_path, 7, OvertakenAtTheEnd(tmp_path), keep=1)
+    assert (outcome.state, outcome.error) == ("interrupted", "storage")
+    left = [epoch_of(path) for path in epoch_folders(tmp_path / "trial-0001")]
+    assert left[-2:] == [CONFIGURATION.epochs - 1, CONFIGURATION.epochs]
+    assert len(left) > len(alone)
 
 
 def test_an_older_attempt_that_begins_late_reads_and_writes_nothing(tmp_path: Path) -> None:

@@ -21,8 +21,6 @@ _UNSUITABLE = {
 }
 _EXTRAS = {"s3": "s3"}
 """Extras of vitsearch with the package for a scheme."""
-CONDITIONAL = frozenset({"s3", "gs"})
-"""Schemes of stores that write an object only if it does not exist, in one step."""
 
 
 class AddressError(ValueError):

@@ -3,7 +3,9 @@
 A folder is complete once its manifest exists, which is created last. All objects of such a folder are written on the
 condition that they do not exist. If one does, either a killed process has left it, or another attempt at the same
 training has written it: the newest attempt removes it and tries again. So an attempt that was given up can at most add
-what the next one replaces, and never changes what the next one has written.
+what the next one replaces. It can remove something of the next one only if that begins, and writes, between the check
+for newer attempts and the request that follows it at once: stores remove without a condition. The folder is then
+incomplete, or its hashes differ, and training resumes from the checkpoint before.
 """
 
 import os

@@ -186,7 +186,8 @@ def save(
         averages: State dicts of the averages that training maintains, by name.
         damaged: Problems of earlier checkpoints of this training.
         spikes: Loss spikes after which this training went back.
-        check: Raises an error if a newer attempt at the training has begun.
+        check: Raises an error if a newer attempt at the training has begun. Called before files are removed, too; see
+            `prune`.
 
     Raises:
         CheckpointWriteError: A file cannot be written. Earlier checkpoints are intact.
@@ -206,7 +207,7 @@ def save(
     with writing(target):
         files = {**content, MANIFEST: manifest.model_dump_json(indent=1).encode()}
         write_folder(target, files, check=check)
-        prune(folder, keep=max(keep, _KEEP_RESUMABLE), best=best)
+        prune(folder, keep=max(keep, _KEEP_RESUMABLE), best=best, check=check)
     return _record(target, manifest)
 
 
@@ -236,8 +237,8 @@ def load_newest(folder: Path, *, accepted: Collection[str], damaged: list[str] |
             continue
         if manifest.configuration not in accepted:
             raise CheckpointError(
-                f"{folder} must be empty or contain checkpoints of the configuration to train, but {path.name} belongs "
-                "to another configuration. Choose another folder, or delete it."
+                f"{place_text(folder)} must be empty or contain checkpoints of the configuration to train, but "
+                f"{path.name} belongs to another configuration. Choose another folder, or delete it."
             )
         return replace(checkpoint, damaged=(*manifest.damaged, *found))
     return None
@@ -286,8 +287,8 @@ def load_weights(path: Path, *, average: str | None = None) -> dict[str, Tensor]
     file = average_file(average)
     if file not in manifest.files:
         raise CheckpointError(
-            f"the checkpoint {path} must have the average {average!r}, but training did not maintain it. Set "
-            f"recipe.{average.partition('-')[0]} and train again."
+            f"the checkpoint {place_text(path)} must have the average {average!r}, but training did not maintain it. "
+            f"Set recipe.{average.partition('-')[0]} and train again."
         )
     return read_tensors(path / file, manifest.files[file])
 
@@ -308,20 +309,31 @@ def saved(folder: Path) -> tuple[CheckpointRecord, ...]:
     return tuple(records)
 
 
-def prune(folder: Path, *, keep: int, best: int | None = None) -> None:
-    """Keep the weights of the newest `keep` epochs and of `best`, and the optimizer state of at most the newest two."""
+def prune(folder: Path, *, keep: int, best: int | None = None, check: Callable[[], None] = always) -> None:
+    """Keep the weights of the newest `keep` epochs and of `best`, and the optimizer state of at most the newest two.
+
+    Args:
+        folder: Folder of the training.
+        keep: Number of newest epochs.
+        best: Another epoch to keep.
+        check: Raises an error if a newer attempt at the training has begun. It is called once, after the checkpoints
+            were listed and before any is removed. An attempt that begins while they are removed may lose those of the
+            same epochs, if it has written them anew by then.
+
+    Raises:
+        CheckpointWriteError: A file cannot be removed.
+    """
     newest_first = epoch_folders(folder)[::-1]
+    kept = [path for place, path in enumerate(newest_first) if place < keep or epoch_of(path) == best]
+    removed = [path for path in newest_first if path not in kept]
+    finished = [path for path in kept if path not in newest_first[:_KEEP_RESUMABLE]]
+    if not removed and not finished:
+        return
+    check()
     with writing(folder):
-        for place, path in enumerate(newest_first):
-            if place >= keep and epoch_of(path) != best:
-                _remove(path)
-        _without_optimizer(
-            [
-                path
-                for place, path in enumerate(newest_first)
-                if place >= _KEEP_RESUMABLE and (place < keep or epoch_of(path) == best)
-            ]
-        )
+        for path in removed:
+            _remove(path)
+        _without_optimizer(finished)
 
 
 def retire(folder: Path, *, keep: Collection[Path], resumable: Collection[Path] = ()) -> None:

@@ -327,7 +327,12 @@ def follow(
     finally:
         saver.close()
     if ranks.is_first:
-        checkpoints.prune(task.folder, keep=task.keep_checkpoints, best=best_report(history, metric).epoch)
+        checkpoints.prune(
+            task.folder,
+            keep=task.keep_checkpoints,
+            best=best_report(history, metric).epoch,
+            check=partial(fencing.check, task.fence),
+        )
     return TaskOutcome(
         state="complete" if reason is None else "stopped",
         reason=reason,
