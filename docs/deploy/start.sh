@@ -29,6 +29,11 @@ need() {
             echo "start.sh $part: $name must be set; see docs/deploy/vitsearch.env.example" >&2
             exit 2
         fi
+        case $value in *change-me*)
+            echo "start.sh $part: $name must hold a secret of your own, but still holds change-me; replace it" >&2
+            exit 2
+            ;;
+        esac
     done
 }
 

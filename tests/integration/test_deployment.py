@@ -66,21 +66,39 @@ def programs(tmp_path: Path) -> str:
 EXAMPLE = FOLDER / "vitsearch.env.example"
 
 
-def test_the_example_starts_every_part(programs: str) -> None:
-    ray = start("ray", str(EXAMPLE), VENV=programs)
+def test_the_example_with_secrets_starts_every_part(programs: str, tmp_path: Path) -> None:
+    edited = tmp_path / "vitsearch.env"
+    edited.write_text(EXAMPLE.read_text().replace("change-me", "secret"))
+    ray = start("ray", str(edited), VENV=programs)
     assert ray.stdout == "ray start --head --block --port=6379 --include-dashboard=false address=none auth=token\n"
-    node = start("node", str(EXAMPLE), VENV=programs)
+    node = start("node", str(edited), VENV=programs)
     assert node.stdout == "ray start --address=ray:6379 --block address=ray:6379 auth=token\n"
-    mlflow = start("mlflow", str(EXAMPLE), VENV=programs)
+    mlflow = start("mlflow", str(edited), VENV=programs)
     assert mlflow.stdout.startswith(
-        "python -m mlflow server --backend-store-uri postgresql+psycopg://vitsearch:change-me@"
+        "python -m mlflow server --backend-store-uri postgresql+psycopg://vitsearch:secret@"
     )
-    serve = start("serve", str(EXAMPLE), VENV=programs, SERVE_PORT="8001")
-    told = "vitsearch serve --host 0.0.0.0 --port 8001 --mlflow http://localhost:5000 address=ray:6379 auth=token\n"
+    assert " --host 127.0.0.1 --port 5000 " in mlflow.stdout
+    serve = start("serve", str(edited), VENV=programs, SERVE_PORT="8001")
+    told = "vitsearch serve --host 127.0.0.1 --port 8001 --mlflow http://localhost:5000 address=ray:6379 auth=token\n"
     assert serve.stdout == told
-    joined = start("join-and-serve", str(EXAMPLE), VENV=programs, SERVE_PORT="8001")
+    joined = start("join-and-serve", str(edited), VENV=programs, SERVE_PORT="8001")
     assert joined.stdout.splitlines()[0].startswith("ray start --address=ray:6379 --num-cpus=0 --num-gpus=0 address=")
     assert joined.stdout.endswith(told)
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("mlflow", "MLFLOW_BACKEND_STORE_URI"),
+        ("ray", "RAY_AUTH_TOKEN"),
+        ("node", "RAY_AUTH_TOKEN"),
+        ("serve", "VITSEARCH_DATABASE_URL"),
+    ],
+)
+def test_the_secrets_of_the_example_are_refused(programs: str, part: str, name: str) -> None:
+    found = start(part, str(EXAMPLE), VENV=programs)
+    assert (found.returncode, found.stdout) == (2, "")
+    assert f"start.sh {part}: {name} must hold a secret of your own, but still holds change-me" in found.stderr
 
 
 @pytest.mark.parametrize(
@@ -127,7 +145,13 @@ def test_containers_and_units_start_what_the_script_knows() -> None:
         assert service["env_file"] == "vitsearch.env"
         assert name == "postgres" or service["command"][0] in known
         assert all(volume.split(":")[0] in compose["volumes"] or volume[0] in ".$" for volume in service["volumes"])
+    assert compose["services"]["mlflow"]["environment"] == {"MLFLOW_HOST": "0.0.0.0"}
+    assert compose["services"]["serve"]["environment"] == {"SERVE_HOST": "0.0.0.0"}
+    opened = [port for service in compose["services"].values() for port in service.get("ports", ())]
+    assert opened
+    assert all(port.startswith("127.0.0.1:") for port in opened)
     dockerfile = (FOLDER / "Dockerfile").read_text()
+    assert "postgresql-client" in dockerfile
     assert 'ENTRYPOINT ["/opt/vitsearch/docs/deploy/start.sh"]' in dockerfile
     for unit in FOLDER.glob("*.service"):
         (command,) = re.findall(r"^ExecStart=(.*)$", unit.read_text(), re.MULTILINE)
