@@ -9,7 +9,7 @@ from orchestrator.store.records import USABLE, StageRecord, StudyRecord, TrialRe
 from orchestrator.store.retrying import retry_on_outage
 from orchestrator.store.service_records import ACTIVE
 from orchestrator.store.study_names import SEPARATOR, home_owner
-from orchestrator.store.tables import reports, stages, studies, submissions, trials
+from orchestrator.store.tables import OPEN_TRIALS, reports, stages, studies, submissions, trials
 from trainers.config import EpochReport
 
 
@@ -165,7 +165,7 @@ class StudyPages:
         of_study = select(*columns).join(stages, stages.c.id == trials.c.stage_id).where(stages.c.study_id == study_id)
         # Each of the three has an index; a single condition for all of them would read all trials of the study.
         newer = of_study.where(trials.c.id > after).order_by(trials.c.id).limit(limit).subquery()
-        not_finished = of_study.where(trials.c.state.in_(("running", "waiting")))
+        not_finished = of_study.where(OPEN_TRIALS)
         query = union(select(newer), not_finished, of_study.where(trials.c.id.in_(known))).order_by("id").limit(limit)
         with self._engine.connect() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]

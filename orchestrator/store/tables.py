@@ -100,7 +100,10 @@ stages = Table(
     CheckConstraint(f"state IN {_RUN_STATES}", name="state"),
 )
 
-_OPEN = text("state IN ('waiting', 'running')")
+_IS_OPEN = "state IN ('waiting', 'running')"
+_OPEN = text(_IS_OPEN)
+OPEN_TRIALS = text(f"trials.{_IS_OPEN}")
+"""As in the index: SQLite does not use it for a condition whose values are bound."""
 
 trials = Table(
     "trials",

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from orchestrator.store.records import EndedTrial
 from orchestrator.store.repository import Store
@@ -114,3 +116,24 @@ def test_trials_and_reports_are_read_after_what_is_known(store: Store) -> None:
     assert [(row["number"], row["state"], row["stage"]) for row in rows] == [(1, "running", "t"), (2, "running", "t")]
     assert [row["number"] for row in pages.open_trials(study.id, after=ids[2], known=[ids[0]], limit=9)] == [0, 1, 2]
     assert [row["number"] for row in pages.open_trials(study.id, after=0, known=[], limit=1)] == [0]
+
+
+def test_open_trials_are_found_by_their_index(empty_store: Store) -> None:
+    engine = empty_store._engine
+    if engine.dialect.name != "sqlite":
+        pytest.skip("PostgreSQL chooses by the sizes of its tables")
+    asked: list[tuple[str, Any]] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        asked.append((statement, parameters))
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        empty_store.pages().open_trials(1, after=5, known=[1, 2], limit=9)
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+    statement, parameters = asked[-1]
+    with engine.connect() as connection:
+        plan = [row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+    assert any("ix_trials_open" in step for step in plan), plan
+    assert not any(step.startswith("SCAN trials") for step in plan), plan
