@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 
 GRACE_S = 0.7
 """Time for a clean end before the processes are killed."""
+SAY_S = 1.0
+"""Time for the last words."""
 
 _last_acts: dict[object, Callable[[], None]] = {}
 
@@ -28,7 +30,7 @@ class AbruptEnd:
 
     Args:
         grace_s: Time for a clean end.
-        say: Called before the end.
+        say: Called before the end. The end does not wait for it if it takes long, as with a terminal that is blocked.
     """
 
     def __init__(self, *, grace_s: float = GRACE_S, say: Callable[[], None] = lambda: None) -> None:
@@ -46,24 +48,33 @@ class AbruptEnd:
         """Let this process continue: it has cleaned up."""
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
 
     def _end(self, status: int) -> None:
-        with contextlib.suppress(Exception):
-            self._say()
-        end_at_once(status)
+        end_at_once(status, say=self._say)
 
 
-def end_at_once(status: int) -> None:
-    """Kill all child processes, remove what would stay behind, and end this process without any clean-up."""
+def end_at_once(status: int, *, say: Callable[[], None] = lambda: None) -> None:
+    """Kill all child processes, remove what would stay behind, and end this process without any clean-up.
+
+    Args:
+        status: The exit status.
+        say: Called last, for at most `SAY_S` seconds.
+    """
     try:
-        for kill in _children():
-            with contextlib.suppress(Exception):  # it has ended
-                kill()
-        for action in list(_last_acts.values()):
-            with contextlib.suppress(Exception):
-                action()
+        for act in (*_children(), *list(_last_acts.values())):
+            with contextlib.suppress(Exception):  # such as a process that has ended
+                act()
+        last = threading.Thread(target=_quietly, args=(say,), daemon=True)
+        last.start()
+        last.join(SAY_S)
     finally:
         os._exit(status)
+
+
+def _quietly(say: Callable[[], None]) -> None:
+    with contextlib.suppress(Exception):
+        say()
 
 
 def _children() -> Iterator[Callable[[], None]]:

@@ -67,6 +67,10 @@ class DriverControl:
         self.signal = signal.Signals(number).name
         self.stop()
 
+    def let_end(self) -> None:
+        """Let the driver end cleanly: the study has stopped after the second signal."""
+        self._end.cancel()
+
 
 def drive(
     uid: str, lease: int, settings: Settings, control: DriverControl, *, heartbeat_s: float = HEARTBEAT_S
@@ -137,6 +141,7 @@ def _run(submission: SubmissionRecord, store: Store, settings: Settings, control
             if control.wait(BUSY_S):
                 return _stopped(control)
         except KeyboardInterrupt:
+            control.let_end()
             return _stopped(control)
         except Exception as error:
             if isinstance(error, DatabaseUnavailableError):

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
+from orchestrator import abrupt_end
 from orchestrator.cli import following
 from orchestrator.cli.background import DriverControl, drive, work_off_queue
 from orchestrator.service import supervisor
@@ -23,6 +25,7 @@ from orchestrator.spec.study_file import load_spec
 from orchestrator.store.repository import Store
 from orchestrator.store.service_records import Placement, SubmissionRecord
 from orchestrator.store.submission_rows import LeaseLostError
+from orchestrator.study import driver as study_driver
 from orchestrator.study.access import list_studies
 from orchestrator.study.lock import hold_study
 from tests.tiny import CommandLine
@@ -130,6 +133,27 @@ def test_a_stopped_driver_lets_the_study_wait_and_the_next_one_resumes_it(
     again = claim(store)
     drive(again.uid, again.lease, settings, DriverControl())
     assert find_submission(store, "quick").state == "complete"
+
+
+def test_a_driver_that_a_second_signal_stopped_ends_cleanly(
+    store: Store, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(store, tmp_path)
+    claimed, control, killed = claim(store), DriverControl(), list[int]()
+
+    def interrupted(*_: object, **__: object) -> None:
+        control.on_signal(signal.SIGTERM, None)
+        control.on_signal(signal.SIGTERM, None)
+
+    monkeypatch.setattr(study_driver, "run_study", interrupted)
+    monkeypatch.setattr(abrupt_end, "end_at_once", lambda status, **_: killed.append(status))
+    drive(claimed.uid, claimed.lease, settings, control)
+    for thread in threading.enumerate():
+        if isinstance(thread, threading.Timer):
+            thread.join(60)
+    assert killed == []
+    waiting = find_submission(store, "quick")
+    assert (waiting.state, waiting.reason) == ("waiting", "its driver was stopped by SIGTERM; it will be resumed")
 
 
 def test_a_heartbeat_cancels_a_study_that_another_process_is_running(

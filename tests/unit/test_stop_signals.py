@@ -57,6 +57,16 @@ import time
 time.sleep(3)
 print("ended by itself", flush=True)
 """
+BLOCKED_TERMINAL = """
+import multiprocessing, time
+from orchestrator.abrupt_end import AbruptEnd
+
+child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+child.start()
+print(child.pid, flush=True)
+AbruptEnd(grace_s=0.1, say=lambda: time.sleep(600)).start(130)
+time.sleep(600)
+"""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -134,3 +144,11 @@ def test_a_quick_end_after_a_second_signal_is_left_alone() -> None:
         interrupt(process)
         assert process.stdout.read() == b"left\nended by itself\n"
         assert process.wait(60) == 0
+
+
+def test_a_terminal_that_is_blocked_does_not_prevent_an_abrupt_end() -> None:
+    with start(BLOCKED_TERMINAL) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        assert process.wait(120) == 130
+    assert not is_alive(child)
