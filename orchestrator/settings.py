@@ -82,7 +82,8 @@ class Settings(BaseSettings):
     )
     webhook_secret: SecretStr | None = Field(
         default=None,
-        description="VITSEARCH_WEBHOOK_SECRET: the secret with which the requests of `submit --webhook` are signed",
+        description="VITSEARCH_WEBHOOK_SECRET: the secret with which the requests of `submit --webhook` are signed, "
+        "`whsec_` with 24 to 64 bytes in Base64 behind it",
     )
     tracking: bool = Field(default=True, description="VITSEARCH_TRACKING: `off` sends nothing to MLflow")
 

@@ -4,6 +4,7 @@ The requests follow Standard Webhooks (https://www.standardwebhooks.com): the he
 and `webhook-signature`. Each is sent until it is answered with a status of 2xx, possibly more than once.
 """
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -17,7 +18,7 @@ from typing import Any
 import httpx2 as httpx
 
 from orchestrator.reports.summary import study_line
-from orchestrator.safe_text import masked_address, printable, without_secrets
+from orchestrator.safe_text import MASK, masked_address, printable, without_secrets
 from orchestrator.service.access_tokens import has_tokens
 from orchestrator.service.submitting import SubmissionError
 from orchestrator.settings import Settings
@@ -29,8 +30,11 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MAX_TRIES = 30
 """With the pauses of `pause_after`, a request is sent again for about a day."""
 POLL_S = 1.0
-TIMEOUT_S = 10.0
-MIN_SECRET, MAX_SECRET, MAX_ADDRESS = 16, 256, 2000
+TIMEOUT_S, DEADLINE_S = 10.0, 30.0
+"""For one step of a request, and for all of it. The deadline is shorter than a claim: no other sender repeats it."""
+MIN_KEY, MAX_KEY = 24, 64
+"""Bytes of a secret, without its prefix and Base64."""
+MAX_SECRET, MAX_ADDRESS = 256, 2000
 _PREFIX = "whsec_"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _AT_ONCE = 4
@@ -58,11 +62,10 @@ def webhook_target(url: str | None, secret: str | None, settings: Settings, stor
             "webhook: its requests must be signed, but there is no secret. Set VITSEARCH_WEBHOOK_SECRET, or send the "
             "header Webhook-Secret."
         )
-    if not (MIN_SECRET <= len(secret) <= MAX_SECRET and secret.isprintable() and _key(secret)):
+    if not secret.startswith(_PREFIX) or not MIN_KEY <= len(_key(secret)) <= MAX_KEY:
         raise WebhookError(
-            f"webhook: the secret must have {MIN_SECRET} to {MAX_SECRET} printable characters, with Base64 behind "
-            f"`{_PREFIX}` if it begins so, but this one of {len(secret)} characters does not. Make one with: openssl "
-            "rand -hex 32"
+            f"webhook: the secret must be `{_PREFIX}` with {MIN_KEY} to {MAX_KEY} bytes in Base64 behind it, but this "
+            f'one of {len(secret)} characters is not. Make one with: echo "{_PREFIX}$(openssl rand -base64 32)"'
         )
     return WebhookTarget(url=url, secret=secret)
 
@@ -89,7 +92,7 @@ def check_receiver(url: str, settings: Settings, *, only_listed: bool) -> None:
             f"characters and without a user name, but got {printable(masked_address(url))[:200]!r}. Correct it."
         )
     port = parsed.port or _DEFAULT_PORTS[parsed.scheme]
-    places = {f"{host}:{port}", *([host] if port in _DEFAULT_PORTS.values() else [])}
+    places = {_place(url), *([host] if port in _DEFAULT_PORTS.values() else [])}
     if not places.isdisjoint(settings.webhook_hosts) or (host in LOOPBACK and not only_listed):
         return
     allowed = ", ".join(settings.webhook_hosts) or ("none" if only_listed else "this machine")
@@ -97,6 +100,12 @@ def check_receiver(url: str, settings: Settings, *, only_listed: bool) -> None:
         f"webhook: the host must be allowed by the administrator, but {host}:{port} is not (allowed: {allowed}). Ask "
         f"for VITSEARCH_WEBHOOK_HOSTS={host}:{port}, or use an allowed one."
     )
+
+
+def shown_address(url: str) -> str:
+    """The scheme, host and port of a webhook's address. The rest is often its only secret."""
+    parsed = httpx.URL(url)
+    return f"{parsed.scheme}://{parsed.netloc.decode('ascii')}/{MASK}"
 
 
 def signature(secret: str, uid: str, sent_at: int, body: bytes) -> str:
@@ -122,6 +131,7 @@ class WebhookSender:
         self._store, self._settings = store, settings
         self._table = store.webhooks()
         self._slots = threading.Semaphore(_AT_ONCE)
+        self._busy = set[str]()
 
     def run(self, stop: threading.Event) -> None:
         """Send requests until `stop`. A receiver that is slow holds up neither studies nor other receivers."""
@@ -134,28 +144,37 @@ class WebhookSender:
                 _logger.exception("requests of webhooks met an unexpected error")
 
     def start_due(self) -> list[threading.Thread]:
-        """Start to send what is due, each request in a thread of this process."""
+        """Start to send what is due, each request in a thread of this process, and one at a time to each host."""
         started = []
         while self._slots.acquire(blocking=False):
             record = None
             try:
-                record = self._table.claim() if self._table.num_due(within_s=0) else None
+                record = self._table.claim(may_send=lambda target: _place(target.url) not in self._busy)
             finally:
                 if record is None:
                     self._slots.release()
-            if record is None:
+            if record is None or record.target is None:
                 break
-            thread = threading.Thread(target=self._send_claimed, args=(record,), name="webhook", daemon=True)
+            place = _place(record.target.url)
+            self._busy.add(place)
+            thread = threading.Thread(target=self._send_claimed, args=(record, place), name="webhook", daemon=True)
             thread.start()
             started.append(thread)
         return started
 
-    def _send_claimed(self, record: WebhookRecord) -> None:
+    def _send_claimed(self, record: WebhookRecord, place: str) -> None:
         try:
-            self.send(record)
+            try:
+                self.send(record)
+            except DatabaseUnavailableError:
+                raise
+            except Exception as error:
+                _logger.exception("the webhook of study %s met an unexpected error", record.content.get("name"))
+                self._not_arrived(record, f"met an unexpected error: {type(error).__name__}")
         except DatabaseUnavailableError as error:
             _logger.warning("%s", error)
         finally:
+            self._busy.discard(place)
             self._slots.release()
 
     def send(self, record: WebhookRecord) -> None:
@@ -163,7 +182,7 @@ class WebhookSender:
         assert record.target is not None, "a request that waits has one"
         try:
             check_receiver(record.target.url, self._settings, only_listed=has_tokens(self._store))
-            status = _post(record, record.target, self._body(record))
+            status = asyncio.run(_post(record, record.target, self._body(record)))
             why = f"was answered with status {status}"
         except WebhookError as error:  # the administrator has forbidden the host meanwhile
             self._give_up(record, str(error))
@@ -174,8 +193,10 @@ class WebhookSender:
             self._table.delivered(record.uid)
             self._note(record, outcome="done")
             return
-        why = without_secrets(printable(why))
-        if status == _GONE or record.num_tries >= MAX_TRIES:
+        self._not_arrived(record, without_secrets(printable(why)), is_gone=status == _GONE)
+
+    def _not_arrived(self, record: WebhookRecord, why: str, *, is_gone: bool = False) -> None:
+        if is_gone or record.num_tries >= MAX_TRIES:
             self._give_up(record, f"it {why}, in {record.num_tries} tries")
         else:
             self._table.put_off(record.uid, f"it {why}", pause_after(record.num_tries))
@@ -196,12 +217,12 @@ class WebhookSender:
 
     def _note(self, record: WebhookRecord, *, outcome: Any, **more: str) -> None:
         assert record.target is not None
-        details = {"address": masked_address(record.target.url), "tries": record.num_tries, **more}
+        details = {"address": shown_address(record.target.url), "tries": record.num_tries, **more}
         name = record.content["name"]
         self._store.audit_log().add(record.owner, "webhook", name, outcome=outcome, details=details)
 
 
-def _post(record: WebhookRecord, target: WebhookTarget, body: bytes) -> int:
+async def _post(record: WebhookRecord, target: WebhookTarget, body: bytes) -> int:
     sent_at = int(time.time())
     headers = {
         "Content-Type": "application/json",
@@ -211,16 +232,24 @@ def _post(record: WebhookRecord, target: WebhookTarget, body: bytes) -> int:
         "webhook-signature": signature(target.secret, record.uid, sent_at, body),
     }
     # The answer's body is not read, and redirects are not followed: they could lead to a host that is not allowed.
-    with (
-        httpx.Client(timeout=TIMEOUT_S, follow_redirects=False) as client,
-        client.stream("POST", target.url, content=body, headers=headers) as response,
-    ):
-        return response.status_code
+    try:
+        async with (
+            asyncio.timeout(DEADLINE_S),
+            httpx.AsyncClient(timeout=TIMEOUT_S, follow_redirects=False) as client,
+            client.stream("POST", target.url, content=body, headers=headers) as response,
+        ):
+            return response.status_code
+    except TimeoutError:
+        raise httpx.ReadTimeout(f"there was no whole answer in {DEADLINE_S:g} s") from None
+
+
+def _place(url: str) -> str:
+    """Host and port of an address."""
+    parsed = httpx.URL(url)
+    return f"{parsed.raw_host.decode('ascii').lower()}:{parsed.port or _DEFAULT_PORTS[parsed.scheme]}"
 
 
 def _key(secret: str) -> bytes:
-    if not secret.startswith(_PREFIX):
-        return secret.encode("utf-8", "surrogatepass")
     try:
         return base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
     except ValueError:

@@ -1,12 +1,13 @@
 """Requests that announce how studies ended. They are written together with the end, and sent afterwards."""
 
 import uuid
+from collections.abc import Callable
 
-from sqlalchemy import Connection, Engine, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, func, insert, select, update
 
 from orchestrator.store.database_time import read_time
 from orchestrator.store.retrying import retry_on_outage
-from orchestrator.store.service_records import SubmissionRecord, WebhookRecord
+from orchestrator.store.service_records import SubmissionRecord, WebhookRecord, WebhookTarget
 from orchestrator.store.tables import submissions, webhooks
 
 CLAIM_S = 60.0
@@ -42,19 +43,33 @@ class WebhookTable:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def claim(self, *, claim_s: float = CLAIM_S) -> WebhookRecord | None:
-        """The request that is due for longest; `None` if none is due. Nobody else gets it for `claim_s` seconds."""
+    def claim(
+        self, *, may_send: Callable[[WebhookTarget], bool] = lambda _: True, claim_s: float = CLAIM_S
+    ) -> WebhookRecord | None:
+        """The request that is due for longest, of those that may be sent now; `None` if there is none.
+
+        Nobody else gets it for `claim_s` seconds.
+        """
+        due = select(webhooks.c.id, webhooks.c.target).order_by(webhooks.c.due_at, webhooks.c.id)
+        with self._engine.connect() as connection:
+            rows = connection.execute(due.where(*_is_due(read_time(connection)))).all()
+        for row in rows:
+            if may_send(WebhookTarget.model_validate(row.target)) and (claimed := self._claim(row.id, claim_s)):
+                return claimed
+        return None
+
+    def _claim(self, row_id: int, claim_s: float) -> WebhookRecord | None:
+        """Claim a request, unless another sender was faster."""
         with self._engine.begin() as connection:
             if connection.dialect.name == "sqlite":
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             now = read_time(connection)
-            due = (webhooks.c.state == "waiting", webhooks.c.due_at <= now)
-            found = select(webhooks).where(*due).order_by(webhooks.c.due_at, webhooks.c.id).limit(1)
+            found = select(webhooks).where(webhooks.c.id == row_id, *_is_due(now))
             row = connection.execute(found.with_for_update(skip_locked=True)).mappings().one_or_none()
             if row is None:
                 return None
             values = {"due_at": now + claim_s, "num_tries": row["num_tries"] + 1}
-            connection.execute(update(webhooks).where(webhooks.c.id == row["id"]).values(**values))
+            connection.execute(update(webhooks).where(webhooks.c.id == row_id).values(**values))
             return WebhookRecord.model_validate({**row, "num_tries": row["num_tries"] + 1})
 
     def delivered(self, uid: str) -> None:
@@ -75,7 +90,7 @@ class WebhookTable:
     def num_due(self, *, within_s: float) -> int:
         """Number of requests that are due, or will be within a time."""
         with self._engine.connect() as connection:
-            due = (webhooks.c.state == "waiting", webhooks.c.due_at <= read_time(connection) + within_s)
+            due = _is_due(read_time(connection) + within_s)
             return connection.execute(select(func.count()).select_from(webhooks).where(*due)).scalar_one()
 
     def of_submission(self, uid: str) -> list[WebhookRecord]:
@@ -89,3 +104,7 @@ class WebhookTable:
             values = {"state": state, "error": error, "target": None, "ended_at": read_time(connection)}
             mine = (webhooks.c.uid == uid, webhooks.c.state == "waiting")
             connection.execute(update(webhooks).where(*mine).values(**values))
+
+
+def _is_due(now: float) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return webhooks.c.state == "waiting", webhooks.c.due_at <= now

@@ -121,10 +121,9 @@ class _TroubledReporter:
 def _in_the_hanging_trial(trouble: Callable[[], object]) -> None:
     follow = trainers.training.loop.follow
 
-    def troubled(task: Any, *arguments: Any) -> Any:
-        *before, reporter = arguments
+    def troubled(task: Any, image_task: Any, course: Any, learner: Any, writer: Any, reporter: Any, *ranks: Any) -> Any:
         if task.folder.name == HANGING_TRIAL:
             reporter = _TroubledReporter(reporter, trouble)
-        return follow(task, *before, reporter)
+        return follow(task, image_task, course, learner, writer, reporter, *ranks)
 
     trainers.training.loop.follow = trainers.training.packed.follow = troubled

@@ -5,9 +5,10 @@ import hashlib
 import hmac
 import json
 import re
+import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from orchestrator.store.repository import Store
 from orchestrator.store.service_records import Placement, SubmissionRecord, WebhookRecord, WebhookTarget
 from tests.service import TestClient, add_token, client_for, golden_settings, serving
 
-SECRET = "0123456789abcdef" * 2
+SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef" * 2).decode()
 FILE = (
     "study: digits\ndata: {source: noise}\n"
     "stages: [{stage: screen, space: as-vit, num_trials: 2, proxies: [params], rank_by: [params]}]\n"
@@ -131,7 +132,7 @@ def test_the_end_of_a_study_is_sent_until_it_arrives_and_signed(
     headers, body = receiver.requests[-1]
     assert {one["webhook-id"] for one, _ in receiver.requests} == {only(store, submitted.uid).uid}
     message = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
-    expected = base64.b64encode(hmac.new(SECRET.encode(), message, hashlib.sha256).digest()).decode()
+    expected = base64.b64encode(hmac.new(b"0123456789abcdef" * 2, message, hashlib.sha256).digest()).decode()
     assert headers["webhook-signature"] == f"v1,{expected}"
     assert _documented_check()(headers, body, SECRET)
     assert not _documented_check()(headers, body + b" ", SECRET)
@@ -153,7 +154,7 @@ def test_the_end_of_a_study_is_sent_until_it_arrives_and_signed(
     assert (record.num_tries, record.target, record.error) == (3, None, None)
     event = store.audit_log().page(limit=1)[0]
     assert (event.action, event.subject, event.outcome, event.details["tries"]) == ("webhook", "digits", "done", 3)
-    assert "s3cr3t" not in event.details["address"]
+    assert event.details["address"] == receiver.url.split("/hook")[0] + "/***"
 
 
 def test_a_signature_is_that_of_standard_webhooks() -> None:
@@ -227,6 +228,74 @@ def test_a_slow_receiver_holds_up_neither_studies_nor_others(store: Store, setti
     assert store.webhooks().num_due(within_s=1e6) == 0
 
 
+def test_a_receiver_that_answers_byte_by_byte_does_not_keep_its_sender(
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "DEADLINE_S", 0.5)
+    over = threading.Event()
+
+    def drip(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection, suppress(OSError):
+            while not over.wait(0.05):
+                connection.sendall(b"H")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=drip, args=(server,), daemon=True)
+        thread.start()
+        submitted = submit(store, f"http://127.0.0.1:{server.getsockname()[1]}/")
+        run_to(store, "complete")
+        (sending,) = WebhookSender(store, settings).start_due()
+        sending.join(60)
+        assert not sending.is_alive()
+        over.set()
+        thread.join(60)
+    record = only(store, submitted.uid)
+    assert (record.state, record.num_tries) == ("waiting", 1)
+    assert "no whole answer in 0.5 s" in (record.error or "")
+
+
+def test_a_host_gets_one_request_at_a_time(store: Store, settings: Settings) -> None:
+    sender = WebhookSender(store, settings)
+    with receiving(200) as slow, receiving(200) as quick:
+        slow.release.clear()
+        for _ in range(6):
+            submit(store, slow.url)
+            run_to(store, "complete")
+        submit(store, quick.url)
+        run_to(store, "complete")
+        started = sender.start_due()
+        assert len(started) == 2
+        assert sender.start_due() == []
+        slow.release.set()
+        for thread in started:
+            thread.join(60)
+        assert (len(slow.requests), len(quick.requests)) == (1, 1)
+        send(sender)
+        assert len(slow.requests) == 6
+
+
+def test_a_request_that_meets_an_unexpected_error_is_put_off_and_then_given_up(
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(webhooks, "study_line", fail)
+    monkeypatch.setattr(webhooks, "MAX_TRIES", 2)
+    sender, table = WebhookSender(store, settings), store.webhooks()
+    submitted = submit(store, "http://127.0.0.1:1/")
+    run_to(store, "complete")
+    store.create_study("digits", spec={}, digest="d", data_digest="e", stage_names=[])
+    send(sender)
+    record = only(store, submitted.uid)
+    assert (record.state, record.num_tries, table.num_due(within_s=0)) == ("waiting", 1, 0)
+    assert "RuntimeError" in (record.error or "")
+    table.put_off(record.uid, "", 0)
+    send(sender)
+    assert (only(store, submitted.uid).state, only(store, submitted.uid).num_tries) == ("failed", 2)
+
+
 def test_a_claimed_request_whose_sender_died_is_sent_by_another(store: Store, settings: Settings) -> None:
     with receiving(200) as receiver:
         submitted = submit(store, receiver.url)
@@ -288,7 +357,14 @@ def test_a_webhook_needs_a_good_secret(store: Store, settings: Settings) -> None
     url = "http://localhost:1/"
     assert webhook_target(None, "x", settings, store) is None
     assert webhook_target(url, SECRET, settings, store) == WebhookTarget(url=url, secret=SECRET)
-    for wrong in (None, "short", "with\nline" * 3, "whsec_not base64 at all", "x" * 300):
+    for wrong in (
+        None,
+        "short",
+        SECRET.removeprefix("whsec_"),
+        "whsec_not base64 at all",
+        "whsec_c2hvcnQ=",
+        SECRET + "x" * 3,
+    ):
         with pytest.raises(WebhookError, match="secret") as refused:
             webhook_target(url, wrong, settings, store)
         assert wrong is None or wrong not in str(refused.value)
@@ -307,7 +383,7 @@ def test_the_service_takes_a_webhook_and_shows_whether_it_arrived(tmp_path: Any)
         refused = _post(requests, token, {"Webhook-URL": "http://169.254.169.254/", "Webhook-Secret": SECRET})
         assert (refused.status_code, "VITSEARCH_WEBHOOK_HOSTS" in refused.json()["detail"]) == (422, True)
         found = client.submit(file, webhook="http://127.0.0.1:9/hook?key=s3cr3t", webhook_secret=SECRET)
-        assert found["webhook"] | {"address": "http://127.0.0.1:9/hook?***", "state": None} == found["webhook"]
+        assert found["webhook"] | {"address": "http://127.0.0.1:9/***", "state": None} == found["webhook"]
         client.cancel("digits")
         assert client.submission("digits")["webhook"]["state"] == "waiting"
         assert SECRET not in requests.get("/v1/studies/digits/submission", headers=_bearer(token)).text

@@ -14,7 +14,6 @@ from orchestrator.api.home import VisibleStudies
 from orchestrator.api.routes.checking import STUDY_BODY, FileQuery, FolderQuery, read_study
 from orchestrator.api.routes.studies import studies_for
 from orchestrator.api.schemas import DeletedStudy, SubmissionView, WebhookView
-from orchestrator.safe_text import masked_address
 from orchestrator.service.submitting import (
     UnknownSubmissionError,
     cancel_study,
@@ -23,7 +22,7 @@ from orchestrator.service.submitting import (
     submit_study,
     why_waiting,
 )
-from orchestrator.service.webhooks import MAX_ADDRESS, MAX_SECRET, webhook_target
+from orchestrator.service.webhooks import MAX_ADDRESS, MAX_SECRET, shown_address, webhook_target
 from orchestrator.spec.study_file import StudySpec
 from orchestrator.store.repository import Store
 from orchestrator.store.service_records import SubmissionRecord
@@ -255,9 +254,9 @@ def _webhook_view(store: Store, record: SubmissionRecord) -> WebhookView | None:
         return None
     sent = next(iter(store.webhooks().of_submission(record.uid)), None)
     if sent is None or record.is_active:  # of an earlier end, before it was resumed
-        return WebhookView(address=masked_address(target.url), state=None, num_tries=0, error=None, ended_at=None)
+        return WebhookView(address=shown_address(target.url), state=None, num_tries=0, error=None, ended_at=None)
     return WebhookView(
-        address=masked_address(target.url),
+        address=shown_address(target.url),
         state=sent.state,
         num_tries=sent.num_tries,
         error=sent.error,
