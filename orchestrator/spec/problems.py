@@ -59,9 +59,18 @@ def all_problems(error: ValidationError, model: type[BaseModel], tags: Mapping[s
         for key in errors
         if item["type"] == "extra_forbidden" and key["type"] == "missing" and item["loc"][:-1] == key["loc"][:-1]
     }
-    others = [item for item in errors if item["type"] != "missing" or item["loc"] not in misspelt]
+    others = [
+        item
+        for item in errors
+        if not _is_only_invalid(item) and (item["type"] != "missing" or item["loc"] not in misspelt)
+    ]
     found_problems = [first_problem(error, model, tags), *(_problem(item, model, tags) for item in others)]
     return distinct(found_problems)
+
+
+def _is_only_invalid(error: ErrorDetails) -> bool:
+    """Whether a list is too short for pydantic only because it does not count entries that have mistakes."""
+    return error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]
 
 
 def distinct(problems: Iterable[Problem]) -> list[Problem]:

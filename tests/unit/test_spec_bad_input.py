@@ -416,6 +416,12 @@ def test_averages_that_do_not_fit_are_left_out_and_named(tmp_path: Path) -> None
     assert load_spec(file).remarks == []
 
 
+def test_a_list_whose_entries_have_mistakes_is_not_called_too_short(tmp_path: Path) -> None:
+    error = check(tmp_path, "study: x\ndata: {source: digits}\nstages: [{stage: train, curricula: 3}]\n")
+    told = {other.path for other in (error, *error.others)}
+    assert told == {"stages[0].curricula", "stages[0].num_trials", "stages[0].epochs"}
+
+
 def test_mistakes_of_one_cause_are_told_once(tmp_path: Path) -> None:
     misspelt = check(tmp_path, STUDY.replace("study: tiny", "studi: tiny"))
     assert (misspelt.path, misspelt.others) == ("studi", ())
