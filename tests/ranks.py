@@ -13,7 +13,7 @@ import torch
 
 from tests.unit.training import Recorder
 from trainers.config import TaskOutcome, TrainTask
-from trainers.training.ranks import RankPlace, open_listener
+from trainers.training.ranks import JoinedRanks, RankPlace, open_listener
 from trainers.training.reporting import Reporter, SilentReporter
 from trainers.worker import run_rank
 
@@ -26,7 +26,12 @@ Run = Callable[..., TaskOutcome]
 def second_process() -> Iterator[ProcessPoolExecutor]:
     """A process for rank 1 of any number of trainings, one after another."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pool.submit(_has_started).result(WAIT_S)
         yield pool
+
+
+def _has_started() -> None:
+    """Imports this module, and torch with it, before a training waits."""
 
 
 class Begun(NamedTuple):
@@ -90,6 +95,24 @@ def _counting(function: Any) -> Iterator[None]:
 
     with patch.object(step, "_forward_options", noted):
         yield
+
+
+def run_out_of_memory_in_gather(task: TrainTask, reporter: Reporter, place: RankPlace) -> TaskOutcome:
+    """A rank that once has too little memory for the logits of the others."""
+    gather, calls = JoinedRanks.gather, iter(range(1000))
+
+    def limited(ranks: JoinedRanks, part: torch.Tensor, size: int) -> torch.Tensor:
+        if next(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return gather(ranks, part, size)
+
+    with patch.object(JoinedRanks, "gather", limited):
+        return run_rank(task, reporter, place)
+
+
+def find_no_checkpoint(task: TrainTask, reporter: Reporter, place: RankPlace) -> TaskOutcome:
+    """A rank that does not see the files of rank 0."""
+    return run_rank(task.model_copy(update={"folder": task.folder.with_name("elsewhere")}), reporter, place)
 
 
 def die_in_validation(task: TrainTask, reporter: Reporter, place: RankPlace) -> TaskOutcome:

@@ -1,5 +1,6 @@
 """A training on several ranks equals that in one process, and the loss of a rank ends it soon."""
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import chain
@@ -17,12 +18,15 @@ from search_spaces.recipes import Recipe
 from tests.device_cases import RECIPES
 from tests.ranks import (
     HERE,
+    WAIT_S,
     begin,
     die_in_validation,
     fail_in_validation,
+    find_no_checkpoint,
     hang_in_validation,
     run_in_little_memory,
     run_on_second_gpu,
+    run_out_of_memory_in_gather,
     second_process,
     train_on_two,
 )
@@ -30,7 +34,15 @@ from tests.unit.test_loop import InterruptedInside, equal, weights_of, without_t
 from tests.unit.test_losses_in_training import teacher_weights
 from tests.unit.training import Recorder, configuration, run
 from trainers.config import Configuration, EpochReport, InitialWeights, TrainTask
-from trainers.training.ranks import ALONE, JoinedRanks, RankLostError, RankPlace, open_listener
+from trainers.training.ranks import (
+    ALONE,
+    CannotTakePartError,
+    JoinedRanks,
+    RankLostError,
+    RankPlace,
+    _use_interface_of,
+    open_listener,
+)
 from trainers.training.reporting import SilentReporter
 from trainers.training.row import Row, rank_problem
 from trainers.weights.prepared import write_prepared
@@ -159,6 +171,15 @@ def test_a_rank_without_memory_makes_all_compute_in_halves(pool: ProcessPoolExec
     assert_same_curve(both.reports, alone.reports)
 
 
+def test_a_rank_without_memory_that_the_others_do_not_know_of_fails(pool: ProcessPoolExecutor, tmp_path: Path) -> None:
+    task = TrainTask(configuration=configuration(recipe={"batch_size": 16}), folder=tmp_path)
+    begun = begin(pool, task, run=run_out_of_memory_in_gather)
+    with pytest.raises(RankLostError):
+        run_rank(task, SilentReporter(), begun.place, begun.listener)
+    failed = begun.other.result(60)
+    assert (failed.state, failed.error) == ("failed", "out-of-memory")
+
+
 @pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two CUDA GPUs")
@@ -206,7 +227,9 @@ def test_the_first_rank_that_fails_alone_ends_the_others(pool: ProcessPoolExecut
 
 def test_a_rank_that_does_not_answer_is_given_up(pool: ProcessPoolExecutor, tmp_path: Path) -> None:
     task = TrainTask(configuration=configuration(), folder=tmp_path)
-    run(task.configuration, tmp_path / "other")  # the images are loaded before the wait begins
+    alone = task.model_copy(update={"folder": tmp_path / "alone"})
+    for trained in (run_task(alone, SilentReporter()), pool.submit(run_task, alone, SilentReporter()).result(WAIT_S)):
+        assert trained.state == "complete"  # both have the images before the wait begins
     begun = begin(pool, task, run=hang_in_validation, wait_s=8)
     with pytest.raises(RankLostError, match="died, left or did not answer"):
         run_rank(task, SilentReporter(), begun.place, begun.listener)
@@ -219,7 +242,7 @@ def test_a_rank_whose_others_do_not_come_gives_up(tmp_path: Path) -> None:
     with open_listener(HERE) as listener:
         port = listener.getsockname()[1]
     with second_process() as other:
-        found = other.submit(run_rank, task, SilentReporter(), RankPlace(1, 2, HERE, port, HERE, 1.0))
+        found = other.submit(run_rank, task, SilentReporter(), RankPlace(1, 2, HERE, port, HERE, join_s=1.0))
         with pytest.raises(RankLostError, match=f"all 2 ranks must join within 1 s, but rank 1 found .* {HERE}:{port}"):
             found.result(60)
 
@@ -235,6 +258,24 @@ def test_errors_of_the_reporter_are_not_those_of_the_training(pool: ProcessPoolE
         run_rank(task, Broken(), begun.place, begun.listener)
     with pytest.raises(RankLostError):
         begun.other.result(60)
+
+
+def test_a_rank_that_cannot_read_the_checkpoint_says_so(pool: ProcessPoolExecutor, tmp_path: Path) -> None:
+    task = TrainTask(configuration=configuration(), folder=tmp_path / "first")
+    run(task.configuration, task.folder, InterruptedInside(2))
+    begun = begin(pool, task, run=find_no_checkpoint)
+    with pytest.raises(RankLostError):
+        run_rank(task, SilentReporter(), begun.place, begun.listener)
+    with pytest.raises(CannotTakePartError, match="rank 1 must read the checkpoint that rank 0 has read, but: "):
+        begun.other.result(60)
+
+
+def test_the_network_interface_is_named_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "chosen")
+    monkeypatch.delenv("NCCL_SOCKET_IFNAME", raising=False)
+    with patch("trainers.training.ranks._interface_of", return_value="eth1"):
+        _use_interface_of(HERE)
+    assert (os.environ.pop("NCCL_SOCKET_IFNAME"), os.environ["GLOO_SOCKET_IFNAME"]) == ("=eth1", "chosen")
 
 
 # --- what several ranks cannot train ---

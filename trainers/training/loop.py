@@ -44,7 +44,7 @@ from trainers.training.memory import can_be_halved, draw_again, halve, state_of_
 from trainers.training.methods import Methods
 from trainers.training.network import prepare_rates
 from trainers.training.prior_difficulty import StoppedError, measure_prior_difficulty
-from trainers.training.ranks import ALONE, RankLostError, Ranks
+from trainers.training.ranks import ALONE, CannotTakePartError, Ranks
 from trainers.training.reporting import Reporter
 from trainers.training.row import Row, rank_problem
 from trainers.training.saving import CheckpointWriter, Saver, Snapshot
@@ -361,7 +361,8 @@ def _newest_checkpoint(task: TrainTask, damaged: list[str], ranks: Ranks) -> che
     try:
         return checkpoints.load_epoch(task.folder, epoch)
     except checkpoints.CheckpointError as error:  # the first rank could, so another attempt may work
-        raise RankLostError(f"rank {ranks.rank} must read the checkpoint that rank 0 has read, but: {error}") from error
+        reason = f"rank {ranks.rank} must read the checkpoint that rank 0 has read, but: {error}"
+        raise CannotTakePartError(reason) from error
 
 
 def _saved(task: TrainTask, ranks: Ranks) -> tuple[CheckpointRecord, ...]:

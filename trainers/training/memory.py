@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from trainers.training.failures import is_out_of_memory
+from trainers.training.ranks import AgreedMemoryError
 from trainers.training.row import Row
 
 DrawnMasks = Tensor | torch.Generator | None
@@ -17,8 +18,12 @@ logger = logging.getLogger(__name__)
 
 
 def can_be_halved(row: Row, num_images: int, error: Exception) -> bool:
-    """Whether a step that raised `error` may be tried again in halves: once, if it ran out of memory."""
-    return is_out_of_memory(error) and row.num_parts < _MOST_PARTS and num_images >= _MOST_PARTS * row.ranks.count
+    """Whether a step that raised `error` may be tried again in halves: once, if it ran out of memory.
+
+    With several ranks, all must know it; one that computed in halves alone would wait for sums of different steps.
+    """
+    runs_out = is_out_of_memory(error) if row.ranks.count == 1 else isinstance(error, AgreedMemoryError)
+    return runs_out and row.num_parts < _MOST_PARTS and num_images >= _MOST_PARTS * row.ranks.count
 
 
 def halve(row: Row, num_images: int) -> None:

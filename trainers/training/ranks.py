@@ -28,13 +28,22 @@ _WELL, _OUT_OF_MEMORY, _FAILED = 0, 1, 2
 _FIRST = 0
 _GET_INTERFACE_ADDRESS = 0x8915
 """Linux's SIOCGIFADDR."""
-_SOCKET_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+_SOCKET_VARIABLES = {"GLOO_SOCKET_IFNAME": "{}", "NCCL_SOCKET_IFNAME": "={}"}
+"""The variables that choose the network interface, and how they name one. NCCL takes a name without `=` as a prefix."""
 
 Result = TypeVar("Result")
 
 
 class RankLostError(RuntimeError):
     """Another rank of the training died, failed or does not answer, so this one cannot continue."""
+
+
+class CannotTakePartError(RankLostError):
+    """This rank cannot take part in the training for a reason of its own; another attempt may work."""
+
+
+class AgreedMemoryError(torch.OutOfMemoryError):
+    """A rank ran out of memory in `Ranks.together`: all ranks know it, and raise this error at the same place."""
 
 
 class RankPlace(NamedTuple):
@@ -50,6 +59,8 @@ class RankPlace(NamedTuple):
     """IPv4 address of the machine of this rank."""
     wait_s: float = WAIT_S
     """Time that it waits for the others before it gives up."""
+    join_s: float = JOIN_S
+    """Time within which all must have joined."""
 
 
 class Ranks:
@@ -73,7 +84,7 @@ class Ranks:
 
         Raises:
             RankLostError: Another rank failed.
-            torch.OutOfMemoryError: Another rank ran out of memory.
+            AgreedMemoryError: This rank or another one ran out of memory.
         """
         return nullcontext()
 
@@ -127,13 +138,18 @@ class JoinedRanks(Ranks):
         except RankLostError:
             raise
         except Exception as error:
-            self._worst(_OUT_OF_MEMORY if is_out_of_memory(error) else _FAILED)
-            raise
+            lacks_memory = is_out_of_memory(error)
+            worst = self._worst(_OUT_OF_MEMORY if lacks_memory else _FAILED)
+            if not lacks_memory:
+                raise
+            if worst == _OUT_OF_MEMORY:
+                raise AgreedMemoryError(str(error)) from error
+            raise RankLostError(f"another of {self.count} ranks failed.") from error
         worst = self._worst(_WELL)
         if worst == _FAILED:
             raise RankLostError(f"another of {self.count} ranks failed.")
         if worst == _OUT_OF_MEMORY:
-            raise torch.OutOfMemoryError(f"another of {self.count} GPUs of the training ran out of memory")
+            raise AgreedMemoryError(f"another of {self.count} GPUs of the training ran out of memory")
 
     @torch.no_grad()
     def _parts(self, part: Tensor, size: int) -> list[Tensor]:
@@ -239,7 +255,7 @@ def joined_ranks(place: RankPlace, device: torch.device, listener: socket.socket
 
 
 def _connect(place: RankPlace, device: torch.device, listener: socket.socket | None) -> None:
-    join, wait = timedelta(seconds=min(JOIN_S, place.wait_s)), timedelta(seconds=place.wait_s)
+    join, wait = timedelta(seconds=place.join_s), timedelta(seconds=place.wait_s)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
         store = dist.TCPStore(  # type: ignore[attr-defined]  # torch's stubs do not export it
@@ -251,6 +267,8 @@ def _connect(place: RankPlace, device: torch.device, listener: socket.socket | N
             wait_for_workers=False,
             master_listen_fd=None if listener is None else listener.detach(),
         )
+        store.set(f"joined/{place.rank}", "yes")
+        store.wait([f"joined/{rank}" for rank in range(place.num_ranks)], join)
         dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.num_ranks, timeout=wait)
         JoinedRanks(place.rank, place.num_ranks).decides(answer=True)
     except RuntimeError as error:
@@ -269,8 +287,8 @@ def _use_interface_of(host: str) -> None:
     """Let Gloo and NCCL use the network interface with an address, unless the user has chosen one."""
     name = _interface_of(host)
     if name is not None:
-        for variable in _SOCKET_VARIABLES:
-            os.environ.setdefault(variable, name)
+        for variable, form in _SOCKET_VARIABLES.items():
+            os.environ.setdefault(variable, form.format(name))
 
 
 def _interface_of(host: str) -> str | None:
