@@ -70,14 +70,14 @@ class Curves(MemoryLedger):
         return Reporter()
 
 
-def run_search(way: str, pool: RayPool, folder: Path, ledger: Curves) -> list[TrialRecord]:
+def run_search(way: str, pool: RayPool, folder: Path, ledger: Curves, *, num_trials: int = 1) -> list[TrialRecord]:
     engine = OptunaEngine() if way == "pool" else RayEngine(pool, scratch=folder / "scratch")
-    return engine.run(search_in(folder), pool, ledger, Switch())
+    return engine.run(search_in(folder, num_trials=num_trials), pool, ledger, Switch())
 
 
-def search_in(folder: Path) -> Search:
-    """A search for one trial, with a learning rate so low that rounding errors do not grow."""
-    search = rate_search(folder, num_trials=1, epochs=EPOCHS)
+def search_in(folder: Path, *, num_trials: int = 1) -> Search:
+    """A search, by default for one trial, with a learning rate so low that rounding errors do not grow."""
+    search = rate_search(folder, num_trials=num_trials, epochs=EPOCHS)
 
     def task(trial: TrialRecord) -> Task:
         made = search.make_task(trial)
@@ -137,6 +137,23 @@ def test_a_killed_rank_costs_one_attempt_and_its_epoch(
     assert number == trial.number
     assert "rank 1 of 2 died" in reason
     assert_same_curve(ledger.curve(trial), curve_in_one_process(trial, tmp_path / "one"))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_rank_that_fails_alone_fails_its_trial_and_the_next_one_has_a_new_process(
+    way: str, pool: RayPool, tmp_path: Path
+) -> None:
+    pool.settings = replace(pool.settings, run_task="tests.ray_rank_troubles:run_task")
+    ledger = Curves()
+    failed, complete = run_search(way, pool, tmp_path, ledger, num_trials=2)
+    assert failed.state == "failed"
+    assert "rank 1 of 2: ValueError: this rank alone has a problem" in (failed.reason or "")
+    assert complete.state == "complete", complete.reason
+    expected = [] if way == "pool" else [complete.number]  # Tune gives the next trial the process, which then ends
+    assert [number for number, _ in ledger.lost] == expected
+    first, second = (int((tmp_path / f"leader-{number}").read_text()) for number in range(2))
+    assert first != second, "its rank 0 may wait for the failed one"
+    assert are_gone([first])
 
 
 def test_a_trial_that_wants_more_gpus_than_all_nodes_have_is_refused(

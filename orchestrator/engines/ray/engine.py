@@ -124,6 +124,7 @@ class RayEngine:
             run_task=self._pool.settings.run_task,
             stop_file=stop_file,
             silent_minutes=self._pool.settings.silent_minutes,
+            num_ranks=self._pool.shares(task).num_ranks,
         )
         if isinstance(self._scheduler_of(search), PopulationBandits):
             from orchestrator.engines.ray.population import bandit_numbers, numbers_of

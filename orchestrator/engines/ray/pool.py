@@ -286,7 +286,7 @@ class RayPool:
             num_cpus=first["CPU"], num_gpus=first["GPU"], max_concurrency=3, max_restarts=0, **where
         )
         settings = (self.settings.run_task, self.settings.run_packed, self.settings.silent_minutes)
-        handle = self.cluster.call(partial(actor.remote, *settings))
+        handle = self.cluster.call(partial(actor.remote, *settings, share.num_ranks))
         worker = _Worker(handle, share, handle.take.remote(0), group=group)  # answered once it has started
         self._workers.append(worker)
         return worker
@@ -369,8 +369,9 @@ class RayPool:
     def _note_end(self, worker: _Worker, ended: Ended) -> None:
         worker.keys.remove(ended.key)
         worker.stopped.discard(ended.key)
-        if isinstance(ended.outcome, Lost):
+        if ended.ends_process:
             self._end(worker)
+        if isinstance(ended.outcome, Lost):
             self._note_loss(ended.key, ended.outcome.reason)
             return
         if is_tried_alone(ended.outcome):

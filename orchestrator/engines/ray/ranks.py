@@ -5,7 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.engines.interfaces import Lost
 from trainers.config import Task, TaskOutcome, TrainTask
@@ -22,61 +22,68 @@ _BEYOND_S = 60.0
 _NO_LIMIT_S = 24 * 3600.0
 
 
+class RanksResult(NamedTuple):
+    """How a task ended that may have had several ranks."""
+
+    outcome: TaskOutcome | Lost
+    """`Lost` if another rank died, or could not take part."""
+    ends_process: bool = False
+    """Whether this process must end, because its rank may wait for another one, and has not left their connection."""
+
+
 class RankWorker:
     """Runs one rank of a training; the worker of rank 0 makes it a Ray actor."""
 
-    def run(self, task: TrainTask, place: "RankPlace") -> TaskOutcome | None:
-        """The outcome of the training in this rank; `None` if another rank was lost."""
+    def run(self, task: TrainTask, place: "RankPlace") -> TaskOutcome | Lost | None:
+        """The outcome of the training in this rank; `Lost` if it cannot take part; `None` if another rank was lost."""
         import ray
 
-        from trainers.training.ranks import RankLostError
+        from trainers.training.ranks import CannotTakePartError, RankLostError
         from trainers.worker import run_rank
 
         try:
             return run_rank(task, SilentReporter(), place._replace(own_host=ray.util.get_node_ip_address()))
+        except CannotTakePartError as error:
+            return Lost(str(error))
         except RankLostError:
             return None
 
 
 def run_with_ranks(
-    run_task: Callable[[Task, Reporter], TaskOutcome], task: Task, reporter: Reporter, *, silent_minutes: float | None
-) -> TaskOutcome | Lost:
-    """Run a task in this process, with further ranks if it is a training in a placement group of several bundles.
+    run_task: Callable[[Task, Reporter], TaskOutcome],
+    task: Task,
+    reporter: Reporter,
+    *,
+    num_ranks: int,
+    silent_minutes: float | None,
+) -> RanksResult:
+    """Run a task in this process. A training with several ranks has the others in this process's placement group.
 
     Args:
         run_task: Runs a task that this process computes alone.
         task: The task.
         reporter: Its reporter.
+        num_ranks: Number of processes of a training; their bundles come first in the placement group.
         silent_minutes: Time without progress after which the driver ends a training; `None` means no limit.
-
-    Returns:
-        The outcome, or `Lost` if another rank died. In that case, this process must end.
     """
-    group = _placement_group()
-    if not isinstance(task, TrainTask) or group is None or group.bundle_count < 2:
-        return run_task(task, reporter)
+    if not isinstance(task, TrainTask) or num_ranks < 2:
+        return RanksResult(run_task(task, reporter))
     wait_s = _NO_LIMIT_S if silent_minutes is None else 60 * silent_minutes + _BEYOND_S
-    return _lead(task, reporter, group, wait_s)
+    return _lead(task, reporter, num_ranks, wait_s)
 
 
-def _placement_group() -> Any:
-    """The placement group of this process, or `None`."""
-    import ray
-
-    return ray.util.get_current_placement_group() if ray.is_initialized() else None
-
-
-def _lead(task: TrainTask, reporter: Reporter, group: Any, wait_s: float) -> TaskOutcome | Lost:
+def _lead(task: TrainTask, reporter: Reporter, num_ranks: int, wait_s: float) -> RanksResult:
     """Train as rank 0 in a thread, and watch the others."""
     import ray
 
-    from trainers.training.ranks import RankPlace, open_listener
+    from trainers.training.ranks import JOIN_S, RankPlace, open_listener
     from trainers.worker import run_rank
 
+    group = ray.util.get_current_placement_group()
     host = ray.util.get_node_ip_address()
     listener = open_listener(host)
-    place = RankPlace(0, group.bundle_count, host, listener.getsockname()[1], host, wait_s)
-    workers = [_start(group, rank) for rank in range(1, place.num_ranks)]
+    place = RankPlace(0, num_ranks, host, listener.getsockname()[1], host, wait_s, min(JOIN_S, wait_s))
+    workers = [_start(group, rank) for rank in range(1, num_ranks)]
     others = {worker.run.remote(task, place._replace(rank=rank)): rank for rank, worker in enumerate(workers, start=1)}
     result: queue.SimpleQueue[TaskOutcome | BaseException] = queue.SimpleQueue()
 
@@ -88,7 +95,7 @@ def _lead(task: TrainTask, reporter: Reporter, group: Any, wait_s: float) -> Tas
 
     threading.Thread(target=train, name="rank-0", daemon=True).start()
     try:
-        return _result_of(result, others, place.num_ranks)
+        return _result_of(result, others, num_ranks)
     finally:
         for worker in workers:
             ray.kill(worker, no_restart=True)
@@ -111,7 +118,7 @@ def _start(group: Any, rank: int) -> Any:
 
 def _result_of(
     result: "queue.SimpleQueue[TaskOutcome | BaseException]", others: Mapping[Any, int], num_ranks: int
-) -> TaskOutcome | Lost:
+) -> RanksResult:
     """The result of rank 0. If another rank ends it, the reason is that of the other one."""
     from trainers.training.ranks import RankLostError
 
@@ -121,14 +128,15 @@ def _result_of(
         with contextlib.suppress(queue.Empty):
             found = result.get(timeout=_POLL_S)
             if isinstance(found, TaskOutcome):
-                return found
+                return RanksResult(found)
             if not isinstance(found, RankLostError):
                 raise found
-            return problem or _problem_of(others, num_ranks, wait_s=_GRACE_S) or Lost(str(found))
+            problem = problem or _problem_of(others, num_ranks, wait_s=_GRACE_S) or Lost(str(found))
+            return RanksResult(problem, ends_process=True)
         if problem is None:
             problem, noticed_at = _problem_of(others, num_ranks), time.monotonic()
         elif time.monotonic() - noticed_at > _GRACE_S:
-            return problem  # rank 0 waits for a machine that is gone
+            return RanksResult(problem, ends_process=True)  # rank 0 still waits for the other one
 
 
 def _problem_of(others: Mapping[Any, int], num_ranks: int, *, wait_s: float = 0.0) -> TaskOutcome | Lost | None:
@@ -138,25 +146,26 @@ def _problem_of(others: Mapping[Any, int], num_ranks: int, *, wait_s: float = 0.
     deadline = time.monotonic() + wait_s
     while True:
         ended, _ = ray.wait(list(others), num_returns=len(others), timeout=0)
-        for reference in ended:
-            found = _outcome_of(reference)
-            which = f"rank {others[reference]} of {num_ranks}"
-            if isinstance(found, Lost):
-                return Lost(f"{which} died: {found.reason}")
-            if found is not None and found.state == "failed":
-                return found.model_copy(update={"reason": f"{which}: {found.reason}"})
+        problems = [_problem_in(reference, f"rank {others[reference]} of {num_ranks}") for reference in ended]
+        found = [problem for problem in problems if problem is not None]
+        if found:
+            return min(found, key=lambda problem: not isinstance(problem, Lost))  # another attempt may work
         if len(ended) == len(others) or time.monotonic() >= deadline:
             return None
         time.sleep(_POLL_S / 5)
 
 
-def _outcome_of(reference: Any) -> TaskOutcome | Lost | None:
+def _problem_in(reference: Any, rank: str) -> TaskOutcome | Lost | None:
+    """Why a rank that has ended failed, could not take part, or died; `None` if it did not."""
     import ray
 
     try:
-        found: TaskOutcome | None = ray.get(reference)
+        found: TaskOutcome | Lost | None = ray.get(reference)
     except ray.exceptions.RayError as error:
-        return Lost(useful_line(error))
+        return Lost(f"{rank} died: {useful_line(error)}")
+    if isinstance(found, TaskOutcome):
+        failed = found.state == "failed"
+        return found.model_copy(update={"reason": f"{rank}: {found.reason}"}) if failed else None
     return found
 
 

@@ -186,6 +186,9 @@ class TrialTrainable(tune.Trainable):
     _run_task: Callable[[Task, Reporter], TaskOutcome]
     _stop_file: Path
     _silent_minutes: float | None
+    _num_ranks: int
+    _ends_process: bool
+    """Whether a rank of this process may wait for another one that is lost."""
     _epoch: int
     """Newest reported epoch."""
     _last: dict[str, Any]
@@ -238,8 +241,8 @@ class TrialTrainable(tune.Trainable):
     def cleanup(self) -> None:
         if not self._stepped.hangs:
             self._stepped.end()
-        if self._stepped.hangs:
-            os._exit(1)  # a trial that was to follow in this process starts in another one
+        if self._stepped.hangs or self._ends_process:
+            os._exit(1)  # a trial that was to follow in this process starts in another one, as after a lost worker
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._number = config["number"]
@@ -250,15 +253,20 @@ class TrialTrainable(tune.Trainable):
         self._run_task = load_function(config["run_task"])
         self._stop_file = Path(config["stop_file"])
         self._silent_minutes = config["silent_minutes"]
+        self._num_ranks = config["num_ranks"]
+        self._ends_process = False
         self._epoch = 0
         self._last = {}
         self._make_task(skip=0)
 
     def _run_on_all_ranks(self, task: Task, reporter: Reporter) -> TaskOutcome:
-        outcome = run_with_ranks(self._run_task, task, reporter, silent_minutes=self._silent_minutes)
-        if isinstance(outcome, Lost):
-            raise RankDiedError(outcome.reason)
-        return outcome
+        result = run_with_ranks(
+            self._run_task, task, reporter, num_ranks=self._num_ranks, silent_minutes=self._silent_minutes
+        )
+        self._ends_process = result.ends_process
+        if isinstance(result.outcome, Lost):
+            raise RankDiedError(result.outcome.reason)
+        return result.outcome
 
     def _make_task(self, *, skip: int) -> None:
         self._epoch = max(self._epoch, skip)

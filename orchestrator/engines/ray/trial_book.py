@@ -303,6 +303,7 @@ def tune_config(
     run_task: str,
     stop_file: Path,
     silent_minutes: float | None,
+    num_ranks: int,
 ) -> dict[str, Any]:
     """Tune's configuration of a trial, as plain data. A trial that has copied another continues from its copy."""
     assert isinstance(task, TrainTask)
@@ -322,6 +323,7 @@ def tune_config(
         "run_task": run_task,
         "stop_file": str(stop_file),
         "silent_minutes": silent_minutes,
+        "num_ranks": num_ranks,
     }
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from orchestrator.engines.interfaces import Lost
-from orchestrator.engines.ray.ranks import run_with_ranks
+from orchestrator.engines.ray.ranks import RanksResult, run_with_ranks
 from trainers.config import EpochReport, PackedTrainTask, Task, TaskOutcome, TrainTask
 from trainers.training.reporting import Reporter
 
@@ -49,6 +49,8 @@ class Ended(NamedTuple):
     """`Lost` if another rank of the training died."""
     seconds: float
     """Time that it ran."""
+    ends_process: bool = False
+    """Whether the process of the worker must end."""
 
 
 Message = Reported | Ended
@@ -71,14 +73,20 @@ class TaskWorker:
         run_task: Runs a task, as `module:function`.
         run_packed: Runs a pack.
         silent_minutes: Time without progress after which the pool ends a training.
+        num_ranks: Number of processes that train together, of which this is the first.
     """
 
     def __init__(
-        self, run_task: str = RUN_TASK, run_packed: str = RUN_PACKED, silent_minutes: float | None = None
+        self,
+        run_task: str = RUN_TASK,
+        run_packed: str = RUN_PACKED,
+        silent_minutes: float | None = None,
+        num_ranks: int = 1,
     ) -> None:
         self._run_task = run_task
         self._run_packed = run_packed
         self._silent_minutes = silent_minutes
+        self._num_ranks = num_ranks
         self._inbox: queue.SimpleQueue[Work] = queue.SimpleQueue()
         self._messages: list[Message] = []
         self._changed = threading.Condition()
@@ -132,16 +140,18 @@ class TaskWorker:
             os._exit(1)
 
     def _run_one(self, key: int, task: Task, run_task: Callable[[Task, Reporter], TaskOutcome]) -> Ended:
-        outcome: TaskOutcome | Lost
         if key in self._stopped:
-            outcome, seconds = TaskOutcome(state="interrupted", reason="asked to end before it began"), 0.0
+            result = RanksResult(TaskOutcome(state="interrupted", reason="asked to end before it began"))
+            seconds = 0.0
         else:
             self._last_progress, started = time.monotonic(), time.perf_counter()
             reporter = _MessageReporter(key, self._send, self._must_stop)
-            outcome = run_with_ranks(run_task, task, reporter, silent_minutes=self._silent_minutes)
+            result = run_with_ranks(
+                run_task, task, reporter, num_ranks=self._num_ranks, silent_minutes=self._silent_minutes
+            )
             seconds = time.perf_counter() - started
         self._stopped.discard(key)
-        return Ended(key, outcome, seconds)
+        return Ended(key, result.outcome, seconds, result.ends_process)
 
     def _run_together(self, work: Work) -> Iterator[Ended]:
         run_packed = load_function(self._run_packed)
