@@ -1,5 +1,6 @@
 """Checkpoints and models in an object store, against a real server that speaks S3."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -28,6 +29,7 @@ from trainers.training.checkpoints import (
     MANIFEST,
     OPTIMIZER,
     WEIGHTS,
+    CheckpointError,
     CheckpointWriteError,
     checkpoints_below,
     discard,
@@ -275,6 +277,31 @@ def test_no_weights_are_kept_without_a_cache(root: Path, tmp_path: Path) -> None
     save_epoch(root / "trial", 1)
     assert torch.equal(load_weights(root / "trial" / "epoch-0001")["layer.weight"], weights(1)["layer.weight"])
     assert list(root.rglob("*.safetensors")) == []
+
+
+@pytest.mark.parametrize("cause", ["no cache", "full disk"])
+def test_a_copy_that_cannot_be_replaced_is_not_taken_for_the_new_object(
+    cause: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, older, newer = root / "stage" / "one", bytes(100_000), bytes([1]) * 100_000
+    artifacts = artifacts_at(folder)
+    artifacts.commit(folder, {WEIGHTS: older, MANIFEST: b"{}"}, manifest=MANIFEST)
+    with monkeypatch.context() as patched:
+        if cause == "no cache":
+            use_cache(tmp_path / "cache", 0.0)
+        else:
+            patched.setattr("tempfile.mkstemp", lambda **_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        artifacts.commit(folder, {WEIGHTS: newer, MANIFEST: b"{}"}, manifest=MANIFEST)
+    fetched(folder)
+    assert (folder / WEIGHTS).read_bytes() == newer
+
+
+def test_messages_name_the_object_and_not_its_copy(root: Path) -> None:
+    save_epoch(root / "trial", 1)
+    with pytest.raises(CheckpointError, match=r"^s3://lab/\S+/trial must be empty or contain checkpoints"):
+        load_newest(root / "trial", accepted=["another"])
+    with pytest.raises(CheckpointError, match=r"the checkpoint s3://lab/\S+/epoch-0001 must have the average 'swa'"):
+        load_weights(root / "trial" / "epoch-0001", average="swa")
 
 
 def test_a_store_that_overwrites_whatever_is_asked_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

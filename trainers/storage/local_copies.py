@@ -21,20 +21,24 @@ _lock = threading.Lock()
 _written = {"num_bytes": float("inf")}
 
 
-def keep_copy(file: Path, content: bytes, *, must: bool = False) -> None:
-    """Write a local copy of an object.
+def keep_copy(file: Path, content: bytes, *, must: bool = False) -> bool:
+    """Write a local copy of an object. If it is not written, an older one is removed.
 
     Args:
         file: Its place.
         content: Its content.
         must: Whether the copy is needed as a file; otherwise, an unusable disk is ignored.
 
+    Returns:
+        Whether it was written.
+
     Raises:
         OSError: It is needed and cannot be written.
     """
     limit = cache_settings().max_bytes
     if not must and (not limit or len(content) > limit):
-        return
+        _forget(file)
+        return False
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
@@ -48,13 +52,20 @@ def keep_copy(file: Path, content: bytes, *, must: bool = False) -> None:
     except OSError:
         if must:
             raise
-        return
+        _forget(file)
+        return False
     with _lock:
         _written["num_bytes"] += len(content)
         if _written["num_bytes"] < _SHARE * limit:
-            return
+            return True
         _written["num_bytes"] = 0
     remove_old_copies(copies_of(file), limit, keep=file)
+    return True
+
+
+def _forget(file: Path) -> None:
+    with suppress(OSError):
+        file.unlink(missing_ok=True)
 
 
 def note_use(file: Path) -> None:

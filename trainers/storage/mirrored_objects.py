@@ -45,8 +45,7 @@ class MirroredObjects(Artifacts):
             self._create(folder / name, files[name], check, folder / manifest)
         written = self._below(folder)
         for name, content in files.items():
-            if name != manifest:
-                keep_copy(folder / name, content)
+            if name != manifest and keep_copy(folder / name, content):
                 _set_time(folder / name, written.get(name))
 
     def _create(self, file: Path, content: bytes, check: Callable[[], None], manifest: Path) -> None:
