@@ -195,7 +195,7 @@ class RecommendationView(_Body):
 class LeftOutView(_Body):
     """A study that recommends nothing."""
 
-    study: str
+    study: str | None = Field(description="null for older studies, which were not compared")
     reason: str
 
 

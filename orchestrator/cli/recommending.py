@@ -109,7 +109,7 @@ def recommendations_text(found: Recommendations, top: int) -> str:
     parts += [_block(one) for one in shown]
     if found.near:
         parts.append("`--out best.yaml` writes the first configuration, with your images, for `vitsearch train`.")
-    reasons = [f"{name}: {reason}" for name, reason in found.left_out]
+    reasons = [reason if name is None else f"{name}: {reason}" for name, reason in found.left_out]
     if reasons:
         parts.append(
             "Not considered:\n" + "\n".join(textwrap.fill(one, _WIDTH, initial_indent="  ") for one in reasons)

@@ -53,8 +53,8 @@ class Recommendations(NamedTuple):
 
     found: tuple[Recommendation, ...]
     """The nearest data first."""
-    left_out: tuple[tuple[str, str], ...]
-    """Studies that recommend nothing, with the reason."""
+    left_out: tuple[tuple[str | None, str], ...]
+    """Studies that recommend nothing, with the reason; without a name for older ones, which were not compared."""
 
     @property
     def near(self) -> tuple[Recommendation, ...]:
@@ -84,24 +84,34 @@ def recommend_from(
     config: DataConfig,
     wanted: Wanted,
     settings: Settings,
+    max_studies: int | None = None,
 ) -> Recommendations:
-    """The same from some studies of an open store."""
+    """The same from some studies of an open store; of those that are complete, from the first `max_studies`."""
     found: list[Recommendation] = []
-    left_out: list[tuple[str, str]] = []
+    left_out: list[tuple[str | None, str]] = []
+    num_complete = 0
     for study in studies:
+        if study.state != "complete":
+            left_out.append((study.name, f"it is {study.state}"))
+            continue
+        num_complete += 1
+        if max_studies is not None and num_complete > max_studies:
+            continue
         result = _recommend(read_study(study, store, study_folder(settings, study)), data, config, wanted)
         if isinstance(result, str):
             left_out.append((study.name, result))
         else:
             found.append(result)
+    num_older = 0 if max_studies is None else max(0, num_complete - max_studies)
+    if num_older:
+        studies_were = "1 older study was" if num_older == 1 else f"{num_older:,} older studies were"
+        left_out.append((None, f"{studies_were} not compared, since the newest {max_studies:,} are"))
     found.sort(key=lambda one: (one.distance.total, one.study))
     return Recommendations(tuple(found), tuple(left_out))
 
 
 def _recommend(reported: ReportedStudy, data: DataReport, config: DataConfig, wanted: Wanted) -> Recommendation | str:
     """What a study recommends, or the reason why it recommends nothing."""
-    if reported.study.state != "complete":
-        return f"it is {reported.study.state}"
     if reported.data is None:
         return "it did not record its images (version 0.1.0)"
     if wanted.budget_s is not None and reported.total_s > wanted.budget_s:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from orchestrator.api.routes import recommending
 from orchestrator.settings import load_settings
 from orchestrator.spec.study_file import load_configuration
 from orchestrator.store.repository import Store
@@ -108,6 +109,29 @@ def test_a_service_recommends_the_studies_that_the_caller_sees(tiny: FinishedStu
         share(store, "tiny")
         assert client_for(requests, hers).recommend(*asked)["recommendations"] == [found]
         store.close()
+
+
+def test_a_service_compares_the_newest_complete_studies_and_counts_the_rest(
+    tiny: FinishedStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_settings(home=Path(shutil.copytree(tiny.home, tmp_path / "home")), tracking=False)
+    asked = (
+        describe_data(DataConfig(source="digits")).report.model_dump(mode="json"),
+        DataConfig(source="digits").model_dump(mode="json"),
+    )
+    store = Store.open(settings.database_url, artifact_root=settings.artifact_root)
+    store.create_study("new", spec={}, digest="d", data_digest="e", stage_names=[])
+    store.close()
+    monkeypatch.setattr(recommending, "MAX_STUDIES", 1)
+    with serving(settings) as requests:
+        answer = client_for(requests).recommend(*asked)
+        assert [one["study"] for one in answer["recommendations"]] == ["tiny"]
+        assert answer["left_out"] == [{"study": "new", "reason": "it is waiting"}]
+        monkeypatch.setattr(recommending, "MAX_STUDIES", 0)
+        answer = client_for(requests).recommend(*asked)
+        assert answer["recommendations"] == []
+        assert answer["left_out"][1]["study"] is None
+        assert "1 older study was not compared" in answer["left_out"][1]["reason"]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """Recommendations from the studies that the caller may see."""
 
-import itertools
-
 from fastapi import APIRouter, Depends, Request
 
 from orchestrator.api.auth import caller_of
@@ -18,7 +16,7 @@ from orchestrator.study.recommending import Recommendation, Recommendations, Wan
 router = APIRouter(prefix="/v1", tags=["studies"], dependencies=[Depends(caller_of)])
 
 MAX_STUDIES = 500
-"""The newest studies are compared."""
+"""The newest complete studies are compared."""
 
 
 @router.post("/recommend", summary="Recommend configurations")
@@ -28,11 +26,12 @@ def recommend_configurations(request: Request, wanted: RecommendationRequest) ->
     Your studies and shared ones are compared. `vitsearch data --format json` describes your data.
     """
     visible = studies_for(request)
-    studies = itertools.islice(visible.newest(), MAX_STUDIES)
     limits = Wanted(max_params=wanted.max_params, space=wanted.space, budget_s=wanted.budget_s)
     found = Recommendations((), ())
     if visible.has_store:
-        found = recommend_from(studies, visible.store, wanted.data, wanted.config, limits, visible.settings)
+        found = recommend_from(
+            visible.newest(), visible.store, wanted.data, wanted.config, limits, visible.settings, MAX_STUDIES
+        )
     return RecommendationList(
         recommendations=[_view(one) for one in found.found],
         left_out=[LeftOutView(study=name, reason=reason) for name, reason in found.left_out],
