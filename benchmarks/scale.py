@@ -28,13 +28,14 @@ from typing import Any
 from sqlalchemy import create_engine, text
 
 from benchmarks._big_database import Sizes, fill, read_pages, table_sizes
+from benchmarks._database_server import database_server
 from benchmarks._machine import processor, resident_mib
 from benchmarks._scale_services import mlflow_pace, ray_pace
 from benchmarks._sleeping import Driven, drive_study, in_threads
 from benchmarks._timing import print_table
 from orchestrator.settings import load_settings
 from orchestrator.store.repository import Store
-from tests.postgres import PostgresServer, running_server
+from tests.postgres import PostgresServer
 
 Rows = list[dict[str, Any]]
 PARTS = ("driver", "studies", "database", "mlflow", "ray")
@@ -54,7 +55,7 @@ def main() -> None:
         "mlflow": mlflow,
         "ray": ray_messages,
     }
-    with _postgres(options.database) as server:
+    with database_server(options.database, connections=600) as server:
         for name in options.only:
             report[name] = parts[name](options, server)
             if options.json:
@@ -80,16 +81,6 @@ def _options() -> argparse.Namespace:
     if options.quick:
         options.trials, options.studies, options.study_trials, options.reports = 1000, 20, 5, 100_000
     return options
-
-
-@contextmanager
-def _postgres(url: str | None) -> Iterator[PostgresServer]:
-    if url is not None:
-        yield PostgresServer(url)
-        return
-    # As on a server: a commit waits for the disk, and there is a connection for every driver.
-    with running_server("-c", "fsync=on", "-c", "max_connections=600") as server:
-        yield server
 
 
 # --- one driver ---

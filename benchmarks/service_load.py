@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import text
 
 from benchmarks._big_database import LARGE, Sizes, fill
+from benchmarks._database_server import database_server
 from benchmarks._machine import processor
 from benchmarks._timing import print_table
 from orchestrator.client import Client, RequestRefusedError
@@ -31,7 +32,6 @@ from orchestrator.service.access_tokens import create_token
 from orchestrator.settings import Settings, load_settings
 from orchestrator.store.database import connect
 from orchestrator.store.repository import Store
-from tests.postgres import PostgresServer, running_server
 
 STUDY = """\
 study: {name}
@@ -72,7 +72,7 @@ class Replica(NamedTuple):
 def main() -> None:
     options = _options()
     print(f"{processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before the start")
-    with _postgres(options.database) as server, tempfile.TemporaryDirectory() as name:
+    with database_server(options.database, connections=200) as server, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         settings = load_settings(
             home=folder / "home",
@@ -113,15 +113,6 @@ def _options() -> argparse.Namespace:
     if options.quick:
         options.studies, options.clients, options.run, options.events = 60, 4, 4, 2000
     return options
-
-
-@contextmanager
-def _postgres(url: str | None) -> Iterator[PostgresServer]:
-    if url is not None:
-        yield PostgresServer(url)
-        return
-    with running_server("-c", "fsync=on", "-c", "max_connections=200") as server:
-        yield server
 
 
 def _tokens(settings: Settings, count: int) -> list[str]:

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks._big_database import LARGE, Sizes, fill, table_sizes
+from benchmarks._database_server import database_server
 from benchmarks._sleeping import CountingDeliverer, drive_study
 from orchestrator.store.repository import Store
+from tests.postgres import OWN_SERVER
 
 
 @pytest.fixture
@@ -43,3 +45,15 @@ def test_a_database_gets_the_rows_that_were_asked_for(store: Store, database_url
     (stage,) = store.stages(study.id)
     assert [trial.number for trial in store.trials(stage.id)] == list(range(1, 9))
     assert [report.epoch for report in store.reports(store.trials(stage.id)[0].id)] == list(range(1, 51))
+
+
+def test_without_postgresql_the_benchmarks_end_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.postgres._binaries", lambda: Path("/nowhere"))
+    monkeypatch.delenv(OWN_SERVER, raising=False)
+    with (
+        pytest.raises(SystemExit, match=r"error: .*PostgreSQL.* not installed.*Install it, or give --database"),
+        database_server(None, connections=10),
+    ):
+        pass
+    with database_server("postgresql://db.example/v", connections=10) as server:
+        assert not server.can_be_stopped
