@@ -46,7 +46,7 @@ def ui_command(port: int, name: str | None = None, *, host: str = LOOPBACK, asks
     """Show the page of a study, or the pages of all studies, with a server that this process becomes."""
     settings = load_settings()
     if asks_login:
-        _serve_with_login(settings, port, host)
+        _serve_with_login(settings, port, host, name)
         return
     if host != LOOPBACK:
         fail(f"--host: must be {LOOPBACK} without --auth, but got {host!r}. Add --auth.", status=BAD_INPUT)
@@ -64,8 +64,8 @@ def ui_command(port: int, name: str | None = None, *, host: str = LOOPBACK, asks
     _become(server.command)
 
 
-def _serve_with_login(settings: Settings, port: int, host: str) -> None:
-    """Become a server that asks for a user name and a password."""
+def _serve_with_login(settings: Settings, port: int, host: str, name: str | None) -> None:
+    """Become a server that asks for a user name and a password, and open the page of a study if one is named."""
     if is_http(settings.tracking_uri):
         fail(
             f"--auth starts a server on a database, but {masked_address(settings.tracking_uri)} is a server already. "
@@ -74,12 +74,18 @@ def _serve_with_login(settings: Settings, port: int, host: str) -> None:
         )
     if not _is_free(port, host):
         fail(f"port {port} of {host} must be free, but cannot be used. Use another: --port {port + 1}", status=1)
+    study = None if name is None else _study(name, settings)
     login = prepare_login(settings.home / "mlflow-auth")
     command = server_command(settings.tracking_uri, settings.mlflow_root, port=port, host=host, login=login)
+    server = Server(command.url, command)
+    page = None if study is None else page_of(study, settings, server)
     if login.password is not None:
         note(f"The user {ADMIN} has the password {login.password} (shown only now)")
     note(f"MLflow is running at {command.url} (press Ctrl-C to stop it). It asks for a user name and a password.")
-    _become(command)
+    if page is None:
+        _become(command)
+    else:
+        show(server, page)
 
 
 def find_server(settings: Settings, port: int, study: StudyRecord | None = None) -> Server:

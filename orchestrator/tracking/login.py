@@ -1,7 +1,10 @@
 """Files of MLflow's own authentication: its settings, users and keys, in a folder that only this user can read."""
 
+import io
 import os
 import secrets
+from configparser import Error as ConfigError
+from configparser import RawConfigParser
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -12,11 +15,10 @@ APP_NAME = "basic-auth"
 """MLflow's app with authentication."""
 INSTALL = "pip install 'mlflow[auth]'"
 _NEEDED = "flask_wtf"
-_CONFIG = """\
+_CONFIG = f"""\
 [mlflow]
 default_permission = READ
-database_uri = sqlite:///{users}
-admin_username = {admin}
+admin_username = {ADMIN}
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 """
 
@@ -48,8 +50,7 @@ def prepare_login(folder: Path) -> Login:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.chmod(0o700)
-        if not config.exists():
-            _write_private(config, _CONFIG.format(users=users.absolute(), admin=ADMIN))
+        _write_private(config, _config(config, users))
         if not key.exists():
             _write_private(key, secrets.token_hex(32))
         environment = {
@@ -61,10 +62,24 @@ def prepare_login(folder: Path) -> Login:
             f"--auth: {folder} must be a folder for users and keys that can be written, but: {error.strerror}. Correct "
             "its permissions."
         ) from error
+    except ConfigError as error:
+        raise LoginError(f"--auth: {config} must hold MLflow's settings, but: {error}. Remove it.") from error
     password = None
     if not users.exists() and not os.environ.get(PASSWORD_VARIABLE):
         password = environment[PASSWORD_VARIABLE] = secrets.token_urlsafe(15)
     return Login(environment, password)
+
+
+def _config(file: Path, users: Path) -> str:
+    """MLflow's settings with what was changed in the file, and the users' present place, as the home may have moved."""
+    settings = RawConfigParser()
+    settings.read_string(_CONFIG)
+    settings.read(file, encoding="utf-8")
+    address = f"sqlite:///{users.absolute()}"
+    settings["mlflow"]["database_uri"] = address.replace("%", "%%")  # MLflow interpolates
+    text = io.StringIO()
+    settings.write(text)
+    return text.getvalue()
 
 
 def _write_private(file: Path, text: str) -> None:

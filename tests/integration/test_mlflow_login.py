@@ -10,10 +10,12 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 
+from orchestrator.cli import serving
 from orchestrator.tracking.login import ADMIN, PASSWORD_VARIABLE, LoginError, prepare_login
 from tests.tiny import CommandLine, command
 
@@ -57,9 +59,25 @@ def test_files_with_secrets_are_made_once_and_only_their_user_can_read_them(
     monkeypatch.delenv(PASSWORD_VARIABLE)
     (folder / "users.db").touch()
     assert prepare_login(folder).password is None, "the administrator exists already"
+    (folder / "auth.ini").write_text("nonsense")
+    with pytest.raises(LoginError, match=r"auth.ini must hold MLflow's settings"):
+        prepare_login(folder)
     (tmp_path / "file").touch()
     with pytest.raises(LoginError, match="must be a folder for users"):
         prepare_login(tmp_path / "file")
+
+
+def test_the_settings_follow_a_home_that_moves_and_keep_what_was_changed(tmp_path: Path) -> None:
+    prepare_login(tmp_path / "old")
+    config = tmp_path / "old" / "auth.ini"
+    config.write_text(config.read_text().replace("= READ", "= NO_PERMISSIONS"))
+    moved = (tmp_path / "old").rename(tmp_path / "100% new")
+    environment = prepare_login(moved).environment
+    read = ConfigParser()  # as MLflow reads it
+    read.read(environment["MLFLOW_AUTH_CONFIG_PATH"])
+    assert read["mlflow"]["database_uri"] == f"sqlite:///{moved}/users.db"
+    assert read["mlflow"]["default_permission"] == "NO_PERMISSIONS"
+    assert read["mlflow"]["admin_username"] == ADMIN
 
 
 def test_others_reach_mlflow_only_with_a_password(tmp_path: Path) -> None:
@@ -97,6 +115,19 @@ def test_other_machines_need_a_password_and_a_server_elsewhere_is_not_started(co
     for arguments, environment, told in (
         (("--host", "0.0.0.0"), {}, "Add --auth"),
         (("--auth",), {"MLFLOW_TRACKING_URI": "https://mlflow.example"}, "is a server already"),
+        (("absent", "--auth", "--port", str(free_port())), {}, "absent"),
     ):
         done = command_line("ui", *arguments, **environment)
         assert (done.status, told in done.err) == (2, True), done.err
+
+
+def test_the_page_of_a_study_is_opened_with_a_login_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[bool, str]] = []
+    monkeypatch.setenv("VITSEARCH_HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(serving, "_study", lambda name, _: name)
+    monkeypatch.setattr(serving, "page_of", lambda study, _, server: f"{server.url}/{study}")
+    monkeypatch.setattr(serving, "show", lambda server, page: shown.append(("basic-auth" in server.command.argv, page)))
+    port = free_port()
+    serving.ui_command(port, "first", asks_login=True)
+    assert shown == [(True, f"http://127.0.0.1:{port}/first")]
