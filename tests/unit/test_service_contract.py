@@ -1,4 +1,4 @@
-"""The service keeps its OpenAPI document: made-up requests of each role are answered as described, or refused."""
+"""The service keeps its OpenAPI document: what it answers to made-up requests of each role is as described."""
 
 from collections.abc import Iterator
 from contextlib import suppress
