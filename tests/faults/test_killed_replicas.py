@@ -141,8 +141,8 @@ def replica(settings: Settings) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env={**os.environ, **settings.environment()})
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
+def until(condition: Callable[[], bool], *, timeout_s: float = TIMEOUT_S) -> None:
+    deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -16,12 +16,17 @@ from orchestrator.settings import Settings, load_settings
 from orchestrator.spec.study_file import load_spec
 from orchestrator.store.repository import Store
 from orchestrator.store.service_records import NewSubmission, Placement, WantedDevices
+from orchestrator.store.submission_rows import LEASE_S
 from tests.faults.test_killed_replicas import QUICK, until
 from tests.postgres import PostgresServer, running_server
 
 pytestmark = pytest.mark.slow
 
 NUM_CLIENTS, NUM_EACH = 4, 20
+PATIENCE_S = 900.0
+"""Limit for what takes seconds on an idle machine."""
+WRONG_BY_S = 10 * 86400.0
+"""Much longer than a test takes on the busiest machine."""
 WRONG_CLOCK = """
 import os, time
 shift, right = float(os.environ["WRONG_BY_S"]), time.time
@@ -65,12 +70,12 @@ def test_a_database_that_restarts_under_load_loses_no_study_and_runs_none_twice(
     def work(replica: str) -> None:
         own = Store.open(url, wait_s=300)
         while not stop.is_set():
-            claimed = own.queue().claim(replica, "box", lambda *_: Placement({}))
+            claimed = own.queue().claim(replica, "box", lambda *_: Placement({}), lease_s=PATIENCE_S)
             if claimed is None:
                 time.sleep(0.02)
                 continue
-            own.queue().begin(claimed.uid, claimed.lease, host="h", pid=1)
-            own.queue().heartbeat(claimed.uid, claimed.lease)
+            own.queue().begin(claimed.uid, claimed.lease, host="h", pid=1, lease_s=PATIENCE_S)
+            own.queue().heartbeat(claimed.uid, claimed.lease, lease_s=PATIENCE_S)
             own.queue().end(claimed.uid, claimed.lease, "complete")
             done[claimed.uid] += 1
         own.close()
@@ -78,12 +83,12 @@ def test_a_database_that_restarts_under_load_loses_no_study_and_runs_none_twice(
     workers = [guarded(lambda name=name: work(name)) for name in ("r1", "r2")]  # type: ignore[misc]
     clients = [guarded(lambda number=number: submit(number)) for number in range(NUM_CLIENTS)]  # type: ignore[misc]
     for at_least in (5, 25, 50):
-        until(lambda at_least=at_least: len(done) >= at_least or bool(errors))  # type: ignore[misc]
+        until(lambda at_least=at_least: len(done) >= at_least or bool(errors), timeout_s=PATIENCE_S)  # type: ignore[misc]
         server.stop()
         server.start()
     for thread in clients:
         thread.join(600)
-    until(lambda: len(done) == NUM_CLIENTS * NUM_EACH or bool(errors))
+    until(lambda: len(done) == NUM_CLIENTS * NUM_EACH or bool(errors), timeout_s=PATIENCE_S)
     stop.set()
     for thread in workers:
         thread.join(600)
@@ -95,7 +100,7 @@ def test_a_database_that_restarts_under_load_loses_no_study_and_runs_none_twice(
     store.close()
 
 
-def test_replicas_whose_clocks_are_apart_by_two_hours_share_the_queue(tmp_path: Path, postgres: PostgresServer) -> None:
+def test_replicas_whose_clocks_are_apart_by_weeks_share_the_queue(tmp_path: Path, postgres: PostgresServer) -> None:
     (tmp_path / "clock").mkdir()
     (tmp_path / "clock" / "sitecustomize.py").write_text(WRONG_CLOCK, encoding="utf-8")
     shared = {"database_url": postgres.new_database(), "artifact_root": tmp_path / "shared", "tracking": False}
@@ -106,23 +111,26 @@ def test_replicas_whose_clocks_are_apart_by_two_hours_share_the_queue(tmp_path: 
         file.write_text(QUICK.format(name=f"s{number}"), encoding="utf-8")
         submit_study(store, load_spec(file), file.read_text(encoding="utf-8"))
     replicas = [
-        wrong_replica(settings, tmp_path / "clock", by_s=3600),
-        wrong_replica(settings.model_copy(update={"home": tmp_path / "b"}), tmp_path / "clock", by_s=-3600),
+        wrong_replica(settings, tmp_path / "clock", by_s=WRONG_BY_S),
+        wrong_replica(settings.model_copy(update={"home": tmp_path / "b"}), tmp_path / "clock", by_s=-WRONG_BY_S),
     ]
     try:
-        assert [process.wait(900) for process in replicas] == [0, 0]
+        assert [process.wait(PATIENCE_S) for process in replicas] == [0, 0]
     finally:
         for process in replicas:
             process.kill()
     found = store.queue().page()
-    assert [(one.state, one.lease, one.num_deaths) for one in found] == [("complete", 1, 0)] * 4
-    assert all(0 <= (one.ended_at or 0) - (one.started_at or 0) < 900 for one in found), "by the database's clock"
+    assert [one.state for one in found] == ["complete"] * 4
+    for one in found:
+        took_s = (one.ended_at or 0) - one.created_at
+        assert 0 <= took_s < WRONG_BY_S / 2, "by the database's clock"
+        assert one.lease == 1 or took_s > LEASE_S, "a lease that had not lapsed was taken over"
     for one in found:
         study = store.find_study(one.name)
         assert study is not None
-        (execution,) = store.executions(study.id)
-        wrong_by_s = execution.started_at - (one.started_at or 0)
-        assert 1800 < abs(wrong_by_s) < 5400, "the clock was wrong"
+        for execution in store.executions(study.id):
+            wrong_by_s = abs(execution.started_at - one.created_at)
+            assert WRONG_BY_S / 2 < wrong_by_s < 2 * WRONG_BY_S, "the clock was wrong"
     store.close()
 
 
