@@ -68,7 +68,12 @@ def _run(options: argparse.Namespace) -> int:
         if options.device == "cpu":
             environment["CUDA_VISIBLE_DEVICES"] = ""
         done = run_parts(
-            parts, options.folder, environment, total_s=options.within, say=lambda line: print(line, flush=True)
+            parts,
+            options.folder,
+            environment,
+            total_s=options.within,
+            device=options.device,
+            say=lambda line: print(line, flush=True),
         )
     print_table("summary", summary(done), medians=False)
     return 0 if len(done) == len(parts) and all(one.state == "complete" for one in done) else 1

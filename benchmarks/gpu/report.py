@@ -34,13 +34,19 @@ def write_section(page: Path, folder: Path) -> None:
     """Replace the section of a page by that of the results in a folder.
 
     Raises:
-        ValueError: The page lacks the marks between which the section stands.
+        ValueError: The page lacks the marks between which the section stands, or the results come from several runs, or
+            from a CPU.
     """
+    results = read_results(folder)
+    if any(one.device == "cpu" for one in results):
+        raise ValueError(
+            f"{folder} must hold a run on a GPU, but holds a rehearsal on a CPU, whose figures mean nothing."
+        )
     text = page.read_text(encoding="utf-8")
     found = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
     if len(found.findall(text)) != 1:
         raise ValueError(f"{page} must have one place between {BEGIN} and {END}.")
-    new = f"{BEGIN}\n\n{section(read_results(folder))}\n\n{END}"
+    new = f"{BEGIN}\n\n{section(results)}\n\n{END}"
     page.write_text(found.sub(lambda _: new, text), encoding="utf-8")
 
 

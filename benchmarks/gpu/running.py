@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 import signal
 import subprocess
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from benchmarks._timing import save_report
-from benchmarks.gpu.parts import Part
+from benchmarks.gpu.parts import Part, parts_on_gpu
 
 State = Literal["complete", "failed", "out of time"]
 _GRACE_S = 3.0
@@ -33,6 +34,10 @@ class Finished(NamedTuple):
     limit_s: float
     figures: dict[str, Any]
     """What it measured, as far as it came."""
+    run: str = ""
+    """Identifies the run, so that those of several are not taken for one."""
+    device: str = ""
+    """`cuda`, or `cpu` for a rehearsal."""
 
 
 def run_parts(
@@ -41,6 +46,7 @@ def run_parts(
     environment: Mapping[str, str],
     *,
     total_s: float,
+    device: str,
     say: Callable[[str], None],
 ) -> list[Finished]:
     """Run all parts. Whatever happens to one, the others run.
@@ -52,9 +58,11 @@ def run_parts(
         folder: Receives `PART.json` when the part ends, and `PART.log` with its output.
         environment: Environment of the processes.
         total_s: Seconds for all parts together.
+        device: Device that the parts use, `cuda` or `cpu`.
         say: Prints a line.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    run = secrets.token_hex(4)
     end, saved, done = time.monotonic() + total_s, 0.0, list[Finished]()
     for number, part in enumerate(parts):
         limit_s = min(part.limit_s + saved, end - time.monotonic())
@@ -63,6 +71,7 @@ def run_parts(
         else:
             reason = f"the parts before it took all of the {total_s:g} s"
             found = Finished(part.name, part.title, _shown(part), "out of time", reason, 0.0, 0.0, {})
+        found = found._replace(run=run, device=device)
         save_report(folder / f"{part.name}.json", found._asdict())
         done.append(found)
         saved = max(0.0, limit_s - found.seconds)
@@ -129,12 +138,19 @@ def read_results(folder: Path) -> list[Finished]:
     """The parts of a run in their order, of which there may be none.
 
     Raises:
-        ValueError: A file holds something else.
+        ValueError: A file holds something else, or the files come from several runs.
     """
-    found = []
-    for file in sorted(folder.glob("*.json"), key=lambda one: one.stat().st_mtime):
+    found = list[Finished]()
+    for file in sorted(folder.glob("*.json")):
         try:
             found.append(Finished(**json.loads(file.read_text(encoding="utf-8"))))
         except (TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{file} must be what `python -m benchmarks.gpu run` wrote: {error}") from error
-    return found
+    runs: dict[str, list[str]] = {}
+    for one in found:
+        runs.setdefault(one.run, []).append(one.part)
+    if len(runs) > 1:
+        told = "; ".join(f"{run or 'unknown'}: {', '.join(parts)}" for run, parts in sorted(runs.items()))
+        raise ValueError(f"{folder} must hold the results of one run, but holds {told}. Move the older files away.")
+    order = [part.name for part in parts_on_gpu(None)]
+    return sorted(found, key=lambda one: order.index(one.part) if one.part in order else len(order))

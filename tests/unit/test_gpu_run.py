@@ -50,7 +50,7 @@ def part(name: str, code: str, *, limit_s: float = 60.0) -> Part:
 
 def run(parts: list[Part], folder: Path, *, total_s: float = 100.0) -> tuple[list[Finished], list[str]]:
     said: list[str] = []
-    return run_parts(parts, folder, dict(os.environ), total_s=total_s, say=said.append), said
+    return run_parts(parts, folder, dict(os.environ), total_s=total_s, device="cpu", say=said.append), said
 
 
 def test_a_part_that_fails_loses_nothing_and_its_reason_is_kept(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_part_that_fails_loses_nothing_and_its_reason_is_kept(tmp_path: Path) 
     assert "bad: failed" in said[1]
     assert json.loads((tmp_path / "bad.json").read_text())["figures"] == {"found": 1}
     assert "so far so good" in (tmp_path / "bad.log").read_text()
-    assert read_results(tmp_path) == done
+    assert sorted(read_results(tmp_path)) == sorted(done)
 
 
 def test_a_part_that_overruns_ends_with_its_children_and_keeps_what_it_had_measured(tmp_path: Path) -> None:
@@ -326,6 +326,31 @@ def test_the_section_of_a_page_is_replaced(tmp_path: Path) -> None:
     page.write_text("nothing")
     with pytest.raises(ValueError, match="must have one place between"):
         write_section(page, folder)
+
+
+def save(folder: Path, one: Finished) -> None:
+    (folder / f"{one.part}.json").write_text(json.dumps(one._asdict()))
+
+
+def test_parts_are_read_in_their_order_and_those_of_two_runs_are_refused(tmp_path: Path) -> None:
+    for name in ("study", "tests", "machine"):
+        save(tmp_path, finished(name, {})._replace(run="first", device="cuda"))
+    assert [one.part for one in read_results(tmp_path)] == ["machine", "tests", "study"]
+    save(tmp_path, finished("tests", {})._replace(run="second", device="cuda"))
+    with pytest.raises(ValueError, match="but holds first: machine, study; second: tests"):
+        read_results(tmp_path)
+
+
+def test_a_rehearsal_on_a_cpu_is_not_written_into_a_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"{BEGIN}\nold\n{END}\n")
+    save(tmp_path, finished("machine", {})._replace(run="first", device="cpu"))
+    with pytest.raises(ValueError, match="must hold a run on a GPU, but holds a rehearsal on a CPU"):
+        write_section(page, tmp_path)
+    assert "old" in page.read_text()
+    save(tmp_path, finished("machine", {})._replace(run="first", device="cuda"))
+    write_section(page, tmp_path)
+    assert "old" not in page.read_text()
 
 
 def test_the_page_shows_the_figures_of_the_repository() -> None:
