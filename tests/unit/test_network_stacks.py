@@ -85,6 +85,7 @@ def test_stacks_are_shared_between_scores_and_left_unchanged() -> None:
 
 def test_stacks_that_do_not_fit_in_memory_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     candidate = _candidate(TOPOLOGIES[0])
+    monkeypatch.setattr(repeats, "num_cores", lambda: 1)
     monkeypatch.setattr(repeats, "SHARED_BYTES", 1)
     network_stacks(candidate, repeat_seeds(0, 2))
     assert not candidate.shared["network stacks"]
