@@ -67,7 +67,7 @@ class SleepingPool:
             report = report_of(epoch)
             reporter.report(report)
             if reporter.should_stop():
-                raise AssertionError("nobody stops these studies")
+                raise AssertionError("these studies are never stopped")
             if epoch < self._epochs:
                 self._sleep(key, epoch + 1)
                 continue

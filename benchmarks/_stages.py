@@ -32,7 +32,7 @@ _RATES: tuple[Dimension, ...] = (Real(name="recipe.learning_rate", low=0.01, hig
 
 @contextmanager
 def stage_in_own_database(pool: Pool) -> Iterator[StageContext]:
-    """A stage of a study in an SQLite database of its own, whose trials run in a pool."""
+    """A stage of a study in a separate SQLite database, whose trials run in a pool."""
     with tempfile.TemporaryDirectory() as folder:
         store = Store.open(f"sqlite:///{folder}/vitsearch.db")
         yield new_stage(store, "s", Path(folder), pool)

@@ -141,7 +141,7 @@ def _answer(request: Request, error: Exception) -> Response:
 
 
 def _tells_that_the_client_left(error: BaseException) -> bool:
-    """Whether an error only means that nobody receives a stream any more, which is no mistake of ours."""
+    """Whether an error only means that the receiver of a stream has left."""
     if isinstance(error, BaseExceptionGroup):
         return all(_tells_that_the_client_left(one) for one in error.exceptions)
     return isinstance(error, anyio.BrokenResourceError | ClientDisconnect)

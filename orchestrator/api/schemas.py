@@ -178,7 +178,7 @@ class DifferenceView(_Body):
 
 
 class RecommendationView(_Body):
-    """A configuration from an earlier study, with the wanted data instead of its own."""
+    """A configuration from an earlier study, with the data of the request."""
 
     study: str
     distance: float = Field(description="how much its data differ; 0 for equal descriptions")

@@ -34,7 +34,7 @@ def trial_folder_in(stage_folder: Path, number: int) -> Path:
 
 
 def checkpoint_folders(context: StageContext, trial: TrialRecord) -> tuple[Path, ...]:
-    """Folders of a trial's checkpoints, oldest first. The user is told of checkpoints that are gone.
+    """Folders of a trial's checkpoints, oldest first. Missing checkpoints are reported.
 
     Raises:
         StageFailedError: No checkpoint is left.

@@ -40,7 +40,7 @@ def server() -> Iterator[PostgresServer]:
     """A server that this test may stop."""
     with running_server() as server:
         if not server.can_be_stopped:
-            pytest.skip("the server is not ours to stop")
+            pytest.skip("the server was not started by the tests, so it is not stopped")
         yield server
 
 

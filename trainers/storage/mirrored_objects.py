@@ -131,7 +131,7 @@ class MirroredObjects(Artifacts):
             file.unlink(missing_ok=True)
 
     def write_token(self, file: Path, token: int) -> None:
-        """Each token is an object of its own, so that a late writer can never replace a higher one."""
+        """Each token is a separate object, so that a late writer can never replace a higher one."""
         folder = _key(file)
         with suppress(FileExistsError):
             self._store.create(f"{folder}/{token:0{_TOKEN_DIGITS}}", b"")

@@ -39,7 +39,7 @@ class RankLostError(RuntimeError):
 
 
 class CannotTakePartError(RankLostError):
-    """This rank cannot take part in the training for a reason of its own; another attempt may work."""
+    """Something on the machine of this rank keeps it from taking part; another attempt may work."""
 
 
 class AgreedMemoryError(torch.OutOfMemoryError):
