@@ -31,6 +31,9 @@ def main() -> None:
         sys.exit({"run": _run, "report": _report}[options.command](options))
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print(f"stopped; the figures of finished parts are in {options.folder}", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def _options() -> argparse.Namespace:

@@ -85,19 +85,23 @@ def _runs(process: int) -> bool:
     return status != "Z"
 
 
-def test_sigterm_ends_the_running_part_with_its_children(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_running_part_with_its_children(number: signal.Signals, tmp_path: Path) -> None:
     endless = part("endless", OVERRUNS, limit_s=300)
     code = (
-        "import sys; from benchmarks.gpu import __main__ as program; from benchmarks.gpu.parts import Part; "
+        "import signal, sys; from benchmarks.gpu import __main__ as program; from benchmarks.gpu.parts import Part; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a background process may ignore it
         f"program.parts_on_cpu = lambda _: [{endless!r}]; "
         f"sys.argv[1:] = ['run', {str(tmp_path)!r}, '--device', 'cpu']; program.main()"
     )
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as program:
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True) as program:
         while not (child := tmp_path / "child").exists() or not child.read_text():
             assert program.poll() is None
             time.sleep(0.05)
-        program.terminate()
-        assert program.wait(60) == 128 + signal.SIGTERM
+        program.send_signal(number)
+        _, told = program.communicate(timeout=60)
+        assert program.returncode == 128 + number
+    assert "Traceback" not in told
     assert not _runs(int(child.read_text()))
 
 
