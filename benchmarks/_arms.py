@@ -9,7 +9,7 @@ weights are tested once.
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from trainers.weights.reading import SourceWeights
 
 _FIRST_TUNING_SEED = 1000
 _MOST_EPOCHS = 100_000
+_NEWER = ("work",)
+"""Fields of `Arm` that earlier files of results lack."""
 CPU = torch.device("cpu")
 
 
@@ -47,6 +49,8 @@ class Arm:
     """Learning rates to try, if not those of the setting; the same number."""
     counts_measurement: bool = True
     """Whether the work of measurements before training counts."""
+    work: float = 1.0
+    """Share of the control's work that it may use, for a method that takes more time than its multiply-accumulates."""
     is_taught: bool = False
     """Whether its loss needs a teacher."""
     is_refined: bool = False
@@ -236,7 +240,8 @@ def _measure(
     teacher: InitialWeights | None,
 ) -> Result:
     trainings = 2 if arm.is_refined and arm.counts_measurement else 1
-    epochs = affordable_epochs(arm, setting, data, budget=budget // trainings, teacher=teacher)
+    own_budget = int(arm.work * budget) // trainings
+    epochs = affordable_epochs(arm, setting, data, budget=own_budget, teacher=teacher)
     if arm.is_refined:
         arm = refine_schedule(arm, setting, data, device, epochs=epochs)
     rates = arm.rates or setting.rates
@@ -358,7 +363,12 @@ class Results:
         if earlier.get("setting") != described:
             self._content["groups"][group] = earlier = {"setting": described, "arms": {}}
         wanted = {arm.name: json.loads(json.dumps(vars(arm))) for arm in arms}
-        return {name: entry["result"] for name, entry in earlier["arms"].items() if entry["arm"] == wanted.get(name)}
+        new = {one.name: one.default for one in fields(Arm) if one.name in _NEWER}
+        return {
+            name: entry["result"]
+            for name, entry in earlier["arms"].items()
+            if {**new, **entry["arm"]} == wanted.get(name)
+        }
 
     def keep(self, group: str, arm: Arm, result: Result) -> None:
         """Add the result of an arm and write the file."""

@@ -65,6 +65,7 @@ CURRICULA = (
 )
 OPTIMIZERS = (
     *(Arm(name, {"optimizer": name}) for name in ("lamb", "muon", "root", "sam", "sophia", "tvlars", "adabound")),
+    Arm("muon, equal time", {"optimizer": "muon"}, work=2 / 3),
     Arm("lion", {"optimizer": "lion"}, rates=(1e-4, 3e-4, 1e-3)),
     Arm("schedule-free AdamW", {"optimizer": "schedule-free-adamw", "schedule": "constant"}),
     Arm("sgd", {"optimizer": "sgd"}, rates=(0.03, 0.1, 0.3)),

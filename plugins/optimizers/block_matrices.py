@@ -1,7 +1,7 @@
 """What Muon and ROOT share: own steps for the weight matrices of blocks, and AdamW for all other parameters."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
@@ -35,6 +35,14 @@ class Matrix(NamedTuple):
     def view(self, values: "Tensor") -> "Tensor":
         """The matrix as a view (rows, columns) into values (P,)."""
         return values[self.start : self.stop].view(self.rows, self.columns)
+
+
+def by_shape(matrices: Iterable[Matrix]) -> list[list[Matrix]]:
+    """Matrices grouped by their shape, in order of appearance."""
+    groups: dict[tuple[int, int], list[Matrix]] = {}
+    for matrix in matrices:
+        groups.setdefault((matrix.rows, matrix.columns), []).append(matrix)
+    return list(groups.values())
 
 
 def is_block_matrix(name: str, num_dimensions: int) -> bool:
@@ -125,14 +133,18 @@ class MatrixOptimizer(ABC):
         settings: StepSettings,
     ) -> None:
         """Take one step on the matrices and one of AdamW on all other parameters, in place."""
-        self.update_matrices(
-            block_matrices(layout, split_qkv=self.split_qkv),
-            values,
-            gradient,
-            state["exp_avg"],
-            learning_rate=settings.learning_rate * self.learning_rate_factor,
-            weight_decay=settings.weight_decay,
-        )
+        import torch
+
+        learning_rate = settings.learning_rate * self.learning_rate_factor
+        for group in by_shape(block_matrices(layout, split_qkv=self.split_qkv)):
+            own, gradients, momenta = (
+                [matrix.view(row) for matrix in group] for row in (values, gradient, state["exp_avg"])
+            )
+            steps = self.directions(gradients, momenta)
+            # Orthogonal matrices scaled like this have the root mean square of an AdamW step.
+            length = 0.2 * max(group[0].rows, group[0].columns) ** 0.5
+            torch._foreach_mul_(own, 1 - learning_rate * settings.weight_decay)
+            torch._foreach_add_(own, list(steps.unbind()), alpha=-learning_rate * length)
         update_adamw(
             layout,
             other_segments(layout),
@@ -146,23 +158,10 @@ class MatrixOptimizer(ABC):
         )
 
     @abstractmethod
-    def update_matrices(
-        self,
-        matrices: Sequence[Matrix],
-        values: "Tensor",
-        gradient: "Tensor",
-        momenta: "Tensor",
-        *,
-        learning_rate: float,
-        weight_decay: float,
-    ) -> None:
-        """Take one step on the matrices, in place.
+    def directions(self, gradients: "list[Tensor]", momenta: "list[Tensor]") -> "Tensor":
+        """Orthogonal matrices (K, rows, columns), against which the weights are moved.
 
         Args:
-            matrices: Where they are in the row.
-            values: All parameters of the model, shape (P,).
-            gradient: Their gradient, shape (P,).
-            momenta: Their momentum, shape (P,), 0 at the start; updated in place.
-            learning_rate: Learning rate of the matrices.
-            weight_decay: Decoupled weight decay.
+            gradients: K gradients of one shape (rows, columns).
+            momenta: Their momenta, 0 at the start; updated in place.
         """

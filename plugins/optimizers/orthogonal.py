@@ -1,6 +1,7 @@
 """Orthogonal factors of matrices by polynomial iterations whose coefficients suit the shape of the matrix."""
 
 import math
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -81,6 +82,22 @@ def best_quintic(low: float, high: float) -> Quintic:
     return Quintic(*(float(value) for value in coefficients[:3]))
 
 
+def apply_in_turn(polynomials: Iterable[Quintic], matrices: "Tensor") -> "Tensor":
+    """Apply odd polynomials to the singular values of matrices of one shape, without computing these.
+
+    Args:
+        polynomials: The first is applied first.
+        matrices: Shape (K, rows, columns).
+    """
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    for a, b, c in polynomials:
+        gram = x @ x.mT
+        x = x.baddbmm(gram.baddbmm(gram, gram, beta=b, alpha=c), x, beta=a)
+    factors: Tensor = x.mT if tall else x
+    return factors
+
+
 def orthogonalize(matrices: "Tensor", *, num_iterations: int) -> "Tensor":
     """The orthogonal factors `U V^T` of matrices `U S V^T` of one shape, approximately.
 
@@ -89,12 +106,11 @@ def orthogonalize(matrices: "Tensor", *, num_iterations: int) -> "Tensor":
         num_iterations: Number of polynomials; the deviation of typical singular values from 1 falls with each.
     """
     rows, columns = matrices.shape[-2:]
-    tall = rows > columns
-    x = matrices.mT if tall else matrices
-    norms = x.flatten(1).norm(dim=1).clamp_min(1e-30)[:, None, None]
-    x = x / (norms * _SAFETY)
-    for a, b, c in shape_coefficients(rows, columns, num_iterations):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
-    factors: Tensor = x.mT if tall else x
-    return factors
+    normed = matrices / (norms_of(matrices).clamp_min(1e-30) * _SAFETY)
+    return apply_in_turn(shape_coefficients(rows, columns, num_iterations), normed)
+
+
+def norms_of(matrices: "Tensor") -> "Tensor":
+    """Frobenius norms, shape (K, 1, 1), of matrices (K, rows, columns)."""
+    norms: Tensor = matrices.flatten(1).norm(dim=1)[:, None, None]
+    return norms

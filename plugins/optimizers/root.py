@@ -1,12 +1,11 @@
 """ROOT: Muon with outliers cut off, and with orthogonal updates whose accuracy does not depend on a matrix's shape."""
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from plugins.optimizers.block_matrices import Matrix, MatrixOptimizer
+from plugins.optimizers.block_matrices import MatrixOptimizer
 from plugins.optimizers.orthogonal import orthogonalize
 from plugins.protocols import PluginCard
 
@@ -55,35 +54,11 @@ class Root(MatrixOptimizer):
     num_iterations: Annotated[int, Field(ge=1, le=20)] = 6
     """Iterations that make an update orthogonal; 5 suffice for matrices of up to 64 rows or columns."""
 
-    def update_matrices(
-        self,
-        matrices: Sequence[Matrix],
-        values: "Tensor",
-        gradient: "Tensor",
-        momenta: "Tensor",
-        *,
-        learning_rate: float,
-        weight_decay: float,
-    ) -> None:
-        """Take one step of ROOT; its momentum is the decayed sum of the gradients."""
+    def directions(self, gradients: "list[Tensor]", momenta: "list[Tensor]") -> "Tensor":
+        """The orthogonal factors of momenta without outliers."""
         import torch
 
-        for group in by_shape(matrices):
-            own_momenta = [matrix.view(momenta) for matrix in group]
-            torch._foreach_mul_(own_momenta, self.momentum)
-            torch._foreach_add_(own_momenta, [matrix.view(gradient) for matrix in group])
-            robust = without_outliers(torch.stack(own_momenta), quantile=self.quantile)
-            updates = orthogonalize(robust, num_iterations=self.num_iterations)
-            own = [matrix.view(values) for matrix in group]
-            torch._foreach_mul_(own, 1 - learning_rate * weight_decay)
-            # Orthogonal matrices scaled like this have the root mean square of an AdamW step.
-            scale = 0.2 * max(group[0].rows, group[0].columns) ** 0.5
-            torch._foreach_add_(own, list(updates.unbind()), alpha=-learning_rate * scale)
-
-
-def by_shape(matrices: Iterable[Matrix]) -> list[list[Matrix]]:
-    """Matrices grouped by their shape, in order of appearance."""
-    groups: dict[tuple[int, int], list[Matrix]] = {}
-    for matrix in matrices:
-        groups.setdefault((matrix.rows, matrix.columns), []).append(matrix)
-    return list(groups.values())
+        torch._foreach_mul_(momenta, self.momentum)
+        torch._foreach_add_(momenta, gradients)
+        robust = without_outliers(torch.stack(momenta), quantile=self.quantile)
+        return orthogonalize(robust, num_iterations=self.num_iterations)
