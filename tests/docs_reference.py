@@ -1,4 +1,4 @@
-"""The generated parts of docs/: tables of fields and settings, and plug-in cards.
+"""The generated parts of docs/: tables of fields and settings, plug-in cards, and measured methods.
 
 `WRITE_DOCS=1 pytest tests/test_docs.py` writes them. Without the variable, the test compares them with the pages.
 """
@@ -20,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
+from benchmarks._methods_page import methods_table
 from orchestrator.settings import Settings
 from orchestrator.spec.budget import Budget
 from orchestrator.spec.engine import SCHEDULERS, EngineSpec, ResourceSpec
@@ -87,6 +88,8 @@ def _block(name: str) -> str:
         return _settings_table()
     if name == "signals":
         return _signals_table()
+    if name.startswith("methods:"):
+        return methods_table(name.partition(":")[2])
     if name.startswith("plugins:"):
         kind = name.partition(":")[2]
         return "\n\n".join(_card(kind, plugin) for plugin in _ours(kind))
