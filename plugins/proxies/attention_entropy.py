@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol, runtim
 
 from pydantic import Field
 
-from plugins.protocols import Candidate, PluginCard, ProxyScore
+from plugins.protocols import PluginCard
+from plugins.proxies.pass_proxy import PassProxy
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,7 +31,7 @@ class Attention(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionEntropy:
+class AttentionEntropy(PassProxy):
     """Mean entropy of the attention rows in units of `log N`, averaged over blocks; 1 means uniform attention.
 
     Lower is better: the most confident heads matter most in trained language models (Voita et al.), and confidence was
@@ -47,15 +48,8 @@ class AttentionEntropy:
         needs=("images", "a topology that merges no tokens"),
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "minimize"
-    repeats: Annotated[int, Field(ge=1)] = 1
-    """Number of fresh initialisations to average over."""
     images: Annotated[int, Field(ge=1)] = 4
     """Number of images of the batch whose attention is computed; all images if the batch is smaller."""
-
-    def score(self, candidate: Candidate) -> ProxyScore:
-        from plugins.proxies.passes import score_passes
-
-        return score_passes(self, candidate)
 
     def measure(self, recorded: "RecordedPass") -> float:
         """The score of one network."""

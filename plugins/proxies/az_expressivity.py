@@ -1,11 +1,10 @@
 """AZ-NAS's expressivity: how evenly the residual stream uses its channels."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
-
-from plugins.protocols import Candidate, PluginCard, ProxyScore
+from plugins.protocols import PluginCard
+from plugins.proxies.pass_proxy import PassProxy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +16,7 @@ OFFSET = 1e-8
 
 
 @dataclass(frozen=True, kw_only=True)
-class AzExpressivity:
+class AzExpressivity(PassProxy):
     """`sum_i H(p_i)`, with `p_i` the normalised eigenvalues of the covariance of `f_i` over the tokens of all images.
 
     `f_1, ..., f_2L` is the residual stream after each attention and after each MLP; `H(p) = -sum p log(p + 1e-8)`. Each
@@ -32,13 +31,6 @@ class AzExpressivity:
         needs=("images",),
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
-    repeats: Annotated[int, Field(ge=1)] = 1
-    """Number of fresh initialisations to average over."""
-
-    def score(self, candidate: Candidate) -> ProxyScore:
-        from plugins.proxies.passes import score_passes
-
-        return score_passes(self, candidate)
 
     def measure(self, recorded: "RecordedPass") -> float:
         """The score of one network."""

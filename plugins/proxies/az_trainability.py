@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from plugins.protocols import Candidate, PluginCard, ProxyScore
+from plugins.protocols import PluginCard
+from plugins.proxies.pass_proxy import PassProxy
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +22,7 @@ _CHUNK = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class AzTrainability:
+class AzTrainability(PassProxy):
     """Mean of `-s - 1 / (s + 1e-6) + 2` over the halves of all blocks; its maximum is 0, at `s` = 1.
 
     `s` is the largest singular value of `g_in^T g_out / (B N)`. `g_out` are random signs at the output of a block's
@@ -45,17 +46,10 @@ class AzTrainability:
         needs=("images", "a topology that merges no tokens"),
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
-    repeats: Annotated[int, Field(ge=1)] = 1
-    """Number of fresh initialisations to average over."""
     num_noise_images: Annotated[int, Field(ge=2)] | None = None
     """Number of images of Gaussian noise to take instead of the batch, in chunks of 16; the authors use 64."""
     without_floor: bool = False
     """Whether to divide `s` by the value of a branch that adds nothing, so that the score measures the network only."""
-
-    def score(self, candidate: Candidate) -> ProxyScore:
-        from plugins.proxies.passes import score_passes
-
-        return score_passes(self, candidate)
 
     def measure(self, recorded: "RecordedPass") -> float:
         """The score of one network."""

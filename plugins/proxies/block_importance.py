@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from plugins.protocols import Candidate, PluginCard, ProxyScore
+from plugins.protocols import PluginCard
+from plugins.proxies.pass_proxy import PassProxy
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockImportance:
+class BlockImportance(PassProxy):
     """Mean over the blocks of the relative change of the features if the block is skipped.
 
     A skipped block passes its input on. The change of an image is `||f - f'|| / ||f||`, with `f` the features before
@@ -33,15 +34,8 @@ class BlockImportance:
         needs=("images", "a topology that merges no tokens"),
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
-    repeats: Annotated[int, Field(ge=1)] = 1
-    """Number of fresh initialisations to average over."""
     images: Annotated[int, Field(ge=1)] = 2
     """Number of images of the batch; all images if the batch is smaller."""
-
-    def score(self, candidate: Candidate) -> ProxyScore:
-        from plugins.proxies.passes import score_passes
-
-        return score_passes(self, candidate)
 
     def measure(self, recorded: "RecordedPass") -> float:
         """The score of one network."""

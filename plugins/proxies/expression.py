@@ -3,17 +3,18 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
 
-from plugins.protocols import Candidate, PluginCard, ProxyScore
+from plugins.protocols import PluginCard
 from plugins.proxies.formula_text import parse
+from plugins.proxies.pass_proxy import PassProxy
 
 if TYPE_CHECKING:
     from plugins.proxies.passes import RecordedPass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expression:
+class Expression(PassProxy):
     """A formula of `plugins.proxies.formulas` as a proxy."""
 
     card: ClassVar[PluginCard] = PluginCard(
@@ -25,13 +26,6 @@ class Expression:
     formula: Annotated[str, AfterValidator(lambda text: str(parse(text)))]
     """Formula, such as `mean(frobenius(minmax(attention.weight)) + sqrt(sigmoid(mean(mlp.gradient))))`; the grammar is
     in docs/discovery.md."""
-    repeats: Annotated[int, Field(ge=1)] = 1
-    """Number of fresh initialisations to average over."""
-
-    def score(self, candidate: Candidate) -> ProxyScore:
-        from plugins.proxies.passes import score_passes
-
-        return score_passes(self, candidate)
 
     def measure(self, recorded: "RecordedPass") -> float:
         """The formula's value for one network."""

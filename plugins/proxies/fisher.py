@@ -1,18 +1,17 @@
 """Fisher: the estimated change of the loss if a channel is removed."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
-
-from plugins.protocols import Candidate, PluginCard, ProxyScore
+from plugins.protocols import PluginCard
+from plugins.proxies.pass_proxy import PassProxy
 
 if TYPE_CHECKING:
     from plugins.proxies.passes import RecordedPass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fisher:
+class Fisher(PassProxy):
     """Sum over the channels of all layers of `0.5 mean_n (sum_t a_nt dL/da_nt)^2`.
 
     `a_nt` is the output of a linear or convolution layer in this channel, before any activation function, for image `n`
@@ -27,13 +26,6 @@ class Fisher:
         needs=("images", "labels"),
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
-    repeats: Annotated[int, Field(ge=1)] = 1
-    """Number of fresh initialisations to average over."""
-
-    def score(self, candidate: Candidate) -> ProxyScore:
-        from plugins.proxies.passes import score_passes
-
-        return score_passes(self, candidate)
 
     def measure(self, recorded: "RecordedPass") -> float:
         """The score of one network."""

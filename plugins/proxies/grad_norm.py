@@ -1,18 +1,17 @@
 """Gradient norm: the size of the loss gradients of an untrained network."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
-
-from plugins.protocols import Candidate, PluginCard, ProxyScore
+from plugins.protocols import PluginCard
+from plugins.proxies.pass_proxy import PassProxy
 
 if TYPE_CHECKING:
     from plugins.proxies.passes import RecordedPass
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradNorm:
+class GradNorm(PassProxy):
     """Sum of `||dL/dW||_2` over the linear and convolution layers used in the forward pass.
 
     `L` is the mean cross-entropy of the batch.
@@ -24,13 +23,6 @@ class GradNorm:
         needs=("images", "labels"),
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
-    repeats: Annotated[int, Field(ge=1)] = 1
-    """Number of fresh initialisations to average over."""
-
-    def score(self, candidate: Candidate) -> ProxyScore:
-        from plugins.proxies.passes import score_passes
-
-        return score_passes(self, candidate)
 
     def measure(self, recorded: "RecordedPass") -> float:
         """The score of one network."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from plugins.protocols import Candidate, PluginCard, ProxyScore
+from plugins.protocols import PluginCard
+from plugins.proxies.pass_proxy import PassProxy
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grasp:
+class Grasp(PassProxy):
     """`-sum w (H g)` over the weights of the linear and convolution layers used in the forward pass.
 
     `g` is the gradient of the mean cross-entropy of the batch. `H` is the Hessian of the mean cross-entropy of a few of
@@ -33,15 +34,8 @@ class Grasp:
         needs=("images", "labels"),
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
-    repeats: Annotated[int, Field(ge=1)] = 1
-    """Number of fresh initialisations to average over."""
     num_images: Annotated[int, Field(ge=1)] = 4
     """Number of images for the Hessian, spread evenly over the parts of the batch; all if the batch is smaller."""
-
-    def score(self, candidate: Candidate) -> ProxyScore:
-        from plugins.proxies.passes import score_passes
-
-        return score_passes(self, candidate)
 
     def measure(self, recorded: "RecordedPass") -> float:
         """The score of one network."""

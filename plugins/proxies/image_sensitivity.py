@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from plugins.protocols import Candidate, PluginCard, ProxyScore
+from plugins.protocols import PluginCard
+from plugins.proxies.pass_proxy import PassProxy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageSensitivity:
+class ImageSensitivity(PassProxy):
     """Distance between the features of different images, divided by that between the features of noise.
 
     A distance is the root mean square over all pairs of images, relative to the root mean square norm. The noise is
@@ -34,11 +35,6 @@ class ImageSensitivity:
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
     repeats: Annotated[int, Field(ge=1)] = 1
     """Number of fresh initialisations to average over, each with other noise."""
-
-    def score(self, candidate: Candidate) -> ProxyScore:
-        from plugins.proxies.passes import score_passes
-
-        return score_passes(self, candidate)
 
     def measure(self, recorded: "RecordedPass") -> float:
         """The score of one network.

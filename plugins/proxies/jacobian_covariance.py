@@ -2,11 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
-
-from plugins.protocols import Candidate, PluginCard, ProxyScore
+from plugins.protocols import PluginCard
+from plugins.proxies.pass_proxy import PassProxy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +17,7 @@ OFFSET = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
-class JacobianCovariance:
+class JacobianCovariance(PassProxy):
     """Computed by `eigenvalue_score` from the gradients of each image's summed logits with respect to its pixels."""
 
     card: ClassVar[PluginCard] = PluginCard(
@@ -27,13 +26,6 @@ class JacobianCovariance:
         needs=("images",),
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
-    repeats: Annotated[int, Field(ge=1)] = 1
-    """Number of fresh initialisations to average over."""
-
-    def score(self, candidate: Candidate) -> ProxyScore:
-        from plugins.proxies.passes import score_passes
-
-        return score_passes(self, candidate)
 
     def measure(self, recorded: "RecordedPass") -> float:
         """The score of one network."""

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from plugins.protocols import Candidate, PluginCard, ProxyScore
+from plugins.protocols import PluginCard
+from plugins.proxies.pass_proxy import PassProxy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +19,7 @@ FLOOR = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class LSwag:
+class LSwag(PassProxy):
     """`P sum_l log(sum_w 1 / std_i g_wi)`, over the layers whose term is in the upper part, and `P` patterns of SWAP.
 
     `g_wi` is the gradient of the mean cross-entropy of mini-batch `i` (half of the batch) with respect to weight `w`;
@@ -38,15 +39,8 @@ class LSwag:
         needs=("images", "labels"),
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
-    repeats: Annotated[int, Field(ge=1)] = 1
-    """Number of fresh initialisations to average over."""
     quantile: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Quantile of the layers' terms below which a layer does not count; 0 counts all layers."""
-
-    def score(self, candidate: Candidate) -> ProxyScore:
-        from plugins.proxies.passes import score_passes
-
-        return score_passes(self, candidate)
 
     def measure(self, recorded: "RecordedPass") -> float:
         """The score of one network."""

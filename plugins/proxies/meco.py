@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from plugins.protocols import Candidate, PluginCard, ProxyScore
+from plugins.protocols import PluginCard
+from plugins.proxies.pass_proxy import PassProxy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Meco:
+class Meco(PassProxy):
     """`sum_l (D_l / n) lambda_min(P_l)`, with the correlations `P_l` of `n` random channels of layer `l` over tokens.
 
     This is MeCo_opt. The matrix of all `D` channels is singular if there are no more tokens than channels, as in most
@@ -36,11 +37,6 @@ class Meco:
     """Number of fresh initialisations to average over, each with different channels."""
     channels: Annotated[int, Field(ge=2)] = 8
     """Number of channels drawn from each layer; all channels if the layer has fewer."""
-
-    def score(self, candidate: Candidate) -> ProxyScore:
-        from plugins.proxies.passes import score_passes
-
-        return score_passes(self, candidate)
 
     def measure(self, recorded: "RecordedPass") -> float:
         """The score of one network."""

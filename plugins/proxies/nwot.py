@@ -1,11 +1,10 @@
 """NASWOT for GELU: how different the binary activation codes of the images are."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
-
-from plugins.protocols import Candidate, PluginCard, ProxyScore
+from plugins.protocols import PluginCard
+from plugins.proxies.pass_proxy import PassProxy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nwot:
+class Nwot(PassProxy):
     """`log |K|`: `K_ab` counts the hidden units, over all MLPs and tokens, with equal signs for images `a` and `b`.
 
     The sign of a unit is the sign of the input of its activation function. The paper uses every ReLU of a convolutional
@@ -30,13 +29,6 @@ class Nwot:
         needs=("images",),
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
-    repeats: Annotated[int, Field(ge=1)] = 1
-    """Number of fresh initialisations to average over."""
-
-    def score(self, candidate: Candidate) -> ProxyScore:
-        from plugins.proxies.passes import score_passes
-
-        return score_passes(self, candidate)
 
     def measure(self, recorded: "RecordedPass") -> float:
         """The score of one network."""

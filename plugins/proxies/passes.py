@@ -9,33 +9,20 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plugins.protocols import Candidate, ProxyScore, TransformerBlock, is_block
+from plugins.proxies.pass_proxy import PassProxy
 from plugins.proxies.repeats import networks, on_all_cores, repeat_seeds, summarize
 
 NUM_PARTS = 2
 """Number of mini-batches into which the batch is split. ZiCo needs at least two, to measure their variation."""
 
 Recorded = TypeVar("Recorded")
-
-
-@runtime_checkable
-class PassProxy(Protocol):
-    """A proxy that reads its value for one network from a recorded pass. It is frozen: equal proxies share values."""
-
-    @property
-    def repeats(self) -> int:
-        """Number of fresh networks to average over."""
-        ...
-
-    def measure(self, recorded: "RecordedPass") -> float:
-        """The score of one network. A non-finite value marks the topology as bad."""
-        ...
 
 
 def score_passes(proxy: PassProxy, candidate: Candidate) -> ProxyScore:

@@ -1,18 +1,17 @@
 """SNIP: how sensitive the loss is to the removal of each weight."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
-
-from plugins.protocols import Candidate, PluginCard, ProxyScore
+from plugins.protocols import PluginCard
+from plugins.proxies.pass_proxy import PassProxy
 
 if TYPE_CHECKING:
     from plugins.proxies.passes import RecordedPass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Snip:
+class Snip(PassProxy):
     """Sum of `|w dL/dw|` over the weights of the linear and convolution layers used in the forward pass.
 
     `L` is the mean cross-entropy of the batch. Biases, norms and position embeddings are excluded, as for CNNs.
@@ -25,13 +24,6 @@ class Snip:
         needs=("images", "labels"),
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
-    repeats: Annotated[int, Field(ge=1)] = 1
-    """Number of fresh initialisations to average over."""
-
-    def score(self, candidate: Candidate) -> ProxyScore:
-        from plugins.proxies.passes import score_passes
-
-        return score_passes(self, candidate)
 
     def measure(self, recorded: "RecordedPass") -> float:
         """The score of one network."""

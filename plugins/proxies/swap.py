@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from plugins.protocols import Candidate, PluginCard, ProxyScore
+from plugins.protocols import PluginCard
+from plugins.proxies.pass_proxy import PassProxy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +19,7 @@ BITS = 52
 
 
 @dataclass(frozen=True, kw_only=True)
-class Swap:
+class Swap(PassProxy):
     """The number of distinct sign patterns of the hidden units of all MLPs over the images.
 
     The pattern of a unit consists of one sign per image, the sign of the input of its activation function. The setting
@@ -56,11 +57,6 @@ class Swap:
                 f"`mu` and `sigma` must be set together or not at all, but got mu={self.mu}, sigma={self.sigma}. Set "
                 "both or remove both."
             )
-
-    def score(self, candidate: Candidate) -> ProxyScore:
-        from plugins.proxies.passes import score_passes
-
-        return score_passes(self, candidate)
 
     def measure(self, recorded: "RecordedPass") -> float:
         """The score of one network."""

@@ -3,11 +3,10 @@
 import math
 import statistics
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
-
-from plugins.protocols import Candidate, PluginCard, ProxyScore
+from plugins.protocols import PluginCard
+from plugins.proxies.pass_proxy import PassProxy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +19,7 @@ TEACHER_WIDTHS = (32, 64, 128)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tvt:
+class Tvt(PassProxy):
     """`s ||W||_2`, with `s` the mean over blocks and images of the similarity to the teacher's spatial attention map.
 
     A spatial attention map is the mean square of the features at each position. The student's maps are those of what
@@ -40,13 +39,6 @@ class Tvt:
         needs=("images", "a topology that merges no tokens"),
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
-    repeats: Annotated[int, Field(ge=1)] = 1
-    """Number of fresh initialisations to average over."""
-
-    def score(self, candidate: Candidate) -> ProxyScore:
-        from plugins.proxies.passes import score_passes
-
-        return score_passes(self, candidate)
 
     def measure(self, recorded: "RecordedPass") -> float:
         """The score of one network."""

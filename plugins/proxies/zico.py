@@ -1,18 +1,17 @@
 """ZiCo: how large the gradients are relative to their variation between mini-batches."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
-
-from plugins.protocols import Candidate, PluginCard, ProxyScore
+from plugins.protocols import PluginCard
+from plugins.proxies.pass_proxy import PassProxy
 
 if TYPE_CHECKING:
     from plugins.proxies.passes import RecordedPass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Zico:
+class Zico(PassProxy):
     """Sum over layers of `log sum_w mean_i |g_wi| / std_i g_wi`, over the weights `w` with a varying gradient.
 
     `g_wi` is the gradient of the mean cross-entropy of mini-batch `i`. The mini-batches are the parts of the recorded
@@ -32,13 +31,6 @@ class Zico:
         needs=("images", "labels"),
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
-    repeats: Annotated[int, Field(ge=1)] = 1
-    """Number of fresh initialisations to average over."""
-
-    def score(self, candidate: Candidate) -> ProxyScore:
-        from plugins.proxies.passes import score_passes
-
-        return score_passes(self, candidate)
 
     def measure(self, recorded: "RecordedPass") -> float:
         """The score of one network."""
