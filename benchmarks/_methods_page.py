@@ -1,4 +1,4 @@
-"""The tables of docs/methods.md, from the files that `python -m benchmarks.methods --json` writes."""
+"""The tables of docs/methods.md, from the files of results that the benchmarks of methods write."""
 
 import json
 from collections.abc import Mapping
@@ -7,7 +7,9 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks._pairs import PairedDifference, paired_difference
+from benchmarks.averaging import LAST, Measured
 from benchmarks.methods import AS_VIT, CONTROL, ELSEWHERE, KINDS
+from search_spaces.recipes import describe_plugin
 
 RESULTS = Path(__file__).with_name("results")
 _HEAD = """\
@@ -61,3 +63,56 @@ def _marked(difference: PairedDifference) -> str:
     if difference.low > 0:
         return f"**{text}**"
     return f"*{text}*" if difference.high < 0 else text
+
+
+def noise_table(name: str) -> str:
+    """Markdown of the epochs at which criteria stop a training with wrong labels.
+
+    Args:
+        name: The images; the file `noisy-labels-NAME.json` is in `results`.
+    """
+    content = json.loads((RESULTS / f"noisy-labels-{name}.json").read_text(encoding="utf-8"))
+    lines = [
+        "| the training ends at | epoch, mean (range) | test, % | against the end, points |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for row in content["rows"]:
+        end, epoch, accuracy, difference = row.values()
+        shown = f"`{end}`" if "(" in end and "oracle" not in end else end
+        lines.append(f"| {shown} | {epoch} | {accuracy} | {difference}".rstrip() + " |")
+    return "\n".join(lines)
+
+
+def averages_table(name: str) -> str:
+    """Markdown of what averages gain over the last checkpoint, by schedule and rate.
+
+    Args:
+        name: `IMAGES:EPOCH`; the file `averaging-IMAGES.json` is in `results`. The trainings end after this epoch.
+    """
+    images, _, epoch = name.partition(":")
+    content = json.loads((RESULTS / f"averaging-{images}.json").read_text(encoding="utf-8"))
+    by_place: dict[tuple[str, float], dict[str, dict[int, Measured]]] = {}
+    for one in (Measured(**fields) for fields in content["measured"]):
+        if one.stop_at == int(epoch):
+            by_method = by_place.setdefault((one.schedule, one.factor), {})
+            by_method.setdefault(one.method, {})[one.seed] = one
+    places, last = sorted(by_place), describe_plugin(LAST)
+    lines = [
+        "| average | " + " | ".join(f"{schedule}, x {factor:g}" for schedule, factor in places) + " | passes |",
+        "| --- |" + " ---: |" * (len(places) + 1),
+    ]
+    for method in by_place[places[0]]:
+        cells = [_gain(by_place[place].get(method), by_place[place][last]) for place in places]
+        passes = max(one.passes for place in places for one in by_place[place].get(method, {}).values())
+        lines.append(f"| `{method}` | " + " | ".join(cells) + f" | {passes} |")
+    return "\n".join(lines)
+
+
+def _gain(averages: Mapping[int, Measured] | None, last: Mapping[int, Measured]) -> str:
+    """The gain in points; of the last checkpoints themselves, their accuracy."""
+    if averages is None:
+        return ""
+    if averages is last:
+        return f"{100 * fmean(one.accuracy for one in last.values()):.1f} %"
+    seeds = sorted(averages.keys() & last.keys())
+    return _marked(paired_difference(*([group[seed].accuracy for seed in seeds] for group in (averages, last))))

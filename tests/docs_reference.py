@@ -9,7 +9,7 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from benchmarks._methods_page import methods_table
+from benchmarks._methods_page import averages_table, methods_table, noise_table
 from orchestrator.settings import Settings
 from orchestrator.spec.budget import Budget
 from orchestrator.spec.engine import SCHEDULERS, EngineSpec, ResourceSpec
@@ -58,6 +58,12 @@ MODELS: dict[str, type[BaseModel]] = {
 }
 """Models whose fields a page can show as a table, by name."""
 
+MEASURED: dict[str, Callable[[str], str]] = {
+    "methods": methods_table,
+    "noise": noise_table,
+    "averages": averages_table,
+}
+"""Tables of measured results, by the first word of the block."""
 _BLOCK = re.compile(r"(<!-- made from code: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _BOUNDS = {Ge: ("at least", "ge"), Gt: ("above", "gt"), Le: ("at most", "le"), Lt: ("below", "lt")}
 
@@ -88,11 +94,11 @@ def _block(name: str) -> str:
         return _settings_table()
     if name == "signals":
         return _signals_table()
-    if name.startswith("methods:"):
-        return methods_table(name.partition(":")[2])
-    if name.startswith("plugins:"):
-        kind = name.partition(":")[2]
-        return "\n\n".join(_card(kind, plugin) for plugin in _ours(kind))
+    kind, _, rest = name.partition(":")
+    if kind in MEASURED:
+        return MEASURED[kind](rest)
+    if kind == "plugins":
+        return "\n\n".join(_card(rest, plugin) for plugin in _ours(rest))
     return _fields_table(MODELS[name])
 
 
