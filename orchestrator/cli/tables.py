@@ -13,6 +13,7 @@ from orchestrator.cli.verdict_table import correlation
 from orchestrator.spec.cost import Cost
 from orchestrator.stages.certainty import RankingCertainty, describe_certainty
 from orchestrator.stages.kind import stage_kind
+from orchestrator.stages.time_left import CostError
 from orchestrator.study.sizes import human_size
 from plugins.metrics.deciding import ACCURACY, DecidingMetric
 from trainers.data.report import DataReport
@@ -163,17 +164,9 @@ def certainty_lines(summary: dict[str, Any]) -> list[Text]:
 
 
 def time_error_lines(summary: dict[str, Any]) -> list[Text]:
-    """How well the time of trainings was predicted, as one line; nothing if it is not known."""
+    """How well the time and the memory of trainings were predicted; nothing if it is not known."""
     found = summary["time_error"]
-    if found is None:
-        return []
-    count = found["num_trainings"]
-    trainings = "1 training" if count == 1 else f"{count} trainings"
-    error = f"{100 * found['median_error']:.0f} %"
-    lines = [Text(f"  time per epoch, predicted from earlier trials: median error {error} ({trainings})")]
-    if found.get("memory_error") is not None:
-        lines.append(Text(f"  memory on the GPU, predicted likewise: median error {100 * found['memory_error']:.0f} %"))
-    return lines
+    return [] if found is None else [Text(f"  {line}") for line in CostError.model_validate(found).lines]
 
 
 def champion_lines(champion: dict[str, Any]) -> Text:

@@ -11,7 +11,7 @@ from orchestrator.engines.interfaces import Engine, EngineUnavailableError, Pool
 from orchestrator.engines.optuna_engine import OptunaEngine
 from orchestrator.engines.pools.adaptive import AdaptivePool
 from orchestrator.engines.pools.inline import InlinePool
-from orchestrator.engines.pools.training_time import training_s
+from orchestrator.engines.training_costs import TrainingCosts
 from orchestrator.spec.engine import (
     INSTALL_RAY,
     ResourceSpec,
@@ -214,6 +214,7 @@ def make_engine_and_pool(
     *,
     scratch: Path,
     sources: Sequence[Path] = (),
+    costs: TrainingCosts | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[Engine, Pool]:
     """Make the engine and the pool of an execution; nothing starts yet.
@@ -223,6 +224,7 @@ def make_engine_and_pool(
         resources: Limits of the study file.
         scratch: A folder that all workers can write to, for files that end with the execution.
         sources: Files and folders that all workers read.
+        costs: What the execution knows of the time of trainings.
         say: Shows a message to people, such as the number of concurrent trials of a search.
     """
     inline = InlinePool(resources.trials_per_pack)
@@ -233,9 +235,9 @@ def make_engine_and_pool(
         return _make_ray_pool(setup, resources, scratch=scratch, sources=sources)
 
     if setup.pool == "auto":
-        num_workers = setup.num_workers or 1
+        estimate_s = (costs or TrainingCosts()).training_s
         return OptunaEngine(), AdaptivePool(
-            inline, make_workers, num_workers=num_workers, estimate_s=training_s, say=say
+            inline, make_workers, num_workers=setup.num_workers or 1, estimate_s=estimate_s, say=say
         )
     if setup.engine == "optuna":
         return OptunaEngine(), make_workers()

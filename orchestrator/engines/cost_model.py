@@ -2,7 +2,8 @@
 
 Costs are sums of known amounts of work (multiply-accumulates, steps, weights moved, activations) times factors that are
 fitted to trainings on the same machine. Factors are never negative, so that the model also holds for larger networks
-than it has seen. Errors count relative to the cost, because costs differ by orders of magnitude.
+than it has seen. Errors count relative to the cost, because costs differ by orders of magnitude. Without trainings, the
+factors of a usual CPU core are taken; with few, all of them are scaled.
 """
 
 import math
@@ -18,9 +19,13 @@ from search_spaces.ramps import largest
 from trainers.config import Configuration
 
 MIN_FITTED = 10
-"""With fewer trainings, costs are proportional to multiply-accumulates."""
+"""With fewer trainings, only the scale of a closed form is fitted."""
 MOST_FITTED = 200
 """Number of newest trainings that are fitted."""
+_MACS_PER_S = 15e9
+"""Multiply-accumulates per second of a usual CPU core, in a training of small models."""
+_STEP_S = 0.008
+"""Time of a step whose arithmetic is negligible."""
 
 
 class TrainingShape(NamedTuple):
@@ -94,13 +99,18 @@ class CostModel:
         return sum(amount * factor for amount, factor in zip(self.features(shape), self.factors, strict=True))
 
 
+def usual_epoch_s(shape: TrainingShape) -> float:
+    """Wall time of an epoch in seconds on one usual CPU core, from a closed form; right within a factor of about 3."""
+    return shape.pack_size * (shape.epoch_macs / _MACS_PER_S + _num_steps(shape) * _STEP_S)
+
+
 def fit_epoch_s(observed: Sequence[ObservedCost]) -> CostModel | None:
     """A model of the wall time of an epoch in seconds; `None` without observations.
 
     Args:
         observed: Trainings on one kind of device, oldest first, with their seconds per epoch.
     """
-    return _fit(observed, _work, proportional_to=lambda shape: shape.epoch_macs * shape.pack_size)
+    return _fit(observed, _work, proportional_to=usual_epoch_s)
 
 
 def fit_memory_gib(observed: Sequence[ObservedCost]) -> CostModel | None:
@@ -138,9 +148,13 @@ def prediction_error(
     return PredictionError(median(errors), len(errors)) if errors else None
 
 
+def _num_steps(shape: TrainingShape) -> int:
+    return math.ceil(shape.num_images / shape.batch_size)
+
+
 def _work(shape: TrainingShape) -> tuple[float, ...]:
     """Amounts of work of an epoch: MACs, steps of a block, weights updated, activations, images."""
-    num_steps = math.ceil(shape.num_images / shape.batch_size)
+    num_steps = _num_steps(shape)
     alone = (
         shape.epoch_macs,
         num_steps * shape.depth,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from orchestrator.engines.interfaces import Engine, Pool
 from orchestrator.engines.seeds import seed_for
+from orchestrator.engines.training_costs import TrainingCosts
 from orchestrator.spec.proxy_choices import with_former_defaults
 from orchestrator.stages.control import StageControl
 from orchestrator.stages.kind import FinishedStage, R, S, StageKind
@@ -47,11 +48,13 @@ class StudyContext:
 
 @dataclass(frozen=True, kw_only=True)
 class Machinery:
-    """The engine and pool that run trials, and the display that shows them."""
+    """The engine and pool that run trials, the display that shows them, and the time that they take."""
 
     engine: Engine
     pool: Pool
     progress: Progress
+    costs: TrainingCosts = field(default_factory=TrainingCosts)
+    """What this execution knows of the time of trainings."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -120,29 +120,31 @@ class StageLedger:
         self._shown_at = -math.inf
 
     def expect_end(self, begun: Sequence[TrialRecord], *, further: int) -> None:
-        """From now on, tell the display the time left, if it shows it.
+        """From now on, learn the time of trainings, and tell the display the time left if it shows it.
 
         Args:
             begun: The trials of earlier executions.
             further: Number of trials that another search of the stage adds.
         """
-        if self._search.epochs is not None and isinstance(self._context.progress, ShowsTimeLeft):
+        if self._search.epochs is not None:
             search = replace(self._search, num_trials=self._search.num_trials + further)
-            self._time = SearchTime(search, self._context.image_task, begun)
+            self._time = SearchTime(search, self._context.image_task, begun, costs=self._context.machinery.costs)
             self._show_time_left()
 
     def _show_time_left(self) -> None:
         """Tell the display the time left, not more often than people can read it: the estimate has a cost."""
-        now = time.monotonic()
-        if self._time is None or (now - self._shown_at < _SHOW_S and not self._time.is_over):
+        now, display = time.monotonic(), self._context.progress
+        if self._time is None or not isinstance(display, ShowsTimeLeft):
+            return
+        if now - self._shown_at < _SHOW_S and not self._time.is_over:
             return
         left_s = self._time.left_s
-        if left_s is None or not isinstance(self._context.progress, ShowsTimeLeft):
+        if left_s is None:
             return
         self._shown_at = now
         budget = self._context.control.budget
         limit_s = None if budget is None else budget.left_s
-        self._context.progress.time_left(left_s if limit_s is None else min(left_s, limit_s))
+        display.time_left(left_s if limit_s is None else min(left_s, limit_s))
 
     def note_epoch(self, trial: TrialRecord, report: EpochReport) -> None:
         """Learn from an epoch how long the search takes."""

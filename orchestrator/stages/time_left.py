@@ -1,28 +1,25 @@
 """Estimates the time left in a search of trainings, from a model of their cost that learns from every epoch."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Reversible, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from statistics import fmean, median
-from typing import TypeVar
 
 from orchestrator.engines.cost_model import (
     MOST_FITTED,
-    CostModel,
     ObservedCost,
     TrainingShape,
-    fit_epoch_s,
     fit_memory_gib,
     prediction_error,
 )
 from orchestrator.engines.interfaces import Search
+from orchestrator.engines.training_costs import TrainingCosts
 from orchestrator.stages.kind import StageResult
 from orchestrator.store.records import TrialRecord
 from search_spaces.base import ImageTask
 from trainers.config import Configuration, EpochReport, TrainTask
 from trainers.hardware.peak_memory import MEMORY_PEAK
 
-Value = TypeVar("Value")
 _MOST_SIZES = 100
 """Number of different trainings whose time is predicted to estimate that of a new trial."""
 
@@ -35,6 +32,16 @@ class CostError(StageResult):
     """Median of |predicted / measured - 1| for the time per epoch."""
     memory_error: float | None = None
     """The same for the peak of the memory on a GPU; `None` on a CPU."""
+
+    @property
+    def lines(self) -> list[str]:
+        """The errors in words, one line each."""
+        trainings = "1 training" if self.num_trainings == 1 else f"{self.num_trainings} trainings"
+        error = f"{100 * self.median_error:.0f} %"
+        lines = [f"time per epoch, predicted from earlier trials: median error {error} ({trainings})"]
+        if self.memory_error is not None:
+            lines.append(f"memory on the GPU, predicted likewise: median error {100 * self.memory_error:.0f} %")
+        return lines
 
 
 def observe(configuration: Configuration, trial: TrialRecord, task: ImageTask) -> ObservedCost | None:
@@ -106,14 +113,18 @@ class SearchTime:
         search: The search.
         task: Image size, channels and classes of the data.
         known: Trials of earlier executions.
+        costs: Learns from the trainings; by default, nothing else uses what they teach.
     """
 
-    def __init__(self, search: Search, task: ImageTask, known: Sequence[TrialRecord] = ()) -> None:
+    def __init__(
+        self, search: Search, task: ImageTask, known: Sequence[TrialRecord] = (), *, costs: TrainingCosts | None = None
+    ) -> None:
         self._search = search
         self._task = task
+        self._costs = TrainingCosts() if costs is None else costs
         self._shapes: dict[int, TrainingShape] = {}
         self._seconds: dict[int, list[float]] = {}
-        """Wall time of each epoch by trial."""
+        """Wall time of each epoch of the running trials."""
         self._done: dict[int, int] = {}
         """Newest epoch of each running trial."""
         self._ended: set[int] = {trial.number for trial in known if trial.ended_at is not None}
@@ -122,35 +133,39 @@ class SearchTime:
         self._begun_earlier = {trial.number for trial in known}
         self._overheads: deque[float] = deque(maxlen=MOST_FITTED)
         self._of_sizes: list[TrainingShape] | None = None
-        newest = on_newest_device(known)[-MOST_FITTED:]
-        self._earlier = [one for trial in newest if (one := self._observe(trial)) is not None]
-        self._model: CostModel | None = None
-        self._is_fitted = False
+        for trial in on_newest_device(known)[-MOST_FITTED:]:
+            observed = self._observe(trial)
+            if observed is not None:
+                self._shapes[trial.number] = observed.shape
+                self._costs.learn(trial.id, observed)
 
     def epoch_ended(self, trial: TrialRecord, report: EpochReport) -> None:
         """Learn from an epoch, which a resumed training may have reported before."""
         self._done[trial.number] = report.epoch
         shape = self._shape(trial, report)
-        if shape is None:
-            return
-        self._seconds.setdefault(trial.number, []).append(report.wall_time_s)
-        self._is_fitted = False
+        if shape is not None:
+            self._seconds.setdefault(trial.number, []).append(report.wall_time_s)
+            self._learn(trial)
 
     def trial_ended(self, trial: TrialRecord) -> None:
         """Learn from a trial."""
         self._ended.add(trial.number)
         self._done.pop(trial.number, None)
-        if not trial.is_usable:
-            return
-        self._sum_epochs += trial.metrics.get("epochs", float(self._search.epochs or 0))
-        self._num_usable += 1
-        trained = sum(self._seconds.get(trial.number, ()))
-        if trial.ended_at is not None and trained > 0 and trial.number not in self._begun_earlier:
-            self._overheads.append((trial.ended_at - trial.started_at) / trained)
-        pack_size = int(trial.details.get("pack_size", 1))
-        if trial.number in self._shapes:
-            self._shapes[trial.number] = self._shapes[trial.number]._replace(pack_size=pack_size)
-        self._is_fitted = False
+        seconds = self._seconds.get(trial.number, [])
+        if trial.is_usable:
+            self._sum_epochs += trial.metrics.get("epochs", float(self._search.epochs or 0))
+            self._num_usable += 1
+            if trial.ended_at is not None and sum(seconds) > 0 and trial.number not in self._begun_earlier:
+                self._overheads.append((trial.ended_at - trial.started_at) / sum(seconds))
+            if seconds:
+                pack_size = int(trial.details.get("pack_size", 1))
+                self._shapes[trial.number] = self._shapes[trial.number]._replace(pack_size=pack_size)
+                self._learn(trial)
+        self._seconds.pop(trial.number, None)
+
+    def _learn(self, trial: TrialRecord) -> None:
+        seconds = median(self._seconds[trial.number])
+        self._costs.learn(trial.id, ObservedCost(self._shapes[trial.number], seconds))
 
     @property
     def is_over(self) -> bool:
@@ -159,25 +174,25 @@ class SearchTime:
 
     @property
     def left_s(self) -> float | None:
-        """Estimated seconds until the last trial ends; `None` if nothing is known yet."""
-        epochs, model = self._search.epochs, self._fitted()
-        if model is None or not epochs:
+        """Estimated seconds until the last trial ends; `None` as long as no epoch of the search is known."""
+        epochs = self._search.epochs
+        if not self._shapes or not epochs:
             return None
         expected = self._sum_epochs / self._num_usable if self._num_usable else float(epochs)
         running = sum(
-            max(expected - done, 0.0) * model.predict(self._shapes[number])
+            max(expected - done, 0.0) * self._costs.epoch_s(self._shapes[number])
             for number, done in self._done.items()
             if number in self._shapes
         )
         num_new = max(self._search.num_trials - len(self._ended) - len(self._done), 0)
-        new = num_new * expected * self._epoch_s_of_new(model) if num_new else 0.0
+        new = num_new * expected * self._epoch_s_of_new() if num_new else 0.0
         overhead = max(median(self._overheads), 1.0) if self._overheads else 1.0
         return (running + new) * overhead / max(len(self._done), 1)
 
-    def _epoch_s_of_new(self, model: CostModel) -> float:
+    def _epoch_s_of_new(self) -> float:
         """Mean time of an epoch of the trials that have not begun: of each size, else of the newest ones."""
-        known = [*_newest(self._shapes.values()), *(one.shape for one in self._earlier)]
-        return fmean(model.predict(shape) for shape in self._sizes(known[0]) or known)
+        newest = list(islice(reversed(self._shapes.values()), MOST_FITTED))
+        return fmean(self._costs.epoch_s(shape) for shape in self._sizes(newest[0]) or newest)
 
     def _sizes(self, like: TrainingShape) -> list[TrainingShape]:
         """The shapes of all sizes of the search, with the images and the packs of another shape."""
@@ -199,16 +214,3 @@ class SearchTime:
             shape = TrainingShape.of(task.configuration, self._task, num_images=float(report.num_images))
             self._shapes[trial.number] = shape._replace(epoch_macs=report.training_macs or shape.epoch_macs)
         return self._shapes[trial.number]
-
-    def _fitted(self) -> CostModel | None:
-        """The model of the newest trials. It is fitted when it is asked for, not after every epoch."""
-        if not self._is_fitted:
-            newest = reversed(list(_newest(self._seconds.items())))
-            here = [ObservedCost(self._shapes[number], median(seconds)) for number, seconds in newest]
-            self._model, self._is_fitted = fit_epoch_s([*self._earlier, *here]), True
-        return self._model
-
-
-def _newest(values: Reversible[Value]) -> Iterator[Value]:
-    """The last values that a model is fitted to, newest first, in a time that does not depend on their number."""
-    return islice(reversed(values), MOST_FITTED)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from orchestrator.engines.choice import choose, detect_machine, make_engine_and_pool
 from orchestrator.engines.interfaces import Control, EngineUnavailableError
 from orchestrator.engines.pools.score_cache import ScoreCache, ScoreCachingPool
+from orchestrator.engines.training_costs import TrainingCosts
 from orchestrator.reports.experiment_note import experiment_note
 from orchestrator.settings import Settings
 from orchestrator.spec.study_file import StudySpec
@@ -177,12 +178,12 @@ def run_study(
             )
             scratch = study_folder(settings, study) / "ray"
             sources = () if spec.data.source in BUILT_IN else (Path(spec.data.source),)
+            costs = TrainingCosts()
             engine, pool = make_engine_and_pool(
-                setup, spec.resources, scratch=scratch, sources=sources, say=progress.note
+                setup, spec.resources, scratch=scratch, sources=sources, costs=costs, say=progress.note
             )
-            machinery = Machinery(
-                engine=engine, pool=ScoreCachingPool(pool, ScoreCache(store.scores())), progress=progress
-            )
+            pool = ScoreCachingPool(pool, ScoreCache(store.scores()))
+            machinery = Machinery(engine=engine, pool=pool, progress=progress, costs=costs)
             progress.note(setup.reason)
             make_control = partial(StageControl, request=control, deadline=deadline)
             driver = _Driver(shared, machinery, settings, make_control, num_validation=len(data.validation))

@@ -133,6 +133,9 @@ def cost_blocks(reported: ReportedStudy) -> tuple[Block, ...]:
         blocks.append(
             PageText(f"{epochs:,.0f} epochs were trained in all{more}." + (f" {machine}." if machine else ""))
         )
+    train = reported.last(TrainResult)
+    if train is not None and train.time_error is not None:
+        blocks += [PageText(f"{line[0].upper()}{line[1:]}.") for line in train.time_error.lines]
     return tuple(blocks)
 
 

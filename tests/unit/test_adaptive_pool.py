@@ -1,16 +1,19 @@
 """Pool `auto`: a search runs on workers if that ends it earlier, and otherwise in this process."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from orchestrator.engines.cost_model import ObservedCost, TrainingShape
 from orchestrator.engines.interfaces import EngineUnavailableError
 from orchestrator.engines.pools import adaptive
 from orchestrator.engines.pools.adaptive import AdaptivePool, TaskTime, describe_time, saved_by
-from orchestrator.engines.pools.training_time import training_s
+from orchestrator.engines.training_costs import TrainingCosts
 from tests.unit.training import DIGITS, configuration
 from trainers.config import ReplayTask, TaskOutcome
+from trainers.data.images import load_images
 
 TASK = ReplayTask.model_construct()
 DONE = TaskOutcome(state="complete")
@@ -65,7 +68,7 @@ class Pools:
         *,
         task_s: float = 0.0,
         num_cores: float = 1.0,
-        estimate_s: float = 0.0,
+        estimate_s: float | Callable[[], float] = 0.0,
         num_workers: int = 2,
         **workers: Any,
     ) -> None:
@@ -77,7 +80,7 @@ class Pools:
             self.inline,
             lambda: self.workers,
             num_workers=num_workers,
-            estimate_s=lambda _: estimate_s,
+            estimate_s=lambda _: estimate_s() if callable(estimate_s) else estimate_s,
             say=self.said.append,
         )
 
@@ -116,6 +119,21 @@ def test_long_trainings_start_on_workers_at_once_and_say_so(pools: Any) -> None:
     assert made.pool.lookahead == 4
     made.search(1, trains=True)
     assert made.pool.lookahead == 0
+
+
+def test_the_first_training_corrects_an_estimate(pools: Any) -> None:
+    estimates = iter([0.1, 5.0])  # before and after it
+    made = pools(task_s=5.0, estimate_s=lambda: next(estimates))
+    made.search(20, trains=True)
+    assert (made.inline.num_run, made.workers.num_run, made.workers.prepared) == (1, 19, [19])
+
+
+def test_a_learned_time_of_trainings_that_use_all_cores_is_no_reason_for_workers(pools: Any) -> None:
+    made = pools(task_s=5.0, num_cores=2.0, estimate_s=0.1)
+    made.search(3, trains=True)
+    made.pool._estimate_s = lambda _: 5.0  # learned from those three
+    made.search(20, trains=True)
+    assert (made.inline.num_run, made.workers.num_starts) == (23, 0)
 
 
 def test_slow_tasks_are_timed_and_the_others_leave_the_process(pools: Any) -> None:
@@ -202,6 +220,7 @@ def test_a_time_is_written_in_its_largest_unit() -> None:
 
 
 def test_the_estimate_of_a_training_grows_with_epochs_and_images() -> None:
+    training_s = TrainingCosts().training_s
     one = configuration()
     twice = one.model_copy(update={"epochs": 2 * one.epochs})
     small = one.model_copy(update={"data": DIGITS.model_copy(update={"max_images": 100})})
@@ -209,3 +228,14 @@ def test_the_estimate_of_a_training_grows_with_epochs_and_images() -> None:
     assert training_s([one, twice]) == pytest.approx(1.5 * training_s([one]))
     assert training_s([small]) < training_s([one])
     assert 0 < training_s([one]) < adaptive.START_S
+
+
+def test_the_estimate_of_a_training_is_learned_from_others() -> None:
+    costs, one = TrainingCosts(), configuration()
+    twice = one.model_copy(update={"epochs": 2 * one.epochs})
+    data = load_images(DIGITS)
+    shape = TrainingShape.of(one, data.task, num_images=len(data.train))
+    costs.learn("other", ObservedCost(shape, 7.0))
+    assert costs.training_s([twice]) == pytest.approx(2 * one.epochs * 7.0)
+    costs.learn("other", ObservedCost(shape, 9.0))
+    assert costs.training_s([one]) == pytest.approx(one.epochs * 9.0)

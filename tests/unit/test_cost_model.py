@@ -15,8 +15,10 @@ from orchestrator.engines.cost_model import (
     fit_epoch_s,
     fit_memory_gib,
     prediction_error,
+    usual_epoch_s,
 )
 from orchestrator.engines.interfaces import Objective, Search
+from orchestrator.engines.training_costs import TrainingCosts
 from orchestrator.stages.time_left import SearchTime, cost_error, observe, on_newest_device
 from orchestrator.store.records import TrialRecord
 from search_spaces.base import ImageTask
@@ -87,16 +89,18 @@ def test_the_factors_of_memory_are_found_again() -> None:
     assert [model.predict(shape) for shape in shapes] == pytest.approx([gib(shape) for shape in shapes], rel=1e-6)
 
 
-def test_few_trainings_cost_in_proportion_to_their_macs() -> None:
+def test_few_trainings_scale_the_closed_form() -> None:
     shapes = random_shapes(MIN_FITTED - 1)
     rates = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 100.0]
-    observed = [
-        ObservedCost(shape, rate * shape.epoch_macs * shape.pack_size)
-        for shape, rate in zip(shapes, rates, strict=True)
-    ]
+    observed = [ObservedCost(shape, rate * usual_epoch_s(shape)) for shape, rate in zip(shapes, rates, strict=True)]
     model = fit_epoch_s(observed)
     assert model is not None
-    assert model.predict(shapes[0]) == pytest.approx(5.0 * shapes[0].epoch_macs * shapes[0].pack_size)
+    assert model.predict(shapes[0]) == pytest.approx(5.0 * usual_epoch_s(shapes[0]))
+
+
+def test_the_closed_form_counts_macs_and_steps_of_every_model_of_a_pack() -> None:
+    shape = TrainingShape(1e5, 1e6, 4, 64.0, 1000.0, 3e9, pack_size=2)
+    assert usual_epoch_s(shape) == pytest.approx(2 * (3e9 / 15e9 + 16 * 0.008))
 
 
 def test_noisy_trainings_never_give_a_negative_cost() -> None:
@@ -117,7 +121,7 @@ def test_nothing_is_predicted_from_nothing() -> None:
 
 def test_the_error_is_that_of_predictions_from_earlier_trainings() -> None:
     shapes = random_shapes(3)
-    units = [shape.epoch_macs * shape.pack_size for shape in shapes]
+    units = [usual_epoch_s(shape) for shape in shapes]
     observed = [
         ObservedCost(shape, unit * rate) for shape, unit, rate in zip(shapes, units, (1.0, 2.0, 1.5), strict=True)
     ]
@@ -189,7 +193,12 @@ def test_the_time_left_is_known_after_the_first_epoch() -> None:
 def test_a_larger_network_is_expected_to_take_longer() -> None:
     left = SearchTime(search_of(2, topologies=(SMALL, LARGE)), TASK)
     left.epoch_ended(make_trial(0), report(3, seconds=1.0))
-    ratio = topology_costs(LARGE, TASK).macs / topology_costs(SMALL, TASK).macs
+    large, small = (
+        usual_epoch_s(TrainingShape.of(configuration(topology), TASK, num_images=NUM_IMAGES))
+        for topology in (LARGE, SMALL)
+    )
+    ratio = large / small
+    assert ratio > 1
     assert left.left_s == pytest.approx(3 * (1 + ratio) / 2)
     left.epoch_ended(make_trial(1), report(1, seconds=ratio))
     assert left.left_s == pytest.approx(2 * ratio / 2)  # two of them run at a time, one of which has no epoch left
@@ -228,6 +237,20 @@ def test_the_estimate_follows_the_newest_trials_of_a_long_search() -> None:
         left.trial_ended(ended(number, ended_at=1000.0 + seconds))
     assert left.left_s == pytest.approx((1000 - 2 * MOST_FITTED) * 3 * 2.0)
     assert not left.is_over
+
+
+def test_a_search_teaches_the_execution_what_a_training_costs() -> None:
+    costs = TrainingCosts()
+    shape = TrainingShape.of(configuration(), TASK, num_images=NUM_IMAGES)
+    assert costs.epoch_s(shape) == usual_epoch_s(shape)  # nothing is known yet
+    left = SearchTime(search_of(3), TASK, [ended(0, seconds=6.0)], costs=costs)
+    assert costs.epoch_s(shape) == pytest.approx(2.0)
+    for epoch, seconds in ((1, 50.0), (2, 4.0), (3, 4.0)):  # the first epoch also compiles
+        left.epoch_ended(make_trial(1), report(epoch, seconds=seconds))
+    left.trial_ended(ended(1, seconds=58.0))
+    assert costs.epoch_s(shape) == pytest.approx((2.0 + 4.0) / 2)  # each training counts once
+    other = SearchTime(search_of(3), TASK, costs=costs)
+    assert other.left_s is None  # nothing of this search is known
 
 
 def test_nothing_is_left_of_a_search_that_is_over() -> None:

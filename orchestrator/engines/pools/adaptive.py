@@ -41,14 +41,15 @@ class Workers(Pool, Protocol):
 class AdaptivePool:
     """Decides for each search, before its first task and after each task in this process.
 
-    The decision depends on the number of tasks left and the time of each: trainings are estimated in advance, other
-    tasks are timed. Once started, workers stay, so that a later search pays less for them.
+    The decision depends on the number of tasks left and the time of each: trainings are estimated in advance and again
+    after the first one, all tasks are timed from the second one on. Once started, workers stay, so that a later search
+    pays less for them.
 
     Args:
         inline: Runs tasks in this process.
         make_workers: Makes the pool of workers; nothing starts yet.
         num_workers: Maximum number of workers.
-        estimate_s: Estimates the time of a training in seconds, from one of each size.
+        estimate_s: Estimates the time of a training in seconds, from one of each size. It may learn from trainings.
         say: Shows a message to people.
     """
 
@@ -72,6 +73,8 @@ class AdaptivePool:
         self._configurations: Sequence[Configuration] = ()
         self._num_left = 0
         self._times: list[TaskTime] = []
+        self._busy_cores = 1.0
+        """CPU seconds per second of the newest trainings, whose times the estimates are learned from."""
 
     @property
     def lookahead(self) -> int:
@@ -82,8 +85,7 @@ class AdaptivePool:
         self._times = []
         self._inline.prepare(configurations, num_tasks=num_tasks)
         if configurations and num_tasks > 1:
-            seconds = self._estimate_s(configurations)
-            self._decide(TaskTime(seconds, seconds))
+            self._decide(self._estimate())
 
     def has_room(self) -> bool:
         return self._current.has_room()
@@ -101,15 +103,23 @@ class AdaptivePool:
         ended = self._inline.wait()
         self._times.append(TaskTime(time.perf_counter() - began, time.process_time() - cpu_began))
         self._num_left -= 1
-        if not self._inline.is_busy() and len(self._times) > 1:
-            later = self._times[1:]  # the first one also imports modules and fills caches
+        later = self._times[1:]  # the first one also imports modules and fills caches
+        if self._configurations and self._times[-1].wall_s > 0:
+            self._busy_cores = self._times[-1].cpu_s / self._times[-1].wall_s
+        if not self._inline.is_busy() and later:
             self._decide(TaskTime(fmean(one.wall_s for one in later), fmean(one.cpu_s for one in later)))
+        elif not self._inline.is_busy() and self._configurations:
+            self._decide(self._estimate())
         return ended
 
     def close(self) -> None:
         self._inline.close()
         if self._workers is not None:
             self._workers.close()
+
+    def _estimate(self) -> TaskTime:
+        seconds = self._estimate_s(self._configurations)
+        return TaskTime(seconds, seconds * self._busy_cores)
 
     def _decide(self, task: TaskTime) -> None:
         """Change to the workers if that ends the search earlier."""
@@ -118,6 +128,8 @@ class AdaptivePool:
             return
         assert self._workers is not None
         self._current = self._workers
+        if self._configurations:
+            self._busy_cores = 1.0  # a worker has one core
         self._workers.prepare(self._configurations, num_tasks=self._num_left)
         work = f"about {describe_time(self._num_left * task.cpu_s)} of work"
         self._say(f"{work}: running up to {min(self._num_workers, self._num_left)} trials at a time")
