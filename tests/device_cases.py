@@ -70,6 +70,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "dropout": {"dropout": 0.2, "class_weights": "balanced", "ema": 0.9, "swa": 0.2},
     "growing": {"batch_size": {"from": 16, "to": 32}},
     "maskmix": {"mixing": "maskmix"},
+    "attended": {"mixing": {"name": "maskmix", "labels": "attention"}},
     "focal": {"loss": "focal"},
     "balanced-softmax": {"loss": "balanced-softmax"},
     "z-loss": {"loss": "z-loss"},

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from orchestrator.study.lock import StudyBusyError
     from plugins.protocols import (
         AppliesRates,
+        AttendsToImage,
+        AttentionMixing,
         Augmentation,
         Averager,
         Candidate,
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
         LossInput,
         Metric,
         Mixing,
+        Mixture,
         NeedsCurvature,
         NeedsPriorDifficulty,
         NeedsSignals,
@@ -113,6 +116,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AppliesRates",
     "AtLeast",
+    "AttendsToImage",
+    "AttentionMixing",
     "Augmentation",
     "Averager",
     "AveragingResult",
@@ -157,6 +162,7 @@ __all__ = [
     "LossInput",
     "Metric",
     "Mixing",
+    "Mixture",
     "ModelError",
     "ModelReport",
     "NeedsCurvature",
@@ -251,14 +257,14 @@ _HOMES = {
     "orchestrator.study.growth": "SpecChangedError",
     "orchestrator.study.lock": "StudyBusyError",
     "plugins.protocols": (
-        "AppliesRates Augmentation Averager Candidate CurveModel CurvePoint DeclaresImageSizes DeclaresLength "
-        "DeclaresPacking Enumeration EpochSchedule Evaluated EvaluatedElsewhere EvaluatingAverager ExampleOrder "
-        "ExampleWeights ExcludesOptimizers FinalChoice GuidedLoss JointAugmentation LabelLoss LearnsFromStage Loss "
-        "LossContext LossInput Metric Mixing NeedsCurvature NeedsPriorDifficulty NeedsSignals NetworkDescription "
-        "NetworkPart Now Optimizer OptimizerState OrderContext ParameterLayout PartFactors PluginCard PoolProxy "
-        "PriorDifficulty Proxy ProxyModel ProxyScore RateRule RatedPart ReadsInputs Sampler Schedule Segment "
-        "Selection Signal StackedLabelLoss StateDict StatefulLoss StepMethod Stopper TrainingProxy TrainsSmaller "
-        "TransformerBlock TwoGradients"
+        "AppliesRates AttendsToImage AttentionMixing Augmentation Averager Candidate CurveModel CurvePoint "
+        "DeclaresImageSizes DeclaresLength DeclaresPacking Enumeration EpochSchedule Evaluated EvaluatedElsewhere "
+        "EvaluatingAverager ExampleOrder ExampleWeights ExcludesOptimizers FinalChoice GuidedLoss JointAugmentation "
+        "LabelLoss LearnsFromStage Loss LossContext LossInput Metric Mixing Mixture NeedsCurvature "
+        "NeedsPriorDifficulty NeedsSignals NetworkDescription NetworkPart Now Optimizer OptimizerState OrderContext "
+        "ParameterLayout PartFactors PluginCard PoolProxy PriorDifficulty Proxy ProxyModel ProxyScore RateRule "
+        "RatedPart ReadsInputs Sampler Schedule Segment Selection Signal StackedLabelLoss StateDict StatefulLoss "
+        "StepMethod Stopper TrainingProxy TrainsSmaller TransformerBlock TwoGradients"
     ),
     "plugins.registry": "DuplicatePluginError UnknownPluginError",
     "search_spaces.base": "Costs Growable ImageTask SearchSpace Topology",

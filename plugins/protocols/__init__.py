@@ -1,6 +1,6 @@
 """The interface of each kind of plug-in. Any class with the required members is a plug-in; no base class is needed."""
 
-from plugins.protocols.augmentations import Augmentation, JointAugmentation, Mixing
+from plugins.protocols.augmentations import AttentionMixing, Augmentation, JointAugmentation, Mixing, Mixture
 from plugins.protocols.averaging import Averager, Evaluated, EvaluatingAverager, StateDict
 from plugins.protocols.cards import PluginCard
 from plugins.protocols.curricula import (
@@ -40,6 +40,7 @@ from plugins.protocols.optimizers import (
     TwoGradients,
 )
 from plugins.protocols.proxies import (
+    AttendsToImage,
     Candidate,
     CurveModel,
     PoolProxy,
@@ -48,6 +49,7 @@ from plugins.protocols.proxies import (
     ProxyScore,
     TrainingProxy,
     TransformerBlock,
+    attends_to_image,
     is_block,
     is_curve_model,
 )
@@ -74,6 +76,8 @@ __all__ = [
     "CURVE_METRICS",
     "SIGNAL_COSTS",
     "AppliesRates",
+    "AttendsToImage",
+    "AttentionMixing",
     "Augmentation",
     "Averager",
     "Candidate",
@@ -100,6 +104,7 @@ __all__ = [
     "LossInput",
     "Metric",
     "Mixing",
+    "Mixture",
     "NeedsCurvature",
     "NeedsPriorDifficulty",
     "NeedsSignals",
@@ -134,6 +139,7 @@ __all__ = [
     "TrainsSmaller",
     "TransformerBlock",
     "TwoGradients",
+    "attends_to_image",
     "can_pack",
     "class_key",
     "class_values",

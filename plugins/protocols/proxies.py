@@ -66,6 +66,31 @@ class TransformerBlock(Protocol):
     parameter `scale.gamma`; other models have no `scale`, or `None`."""
 
 
+@runtime_checkable
+class AttendsToImage(Protocol):
+    """An optional part of a model: how much its last block attends to each part of an image."""
+
+    def image_attention(self, *inputs: Any) -> "Tensor":
+        """Share of each part of the image in what the classifier reads from the attention of the last block.
+
+        Args:
+            inputs: Those of the attention module of the last block, in a forward pass.
+
+        Returns:
+            Shape (B, rows, columns), averaged over the heads; sums to 1 for each image.
+        """
+        ...
+
+
+def attends_to_image(module: "torch.nn.Module") -> TypeGuard[AttendsToImage]:
+    """Whether a model tells its attention to parts of an image, and has blocks.
+
+    A single model whose tokens leave their places has `image_attention = None`.
+    """
+    tells = isinstance(module, AttendsToImage) and module.image_attention is not None
+    return tells and any(is_block(one) for one in module.modules())
+
+
 def is_block(module: "torch.nn.Module") -> TypeGuard[TransformerBlock]:
     """Whether a module has the parts of a transformer block.
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
 from plugins.augmentations.cutmix import draw_box
-from plugins.augmentations.maskmix import draw_mask
+from plugins.augmentations.maskmix import draw_mask, progressive_shares
 from plugins.augmentations.mixup import draw_share
 from plugins.augmentations.randaugment import scale_operation
-from plugins.protocols import Augmentation, JointAugmentation, Mixing, PluginCard
+from plugins.protocols import Augmentation, JointAugmentation, Mixing, Mixture, PluginCard
 from plugins.registry import PluginSettingsError, available, create
 
 NAMES = sorted(available("augmentations"))
@@ -328,6 +328,47 @@ def test_maskmix_replaces_whole_patches(seed: int) -> None:
         mask[top : top + 4, left : left + 4] = 1
     partners = torch.randperm(8, generator=generator).tolist()
     assert_mixed("maskmix", {"alpha": 1.0}, seed, mixed_by(mask, float(mask.mean()), partners, batch()))
+
+
+def test_labels_by_attention_have_the_same_images_and_the_areas_of_their_masks() -> None:
+    plain, attended = (create("augmentations", "maskmix", {"labels": labels}) for labels in ("area", "attention"))
+    images, targets = mix(plain, batch(), seed=3)
+    mixed, mixture = attended.mix_two(batch(), targets_of(8), generator=Generator().manual_seed(3))
+    assert torch.equal(mixed, images)
+    assert torch.equal(mixture.targets(mixture.areas), targets)
+    assert (plain.reads_attention, attended.reads_attention) == (False, True)
+
+
+def test_labels_by_attention_are_the_formula_of_the_authors_code() -> None:
+    """`c w1 / (w1 + w2) + (1 - c) area` with `c` the cosine of the target by area and the softmax, image by image."""
+    rng = np.random.default_rng(4)
+    kept = rng.random((5, 4, 4)).repeat(4, 1).repeat(4, 2) < 0.6  # patches of 4 x 4 pixels, each one token
+    attention = rng.dirichlet(np.ones(16), 5).reshape(5, 4, 4)
+    own, partner = np.eye(3)[[0, 1, 2, 0, 1]], np.eye(3)[[1, 2, 2, 0, 0]]
+    logits = rng.normal(size=(5, 3))
+    shares = []
+    for image in range(5):
+        area = kept[image].mean()
+        tokens = kept[image, ::4, ::4]
+        first, second = (tokens * attention[image]).sum(), (~tokens * attention[image]).sum()
+        target = area * own[image] + (1 - area) * partner[image]
+        predicted = np.exp(logits[image]) / np.exp(logits[image]).sum()
+        cosine = (target * predicted).sum() / np.sqrt((target**2).sum() * (predicted**2).sum())
+        shares.append(cosine * first / (first + second) + (1 - cosine) * area)
+    mixture = Mixture(torch.tensor(own), torch.tensor(partner), torch.tensor(kept))
+    found = progressive_shares(mixture, torch.tensor(attention), torch.tensor(logits))
+    np.testing.assert_allclose(found.numpy(), shares, rtol=0, atol=1e-12)
+    expected = np.array(shares)[:, None] * own + (1 - np.array(shares))[:, None] * partner
+    np.testing.assert_allclose(mixture.targets(found).numpy(), expected, rtol=0, atol=1e-12)
+
+
+def test_attention_to_tokens_that_cross_a_mask_counts_by_their_kept_part() -> None:
+    kept = torch.zeros(1, 8, 8, dtype=torch.bool)
+    kept[:, :, :2] = True  # half of each token of the left column
+    mixture = Mixture(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), kept)
+    sure = torch.tensor([[0.25, 0.75]]).log()  # exactly the target by area, so that attention alone counts
+    attention = torch.tensor([[[0.4, 0.2], [0.4, 0.0]]])
+    assert progressive_shares(mixture, attention, sure).item() == pytest.approx(0.4, abs=1e-6)
 
 
 @pytest.mark.parametrize(("alpha", "deviation"), [(0.2, 0.5 / 1.4**0.5), (1.0, 0.5 / 3**0.5), (8.0, 0.5 / 17**0.5)])

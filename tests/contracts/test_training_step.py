@@ -31,6 +31,7 @@ CAPABILITIES: dict[str, dict[str, Any]] = {
         "mixing_strength": {"from": 1.0, "to": 0.0, "until": 0.6, "shape": "step"},
     },
     "cutmix with an end": {"mixing": "cutmix", "mixing_strength": {"from": 0.8, "to": 0.2, "until": 0.9}},
+    "labels by attention": {"mixing": {"name": "maskmix", "labels": "attention"}, "mixing_strength": 0.7},
     "growing resolution": {"image_size": {"from": 16, "to": 32, "until": 0.5, "shape": "step"}},
     "growing batches": {"batch_size": {"from": 16, "to": 40, "until": 0.8}},
     "augmentation by progress": {"augmentation": "affine", "augmentation_strength": {"from": 0.0, "to": 1.0}},
@@ -70,8 +71,9 @@ STABLE_SIGNALS = (
 )
 """Signals that rounding changes little; the others are shares of a few images or units."""
 
-_NEEDS_POSITIONS = {"growing resolution", "progressive resolution"}
-"""Sizes that As-ViT, whose images are multiples of 32 pixels, does not take on images of 32."""
+_NEEDS_POSITIONS = {"growing resolution", "progressive resolution", "labels by attention"}
+"""Sizes that As-ViT, whose images are multiples of 32 pixels, does not take on images of 32; and attention, which has
+nothing to choose from in its last grid of one token."""
 
 
 def topology_of(names: tuple[str, ...]) -> str:

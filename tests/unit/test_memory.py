@@ -40,7 +40,10 @@ def batch_of(space: str, recipe: dict[str, Any]) -> Batch:
     return batch
 
 
-@pytest.mark.parametrize("recipe", [{"batch_size": 17}, RICH], ids=["plain", "rich"])
+ATTENDED = {**RICH, "dropout": 0.0, "mixing": {"name": "maskmix", "labels": "attention"}}
+
+
+@pytest.mark.parametrize("recipe", [{"batch_size": 17}, RICH, ATTENDED], ids=["plain", "rich", "attended"])
 @pytest.mark.parametrize("space", SPACES)
 def test_the_gradient_in_parts_is_that_of_the_whole_batch(space: str, recipe: dict[str, Any]) -> None:
     gradients, losses = [], []

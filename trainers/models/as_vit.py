@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,7 @@ class AsViT(nn.Module):
         self.merged_tokens = topology.options.merged_tokens
         if self.merged_tokens:
             self.features_along = None  # type: ignore[assignment,method-assign]  # not a `CurveModel`
+            self.image_attention = None  # type: ignore[assignment,method-assign]  # tokens leave their places
         widths, heads = topology.widths, topology.stage_heads
         parts = OptionalParts(topology.options, num_blocks=sum(topology.depths), normalization=normalization)
         self.stages = nn.ModuleList()
@@ -115,6 +116,12 @@ class AsViT(nn.Module):
         """Features (B, D): the mean of the last stage's tokens before the final norm."""
         merging = self._merging()
         return _mean(self._tokens(images, generator, merging), merging)
+
+    def image_attention(self, *inputs: Any) -> Tensor:
+        """See `plugins.protocols.AttendsToImage`: what the tokens read, whose mean is classified."""
+        attention = cast("Any", self.stages[-1]).blocks[-1].attn
+        received: Tensor = cast("WindowAttention", attention).attention_received(*inputs)
+        return received
 
     def features_along(self, directions: Tensor, weights: Tensor) -> Tensor:
         """Features and derivatives along a curve of images, without norms; see `plugins.protocols.CurveModel`."""

@@ -115,6 +115,18 @@ class WindowAttention(SelfAttention):
         (query, key, _), is_real = self._windows(self._project(tokens), rows, columns)
         return self._weights(query, key, is_real).view(batch, -1, self.heads, *[rows * columns] * 2)
 
+    def attention_received(self, tokens: Tensor, merging: TokenMerging | None = None) -> Tensor:
+        """Share (B, H, W) of each token in what all tokens (B, H, W, D) read, averaged over heads; sums to 1."""
+        batch, height, across, _ = tokens.shape
+        rows, columns = self._window(height, across)
+        down, right = -(-height // rows), -(-across // columns)
+        weights = self.attention_weights(tokens, merging).float().mean(2)
+        is_real = F.pad(weights.new_ones(height, across), (0, right * columns - across, 0, down * rows - height))
+        queries = is_real.view(down, rows, right, columns).transpose(1, 2).reshape(-1, rows * columns)
+        received = torch.einsum("wq,bwqk->bwk", queries, weights).view(batch, down, right, rows, columns)
+        grid = received.transpose(2, 3).reshape(batch, down * rows, right * columns)
+        return grid[:, :height, :across] / (height * across)
+
     def attention_logits(self, tokens: Tensor, merging: TokenMerging | None = None) -> Tensor:  # noqa: ARG002
         """The scaled scores before the softmax of `attention_weights`, or before the shift and sigmoid.
 

@@ -1,7 +1,7 @@
 """AutoFormer as a torch module, built from its topology."""
 
 from itertools import starmap
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from trainers.models.auxiliary_heads import AuxiliaryHeads, with_auxiliary
 from trainers.models.block_options import OptionalParts
 from trainers.models.blocks import Block, SelfAttention, keep_factors, layer_norm
 from trainers.models.dropout import Dropout, dropout_sites
+from trainers.models.image_attention import grid_attention
 from trainers.models.positions import resize_positions
 from trainers.models.stacking import ImageConvolution, Linear, per_image
 from trainers.models.token_curve import blocks_along, token_features_along
@@ -54,6 +55,7 @@ class AutoFormer(nn.Module):
         self.merged_tokens = topology.options.merged_tokens
         if self.merged_tokens:
             self.features_along = None  # type: ignore[assignment,method-assign]  # not a `CurveModel`
+            self.image_attention = None  # type: ignore[assignment,method-assign]  # tokens leave their places
         width = topology.hidden_dim
         self.side = task.image_size // topology.patch_size
         self.patch_embed = ImageConvolution(task.in_channels, width, topology.patch_size, topology.patch_size)
@@ -107,6 +109,11 @@ class AutoFormer(nn.Module):
         """Features (B, D): the mean of the patch tokens before the final norm."""
         merging = self._merging()
         return _mean(self._tokens(images, generator, merging), merging)
+
+    def image_attention(self, *inputs: Any) -> Tensor:
+        """See `plugins.protocols.AttendsToImage`: what the patches read, whose mean is classified."""
+        weights = cast("Any", self.blocks[-1]).attn.attention_weights(*inputs)
+        return grid_attention(weights, num_class_tokens=1, by_class_token=False)
 
     def features_along(self, directions: Tensor, weights: Tensor) -> Tensor:
         """Features and derivatives along a curve of images, without norms; see `plugins.protocols.CurveModel`."""

@@ -1,7 +1,7 @@
 """PiT as a torch module, built from its topology."""
 
 from collections.abc import Sequence
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from trainers.models.auxiliary_heads import AuxiliaryHeads, with_auxiliary
 from trainers.models.block_options import OptionalParts
 from trainers.models.blocks import Block, SelfAttention, keep_factors, layer_norm
 from trainers.models.dropout import Dropout, dropout_sites
+from trainers.models.image_attention import grid_attention
 from trainers.models.positions import resize_positions
 from trainers.models.stacking import Convolution, ImageConvolution, Linear, linear_parameters, per_image
 from trainers.models.taylor import products
@@ -89,6 +90,7 @@ class Pit(nn.Module):
         self.merged_tokens = topology.options.merged_tokens
         if self.merged_tokens:
             self.features_along = None  # type: ignore[assignment,method-assign]  # not a `CurveModel`
+            self.image_attention = None  # type: ignore[assignment,method-assign]  # tokens leave their places
         self.depths = topology.depth
         widths = topology.widths
         self.side = (task.image_size - topology.patch_size) // topology.stride + 1
@@ -178,6 +180,11 @@ class Pit(nn.Module):
                 inner.append(tokens[:, 0])
             start += depth
         return tokens
+
+    def image_attention(self, *inputs: Any) -> Tensor:
+        """See `plugins.protocols.AttendsToImage`: what the class token reads."""
+        weights = cast("Any", self.stages[-1])[-1].attn.attention_weights(*inputs)
+        return grid_attention(weights, num_class_tokens=1, by_class_token=True)
 
     def features_along(self, directions: Tensor, weights: Tensor) -> Tensor:
         """Features and derivatives along a curve of images, without norms; see `plugins.protocols.CurveModel`."""

@@ -3,16 +3,17 @@
 Legend: `B` images of the step, `N` training images.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plugins.protocols import LossInput, is_block
+from plugins.protocols import LossInput, attends_to_image, is_block
 from plugins.registry import load, parse_topology
 from search_spaces.base import ImageTask
 from search_spaces.recipes import Recipe
@@ -27,6 +28,8 @@ from trainers.training.loss_needs import guide_of, inputs_of, missing_teacher
 from trainers.training.methods import Methods
 from trainers.weights.errors import WeightsError
 from trainers.weights.prepared import read_prepared
+
+logger = logging.getLogger(__name__)
 
 _PIXELS_PER_BATCH = 1 << 19
 _CHANGING_FIELDS = frozenset({"augmentation", "augmentation_strength", "mixing", "mixing_strength", "image_size"})
@@ -336,6 +339,36 @@ def watched_layers(model: nn.Module) -> Iterator[list[Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def watched_attention(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect the attention of the last block to parts of the image, (B, rows, columns), in forward passes inside."""
+    seen: list[Tensor] = []
+    last = [module for module in model.modules() if is_block(module)][-1]
+    assert attends_to_image(model), "checked when the training began"
+    read = model.image_attention
+
+    @torch.no_grad()
+    def keep(_module: nn.Module, inputs: tuple[object, ...]) -> None:
+        seen.append(read(*inputs))
+        if seen[-1][0].numel() == 1:
+            say_there_is_one_part()
+
+    handle = last.attn.register_forward_pre_hook(keep)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@cache
+def say_there_is_one_part() -> None:
+    """Log, once per process, that attention to parts of an image says nothing."""
+    logger.warning(
+        "The last block of the model sees each image as one token, so that labels by attention are those by the area. "
+        "Larger images have more tokens."
+    )
 
 
 def _keep_mean(seen: list[Tensor], _module: nn.Module, _inputs: object, output: Tensor) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from plugins.metrics.deciding import DecidingMetric
-from plugins.protocols import LossInput, PriorDifficulty, Signal, Stopper, needed_signals, planned
+from plugins.protocols import LossInput, PriorDifficulty, Signal, Stopper, attends_to_image, needed_signals, planned
 from plugins.registry import create
 from search_spaces.base import ImageTask
 from search_spaces.ramps import Ramp, largest
@@ -29,7 +29,7 @@ from trainers.training.evaluation import Evaluation, Normalizer, evaluate, examp
 from trainers.training.failures import free_memory
 from trainers.training.learner import Learner, RowLearner
 from trainers.training.levels import LevelledRow
-from trainers.training.loss_needs import inputs_of, smaller_problem
+from trainers.training.loss_needs import inputs_of, reads_attention, smaller_problem
 from trainers.training.losses import (
     STEPS_PER_FINITE_CHECK,
     NotFiniteError,
@@ -156,6 +156,12 @@ def make_row(configuration: Configuration, data: ImageData, device: torch.device
         raise ValueError(
             f"recipe.drop_path may change during training only if the model has blocks (`plugins.protocols."
             f"TransformerBlock`), but {type(model).__name__} has none. Use a plain number."
+        )
+    if reads_attention(recipe.mixing) and not attends_to_image(model):
+        raise ValueError(
+            f"recipe.mixing `{recipe.mixing.name}` with labels by attention needs a model that tells which parts of an "
+            f"image it attends to (`plugins.protocols.AttendsToImage`), but {configuration.topology} does not. With "
+            "`merged_tokens`, tokens leave their places. Choose another topology, or labels by the area."
         )
     row.companions = make_companions(configuration, data, model, device)
     row.loss_state = initial_loss_state(recipe, len(data.train), task.num_classes, device)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from plugins.protocols import GuidedLoss, LossInput, StatefulLoss, TrainsSmaller, loss_inputs
+from plugins.protocols import AttentionMixing, GuidedLoss, LossInput, StatefulLoss, TrainsSmaller, loss_inputs
 from plugins.registry import create
 from search_spaces.recipes import PluginChoice
 from trainers.config import Configuration
@@ -21,6 +21,12 @@ def mixing_problem(loss: PluginChoice, mixing: PluginChoice) -> str | None:
         f"must be none with the loss `{loss.name}`, which keeps a state of each image, but is {mixing.name}: a mixed "
         "image has none. Choose another loss, or do not mix."
     )
+
+
+def reads_attention(mixing: PluginChoice) -> bool:
+    """Whether the targets of mixed images follow the attention of the model."""
+    plugin = create("augmentations", mixing.name, mixing.settings)
+    return isinstance(plugin, AttentionMixing) and plugin.reads_attention
 
 
 def missing_teacher(loss: PluginChoice) -> str:

@@ -6,7 +6,7 @@ Legend: `K` models of `P` numbers, `B` images of shape (C, S, S), `L` blocks.
 import math
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from plugins.protocols import (
+    AttentionMixing,
     Augmentation,
     JointAugmentation,
     LabelLoss,
@@ -23,6 +24,7 @@ from plugins.protocols import (
     LossContext,
     LossInput,
     Mixing,
+    Mixture,
     Now,
     StackedLabelLoss,
     StatefulLoss,
@@ -36,7 +38,7 @@ from trainers.hardware.devices import autocast
 from trainers.models.auxiliary_heads import auxiliary_heads
 from trainers.models.blocks import draw_keep_factors, unfused_attention
 from trainers.models.dropout import Dropout, DropoutOfPart
-from trainers.training.companions import NO_OUTPUTS, Outputs, at_size, watched_layers
+from trainers.training.companions import NO_OUTPUTS, Outputs, at_size, watched_attention, watched_layers
 from trainers.training.drawn_classes import cross_entropy_of_drawn, draw_numbers
 from trainers.training.evaluation import Normalizer
 from trainers.training.failures import free_memory
@@ -117,6 +119,8 @@ class Batch:
     model's own predictions."""
     first: int = 0
     """Number of images of the step before these, if its gradient is computed in parts."""
+    mixture: Mixture | None = None
+    """What the images are made of, if their targets follow the attention of the model; `targets` are by the area."""
 
 
 def step_key(row: Row, step: Step) -> Hashable:
@@ -143,18 +147,19 @@ def prepare(rows: Sequence[Row], steps: Sequence[Step], source: TrainingImages) 
     mixed = [
         _mix(images, own, step, source.num_classes) for images, own, step in zip(changed, labels, steps, strict=True)
     ]
-    images = torch.split(source.normalizer.normalize(torch.cat([images for images, _ in mixed])), sizes)
+    images = torch.split(source.normalizer.normalize(torch.cat([one.images for one in mixed])), sizes)
     return [
         Batch(
             row=row,
             step=step,
             images=images[number],
             labels=labels[number],
-            targets=mixed[number][1],
+            targets=mixed[number].targets,
+            mixture=mixed[number].mixture,
             weights=_image_weights(step, labels[number]),
             keep=drop_path_factors(row, step, images[number]),
             class_counts=source.class_counts,
-            outputs=_outputs(row, step, mixed[number][0], images[number], source),
+            outputs=_outputs(row, step, mixed[number].images, images[number], source),
         )
         for number, (row, step) in enumerate(zip(rows, steps, strict=True))
     ]
@@ -205,13 +210,23 @@ def _augment(batches: Sequence[Tensor], steps: Sequence[Step]) -> list[Tensor]:
     return changed
 
 
-def _mix(images: Tensor, labels: Tensor, step: Step, num_classes: int) -> tuple[Tensor, Tensor | None]:
-    """Mixed images and their soft targets, which are `None` if the images were not mixed."""
+class _Mixed(NamedTuple):
+    images: Tensor
+    targets: Tensor | None = None
+    """Soft targets; `None` if the images were not mixed."""
+    mixture: Mixture | None = None
+
+
+def _mix(images: Tensor, labels: Tensor, step: Step, num_classes: int) -> _Mixed:
+    """Mixed images and their targets."""
     if step.mixing is None or float(torch.rand((), generator=step.mixing)) >= step.settings.mixing_strength:
-        return images, None
+        return _Mixed(images)
     plugin: Mixing = _plugin("augmentations", step.settings.mixing).plugin
     targets = F.one_hot(labels, num_classes).to(images.dtype)
-    return plugin.mix(images, targets, generator=step.mixing)
+    if isinstance(plugin, AttentionMixing) and plugin.reads_attention:
+        mixed, mixture = plugin.mix_two(images, targets, generator=step.mixing)
+        return _Mixed(mixed, mixture.targets(mixture.areas), mixture)
+    return _Mixed(*plugin.mix(images, targets, generator=step.mixing))
 
 
 def _image_weights(step: Step, labels: Tensor) -> Tensor | None:
@@ -325,7 +340,8 @@ def _learn_second(batch: Batch, peer: Row) -> Tensor | Exception:
 
 def _with_drawn_classes(batch: Batch) -> Batch:
     draws = draw_numbers(batch.step.augmentation_seed, len(batch.labels))
-    return replace(batch, draws=draws.to(batch.images.device), weights=None)  # a plain mean, also in parts
+    # A plain mean, also in parts.
+    return replace(batch, draws=draws.to(batch.images.device), weights=None, mixture=None)
 
 
 def _peer_batch(batch: Batch, peer: Row) -> Batch:
@@ -398,16 +414,34 @@ def _gradient_of_part(batch: Batch, share: float) -> tuple[Tensor, list[Tensor],
     row, ranks, size = batch.row, batch.row.ranks, len(batch.labels)
     own = batch if ranks.count == 1 else _images_of(batch, ranks.part_of(size))
     reads_layers = LossInput.LAYERS in loss_inputs(_plugin("losses", row.recipe.loss).plugin)
-    nothing: AbstractContextManager[list[Tensor]] = nullcontext([])
-    with ranks.together(), autocast(own.images.device), watched_layers(row.model) if reads_layers else nothing as seen:
+    layers: list[Tensor] = []
+    attention: list[Tensor] = []
+    with ranks.together(), autocast(own.images.device), ExitStack() as watching:
+        if reads_layers:
+            layers = watching.enter_context(watched_layers(row.model))
+        if batch.mixture is not None:
+            attention = watching.enter_context(watched_attention(row.model))
         logits = at_least_float32(row.forward(own.images, **_forward_options(own)))
-    logits, layers = ranks.gather(logits, size), [ranks.gather(layer, size) for layer in seen]
+    logits = ranks.gather(logits, size)
+    layers, attention = ([ranks.gather(one, size) for one in seen] for seen in (layers, attention))
+    batch = _with_attended_targets(batch, attention, logits)
     with ranks.together():
         loss = loss_of(batch, logits, layers) if share > 0 else logits.sum()
         if share != 1.0:
             loss = share * loss
         gradients = torch.autograd.grad(loss, row.parameters(), materialize_grads=True)
     return loss.detach(), list(gradients), logits.detach()
+
+
+@torch.no_grad()
+def _with_attended_targets(batch: Batch, attention: Sequence[Tensor], logits: Tensor) -> Batch:
+    """The batch with targets that follow the attention (B, rows, columns) of its model, if it was read."""
+    if batch.mixture is None:
+        return batch
+    plugin: AttentionMixing = _plugin("augmentations", batch.step.settings.mixing).plugin
+    first = logits if logits.ndim == 2 else logits[:, 0]  # without auxiliary heads
+    shares = plugin.shares(batch.mixture, attention[-1], first)
+    return replace(batch, targets=batch.mixture.targets(shares))
 
 
 def micro_batches_of(batch: Batch, count: int) -> list[tuple[Batch, float]]:
@@ -436,7 +470,7 @@ def _images_of(batch: Batch, cut: slice) -> Batch:
     return replace(batch, **changed, keep=keep, step=step, first=batch.first + cut.start)
 
 
-_OF_IMAGES = ("images", "labels", "targets", "weights", "draws", "outputs")
+_OF_IMAGES = ("images", "labels", "targets", "weights", "draws", "outputs", "mixture")
 """Fields of a batch with an entry for each image: tensors, or tuples of tensors."""
 
 
@@ -477,14 +511,24 @@ def _stacked_gradients(batches: Sequence[Batch], values: Sequence[Tensor]) -> _C
     options = _model_options(batches[0])
     dropout = _dropout_together(batches, images.device)
 
+    reads_attention = any(batch.mixture is not None for batch in batches)
+
     def forward(parameters: list[Tensor], images: Tensor, keep: Tensor | None, dropout: Dropout | None) -> Any:
         given = options if dropout is None else {**options, "dropout": dropout}
-        return row.call(parameters, images, generator=keep, **given)
+        if not reads_attention:
+            return row.call(parameters, images, generator=keep, **given), ()
+        with watched_attention(row.model) as attention:
+            found = row.call(parameters, images, generator=keep, **given)
+        return found, tuple(attention)
 
     in_dims = (0, 0, None if keep is None else 0, None if dropout is None else 0)
     with autocast(images.device), unfused_attention():
-        found = vmap(forward, in_dims=in_dims)(row.layout.views(together), images, keep, dropout)
+        found, attention = vmap(forward, in_dims=in_dims)(row.layout.views(together), images, keep, dropout)
     logits = at_least_float32(found)
+    batches = [
+        _with_attended_targets(batch, [one[number, :size] for one in attention], logits[number, :size])
+        for number, (batch, size) in enumerate(zip(batches, sizes, strict=True))
+    ]
     losses = _stacked_losses(batches, logits, sizes)
     (gradients,) = torch.autograd.grad(losses.sum(), together)
     own = [one[:size] for one, size in zip(logits.detach().unbind(0), sizes, strict=True)]
