@@ -480,9 +480,9 @@ def _averaging_blocks(reported: ReportedStudy, stage: ReportedStage, result: Ave
     block = _block(reported, stage)
     value = result.value if result.value is not None else result.val_accuracy
     if isinstance(block, AveragingStage):
-        before = result.metric.score(value) - result.gain
+        before, epochs = result.metric.score(value) - result.gain, _epochs_of(reported, result.averaged_from)
         gains = [
-            (_average_name(block, trial), result.metric.score(trial.metrics[result.metric.key]) - before)
+            (average_name(block, trial, epochs=epochs), result.metric.score(trial.metrics[result.metric.key]) - before)
             for trial in stage.trials
             if trial.is_usable and result.metric.key in trial.metrics
         ]
@@ -490,9 +490,17 @@ def _averaging_blocks(reported: ReportedStudy, stage: ReportedStage, result: Ave
     return blocks
 
 
-def _average_name(block: AveragingStage, trial: TrialRecord) -> str:
-    epoch = trial.point.get("stop_at")
-    return describe_average(block.decode(trial.point), epoch if isinstance(epoch, int) else None)
+def _epochs_of(reported: ReportedStudy, number: int) -> int:
+    """Number of epochs of a trial of the last train stage."""
+    train = reported.last_stage(TrainResult)
+    trials = [] if train is None else train[0].trials
+    return round(next((trial.metrics.get("epochs", 0.0) for trial in trials if trial.number == number), 0.0))
+
+
+def average_name(block: AveragingStage, trial: TrialRecord, *, epochs: int) -> str:
+    """An average in words, with the epoch at which the training would end if it saves any of the `epochs`."""
+    saved = trial.metrics.get("epochs_saved", 0.0)
+    return describe_average(block.decode(trial.point), round(epochs * (1 - saved)) if saved > 0 else None)
 
 
 def score_blocks(reported: ReportedStudy) -> tuple[Block, ...]:

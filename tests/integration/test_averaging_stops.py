@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 
 from orchestrator.spec.study_file import load_spec
 from orchestrator.stages.averaging import AVERAGING, AveragingStage
+from orchestrator.study.report_sections import average_name
+from search_spaces.recipes import describe_plugin
 from tests.fakes import RecordingProgress
 from tests.tiny import Rows, read_rows, run_here
 from tests.unit.training import TOPOLOGY
@@ -90,6 +92,13 @@ def test_the_average_that_saves_most_within_the_limit_is_chosen(rows: Rows) -> N
     assert result["forward_passes"] == len(rows.trials["averaging"])
     early = [one for one in rows.trials["averaging"] if one.metrics["epochs_saved"] == 0.5]
     assert result["val_accuracy"] == max(one.metrics["val_accuracy"] for one in early)
+
+
+def test_the_drawing_of_the_report_names_the_epoch_of_each_average(rows: Rows, stage: AveragingStage) -> None:
+    ends = {4: "", 3: " at epoch 3", "stopping": " at epoch 2"}
+    for trial in rows.trials["averaging"]:
+        expected = describe_plugin(stage.decode(trial.point)) + ends[trial.point["averaging.stop_at"]]
+        assert average_name(stage, trial, epochs=4) == expected
 
 
 def test_the_line_of_the_stage_tells_what_is_saved(rows: Rows) -> None:
