@@ -77,6 +77,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "early-learning": {"loss": "early-learning"},
     "guidance": {"loss": "guidance"},
     "mutual": {"loss": "mutual"},
+    "paired": {"loss": {"name": "mutual", "together": True}},
     "cross-split": {"loss": "cross-split"},
 }
 TEACHER_LOSSES: dict[str, dict[str, Any]] = {

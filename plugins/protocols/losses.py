@@ -22,7 +22,11 @@ class LossInput(StrEnum):
     LAYERS = "layers"
     """`LossContext.layers` and `guide_layers`: activations of the model and of its guide (`GuidedLoss`)."""
     PEER = "peer"
-    """`LossContext.peer`: the logits of a second model of the topology, trained at the same time with the same loss."""
+    """`LossContext.peer`: the logits of a second model of the topology, trained at the same time with the same loss.
+    The two take turns in every step."""
+    MATE = "mate"
+    """`LossContext.peer`, too, but both models compute a step together, as a pack with stacked weights, and the logits
+    are those of the same forward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +52,8 @@ class LossContext:
     guide_layers: "Sequence[Tensor]" = ()
     """The same of the guide's blocks, without gradient."""
     peer: "Tensor | None" = None
-    """Logits of the second model, shape (B, classes), without gradient, if the loss reads `LossInput.PEER`."""
+    """Logits of the second model, shape (B, classes), without gradient, if the loss reads `LossInput.PEER` or
+    `MATE`."""
     member: int = 0
     """0 for the trial's model, 1 for the second one. Each has its own state."""
 

@@ -50,6 +50,25 @@ def test_other_errors_are_not_taken_for_the_compilers(monkeypatch: pytest.Monkey
         CompiledForward(nn.Linear(2, 2))(torch.zeros(1, 2))
 
 
+@pytest.mark.parametrize(
+    ("recipe", "reason"),
+    [
+        ({"loss": "guidance"}, "the loss `guidance` reads the blocks of the model in each step"),
+        ({"loss": {"name": "mutual", "together": True}}, "the loss `mutual` computes two models together"),
+        (
+            {"mixing": {"name": "maskmix", "labels": "attention"}},
+            "the mixing `maskmix` reads the attention of the model in each step",
+        ),
+    ],
+)
+def test_hooks_of_a_step_are_not_hidden_in_compiled_code(
+    recipe: dict[str, Any], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_with(monkeypatch, AssertionError("compiled code was called"))
+    outcome = compiled(tmp_path, configuration(epochs=1, recipe=recipe))
+    assert outcome.details == {"not_compiled": reason}
+
+
 def test_packs_say_that_they_are_not_compiled(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     say_packs_are_not_compiled.cache_clear()
     tasks = [

@@ -1,5 +1,6 @@
 """Losses inside trainings: what they read, their state in checkpoints, packs, and the costs that they add."""
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from trainers.config import Configuration, InitialWeights, TrainTask
 from trainers.models.building import build_model, topology_costs
 from trainers.tasks.dry_run import dry_run
 from trainers.training import companions
+from trainers.training import step as step_module
 from trainers.training.checkpoints import OPTIMIZER, configuration_digest, read_manifest, read_tensors
 from trainers.training.companions import Teacher, has_fixed_images, load_teacher
 from trainers.training.continuing import reason_to_retrain
@@ -26,14 +28,16 @@ from trainers.training.loop import make_row, training_images
 from trainers.training.loss_needs import inputs_of
 from trainers.training.packed import train_packed
 from trainers.training.packing import can_be_packed
-from trainers.training.step import loss_of, prepare
+from trainers.training.step import learn, loss_of, prepare
 from trainers.weights.errors import WeightsError
 from trainers.weights.prepared import write_prepared
 from trainers.weights.reading import SourceWeights
 
 SPACES = {"as-vit": TOPOLOGY, "autoformer": "autoformer:2,2|2,2|16,8", "pit": "pit:1,1|1,2|1,2|2,4,8"}
 NAMES = sorted(available("losses"))
-CASES = [(name, space) for name in NAMES for space in SPACES]
+TOGETHER = {"name": "mutual", "together": True}
+LOSSES: dict[str, Any] = {**{name: {"name": name} for name in NAMES}, "mutual-together": TOGETHER}
+CASES = [(name, space) for name in LOSSES for space in SPACES]
 TEACHER = SPACES["autoformer"]
 
 
@@ -82,7 +86,8 @@ def test_a_loss_gives_the_same_training_alone_interrupted_and_in_a_pack(
     name: str, space: str, teacher: InitialWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainers.training.packed._SMALL_STEP_MACS", 1 << 40)  # stacked, however large
-    config, straight, resumed = config_of(name, teacher, space=space), Recorder(), Recorder()
+    loss = PluginChoice.model_validate(LOSSES[name])
+    config, straight, resumed = config_of(LOSSES[name], teacher, space=space), Recorder(), Recorder()
     expected = run(config, tmp_path / "straight", straight)
     assert expected.state == "complete", expected.reason
     for epoch in (1, 2):
@@ -98,7 +103,7 @@ def test_a_loss_gives_the_same_training_alone_interrupted_and_in_a_pack(
     both = [config, config_of("cross-entropy", None, space=space, seed=6)]
     tasks = [TrainTask(configuration=one, folder=tmp_path / f"pack-{number}") for number, one in enumerate(both)]
     problem = can_be_packed(*tasks)
-    if not can_pack(create("losses", name)):
+    if not can_pack(create("losses", loss.name, loss.settings)):
         assert problem == f"loss {name!r} cannot be computed with stacked weights"
         return
     recorders = [Recorder(), Recorder()]
@@ -308,6 +313,44 @@ def test_the_second_model_learns(tmp_path: Path) -> None:
     untrained = evaluate(build_model(TOPOLOGY, data.task, seed=1, device=CPU), data.train, normalizer).loss
     assert training_loss(peer) < 0.95 * untrained
     assert training_loss(peer) == pytest.approx(training_loss(weights_of(outcome)), rel=0.2)
+
+
+def test_two_models_of_a_pack_learn_from_each_other_in_the_same_forward_pass() -> None:
+    config = config_of({**TOGETHER, "weight": 0.5, "temperature": 2.0}, None, dropout=0.0)
+    row = make_row(config, digits(), CPU)
+    course = Course.lay_out(config, digits(), row.model, CPU)
+    (batch,) = prepare([row], [next(course.steps(1, None, ()))], training_images(digits(), CPU))
+    assert row.peer is not None
+    assert batch.mate is not None
+    models = [copy.deepcopy(one.model).train() for one in (row, row.peer)]
+    logits = [model(batch.images) for model in models]
+    assert not torch.equal(logits[0], logits[1])
+    expected, gradients = [], []
+    for model, own, other in zip(models, logits, reversed(logits), strict=True):
+        taught, learned = (other.detach() / 2).softmax(1), (own / 2).log_softmax(1)
+        divergence = (taught * (taught.log() - learned)).sum(1)
+        loss = (torch.nn.functional.cross_entropy(own, batch.labels, reduction="none") + 0.5 * 4 * divergence).mean()
+        expected.append(loss.detach())
+        gradients.append(torch.autograd.grad(loss, [dict(model.named_parameters())[name] for name in row.names]))
+    computed = step_module._gradients([batch, batch.mate], [row.values, row.peer.values])
+    torch.testing.assert_close(computed.losses.detach(), torch.stack(expected), rtol=1e-5, atol=1e-6)
+    for found, wanted in zip(computed.gradients, gradients, strict=True):
+        for one, other in zip(row.layout.views(found), wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    before = [one.values.clone() for one in (row, row.peer)]
+    (answer,) = learn([batch])
+    torch.testing.assert_close(answer, expected[0], rtol=1e-5, atol=1e-6)
+    assert not any(torch.equal(one.values, old) for one, old in zip((row, row.peer), before, strict=True))
+
+
+def test_two_models_that_are_computed_together_cost_no_further_passes(tmp_path: Path) -> None:
+    reports = {}
+    for name, loss in (("plain", "cross-entropy"), ("turns", "mutual"), ("together", TOGETHER)):
+        recorder = Recorder()
+        run(config_of(loss, None), tmp_path / name, recorder)
+        reports[name] = recorder.reports[0].training_macs
+    assert reports["together"] == 2 * reports["plain"]
+    assert 3 * reports["turns"] == 8 * reports["plain"]
 
 
 # --- first weights and guides ---

@@ -238,7 +238,7 @@ def make_companions(
         ValueError: The loss needs a teacher, blocks or a guide, and there is none that fits.
     """
     inputs = inputs_of(configuration.recipe.loss)
-    if not inputs - {LossInput.PEER}:
+    if not inputs - {LossInput.PEER, LossInput.MATE}:
         return None
     teacher = start = guide = None
     if LossInput.TEACHER in inputs:

@@ -13,7 +13,6 @@ from plugins.protocols import (
     EpochSchedule,
     ExampleOrder,
     ExampleWeights,
-    LossInput,
     NeedsCurvature,
     Now,
     OrderContext,
@@ -32,7 +31,7 @@ from trainers.data.images import ImageData
 from trainers.hardware.devices import derive_seed, make_generator
 from trainers.models.building import topology_costs, training_options
 from trainers.training.companions import macs_of_table, macs_per_visit
-from trainers.training.loss_needs import inputs_of
+from trainers.training.loss_needs import trains_two
 from trainers.training.methods import Methods
 from trainers.training.plan import EpochPlan, batch_scale, learning_rate, num_steps, plan_epochs, steps_before
 from trainers.training.step import Step
@@ -248,7 +247,7 @@ class Course:
 
     @cached_property
     def _num_models(self) -> int:
-        return 2 if LossInput.PEER in inputs_of(self.configuration.recipe.loss) else 1
+        return 2 if trains_two(self.configuration.recipe.loss) else 1
 
     @cached_property
     def _num_gradients(self) -> float:

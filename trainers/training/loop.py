@@ -22,14 +22,14 @@ from trainers.models.building import build_model, topology_costs
 from trainers.training import checkpoints, fencing
 from trainers.training.best_epoch import best_report
 from trainers.training.companions import macs_of_table, make_companions
-from trainers.training.compiling import CompiledForward
+from trainers.training.compiling import CompiledForward, compile_problem
 from trainers.training.continuing import settle_earlier_checkpoints
 from trainers.training.course import Course
 from trainers.training.evaluation import Evaluation, Normalizer, evaluate, example_losses
 from trainers.training.failures import free_memory
 from trainers.training.learner import Learner, RowLearner
 from trainers.training.levels import LevelledRow
-from trainers.training.loss_needs import inputs_of, reads_attention, smaller_problem
+from trainers.training.loss_needs import inputs_of, reads_attention, smaller_problem, trains_two
 from trainers.training.losses import (
     STEPS_PER_FINITE_CHECK,
     NotFiniteError,
@@ -46,7 +46,7 @@ from trainers.training.network import prepare_rates
 from trainers.training.prior_difficulty import StoppedError, measure_prior_difficulty
 from trainers.training.ranks import ALONE, CannotTakePartError, Ranks
 from trainers.training.reporting import Reporter
-from trainers.training.row import Row, rank_problem
+from trainers.training.row import Row, pack_problem, rank_problem
 from trainers.training.saving import CheckpointWriter, Saver, Snapshot
 from trainers.training.signals import SignalMeter
 from trainers.training.spikes import SpikeGuard
@@ -167,8 +167,11 @@ def make_row(configuration: Configuration, data: ImageData, device: torch.device
     row.loss_state = initial_loss_state(recipe, len(data.train), task.num_classes, device)
     if isinstance(row, LevelledRow):
         row.small.companions, row.small.loss_state = row.companions, row.loss_state
-    if LossInput.PEER in inputs_of(recipe.loss):
+    if trains_two(recipe.loss):
         row.peer = _make_peer(configuration, data, device, rate)
+    problem = pack_problem(row) if LossInput.MATE in inputs_of(recipe.loss) else None
+    if problem is not None:
+        raise ValueError(f"recipe.loss `{recipe.loss.name}` trains two models as a pack: {problem}")
     return row
 
 
@@ -206,8 +209,9 @@ def _train(task: TrainTask, data: ImageData, reporter: Reporter, device: torch.d
     row = make_row(configuration, data, device)
     _join(row, ranks)
     if task.compile:
+        problem = compile_problem(configuration.recipe)
         for one in row.members():
-            one.forward = CompiledForward(one.model)
+            one.forward = CompiledForward(one.model, problem=problem)
     course = Course.lay_out(configuration, data, row.model, device)
     source = training_images(data, device)
     wanted = wanted_signals(task) if ranks.is_first else frozenset()
@@ -236,6 +240,10 @@ def _join(row: Row, ranks: Ranks) -> None:
         ValueError: The model needs all images of a step in one place.
     """
     problem = None if ranks.count == 1 else rank_problem(row)
+    if ranks.count > 1 and LossInput.MATE in inputs_of(row.recipe.loss):
+        problem = (
+            f"the loss `{row.recipe.loss.name}` computes two models together on one GPU. Set `gpus_per_trial` to 1."
+        )
     if problem is not None:
         raise ValueError(problem)
     for one in row.members():

@@ -7,10 +7,17 @@ from plugins.registry import create
 from search_spaces.recipes import PluginChoice
 from trainers.config import Configuration
 
+_OF_TWO = frozenset({LossInput.PEER, LossInput.MATE})
+
 
 def inputs_of(loss: PluginChoice) -> frozenset[LossInput]:
     """The inputs that a loss reads and training must compute."""
     return loss_inputs(create("losses", loss.name, loss.settings))
+
+
+def trains_two(loss: PluginChoice) -> bool:
+    """Whether a loss reads the logits of a second model that is trained at the same time."""
+    return bool(inputs_of(loss) & _OF_TWO)
 
 
 def mixing_problem(loss: PluginChoice, mixing: PluginChoice) -> str | None:
@@ -56,7 +63,7 @@ def guide_of(configuration: Configuration) -> tuple[str, int]:
 def smaller_problem(loss: PluginChoice, methods: Sequence[PluginChoice]) -> str | None:
     """Why a loss cannot be used with methods of a recipe, one of which trains a smaller network; `None` if it can."""
     made = (create("curricula", method.name, method.settings) for method in methods)
-    if LossInput.PEER not in inputs_of(loss) or not any(isinstance(one, TrainsSmaller) for one in made):
+    if not trains_two(loss) or not any(isinstance(one, TrainsSmaller) for one in made):
         return None
     return (
         f"a curriculum that trains a smaller network must not be combined with a loss that trains two models, but the "

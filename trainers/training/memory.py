@@ -5,7 +5,9 @@ import logging
 import torch
 from torch import Tensor
 
+from plugins.protocols import LossInput
 from trainers.training.failures import is_out_of_memory
+from trainers.training.loss_needs import inputs_of
 from trainers.training.ranks import AgreedMemoryError
 from trainers.training.row import Row
 
@@ -22,6 +24,8 @@ def can_be_halved(row: Row, num_images: int, error: Exception) -> bool:
 
     With several ranks, all must know it; one that computed in halves alone would wait for sums of different steps.
     """
+    if LossInput.MATE in inputs_of(row.recipe.loss):
+        return False  # the two models of a step are computed together, and not in parts
     runs_out = is_out_of_memory(error) if row.ranks.count == 1 else isinstance(error, AgreedMemoryError)
     return runs_out and row.num_parts < _MOST_PARTS and num_images >= _MOST_PARTS * row.ranks.count
 

@@ -114,6 +114,8 @@ class Batch:
     """Outputs of the networks beside the model that its loss reads."""
     member: int = 0
     """1 if the row is the second model of a training, otherwise 0."""
+    mate: "Batch | None" = None
+    """The batch of the second model, if both models of the training are computed together."""
     draws: Tensor | None = None
     """Uniform random numbers, shape (B,). If given, the loss is the cross-entropy with classes that they draw from the
     model's own predictions."""
@@ -148,7 +150,7 @@ def prepare(rows: Sequence[Row], steps: Sequence[Step], source: TrainingImages) 
         _mix(images, own, step, source.num_classes) for images, own, step in zip(changed, labels, steps, strict=True)
     ]
     images = torch.split(source.normalizer.normalize(torch.cat([one.images for one in mixed])), sizes)
-    return [
+    batches = [
         Batch(
             row=row,
             step=step,
@@ -163,6 +165,15 @@ def prepare(rows: Sequence[Row], steps: Sequence[Step], source: TrainingImages) 
         )
         for number, (row, step) in enumerate(zip(rows, steps, strict=True))
     ]
+    return [
+        replace(batch, mate=_batch_of_second(batch, row.peer)) if row.peer is not None and _has_mate(row) else batch
+        for batch, row in zip(batches, rows, strict=True)
+    ]
+
+
+def _has_mate(row: Row) -> bool:
+    """Whether the loss reads the logits of the second model in the same forward pass."""
+    return LossInput.MATE in loss_inputs(_plugin("losses", row.recipe.loss).plugin)
 
 
 def _outputs(row: Row, step: Step, pixels: Tensor, images: Tensor, source: TrainingImages) -> Outputs:
@@ -175,7 +186,9 @@ def _outputs(row: Row, step: Step, pixels: Tensor, images: Tensor, source: Train
             return compute(pixels, images, indices, source.images, digest)
 
         found = row.ranks.spread(of_part, pixels, images, step.indices)
-    return found if row.peer is None else found._replace(peer=_evaluated_logits(row.peer, images))
+    if row.peer is None or _has_mate(row):
+        return found
+    return found._replace(peer=_evaluated_logits(row.peer, images))
 
 
 @torch.no_grad()
@@ -284,6 +297,8 @@ def learn(batches: Sequence[Batch], watch: Callable[[int, Tensor], None] | None 
     Raises:
         Exception: A gradient could not be computed. No row took a step.
     """
+    asked = batches
+    batches = [one for batch in asked for one in (batch, batch.mate) if one is not None]
     rows = [batch.row for batch in batches]
     values = [row.values for row in rows]
     losses, gradients, logits = _gradients(batches, values)
@@ -298,7 +313,8 @@ def learn(batches: Sequence[Batch], watch: Callable[[int, Tensor], None] | None 
         drawn = [_with_drawn_classes(batches[number]) for number in due]
         sampled = dict(zip(due, _gradients(drawn, [values[number] for number in due])[1].unbind(0), strict=True))
     if watch is not None:
-        for number, gradient in enumerate(gradients.unbind(0)):
+        of_first = [gradient for batch, gradient in zip(batches, gradients.unbind(0), strict=True) if not batch.member]
+        for number, gradient in enumerate(of_first):
             watch(number, gradient)
     gradients = _clip(gradients, norms, [batch.step.settings.gradient_clip for batch in batches])
     answers: list[Tensor | Exception] = list(losses.detach().unbind(0))
@@ -311,10 +327,20 @@ def learn(batches: Sequence[Batch], watch: Callable[[int, Tensor], None] | None 
         except Exception as error:  # becomes the answer of its row; the others take their step
             answers[number] = error
             continue
-        if batch.row.peer is not None:
+        if batch.row.peer is not None and batch.mate is None:
             of_peer = _learn_second(batch, batch.row.peer)
             answers[number] = of_peer if isinstance(of_peer, Exception) else answers[number]
-    return answers
+    return _of_trainings(asked, answers)
+
+
+def _of_trainings(batches: Sequence[Batch], answers: Sequence[Tensor | Exception]) -> list[Tensor | Exception]:
+    """The answer of each training, from those of its models: of the first one, unless the second one failed."""
+    left, found = iter(answers), []
+    for batch in batches:
+        first = next(left)
+        second = None if batch.mate is None else next(left)
+        found.append(second if isinstance(second, Exception) and not isinstance(first, Exception) else first)
+    return found
 
 
 def _learn_second(batch: Batch, peer: Row) -> Tensor | Exception:
@@ -341,15 +367,19 @@ def _learn_second(batch: Batch, peer: Row) -> Tensor | Exception:
 def _with_drawn_classes(batch: Batch) -> Batch:
     draws = draw_numbers(batch.step.augmentation_seed, len(batch.labels))
     # A plain mean, also in parts.
-    return replace(batch, draws=draws.to(batch.images.device), weights=None, mixture=None)
+    return replace(batch, draws=draws.to(batch.images.device), weights=None, mixture=None, mate=None)
 
 
 def _peer_batch(batch: Batch, peer: Row) -> Batch:
     """The batch of the second model of a training, which learns from the first one after its step."""
+    second = _batch_of_second(batch, peer)
+    return replace(second, outputs=batch.outputs._replace(peer=_evaluated_logits(batch.row, batch.images)))
+
+
+def _batch_of_second(batch: Batch, peer: Row) -> Batch:
+    """The batch of the second model of a training: the same images, with other masks of dropout and drop path."""
     step = batch.step._replace(dropout_seed=batch.step.dropout_seed + 1)
-    outputs = batch.outputs._replace(peer=_evaluated_logits(batch.row, batch.images))
-    keep = drop_path_factors(peer, step, batch.images)
-    return replace(batch, row=peer, step=step, outputs=outputs, keep=keep, member=1)
+    return replace(batch, row=peer, step=step, keep=drop_path_factors(peer, step, batch.images), member=1)
 
 
 @torch.no_grad()
@@ -529,10 +559,23 @@ def _stacked_gradients(batches: Sequence[Batch], values: Sequence[Tensor]) -> _C
         _with_attended_targets(batch, [one[number, :size] for one in attention], logits[number, :size])
         for number, (batch, size) in enumerate(zip(batches, sizes, strict=True))
     ]
+    batches = _with_mates(batches, logits.detach())
     losses = _stacked_losses(batches, logits, sizes)
     (gradients,) = torch.autograd.grad(losses.sum(), together)
     own = [one[:size] for one, size in zip(logits.detach().unbind(0), sizes, strict=True)]
     return _Computed(losses, gradients, own)
+
+
+def _with_mates(batches: Sequence[Batch], logits: Tensor) -> list[Batch]:
+    """The batches with the logits of the other model of the same training, from logits (K, B, [heads,] classes)."""
+    found = list(batches)
+    for number, batch in enumerate(batches):
+        if batch.mate is not None:
+            for one, other in ((number, number + 1), (number + 1, number)):
+                seen = logits[other, : len(batch.labels)]
+                peer = seen if seen.ndim == 2 else seen[:, 0]  # without auxiliary heads
+                found[one] = replace(found[one], outputs=found[one].outputs._replace(peer=peer))
+    return found
 
 
 def _dropout_together(batches: Sequence[Batch], device: torch.device) -> Dropout | None:
