@@ -6,8 +6,11 @@ import pytest
 
 from orchestrator.spec.checks import configuration_problems
 from orchestrator.spec.study_file import SpecError, load_spec
-from orchestrator.stages.averaging import AveragingStage
+from orchestrator.stages.averaging import AveragingStage, choose_average
 from orchestrator.stages.retention import num_kept
+from orchestrator.store.records import TrialRecord
+from plugins.metrics.deciding import ACCURACY
+from tests.fakes import make_trial
 from tests.unit.training import configuration
 
 STUDY = """\
@@ -120,3 +123,25 @@ def test_an_average_of_a_configuration_is_checked_before_it_trains(fields: dict[
     (problem,) = configuration_problems(configuration(**fields))
     assert problem.path == ("averaging",)
     assert message in problem.message
+
+
+def averages(*found: tuple[float, float]) -> list[TrialRecord]:
+    """Averages with an accuracy and a fraction of epochs saved, the best first."""
+    trials = [
+        make_trial(number, metrics={"val_accuracy": accuracy, "epochs_saved": saved})
+        for number, (accuracy, saved) in enumerate(found)
+    ]
+    return sorted(trials, key=lambda trial: -trial.metrics["val_accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        (0.0, 2),  # better than the average at the end, so it is chosen although the training ends early
+        (0.02, 1),  # loses 1 point and saves more
+        (0.5, 3),
+    ],
+)
+def test_the_best_average_wins_wherever_it_ends_the_training(limit: float, expected: int) -> None:
+    ordered = averages((0.90, 0.0), (0.91, 0.6), (0.92, 0.4), (0.5, 0.9))
+    assert choose_average(ordered, ACCURACY, max_accuracy_lost=limit).number == expected
