@@ -125,6 +125,11 @@ class Settings(BaseSettings):
         return self.home / "proxies"
 
     @property
+    def login_folder(self) -> Path:
+        """Folder of the users and keys of MLflow's authentication (`vitsearch ui --auth`)."""
+        return self.home / "mlflow-auth"
+
+    @property
     def local_root(self) -> Path:
         """Folder of artifacts that must be files: the artifact root, or one in the home for an object store."""
         return self.artifact_root if address_of(self.artifact_root) is None else self.home / "artifacts"

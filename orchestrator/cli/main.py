@@ -738,11 +738,15 @@ def _delete(
 @app.command("backup")
 def _backup(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder for the backup.")],
+    no_objects: Annotated[
+        bool,
+        typer.Option("--no-objects", help="Leave out what an object store holds, if it keeps copies by other means."),
+    ] = False,
 ) -> None:
     """Copy all studies, models and databases into a new folder. Studies may run meanwhile."""
     from orchestrator.cli.safekeeping import backup_command
 
-    backup_command(folder)
+    backup_command(folder, with_objects=not no_objects)
 
 
 @app.command("restore")

@@ -6,13 +6,13 @@ from orchestrator.cli.console import note, out
 from orchestrator.settings import load_settings
 
 
-def backup_command(folder: Path) -> None:
+def backup_command(folder: Path, *, with_objects: bool) -> None:
     """Copy the installation into a new folder."""
     from orchestrator.study.backup import make_backup
     from orchestrator.study.sizes import human_size
 
     settings = load_settings()
-    made = make_backup(settings, folder)
+    made = make_backup(settings, folder, with_objects=with_objects)
     out(f"{folder}: {human_size(made.num_bytes)}, the databases and files of {settings.home}")
     for remark in made.left_out:
         note(f"not in the backup: {remark}")

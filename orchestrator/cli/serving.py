@@ -75,7 +75,7 @@ def _serve_with_login(settings: Settings, port: int, host: str, name: str | None
     if not _is_free(port, host):
         fail(f"port {port} of {host} must be free, but cannot be used. Use another: --port {port + 1}", status=1)
     study = None if name is None else _study(name, settings)
-    login = prepare_login(settings.home / "mlflow-auth")
+    login = prepare_login(settings.login_folder)
     command = server_command(settings.tracking_uri, settings.mlflow_root, port=port, host=host, login=login)
     server = Server(command.url, command)
     page = None if study is None else page_of(study, settings, server)

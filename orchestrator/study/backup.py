@@ -11,14 +11,20 @@ from typing import NamedTuple
 from orchestrator.settings import Settings
 from orchestrator.store.database import find_database, sqlite_file
 from orchestrator.store.snapshots import SnapshotError, copy_sqlite, dump_postgresql, load_postgresql
+from orchestrator.tracking.login import USERS
 from orchestrator.tracking.names import is_http
 from trainers.storage.addresses import address_of
+from trainers.storage.object_store import ObjectStoreError
+from trainers.storage.whole_copies import has_objects, load_objects, save_objects
 
 MANIFEST = "backup.json"
 _FORMAT = 1
 _DATABASES = {"vitsearch": "vitsearch", "mlflow": "MLflow"}
 """File names of the databases in a backup, and what they contain."""
 _FOLDERS = ("artifacts", "proxies")
+_LOGIN = "mlflow-auth"
+_OBJECTS = "objects"
+"""What an object store holds; each file has the rest of its object's key as name."""
 
 
 class BackupError(RuntimeError):
@@ -33,12 +39,13 @@ class Backup(NamedTuple):
     """What is not part of the backup, for people."""
 
 
-def make_backup(settings: Settings, target: Path) -> Backup:
+def make_backup(settings: Settings, target: Path, *, with_objects: bool = True) -> Backup:
     """Copy an installation into a new folder. Studies may run meanwhile: each database is copied as of one moment.
 
     Args:
         settings: Settings of this installation.
-        target: The folder to make.
+        target: The folder to make. Only this user may read it, since it contains users, tokens and secrets.
+        with_objects: Whether to copy what an object store holds.
 
     Raises:
         BackupError: The folder exists or lies in a folder that is copied, or something cannot be copied. An incomplete
@@ -53,10 +60,11 @@ def make_backup(settings: Settings, target: Path) -> Backup:
             raise BackupError(f"a backup must lie outside of what it copies, but {target} lies in {place}. Move it.")
     left_out = []
     address = address_of(settings.artifact_root)
-    if address is not None:
+    if address is not None and not with_objects:
         left_out.append(f"checkpoints and champions: they are in {address}. Copy them with the store's own tools")
     try:
-        part.mkdir(parents=True)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.mkdir(mode=0o700)
         for name, url in _urls(settings).items():
             problem = _save_database(url, part, name)
             if problem is not None:
@@ -65,10 +73,13 @@ def make_backup(settings: Settings, target: Path) -> Backup:
             if folder.is_dir():
                 copy = _LinkedCopy()
                 shutil.copytree(folder, part / name, symlinks=True, copy_function=copy)
+        _copy_login(settings.login_folder, part / _LOGIN)
+        if address is not None and with_objects and not save_objects(settings.artifact_root, part / _OBJECTS):
+            left_out.append(f"checkpoints and champions: there are no objects in {address}")
         about = {"format": _FORMAT, "vitsearch": version("vitsearch"), "made_at": time.time(), "left_out": left_out}
         (part / MANIFEST).write_text(json.dumps(about, indent=2), encoding="utf-8")
         part.replace(target)
-    except SnapshotError as error:
+    except (SnapshotError, ObjectStoreError) as error:
         shutil.rmtree(part, ignore_errors=True)
         raise BackupError(f"{error} Nothing was kept in {target}.") from error
     except (OSError, shutil.Error) as error:
@@ -99,14 +110,18 @@ def restore_backup(settings: Settings, source: Path) -> None:
     _require_empty(settings)
     for name, url in _urls(settings).items():
         _require_same_kind(url, source, name)
+    _require_same_place(settings, source)
     try:
         for name, folder in zip(_FOLDERS, _places(settings), strict=True):
             if (source / name).is_dir():
                 copy = _LinkedCopy()
                 shutil.copytree(source / name, folder, symlinks=True, dirs_exist_ok=True, copy_function=copy)
+        _copy_login(source / _LOGIN, settings.login_folder)
+        if (source / _OBJECTS).is_dir():
+            load_objects(source / _OBJECTS, settings.artifact_root)
         for name, url in _urls(settings).items():
             _load_database(url, source, name)
-    except SnapshotError as error:
+    except (SnapshotError, ObjectStoreError) as error:
         raise BackupError(str(error)) from error
     except (OSError, shutil.Error) as error:
         raise BackupError(f"{settings.home} must be written, but: {error}. Remove it, then try again.") from error
@@ -138,6 +153,20 @@ def _urls(settings: Settings) -> dict[str, str]:
 
 def _places(settings: Settings) -> tuple[Path, Path]:
     return settings.local_root, settings.formula_folder
+
+
+def _copy_login(source: Path, target: Path) -> None:
+    """Copy the users, keys and settings of MLflow's authentication, if there are any; only this user may read them."""
+    if not source.is_dir():
+        return
+    target.mkdir(mode=0o700, parents=True)
+    for file in source.iterdir():
+        if file.name == USERS:
+            copy_sqlite(file, target / USERS)
+        elif not file.name.startswith(USERS):  # what SQLite keeps beside its file
+            shutil.copyfile(file, target / file.name)
+    for file in target.iterdir():
+        file.chmod(0o600)
 
 
 def _save_database(url: str, folder: Path, name: str) -> str | None:
@@ -172,6 +201,22 @@ def _require_same_kind(url: str, folder: Path, name: str) -> None:
     )
 
 
+def _require_same_place(settings: Settings, source: Path) -> None:
+    """Attempts at trainings are counted in other ways in folders than in object stores, so none replaces the other."""
+    in_store = address_of(settings.artifact_root) is not None
+    from_store, from_folder = (source / _OBJECTS).is_dir(), (source / "artifacts" / "studies").is_dir()
+    if in_store and from_folder and not from_store:
+        raise BackupError(
+            f"{source} comes from a folder and must be restored into one, but VITSEARCH_ARTIFACT_ROOT names "
+            f"{address_of(settings.artifact_root)}. Unset it, or name a folder."
+        )
+    if from_store and not in_store:
+        raise BackupError(
+            f"{source} has the objects of an object store and must be restored into one, but VITSEARCH_ARTIFACT_ROOT "
+            "names none. Set it to an empty place such as s3://bucket/restored."
+        )
+
+
 def _load_database(url: str, folder: Path, name: str) -> None:
     saved = _saved_database(folder, name)
     if is_http(url) or not saved.exists():
@@ -191,9 +236,15 @@ def _require_empty(settings: Settings) -> None:
     used = [str(place) for place in _places(settings) if place.is_dir() and any(place.iterdir())]
     tracked = sqlite_file(settings.tracking_uri) if settings.tracking_uri.startswith("sqlite") else None
     used += [str(tracked)] if tracked is not None and tracked.exists() else []
+    used += [str(settings.login_folder)] if settings.login_folder.exists() else []
+    address = address_of(settings.artifact_root)
+    try:
+        used += [address] if address is not None and has_objects(settings.artifact_root) else []
+    except ObjectStoreError as error:
+        raise BackupError(str(error)) from error
     if engine is not None or used:
         raise BackupError(
             f"a backup must be restored into an empty installation, but {used[0] if used else settings.home} is in "
-            "use. Set VITSEARCH_HOME (and VITSEARCH_DATABASE_URL and MLFLOW_TRACKING_URI) to new ones, or move the old "
-            "ones away."
+            "use. Set VITSEARCH_HOME (and VITSEARCH_DATABASE_URL, VITSEARCH_ARTIFACT_ROOT and MLFLOW_TRACKING_URI) to "
+            "new ones, or move the old ones away."
         )

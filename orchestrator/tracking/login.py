@@ -13,6 +13,8 @@ PASSWORD_VARIABLE = "MLFLOW_AUTH_ADMIN_PASSWORD"  # noqa: S105 - the name of a v
 ADMIN = "admin"
 APP_NAME = "basic-auth"
 """MLflow's app with authentication."""
+USERS = "users.db"
+"""The database of users, in the folder of a login."""
 INSTALL = "pip install 'mlflow[auth]'"
 _NEEDED = "flask_wtf"
 _CONFIG = f"""\
@@ -46,7 +48,7 @@ def prepare_login(folder: Path) -> Login:
     """
     if find_spec(_NEEDED) is None:
         raise LoginError(f"--auth needs MLflow's packages for authentication, but they are missing. Run: {INSTALL}")
-    config, users, key = folder / "auth.ini", folder / "users.db", folder / "key"
+    config, users, key = folder / "auth.ini", folder / USERS, folder / "key"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.chmod(0o700)

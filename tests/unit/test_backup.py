@@ -3,10 +3,12 @@
 import os
 import shutil
 import sqlite3
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import s3fs
 
 from orchestrator.settings import Settings, SettingsError
 from orchestrator.store import database
@@ -15,7 +17,12 @@ from orchestrator.store.repository import Store
 from orchestrator.study.access import list_studies, num_folders_without_rows, study_folder
 from orchestrator.study.backup import BackupError, make_backup, restore_backup
 from orchestrator.study.lock import hold_study, is_held
+from orchestrator.tracking.login import prepare_login
+from tests.object_store import S3Server
 from tests.postgres import PostgresServer
+from trainers.storage.addresses import local_place
+from trainers.storage.artifacts import artifacts_at
+from trainers.storage.object_store import object_store
 
 
 @pytest.fixture
@@ -116,6 +123,108 @@ def test_an_sqlite_backup_is_not_restored_into_postgresql(
     with pytest.raises(BackupError, match="comes from SQLite"):
         restore_backup(settings, tmp_path / "backup")
     assert not settings.home.exists(), "with the right address, it can be tried again"
+
+
+def test_users_of_mlflow_and_their_keys_are_copied_and_stay_private(home: Settings, tmp_path: Path) -> None:
+    key = prepare_login(home.login_folder).environment["MLFLOW_FLASK_SERVER_SECRET_KEY"]
+    users = sqlite3.connect(home.login_folder / "users.db")
+    users.execute("PRAGMA journal_mode = WAL")
+    users.execute("CREATE TABLE users (name TEXT)")
+    users.execute("INSERT INTO users VALUES ('ann')")
+    users.commit()  # the row is in the log of a database that is open
+    make_backup(home, tmp_path / "backup")
+    users.close()
+    new = Settings(home=tmp_path / "new")
+    restore_backup(new, tmp_path / "backup")
+    with sqlite3.connect(new.login_folder / "users.db") as restored:
+        assert restored.execute("SELECT name FROM users").fetchall() == [("ann",)]
+    assert prepare_login(new.login_folder).environment["MLFLOW_FLASK_SERVER_SECRET_KEY"] == key
+    assert stat.S_IMODE((tmp_path / "backup").stat().st_mode) == 0o700
+    for folder in (tmp_path / "backup" / "mlflow-auth", new.login_folder):
+        assert {stat.S_IMODE(path.stat().st_mode) for path in (folder, *folder.iterdir())} == {0o700, 0o600}
+    (tmp_path / "third").mkdir()
+    third = Settings(home=tmp_path / "third")
+    third.login_folder.mkdir()
+    with pytest.raises(BackupError, match="mlflow-auth is in use"):
+        restore_backup(third, tmp_path / "backup")
+
+
+@pytest.fixture
+def in_store(home: Settings, s3: S3Server, tmp_path: Path) -> Settings:
+    """The same installation with its artifacts in an object store."""
+    settings = Settings(home=home.home, artifact_root=s3.root, cache_folder=tmp_path / "cache")  # type: ignore[arg-type]
+    artifacts_at(settings.artifact_root).commit(
+        settings.artifact_root / "studies" / "digits-1" / "champion",
+        {"weights": b"w" * 70_000, "manifest.json": b"{}"},
+        manifest="manifest.json",
+    )
+    shutil.rmtree(home.artifact_root / "studies")
+    return settings
+
+
+def test_objects_are_copied_and_restored_into_another_place_of_a_store(
+    in_store: Settings, s3: S3Server, tmp_path: Path
+) -> None:
+    assert make_backup(in_store, tmp_path / "backup").left_out == ("MLflow: there is no database yet",)
+    new = Settings(home=tmp_path / "new", artifact_root=f"{s3.root}-new", cache_folder=tmp_path / "cache")  # type: ignore[arg-type]
+    restore_backup(new, tmp_path / "backup")
+    there, here = s3.root.partition("://")[2], f"{s3.root}-new".partition("://")[2]
+    store = object_store("s3")
+    assert store.read(f"{here}/studies/digits-1/champion/weights") == b"w" * 70_000
+    names = [{key.removeprefix(place) for key in store.find(place)} for place in (there, here)]
+    assert names[0] == names[1]
+    third = Settings(home=tmp_path / "third", artifact_root=f"{s3.root}-new", cache_folder=tmp_path / "cache")  # type: ignore[arg-type]
+    with pytest.raises(BackupError, match=rf"{s3.root}-new is in use"):
+        restore_backup(third, tmp_path / "backup")
+
+
+def test_objects_that_are_copied_otherwise_can_be_left_out(in_store: Settings, s3: S3Server, tmp_path: Path) -> None:
+    made = make_backup(in_store, tmp_path / "backup", with_objects=False)
+    assert made.left_out[0] == f"checkpoints and champions: they are in {s3.root}. Copy them with the store's own tools"
+    assert not (tmp_path / "backup" / "objects").exists()
+    restore_backup(Settings(home=tmp_path / "new"), tmp_path / "backup")
+
+
+def test_an_unreachable_store_leaves_no_backup(
+    in_store: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(*_args: object, **_kwargs: object) -> None:
+        raise ConnectionRefusedError("connection refused")
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_get_file", refused)
+    s3fs.S3FileSystem.clear_instance_cache()  # existing ones have the method already
+    with pytest.raises(BackupError, match=r"connection refused.* Nothing was kept in .*backup"):
+        make_backup(in_store, tmp_path / "backup")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "home"]
+
+
+def test_a_store_without_objects_is_reported(in_store: Settings, s3: S3Server, tmp_path: Path) -> None:
+    object_store("s3").remove_below(s3.root.partition("://")[2])
+    left_out = make_backup(in_store, tmp_path / "backup").left_out
+    assert f"checkpoints and champions: there are no objects in {s3.root}" in left_out
+
+
+def test_an_object_that_leads_out_of_the_folder_is_not_written(
+    in_store: Settings, s3: S3Server, tmp_path: Path
+) -> None:
+    object_store("s3").write(f"{s3.root.partition('://')[2]}/studies/../../../escaped", b"x")
+    with pytest.raises(BackupError, match="name that no file can have"):
+        make_backup(in_store, tmp_path / "backup")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "home"]
+
+
+def test_artifacts_return_to_the_kind_of_place_they_came_from(home: Settings, s3: S3Server, tmp_path: Path) -> None:
+    make_backup(home, tmp_path / "from-folder")
+    in_store = Settings(home=tmp_path / "new", artifact_root=s3.root, cache_folder=tmp_path / "cache")  # type: ignore[arg-type]
+    with pytest.raises(BackupError, match="comes from a folder"):
+        restore_backup(in_store, tmp_path / "from-folder")
+    place = local_place(s3.root, tmp_path / "cache")
+    artifacts_at(place).commit(place / "studies" / "one", {"manifest.json": b"{}"}, manifest="manifest.json")
+    shutil.rmtree(home.artifact_root / "studies")
+    make_backup(home.model_copy(update={"artifact_root": in_store.artifact_root}), tmp_path / "from-store")
+    with pytest.raises(BackupError, match="objects of an object store"):
+        restore_backup(Settings(home=tmp_path / "new"), tmp_path / "from-store")
+    assert not (tmp_path / "new").exists()
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 _TIMES = ("LastModified", "updated", "last_modified", "mtime")
@@ -50,6 +51,21 @@ class ObjectStore:
         with self._errors(key):
             content: bytes = self._files.cat_file(key)
             return content
+
+    def download(self, key: str, file: Path) -> None:
+        """Write the content of an object, of any size, to a file.
+
+        Raises:
+            FileNotFoundError: There is none of that key.
+            ObjectStoreError: The store does not answer.
+        """
+        with self._errors(key):
+            self._files.get_file(key, str(file))
+
+    def upload(self, file: Path, key: str) -> None:
+        """Write an object, of any size, from a file, or replace it. Raises ObjectStoreError."""
+        with self._errors(key):
+            self._files.put_file(str(file), key)
 
     def write(self, key: str, content: bytes) -> None:
         """Write an object, or replace it. Raises ObjectStoreError."""
