@@ -169,7 +169,7 @@ class RegisterModel(_Event):
 
     kind: Literal["register-model"] = "register-model"
     key: Key
-    name: str = Field(pattern=r"^[A-Za-z0-9][\w.\- ]*$", max_length=250)
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.\-~ ]*$", max_length=250, description="a study's full name")
     artifact_path: str
     alias: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z\d_\-]*$")
     tags: dict[str, str] = Field(default_factory=dict)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.store.study_names import full_name
 from orchestrator.tracking.events import (
     DeleteExperiment,
     DescribeExperiment,
@@ -230,6 +231,13 @@ def test_the_alias_leads_to_the_registered_files_and_moves_on(home: Path, tracke
     tracker.deliver([again, again])
     assert int(mlflow.get_model_version_by_alias("digits", "champion").version) == 2
     assert len(mlflow.search_model_versions("name = 'digits'")) == 2
+
+
+def test_the_champion_of_an_owner_of_a_service_is_registered_under_its_full_name(home: Path, tracker: Tracker) -> None:
+    name = full_name("digits", "ann")
+    register = RegisterModel(key=STAGE, name=name, artifact_path="champion", alias="champion")
+    tracker.deliver([*whole_study(home), register])
+    assert client(home).get_model_version_by_alias(name, "champion").source.endswith("/artifacts/champion")
 
 
 def test_a_deleted_experiment_leaves_its_name_to_a_new_one(home: Path, tracker: Tracker) -> None:
