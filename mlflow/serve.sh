@@ -23,12 +23,19 @@ if [ -z "${MLFLOW_BACKEND_STORE_URI:-}" ] || [ -z "${MLFLOW_ARTIFACTS_DESTINATIO
     exit 2
 fi
 
+# By default, MLflow would put its users into a file in the present folder.
+if [ "${MLFLOW_APP_NAME:-}" = basic-auth ] && [ ! -f "${MLFLOW_AUTH_CONFIG_PATH:-}" ]; then
+    echo "MLFLOW_AUTH_CONFIG_PATH must name MLflow's settings of users; copy mlflow/auth.ini.example and edit it" >&2
+    exit 2
+fi
+
+# The address of the database stays in the environment, since `ps` shows arguments to everybody.
+export MLFLOW_BACKEND_STORE_URI
 # One worker and no job execution were the fastest and smallest setup measured, see the README.
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION="${MLFLOW_SERVER_ENABLE_JOB_EXECUTION:-false}"
 export MLFLOW_DISABLE_TELEMETRY="${MLFLOW_DISABLE_TELEMETRY:-true}"
 
-set -- --backend-store-uri "$MLFLOW_BACKEND_STORE_URI" \
-    --artifacts-destination "$MLFLOW_ARTIFACTS_DESTINATION" \
+set -- --artifacts-destination "$MLFLOW_ARTIFACTS_DESTINATION" \
     --host "${MLFLOW_HOST:-127.0.0.1}" --port "${MLFLOW_PORT:-5000}" \
     --workers "${MLFLOW_WORKERS:-1}" --uvicorn-opts "--log-level ${MLFLOW_LOG_LEVEL:-warning}"
 [ -z "${MLFLOW_SERVER_ALLOWED_HOSTS:-}" ] || set -- "$@" --allowed-hosts "$MLFLOW_SERVER_ALLOWED_HOSTS"

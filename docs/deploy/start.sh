@@ -51,6 +51,7 @@ export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}" RAY_USAGE_STATS_ENABLED="${RAY_US
 case $part in
 mlflow)
     need MLFLOW_BACKEND_STORE_URI MLFLOW_ARTIFACTS_DESTINATION
+    [ "${MLFLOW_APP_NAME:-}" != basic-auth ] || need MLFLOW_AUTH_ADMIN_PASSWORD MLFLOW_FLASK_SERVER_SECRET_KEY
     export PYTHON="${PYTHON:-$(program python)}"
     exec "$mlflow_folder/serve.sh" ${2:+"$2"}
     ;;

@@ -37,6 +37,7 @@ stages:
     num_trials: 1
     epochs: 1
     recipe: {batch_size: 32}
+  - stage: promote
 """
 
 
@@ -75,8 +76,9 @@ def test_the_example_with_secrets_starts_every_part(programs: str, tmp_path: Pat
     assert node.stdout == "ray start --address=ray:6379 --block address=ray:6379 auth=token\n"
     mlflow = start("mlflow", str(edited), VENV=programs)
     assert mlflow.stdout.startswith(
-        "python -m mlflow server --backend-store-uri postgresql+psycopg://vitsearch:secret@"
+        "python -m mlflow server --artifacts-destination file:///srv/mlflow/artifacts --host"
     )
+    assert "secret" not in mlflow.stdout, "everybody sees arguments"
     assert " --host 127.0.0.1 --port 5000 " in mlflow.stdout
     serve = start("serve", str(edited), VENV=programs, SERVE_PORT="8001")
     told = "vitsearch serve --host 127.0.0.1 --port 8001 --mlflow http://localhost:5000 address=ray:6379 auth=token\n"
@@ -116,6 +118,20 @@ def test_what_is_missing_is_named(programs: str, arguments: list[str], message: 
     found = start(*arguments, VENV=programs)
     assert found.returncode == 2
     assert message in found.stderr
+
+
+def test_mlflow_with_users_needs_their_settings(programs: str, tmp_path: Path) -> None:
+    edited = tmp_path / "vitsearch.env"
+    lines = EXAMPLE.read_text().replace("change-me", "secret").replace("# MLFLOW_", "MLFLOW_")
+    edited.write_text(lines)
+    assert {"MLFLOW_APP_NAME", "MLFLOW_TRACKING_PASSWORD"} <= settings_of(edited).keys()
+    found = start("mlflow", str(edited), VENV=programs)
+    assert "MLFLOW_AUTH_CONFIG_PATH must name MLflow's settings of users" in found.stderr
+    (tmp_path / "auth.ini").touch()
+    found = start("mlflow", str(edited), VENV=programs, MLFLOW_AUTH_CONFIG_PATH=str(tmp_path / "auth.ini"))
+    assert "--app-name basic-auth" in found.stdout
+    edited.write_text(lines.replace("KEY=secret", "KEY=change-me"))
+    assert "MLFLOW_FLASK_SERVER_SECRET_KEY must hold a secret" in start("mlflow", str(edited), VENV=programs).stderr
 
 
 def test_a_line_that_is_no_setting_is_refused(programs: str, tmp_path: Path) -> None:
@@ -263,5 +279,8 @@ def test_a_study_submitted_to_a_whole_installation_is_trained_and_shown(
             experiment = mlflow.get("/api/2.0/mlflow/experiments/get-by-name", params=asked).json()["experiment"]
             ids = {"experiment_ids": [experiment["experiment_id"]]}
             runs = mlflow.post("/api/2.0/mlflow/runs/search", json=ids).json()["runs"]
-            assert len(runs) == 3  # the execution, its stage, and the trial
+            assert len(runs) == 4  # the execution, its stages, and the trial
             assert {run["info"]["status"] for run in runs} == {"FINISHED"}
+            asked = {"name": name, "alias": "champion"}
+            registered = mlflow.get("/api/2.0/mlflow/registered-models/alias", params=asked).json()["model_version"]
+            assert (name, registered["name"]) == ("ann~first", "ann~first")

@@ -132,11 +132,14 @@ def test_processes_that_meet_at_a_new_database_all_deliver(tmp_path: Path) -> No
 
 
 def serve_sh(settings: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `mlflow/serve.sh` with an interpreter that only prints its arguments."""
+    """Run `mlflow/serve.sh` with an interpreter that only prints its arguments and the address of its database."""
+    python = folder / "python"
+    python.write_text('#!/bin/sh\necho "$@" store="$MLFLOW_BACKEND_STORE_URI"\n')
+    python.chmod(0o755)
     (folder / "server.env").write_text(settings)
     return subprocess.run(
         [str(Path(__file__).resolve().parents[2] / "mlflow" / "serve.sh"), str(folder / "server.env")],
-        env={"PATH": os.environ["PATH"], "PYTHON": "echo", **environment},
+        env={"PATH": os.environ["PATH"], "PYTHON": str(python), **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -148,9 +151,21 @@ def test_the_team_server_starts_with_one_worker_and_the_settings_of_its_file(tmp
     found = serve_sh(settings, tmp_path, MLFLOW_PORT="5001", MLFLOW_SERVER_ALLOWED_HOSTS="mlflow.example")
     assert found.returncode == 0, found.stderr
     assert found.stdout.strip() == (
-        "-m mlflow server --backend-store-uri postgresql://u:a=b@db/x?y=1 --artifacts-destination s3://b "
-        "--host 127.0.0.1 --port 5001 --workers 1 --uvicorn-opts --log-level warning --allowed-hosts mlflow.example"
+        "-m mlflow server --artifacts-destination s3://b --host 127.0.0.1 --port 5001 --workers 1 --uvicorn-opts "
+        "--log-level warning --allowed-hosts mlflow.example store=postgresql://u:a=b@db/x?y=1"
     )
+
+
+def test_users_are_not_kept_in_a_file_of_the_folder_in_which_the_server_happens_to_start(tmp_path: Path) -> None:
+    settings = (
+        "MLFLOW_BACKEND_STORE_URI=sqlite:////x.db\nMLFLOW_ARTIFACTS_DESTINATION=s3://b\nMLFLOW_APP_NAME=basic-auth\n"
+    )
+    found = serve_sh(settings, tmp_path)
+    assert (found.returncode, found.stdout) == (2, "")
+    assert "MLFLOW_AUTH_CONFIG_PATH must name MLflow's settings of users" in found.stderr
+    found = serve_sh(settings, tmp_path, MLFLOW_AUTH_CONFIG_PATH=str(tmp_path / "server.env"))
+    assert found.returncode == 0, found.stderr
+    assert "--app-name basic-auth" in found.stdout
 
 
 @pytest.mark.parametrize("settings", ["", "MLFLOW_BACKEND_STORE_URI=sqlite:////x.db\n", "$(touch x)=1\n", "export A\n"])
