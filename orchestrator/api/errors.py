@@ -13,10 +13,11 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from orchestrator.api.rendering import page_response
 from orchestrator.safe_text import without_secrets
 from trainers.yaml_source import SpecError
 
@@ -99,8 +100,13 @@ def http_status_of(error: BaseException) -> int | None:
     return next((HTTP_STATUS[name] for name in names if name in HTTP_STATUS), None)
 
 
-def problem_response(request: Request, error: Exception) -> JSONResponse:
-    """The problem document of an exception. One that is our mistake is logged, and its text is not shown."""
+def asks_for_page(request: Request) -> bool:
+    """Whether a browser shows the answer to a request to people."""
+    return request.method == "GET" and "text/html" in request.headers.get("accept", "")
+
+
+def problem_response(request: Request, error: Exception) -> Response:
+    """The problem document of an exception, or a page for people. Our own mistakes are logged, and not shown."""
     status = http_status_of(error)
     if status is None:
         number = uuid.uuid4().hex[:8]
@@ -124,9 +130,9 @@ def problem_response(request: Request, error: Exception) -> JSONResponse:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Answer the failed requests that the framework answers itself with problem documents."""
+    """Answer the failed requests that the framework answers itself in the same way."""
 
-    def wrong_request(request: Request, error: Exception) -> JSONResponse:
+    def wrong_request(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         lines = []
         for item in error.errors():
@@ -135,7 +141,7 @@ def add_error_handlers(app: FastAPI) -> None:
             lines.append(f"{place}: must be {must}, but got {item.get('input')!r:.80}.")
         return _response(request, BAD_INPUT, "wrong-request", "\n".join(lines))
 
-    def http_error(request: Request, error: Exception) -> JSONResponse:
+    def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, StarletteHTTPException)
         path = request.url.path
         detail = {
@@ -157,10 +163,13 @@ def _response(
     detail: str,
     more: Mapping[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
-) -> JSONResponse:
+) -> Response:
+    title = kind.replace("-", " ").capitalize()
+    if asks_for_page(request):
+        return page_response(request, "problem.html", status=status, headers=headers, title=title, text=detail)
     content = {
         "type": f"urn:vitsearch:{kind}",
-        "title": kind.replace("-", " ").capitalize(),
+        "title": title,
         "status": status,
         "detail": detail,
         "instance": request.url.path,

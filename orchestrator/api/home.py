@@ -219,7 +219,8 @@ class VisibleStudies:
         store = self._home.store
         visible = store.pages().study_names(seen_by=self._seen_by, limit=_MAX_NAMES) if store else []
         short = [one.partition(SEPARATOR)[2] for one in visible if SEPARATOR in one]
-        return UnknownStudyError(name, self.settings.home, nearest_name(name, [*visible, *short]))
+        home = self.settings.home if self.caller.token is None else None  # others need not know where it is
+        return UnknownStudyError(name, home, nearest_name(name, [*visible, *short]))
 
     def _with_states(self, studies: Sequence[StudyRecord]) -> list[StudyRecord]:
         """The records with their actual states, which are those of their submissions while they wait for their turn."""

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.api.errors import RequestError, problem_response
+from orchestrator.api.errors import RequestError, asks_for_page, problem_response
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
 """Largest body of a request; a study file may have half of it."""
@@ -133,9 +133,8 @@ class GuardRequests:
 
 
 def _answer(request: Request, error: Exception) -> Response:
-    """The answer to a failed request: a problem document, or for a browser without a session the page to log in."""
-    asks_for_page = request.method == "GET" and "text/html" in request.headers.get("accept", "")
-    if asks_for_page and isinstance(error, RequestError) and error.status == 401:
+    """The answer to a failed request: what went wrong, or for a browser without a session the page to log in."""
+    if asks_for_page(request) and isinstance(error, RequestError) and error.status == 401:
         return RedirectResponse(f"/login?to={quote(request.url.path, safe='')}", status_code=303)
     return problem_response(request, error)
 

@@ -71,6 +71,8 @@ def show_study_page(request: Request, name: str) -> Response:
         board=_board(rows, metric, champion=(summary["champion"] or {}).get("trial")),
         picture=curve_picture(curves, metric) if curves else None,
         is_live=summary["state"] in ("running", "waiting"),
+        has_begun=summary["num_executions"] > 0,
+        server=str(request.base_url).rstrip("/"),
         submission=submission,
         can_change=submission is not None and caller_of(request).may_change(submission.owner),
         has_mlflow=request.app.state.mlflow_url is not None and home.settings.tracking,

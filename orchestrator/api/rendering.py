@@ -1,6 +1,7 @@
 """Renders pages from templates."""
 
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,6 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from orchestrator.api.auth import Caller
 
 _environment = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -20,11 +19,13 @@ _environment = Environment(
 )
 
 
-def page_response(request: Request, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
+def page_response(
+    request: Request, template: str, *, status: int = 200, headers: Mapping[str, str] | None = None, **values: Any
+) -> HTMLResponse:
     """A page as a response. Templates know the caller, if there is one."""
-    caller: Caller | None = getattr(request.state, "caller", None)
+    caller = getattr(request.state, "caller", None)
     text = _environment.get_template(template).render(version=request.app.version, caller=caller, **values)
-    return HTMLResponse(text, status_code=status)
+    return HTMLResponse(text, status_code=status, headers=dict(headers or {}))
 
 
 def duration_text(seconds: float | None) -> str:

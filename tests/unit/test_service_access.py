@@ -455,7 +455,10 @@ def test_a_session_changes_something_only_for_our_own_pages(service: Service) ->
 def test_pages_offer_only_what_the_caller_may_do(service: Service) -> None:
     service.client("ann").submit(service.file("digits"), shared=True)
     assert 'id="study-submit"' in log_in(service)
-    assert 'data-do="cancel"' in service.requests.get("/studies/digits").text
+    waiting = service.requests.get("/studies/digits").text
+    assert 'data-do="cancel"' in waiting
+    assert "submitted 20" in waiting, "it has not begun"
+    assert "VITSEARCH_SERVER=http://testserver VITSEARCH_TOKEN=" in waiting
     service.requests.cookies.clear()
     assert 'id="study-submit"' not in log_in(service, "bob", "viewer")
     assert "data-do=" not in service.requests.get("/studies/ann~digits").text

@@ -438,6 +438,17 @@ def test_pages_show_the_studies_and_escape_what_people_wrote(tmp_path: Path) -> 
     assert missing.status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("path", "told"), [("/studies/finishd", "Did you mean &#39;finished&#39;?"), ("/x", "nothing at")]
+)
+def test_a_browser_shows_what_went_wrong_as_a_page(path: str, told: str, requests: TestClient) -> None:
+    page = requests.get(path, headers={"Accept": "text/html,*/*"})
+    assert (page.status_code, page.headers["content-type"]) == (404, "text/html; charset=utf-8")
+    assert told in page.text
+    assert "All studies" in page.text
+    assert requests.get(path).headers["content-type"] == "application/problem+json"
+
+
 def test_pages_load_nothing_from_other_machines(requests: TestClient) -> None:
     texts = [requests.get(path).text for path in ("/", "/studies/finished", "/static/app.js", "/static/style.css")]
     for text in texts:
