@@ -1,6 +1,8 @@
 """Client of the service, for Python and for the command line."""
 
+import errno
 import json
+import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +14,8 @@ from urllib.parse import quote, urlsplit
 import httpx2 as httpx
 
 _TIMEOUT_S = 60.0
+_REPORT_TIMEOUT_S = 600.0
+"""A report on a large study is drawn for a while, after others that wait."""
 _STREAM_TIMEOUT_S = 45.0
 """The service sends a comment to a silent stream every 15 seconds."""
 _RECONNECT_S = (0.2, 1.0, 2.0, 5.0, 10.0, 20.0)
@@ -117,19 +121,34 @@ class Client:
     def champion(self, name: str, folder: str | Path) -> Path:
         """Copy the champion's files into a new folder, from which `vitsearch.load_model` loads it.
 
+        The folder gets its name when all files are there.
+
         Raises:
             FileExistsError: The folder exists.
         """
         target = Path(folder)
+        part = target.with_name(f"{target.name}.part")
         found = self._json("GET", f"{_path(name)}/champion")
-        target.mkdir(parents=True)
-        for file in found["files"]:
-            place = (target / file["path"]).resolve()
-            if not place.is_relative_to(target.resolve()):
-                raise RequestRefusedError(200, {"detail": f"the service named a file outside its folder: {place}"})
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(self._request("GET", file["url"]).content)
+        for one in (target, part):
+            if one.exists():
+                raise FileExistsError(errno.EEXIST, "it exists already", str(one))
+        part.mkdir(parents=True)
+        try:
+            for file in found["files"]:
+                place = (part / file["path"]).resolve()
+                if not place.is_relative_to(part.resolve()):
+                    raise RequestRefusedError(200, {"detail": f"the service named a file outside its folder: {place}"})
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(self._request("GET", file["url"]).content)
+            part.rename(target)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
         return target
+
+    def report(self, name: str) -> str:
+        """The report on a study: one HTML page, which contains all that it shows."""
+        return self._request("GET", f"/studies/{quote(name, safe='')}/report", timeout=_REPORT_TIMEOUT_S).text
 
     def plugins(self, kind: str | None = None) -> list[dict[str, Any]]:
         """The plug-ins that the service has installed."""

@@ -153,6 +153,9 @@ def _submit(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Run failed trials of an existing study once more.")
     ] = False,
+    share: Annotated[
+        bool, typer.Option("--share", help="Let others see the study; with a service for several people.")
+    ] = False,
     webhook: Annotated[
         str | None,
         typer.Option(
@@ -175,6 +178,7 @@ def _submit(
         priority=priority,
         idempotency_key=key,
         retry_failed=retry_failed,
+        shared=share,
         webhook=webhook,
         as_json=output is Format.json,
     )
@@ -232,6 +236,34 @@ def _resume(
     from orchestrator.cli.submitting import resume_command
 
     resume_command(study, server, retry_failed=retry_failed, as_json=output is Format.json)
+
+
+@app.command("share")
+def _share(
+    study: StudyArgument,
+    stop: Annotated[bool, typer.Option("--stop", help="Share it no longer.")] = False,
+    server: ServerOption = None,
+    output: FormatOption = Format.text,
+) -> None:
+    """Let others see a study of a service: its results, report, configuration and champion."""
+    from orchestrator.cli.sharing import share_command
+
+    share_command(study, server, shared=not stop, as_json=output is Format.json)
+
+
+@app.command("download")
+def _download(
+    study: StudyArgument,
+    folder: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="New folder; by default the name of the study.")
+    ] = None,
+    server: ServerOption = None,
+    output: FormatOption = Format.text,
+) -> None:
+    """Copy the champion of a study from a service, for `predict`, `evaluate` and `export` on this machine."""
+    from orchestrator.cli.sharing import download_command
+
+    download_command(study, server, folder=folder, as_json=output is Format.json)
 
 
 @app.command("correlate")
@@ -424,12 +456,13 @@ def _report(
         Path | None, typer.Option("--out", metavar="FILE", help="File to write; by default STUDY-report.html.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    server: ServerOption = None,
     output: FormatOption = Format.text,
 ) -> None:
     """Write a report on a study: one web page with its data, search, results, mistakes, and how to use it."""
     from orchestrator.cli.reporting import report_command
 
-    report_command(study, file=file, overwrite=overwrite, as_json=output is Format.json)
+    report_command(study, server, file=file, overwrite=overwrite, as_json=output is Format.json)
 
 
 @app.command("best")

@@ -3,16 +3,21 @@
 from pathlib import Path
 
 from orchestrator.cli.console import out, print_json
+from orchestrator.cli.remote import client_of
 from orchestrator.settings import load_settings
 from orchestrator.study.sizes import human_size
 
 
-def report_command(study: str, *, file: Path | None, overwrite: bool, as_json: bool) -> None:
+def report_command(study: str, server: str | None, *, file: Path | None, overwrite: bool, as_json: bool) -> None:
     """Write the report on a study as one HTML file."""
-    from orchestrator.study.report import save_report
+    from orchestrator.study.report import save_report, write_report
 
     target = file or Path(f"{study}-report.html")
-    written = save_report(study, target, load_settings(), overwrite=overwrite)
+    client = client_of(server)
+    if client:
+        written = write_report(client.report(study), target, overwrite=overwrite)
+    else:
+        written = save_report(study, target, load_settings(), overwrite=overwrite)
     num_bytes = written.stat().st_size
     if as_json:
         print_json({"study": study, "file": str(written), "num_bytes": num_bytes})

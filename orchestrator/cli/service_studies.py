@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from orchestrator.client import Client
 
 POLL_S = 1.0
+PATIENCE_S = 600.0
+"""How long `watch` waits for a service that does not answer."""
+PAUSE_S = 2.0
 _SHOWN_LINES = 20
 
 Submission = Mapping[str, Any]
@@ -27,6 +30,7 @@ def submit_there(
     priority: int,
     key: str | None,
     retry_failed: bool,
+    shared: bool,
     webhook: str | None,
     webhook_secret: str | None,
     as_json: bool,
@@ -41,7 +45,13 @@ def submit_there(
     if not file.is_file():
         fail(f"{file}: must be a YAML file, but does not exist. Check the path.", status=BAD_INPUT)
     submitted = client.submit(
-        file, priority=priority, key=key, retry_failed=retry_failed, webhook=webhook, webhook_secret=webhook_secret
+        file,
+        priority=priority,
+        shared=shared,
+        key=key,
+        retry_failed=retry_failed,
+        webhook=webhook,
+        webhook_secret=webhook_secret,
     )
     tell_submission(client, submitted, as_json=as_json)
 
@@ -129,11 +139,30 @@ class _LogParts:
 
 
 def _follow(client: "Client", name: str) -> Submission:
-    """Print the log of a study, and why it waits, until it is over."""
-    reader, told = _LogParts(client, name, num_lines=_SHOWN_LINES), ""
+    """Print the log of a study, and why it waits, until it is over. A service that is started again is waited for."""
+    from orchestrator.client import ServerUnavailableError
+
+    reader, told, lost_at = _LogParts(client, name, num_lines=_SHOWN_LINES), "", None
+    has_answered = False
     while True:
-        found = client.submission(name)
-        reader.print_new(note)
+        try:
+            found = client.submission(name)
+            reader.print_new(note)
+        except ServerUnavailableError:
+            if not has_answered or (lost_at is not None and time.monotonic() > lost_at + PATIENCE_S):
+                raise
+            if lost_at is None:
+                lost_at = time.monotonic()
+                note(
+                    f"the service at {client.url} does not answer, which does not affect the study; trying again for "
+                    f"up to {PATIENCE_S / 60:g} minutes"
+                )
+            time.sleep(PAUSE_S)
+            continue
+        if lost_at is not None:
+            lost_at = None
+            note("the service answers again")
+        has_answered = True
         if found["state"] not in ACTIVE:
             return found
         if found["state"] == "waiting" and found["reason"] != told:

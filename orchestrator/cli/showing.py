@@ -21,6 +21,9 @@ def list_command(server: str | None, *, as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
+    if client and not rows:
+        out("No studies yet that you may see. Submit one with: vitsearch submit FILE")
+        return
     for row in rows:
         row["updated"] = datetime.fromtimestamp(row["updated_at"], UTC).astimezone().strftime("%Y-%m-%d %H:%M")
     out(tables.study_table(rows))

@@ -24,6 +24,7 @@ def submit_command(
     priority: int,
     idempotency_key: str | None,
     retry_failed: bool,
+    shared: bool = False,
     webhook: str | None = None,
     as_json: bool,
 ) -> None:
@@ -39,6 +40,7 @@ def submit_command(
             priority=priority,
             key=idempotency_key,
             retry_failed=retry_failed,
+            shared=shared,
             webhook=webhook,
             webhook_secret=secret,
             as_json=as_json,
@@ -58,6 +60,7 @@ def submit_command(
             priority=priority,
             idempotency_key=idempotency_key,
             retry_failed=retry_failed,
+            shared=shared,
             webhook=webhook_target(webhook, secret, settings, store),
         )
         start_queue(settings)

@@ -29,10 +29,16 @@ class UnknownStudyError(LookupError):
         nearest: The name of a study with similar spelling, or `None`.
     """
 
-    def __init__(self, name: str, home: Path, nearest: str | None) -> None:
+    def __init__(self, name: str, home: Path | None, nearest: str | None, *, server: str | None = None) -> None:
         self.name, self.nearest = name, nearest
+        where = "that you may see" if home is None else f"in {home}"
         hint = f" Did you mean {nearest!r}?" if nearest else " `vitsearch list` shows all."
-        super().__init__(f"there is no study {name!r} in {home}.{hint}")
+        if server:
+            hint = (
+                f" This command does not ask the service at {server}; copy a champion from there with: vitsearch "
+                f"download {name}"
+            )
+        super().__init__(f"there is no study {name!r} {where}.{hint}")
 
 
 class StudyNotBegunError(UnknownStudyError):
@@ -90,7 +96,7 @@ def find_study(name: str, settings: Settings) -> StudyRecord:
         return with_actual_state(study, settings, submission)
     if submission is not None:
         raise StudyNotBegunError(submission)
-    raise UnknownStudyError(name, settings.home, nearest_name(name, names))
+    raise UnknownStudyError(name, settings.home, nearest_name(name, names), server=settings.server)
 
 
 def find_summary(name: str, settings: Settings) -> dict[str, Any]:

@@ -97,7 +97,15 @@ def save_report(study: str, file: Path, settings: Settings, *, overwrite: bool =
         orchestrator.study.access.UnknownStudyError: There is no study of that name.
         ReportNotWrittenError: The file cannot be written, or exists and must not be replaced.
     """
-    html = html_report(study, settings)
+    return write_report(html_report(study, settings), file, overwrite=overwrite)
+
+
+def write_report(html: str, file: Path, *, overwrite: bool = False) -> Path:
+    """Write a report that `html_report` or a service made into a file and return its absolute path.
+
+    Raises:
+        ReportNotWrittenError: The file cannot be written, or exists and must not be replaced.
+    """
     try:
         with file.open("w" if overwrite else "x", encoding="utf-8") as stream:
             stream.write(html)

@@ -115,6 +115,29 @@ def test_a_study_is_submitted_and_cancelled_at_a_service(url: str, tmp_path: Pat
     assert "there is no study 'nothing'" in command_line("extend", file).err
 
 
+def test_a_study_is_shared_and_its_champion_and_report_are_copied_from_a_service(
+    url: str, home: Path, tmp_path: Path, command_line: CommandLine
+) -> None:
+    copied, report = tmp_path / "copies" / "model", tmp_path / "report.html"
+    assert command_line("download", "finished", "--out", copied, "--server", url).status == 0
+    files = {path.relative_to(copied): path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    (champion,) = (path.parent for path in home.rglob("champion/model.safetensors"))
+    assert files == {path.relative_to(champion): path.read_bytes() for path in champion.rglob("*") if path.is_file()}
+    again = command_line("download", "finished", "--out", copied, VITSEARCH_SERVER=url)
+    assert (again.status, "must be a new folder" in again.err) == (2, True)
+    assert command_line("report", "finished", "--out", report, "--server", url).status == 0
+    assert "finished" in report.read_text(encoding="utf-8")
+    for command in (["share", "finished"], ["download", "finished"]):
+        alone = command_line(*command)
+        assert (alone.status, "no service was named" in alone.err) == (2, True)
+    never = command_line("share", "finished", "--server", url)
+    assert (never.status, "submit" in never.err) == (2, True), "only submitted studies have a sharing state"
+    asked_here = command_line("predict", "finished", "x.png", VITSEARCH_SERVER=url)
+    assert f"does not ask the service at {url}; copy a champion from there with: vitsearch download finished" in (
+        asked_here.err
+    )
+
+
 @pytest.mark.slow
 def test_a_submitted_study_runs_to_its_end(url: str, tmp_path: Path, command_line: CommandLine) -> None:
     file = tmp_path / "sent.yaml"
@@ -124,6 +147,8 @@ def test_a_submitted_study_runs_to_its_end(url: str, tmp_path: Path, command_lin
     assert watched.status == 0, watched.err
     assert watched.json()["state"] == "complete"
     assert "screen" in command_line("logs", "sent", "--server", url).out
+    for stop, seen in (([], "everyone with an access token"), (["--stop"], "only you and administrators")):
+        assert seen in command_line("share", "sent", *stop, "--server", url).out
     with Client(url) as client:
         assert [event.data for event in client.events("sent")][-1] == {"state": "complete"}
         assert [trial["state"] for trial in client.trials("sent")] == ["complete", "complete"]
