@@ -97,10 +97,10 @@ def save_report(study: str, file: Path, settings: Settings, *, overwrite: bool =
         orchestrator.study.access.UnknownStudyError: There is no study of that name.
         ReportNotWrittenError: The file cannot be written, or exists and must not be replaced.
     """
-    return write_report(html_report(study, settings), file, overwrite=overwrite)
+    return write_page(html_report(study, settings), file, overwrite=overwrite)
 
 
-def write_report(html: str, file: Path, *, overwrite: bool = False) -> Path:
+def write_page(html: str, file: Path, *, overwrite: bool = False) -> Path:
     """Write a report that `html_report` or a service made into a file and return its absolute path.
 
     Raises:

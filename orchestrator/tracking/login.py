@@ -22,7 +22,10 @@ _CONFIG = f"""\
 default_permission = READ
 admin_username = {ADMIN}
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+auth_cache_ttl_seconds = 60
 """
+"""Without the cache, every request costs a second for the hash of its password. Our server has one process, in which
+a changed password takes effect at once."""
 
 
 class LoginError(ValueError):

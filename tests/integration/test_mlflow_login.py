@@ -78,6 +78,7 @@ def test_the_settings_follow_a_home_that_moves_and_keep_what_was_changed(tmp_pat
     assert read["mlflow"]["database_uri"] == f"sqlite:///{moved}/users.db"
     assert read["mlflow"]["default_permission"] == "NO_PERMISSIONS"
     assert read["mlflow"]["admin_username"] == ADMIN
+    assert read["mlflow"].getint("auth_cache_ttl_seconds") == 60
 
 
 def test_others_reach_mlflow_only_with_a_password(tmp_path: Path) -> None:
