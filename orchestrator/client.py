@@ -74,6 +74,11 @@ class Client:
     ) -> None:
         self.close()
 
+    @property
+    def has_token(self) -> bool:
+        """Whether requests are sent with an access token, to a service for several people."""
+        return bool(self._headers)
+
     def close(self) -> None:
         """Close the connections."""
         self._http.close()

@@ -21,6 +21,16 @@ def client_of(server: str | None) -> "Client | None":
     return Client(settings.server, settings.token.get_secret_value() if settings.token else None)
 
 
+def summary_there(client: "Client", name: str) -> dict[str, Any]:
+    """The summary of a study of a service. For people on other machines, a command replaces the champion's folder."""
+    summary = client.study(name)
+    champion = summary["champion"]
+    if champion is None or not client.has_token:
+        return summary
+    rest = {key: value for key, value in champion.items() if key != "folder"}
+    return {**summary, "champion": {**rest, "copied_by": f"vitsearch download {summary['study']}"}}
+
+
 def record_of(trial: Mapping[str, Any]) -> TrialRecord:
     """A trial that a service sent, without what it keeps to itself."""
     return TrialRecord(

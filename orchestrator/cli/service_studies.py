@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli.console import fail, note, out, print_json
 from orchestrator.cli.exit_status import BAD_INPUT, FAILED, INTERRUPTED
+from orchestrator.cli.remote import summary_there
 from orchestrator.cli.tables import study_report
 from orchestrator.store.service_records import ACTIVE
 
@@ -96,7 +97,7 @@ def watch_there(client: "Client", name: str, *, as_json: bool) -> None:
             found["state"], f"was interrupted: {reason}"
         )
         fail(f"study {found['study']!r} {how}. Resume with: vitsearch resume {found['study']}", status=FAILED)
-    summary = client.study(name)
+    summary = summary_there(client, name)
     if as_json:
         print_json(summary)
     else:

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from orchestrator.cli import tables
 from orchestrator.cli.console import fail, note, out, print_json, print_text
-from orchestrator.cli.remote import client_of
+from orchestrator.cli.remote import client_of, summary_there
 from orchestrator.reports.plugin_facts import plugin_facts, plugin_lines
 from orchestrator.settings import load_settings
 from plugins import registry
@@ -46,7 +46,7 @@ def status_command(name: str, server: str | None, *, as_json: bool) -> None:
     from orchestrator.study.access import find_summary
 
     client = client_of(server)
-    summary = client.study(name) if client else find_summary(name, load_settings())
+    summary = summary_there(client, name) if client else find_summary(name, load_settings())
     if as_json:
         print_json(summary)
     else:

@@ -182,12 +182,14 @@ def champion_lines(champion: dict[str, Any]) -> Text:
         origin += f", best of {1 + len(others)} finalists ({count} new seed{'' if count == 1 else 's'} each)"
     report = champion.get("test")
     lines = [] if report is None else report_lines(ModelReport.model_validate(report))
+    copied_by = champion.get("copied_by")  # for a champion on another machine
+    place = f"copy it with   {copied_by}" if copied_by else f"folder         {champion['folder']}"
     return Text(
         f"  test accuracy  {100 * champion['test_accuracy']:.2f} % ({validation})\n"
         + "".join(f"  {name:<13}  {text}\n" for name, text in lines)
         + f"  topology       {configuration['topology']}\n"
         f"  from           {origin}, averaging {_plugin(configuration['averaging'])}\n"
-        f"  folder         {champion['folder']}",
+        f"  {place}",
         no_wrap=True,
         overflow="ignore",  # a wrapped path cannot be copied
     )

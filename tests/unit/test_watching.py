@@ -1,4 +1,4 @@
-"""`vitsearch watch` at a service that stops answering for a while."""
+"""`vitsearch watch` at a service that stops answering for a while, and what `status` and `watch` show from there."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,6 +7,7 @@ import httpx2 as httpx
 import pytest
 
 from orchestrator.cli import service_studies
+from orchestrator.cli.remote import summary_there
 from orchestrator.cli.service_studies import watch_there
 from orchestrator.client import Client, ServerUnavailableError
 
@@ -67,3 +68,12 @@ def test_a_service_that_does_not_return_is_given_up(monkeypatch: pytest.MonkeyPa
 def test_a_token_that_is_revoked_meanwhile_ends_the_watching(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="status 401"):
         watched(monkeypatch, RUNNING, 401)
+
+
+def test_a_command_replaces_the_folder_of_a_champion_on_another_machine() -> None:
+    found = {"study": "ann~digits", "champion": {"folder": "/srv/vitsearch/champion", "trial": 3}}
+    with httpx.Client(transport=Answers(found)) as http:
+        there = summary_there(Client("http://service.example", "token", http=http), "ann~digits")
+        here = summary_there(Client("http://127.0.0.1:8000", http=http), "ann~digits")
+    assert there["champion"] == {"trial": 3, "copied_by": "vitsearch download ann~digits"}
+    assert here == found, "the service of this machine's user"
