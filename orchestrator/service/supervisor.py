@@ -1,5 +1,6 @@
 """Claims submitted studies and starts a driver for each, a process that renews its lease itself and may outlive us."""
 
+import contextlib
 import logging
 import os
 import platform
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -18,12 +20,24 @@ from orchestrator.settings import Settings
 from orchestrator.store.errors import DatabaseUnavailableError
 from orchestrator.store.repository import Store
 from orchestrator.store.service_records import SubmissionRecord
+from orchestrator.store.submission_rows import LeaseLostError
 
 PROCESS_MODULE = "orchestrator.cli.background"
 POLL_S = 1.0
+RENEW_S = 10.0
+"""Seconds between two renewals of the lease of a driver that has not begun."""
+START_S = 600.0
+"""How long a driver may take to begin. On a busy machine, or from a slow disk, its imports alone outlast a lease."""
 _SOON_S = 60.0
 
 _logger = logging.getLogger(__name__)
+
+
+class _Start(NamedTuple):
+    """Times of `time.monotonic` about a driver that was started."""
+
+    renew_at: float
+    give_up_at: float
 
 
 class Supervisor:
@@ -39,6 +53,7 @@ class Supervisor:
         self._store, self._settings, self._pool = store, settings, pool
         self._queue = store.queue()
         self._drivers: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
+        self._starting: dict[tuple[str, int], _Start] = {}
         self.replica = f"{platform.node()[:40]}-{os.getpid()}-{secrets.token_hex(3)}"
 
     def run(self, should_stop: Callable[[], bool], *, until_idle: bool = False, poll_s: float = POLL_S) -> None:
@@ -61,6 +76,7 @@ class Supervisor:
     def step(self) -> None:
         """Note drivers that have ended, and start those that can run now."""
         self._reap()
+        self._renew_starting()
         while (claimed := self._queue.claim(self.replica, self._pool.name, Placing(self._pool))) is not None:
             if not self._start(claimed):
                 return
@@ -84,7 +100,24 @@ class Supervisor:
             self._queue.end(claimed.uid, claimed.lease, "waiting", why)
             return False
         self._drivers[claimed.uid, claimed.lease] = driver
+        now = time.monotonic()
+        self._starting[claimed.uid, claimed.lease] = _Start(renew_at=now + RENEW_S, give_up_at=now + START_S)
         return True
+
+    def _renew_starting(self) -> None:
+        """Renew the leases of drivers that have not begun to do so themselves."""
+        now = time.monotonic()
+        for (uid, lease), start in list(self._starting.items()):
+            if now < start.renew_at:
+                continue
+            del self._starting[uid, lease]
+            found = self._queue.find(uid)
+            has_begun = found is None or found.lease != lease or found.pid is not None
+            if has_begun or (uid, lease) not in self._drivers or now > start.give_up_at:
+                continue
+            with contextlib.suppress(LeaseLostError):
+                self._queue.heartbeat(uid, lease)
+                self._starting[uid, lease] = start._replace(renew_at=now + RENEW_S)
 
     def _reap(self) -> None:
         for (uid, lease), driver in list(self._drivers.items()):

@@ -217,6 +217,33 @@ def test_a_claim_repeated_after_an_outage_starts_no_second_driver(
         driver.wait()
 
 
+def test_a_driver_that_takes_long_to_begin_keeps_its_lease(
+    store: Store, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleeping = subprocess.Popen(["sleep", "600"])  # a driver that still imports
+    monkeypatch.setattr(supervisor, "_start_process", lambda *_: sleeping)
+    monkeypatch.setattr(supervisor, "RENEW_S", 0.0)
+    submit(store, tmp_path)
+    replica = Supervisor(store, settings, BOX)
+    try:
+        replica.step()
+        until = [find_submission(store, "quick").lease_until]
+        replica.step()
+        until.append(find_submission(store, "quick").lease_until)
+        assert until[0] < until[1], "renewed for it"
+        found = find_submission(store, "quick")
+        store.queue().begin(found.uid, found.lease, host="here", pid=sleeping.pid)
+        until = [find_submission(store, "quick").lease_until]
+        replica.step()
+        until.append(find_submission(store, "quick").lease_until)
+        assert until[0] == until[1], "it renews its lease itself"
+    finally:
+        sleeping.kill()
+        sleeping.wait()
+    replica.step()
+    assert find_submission(store, "quick").num_deaths == 1
+
+
 def test_a_study_waits_with_the_reason_while_no_driver_can_start(
     store: Store, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
