@@ -143,8 +143,8 @@ def _follow(client: "Client", name: str) -> Submission:
     """Print the log of a study, and why it waits, until it is over. A service that is started again is waited for."""
     from orchestrator.client import ServerUnavailableError
 
-    reader, told, lost_at = _LogParts(client, name, num_lines=_SHOWN_LINES), "", None
-    has_answered = False
+    reader, told, has_answered = _LogParts(client, name, num_lines=_SHOWN_LINES), "", False
+    lost_at: float | None = None
     while True:
         try:
             found = client.submission(name)
