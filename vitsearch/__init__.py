@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from orchestrator.engines.interfaces import EngineUnavailableError
     from orchestrator.settings import SettingsError
     from orchestrator.spec.study_file import StudySpec
-    from orchestrator.spec.truth_table import TruthError
+    from orchestrator.spec.truth_error import TruthError
     from orchestrator.spec.warm_start import WarmStartError
     from orchestrator.stages.averaging import AveragingResult
     from orchestrator.stages.grow import GrowResult
@@ -239,7 +239,7 @@ _HOMES = {
     "orchestrator.engines.interfaces": "EngineUnavailableError",
     "orchestrator.settings": "SettingsError",
     "orchestrator.spec.study_file": "StudySpec",
-    "orchestrator.spec.truth_table": "TruthError",
+    "orchestrator.spec.truth_error": "TruthError",
     "orchestrator.spec.warm_start": "WarmStartError",
     "trainers.yaml_source": "SpecError",
     "orchestrator.stages.averaging": "AveragingResult",

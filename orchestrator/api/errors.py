@@ -31,7 +31,7 @@ HTTP_STATUS = {
     "orchestrator.store.study_names:NameTakenError": BAD_INPUT,
     "orchestrator.store.submission_rows:IdempotencyError": CONFLICT,
     "orchestrator.store.submission_rows:StudyActiveError": CONFLICT,
-    "orchestrator.spec.truth_table:TruthError": BAD_INPUT,
+    "orchestrator.spec.truth_error:TruthError": BAD_INPUT,
     "orchestrator.spec.warm_start:WarmStartError": BAD_INPUT,
     "trainers.yaml_source:SpecError": BAD_INPUT,
     "orchestrator.study.access:UnknownStudyError": NOT_FOUND,

@@ -7,30 +7,30 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
 from orchestrator.cli.console import fail
+from orchestrator.cli.given_tables import TableNetworks, networks_of, one_each, optional_facts
 from orchestrator.cli.running import run_and_show
 from orchestrator.settings import Settings, load_settings
 from orchestrator.spec.proxy_choices import ALL
 from orchestrator.spec.study_file import StudySpec, make_spec
-from orchestrator.spec.truth_table import TruthError
+from orchestrator.spec.truth_error import TruthError
 from trainers.config import NOISE
 from trainers.data.sources import BUILT_IN
 from trainers.yaml_source import SpecError, absolute_path
 
-IMAGE_SIZE, NUM_CLASSES = 224, 100
-"""Defaults for the published tables."""
 _IMAGES_PER_CLASS = 20
-Value = TypeVar("Value")
 _OPTIONS = {
     "transfer": "--transfer",
     "num_images": "--test-images",
     "table": "--table",
     "space": "--space",
     "target": "--target",
+    "recipe": "--recipe",
+    "epoch": "--epoch",
     "num_classes": "--num-classes",
     "proxies": "--proxies",
     "baselines": "--proxies",
@@ -56,6 +56,9 @@ class CorrelateOptions:
     targets: Sequence[str]
     test_images: Sequence[int]
     """`spaces`, `targets` and `test_images` have one entry per table, or a single entry for all tables."""
+    recipes: Sequence[str]
+    epochs: Sequence[int]
+    """`recipes` and `epochs` have one entry per table of trainings, or a single entry for all of them."""
     num_classes: int | None
     proxies: Sequence[str]
     seeds: int | None
@@ -94,42 +97,28 @@ def proxy_names(given: Sequence[str]) -> list[str]:
 def _of_tables(options: CorrelateOptions) -> dict[str, Any]:
     if not options.tables:
         fail("name a study, or a table of accuracies with --table FILE --space SPACE --target TARGET", status=2)
+    networks = networks_of(options.tables, options.image_size, options.num_classes)
     truths = [
         {
             "table": _path(table),
             "space": space,
             "target": target,
-            "num_classes": options.num_classes or NUM_CLASSES,
-            **({} if num_images is None else {"num_images": num_images}),
+            "num_classes": networks.num_classes,
+            **{key: value for key, value in optional.items() if value is not None},
         }
-        for table, space, target, num_images in zip(
+        for table, space, target, optional in zip(
             options.tables,
-            _for_each_table("--space", options.spaces, options),
-            _for_each_table("--target", options.targets, options),
-            _for_each_table("--test-images", options.test_images or [None], options),
+            one_each("--space", options.spaces, options.tables),
+            one_each("--target", options.targets, options.tables),
+            optional_facts(options.tables, options.test_images, options.recipes, options.epochs),
             strict=True,
         )
     ]
     return {
         "seed": options.seed or 0,
-        "data": _images(options),
-        "stages": [_stage(options, truths[0], [ALL]) | {"further": truths[1:]}],
+        "data": _images(options, networks),
+        "stages": [_stage(options, truths[0], [ALL], networks) | {"further": truths[1:]}],
     }
-
-
-def _for_each_table(option: str, given: Sequence[Value], options: CorrelateOptions) -> Sequence[Value]:
-    """One value per table; a single value holds for all tables."""
-    count = len(options.tables)
-    if not given:
-        fail(f"{option} must be given with --table, but is missing. Add it.", status=2)
-    if len(given) == 1:
-        return list(given) * count
-    if len(given) != count:
-        fail(
-            f"{option} must be given once, or once for each --table ({count}), but was given {len(given)} times.",
-            status=2,
-        )
-    return given
 
 
 def _of_study(options: CorrelateOptions, settings: Settings) -> dict[str, Any]:
@@ -139,6 +128,8 @@ def _of_study(options: CorrelateOptions, settings: Settings) -> dict[str, Any]:
         "--space": options.spaces,
         "--target": options.targets,
         "--test-images": options.test_images,
+        "--recipe": options.recipes and not options.transfers,
+        "--epoch": options.epochs and not options.transfers,
         "--num-classes": options.num_classes,
         "--data": options.data,
         "--image-size": options.image_size,
@@ -156,31 +147,35 @@ def _of_study(options: CorrelateOptions, settings: Settings) -> dict[str, Any]:
     return {
         "seed": study.seed if options.seed is None else options.seed,
         "data": study.data.model_dump(mode="json"),
-        "stages": [_stage(options, {"study": options.study}, proxies)],
+        "stages": [_stage(options, {"study": options.study}, proxies, networks_of((), None, None))],
     }
 
 
-def _stage(options: CorrelateOptions, truth: Mapping[str, Any], default_proxies: Sequence[Any]) -> dict[str, Any]:
+def _stage(
+    options: CorrelateOptions, truth: Mapping[str, Any], default_proxies: Sequence[Any], networks: TableNetworks
+) -> dict[str, Any]:
     given = {"seeds": options.seeds, "repeats": options.repeats, "batch_size": options.batch_size}
     return {
         "stage": "correlate",
         "truth": dict(truth),
         "proxies": proxy_names(options.proxies) or list(default_proxies),
         **{key: value for key, value in given.items() if value is not None},
-        "transfer": [_transfer(text, options.num_classes or NUM_CLASSES) for text in options.transfers],
+        "transfer": [_transfer(text, options, networks) for text in options.transfers],
     }
 
 
-def _transfer(text: str, num_classes: int) -> dict[str, Any]:
+def _transfer(text: str, options: CorrelateOptions, networks: TableNetworks) -> dict[str, Any]:
     file, *rest = text.rsplit(":", 2)
     if len(rest) != 2 or not all((file, *rest)):
         fail(f"--transfer must be FILE:SPACE:TARGET, but got {text!r}.", status=2)
-    return {"table": _path(Path(file)), "space": rest[0], "target": rest[1], "num_classes": num_classes}
+    (optional,) = optional_facts([Path(file)], (), options.recipes[:1], options.epochs[:1], is_further=True)
+    given = {"table": _path(Path(file)), "space": rest[0], "target": rest[1], "num_classes": networks.num_classes}
+    return {**given, **{key: value for key, value in optional.items() if value is not None}}
 
 
-def _images(options: CorrelateOptions) -> dict[str, Any]:
+def _images(options: CorrelateOptions, networks: TableNetworks) -> dict[str, Any]:
     """Noise by default, otherwise a subset of the images, because scores read only one batch."""
-    size, num_classes = options.image_size or IMAGE_SIZE, options.num_classes or NUM_CLASSES
+    size, num_classes = networks.image_size, networks.num_classes
     wanted = 2 * (options.batch_size or 0)
     if options.data is None or options.data == NOISE:
         more = {"max_images": wanted} if wanted > 320 else {}

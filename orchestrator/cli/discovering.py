@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from orchestrator.cli.console import fail, note, out, print_json
+from orchestrator.cli.given_tables import TableNetworks, networks_of, one_each, optional_facts
 from orchestrator.cli.signals import StopRequest, stop_on_signal
 from orchestrator.settings import Settings, load_settings
 
@@ -29,10 +30,14 @@ class DiscoverOptions:
     tables: Sequence[Path]
     spaces: Sequence[str]
     targets: Sequence[str]
-    """`spaces` and `targets` have one entry per table, or a single entry for all tables."""
+    test_images: Sequence[int]
+    """`spaces`, `targets` and `test_images` have one entry per table, or a single entry for all tables."""
+    recipes: Sequence[str]
+    epochs: Sequence[int]
+    """`recipes` and `epochs` have one entry per table of trainings, or a single entry for all of them."""
     name: str
-    num_classes: int
-    image_size: int
+    num_classes: int | None
+    image_size: int | None
     data: str
     batch_size: int
     num_networks: int
@@ -51,14 +56,15 @@ def discover_command(options: DiscoverOptions, *, quiet: bool, as_json: bool) ->
     if problem is not None:
         fail(f"--name: {problem}", status=2)
     search_settings = _search_settings(options)
-    truths = _truths(options)
+    networks = networks_of(options.tables, options.image_size, options.num_classes)
+    truths = _truths(options, networks)
     control, progress = StopRequest(), _Lines(quiet=quiet)
     with stop_on_signal(control):
         pool = _measured(options, truths, settings, control, progress)
         findings = _found(options, pool, search_settings, control, progress)
     path = None
     if not findings.discovery.interrupted or options.save_interrupted:
-        path = _save(options, findings, settings)
+        path = _save(options, networks, findings, settings)
     if as_json:
         print_json({"saved": None if path is None else str(path), **findings.as_json()})
     else:
@@ -81,12 +87,12 @@ def _search_settings(options: DiscoverOptions) -> "SearchSettings":
         fail(f"--{option} must be {first['msg'].removeprefix('Input should be ')}, but got {first['input']}.", status=2)
 
 
-def _truths(options: DiscoverOptions) -> list["GroundTruth"]:
+def _truths(options: DiscoverOptions, networks: TableNetworks) -> list["GroundTruth"]:
     """Load the accuracies of the tables; exits if they are invalid."""
     from orchestrator.discovery.evolution import MIN_TOPOLOGIES
     from orchestrator.evaluation.ground_truth import load_table_truth
+    from orchestrator.spec.truth_error import TruthError
     from orchestrator.spec.truth_source import TruthSource
-    from orchestrator.spec.truth_table import TruthError
     from trainers.config import DataConfig
     from trainers.data.listing import DataError
     from trainers.data.sources import BUILT_IN
@@ -96,23 +102,25 @@ def _truths(options: DiscoverOptions) -> list["GroundTruth"]:
         images: dict[str, Any] = {"source": options.data}
     else:
         images = {"source": absolute_path(options.data, Path.cwd()), "resize": "crop"}
-        images["max_images"] = max(_IMAGES_PER_CLASS * options.num_classes, 2 * options.batch_size)
+        images["max_images"] = max(_IMAGES_PER_CLASS * networks.num_classes, 2 * options.batch_size)
     if options.data == "noise":
-        images |= {"num_classes": options.num_classes, "max_images": max(320, 2 * options.batch_size)}
-    data = DataConfig(**images, image_size=options.image_size)
+        images |= {"num_classes": networks.num_classes, "max_images": max(320, 2 * options.batch_size)}
+    data = DataConfig(**images, image_size=networks.image_size)
     truths: list[GroundTruth] = []
-    for table, space, target in zip(
+    for table, space, target, optional in zip(
         options.tables,
-        _one_each("--space", options.spaces, len(options.tables)),
-        _one_each("--target", options.targets, len(options.tables)),
+        one_each("--space", options.spaces, options.tables),
+        one_each("--target", options.targets, options.tables),
+        optional_facts(options.tables, options.test_images, options.recipes, options.epochs),
         strict=True,
     ):
         path = absolute_path(str(table), Path.cwd())
-        source = TruthSource(table=path, space=space, target=target, num_classes=options.num_classes)
+        source = TruthSource(table=path, space=space, target=target, num_classes=networks.num_classes, **optional)
         try:
             truth = load_table_truth(source, data=data)
         except TruthError as error:
-            fail(f"--{error.key.replace('_', '-')}: {error}", status=2)
+            option = "test-images" if error.key == "num_images" else error.key.replace("_", "-")
+            fail(f"--{option}: {error}", status=2)
         except DataError as error:
             fail(f"--data: {error}", status=2)
         if len(truth.topologies) < MIN_TOPOLOGIES or len(set(truth.accuracies)) == 1:
@@ -121,18 +129,10 @@ def _truths(options: DiscoverOptions) -> list["GroundTruth"]:
                 f"{len(truth.topologies)} with {len(set(truth.accuracies))} different values.",
                 status=2,
             )
-        if any((one.digest, one.target) == (truth.digest, truth.target) for one in truths):
+        if any((one.digest, one.title) == (truth.digest, truth.title) for one in truths):
             fail(f"--table: {target} of {table} must be given once, but it repeats. Remove it.", status=2)
         truths.append(truth)
     return truths
-
-
-def _one_each(option: str, given: Sequence[str], count: int) -> Sequence[str]:
-    if len(given) == 1:
-        return list(given) * count
-    if len(given) != count:
-        fail(f"{option} must be given once, or once per --table ({count}), but was given {len(given)} times.", status=2)
-    return given
 
 
 def _measured(
@@ -188,12 +188,12 @@ def _found(
     return findings
 
 
-def _save(options: DiscoverOptions, findings: "Findings", settings: Settings) -> Path:
+def _save(options: DiscoverOptions, networks: TableNetworks, findings: "Findings", settings: Settings) -> Path:
     from plugins.proxies.saved_formulas import save_formula
 
     about = [
         *findings.about(),
-        f"networks: {options.num_networks} per topology, {options.num_classes} classes, {options.image_size} pixels, "
+        f"networks: {options.num_networks} per topology, {networks.num_classes} classes, {networks.image_size} pixels, "
         f"a batch of {options.batch_size} from {options.data}",
     ]
     formula = findings.discovery.formula

@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cli.joint_table import joint_rankings
-from orchestrator.discovery.run import BASELINES, CONFIDENCE, Findings, interval_text
+from orchestrator.cli.verdict_table import ceiling_text
+from orchestrator.discovery.run import BASELINES, CONFIDENCE, Findings, TruthVerdicts, interval_text
 from orchestrator.evaluation.verdict import Interval, Verdict
 
 
@@ -23,7 +24,7 @@ def discovery_report(findings: Findings, *, saved: Path | None) -> RenderableTyp
         ),
     ]
     if findings.joint:
-        parts.append(Text(f"\nheld-out halves of {len(findings.verdicts)} tables together", style="bold"))
+        parts.append(Text(f"\nheld-out halves of {len(findings.joint[0].tables)} tables together", style="bold"))
         rows = [row.model_dump(mode="json") for row in findings.joint]
         parts += joint_rankings(rows, BASELINES, CONFIDENCE, {})[:-1]
     for truth in findings.verdicts:
@@ -31,6 +32,7 @@ def discovery_report(findings: Findings, *, saved: Path | None) -> RenderableTyp
         searched = next(row for row in truth.searched if row.proxy == findings.name)
         parts += [
             Text(f"\n{truth.title}: {count} topologies held out", style="bold"),
+            *(Text(f"  {line}") for line in _limits(truth)),
             _table(truth.held_out),
             Text(
                 f"  on the {searched.num_topologies} searched topologies, {findings.name} has {_text(searched.tau)}; "
@@ -40,6 +42,16 @@ def discovery_report(findings: Findings, *, saved: Path | None) -> RenderableTyp
     if saved is not None:
         parts.append(Text(f"\nsaved as {saved}; use it by name: --proxies {findings.name}", overflow="ignore"))
     return Group(*parts)
+
+
+def _limits(truth: TruthVerdicts) -> list[str]:
+    """What these accuracies can show."""
+    if truth.has_no_verdict:
+        return [
+            "These accuracies differ by no more than chance: no verdict. Use more topologies, or accuracies from more "
+            "images or several seeds."
+        ]
+    return [] if truth.ceiling is None else [ceiling_text(truth.ceiling.model_dump(mode="json"))]
 
 
 def _table(rows: Sequence[Verdict]) -> Table:

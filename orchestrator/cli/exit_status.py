@@ -22,7 +22,7 @@ STATUS = {
     "orchestrator.service.submitting:SubmissionError": BAD_INPUT,
     "orchestrator.service.submitting:UnknownSubmissionError": BAD_INPUT,
     "orchestrator.settings:SettingsError": BAD_INPUT,
-    "orchestrator.spec.truth_table:TruthError": BAD_INPUT,
+    "orchestrator.spec.truth_error:TruthError": BAD_INPUT,
     "orchestrator.spec.warm_start:WarmStartError": BAD_INPUT,
     "trainers.yaml_source:SpecError": BAD_INPUT,
     "orchestrator.store.study_names:NameTakenError": BAD_INPUT,
@@ -56,7 +56,7 @@ STATUS = {
 _ABOUT_A_FILE = frozenset(
     {
         "orchestrator.service.submitting:SubmissionError",
-        "orchestrator.spec.truth_table:TruthError",
+        "orchestrator.spec.truth_error:TruthError",
         "orchestrator.spec.warm_start:WarmStartError",
         "orchestrator.study.driver:DataChangedError",
         "orchestrator.study.growth:SpecChangedError",

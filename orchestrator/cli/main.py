@@ -276,7 +276,8 @@ def _correlate(
         typer.Option(
             "--table",
             metavar="FILE",
-            help="Instead of a study, a JSON table of `arch` and targets; may be repeated for a joint verdict.",
+            help="Instead of a study, a JSON table of `arch` and targets, or a table of trainings (.parquet); may be "
+            "repeated for a joint verdict.",
         ),
     ] = None,
     space: Annotated[
@@ -287,12 +288,21 @@ def _correlate(
         list[str] | None,
         typer.Option("--target", metavar="TARGET", help="Name of the target in each table; one for all, or each."),
     ] = None,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option("--recipe", metavar="NAME", help="Recipe in each table of trainings, if it has several."),
+    ] = None,
+    epoch: Annotated[
+        list[int] | None,
+        typer.Option("--epoch", min=1, help="Epoch in each table of trainings; by default the last."),
+    ] = None,
     test_images: Annotated[
         list[int] | None,
         typer.Option(
             "--test-images",
             min=1,
-            help="Number of images that measured the accuracies of each table, to estimate the tau of a perfect score.",
+            help="Number of images that measured the accuracies of each table, to estimate the tau of a perfect score; "
+            "known for a table of trainings.",
         ),
     ] = None,
     proxies: Annotated[
@@ -317,10 +327,17 @@ def _correlate(
         str | None, typer.Option("--data", metavar="PATH", help="Images to score on; by default noise.")
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option("--image-size", help="Image size in pixels, for a table; by default 224.")
+        int | None,
+        typer.Option(
+            "--image-size", help="Image size in pixels, for a table; by default 224, or that of its trainings."
+        ),
     ] = None,
     num_classes: Annotated[
-        int | None, typer.Option("--num-classes", help="Number of classes of the table's networks; by default 100.")
+        int | None,
+        typer.Option(
+            "--num-classes",
+            help="Number of classes of the table's networks; by default 100, or those of its trainings.",
+        ),
     ] = None,
     transfer: Annotated[
         list[str] | None,
@@ -344,6 +361,8 @@ def _correlate(
         spaces=space or (),
         targets=target or (),
         test_images=test_images or (),
+        recipes=recipe or (),
+        epochs=epoch or (),
         num_classes=num_classes,
         proxies=proxies or (),
         seeds=seeds,
@@ -361,7 +380,11 @@ def _correlate(
 def _discover(
     table: Annotated[
         list[Path],
-        typer.Option("--table", metavar="FILE", help="A JSON table of `arch` and targets; may be repeated."),
+        typer.Option(
+            "--table",
+            metavar="FILE",
+            help="A JSON table of `arch` and targets, or a table of trainings (.parquet); may be repeated.",
+        ),
     ],
     space: Annotated[
         list[str], typer.Option("--space", metavar="SPACE", help="Search space of all tables, or one per table.")
@@ -370,13 +393,38 @@ def _discover(
         list[str], typer.Option("--target", metavar="TARGET", help="Target in all tables, or one per table.")
     ],
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="Name for the discovered proxy.")],
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option("--recipe", metavar="NAME", help="Recipe in each table of trainings, if it has several."),
+    ] = None,
+    epoch: Annotated[
+        list[int] | None,
+        typer.Option("--epoch", min=1, help="Epoch in each table of trainings; by default the last."),
+    ] = None,
+    test_images: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--test-images",
+            min=1,
+            help="Number of images that measured the accuracies of each table, to estimate the tau of a perfect score; "
+            "known for a table of trainings.",
+        ),
+    ] = None,
     iterations: Annotated[int, typer.Option(min=1, help="Number of formulas to try.")] = 20_000,
     max_size: Annotated[int, typer.Option(help="Maximum number of inputs and operations in a formula.")] = 15,
     num_networks: Annotated[int, typer.Option(min=1, help="Fresh networks per topology.")] = 1,
     batch_size: Annotated[int, typer.Option(min=2, help="Number of images per network.")] = 16,
     data: Annotated[str, typer.Option(metavar="PATH", help="Images to measure on.")] = "noise",
-    image_size: Annotated[int, typer.Option(min=8, max=1024, help="Image size in pixels.")] = 224,
-    num_classes: Annotated[int, typer.Option(min=2, help="Number of classes of the tables' networks.")] = 100,
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=8, max=1024, help="Image size in pixels; by default 224, or that of the trainings."),
+    ] = None,
+    num_classes: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Number of classes of the tables' networks; by default 100, or those of the trainings."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split into halves and of the search.")] = 0,
     save_interrupted: Annotated[
         bool, typer.Option("--save-interrupted", help="Also save the best formula if Ctrl-C interrupts the search.")
@@ -392,6 +440,9 @@ def _discover(
         tables=table,
         spaces=space,
         targets=target,
+        recipes=recipe or (),
+        epochs=epoch or (),
+        test_images=test_images or (),
         name=name,
         num_classes=num_classes,
         image_size=image_size,

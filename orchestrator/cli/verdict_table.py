@@ -88,24 +88,32 @@ def _limits(truth: Mapping[str, Any], ceiling: Mapping[str, Any] | None) -> list
     """What the accuracies can show: the epoch at which they were compared, and the tau of a perfect score."""
     found = []
     epoch, left_out = truth.get("epoch"), truth.get("num_left_out", 0)
-    behind = f"{left_out} topologies that ended earlier are left out" if left_out else ""
+    why = "whose trainings failed" if truth["kind"] == "table" else "that ended earlier"
+    behind = f"{left_out} topologies {why} are left out" if left_out else ""
     if epoch is not None:
         extra = f"; {behind}" if behind else ""
         found.append(
             f"Trainings ended at different epochs and are compared at epoch {epoch} of {truth['num_epochs']}{extra}."
         )
     elif behind:
-        found.append(f"{behind[0].upper()}{behind[1:]}.")
-    if ceiling is not None:
-        reached = f"A perfect score would reach a tau of {{}}about {tau_text(ceiling['tau'])}"
-        if ceiling["source"] == "seeds":
-            found.append(f"{reached.format('')} (from {ceiling['num_seeds']} trainings of each topology).")
-        else:
-            found.append(
-                f"{reached.format('at least ')} for these very trainings (from the number of images). Other training "
-                "seeds may change the ranking: `repeats` measures that."
-            )
-    return found
+        found.append(f"{behind}.")
+    return found if ceiling is None else [*found, ceiling_text(ceiling)]
+
+
+def ceiling_text(ceiling: Mapping[str, Any]) -> str:
+    """The tau of a perfect score, and how it is known."""
+    tau = tau_text(ceiling["tau"])
+    if ceiling["source"] == "images":
+        return (
+            f"A perfect score would reach a tau of at least about {tau} for these very trainings (from the number of "
+            "images). Other training seeds may change the ranking: `repeats` measures that."
+        )
+    how = (
+        f"{ceiling['num_seeds']} trainings of each topology"
+        if ceiling["num_seeds"] > 1
+        else "the topologies that were trained several times"
+    )
+    return f"A perfect score would reach a tau of about {tau} (from {how})."
 
 
 def tau_text(interval: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ from numpy.typing import NDArray
 from orchestrator.discovery.block_tables import StatisticsFiles, join_tables, measure_topologies
 from orchestrator.discovery.evolution import Discovery, SearchSettings, judge_formulas, search
 from orchestrator.discovery.objective import BlockTable, Truth, split_topologies, strongest_tau
+from orchestrator.evaluation.ceiling import have_no_verdict, without_marks
 from orchestrator.evaluation.ground_truth import GroundTruth
 from orchestrator.evaluation.joint import QUESTIONS, ScoredTable, judge_jointly, with_unique_titles
-from orchestrator.evaluation.verdict import Interval, JointVerdict, Verdict
+from orchestrator.evaluation.verdict import Ceiling, Interval, JointVerdict, Verdict
 from plugins import registry
 from plugins.proxies.formulas import Formula
 
@@ -30,6 +32,8 @@ class MeasuredPool:
 
     table: BlockTable
     truths: tuple[Truth, ...]
+    sources: tuple[GroundTruth, ...]
+    """The truths as they were loaded."""
     topologies: tuple[str, ...]
     """The topologies as `space:text`, in the order of the table."""
     baselines: dict[str, list[float]]
@@ -46,6 +50,10 @@ class TruthVerdicts:
     held_out: tuple[Verdict, ...]
     searched: tuple[Verdict, ...]
     """Verdicts on the half used for the search. Their difference to `held_out` shows the overfitting."""
+    ceiling: Ceiling | None
+    """The tau that a perfect score could reach on the held-out half; `None` if unknown."""
+    has_no_verdict: bool
+    """Whether the accuracies of the held-out half differ by no more than chance, so that nothing is shown by them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +65,8 @@ class Findings:
     discovery: Discovery
     verdicts: tuple[TruthVerdicts, ...]
     joint: tuple[JointVerdict, ...]
-    """Verdicts over all held-out halves together, for pairs of any size and of like size; empty with a single truth."""
+    """Verdicts over all held-out halves together, for pairs of any size and of like size. Halves without a verdict are
+    left out; empty with fewer than two."""
 
     def about(self) -> list[str]:
         """Comment lines for the file of the saved formula."""
@@ -70,9 +79,12 @@ class Findings:
         ]
         for truth in self.verdicts:
             held_out, searched = (_verdict_on(self.name, rows) for rows in (truth.held_out, truth.searched))
+            ceiling = "" if truth.ceiling is None else f", a perfect score {interval_text(truth.ceiling.tau)}"
+            chance = "; these accuracies differ by no more than chance" if truth.has_no_verdict else ""
             minus = ", ".join(f"minus {name} {interval_text(one)}" for name, one in held_out.minus.items())
             lines += [
-                f"{truth.title}, {held_out.num_topologies} held out: tau {interval_text(held_out.tau)}, {minus}",
+                f"{truth.title}, {held_out.num_topologies} held out: tau {interval_text(held_out.tau)}, {minus}"
+                f"{ceiling}{chance}",
                 f"{truth.title}, {searched.num_topologies} used for the search: tau {interval_text(searched.tau)} "
                 "(optimistic)",
             ]
@@ -104,6 +116,8 @@ class Findings:
             "truths": [
                 {
                     "title": truth.title,
+                    "ceiling": None if truth.ceiling is None else truth.ceiling.model_dump(mode="json"),
+                    "has_no_verdict": truth.has_no_verdict,
                     "held_out": [_row(row) for row in truth.held_out],
                     "searched": [_row(row) for row in truth.searched],
                 }
@@ -160,6 +174,7 @@ def measure_pool(
         table=table,
         topologies=tuple(topologies),
         truths=tuple(_truth(truth, places) for truth in truths),
+        sources=tuple(truths),
         baselines={
             "params": [float(cost.parameters) for cost in costs],
             "flops": [float(cost.macs) for cost in costs],
@@ -212,29 +227,38 @@ def discover(
     if discovery is None:
         return None
 
-    def verdicts(truth: Truth) -> tuple[Verdict, ...]:
-        return tuple(
-            judge_formulas(
-                {name: discovery.formula},
-                pool.table,
-                truth,
-                pool.baselines,
-                resamples=RESAMPLES,
-                confidence=CONFIDENCE,
-                seed=seed,
-            )
-        )
-
+    judged = partial(_judge_halves, name, discovery.formula, pool, seed=seed)
     held_out = [truth.within(~searched) for truth in pool.truths]
+    verdicts = [judged(*one) for one in zip(held_out, halves, pool.sources, strict=True)]
+    counted = [truth for truth, found in zip(held_out, verdicts, strict=True) if not found.has_no_verdict]
     return Findings(
         name=name,
         seed=seed,
         discovery=discovery,
-        verdicts=tuple(
-            TruthVerdicts(title=half.name, held_out=verdicts(rest), searched=verdicts(half))
-            for rest, half in zip(held_out, halves, strict=True)
-        ),
-        joint=tuple(_judge_jointly(name, discovery.formula, pool, held_out, seed=seed)),
+        verdicts=tuple(verdicts),
+        joint=tuple(_judge_jointly(name, discovery.formula, pool, counted, seed=seed)),
+    )
+
+
+def _judge_halves(
+    name: str, formula: Formula, pool: MeasuredPool, held_out: Truth, searched: Truth, source: GroundTruth, *, seed: int
+) -> TruthVerdicts:
+    """The verdicts on the formula and the baselines, for both halves of one truth."""
+
+    def judge(half: Truth) -> list[Verdict]:
+        return judge_formulas(
+            {name: formula}, pool.table, half, pool.baselines, resamples=RESAMPLES, confidence=CONFIDENCE, seed=seed
+        )
+
+    found = judge(held_out)
+    ceiling = source.only({pool.topologies[place] for place in held_out.places}).ceiling(CONFIDENCE)
+    has_no_verdict = have_no_verdict(ceiling, found)
+    return TruthVerdicts(
+        title=held_out.name,
+        held_out=tuple(without_marks(found) if has_no_verdict else found),
+        searched=tuple(judge(searched)),
+        ceiling=ceiling,
+        has_no_verdict=has_no_verdict,
     )
 
 

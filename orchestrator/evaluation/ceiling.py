@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from orchestrator.evaluation.rank_statistics import Vector
-from orchestrator.evaluation.verdict import Ceiling, Interval
+from orchestrator.evaluation.verdict import Ceiling, Interval, Verdict
 
 
 def ceiling_of_seeds(seeds: Sequence[Sequence[float]], *, confidence: float) -> Ceiling | None:
@@ -53,6 +53,26 @@ def ceiling_of_images(accuracies: Sequence[float], num_images: int, *, confidenc
         return None
     noise = float(np.mean(values * (1 - values))) / num_images
     return _ceiling(values, noise, math.inf, source="images", num_seeds=1, confidence=confidence)
+
+
+def have_no_verdict(ceiling: Ceiling | None, verdicts: Sequence[Verdict]) -> bool:
+    """Whether the accuracies differ by no more than chance, so that no score can be judged by them.
+
+    Noise estimated from several trainings decides this alone. That from the number of images is too large, since all
+    topologies were measured on the same images: a score whose tau is shown to differ from 0 refutes it.
+
+    Args:
+        ceiling: The ceiling of the accuracies; `None` if their noise is unknown.
+        verdicts: The verdicts on all scores.
+    """
+    if ceiling is None or not ceiling.may_be_chance:
+        return False
+    return ceiling.source == "seeds" or not any(row.above_zero or row.below_zero for row in verdicts)
+
+
+def without_marks(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """The verdicts, none of which shows anything."""
+    return [row.model_copy(update={"above_zero": False, "below_zero": False, "beaten": ()}) for row in verdicts]
 
 
 def _ceiling(

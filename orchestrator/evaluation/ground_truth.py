@@ -1,12 +1,14 @@
 """Accuracies to compare scores with, from trained trials or from a table."""
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from orchestrator.evaluation.verdict import Ceiling
+from orchestrator.spec.truth_error import TruthError
 from orchestrator.spec.truth_source import TruthSource
-from orchestrator.spec.truth_table import TruthError, file_digest, read_truth_table
+from orchestrator.spec.truth_table import file_digest, read_truth_table
 from search_spaces.base import ImageTask
 from trainers.config import DataConfig
 
@@ -17,7 +19,7 @@ class GroundTruth:
 
     kind: Literal["trials", "table"]
     name: str
-    """Name of the study or of the table's file."""
+    """Name of the study or of the table's file; with recipe and epoch for a table of trainings."""
     source: str
     """Name of the study, or path of the table."""
     target: str
@@ -36,16 +38,26 @@ class GroundTruth:
     curves: tuple[tuple[float, ...], ...] = ()
     """Validation accuracies after each epoch, for every completed trial; empty for a table."""
     seeds: tuple[tuple[float, ...], ...] = ()
-    """Accuracies of each topology, one per training; their means are `accuracies`. Empty for a table."""
+    """Accuracies of each topology, one per training; their means are `accuracies`. Empty for published ones."""
     num_images: int | None = None
-    """Number of images that measured each accuracy, if they are shares of correct answers; `None` if unknown. Those of
-    a table are in percent if one is above 1."""
+    """Number of images that measured each accuracy, if they are shares of correct answers; `None` if unknown. Published
+    accuracies are in percent if one is above 1."""
     epoch: int | None = None
     """The epoch at which trainings that ended at different epochs are compared; `None` for their results."""
     num_epochs: int | None = None
     """Epochs of a whole training; `None` for a table."""
     num_left_out: int = 0
     """Trained topologies that did not reach the epoch of the comparison."""
+
+    def only(self, topologies: Collection[str]) -> "GroundTruth":
+        """The ground truth restricted to some of its topologies."""
+        kept = [place for place, topology in enumerate(self.topologies) if topology in topologies]
+        return replace(
+            self,
+            topologies=tuple(self.topologies[place] for place in kept),
+            accuracies=tuple(self.accuracies[place] for place in kept),
+            seeds=tuple(self.seeds[place] for place in kept) if self.seeds else (),
+        )
 
     def ceiling(self, confidence: float) -> Ceiling | None:
         """The tau that a perfect score could reach; `None` if the noise of the accuracies is unknown."""
@@ -80,7 +92,7 @@ def load_table_truth(source: TruthSource, *, data: DataConfig) -> GroundTruth:
     from trainers.data.images import load_images  # imports torch
 
     path, images = Path(source.table), load_images(data)
-    table = read_truth_table(path, space=source.space, target=source.target)
+    table = read_truth_table(path, space=source.space, target=source.target, recipe=source.recipe, epoch=source.epoch)
     num_classes = source.num_classes or images.task.num_classes
     if num_classes < images.task.num_classes:
         raise TruthError(
@@ -98,14 +110,16 @@ def load_table_truth(source: TruthSource, *, data: DataConfig) -> GroundTruth:
         )
     return GroundTruth(
         kind="table",
-        name=path.stem,
+        name=table.name,
         source=str(path),
         target=source.target,
-        unit="table",
+        unit="table" if table.recipe is None else "fraction",
         topologies=tuple(row.topology.id for row in table.rows),
         accuracies=tuple(row.value for row in table.rows),
         data=data,
         task=task,
         digest=file_digest(path),
-        num_images=source.num_images,
+        seeds=tuple(row.seeds for row in table.rows if row.seeds),
+        num_images=source.num_images or table.num_images,
+        num_left_out=table.num_left_out,
     )

@@ -1,4 +1,4 @@
-"""Tables of published accuracies: a JSON file of rows, each with an `arch` of one search space and its targets."""
+"""Tables of accuracies: JSON files of rows, each with an `arch` of one search space, and tables of trainings."""
 
 import hashlib
 import json
@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from orchestrator.spec.problems import found, plain
+from orchestrator.spec.trainings_table import SUFFIX, read_recipe_accuracies, read_task
+from orchestrator.spec.truth_error import TruthError
 from plugins import registry
 from plugins.regular_files import read_regular_file
 from search_spaces.base import ImageTask, SearchSpace, Topology
@@ -20,18 +22,6 @@ _COSTS = {"params": "parameters", "macs": "macs"}
 """Keys of a row that are compared with our closed-form costs, and the matching attribute of `Costs`."""
 
 
-class TruthError(ValueError):
-    """A ground truth cannot be used; the message states where, what must hold and what was found.
-
-    Attributes:
-        key: The key of the study file's `truth` that caused the error.
-    """
-
-    def __init__(self, message: str, *, key: str = "table") -> None:
-        self.key = key
-        super().__init__(message)
-
-
 class TableRow(NamedTuple):
     """One topology of a table."""
 
@@ -39,9 +29,11 @@ class TableRow(NamedTuple):
     """Row number, starting at 1."""
     topology: Topology
     value: float
-    """Value of the target, in the unit of the table."""
+    """Value of the target, in the unit of the table; the mean if the topology was trained several times."""
     costs: Mapping[str, int]
     """`parameters` and `macs` from the table, if the row has them."""
+    seeds: tuple[float, ...] = ()
+    """Values of the trainings; empty for published accuracies."""
 
 
 class TruthTable(NamedTuple):
@@ -51,6 +43,19 @@ class TruthTable(NamedTuple):
     space: str
     target: str
     rows: tuple[TableRow, ...]
+    recipe: str | None = None
+    """Recipe and epoch of a table of trainings; `None` for published accuracies."""
+    epoch: int | None = None
+    num_left_out: int = 0
+    """Topologies without a value, because their trainings failed."""
+    num_images: int | None = None
+    """Number of images that measured each value; `None` if the table does not say it."""
+
+    @property
+    def name(self) -> str:
+        """Name of the file, with recipe and epoch of a table of trainings."""
+        stem = self.path.stem
+        return stem if self.recipe is None else f"{stem} ({self.recipe}, epoch {self.epoch})"
 
     def check(self, task: ImageTask) -> None:
         """Compare the costs in the table with those of our networks for a task.
@@ -60,7 +65,7 @@ class TruthTable(NamedTuple):
         """
         space = registry.load("spaces", self.space)
         for row in self.rows:
-            where = _where(row.number, self.path)
+            where = f"{row.topology.id} of {self.path}" if self.recipe else _where(row.number, self.path)
             problem = space.problem(row.topology, task)
             if problem:
                 raise TruthError(f"{where} must fit images of {task.image_size} pixels, but {problem}")
@@ -75,20 +80,29 @@ class TruthTable(NamedTuple):
                     )
 
 
-def read_truth_table(path: Path, *, space: str, target: str) -> TruthTable:
+def read_truth_table(
+    path: Path, *, space: str, target: str, recipe: str | None = None, epoch: int | None = None
+) -> TruthTable:
     """Read a table without checking its costs.
 
     Args:
         path: A JSON file: a list of mappings, each with `arch` (the fields of a topology of the space, or its text)
-            and a number under `target`; `params` and `macs` are optional.
+            and a number under `target`; `params` and `macs` are optional. Or a table of trainings, a parquet file.
         space: Name of the search space.
         target: Key of the accuracies.
+        recipe: Name of the recipe in a table of trainings; may be omitted if there is only one.
+        epoch: Epoch of the accuracies in a table of trainings; by default the last one.
 
     Raises:
         TruthError: The first mistake.
     """
     if space not in registry.available("spaces"):
         raise TruthError(str(registry.UnknownPluginError("spaces", space)), key="space")
+    if is_trainings_table(path):
+        return _read_trainings(path, space=space, target=target, recipe=recipe, epoch=epoch)
+    for key, value in {"recipe": recipe, "epoch": epoch}.items():
+        if value is not None:
+            raise TruthError(f"`{key}` is only for a table of trainings ({SUFFIX}), but {path} is not one.", key=key)
     rows = _load(path)
     search_space = registry.load("spaces", space)
     read: dict[str, TableRow] = {}
@@ -107,6 +121,45 @@ def read_truth_table(path: Path, *, space: str, target: str) -> TruthTable:
     return TruthTable(path, space, target, tuple(read.values()))
 
 
+def is_trainings_table(path: Path) -> bool:
+    """Whether a file is a table of trainings, by its name."""
+    return path.suffix == SUFFIX
+
+
+def task_of_trainings(path: Path) -> ImageTask:
+    """The image size, channels and classes for which the networks of a table of trainings were built.
+
+    Raises:
+        TruthError: The file cannot be read, or is not such a table.
+    """
+    return read_task(_read(path), where=str(path))
+
+
+def _read_trainings(path: Path, *, space: str, target: str, recipe: str | None, epoch: int | None) -> TruthTable:
+    read = read_recipe_accuracies(_read(path), where=str(path), space=space, target=target, recipe=recipe, epoch=epoch)
+    search_space = registry.load("spaces", space)
+    rows = tuple(
+        TableRow(
+            number=number,
+            topology=_topology(one.topology, search_space, space, str(path)),
+            value=sum(one.accuracies) / len(one.accuracies),
+            costs={"parameters": one.parameters, "macs": one.macs},
+            seeds=one.accuracies,
+        )
+        for number, one in enumerate(read.topologies, start=1)
+    )
+    return TruthTable(
+        path,
+        space,
+        target,
+        rows,
+        recipe=read.recipe,
+        epoch=read.epoch,
+        num_left_out=read.num_left_out,
+        num_images=read.num_images,
+    )
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, in hex.
 
@@ -121,7 +174,7 @@ def _read(path: Path) -> bytes:
         return read_regular_file(path, max_bytes=_MAX_BYTES)
     except OSError as error:
         raise TruthError(
-            f"{path} must be a JSON file of rows, but it cannot be read ({error.strerror}; working directory "
+            f"{path} must be a table, but it cannot be read ({error.strerror}; working directory "
             f"{Path.cwd()}). Correct the path."
         ) from None
 

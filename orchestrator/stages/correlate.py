@@ -11,8 +11,9 @@ from orchestrator.spec.plugin_checks import choice_problems, proxy_problems
 from orchestrator.spec.problems import Problem
 from orchestrator.spec.proxy_choices import expand_all, is_pool_proxy, with_repeats
 from orchestrator.spec.stage_model import Count, Fraction, StageModel, StageName, latest
+from orchestrator.spec.truth_error import TruthError
 from orchestrator.spec.truth_source import TruthSource
-from orchestrator.spec.truth_table import TruthError, read_truth_table
+from orchestrator.spec.truth_table import read_truth_table
 from orchestrator.stages.context import StageContext, StageFailedError
 from orchestrator.stages.kind import StageKind, StageOutcome
 from orchestrator.stages.screen import ScreenStage
@@ -225,7 +226,9 @@ def _table_problems(stage: CorrelateStage, at: KeyPath) -> Iterator[Problem]:
         if truth.table is None or truth.space is None or truth.target is None:
             continue
         try:
-            read_truth_table(Path(truth.table), space=truth.space, target=truth.target)
+            read_truth_table(
+                Path(truth.table), space=truth.space, target=truth.target, recipe=truth.recipe, epoch=truth.epoch
+            )
         except TruthError as error:
             yield Problem((*path, error.key), str(error))
 

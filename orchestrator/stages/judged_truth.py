@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
+from orchestrator.evaluation.ceiling import have_no_verdict, without_marks
 from orchestrator.evaluation.combining import MIN_TO_LEARN, nested_predictions, rank_aggregates
 from orchestrator.evaluation.ground_truth import GroundTruth
 from orchestrator.evaluation.joint import ScoredTable
@@ -44,14 +45,8 @@ class JudgedTruth:
 
     @cached_property
     def has_no_verdict(self) -> bool:
-        """Whether the accuracies differ by no more than chance, so that no score can be judged by them.
-
-        Noise estimated from several trainings decides this alone. That from the number of images is too large, since
-        all topologies were measured on the same images: a score whose tau is shown to differ from 0 refutes it.
-        """
-        if self.ceiling is None or not self.ceiling.may_be_chance:
-            return False
-        return self.ceiling.source == "seeds" or not any(row.above_zero or row.below_zero for row in self._unchecked)
+        """Whether the accuracies differ by no more than chance, so that no score can be judged by them."""
+        return have_no_verdict(self.ceiling, self._unchecked)
 
     @cached_property
     def verdicts(self) -> list[Verdict]:
@@ -77,9 +72,7 @@ class JudgedTruth:
         return self._judge(self.scores)
 
     def _without_marks(self, verdicts: Sequence[Verdict]) -> list[Verdict]:
-        if not self.has_no_verdict:
-            return list(verdicts)
-        return [row.model_copy(update={"above_zero": False, "below_zero": False, "beaten": ()}) for row in verdicts]
+        return without_marks(verdicts) if self.has_no_verdict else list(verdicts)
 
     def _judge(self, scores: Mapping[str, Seeds]) -> list[Verdict]:
         return judge_proxies(

@@ -13,8 +13,9 @@ from orchestrator.evaluation.ground_truth import GroundTruth, load_table_truth
 from orchestrator.evaluation.unequal_epochs import Training, compare_trainings
 from orchestrator.spec.stage_model import latest
 from orchestrator.spec.study_file import StudySpec
+from orchestrator.spec.truth_error import TruthError
 from orchestrator.spec.truth_source import TruthSource
-from orchestrator.spec.truth_table import TruthError, file_digest
+from orchestrator.spec.truth_table import file_digest
 from orchestrator.stages.kind import FinishedStage
 from orchestrator.stages.screen import ScreenStage
 from orchestrator.stages.train import TRAIN

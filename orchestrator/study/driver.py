@@ -107,7 +107,7 @@ def run_study(
         StudyBusyError: Another process is running the study, or took it over while this one had no database.
         orchestrator.store.errors.DatabaseUnavailableError: The database is unreachable, or cannot be written to.
         trainers.data.listing.DataError: The data cannot be used.
-        orchestrator.spec.truth_table.TruthError: A ground truth cannot be used.
+        orchestrator.spec.truth_error.TruthError: A ground truth cannot be used.
         trainers.weights.errors.WeightsError: Weights to start from cannot be used.
         orchestrator.study.access.UnknownStudyError: A study to start from does not exist.
         orchestrator.settings.SettingsError: The home folder cannot be created.

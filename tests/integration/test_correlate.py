@@ -25,6 +25,7 @@ from plugins.proxies.flops import Flops
 from search_spaces.recipes import PluginChoice
 from tests.fakes import RecordingProgress, Switch, Told
 from tests.tiny import CommandLine, FinishedStudy, read_rows, run_here
+from tests.trainings import TASK, rows, write_trainings
 from trainers.config import ScoreTask, TaskOutcome
 from trainers.tasks import scoring
 
@@ -216,6 +217,42 @@ def test_several_tables_are_judged_each_and_together_and_scored_once(
     assert "Any size: which of two topologies is better" in text
 
 
+def test_a_table_of_trainings_is_judged_by_recipe_with_the_ceiling_of_its_seeds(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    rng = random.Random(0)
+    topologies = {topology.id: topology for topology in (SPACE.sample(rng) for _ in range(12))}
+    by_size = sorted(topologies, key=lambda name: SPACE.costs(topologies[name], TASK).parameters)
+    file = write_trainings(tmp_path / "curves.parquet", rows(by_size, num_repeated=4))
+    given = ["correlate", "--table", str(file), "--space", "as-vit", "--target", "val_accuracy", "--quiet"]
+    scored = ["--proxies", "weight-norm", "--batch-size", "4"]
+
+    done = command_line(*given, *scored, "--recipe", "base", "--json")
+    assert done.status == 0, done.err
+    verdict = done.json()["correlation"]
+    assert verdict["truth"]["name"] == "curves (base, epoch 3)"
+    assert (verdict["truth"]["unit"], verdict["num_topologies"]) == ("fraction", len(by_size))
+    assert verdict["ceiling"]["source"] == "seeds"
+    assert verdict["ceiling"]["tau"]["value"] > 0.9
+    assert {row["proxy"]: row for row in verdict["proxies"]}["params"]["tau"]["value"] == pytest.approx(1)
+
+    both = command_line(*given, *scored, "--table", str(file), "--recipe", "base", "--recipe", "fast", "--epoch", "1")
+    assert both.status == 0, both.err
+    text = " ".join(both.out.split())
+    assert "val_accuracy of curves (base, epoch 1): the strongest baseline is params" in text
+    assert "val_accuracy of curves (fast, epoch 1)" in text
+
+    for more, fragment in {
+        (): "--recipe: a `recipe` must be named",
+        ("--recipe", "bas"): "--recipe: `recipe` must be one of the table's, base, fast",
+        ("--recipe", "base", "--epoch", "9"): "--epoch: `epoch` must be one at which",
+        ("--recipe", "base", "--image-size", "64"): "must match our networks",
+    }.items():
+        bad = command_line(*given, *more)
+        assert bad.status != 0
+        assert fragment in " ".join(bad.err.split()), bad.err
+
+
 def test_a_proxy_that_fails_is_told_and_the_others_are_judged(
     command_line: CommandLine, table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +297,7 @@ BAD: dict[str, tuple[Callable[[list[str]], list[str]], tuple[str, ...]]] = {
         lambda given: [*given, "--space", "pit"],
         ("--space must be given once, or once for",),
     ),
+    "a recipe without trainings": (lambda given: [*given, "--recipe", "base"], ("--recipe is only for a table of",)),
     "a table without a target": (lambda given: given[:5], ("--target must be given",)),
     "images that are not there": (lambda given: [*given, "--data", "nowhere"], ("--data:", "does not exist")),
 }

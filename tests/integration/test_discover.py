@@ -18,6 +18,7 @@ from search_spaces.as_vit import AsViTSpace
 from search_spaces.base import ImageTask
 from search_spaces.recipes import PluginChoice
 from tests.tiny import CommandLine, Finished
+from tests.trainings import rows, write_trainings
 from trainers.config import DataConfig, ScoreTask
 from trainers.training.reporting import SilentReporter
 from trainers.worker import run_task
@@ -97,6 +98,37 @@ def test_a_discovered_formula_is_judged_on_what_was_held_out_and_used_by_its_nam
     other_home = command_line("validate", study, home=tmp_path / "elsewhere")
     assert other_home.status == 2
     assert "my-score" in other_home.err
+
+
+def test_the_tau_of_a_perfect_score_is_told_from_the_images_or_from_the_seeds_of_trainings(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    space, rng = AsViTSpace(width=8, depths=(1, 1, 1, 1)), random.Random(0)
+    sizes = {one.id: space.costs(one, TASK).parameters for one in (space.sample(rng) for _ in range(16))}
+    by_size = sorted(sizes, key=lambda name: sizes[name])
+    published = [{"arch": name, "accuracy": 40 + place} for place, name in enumerate(by_size)]
+    (tmp_path / "published.json").write_text(json.dumps(published), encoding="utf-8")
+
+    told = _discover(command_line, tmp_path / "published.json", "--test-images", "10000", "--json").json()
+    (truth,) = told["truths"]
+    assert (truth["ceiling"]["source"], truth["has_no_verdict"]) == ("images", False)
+    assert truth["ceiling"]["tau"]["value"] > 0.9
+    comments = Path(told["saved"]).read_text(encoding="utf-8")
+    assert "a perfect score 0.9" in comments
+
+    options = ("--space", "as-vit", "--recipe", "base", "--batch-size", "4", "--iterations", "1500")
+    good = write_trainings(tmp_path / "good.parquet", rows(by_size, num_repeated=16))
+    done = command_line("discover", "--table", good, "--target", "val_accuracy", "--name", "from-trainings", *options)
+    assert done.status == 0, done.err
+    assert "A perfect score would reach a tau of about 0.9" in " ".join(done.out.split())
+    assert "32 pixels" in (command_line.home / "proxies" / "from-trainings.txt").read_text(encoding="utf-8")
+
+    chance = [{**row, "val_accuracy": 0.4 + 0.01 * rng.random()} for row in rows(by_size, num_repeated=16)]
+    bad = write_trainings(tmp_path / "chance.parquet", chance)
+    done = command_line("discover", "--table", bad, "--target", "val_accuracy", "--name", "from-chance", *options)
+    assert done.status == 0, done.err
+    assert "differ by no more than chance: no verdict" in " ".join(done.out.split())
+    assert "differ by no more than chance" in (command_line.home / "proxies" / "from-chance.txt").read_text()
 
 
 def test_a_saved_proxy_gives_exactly_the_scores_that_it_was_chosen_by(command_line: CommandLine, table: Path) -> None:

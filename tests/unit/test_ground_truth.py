@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from orchestrator.evaluation.ground_truth import GroundTruth, load_table_truth
+from orchestrator.spec.truth_error import TruthError
 from orchestrator.spec.truth_source import TruthSource
-from orchestrator.spec.truth_table import TruthError, read_truth_table
+from orchestrator.spec.truth_table import read_truth_table
 from orchestrator.stages.truths import load_truth, truth_fingerprint
 from plugins.registry import load, parse_topology
 from search_spaces.base import ImageTask
@@ -123,7 +124,7 @@ def test_the_nearest_target_and_space_are_named(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there_and_one_that_is_no_text_are_told(tmp_path: Path) -> None:
-    with pytest.raises(TruthError, match=r"nowhere.json must be a JSON file of rows, but it cannot be read"):
+    with pytest.raises(TruthError, match=r"nowhere.json must be a table, but it cannot be read"):
         truth_of(tmp_path / "nowhere.json")
     (tmp_path / "table.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(TruthError, match="must be JSON"):
