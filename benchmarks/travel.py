@@ -4,6 +4,8 @@
 scores their topologies. Scores are kept in the cache, so an interrupted run can be continued; from known scores, the
 result takes a few minutes. `--minutes` limits the scoring: topologies are scored in random order, alternately from each
 space, and only those with all scores count.
+
+`--few-step 50` also trains 50 topologies of each space for a few steps, and judges the loss apart, with its cost.
 """
 
 import argparse
@@ -14,11 +16,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks._travel_scores import ScoreFile, Scoring, natural_batch, noise_batch, score_missing
+from benchmarks._travel_scores import ScoreFile, Scoring, ScoringBatch, natural_batch, noise_batch, score_missing
 from orchestrator.discovery.leaving_out import (
     BASELINES,
     DataFacts,
@@ -67,6 +69,8 @@ FEATURES = (
 """Scores of one shared pass. `grasp`, `ntk-condition` and the curve scores take longer than all of these together."""
 POOLED = ("az-nas", "libra", "size-residual")
 """Scores that are computed from others within a pool. `travelled-1` was selected on these very tables."""
+FEW_STEP = PluginChoice(name="few-step-loss", settings={"steps": 20})
+"""The score that trains; each step takes half of the images."""
 TABLE_TASK = ImageTask(image_size=224, in_channels=3, num_classes=100)
 """The task of the published networks, whose parameters and multiply-accumulates are the baselines."""
 RULES: dict[str, Fit] = {"selected": select_rule, "learned": learn_rule, "learned with facts": learn_rule_with_facts}
@@ -76,32 +80,75 @@ FITTED_ON: tuple[FittedOn, ...] = ("all tables", "same space", "other spaces")
 def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
-    spaces, tables = read_tables(options.tables)
-    scoring = Scoring(batch=_batch(options), num_classes=TABLE_TASK.num_classes, seed=options.seed)
-    file = ScoreFile(options.cache, scoring, any_code=options.any_code)
-    choices = [PluginChoice(name=name) for name in options.proxies]
-    order = scoring_order(spaces, options.topologies, seed=options.seed)
     deadline = time.monotonic() + 60 * options.minutes
+    spaces, tables = read_tables(options.tables)
+    order = scoring_order(spaces, options.topologies, seed=options.seed)
+    choices = [PluginChoice(name=name) for name in options.proxies]
+    file, images = _scored(options, order, choices, deadline=deadline)
+    scored = [travel_table(table, choices, file, order) for table in tables]
+    print(f"{images}; {len(choices)} scores; topologies per space: {_counts(scored)}")
+    judged = judge(scored, options.resamples)
+    print_verdicts(judged.verdicts)
+    for space, verdicts in judged.by_space.items():
+        print(f"\nonly tables of {space}")
+        print_verdicts(verdicts)
+    for name, rule in judged.rules.items():
+        print(f"{name}: {rule_text(rule)}", flush=True)
+    report: dict[str, Any] = {
+        "images": images,
+        "topologies": _counts(scored),
+        "seconds": {choice.name: mean_seconds(choice, file, order) for choice in choices},
+        "rules": {name: rule.weights for name, rule in judged.rules.items()},
+        "verdicts": [verdict.model_dump(mode="json") for verdict in judged.verdicts],
+        "by_space": {
+            space: [verdict.model_dump(mode="json") for verdict in verdicts]
+            for space, verdicts in judged.by_space.items()
+        },
+    }
+    if options.few_step:
+        report["few_step"] = _few_step(options, spaces, tables, deadline=deadline)
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _scored(
+    options: argparse.Namespace, order: Sequence[str], choices: Sequence[PluginChoice], *, deadline: float
+) -> tuple[ScoreFile, str]:
+    """Score what the cache lacks; returns the scores, and what the images are."""
+    batch = _batch(options)
+    scoring = Scoring(batch=batch, num_classes=TABLE_TASK.num_classes, seed=options.seed)
+    file = ScoreFile(options.cache, scoring, any_code=options.any_code)
     began = time.monotonic()
     for number, (topology, seconds) in enumerate(score_missing(order, choices, scoring, file, deadline=deadline), 1):
         print(
             f"scored {number}: {seconds:.1f} s, {time.monotonic() - began:.0f} s in total, {topology[:60]}", flush=True
         )
+    return file, batch.description
+
+
+def _few_step(
+    options: argparse.Namespace, spaces: dict[str, list[str]], tables: Sequence[TravelTable], *, deadline: float
+) -> dict[str, Any]:
+    """Judge the loss after a few training steps against counting, and print the verdicts with the cost."""
+    order = scoring_order(spaces, options.few_step, seed=options.seed)
+    choices = [*(PluginChoice(name=name) for name in SIZES), FEW_STEP]
+    file, images = _scored(options, order, choices, deadline=deadline)
     scored = [travel_table(table, choices, file, order) for table in tables]
-    print(f"{scoring.batch.description}; {len(choices)} scores; topologies per space: {_counts(scored)}")
-    verdicts, rules = judge(scored, options.resamples)
+    macs = few_step_macs(order, image_size=options.size, num_images=options.batch_size)
+    seconds = mean_seconds(FEW_STEP, file, order)
+    print(
+        f"\nafter {FEW_STEP.settings['steps']} training steps on {images}; topologies per space: {_counts(scored)}; "
+        f"per topology {macs:.3g} multiply-accumulates and {seconds:.1f} s"
+    )
+    verdicts = judge_all([one.table for one in scored], options.resamples)
     print_verdicts(verdicts)
-    for name, rule in rules.items():
-        print(f"{name}: {rule_text(rule)}")
-    if options.json:
-        report = {
-            "images": scoring.batch.description,
-            "topologies": _counts(scored),
-            "seconds": {choice.name: mean_seconds(choice, file, order) for choice in choices},
-            "rules": {name: rule.weights for name, rule in rules.items()},
-            "verdicts": [verdict.model_dump(mode="json") for verdict in verdicts],
-        }
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return {
+        "images": images,
+        "topologies": _counts(scored),
+        "seconds": seconds,
+        "training_macs": macs,
+        "verdicts": [verdict.model_dump(mode="json") for verdict in verdicts],
+    }
 
 
 def _options() -> argparse.Namespace:
@@ -114,6 +161,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--proxies", nargs="+", default=[*SIZES, *FEATURES], metavar="NAME", help="scores")
     parser.add_argument("--topologies", type=int, help="number of topologies per space (all)")
     parser.add_argument("--minutes", type=float, default=85.0, help="time limit of the scoring; 0 only reads (85)")
+    parser.add_argument(
+        "--few-step", type=int, metavar="N", help="also train N topologies per space for a few steps (none)"
+    )
     parser.add_argument("--any-code", action="store_true", help="also use scores of other versions of the code")
     parser.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples (2000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights, images and order (0)")
@@ -124,7 +174,7 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _batch(options: argparse.Namespace) -> Any:
+def _batch(options: argparse.Namespace) -> ScoringBatch:
     if options.images is None:
         return noise_batch(num_images=options.batch_size, image_size=options.size, seed=options.seed)
     return natural_batch(options.images, num_images=options.batch_size, image_size=options.size, seed=options.seed)
@@ -208,8 +258,19 @@ def travel_table(
     )
 
 
-def judge(tables: Sequence[TravelTable], resamples: int) -> tuple[list[JointVerdict], dict[str, TravelRule]]:
-    """Joint verdicts on all scores and on the left-out predictions of all rules, and the rules fitted on all tables."""
+class Judged(NamedTuple):
+    """What is found about the scores and rules."""
+
+    verdicts: list[JointVerdict]
+    """On all scores and on the left-out predictions of all rules, over all tables together."""
+    by_space: dict[str, list[JointVerdict]]
+    """The same over the tables of each space."""
+    rules: dict[str, TravelRule]
+    """The rules fitted on all tables, and on those of each space."""
+
+
+def judge(tables: Sequence[TravelTable], resamples: int) -> Judged:
+    """Judge all scores and rules. A rule for a table is fitted on other tables."""
     predicted = {
         f"{name} on {fitted_on}": leave_out(tables, fit, fitted_on=fitted_on)
         for name, fit in RULES.items()
@@ -219,16 +280,27 @@ def judge(tables: Sequence[TravelTable], resamples: int) -> tuple[list[JointVerd
     for at, one in enumerate(tables):
         scores = {**one.table.scores, **pooled_scores(one), **{name: [rows[at]] for name, rows in predicted.items()}}
         judged.append(replace(one.table, scores=scores))
-    verdicts = [
+    spaces = dict.fromkeys(one.space for one in tables)
+    groups = {"all tables": list(tables)} | {space: [one for one in tables if one.space == space] for space in spaces}
+    return Judged(
+        verdicts=judge_all(judged, resamples),
+        by_space={
+            space: judge_all(
+                [one for one, table in zip(judged, tables, strict=True) if table.space == space], resamples
+            )
+            for space in spaces
+        },
+        rules={f"{name} on {group}": fit(members) for group, members in groups.items() for name, fit in RULES.items()},
+    )
+
+
+def judge_all(tables: Sequence[ScoredTable], resamples: int) -> list[JointVerdict]:
+    """Joint verdicts on all scores of the tables, for both questions."""
+    return [
         verdict
         for question in QUESTIONS
-        for verdict in judge_jointly(judged, baselines=BASELINES, resamples=resamples, question=question)
+        for verdict in judge_jointly(tables, baselines=BASELINES, resamples=resamples, question=question)
     ]
-    groups = {"all tables": list(tables)}
-    groups |= {space: [one for one in tables if one.space == space] for space in {one.space for one in tables}}
-    return verdicts, {
-        f"{name} on {group}": fit(members) for group, members in groups.items() for name, fit in RULES.items()
-    }
 
 
 def pooled_scores(table: TravelTable) -> dict[str, list[list[float]]]:
@@ -236,6 +308,14 @@ def pooled_scores(table: TravelTable) -> dict[str, list[list[float]]]:
     scores = {name: table.score(name).tolist() for name in table.table.scores}
     known = {name: create("proxies", name) for name in POOLED if set(parts_of(name)) <= scores.keys()}
     return {name: [orient(name, proxy.combine(scores))] for name, proxy in known.items()}
+
+
+def few_step_macs(order: Sequence[str], *, image_size: int, num_images: int) -> float:
+    """Mean multiply-accumulates per topology of the training of a few steps."""
+    task = TABLE_TASK.model_copy(update={"image_size": image_size})
+    proxy = create("proxies", FEW_STEP.name, FEW_STEP.settings)
+    costs = [load("spaces", name.partition(":")[0]).costs(parse_topology(name), task) for name in order]
+    return float(sum(proxy.training_macs(cost.macs, num_images) for cost in costs) / len(costs))
 
 
 def mean_seconds(choice: PluginChoice, file: ScoreFile, order: Sequence[str]) -> float:

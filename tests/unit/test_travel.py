@@ -9,9 +9,17 @@ import pytest
 import torch
 
 from benchmarks._travel_scores import ScoreFile, Scoring, natural_batch, noise_batch, score_missing
-from benchmarks.travel import read_tables, scoring_order, travel_table
+from benchmarks.travel import (
+    TABLE_TASK,
+    main,
+    read_tables,
+    scoring_order,
+    travel_table,
+)
+from plugins.registry import load, parse_topology
 from search_spaces.recipes import PluginChoice
 
+SMALL = TABLE_TASK.model_copy(update={"image_size": 32})
 CHOICES = [PluginChoice(name=name) for name in ("params", "weight-norm")]
 TOPOLOGIES = [f"pit:1,1|1,{heads}|1,2|2,{width},16" for heads in (1, 2) for width in (4, 8)]
 
@@ -119,3 +127,27 @@ def test_a_table_of_too_few_scored_topologies_is_an_error(tmp_path: Path) -> Non
     file.keep(TOPOLOGIES[0], CHOICES, {"params": (1.0, 0.0), "weight-norm": (math.nan, 0.0)})
     with pytest.raises(ValueError, match="at least 10 topologies with all scores, but has 1"):
         travel_table(tables[0], CHOICES, file, TOPOLOGIES)
+
+
+def test_the_loss_after_a_few_steps_is_judged_apart_with_its_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [f"1,1|1,{heads}|1,2|2,{width},16" for heads in (1, 2) for width in (4, 8, 12, 16, 20)]
+    rows = [
+        {"arch": text, "c100_base_acc": 50 + number, "c100_kd_acc": 60 - number} for number, text in enumerate(texts)
+    ]
+    (tmp_path / "pit-cifar100.json").write_text(json.dumps(rows), encoding="utf-8")
+    monkeypatch.setattr("benchmarks.travel.FEW_STEP", PluginChoice(name="few-step-loss", settings={"steps": 1}))
+    given = ["--tables", tmp_path, "--cache", tmp_path / "cache", "--proxies", "weight-norm", "--size", 32]
+    more = ["--batch-size", 4, "--resamples", 100, "--few-step", 10, "--threads", 1, "--json", tmp_path / "out.json"]
+    monkeypatch.setattr("sys.argv", ["travel", *map(str, [*given, *more])])
+    monkeypatch.setattr("benchmarks.travel.RULES", {})
+    main()
+    report = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    apart = report["few_step"]
+    assert {row["proxy"] for row in apart["verdicts"]} >= {"few-step-loss", "params", "flops", "depth"}
+    assert "few-step-loss" not in {row["proxy"] for row in report["verdicts"]}
+    assert apart["topologies"] == {"pit": 10}
+    macs = [load("spaces", "pit").costs(parse_topology(f"pit:{text}"), SMALL).macs for text in texts]
+    assert apart["training_macs"] == pytest.approx(sum(macs) / 10 * (3 * 1 * 2 + 4))  # a step of 2 images, a pass of 4
+    assert "after 1 training steps" in capsys.readouterr().out
