@@ -64,7 +64,7 @@ def recommend_command(
     if as_json:
         print_json(_as_json(found, top))
     else:
-        out(f"{report.lines()[0]}\n\n{recommendations_text(found, top)}")
+        out(f"{report.lines()[0]}\n\n{recommendations_text(found, top, names_out=file is None)}")
     if file is not None and not found.near:
         fail(f"{file} is not written, because no finished study has data like these", status=FAILED)
     if file is not None:
@@ -91,7 +91,7 @@ def _received(sent: Mapping[str, Any]) -> Recommendations:
     return Recommendations(tuple(one(row) for row in sent["recommendations"]), left_out)
 
 
-def recommendations_text(found: Recommendations, top: int) -> str:
+def recommendations_text(found: Recommendations, top: int, *, names_out: bool = True) -> str:
     """The nearest studies for people; states plainly if none is near."""
     parts = []
     if not found.near:
@@ -107,7 +107,7 @@ def recommendations_text(found: Recommendations, top: int) -> str:
         parts[0] = textwrap.fill(parts[0], _WIDTH)
     shown = found.near[:top] or found.found[:1]
     parts += [_block(one) for one in shown]
-    if found.near:
+    if found.near and names_out:
         parts.append("`--out best.yaml` writes the first configuration, with your images, for `vitsearch train`.")
     reasons = [reason if name is None else f"{name}: {reason}" for name, reason in found.left_out]
     if reasons:

@@ -79,12 +79,9 @@ def status_report(summary: dict[str, Any]) -> RenderableType:
         parts += [_title("Champion"), champion_lines(summary["champion"])]
     tracking = summary["tracking"]
     if tracking["owed"]:
-        parts.append(
-            Text(
-                f"{tracking['owed']} events are still waiting to be sent to MLflow; the next `vitsearch run` sends "
-                "them."
-            )
-        )
+        # A process that runs the study sends them meanwhile.
+        how = "." if summary["state"] == "running" else "; the next `vitsearch run` sends them."
+        parts.append(Text(f"{tracking['owed']} events are still waiting to be sent to MLflow{how}"))
     if tracking["rejected"]:
         parts.append(
             Text(
