@@ -93,6 +93,13 @@ class Settings(BaseSettings):
         description="VITSEARCH_MAX_STUDIES: maximum number of submitted studies that run at a time on this machine, or "
         "on the cluster that RAY_ADDRESS names; if unset, one per GPU, at least one",
     )
+    driver_nice: int = Field(
+        default=10,
+        ge=0,
+        le=19,
+        description="VITSEARCH_DRIVER_NICE: number added to the niceness of submitted studies, so that the service "
+        "answers while they use all cores; 0 gives both the same share",
+    )
     cluster_gpus: int | None = Field(
         default=None,
         ge=0,

@@ -99,6 +99,7 @@ class Supervisor:
             why = f"its driver could not be started: {error.strerror}"
             self._queue.end(claimed.uid, claimed.lease, "waiting", why)
             return False
+        _lower_priority(driver, self._settings.driver_nice)
         self._drivers[claimed.uid, claimed.lease] = driver
         now = time.monotonic()
         self._starting[claimed.uid, claimed.lease] = _Start(renew_at=now + RENEW_S, give_up_at=now + START_S)
@@ -169,6 +170,12 @@ def _start_process(
             cwd=log.parent,
             start_new_session=True,
         )
+
+
+def _lower_priority(process: subprocess.Popen[bytes], by: int) -> None:
+    """Let a process yield the cores to this one; processes that it starts later do, too."""
+    with contextlib.suppress(ProcessLookupError):  # it has ended already
+        os.setpriority(os.PRIO_PROCESS, process.pid, min(os.getpriority(os.PRIO_PROCESS, 0) + by, 19))
 
 
 def _without_settings(environment: Mapping[str, str]) -> dict[str, str]:

@@ -203,6 +203,22 @@ def test_a_replica_starts_one_driver_per_claim_and_gives_up_dead_ones(
     assert not replica.is_idle()
 
 
+def test_a_driver_yields_the_cores_to_the_service(
+    store: Store, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_start_process", lambda *_: subprocess.Popen(["sleep", "600"]))
+    submit(store, tmp_path)
+    replica = Supervisor(store, settings.model_copy(update={"driver_nice": 3}), BOX)
+    replica.step()
+    (driver,) = replica._drivers.values()
+    try:
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        assert os.getpriority(os.PRIO_PROCESS, driver.pid) == min(own + 3, 19)
+    finally:
+        driver.kill()
+        driver.wait()
+
+
 def test_a_claim_repeated_after_an_outage_starts_no_second_driver(
     store: Store, settings: Settings, tmp_path: Path, no_process: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
