@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from orchestrator.settings import Settings
 from orchestrator.spec.study_file import StudySpec
-from orchestrator.store.service_records import Placement, SubmissionRecord, WantedDevices
+from orchestrator.store.service_records import Placement, PoolFull, SubmissionRecord, WantedDevices
 
 CLUSTER = "*"
 """Index under which GPUs of a cluster are counted; Ray chooses them."""
@@ -85,12 +85,12 @@ class Placing:
         self._pool = pool
         self._first: str | None = None  # the first study that waits for GPUs: later ones must not overtake it
 
-    def __call__(self, waiting: SubmissionRecord, running: Sequence[SubmissionRecord]) -> Placement | str:
+    def __call__(self, waiting: SubmissionRecord, running: Sequence[SubmissionRecord]) -> Placement | PoolFull | str:
         """The devices of a submission, or the reason why it waits."""
         pool = self._pool
         if len(running) >= pool.max_studies:
             number = f"{len(running)} studies run" if len(running) > 1 else "one study runs"
-            return f"waits for its turn: {number} on {pool.name}, at most {pool.max_studies} at a time"
+            return PoolFull(f"waits for its turn: {number} on {pool.name}, at most {pool.max_studies} at a time")
         if pool.num_gpus is None:
             return Placement({})
         needed = num_gpus_needed(waiting.wants, pool.num_gpus)

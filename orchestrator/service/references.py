@@ -30,11 +30,13 @@ def with_own_references(spec: StudySpec, owner: str, store: Store) -> StudySpec:
     """
     if owner == home_owner():
         return spec
-    content = spec.model_dump(mode="json")
+    content = spec.model_dump(mode="json", include={"stages"})
+    has_references = False
     for index, stage in enumerate(content["stages"]):
         for where, rename in _references(stage):
             rename(partial(_resolved, owner=owner, store=store, where=f"stages[{index}].{where}"))
-    return StudySpec.model_validate(content)
+            has_references = True
+    return StudySpec.model_validate({**spec.model_dump(mode="json"), **content}) if has_references else spec
 
 
 def _resolved(name: str, *, owner: str, store: Store, where: str) -> str:

@@ -13,7 +13,7 @@ from orchestrator.service.references import with_own_references
 from orchestrator.settings import Settings
 from orchestrator.spec.study_file import StudySpec
 from orchestrator.store.repository import Store
-from orchestrator.store.service_records import NewSubmission, SubmissionRecord, WebhookTarget
+from orchestrator.store.service_records import Actor, NewSubmission, SubmissionRecord, WebhookTarget
 from orchestrator.store.study_files import log_of_submission
 from orchestrator.store.study_names import full_name, home_owner
 from orchestrator.study.growth import plan_study_growth
@@ -45,6 +45,7 @@ def submit_study(
     retry_failed: bool = False,
     shared: bool = False,
     webhook: WebhookTarget | None = None,
+    by: Actor | None = None,
 ) -> SubmissionRecord:
     """Add a checked study file to the queue. If the study exists, it is resumed, or grows to the file.
 
@@ -58,6 +59,7 @@ def submit_study(
         retry_failed: Whether failed trials of an existing study run once more.
         shared: Whether other owners may see the study. One that they see already stays shared.
         webhook: Where the end of the study is announced; by default where it was for the newest submission.
+        by: Who is noted in the audit log, if the request is not a repeated one.
 
     Raises:
         SubmissionError: The priority or the key is invalid.
@@ -94,11 +96,10 @@ def submit_study(
         shared=shared,
         webhook=webhook,
     )
-    study = store.find_study(named.study)
-    is_repeated = key is not None and store.queue().has_key(owner, key)
-    if study is not None and not is_repeated:
+    study = store.find_study(named.study) if store.has_study(named.study) else None
+    if study is not None and not (key is not None and store.queue().has_key(owner, key)):
         plan_study_growth(store, study, named, retry_failed=retry_failed)
-    return store.queue().add(new)
+    return store.queue().add(new, by=by)
 
 
 def find_submission(store: Store, name: str) -> SubmissionRecord:

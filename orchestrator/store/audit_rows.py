@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Engine, insert, select
+from sqlalchemy import Connection, Engine, bindparam, insert, select
 
-from orchestrator.store.database_time import read_time
+from orchestrator.store.database_time import database_time
+from orchestrator.store.prepared_statements import Prepared
+from orchestrator.store.reading import reading
 from orchestrator.store.retrying import retry_on_outage
-from orchestrator.store.service_records import AuditRecord, Outcome
+from orchestrator.store.service_records import Actor, AuditRecord, Outcome
 from orchestrator.store.tables import audit_events
 
 
@@ -38,15 +40,30 @@ class AuditLog:
             token: The `uid` of the token that was used; never its secret.
             details: More facts, without secrets.
         """
-        new = {"actor": actor, "action": action, "subject": subject, "outcome": outcome, "token": token}
         with self._engine.begin() as connection:
-            at = read_time(connection)
-            connection.execute(insert(audit_events).values(**new, at=at, details=dict(details or {})))
+            write_event(connection, Actor(actor, action, token), subject, outcome=outcome, details=details)
 
     def page(self, *, before: int | None = None, limit: int = 100) -> list[AuditRecord]:
         """Events, newest first; `before` is the lowest `id` of the previous page."""
         found = select(audit_events).order_by(audit_events.c.id.desc()).limit(limit)
         if before is not None:
             found = found.where(audit_events.c.id < before)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return [AuditRecord.model_validate(dict(row)) for row in connection.execute(found).mappings()]
+
+
+def write_event(
+    connection: Connection,
+    by: Actor,
+    subject: str,
+    *,
+    outcome: Outcome = "done",
+    details: Mapping[str, Any] | None = None,
+) -> None:
+    """Add an event within a transaction; arguments as in `AuditLog.add`."""
+    new = {"actor": by.owner, "action": by.action, "token": by.token, "subject": subject, "outcome": outcome}
+    _INSERT.count(connection, **new, details=dict(details or {}))
+
+
+_NAMES = ("actor", "action", "token", "subject", "outcome", "details")
+_INSERT = Prepared(insert(audit_events).values({**{name: bindparam(name) for name in _NAMES}, "at": database_time()}))

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Engine, delete, func, insert, select, update
 
 from orchestrator.safe_text import without_secrets
+from orchestrator.store.reading import reading
 from orchestrator.store.retrying import retry_on_outage
 from orchestrator.store.tables import outbox, studies, tracked_runs
 
@@ -23,7 +24,7 @@ class StudyOutbox:
 
     def owed(self, limit: int) -> list[tuple[int, str]]:
         """Ids and JSON of the oldest waiting events."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             found = connection.execute(
                 select(outbox.c.id, outbox.c.event).where(*self._is_owed()).order_by(outbox.c.id).limit(limit)
             )
@@ -42,16 +43,16 @@ class StudyOutbox:
         self._update(outbox.c.id == event_id, rejected=1, error=without_secrets(error))
 
     def count_owed(self) -> int:
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return connection.execute(select(func.count()).select_from(outbox).where(*self._is_owed())).scalar_one()
 
     def count_rejected(self) -> int:
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return connection.execute(select(func.count()).select_from(outbox).where(*self._is_rejected())).scalar_one()
 
     def rejection(self) -> str | None:
         """Why MLflow rejected the first of the rejected events; `None` if there is none."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             found: str | None = connection.execute(
                 select(outbox.c.error).where(*self._is_rejected()).order_by(outbox.c.id).limit(1)
             ).scalar()
@@ -70,13 +71,13 @@ class StudyOutbox:
 
     def expects_runs(self) -> bool:
         """Whether runs of the study were delivered to MLflow."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             found = select(tracked_runs.c.key).where(self._is_ours(connection)).limit(1)
             return connection.execute(found).first() is not None
 
     def get(self, key: str) -> str | None:
         """MLflow's run id of one of our keys."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             found: str | None = connection.execute(
                 select(tracked_runs.c.run_id).where(tracked_runs.c.key == key)
             ).scalar()
@@ -93,7 +94,7 @@ class StudyOutbox:
 
     def run_ids(self) -> list[str]:
         """MLflow's run ids of all keys of the study."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return list(connection.execute(select(tracked_runs.c.run_id).where(self._is_ours(connection))).scalars())
 
     def _is_ours(self, connection: Connection) -> ColumnElement[bool]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection, Engine, func, select, update
 
 from orchestrator.store.database_time import read_time
+from orchestrator.store.reading import reading
 from orchestrator.store.retrying import retry_on_outage
 from orchestrator.store.tables import owners, submissions
 from orchestrator.store.upserts import insert_into
@@ -35,7 +36,7 @@ class OwnerTable:
 
     def all(self) -> list[OwnerRecord]:
         """All owners who ran studies, or whose weight was set, by name."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             now = read_time(connection)
             rows = connection.execute(select(owners).order_by(owners.c.name))
             return [OwnerRecord(row.name, row.weight, faded(row.used_s, now - row.used_at)) for row in rows]

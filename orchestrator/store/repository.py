@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, bindparam, delete, func, insert, select, update
 
 from orchestrator.store.audit_rows import AuditLog
 from orchestrator.store.database import find_database, open_database
@@ -18,7 +18,8 @@ from orchestrator.store.growth_rows import GrowthRows, write_growth
 from orchestrator.store.lost_rows import recover
 from orchestrator.store.outbox_rows import StudyOutbox
 from orchestrator.store.owner_rows import OwnerTable
-from orchestrator.store.prepared_statements import prepared_insert
+from orchestrator.store.prepared_statements import Prepared, prepared_insert
+from orchestrator.store.reading import reading
 from orchestrator.store.records import (
     AttemptRecord,
     EndedTrial,
@@ -68,6 +69,7 @@ Events = Sequence[str]
 
 MAX_LOST_ATTEMPTS = 5
 """A trial whose process died this often without a new epoch fails instead of being resumed."""
+_FIND_STUDY = Prepared(select(studies.c.id).where(studies.c.name == bindparam("of_name")))
 _OWE = prepared_insert(outbox, "study_id", "event", "created_at", fixed={"num_tries": 0, "rejected": 0})
 
 
@@ -163,13 +165,18 @@ class Store:
 
     def find_study(self, name: str) -> StudyRecord | None:
         """The study with that name, or `None`."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             row = connection.execute(select(studies).where(studies.c.name == name)).mappings().one_or_none()
             return None if row is None else StudyRecord.model_validate(dict(row))
 
+    def has_study(self, name: str) -> bool:
+        """Whether there is a study with that name."""
+        with reading(self._engine) as connection:
+            return _FIND_STUDY.first(connection, of_name=name) is not None
+
     def list_studies(self) -> list[StudyRecord]:
         """All studies, newest first."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             rows = connection.execute(select(studies).order_by(studies.c.id.desc())).mappings()
             return [StudyRecord.model_validate(dict(row)) for row in rows]
 
@@ -270,7 +277,7 @@ class Store:
 
     def executions(self, study_id: int) -> list[ExecutionRecord]:
         """All executions of a study, oldest first."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             rows = connection.execute(
                 select(executions).where(executions.c.study_id == study_id).order_by(executions.c.number)
             ).mappings()
@@ -278,29 +285,29 @@ class Store:
 
     def spent_s(self, study_id: int, *, before: ExecutionRecord) -> float:
         """Seconds that the executions of a study before one took, without the pauses between them."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return study_time_s(connection, study_id, before=before)
 
     def trained_macs(self, study_id: int, *, but_stage: int) -> float:
         """Multiply-accumulates of all trainings of a study, except those of one stage."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return trained_macs(connection, study_id, but_stage=but_stage)
 
     def trial_times_s(self, trial_ids: Collection[int]) -> dict[int, float]:
         """Seconds that trials ran, without the pauses between their attempts, by id."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return trial_times_s(connection, trial_ids)
 
     # --- stages ---
 
     def stage_spent_s(self, stage_id: int) -> float:
         """Seconds that the executions of a study spent on a stage."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return stage_time_s(connection, stage_id)
 
     def stages(self, study_id: int) -> list[StageRecord]:
         """The stages of a study in order."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             rows = connection.execute(
                 select(stages).where(stages.c.study_id == study_id).order_by(stages.c.position)
             ).mappings()
@@ -351,7 +358,7 @@ class Store:
 
     def trials(self, stage_id: int) -> list[TrialRecord]:
         """The trials of a stage by number."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             rows = connection.execute(
                 select(trials).where(trials.c.stage_id == stage_id).order_by(trials.c.number)
             ).mappings()
@@ -466,7 +473,7 @@ class Store:
 
     def reports(self, trial_id: int) -> list[EpochReport]:
         """The learning curve of a trial."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             rows = connection.execute(
                 select(reports.c["values"]).where(reports.c.trial_id == trial_id).order_by(reports.c.epoch)
             ).scalars()
@@ -490,7 +497,7 @@ class Store:
 
     def checkpoints(self, trial_id: int) -> list[CheckpointRecord]:
         """The checkpoints of a trial, oldest first."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return read_checkpoints(connection, trial_id, artifact_root=self._artifact_root)
 
     # --- tracking ---
@@ -508,7 +515,7 @@ class Store:
 
     def now(self) -> float:
         """The time by the clock of the database, in seconds since 1970, UTC."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return read_time(connection)
 
     def queue(self) -> SubmissionQueue:

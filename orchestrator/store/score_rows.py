@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Engine, select
 
+from orchestrator.store.reading import reading
 from orchestrator.store.records import ScoreKey, ScoreRecord
 from orchestrator.store.retrying import retry_on_outage
 from orchestrator.store.tables import proxy_scores
@@ -23,7 +24,7 @@ class ScoreTable:
         table = proxy_scores.c
         given = (table.topology == topology, table.data == data, table.seed == seed)
         columns = (table.proxy, table.settings, table.code, table.value, table.spread, table.reason, table.wall_time_s)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return {
                 ScoreKey(row.proxy, row.settings, row.code): ScoreRecord(
                     value=row.value, spread=row.spread, reason=row.reason, wall_time_s=row.wall_time_s

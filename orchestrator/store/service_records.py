@@ -65,7 +65,10 @@ class SubmissionRecord(_Row):
     num_deaths: int
     """Number of drivers that died one after another without any progress."""
     progress: int
+    """Id of the newest execution of the study when the lease began."""
     device_time_s: float
+    has_webhook: bool
+    """Whether its end is announced."""
     created_at: float
     started_at: float | None
     ended_at: float | None
@@ -124,6 +127,12 @@ class Placement(NamedTuple):
     devices: dict[str, float]
 
 
+class PoolFull(NamedTuple):
+    """No study can start in a pool, whatever it needs."""
+
+    reason: str
+
+
 class TokenRecord(_Row):
     """An access token. The secret itself is stored nowhere."""
 
@@ -135,6 +144,17 @@ class TokenRecord(_Row):
     expires_at: float
     revoked_at: float | None
     last_used_at: float | None
+
+
+class Actor(NamedTuple):
+    """Who does something, for the audit log."""
+
+    owner: str
+    """`anonymous` without a valid token."""
+    action: str
+    """What, such as `submit` or `token.create`."""
+    token: str | None = None
+    """The `uid` of the token that is used; never its secret."""
 
 
 class AuditRecord(_Row):

@@ -3,8 +3,10 @@
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Engine, exists, func, or_, select, union
+from sqlalchemy import ColumnElement, Engine, bindparam, exists, func, or_, select, union
 
+from orchestrator.store.prepared_statements import Prepared
+from orchestrator.store.reading import reading
 from orchestrator.store.records import USABLE, StageRecord, StudyRecord, TrialRecord
 from orchestrator.store.retrying import retry_on_outage
 from orchestrator.store.service_records import ACTIVE
@@ -67,7 +69,7 @@ class StudyPages:
             query = query.where(_is_seen_by(seen_by))
         if before is not None:
             query = query.where(studies.c.id < before)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return [StudyRecord.model_validate(dict(row)) for row in connection.execute(query).mappings()]
 
     def study_names(self, *, seen_by: str | None = None, limit: int) -> list[str]:
@@ -75,26 +77,25 @@ class StudyPages:
         query = select(studies.c.name).order_by(studies.c.id.desc()).limit(limit)
         if seen_by is not None:
             query = query.where(_is_seen_by(seen_by))
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return list(connection.execute(query).scalars())
 
     def study_counts(self) -> dict[str, int]:
         """Number of studies in each state, as their rows say."""
         query = select(studies.c.state, func.count()).group_by(studies.c.state)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return {row[0]: row[1] for row in connection.execute(query)}
 
     def num_active(self, owner: str) -> int:
         """Number of an owner's submissions that wait or run."""
-        query = select(func.count()).where(submissions.c.owner == owner, submissions.c.state.in_(ACTIVE))
-        with self._engine.connect() as connection:
-            return connection.execute(query).scalar_one()
+        with reading(self._engine) as connection:
+            return int(_COUNT_ACTIVE.first(connection, of_owner=owner)[0])
 
     def stages(self, study_ids: Collection[int]) -> dict[int, list[StageRecord]]:
         """The stages of studies in order, by the id of the study."""
         query = select(stages).where(stages.c.study_id.in_(study_ids)).order_by(stages.c.position)
         found: dict[int, list[StageRecord]] = {study_id: [] for study_id in study_ids}
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             for row in connection.execute(query).mappings():
                 found[row["study_id"]].append(StageRecord.model_validate(dict(row)))
         return found
@@ -108,7 +109,7 @@ class StudyPages:
             .group_by(trials.c.stage_id, trials.c.state)
         )
         found: dict[int, dict[str, int]] = {}
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             for stage_id, state, count in connection.execute(query):
                 found.setdefault(stage_id, {})[state] = count
         return found
@@ -127,14 +128,14 @@ class StudyPages:
         query = select(trials).where(trials.c.stage_id.in_(stage_ids), trials.c.id > after)
         if states is not None:
             query = query.where(trials.c.state.in_(states))
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             rows = connection.execute(query.order_by(trials.c.id).limit(limit)).mappings()
             return [TrialRecord.model_validate(dict(row)) for row in rows]
 
     def results(self, stage_id: int) -> list[TrialResult]:
         """Id, state and metrics of all trials of a stage by number, without what takes long to read."""
         query = select(trials.c.id, trials.c.state, trials.c.metrics).where(trials.c.stage_id == stage_id)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return [
                 # PostgreSQL has no NaN in JSON: it is stored as a text.
                 TrialResult(row.id, row.state, {name: float(value) for name, value in row.metrics.items()})
@@ -144,13 +145,13 @@ class StudyPages:
     def trials_by_id(self, ids: Collection[int]) -> list[TrialRecord]:
         """Trials with these ids, by number."""
         query = select(trials).where(trials.c.id.in_(ids)).order_by(trials.c.number)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return [TrialRecord.model_validate(dict(row)) for row in connection.execute(query).mappings()]
 
     def trial(self, stage_id: int, number: int) -> TrialRecord | None:
         """One trial of a stage, or `None`."""
         query = select(trials).where(trials.c.stage_id == stage_id, trials.c.number == number)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             row = connection.execute(query).mappings().one_or_none()
             return None if row is None else TrialRecord.model_validate(dict(row))
 
@@ -167,14 +168,14 @@ class StudyPages:
         newer = of_study.where(trials.c.id > after).order_by(trials.c.id).limit(limit).subquery()
         not_finished = of_study.where(OPEN_TRIALS)
         query = union(select(newer), not_finished, of_study.where(trials.c.id.in_(known))).order_by("id").limit(limit)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
     def curves(self, trial_ids: Collection[int]) -> dict[int, list[EpochReport]]:
         """The learning curves of trials by their ids, in one query."""
         query = select(reports.c.trial_id, reports.c["values"]).where(reports.c.trial_id.in_(trial_ids))
         found: dict[int, list[EpochReport]] = {trial_id: [] for trial_id in trial_ids}
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             for trial_id, values in connection.execute(query.order_by(reports.c.trial_id, reports.c.epoch)):
                 found[trial_id].append(EpochReport.model_validate(values))
         return found
@@ -182,9 +183,13 @@ class StudyPages:
     def reports_after(self, trial_id: int, epoch: int) -> list[EpochReport]:
         """The learning curve of a trial after an epoch."""
         query = select(reports.c["values"]).where(reports.c.trial_id == trial_id, reports.c.epoch > epoch)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             rows = connection.execute(query.order_by(reports.c.epoch)).scalars()
             return [EpochReport.model_validate(values) for values in rows]
+
+
+_IS_ACTIVE = or_(*(submissions.c.state == state for state in sorted(ACTIVE)))
+_COUNT_ACTIVE = Prepared(select(func.count()).where(submissions.c.owner == bindparam("of_owner"), _IS_ACTIVE))
 
 
 def _is_seen_by(owner: str) -> ColumnElement[bool]:

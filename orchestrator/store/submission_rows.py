@@ -5,31 +5,64 @@ gets the next number as `lease`; writes with an older number are refused, so tha
 changes nothing.
 """
 
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, exists, func, insert, or_, select, text, update
+from sqlalchemy import (
+    Boolean,
+    ColumnElement,
+    Connection,
+    Engine,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    false,
+    func,
+    literal_column,
+    or_,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.sql.dml import Insert
 
-from orchestrator.store.database_time import read_time
+from orchestrator.store.audit_rows import write_event
+from orchestrator.store.database_time import database_time, read_time
 from orchestrator.store.owner_rows import charge, owners_in_turn
+from orchestrator.store.prepared_statements import Prepared
+from orchestrator.store.reading import reading
 from orchestrator.store.retrying import is_repeated, retry_on_outage
-from orchestrator.store.service_records import ACTIVE, NewSubmission, Placement, SubmissionRecord, WebhookTarget
+from orchestrator.store.service_records import (
+    ACTIVE,
+    Actor,
+    NewSubmission,
+    Placement,
+    PoolFull,
+    SubmissionRecord,
+    WebhookTarget,
+)
 from orchestrator.store.tables import attempts, executions, reports, studies, submissions
+from orchestrator.store.upserts import insert_into
 from orchestrator.store.webhook_rows import announce_end
 
 LEASE_S = 60.0
 """Time after its last heartbeat at which a driver is taken for dead."""
 MAX_DEATHS = 5
 """A study whose drivers died this often without any progress fails."""
-Place = Callable[[SubmissionRecord, Sequence[SubmissionRecord]], Placement | str]
+Place = Callable[[SubmissionRecord, Sequence[SubmissionRecord]], Placement | PoolFull | str]
 """Maps a waiting submission and the running ones of the pool to the devices for it, or to the reason why it waits."""
 
 _QUEUE_LOCK = 0x76697471  # "vitq" in ASCII
+_one_of_this_process = threading.Lock()
+"""Waiting for it is faster than repeated attempts to lock SQLite."""
 _MAX_EXAMINED = 50
 """Waiting submissions of one owner that a claim looks at. Those that can never run do not hold up other owners."""
-_COLUMNS = [column for column in submissions.c if column.name not in ("spec", "spec_text", "webhook")]
+_PLAIN = [column for column in submissions.c if column.name not in ("spec", "spec_text", "webhook")]
+_COLUMNS = [*_PLAIN, submissions.c.webhook.is_not(None).label("has_webhook")]
 
 
 class LeaseLostError(RuntimeError):
@@ -67,72 +100,52 @@ class SubmissionQueue:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def add(self, new: NewSubmission) -> SubmissionRecord:
+    def add(self, new: NewSubmission, *, by: Actor | None = None) -> SubmissionRecord:
         """Add a submission that waits. A request repeated with its idempotency key returns the submission it made.
 
         A study that others may see stays visible to them, and keeps its webhook if it gets no other one.
+
+        Args:
+            new: The submission.
+            by: Who is noted in the audit log, if it is new.
 
         Raises:
             IdempotencyError: The owner used the key for another request.
             StudyActiveError: The study is waiting or running.
         """
-        try:
-            return self._add(new)
-        except IntegrityError:  # another request added the same study or key at the same time
-            return self._add(new)
-
-    def _add(self, new: NewSubmission) -> SubmissionRecord:
         with self._locked() as connection:
-            known = submissions.c.uid == new.uid
-            if new.idempotency_key is not None:
-                known = or_(known, _has_key(new.owner, new.idempotency_key))
-            found = _one(connection, known)
-            if found is not None:
-                if found.request_digest != new.request_digest:
-                    raise IdempotencyError(
-                        f"the idempotency key {new.idempotency_key!r} must repeat the same request, but it was used "
-                        f"for study {found.name!r} with another one. Use a new key."
-                    )
-                return found
-            active = _one(connection, submissions.c.name == new.name, submissions.c.state.in_(ACTIVE))
-            if active is not None:
-                raise StudyActiveError(new.name, active.uid, active.state)
-            before = _one(connection, submissions.c.name == new.name)
-            values = new._asdict() | {
-                "wants": new.wants.model_dump(),
-                "webhook": _webhook(connection, before) if new.webhook is None else new.webhook.model_dump(),
-                "shared": new.shared or (before is not None and before.shared),
-                "state": "waiting",
-                "cancel_requested": False,
-                "lease": 0,
-                "num_deaths": 0,
-                "progress": 0,
-                "device_time_s": 0.0,
-                "created_at": read_time(connection),
-            }
-            connection.execute(insert(submissions).values(**values))
-            return _known(connection, new.uid)
+            while (added := _insert_new(connection, new)) is None:
+                found = _one(connection, _repeats(new))
+                if found is not None:
+                    _check_repeated(found, new)
+                    return found
+                active = _one(connection, submissions.c.name == new.name, submissions.c.state.in_(ACTIVE))
+                if active is not None:  # otherwise it has ended just now
+                    raise StudyActiveError(new.name, active.uid, active.state)
+            if by is not None:
+                write_event(connection, by, new.name, details={"submission": new.uid})
+            return added
 
     def find(self, uid: str) -> SubmissionRecord | None:
         """The submission with that identifier."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return _one(connection, submissions.c.uid == uid)
 
     def find_latest(self, name: str) -> SubmissionRecord | None:
         """The newest submission of a study."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return _one(connection, submissions.c.name == name)
 
     def find_latest_of(self, names: Collection[str]) -> dict[str, SubmissionRecord]:
         """The newest submissions of studies, by name; those that were never submitted are left out."""
         newest = select(func.max(submissions.c.id)).where(submissions.c.name.in_(names)).group_by(submissions.c.name)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             rows = connection.execute(select(*_COLUMNS).where(submissions.c.id.in_(newest))).mappings()
             return {row["name"]: _record(row) for row in rows}
 
     def has_key(self, owner: str, idempotency_key: str) -> bool:
         """Whether an owner has used an idempotency key."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return _one(connection, _has_key(owner, idempotency_key)) is not None
 
     def page(
@@ -173,7 +186,7 @@ class SubmissionQueue:
         if before is not None:
             conditions.append(submissions.c.id < before)
         found = select(*_COLUMNS).where(*conditions).order_by(submissions.c.id.desc()).limit(limit)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return [_record(row) for row in connection.execute(found).mappings()]
 
     def unfinished(self) -> dict[str, SubmissionRecord]:
@@ -181,7 +194,7 @@ class SubmissionQueue:
         never_begun = and_(submissions.c.state != "cancelled", submissions.c.name.not_in(select(studies.c.name)))
         found = select(*_COLUMNS).where(or_(submissions.c.state.in_(ACTIVE), never_begun))
         newest: dict[str, SubmissionRecord] = {}
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             for row in connection.execute(found.order_by(submissions.c.id.desc())).mappings():
                 newest.setdefault(row["name"], _record(row))
         return newest
@@ -192,7 +205,7 @@ class SubmissionQueue:
         Raises:
             KeyError: There is no such submission.
         """
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             found = select(submissions.c.spec, submissions.c.spec_text).where(submissions.c.uid == uid)
             row = connection.execute(found).one_or_none()
         if row is None:
@@ -201,23 +214,19 @@ class SubmissionQueue:
 
     def webhook_of(self, uid: str) -> WebhookTarget | None:
         """Where the end of a submission is announced."""
-        with self._engine.connect() as connection:
-            found = _webhook(connection, _one(connection, submissions.c.uid == uid))
+        with reading(self._engine) as connection:
+            found = connection.execute(select(submissions.c.webhook).where(submissions.c.uid == uid)).scalar()
         return None if found is None else WebhookTarget.model_validate(found)
 
     def position(self, submission: SubmissionRecord) -> int:
         """Number of waiting submissions of the same owner that come first."""
-        mine = submissions.c
-        first = or_(
-            mine.priority > submission.priority, and_(mine.priority == submission.priority, mine.id < submission.id)
-        )
-        found = select(func.count()).where(mine.owner == submission.owner, mine.state == "waiting", first)
-        with self._engine.connect() as connection:
-            return connection.execute(found).scalar_one()
+        mine = {"of_owner": submission.owner, "of_priority": submission.priority, "of_id": submission.id}
+        with reading(self._engine) as connection:
+            return int(_COUNT_AHEAD.first(connection, **mine)[0])
 
     def count(self, state: str) -> int:
         """Number of submissions in a state."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return connection.execute(select(func.count()).where(submissions.c.state == state)).scalar_one()
 
     def request_cancel(self, uid: str) -> SubmissionRecord:
@@ -283,7 +292,7 @@ class SubmissionQueue:
 
     def has_driver(self, name: str) -> bool:
         """Whether a driver runs a submission of a study, or is about to start."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return _has_driver(connection, name)
 
     # --- claims ---
@@ -321,6 +330,9 @@ class SubmissionQueue:
             running = [_record(row) for row in connection.execute(select(*_COLUMNS).where(*in_pool)).mappings()]
             for waiting in _in_turn(connection, now):
                 placed = place(waiting, running)
+                if isinstance(placed, PoolFull):
+                    _let_all_wait(connection, placed.reason)
+                    return None
                 if isinstance(placed, str):
                     if placed != waiting.reason:
                         _set(connection, waiting, reason=placed)
@@ -339,7 +351,7 @@ class SubmissionQueue:
                     host=None,
                     pid=None,
                     started_at=waiting.started_at or now,
-                    progress=_progress(connection, waiting.name),
+                    progress=_newest_execution(connection, waiting.name),
                 )
                 return _known(connection, waiting.uid)
         return None
@@ -410,8 +422,9 @@ class SubmissionQueue:
     @contextmanager
     def _locked(self) -> Iterator[Connection]:
         """A transaction that reads and then writes. SQLite, which has no locks on rows, has one at a time."""
-        with self._engine.begin() as connection:
-            if connection.dialect.name == "sqlite":
+        is_sqlite = self._engine.dialect.name == "sqlite"
+        with _one_of_this_process if is_sqlite else nullcontext(), self._engine.begin() as connection:
+            if is_sqlite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
 
@@ -442,6 +455,15 @@ def _in_turn(connection: Connection, now: float) -> Iterator[SubmissionRecord]:
         yield from map(_record, connection.execute(found).mappings().all())
 
 
+def _let_all_wait(connection: Connection, reason: str) -> None:
+    """Write why all waiting submissions wait. Rows that another transaction holds are skipped."""
+    others = select(submissions.c.id).where(
+        submissions.c.state == "waiting", submissions.c.reason.is_distinct_from(reason)
+    )
+    of_others = submissions.c.id.in_(others.with_for_update(skip_locked=True))
+    connection.execute(update(submissions).where(of_others).values(reason=reason))
+
+
 def _give_up_dead(connection: Connection, now: float, lease_s: float) -> None:
     """Let submissions wait again whose drivers have not renewed their lease.
 
@@ -454,7 +476,7 @@ def _give_up_dead(connection: Connection, now: float, lease_s: float) -> None:
 
 
 def _give_up(connection: Connection, found: SubmissionRecord, now: float, reason: str) -> None:
-    num_deaths = 1 if _progress(connection, found.name) > found.progress else found.num_deaths + 1
+    num_deaths = 1 if _has_progressed(connection, found.name, since=found.progress) else found.num_deaths + 1
     if found.cancel_requested:
         _end(connection, found, now, "cancelled", None)
     elif num_deaths >= MAX_DEATHS:
@@ -495,18 +517,37 @@ def _charge(connection: Connection, found: SubmissionRecord, now: float) -> floa
     return spent_s
 
 
-def _progress(connection: Connection, name: str) -> int:
-    """Number of epochs and attempts that ended, of all trials of a study."""
-    study = select(studies.c.id).where(studies.c.name == name).scalar_subquery()
-    of_study = attempts.join(executions, executions.c.id == attempts.c.execution_id)
-    done = (
-        select(func.count())
-        .select_from(of_study)
-        .where(executions.c.study_id == study, attempts.c.state.in_(("complete", "stopped", "failed")))
+def _newest_execution(connection: Connection, name: str) -> int:
+    """The id of the newest execution of a study, which those of the next driver exceed."""
+    newest = select(func.max(executions.c.id)).join(studies, studies.c.id == executions.c.study_id)
+    return connection.execute(newest.where(studies.c.name == name)).scalar() or 0
+
+
+def _has_progressed(connection: Connection, name: str, *, since: int) -> bool:
+    """Whether executions of a study after the one with the id `since` ended an attempt or reported an epoch.
+
+    Reports are compared with the begin of their attempts by the same clock, which is the study's.
+    """
+    ended = attempts.c.state.in_(("complete", "stopped", "failed"))
+    reported = exists().where(reports.c.trial_id == attempts.c.trial_id, reports.c.reported_at > attempts.c.started_at)
+    of_study = (studies.c.name == name, executions.c.id > since)
+    found = (
+        select(attempts.c.id)
+        .join(executions, executions.c.id == attempts.c.execution_id)
+        .join(studies, studies.c.id == executions.c.study_id)
+        .where(*of_study, or_(ended, reported))
+        .limit(1)
     )
-    trials_begun = select(attempts.c.trial_id).select_from(of_study).where(executions.c.study_id == study)
-    epochs = select(func.count()).select_from(reports).where(reports.c.trial_id.in_(trials_begun))
-    return int(connection.execute(done).scalar_one() + connection.execute(epochs).scalar_one())
+    return connection.execute(found).first() is not None
+
+
+_AHEAD = or_(
+    submissions.c.priority > bindparam("of_priority"),
+    and_(submissions.c.priority == bindparam("of_priority"), submissions.c.id < bindparam("of_id")),
+)
+_COUNT_AHEAD = Prepared(
+    select(func.count()).where(submissions.c.owner == bindparam("of_owner"), submissions.c.state == "waiting", _AHEAD)
+)
 
 
 def _held(connection: Connection, uid: str, lease: int) -> SubmissionRecord:
@@ -519,6 +560,64 @@ def _held(connection: Connection, uid: str, lease: int) -> SubmissionRecord:
             + ". Another process has taken it over."
         )
     return found
+
+
+def _insert_new(connection: Connection, new: NewSubmission) -> SubmissionRecord | None:
+    """Insert a submission, unless it repeats another one or its study is active."""
+    wants = new.wants.model_dump()
+    webhook = None if new.webhook is None else new.webhook.model_dump()
+    row = _INSERT.first(connection, **{**new._asdict(), "wants": wants, "webhook": webhook})
+    if row is None:
+        return None
+    given = {name: value for name, value in new._asdict().items() if name in SubmissionRecord.model_fields}
+    more = {"id": row[0], "shared": bool(row[1]), "has_webhook": row[2] is not None, "created_at": row[3]}
+    empty = dict.fromkeys(SubmissionRecord.model_fields)
+    return SubmissionRecord(**{**empty, **_FRESH, **given, **more})
+
+
+def _insert_statement(connection: Connection) -> Insert:
+    before = submissions.alias()
+    newest = (
+        select(before).where(before.c.name == bindparam("name")).order_by(before.c.id.desc()).limit(literal_column("1"))
+    )
+    was_shared = newest.with_only_columns(before.c.shared).scalar_subquery()
+    webhook = newest.with_only_columns(before.c.webhook).scalar_subquery()
+    values = {
+        **{name: bindparam(name) for name in NewSubmission._fields},
+        **_FRESH,
+        "shared": or_(bindparam("shared", type_=Boolean), func.coalesce(was_shared, false())),
+        "webhook": func.coalesce(bindparam("webhook", type_=submissions.c.webhook.type), webhook),
+        "created_at": database_time(),
+    }
+    # SQLite 3.40 takes `webhook IS NOT NULL` for true in RETURNING.
+    returned = (submissions.c.id, submissions.c.shared, submissions.c.webhook, submissions.c.created_at)
+    return insert_into(submissions, connection).values(values).on_conflict_do_nothing().returning(*returned)
+
+
+_FRESH = {
+    "state": "waiting",
+    "cancel_requested": False,
+    "lease": 0,
+    "num_deaths": 0,
+    "progress": 0,
+    "device_time_s": 0.0,
+}
+"""Values of each new submission."""
+_INSERT = Prepared(_insert_statement)
+
+
+def _check_repeated(found: SubmissionRecord, new: NewSubmission) -> None:
+    if found.request_digest != new.request_digest:
+        raise IdempotencyError(
+            f"the idempotency key {new.idempotency_key!r} must repeat the same request, but it was used for study "
+            f"{found.name!r} with another one. Use a new key."
+        )
+
+
+def _repeats(new: NewSubmission) -> ColumnElement[bool]:
+    """The submission that a repeated request has made."""
+    is_same = submissions.c.uid == new.uid  # the connection broke while it was committed
+    return is_same if new.idempotency_key is None else or_(is_same, _has_key(new.owner, new.idempotency_key))
 
 
 def _has_key(owner: str, idempotency_key: str) -> ColumnElement[bool]:
@@ -537,16 +636,6 @@ def _one(connection: Connection, *conditions: Any, for_update: bool = False) -> 
     found = select(*_COLUMNS).where(*conditions).order_by(submissions.c.id.desc()).limit(1)
     row = connection.execute(found.with_for_update() if for_update else found).mappings().one_or_none()
     return None if row is None else _record(row)
-
-
-def _webhook(connection: Connection, submission: SubmissionRecord | None) -> dict[str, Any] | None:
-    """The webhook of a submission as it is stored. Records lack it, since it contains a secret."""
-    if submission is None:
-        return None
-    found: dict[str, Any] | None = connection.execute(
-        select(submissions.c.webhook).where(submissions.c.id == submission.id)
-    ).scalar()
-    return found
 
 
 def _set(connection: Connection, found: SubmissionRecord, **values: Any) -> None:

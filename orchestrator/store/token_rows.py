@@ -1,13 +1,16 @@
 """Access tokens: only the digest of each secret is stored."""
 
-from sqlalchemy import Engine, insert, select, update
+from sqlalchemy import Engine, bindparam, insert, select, update
 
-from orchestrator.store.database_time import read_time
+from orchestrator.store.database_time import database_time, read_time
+from orchestrator.store.prepared_statements import Prepared
+from orchestrator.store.reading import reading
 from orchestrator.store.retrying import is_repeated, retry_on_outage
 from orchestrator.store.service_records import Role, TokenRecord
 from orchestrator.store.tables import tokens
 
 _NOTE_USE_S = 60.0
+_FIND = Prepared(select(tokens, database_time()).where(tokens.c.uid == bindparam("of_uid")))
 
 
 @retry_on_outage
@@ -29,17 +32,18 @@ class TokenTable:
 
     def all(self) -> list[TokenRecord]:
         """All tokens, newest first, including expired and revoked ones."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             rows = connection.execute(select(tokens).order_by(tokens.c.id.desc())).mappings()
             return [TokenRecord.model_validate(dict(row)) for row in rows]
 
     def find(self, uid: str) -> tuple[TokenRecord, str, float] | None:
         """A token, the SHA-256 of its secret, and the time of the database; `None` if there is none."""
-        with self._engine.connect() as connection:
-            row = connection.execute(select(tokens).where(tokens.c.uid == uid)).mappings().one_or_none()
-            if row is None:
-                return None
-            return TokenRecord.model_validate(dict(row)), row["sha256"], read_time(connection)
+        with reading(self._engine) as connection:
+            row = _FIND.first(connection, of_uid=uid)
+        if row is None:
+            return None
+        found = dict(zip(tokens.c.keys(), row, strict=False))
+        return TokenRecord.model_validate(found), found["sha256"], float(row[-1])
 
     def note_use(self, token: TokenRecord, now: float) -> None:
         """Note that a token was used, at most once a minute."""

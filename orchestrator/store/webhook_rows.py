@@ -6,6 +6,7 @@ from collections.abc import Callable
 from sqlalchemy import ColumnElement, Connection, Engine, func, insert, select, update
 
 from orchestrator.store.database_time import read_time
+from orchestrator.store.reading import reading
 from orchestrator.store.retrying import retry_on_outage
 from orchestrator.store.service_records import SubmissionRecord, WebhookRecord, WebhookTarget
 from orchestrator.store.tables import submissions, webhooks
@@ -51,7 +52,7 @@ class WebhookTable:
         Nobody else gets it for `claim_s` seconds.
         """
         due = select(webhooks.c.id, webhooks.c.target).order_by(webhooks.c.due_at, webhooks.c.id)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             rows = connection.execute(due.where(*_is_due(read_time(connection)))).all()
         for row in rows:
             if may_send(WebhookTarget.model_validate(row.target)) and (claimed := self._claim(row.id, claim_s)):
@@ -89,13 +90,13 @@ class WebhookTable:
 
     def num_due(self, *, within_s: float) -> int:
         """Number of requests that are due, or will be within a time."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             due = _is_due(read_time(connection) + within_s)
             return connection.execute(select(func.count()).select_from(webhooks).where(*due)).scalar_one()
 
     def of_submission(self, uid: str) -> list[WebhookRecord]:
         """The requests about a submission, newest first. It has several if it was resumed."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             found = select(webhooks).where(webhooks.c.submission == uid).order_by(webhooks.c.id.desc())
             return [WebhookRecord.model_validate(dict(row)) for row in connection.execute(found).mappings()]
 

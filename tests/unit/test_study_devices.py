@@ -13,7 +13,7 @@ from orchestrator.service.devices import (
 )
 from orchestrator.settings import load_settings
 from orchestrator.spec.study_file import make_spec
-from orchestrator.store.service_records import Placement, SubmissionRecord, WantedDevices
+from orchestrator.store.service_records import Placement, PoolFull, SubmissionRecord, WantedDevices
 
 BOX = DevicePool("box", num_gpus=2, max_studies=4)
 
@@ -22,7 +22,7 @@ def submission(wants: WantedDevices, devices: dict[str, float] | None = None, na
     empty = dict.fromkeys(SubmissionRecord.model_fields)
     given = {"id": 1, "uid": "u", "owner": "o", "name": name, "request_digest": "d", "state": "running"}
     zeros = {"priority": 0, "lease": 1, "num_deaths": 0, "progress": 0, "device_time_s": 0, "created_at": 0}
-    flags = dict.fromkeys(("retry_failed", "shared", "cancel_requested"), False)
+    flags = dict.fromkeys(("retry_failed", "shared", "cancel_requested", "has_webhook"), False)
     return SubmissionRecord(**{**empty, **given, **zeros, **flags, "wants": wants, "devices": devices})
 
 
@@ -98,7 +98,7 @@ def test_the_number_of_studies_is_limited() -> None:
     pool = DevicePool("box", num_gpus=0, max_studies=1)
     assert Placing(pool)(submission(wants()), []) == Placement({})
     reason = Placing(pool)(submission(wants()), [submission(wants(), {})])
-    assert reason == "waits for its turn: one study runs on box, at most 1 at a time"
+    assert reason == PoolFull("waits for its turn: one study runs on box, at most 1 at a time")
 
 
 def test_gpus_of_a_cluster_are_counted_and_chosen_by_ray() -> None:

@@ -6,6 +6,7 @@ from unittest.mock import patch
 
 import pytest
 
+from benchmarks._sleeping import report_of
 from orchestrator.service.owner_weights import WeightError, set_weight
 from orchestrator.service.submitting import (
     SubmissionError,
@@ -18,10 +19,12 @@ from orchestrator.service.submitting import (
 )
 from orchestrator.spec.study_file import StudySpec, make_spec
 from orchestrator.store import submission_rows
+from orchestrator.store.records import EndedTrial
 from orchestrator.store.repository import Store
-from orchestrator.store.service_records import Placement, SubmissionRecord
+from orchestrator.store.service_records import Placement, PoolFull, SubmissionRecord
 from orchestrator.store.study_names import NameTakenError, full_name, home_owner, owner_of
 from orchestrator.store.submission_rows import MAX_DEATHS, IdempotencyError, LeaseLostError, StudyActiveError
+from trainers.config import TaskOutcome
 
 LAPSED_S = -1.0
 """A lease that has ended when it begins."""
@@ -183,6 +186,49 @@ def test_a_study_whose_drivers_keep_dying_fails_with_the_reason(store: Store) ->
     assert "signal 9; 5 drivers died one after another without any progress" in (found.reason or "")
     assert claim(store) is None
     assert resume_study(store, "digits").num_deaths == 0
+
+
+@pytest.mark.parametrize(("how", "num_deaths"), [("a report", 4), ("an end", 3)])
+def test_a_driver_that_progressed_before_it_died_is_the_first_in_a_new_row_of_deaths(
+    store: Store, how: str, num_deaths: int
+) -> None:
+    submit(store)
+    study = store.create_study("digits", spec={}, digest="a", data_digest="d", stage_names=[("train", "train")])
+    (stage,) = store.stages(study.id)
+    trial, deaths = None, []
+    for number in range(num_deaths):
+        running = claimed(store)
+        execution = store.begin_execution(study.id)
+        if trial is None:
+            trial, attempt = store.begin_trial(stage, execution, number=0, point={}, sampler_state={}, seed=0)
+        else:
+            attempt = store.resume_trial(trial, execution)
+            assert attempt is not None
+        if number == 2 and how == "a report":
+            store.add_report(attempt, report_of(1), study_id=study.id)
+        elif number == 2:
+            store.end_trial(EndedTrial.of(trial, attempt, TaskOutcome(state="complete", metrics={})), study_id=study.id)
+        found = store.queue().give_up(running.uid, running.lease, "its driver died")
+        assert found is not None
+        deaths.append(found.num_deaths)
+    assert deaths == [1, 2, 1, 2][:num_deaths]
+
+
+def test_all_waiting_studies_get_the_reason_of_a_full_pool_which_reads_few_of_them(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submission_rows, "_MAX_EXAMINED", 2)
+    for number in range(5):
+        submit(store, f"s{number}", owner=f"o{number % 2}")
+    asked = []
+
+    def place(waiting: SubmissionRecord, _: object) -> PoolFull:
+        asked.append(waiting.name)
+        return PoolFull("one study runs on box")
+
+    assert store.queue().claim("a", "box", place) is None
+    assert len(asked) == 1
+    assert [one.reason for one in store.queue().page()] == ["one study runs on box"] * 5
 
 
 def test_a_running_study_is_cancelled_by_its_driver_and_a_waiting_one_at_once(store: Store) -> None:

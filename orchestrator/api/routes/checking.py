@@ -61,7 +61,7 @@ FolderQuery = Annotated[
 @router.post("/validate", summary="Check a study file", openapi_extra=STUDY_BODY)
 async def validate_study(request: Request, file: FileQuery = "study.yaml", folder: FolderQuery = None) -> ValidStudy:
     """Check a study file without starting anything. All mistakes are reported, with their lines."""
-    spec, _ = await read_study(request, file, folder)
+    spec, _ = await run_in_threadpool(study_of_request, request, await study_body(request), file, folder)
     return ValidStudy(
         study=spec.study,
         stages=[stage.name for stage in spec.stages],
@@ -70,25 +70,30 @@ async def validate_study(request: Request, file: FileQuery = "study.yaml", folde
     )
 
 
-async def read_study(request: Request, file: str, folder: str | None) -> tuple[StudySpec, str]:
-    """The study file in the body of a request, checked, and its text.
+async def study_body(request: Request) -> bytes:
+    """The body of a request, which should be a study file.
 
     Raises:
-        RequestError: The body has another type.
-        trainers.yaml_source.SpecError: All mistakes in it.
+        RequestError: It has another type.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in _TYPES:
         raise RequestError(
             415, "wrong-type", f"a study must be sent as application/yaml or application/json, but got {kind[:80]!r}."
         )
-    raw = await request.body()
-    spec = await run_in_threadpool(_parse, raw, file, folder, request.app.state.home.settings, request.app.state.roots)
-    return spec, raw.decode("utf-8")
+    return await request.body()
 
 
-def _parse(raw: bytes, file: str, folder: str | None, settings: Settings, roots: tuple[Path, ...] | None) -> StudySpec:
+def study_of_request(request: Request, raw: bytes, file: str, folder: str | None) -> tuple[StudySpec, str]:
+    """The study file that was sent, checked, and its text. Call it in a thread.
+
+    Raises:
+        RequestError: The folder is not absolute.
+        trainers.yaml_source.SpecError: All mistakes in the file.
+    """
+    settings: Settings = request.app.state.home.settings
     base = Path(folder) if folder else settings.data_roots[0] if settings.data_roots else Path.cwd()
     if not base.is_absolute() or "\0" in str(base):
         raise RequestError(422, "wrong-request", f"folder: must be an absolute path, but got {folder!r:.80}.")
-    return parse_spec(raw, file, folder=base, roots=roots)
+    spec = parse_spec(raw, file, folder=base, roots=request.app.state.roots)
+    return spec, raw.decode("utf-8")

@@ -1,7 +1,6 @@
 """Submitting studies, and changing what was submitted."""
 
 import codecs
-import threading
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -11,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from orchestrator.api.auth import Caller, CallerOf, caller_of
 from orchestrator.api.errors import RequestError
 from orchestrator.api.home import VisibleStudies
-from orchestrator.api.routes.checking import STUDY_BODY, FileQuery, FolderQuery, read_study
+from orchestrator.api.routes.checking import STUDY_BODY, FileQuery, FolderQuery, study_body, study_of_request
 from orchestrator.api.routes.studies import studies_for
 from orchestrator.api.schemas import DeletedStudy, SubmissionView, WebhookView
 from orchestrator.service.submitting import (
@@ -25,7 +24,7 @@ from orchestrator.service.submitting import (
 from orchestrator.service.webhooks import MAX_ADDRESS, MAX_SECRET, shown_address, webhook_target
 from orchestrator.spec.study_file import StudySpec
 from orchestrator.store.repository import Store
-from orchestrator.store.service_records import SubmissionRecord
+from orchestrator.store.service_records import Actor, SubmissionRecord
 from orchestrator.store.study_names import full_name, owner_of
 from orchestrator.study.access import UnknownStudyError, delete_study, delete_submissions
 
@@ -35,9 +34,6 @@ MAX_ACTIVE = 2000
 """Studies of one owner that may wait or run at a time."""
 MAX_LOG_BYTES = 1024 * 1024
 """Largest part of a log in one response."""
-
-_writing = threading.Lock()
-"""One submission at a time writes: waiting here is faster than repeated attempts to lock SQLite."""
 
 PriorityQuery = Annotated[
     int, Query(ge=-10, le=10, description="among the waiting studies of the same owner, higher ones run first")
@@ -75,27 +71,27 @@ async def submit_new_study(
     webhook_secret: SecretHeader = None,
 ) -> SubmissionView:
     """Add a study file to the queue. If a study of that name exists, it is resumed, or grows to the file."""
-    _need_submitter(request, caller, "submit", file)
-    spec, text = await read_study(request, file, folder)
+    raw = await study_body(request)
 
     def submit() -> SubmissionView:
         home = request.app.state.home
         store = home.open()
+        _need_submitter(store, caller, "submit", file)
+        spec, text = study_of_request(request, raw, file, folder)
         webhook = webhook_target(webhook_url, webhook_secret, home.settings, store)
-        with _writing:
-            _limit_active(store, caller.owner)
-            record = submit_study(
-                store,
-                spec,
-                text,
-                owner=caller.owner,
-                priority=priority,
-                idempotency_key=idempotency_key,
-                retry_failed=retry_failed,
-                shared=shared,
-                webhook=webhook,
-            )
-            _audit(store, caller, "submit", record.name, submission=record.uid)
+        _limit_active(store, caller.owner)
+        record = submit_study(
+            store,
+            spec,
+            text,
+            owner=caller.owner,
+            priority=priority,
+            idempotency_key=idempotency_key,
+            retry_failed=retry_failed,
+            shared=shared,
+            webhook=webhook,
+            by=Actor(caller.owner, "submit", caller.token),
+        )
         return _view(store, record)
 
     view = await run_in_threadpool(submit)
@@ -113,17 +109,18 @@ async def extend_study(
     retry_failed: RetryQuery = False,
 ) -> SubmissionView:
     """Let a study grow to a file with more trials, epochs or stages. What has finished is kept."""
-    spec, text = await read_study(request, file, folder)
+    raw = await study_body(request)
 
     def extend() -> SubmissionView:
+        spec, text = study_of_request(request, raw, file, folder)
         visible = studies_for(request)
         full = _name_in_database(visible, name)
         _need_owner(visible.store, caller, "extend", full)
         owner = owner_of(full)
         _check_name(spec, full, owner)
         _limit_active(visible.store, owner)
-        record = submit_study(visible.store, spec, text, owner=owner, retry_failed=retry_failed)
-        _audit(visible.store, caller, "extend", record.name, submission=record.uid)
+        by = Actor(caller.owner, "extend", caller.token)
+        record = submit_study(visible.store, spec, text, owner=owner, retry_failed=retry_failed, by=by)
         return _view(visible.store, record)
 
     return await run_in_threadpool(extend)
@@ -249,6 +246,8 @@ def _view(store: Store, record: SubmissionRecord) -> SubmissionView:
 
 
 def _webhook_view(store: Store, record: SubmissionRecord) -> WebhookView | None:
+    if not record.has_webhook:
+        return None
     target = store.queue().webhook_of(record.uid)
     if target is None:
         return None
@@ -284,9 +283,9 @@ def _limit_active(store: Store, owner: str) -> None:
         )
 
 
-def _need_submitter(request: Request, caller: Caller, action: str, subject: str) -> None:
+def _need_submitter(store: Store, caller: Caller, action: str, subject: str) -> None:
     if not caller.may_submit():
-        _refuse(request.app.state.home.open(), caller, action, subject)
+        _refuse(store, caller, action, subject)
 
 
 def _need_owner(store: Store, caller: Caller, action: str, name: str) -> None:
