@@ -63,6 +63,7 @@ def correlation(result: Mapping[str, Any]) -> RenderableType:
     parts += [
         *(_remark(f"{who}: {note}") for who, note in _shared_notes(rows)),
         *([_remark(_who_wins(free, baselines[0], result["confidence"], is_free=bool(trained)))] if free else []),
+        *(_remark(line) for line in _reversed(rows, baselines)),
         *(_remark(_combination(row)) for row in rows if row["is_combination"]),
         *(_remark(_transfer(other)) for other in result["transfers"]),
     ]
@@ -88,7 +89,7 @@ def _limits(truth: Mapping[str, Any], ceiling: Mapping[str, Any] | None) -> list
     """What the accuracies can show: the epoch at which they were compared, and the tau of a perfect score."""
     found = []
     epoch, left_out = truth.get("epoch"), truth.get("num_left_out", 0)
-    why = "whose trainings failed" if truth["kind"] == "table" else "that ended earlier"
+    why = "whose trainings failed" if truth.get("kind") == "table" else "that ended earlier"
     behind = f"{left_out} topologies {why} are left out" if left_out else ""
     if epoch is not None:
         extra = f"; {behind}" if behind else ""
@@ -198,6 +199,17 @@ def _who_wins(rows: Sequence[Row], baseline: str, confidence: float, *, is_free:
         f"Shown to predict better than {baseline}: {', '.join(winners)}. The chance that any mark is wrong is at most "
         f"about {100 * (1 - confidence) / 2:g} %, over all scores together."
     )
+
+
+def _reversed(rows: Sequence[Row], baselines: Sequence[str]) -> list[str]:
+    """Names the scores that prefer worse topologies, unless counting does so as well on these accuracies."""
+    below = [row["proxy"] for row in rows if row.get("below_zero") and not row["is_combination"]]
+    if not below or set(below) & set(baselines):
+        return []
+    return [
+        f"Shown to prefer worse topologies (tau below zero): {', '.join(below)}. If such a score is new, check its "
+        "`direction`."
+    ]
 
 
 def _combination(row: Row) -> str:

@@ -129,3 +129,17 @@ def test_scores_that_train_follow_in_a_table_of_their_own_with_their_cost() -> N
     assert "training MACs" in trained
     assert "few-step-loss  0.600 [0.50, 0.70]  12.3M" in trained
     assert "No training-free score was shown to predict better than params." in trained
+
+
+def test_scores_that_prefer_worse_topologies_are_named_unless_counting_does_so_too() -> None:
+    rows = [row("params", known(0.3)), row("zico", known(0.2)), row("mine", known(-0.4), below_zero=True)]
+    text = " ".join(line.strip() for line in printed(rows, num_topologies=30))
+    assert "prefer worse topologies (tau below zero): mine. If such a score is new, check its `direction`." in text
+    reverse = [row("params", known(-0.5), below_zero=True), *rows[1:]]
+    assert "prefer worse topologies" not in " ".join(printed(reverse, num_topologies=30))
+
+
+def test_topologies_of_a_table_without_a_value_are_counted() -> None:
+    truth = {"kind": "table", "num_left_out": 2}
+    lines = printed([row("params", known(0.3))], num_topologies=30, truth=truth)
+    assert "  2 topologies whose trainings failed are left out." in lines
