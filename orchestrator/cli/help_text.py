@@ -1,8 +1,14 @@
 """How `--help` lists commands and names the values of options, in words for people instead of Python's types."""
 
+import sys
 from typing import Any
 
+import typer
 from typer.core import TyperGroup
+
+from orchestrator.cli.console import fail
+from orchestrator.cli.exit_status import INTERRUPTED
+from orchestrator.cli.usage_errors import UsageError, usage_message
 
 _ORDER = (
     "data",
@@ -46,6 +52,20 @@ _ORDER = (
 class Commands(TyperGroup):
     """The commands of vitsearch."""
 
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command that the arguments name; a usage error is one line, as any other mistake."""
+        try:
+            status = super().main(*args, **{**extra, "prog_name": "vitsearch", "standalone_mode": False})
+        except UsageError as error:
+            if not (message := usage_message(error)):
+                sys.exit(error.exit_code)
+            fail(message, status=error.exit_code)
+        except typer.Abort:  # Ctrl-C or Ctrl-D at a question
+            fail("nothing was done", status=1)
+        if status == INTERRUPTED:  # what Typer makes of a KeyboardInterrupt, in silence
+            fail("interrupted", status=INTERRUPTED)
+        sys.exit(status if isinstance(status, int) else 0)
+
     def list_commands(self, ctx: Any) -> list[str]:
         names = super().list_commands(ctx)
         return sorted(names, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
@@ -73,7 +93,7 @@ def _name_values(parameter: Any) -> None:
     elif parameter.metavar is None:
         if getattr(parameter, "is_flag", False):
             parameter.metavar = ""
-        elif getattr(getattr(parameter, "type_descriptor", None), "annotation", None) is int:
+        elif getattr(getattr(parameter, "type_descriptor", None), "annotation", None) in (int, list[int]):
             parameter.metavar = "N"
 
 
