@@ -27,7 +27,7 @@ from trainers.data.images import (
     load_test_images,
 )
 from trainers.data.labelled import LabelledImages, ModelInput, Part, load_labelled, names_of_test_images
-from trainers.data.listing import DataError, Item
+from trainers.data.listing import DataError, Item, UnreadableError
 from trainers.data.pixels import (
     FORMAT_SCALES,
     BrokenImageError,
@@ -36,7 +36,6 @@ from trainers.data.pixels import (
     large_images,
     resize_decoded,
 )
-from trainers.data.sources import unreadable
 from trainers.hardware.devices import pick_device
 from trainers.models.building import build_model, topology_costs
 from trainers.results.calibration import fit_temperature
@@ -211,7 +210,7 @@ class Predictor:
             with large_images():
                 decoded = decode(item, scales=scales, background=data.background, side=size)
         except BrokenImageError as error:
-            raise unreadable({item.name: str(error)}, of_data_set=False) from error
+            raise UnreadableError({item.name: str(error)}, remedy=None) from error
         except DeepImageError as error:
             raise DataError(
                 f"{item.name} must have 8 or 16 bits per channel, because the training images had, but its mode is "

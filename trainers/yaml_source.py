@@ -193,6 +193,8 @@ def _check_encoding(file: str | Path, raw: bytes) -> None:
     try:
         raw.decode("utf-8")
     except UnicodeDecodeError as error:
+        if b"\0" in raw:
+            raise SpecError(file, "must be a YAML file, but is an image or another binary file.") from None
         line = raw[: error.start].count(b"\n") + 1
         raise SpecError(
             file, f"must be text in UTF-8, but byte {raw[error.start]:#04x} is not. Save it as UTF-8.", line=line

@@ -15,10 +15,9 @@ from orchestrator.settings import Settings
 from orchestrator.store.records import StageRecord, StudyRecord
 from orchestrator.store.repository import Store
 from orchestrator.store.service_records import SubmissionRecord
-from orchestrator.store.study_names import SEPARATOR, NameTakenError, full_name, owner_of
+from orchestrator.store.study_names import SEPARATOR, NameTakenError, full_name, nearest_study, owner_of
 from orchestrator.study.access import UnknownStudyError, with_actual_state
 from plugins.metrics.deciding import ACCURACY
-from plugins.registry import nearest_name
 
 _WAIT_S = 10.0
 _PER_QUERY = 100
@@ -220,7 +219,7 @@ class VisibleStudies:
         visible = store.pages().study_names(seen_by=self._seen_by, limit=_MAX_NAMES) if store else []
         short = [one.partition(SEPARATOR)[2] for one in visible if SEPARATOR in one]
         home = self.settings.home if self.caller.token is None else None  # others need not know where it is
-        return UnknownStudyError(name, home, nearest_name(name, [*visible, *short]))
+        return UnknownStudyError(name, home, nearest_study(name, [*visible, *short]))
 
     def _with_states(self, studies: Sequence[StudyRecord]) -> list[StudyRecord]:
         """The records with their actual states, which are those of their submissions while they wait for their turn."""

@@ -31,9 +31,10 @@ stderr = SafeConsole(stderr=True, highlight=False)
 
 
 def out(value: Any) -> None:
-    """Print a result for people: text or a rich renderable."""
+    """Print a result for people: a rich renderable, or text, which is wrapped between words in a terminal."""
     if isinstance(value, str):
-        stdout.print(_safe(value), markup=False, soft_wrap=True)
+        text = _safe(value)
+        stdout.print(wrapped(text, stdout.width) if stdout.is_terminal else text, markup=False, soft_wrap=True)
     else:
         stdout.print(value, crop=False)
 

@@ -10,6 +10,7 @@ from rich.live import Live
 from orchestrator.cli.progress import LiveProgress, PlainProgress, RemainingTime, StageLine, short_time
 from orchestrator.stages.progress import Progress
 from trainers.data.cache_settings import watch_decoding
+from trainers.data.listing import UnreadableError
 
 _NAME = "images"
 _PAUSE_S = 10.0
@@ -89,3 +90,12 @@ def show_decoding(console: Console, *, quiet: bool = False) -> Iterator[None]:
         live = Live(console=console, refresh_per_second=4, transient=True)
         with live, watch_decoding(LiveDecoding(lambda line: live.update(line or "", refresh=True))):
             yield
+
+
+@contextmanager
+def advise_skip_broken() -> Iterator[None]:
+    """Inside the context, the error for broken images advises the option of the command, not the field of a file."""
+    try:
+        yield
+    except UnreadableError as error:
+        raise error.with_remedy("`--skip-broken`") from None

@@ -1,7 +1,7 @@
 """The command data: what was understood of a data set, before any training."""
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cli.console import fail, note, out, print_json, stderr
-from orchestrator.cli.decoding import show_decoding
+from orchestrator.cli.decoding import advise_skip_broken, show_decoding
 from orchestrator.cli.exit_status import exit_on_error
 from orchestrator.safe_text import printable
 from orchestrator.spec.study_file import load_spec, make_data_config
@@ -31,7 +31,8 @@ def data_command(source: str, *, settings: Mapping[str, Any], sheet: Path | None
             config = make_data_config({"source": source, "resize": "stretch", **settings})
         from trainers.data.describing import describe_data, draw_sheet  # imports torch
 
-        with show_decoding(stderr), verified_cache() if verify else nullcontext():
+        advised: AbstractContextManager[None] = nullcontext() if is_study else advise_skip_broken()
+        with advised, show_decoding(stderr), verified_cache() if verify else nullcontext():
             described = describe_data(config)
         if sheet is not None:
             try:
@@ -58,9 +59,10 @@ def _report(report: DataReport) -> RenderableType:
     table.add_row("total", *(str(part.num_images) for part in report.parts.values()), style="bold")
     size = f"{report.image_size} x {report.image_size} pixels"
     found = ", ".join(report.originals[:4]) + (", ..." if len(report.originals) > 4 else "")
+    unseen = " (the test part stays unseen)" if "test" in report.parts else ""
     lines = [
         f"{printable(report.source)}: {report.num_images} {report.colours} images of {len(report.classes)} classes",
-        f"used at {size} (resize: {report.resize}); as stored: {found}",
+        f"used at {size} (resize: {report.resize}); as stored{unseen}: {found}",
         "mean "
         + ", ".join(f"{value:.3f}" for value in report.mean)
         + "; standard deviation "
@@ -69,11 +71,16 @@ def _report(report: DataReport) -> RenderableType:
     parts: list[RenderableType] = [Text("\n".join(lines)), Text(), table]
     if report.skipped:
         parts += [Text("\nLeft out", style="bold")]
-        parts += [
-            Text(printable(f"{one.count}: {one.reason}" + (f", such as {one.examples[0]}" if one.examples else "")))
-            for one in report.skipped
-        ]
+        left_out = Table.grid(padding=(0, 1))
+        left_out.add_column(justify="right")
+        for one in report.skipped:
+            example = f", such as {one.examples[0].removeprefix(f'{report.source}/')}" if one.examples else ""
+            left_out.add_row(str(one.count), Text(printable(f"{one.reason}{example}")))
+        parts.append(left_out)
     if report.warnings:
         parts += [Text("\nWarnings", style="bold red")]
-        parts += [Text(f"- {printable(warning.message)}") for warning in report.warnings]
+        warnings = Table.grid(padding=(0, 1))
+        for warning in report.warnings:
+            warnings.add_row("-", Text(printable(warning.message)))
+        parts.append(warnings)
     return Group(*parts)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.cli.console import fail, note, out, print_json, stderr
-from orchestrator.cli.decoding import show_decoding
+from orchestrator.cli.decoding import advise_skip_broken, show_decoding
 from orchestrator.cli.exit_status import BAD_INPUT
 from orchestrator.cli.model_table import model_report
 from orchestrator.reports.model_files import draw_report, report_texts
@@ -31,7 +31,7 @@ def evaluate_command(
     from trainers.champion import load_model  # imports torch
 
     predictor = load_model(find_model_folder(model, load_settings()))
-    with show_decoding(stderr):
+    with advise_skip_broken(), show_decoding(stderr):
         images = predictor.load_labelled(source, part=part, skip_broken=skip_broken)
     report = predictor.report_on(images)
     if as_json:

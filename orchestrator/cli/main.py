@@ -74,6 +74,7 @@ EngineOption = Annotated[
     str | None,
     typer.Option("--engine", metavar="NAME", help="`optuna`, `ray` or `auto`, instead of the file's `engine`."),
 ]
+SkipBrokenOption = Annotated[bool, typer.Option("--skip-broken", help="Leave out images that cannot be read.")]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A study's name (its champion) or a model folder.")]
 PortOption = Annotated[int, typer.Option("--port", min=1, max=65535, help="Port of MLflow on this machine.")]
 ServerOption = Annotated[
@@ -566,7 +567,7 @@ def _data(
         str | None,
         typer.Option("--background", metavar="COLOUR", help="Behind transparent pixels (`white`)."),
     ] = None,
-    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out images that cannot be read.")] = False,
+    skip_broken: SkipBrokenOption = False,
     duplicates: Annotated[
         str | None, typer.Option("--duplicates", metavar="HOW", help="`drop` leaves copies out of the training part.")
     ] = None,
@@ -633,7 +634,9 @@ def _export(
     from orchestrator.cli.exporting import export_command, export_optuna_command
 
     if (export_format is None) == (optuna is None) or (optuna is not None and file is not None):
-        raise typer.BadParameter("give either --format, with --out if you like, or --optuna")
+        raise typer.BadParameter(
+            f"name a --format ({', '.join(list(ExportFormat)[:-1])} or {list(ExportFormat)[-1]}) or --optuna URL"
+        )
     if optuna is not None:
         export_optuna_command(model, optuna, overwrite=overwrite, as_json=as_json)
     elif export_format is not None:
@@ -659,7 +662,7 @@ def _evaluate(
         Path | None,
         typer.Option("--out", metavar="FOLDER", help="Write plots, tables and report.json into this new folder."),
     ] = None,
-    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out images that cannot be read.")] = False,
+    skip_broken: SkipBrokenOption = False,
     output: FormatOption = Format.text,
 ) -> None:
     """Judge a model on labelled images: metrics with intervals, classes, calibration and mistakes."""
@@ -736,6 +739,7 @@ def _recommend(
     image_size: Annotated[
         int | None, typer.Option("--image-size", metavar="PIXELS", help="Height and width for the model (32).")
     ] = None,
+    skip_broken: SkipBrokenOption = False,
     top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Number of studies to show.")] = 3,
     file: Annotated[
         Path | None,
@@ -747,9 +751,10 @@ def _recommend(
     """Find finished studies of data like yours, with the configuration that each found and what it gave."""
     from orchestrator.cli.recommending import recommend_command
 
+    given = {"image_size": image_size, "skip_broken": skip_broken or None}
     recommend_command(
         data,
-        settings={} if image_size is None else {"image_size": image_size},
+        settings={name: value for name, value in given.items() if value is not None},
         max_params=max_params,
         space=space,
         budget=budget,

@@ -1,5 +1,6 @@
 """A report on a model as text for people."""
 
+import textwrap
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
@@ -10,6 +11,7 @@ from orchestrator.safe_text import printable
 from plugins.metrics.deciding import DecidingMetric
 from trainers.results.model_report import ClassFigures, Estimate, ModelReport
 
+_WIDTH = 80
 _MAX_CLASSES, _MAX_CONFUSIONS, _MAX_MISTAKES = 30, 5, 5
 
 
@@ -46,6 +48,12 @@ def report_lines(report: ModelReport) -> list[tuple[str, str]]:
     return lines
 
 
+def named_line(name: str, text: str, *, indent: str = "") -> str:
+    """A line of a report, which continues below its text if it does not fit into a terminal."""
+    begin = f"{indent}{name:<13}  "
+    return textwrap.fill(text, _WIDTH, initial_indent=begin, subsequent_indent=" " * len(begin))
+
+
 def _bounds(metric: DecidingMetric, found: Estimate) -> str:
     return " to ".join(metric.text(bound) for bound in (found.low, found.high) if bound is not None)
 
@@ -53,9 +61,9 @@ def _bounds(metric: DecidingMetric, found: Estimate) -> str:
 def model_report(report: ModelReport) -> RenderableType:
     """A whole report: metrics, classes, frequent confusions, calibration and confident mistakes."""
     parts: list[RenderableType] = [_metric_table(report.metrics)]
-    lines = [f"{name:<13}  {text}" for name, text in report_lines(report) if name != "95 % interval"]
+    lines = [named_line(name, text) for name, text in report_lines(report) if name != "95 % interval"]
     methods = dict.fromkeys(one.method for one in report.metrics.values())
-    lines.append(f"{'intervals':<13}  {'; '.join(methods)}")
+    lines.append(named_line("intervals", "; ".join(methods)))
     parts += [Text(), Text("\n".join(lines)), Text(), _class_table(report)]
     confusions = _confusions(report)
     if confusions:

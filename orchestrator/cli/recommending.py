@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cli.console import fail, note, out, print_json, stderr
-from orchestrator.cli.decoding import show_decoding
+from orchestrator.cli.decoding import advise_skip_broken, show_decoding
 from orchestrator.cli.exit_status import BAD_INPUT, FAILED
 from orchestrator.cli.remote import client_of
 from orchestrator.evaluation.data_similarity import DataDifference, DataDistance
@@ -52,7 +52,7 @@ def recommend_command(
     from trainers.data.describing import describe_data  # imports torch
 
     installed, client = load_settings(), client_of(server)
-    with show_decoding(stderr):
+    with advise_skip_broken(), show_decoding(stderr):
         report = describe_data(config).report
     if client:
         sent = client.recommend(report.model_dump(mode="json"), config.model_dump(mode="json"), **wanted._asdict())

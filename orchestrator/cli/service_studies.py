@@ -9,7 +9,7 @@ from orchestrator.cli.console import fail, note, out, print_json
 from orchestrator.cli.exit_status import BAD_INPUT, FAILED, INTERRUPTED
 from orchestrator.cli.remote import summary_there
 from orchestrator.cli.tables import study_report
-from orchestrator.store.service_records import ACTIVE
+from orchestrator.store.service_records import ACTIVE, state_words
 
 if TYPE_CHECKING:
     from orchestrator.client import Client
@@ -109,8 +109,8 @@ def tell_submission(client: "Client", found: Submission, *, as_json: bool) -> No
     if as_json:
         print_json(found)
         return
-    why = f": {found['reason']}" if found["state"] == "waiting" and found["reason"] else ""
-    out(f"study {found['study']!r} is {found['state']}{why}")
+    why = found["reason"] if found["state"] == "waiting" else None
+    out(f"study {found['study']!r} {state_words(found['state'], why)}")
     if found["state"] in ACTIVE:
         note(f"It runs at {client.url}/studies/{found['study']}. Watch it with: vitsearch watch {found['study']}")
 

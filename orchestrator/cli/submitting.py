@@ -12,7 +12,7 @@ from orchestrator.cli.service_studies import cancel_there, submit_there, tell_su
 from orchestrator.settings import Settings, load_settings
 from orchestrator.spec.study_file import load_spec
 from orchestrator.store.repository import Store
-from orchestrator.store.service_records import SubmissionRecord
+from orchestrator.store.service_records import SubmissionRecord, state_words
 from trainers.yaml_source import read_yaml
 
 
@@ -136,6 +136,6 @@ def _show(submission: SubmissionRecord, why: str | None, *, as_json: bool) -> No
     if as_json:
         print_json(submission.model_dump(mode="json"))
         return
-    out(f"study {submission.name!r} is {submission.state}" + (f": {why}" if why else ""))
+    out(f"study {submission.name!r} {state_words(submission.state, why)}")
     if submission.is_active:
         note(f"It runs in the background. Watch it with: vitsearch watch {submission.name}")

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.cli.model_table import report_lines
+from orchestrator.cli.model_table import named_line, report_lines
 from orchestrator.cli.verdict_table import correlation
 from orchestrator.spec.cost import Cost
 from orchestrator.stages.certainty import RankingCertainty, describe_certainty
@@ -19,21 +19,14 @@ from plugins.metrics.deciding import ACCURACY, DecidingMetric
 from trainers.data.report import DataReport
 from trainers.results.model_report import ModelReport
 
+_WIDTH = 80
+
 
 def study_report(summary: dict[str, Any]) -> RenderableType:
     """The report of a finished study: leaderboard, tau table, champion and next commands."""
     parts: list[RenderableType] = []
     if summary["leaderboard"]:
-        parts += [
-            _title("Leaderboard"),
-            leaderboard(
-                summary["leaderboard"],
-                metric_of(summary),
-                ranked_by=summary["ranked_by"],
-                baseline=summary["baseline"],
-            ),
-            *certainty_lines(summary),
-        ]
+        parts += _ranking(summary)
     if summary["front"]:
         parts += [_title("Pareto front"), front_table(summary)]
     if summary["correlation"]:
@@ -48,15 +41,15 @@ def study_report(summary: dict[str, Any]) -> RenderableType:
         f"vitsearch compare {name}": "compare the best trials",
     }
     if champion:
-        steps[f"vitsearch best {name} > best.yaml"] = "save its configuration for: vitsearch train best.yaml"
+        steps[f"vitsearch best {name} > best.yaml"] = "save its configuration, to train it again"
         steps[f"vitsearch predict {name} IMAGE..."] = "classify your own images"
     else:
         steps[f"vitsearch status {name}"] = "show the result of each stage"
     width = max(len(command) for command in steps)
-    next_steps = Text(
-        "\n".join(f"  {command:<{width}}  {what}" for command, what in steps.items()), no_wrap=True, overflow="ignore"
-    )
-    return Group(*parts, _title("Next"), next_steps)
+    lines = [f"  {command:<{width}}  {what}" for command, what in steps.items()]
+    if max(map(len, lines)) > _WIDTH:  # a long name
+        lines = [line for command, what in steps.items() for line in (f"  {command}", f"      {what}")]
+    return Group(*parts, _title("Next"), Text("\n".join(lines), no_wrap=True, overflow="ignore"))
 
 
 def status_report(summary: dict[str, Any]) -> RenderableType:
@@ -72,7 +65,7 @@ def status_report(summary: dict[str, Any]) -> RenderableType:
     if summary["data"]:
         parts += [_title("Data"), Text("\n".join(DataReport.model_validate(summary["data"]).lines()))]
     if summary["leaderboard"]:
-        parts += [_title("Leaderboard"), leaderboard(summary["leaderboard"]), *certainty_lines(summary)]
+        parts += _ranking(summary)
         parts.append(Text(f"  all trials: vitsearch trials {summary['study']}"))
         parts += time_error_lines(summary)
     if summary["champion"]:
@@ -92,6 +85,13 @@ def status_report(summary: dict[str, Any]) -> RenderableType:
             )
         )
     return Group(*parts)
+
+
+def _ranking(summary: dict[str, Any]) -> list[RenderableType]:
+    """The best trials, and how certain their order is."""
+    ranked_by, baseline = summary["ranked_by"], summary["baseline"]
+    rows = leaderboard(summary["leaderboard"], metric_of(summary), ranked_by=ranked_by, baseline=baseline)
+    return [_title("Leaderboard"), rows, *certainty_lines(summary)]
 
 
 def metric_of(summary: dict[str, Any]) -> DecidingMetric:
@@ -183,7 +183,7 @@ def champion_lines(champion: dict[str, Any]) -> Text:
     place = f"copy it with   {copied_by}" if copied_by else f"folder         {champion['folder']}"
     return Text(
         f"  test accuracy  {100 * champion['test_accuracy']:.2f} % ({validation})\n"
-        + "".join(f"  {name:<13}  {text}\n" for name, text in lines)
+        + "".join(f"{named_line(name, text, indent='  ')}\n" for name, text in lines)
         + f"  topology       {configuration['topology']}\n"
         f"  from           {origin}, averaging {_plugin(configuration['averaging'])}\n"
         f"  {place}",

@@ -1,7 +1,7 @@
 """The command trials, which lists the trials of a study."""
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from orchestrator.cli.console import fail, out, print_json, print_text
@@ -19,6 +19,9 @@ _NUMBERS: Mapping[str, tuple[str, Callable[[float], str]]] = {
 }
 """Columns of the text table, if a stage has them: head and text by name."""
 _NOT_REPEATED = frozenset({"stage", "trial", "state", "topology", "reason", "trial_seed", "started_at", *_NUMBERS})
+
+_SAME = (("params", "parameters"), ("macs", "flops"))
+"""Metrics that are left out if another one has the same value."""
 
 
 def trials_command(study: str, server: str | None, *, stage: str | None, as_csv: bool, as_json: bool) -> None:
@@ -58,10 +61,36 @@ def _block(stage: str, rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         cells = [_number(name, row.get(name)).rjust(len(head)) for name, head in zip(columns, heads, strict=True)]
         lines.append("  ".join([f"{row['trial']:>5}  {row['state']:<8}", *cells]).rstrip())
-        values = [f"{name.removeprefix('recipe.')} {_short(row[name])}" for name in row if name not in _NOT_REPEATED]
-        below = [row["topology"], ", ".join(values), row["reason"]]
-        lines += [f"       {line}" for text in below if text for line in textwrap.wrap(text, _WIDTH - 7)]
+        below = [row["topology"], ", ".join(_values(row)), row["reason"]]
+        lines += [f"       {line}" for text in below if text for line in _wrapped(text)]
     return "\n".join(lines)
+
+
+def _values(row: Mapping[str, Any]) -> Iterator[str]:
+    """What was sampled and measured, without what stands in the other lines of the trial or can be told from them."""
+    settings = {
+        name: [other for other in row if other.startswith(f"{name}.{value}.")]
+        for name, value in row.items()
+        if isinstance(value, str)
+    }
+    hidden = {other for others in settings.values() for other in others}
+    for name, value in row.items():
+        is_known = name in _NOT_REPEATED or name in hidden or name == "metric.wall_time_s"
+        is_known |= bool(row["topology"]) and name.startswith("topology.")
+        is_known |= any(name == one and value == row.get(other) for one, other in _SAME)
+        if is_known or (name.removesuffix(".spread") in row and name.endswith(".spread")):
+            continue
+        chosen = [f"{other.removeprefix(f'{name}.{value}.')} {_short(row[other])}" for other in settings.get(name, ())]
+        spread = row.get(f"{name}.spread")
+        yield (
+            f"{name.removeprefix('recipe.')} {_short(value)}"
+            + (f" ± {spread:.2g}" if spread else "")
+            + (f" ({', '.join(chosen)})" if chosen else "")
+        )
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH - 7, break_on_hyphens=False)
 
 
 def _counted(rows: Sequence[dict[str, Any]]) -> str:

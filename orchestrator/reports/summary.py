@@ -84,7 +84,10 @@ def configuration_yaml(configuration: Configuration, recommended_stopping: dict[
     saved, lost = recommended_stopping["epochs_saved"], recommended_stopping["accuracy_lost"]
     metric = DecidingMetric.model_validate(recommended_stopping.get("metric", ACCURACY))
     advice = yaml.safe_dump(
-        {"stopping": recommended_stopping["criterion"]}, default_flow_style=True, width=1000
+        {"stopping": dict(sorted(recommended_stopping["criterion"].items(), key=lambda item: item[0] != "name"))},
+        default_flow_style=True,
+        sort_keys=False,
+        width=1000,
     ).strip()
     return (
         f"{text}# The stopping stage found a criterion that saves {100 * saved:.0f} % of the epochs for "

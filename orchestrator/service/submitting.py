@@ -15,7 +15,7 @@ from orchestrator.spec.study_file import StudySpec
 from orchestrator.store.repository import Store
 from orchestrator.store.service_records import Actor, NewSubmission, SubmissionRecord, WebhookTarget
 from orchestrator.store.study_files import log_of_submission
-from orchestrator.store.study_names import full_name, home_owner
+from orchestrator.store.study_names import full_name, home_owner, nearest_study
 from orchestrator.study.growth import plan_study_growth
 
 PRIORITIES = range(-10, 11)
@@ -24,10 +24,22 @@ MAX_KEY_LENGTH = 128
 
 
 class UnknownSubmissionError(LookupError):
-    """No study of that name was submitted."""
+    """No study of that name was submitted.
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"no study {name!r} was submitted. `vitsearch list` shows all studies.")
+    Args:
+        name: The name.
+        exists: Whether there is a study of that name, which was run in a terminal.
+        nearest: The name of a submitted study with similar spelling, or `None`.
+    """
+
+    def __init__(self, name: str, *, exists: bool = False, nearest: str | None = None) -> None:
+        hint = f"Did you mean {nearest!r}?" if nearest else "`vitsearch list` shows all studies."
+        super().__init__(
+            f"study {name!r} was run in a terminal, not submitted: `vitsearch status {name}` shows it, Ctrl-C in its "
+            f"terminal stops it, and `vitsearch run FILE` continues it."
+            if exists
+            else f"no study {name!r} was submitted. {hint}"
+        )
 
 
 class SubmissionError(ValueError):
@@ -111,8 +123,14 @@ def find_submission(store: Store, name: str) -> SubmissionRecord:
     queue = store.queue()
     found = queue.find(name) or queue.find_latest(name)
     if found is None:
-        raise UnknownSubmissionError(name)
+        exists = store.find_study(name) is not None
+        raise UnknownSubmissionError(name, exists=exists, nearest=None if exists else _nearest(store, name))
     return found
+
+
+def _nearest(store: Store, name: str) -> str | None:
+    submitted = store.queue().find_latest_of([study.name for study in store.list_studies()])
+    return nearest_study(name, [*store.queue().unfinished(), *submitted])
 
 
 def cancel_study(store: Store, name: str) -> SubmissionRecord:

@@ -23,8 +23,8 @@ from orchestrator.stages.train_result import TrainedTrial, TrainResult
 from orchestrator.stages.train_spec import TrainStage
 from orchestrator.store.records import StudyRecord, TrialRecord
 from orchestrator.store.repository import Store
+from orchestrator.store.study_names import nearest_study
 from plugins.metrics.deciding import ACCURACY, DecidingMetric
-from plugins.registry import nearest_name
 from trainers.config import DataConfig, EpochReport
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def find_truth_study(name: str, store: Store | None) -> tuple[Store, StudyRecord
     study = store.find_study(name) if store else None
     if store is None or study is None:
         names = [one.name for one in store.list_studies()] if store else []
-        nearest = nearest_name(name, names)
+        nearest = nearest_study(name, names)
         hint = f" Did you mean {nearest!r}?" if nearest else " `vitsearch list` shows all."
         raise TruthError(f"must be the name of a study, but there is no study {name!r}.{hint}", key="study")
     return store, study

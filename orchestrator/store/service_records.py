@@ -31,6 +31,13 @@ class WebhookTarget(_Row):
     secret: str
 
 
+def state_words(state: str, reason: str | None) -> str:
+    """The state of a submission as a verb with its reason, such as `is running` or `waits for its turn`."""
+    if reason and reason.startswith("waits "):
+        return reason
+    return f"is {state}: {reason}" if reason else f"is {state}"
+
+
 class SubmissionRecord(_Row):
     """A study file that someone submitted, and what became of it."""
 

@@ -7,6 +7,10 @@ another owner are called `OWNER~NAME`, so that everyone may have a study `digits
 import getpass
 import os
 import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from plugins.registry import nearest_name
 
 SEPARATOR = "~"
 MAX_LENGTH = 64
@@ -64,3 +68,8 @@ def full_name(name: str, owner: str) -> str:
 def owner_of(name: str) -> str:
     """The owner of a study in the database."""
     return name.partition(SEPARATOR)[0] if SEPARATOR in name else home_owner()
+
+
+def nearest_study(name: str, names: Sequence[str]) -> str | None:
+    """The study that someone meant who wrote its name wrongly, or gave its file instead; `None` if none is similar."""
+    return nearest_name(name, names) or nearest_name(Path(name).stem, names)

@@ -10,13 +10,13 @@ from orchestrator.settings import Settings, SettingsError
 from orchestrator.store.errors import DatabaseUnavailableError
 from orchestrator.store.records import StudyRecord
 from orchestrator.store.repository import Store
-from orchestrator.store.service_records import SubmissionRecord
+from orchestrator.store.service_records import SubmissionRecord, state_words
 from orchestrator.store.study_files import folder_of_study, log_of_submission
+from orchestrator.store.study_names import nearest_study
 from orchestrator.study.lock import StudyBusyError, hold_study, is_held
 from orchestrator.study.sizes import size_of
 from orchestrator.tracking.mlflow_client import Tracker, TrackingUnavailable
 from orchestrator.tracking.names import slug
-from plugins.registry import nearest_name
 from trainers.storage.addresses import address_of
 from trainers.storage.artifacts import artifacts_at, fetched
 
@@ -46,11 +46,10 @@ class StudyNotBegunError(UnknownStudyError):
 
     def __init__(self, submission: SubmissionRecord) -> None:
         self.name, self.nearest = submission.name, None
-        reason = f": {submission.reason}" if submission.reason else ""
         LookupError.__init__(
             self,
-            f"study {submission.name!r} has no results yet: it is {submission.state}{reason}. Follow it with: "
-            f"vitsearch watch {submission.name}",
+            f"study {submission.name!r} has no results yet: it {state_words(submission.state, submission.reason)}. "
+            f"Follow it with: vitsearch watch {submission.name}",
         )
 
 
@@ -96,7 +95,7 @@ def find_study(name: str, settings: Settings) -> StudyRecord:
         return with_actual_state(study, settings, submission)
     if submission is not None:
         raise StudyNotBegunError(submission)
-    raise UnknownStudyError(name, settings.home, nearest_name(name, names), server=settings.server)
+    raise UnknownStudyError(name, settings.home, nearest_study(name, names), server=settings.server)
 
 
 def find_summary(name: str, settings: Settings) -> dict[str, Any]:
@@ -264,10 +263,15 @@ def with_actual_state(
         settings: Settings of this installation.
         submission: The newest submission of the study.
     """
-    if submission is not None and submission.state == "waiting" and not is_held(study.name, settings):
-        return study.model_copy(update={"state": "waiting", "reason": submission.reason or "waits for its turn"})
-    if study.state != "running" or is_held(study.name, settings):
+    is_active = submission is not None and submission.is_active
+    if (study.state != "running" and not is_active) or is_held(study.name, settings):
         return study
+    if submission is not None and submission.state == "waiting":
+        return study.model_copy(update={"state": "waiting", "reason": submission.reason or "waits for its turn"})
+    if is_active and study.state == "complete":
+        return study
+    if is_active:  # it was claimed, or its process died and is started again when the lease has ended
+        return study.model_copy(update={"state": "waiting", "reason": "waits for its process to start"})
     return study.model_copy(update={"state": "interrupted", "reason": "its process died; run the file again to resume"})
 
 

@@ -261,6 +261,7 @@ def test_trials_are_listed_with_what_was_searched(command_line: CommandLine, tin
     shown = command_line("trials", "tiny", home=tiny.home, COLUMNS="80")
     assert max(map(len, shown.out.splitlines())) <= 80
     assert all(name in shown.out for name in ("train: 9 complete", "learning_rate", "curriculum", "val. acc. (%)"))
+    assert not any(name in shown.out for name in ("topology.", ".spread", "metric.wall_time_s"))  # known, or "±"
     wrong = command_line("trials", "tiny", "--stage", "trian", home=tiny.home)
     assert (wrong.status, "Did you mean 'train'?" in wrong.err) == (2, True)
 

@@ -282,7 +282,7 @@ def test_the_commands_follow_a_study_from_submit_to_its_results(
 ) -> None:
     file = write(tmp_path)
     done = command_line("submit", file)
-    assert (done.status, done.out) == (0, "study 'quick' is waiting: waits for its turn\n")
+    assert (done.status, done.out) == (0, "study 'quick' waits for its turn\n")
     assert "vitsearch watch quick" in done.err
     assert no_process == [[]]
     assert command_line("submit", file).status == 1

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
-from orchestrator.cli.tables import status_report, study_table, time_error_lines
+from orchestrator.cli.tables import status_report, study_report, study_table, time_error_lines
 
 
 def printed(renderable: RenderableType, width: int = 80) -> str:
@@ -57,3 +57,35 @@ def test_the_status_tells_how_well_the_time_of_trainings_was_predicted() -> None
     on_gpu = time_error_lines({"time_error": {"num_trainings": 1, "median_error": 0.1, "memory_error": 0.04}})
     assert [line.plain.rpartition("median error ")[2] for line in on_gpu] == ["10 % (1 training)", "4 %"]
     assert time_error_lines({"time_error": None}) == []
+
+
+def test_the_status_ranks_by_the_metric_of_the_study_as_the_report_of_a_run_does() -> None:
+    row = {
+        "trial": 2,
+        "val_accuracy": 0.7887,
+        "val_loss": 0.5445,
+        "val_balanced_accuracy": 0.6948,
+        "parameters": 276_995,
+    }
+    summary: dict[str, Any] = {
+        "study": "photos-of-flowers-from-the-botanical-garden-by-season",
+        "state": "complete",
+        "reason": None,
+        "stages": [],
+        "data": None,
+        "leaderboard": [row | {"wall_time_s": 36.2, "topology": "as-vit:5,4,5,1|3,1,6,1|4,1,2,1|2,1,2,1|64,16"}],
+        "metric": {"choice": {"name": "balanced-accuracy"}, "direction": "maximize", "is_fraction": True},
+        "ranked_by": "val_balanced_accuracy",
+        "baseline": {"val_balanced_accuracy": 1 / 3},
+        "certainty": None,
+        "time_error": None,
+        "front": [],
+        "correlation": None,
+        "champion": None,
+        "tracking": {"owed": 0, "rejected": 0},
+    }
+    for text in (printed(status_report(summary)), printed(study_report(summary))):
+        assert "val. balanced accuracy (%)" in text
+        assert "69.48" in text
+        assert "val. loss" not in text
+    assert max(map(len, text.splitlines())) <= 80

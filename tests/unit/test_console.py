@@ -1,5 +1,8 @@
 """Messages of the command line: wrapped between words in a terminal, with commands that can be copied."""
 
+import pytest
+
+from orchestrator.cli import console
 from orchestrator.cli.console import wrapped
 
 
@@ -31,3 +34,18 @@ def test_a_path_is_never_broken_and_each_mistake_begins_a_line() -> None:
     assert sum(path in line for line in lines) == 2
     assert lines[0] == "vitsearch:"
     assert path in lines
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_result_is_wrapped_in_a_terminal_only(
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console.stdout, "width", 30)
+    monkeypatch.setattr(console.stdout, "_force_terminal", is_terminal)
+    console.out("study 'digits' stops after its current step")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == (
+        ["study 'digits' stops after its", "  current step"]
+        if is_terminal
+        else ["study 'digits' stops after its current step"]
+    )

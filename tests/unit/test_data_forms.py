@@ -18,7 +18,7 @@ from PIL import Image, ImageCms
 from tests.unit.test_data import config, encoded, make_folder, picture, problem
 from trainers.data.describing import describe_data
 from trainers.data.images import load_images, load_test_images
-from trainers.data.listing import Item
+from trainers.data.listing import Item, UnreadableError
 from trainers.data.pixels import FORMAT_SCALES, decode
 from trainers.data.report import DataReport
 from trainers.data.sources import list_source
@@ -110,8 +110,14 @@ def test_broken_images_are_listed_together_or_left_out(tmp_path: Path) -> None:
     message = problem(tmp_path)
     assert all(str(path) in message for path in broken)
     assert "data.skip_broken: true" in message
+    assert len(message.splitlines()) == 1 + len(broken)
+    with pytest.raises(UnreadableError) as caught:
+        report(tmp_path)
+    assert "leave them out with `--skip-broken`:" in str(caught.value.with_remedy("`--skip-broken`"))
     assert skipped(tmp_path, skip_broken=True) == {"broken, as data.skip_broken allows": 3}
-    assert report(tmp_path, skip_broken=True).num_images == 21
+    found = report(tmp_path, skip_broken=True)
+    assert found.num_images == 21
+    assert found.lines()[1] == "left out: 3 broken, as data.skip_broken allows"
 
 
 def test_broken_images_are_named_although_the_test_part_has_another_problem(tmp_path: Path) -> None:

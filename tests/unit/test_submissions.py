@@ -21,7 +21,7 @@ from orchestrator.spec.study_file import StudySpec, make_spec
 from orchestrator.store import submission_rows
 from orchestrator.store.records import EndedTrial
 from orchestrator.store.repository import Store
-from orchestrator.store.service_records import Placement, PoolFull, SubmissionRecord
+from orchestrator.store.service_records import Placement, PoolFull, SubmissionRecord, state_words
 from orchestrator.store.study_names import NameTakenError, full_name, home_owner, owner_of
 from orchestrator.store.submission_rows import MAX_DEATHS, IdempotencyError, LeaseLostError, StudyActiveError
 from trainers.config import TaskOutcome
@@ -396,6 +396,29 @@ def test_a_submission_that_a_driver_has_is_not_forgotten_until_its_lease_ends(st
     assert sorted(queue.forget("digits")) == sorted([old.uid, running.uid])
     with pytest.raises(LeaseLostError, match="it is deleted"):
         queue.heartbeat(running.uid, running.lease)
+
+
+def test_a_study_that_was_not_submitted_is_told_from_an_unknown_one(store: Store) -> None:
+    submit(store, "digits")
+    content = spec("terminal").model_dump(mode="json")
+    store.create_study("terminal", spec=content, digest="s", data_digest="d", stage_names=[("screen", "screen")])
+    with pytest.raises(UnknownSubmissionError, match="'terminal' was run in a terminal, not submitted"):
+        cancel_study(store, "terminal")
+    for wrong in ("digts", "folder/digits.yaml"):
+        with pytest.raises(UnknownSubmissionError, match="Did you mean 'digits'"):
+            find_submission(store, wrong)
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "words"),
+    [
+        ("running", None, "is running"),
+        ("waiting", "waits for its turn", "waits for its turn"),
+        ("waiting", "its machine was restarted", "is waiting: its machine was restarted"),
+    ],
+)
+def test_a_state_is_a_verb_with_its_reason(state: str, reason: str | None, words: str) -> None:
+    assert state_words(state, reason) == words
 
 
 def test_deleting_a_study_takes_its_waiting_submission_along(store: Store) -> None:

@@ -18,11 +18,11 @@ from trainers.data.cache import Notes, load_rows
 from trainers.data.cache_settings import cache_settings
 from trainers.data.decoding import Chosen
 from trainers.data.label_noise import noisy_labels, tell_of_noise
-from trainers.data.listing import DataError, DataFindings, Source
+from trainers.data.listing import DataError, DataFindings, Source, UnreadableError
 from trainers.data.mapping import batches, gather, select
 from trainers.data.noise import draw_noise
 from trainers.data.pixels import Scales
-from trainers.data.sources import BUILT_IN, list_source, noise_task, unreadable
+from trainers.data.sources import BUILT_IN, list_source, noise_task
 from trainers.data.splits import draw, split_indices
 
 _IMAGES_PER_BATCH = 256
@@ -90,7 +90,7 @@ def load_images(config: DataConfig) -> ImageData:
     # Decoded together, so that both parts have the same number of channels and deep pixels are scaled equally.
     decoded = decode_images([chosen["train"], chosen["validation"]], config, findings=source.findings)
     if decoded.broken and not config.skip_broken:
-        raise unreadable(decoded.broken | _broken_test_images(chosen["test"], config))
+        raise UnreadableError(decoded.broken | _broken_test_images(chosen["test"], config))
     train, validation = decoded.splits
     notes = decoded.notes
     if config.duplicates == "drop":
@@ -174,7 +174,7 @@ def load_test_images(config: DataConfig, findings: DataFindings | None = None) -
         [chosen], config, findings=findings or DataFindings(), num_channels=data.task.in_channels, scales=data.scales
     )
     if decoded.broken and not config.skip_broken:
-        raise unreadable(decoded.broken)
+        raise UnreadableError(decoded.broken)
     return decoded.splits[0]
 
 

@@ -13,10 +13,10 @@ from search_spaces.base import ImageTask
 from trainers.config import NOISE, DataConfig
 from trainers.data.decoding import Chosen
 from trainers.data.images import ImageSplit, choose_parts, decode_images, load_images
-from trainers.data.listing import DataError, DataFindings, few
+from trainers.data.listing import DataError, DataFindings, UnreadableError, few
 from trainers.data.mapping import joined
 from trainers.data.pixels import Scales
-from trainers.data.sources import BUILT_IN, list_parts, list_source, unreadable
+from trainers.data.sources import BUILT_IN, list_parts, list_source
 
 Part = Literal["test", "validation", "train", "all"]
 
@@ -105,7 +105,7 @@ def load_labelled(source: str | None, model: ModelInput, *, part: Part | None = 
     notes += left_out
     decoded = decode_images(taken, config, findings=findings, num_channels=model.task.in_channels, scales=model.scales)
     if decoded.broken and not config.skip_broken:
-        raise unreadable(decoded.broken)
+        raise UnreadableError(decoded.broken)
     split = ImageSplit(
         images=reduce(joined, [one.images for one in decoded.splits]),
         labels=torch.from_numpy(numbers)[torch.cat([one.labels for one in decoded.splits])],

@@ -1,11 +1,12 @@
 """What reading a source gives: lists of labelled images that are not decoded yet, and what was ignored."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 _MAX_EXAMPLES = 5
+_MAX_UNREADABLE = 20
 
 
 class DataError(ValueError):
@@ -68,6 +69,38 @@ class FileListing:
     def origins(self, indices: Sequence[int]) -> list[Origin]:
         """The files themselves."""
         return [Origin(str(self.files[index]), self.files[index]) for index in indices]
+
+
+class UnreadableError(DataError):
+    """Files or rows are not images.
+
+    Attributes:
+        reasons: The reason for each, by name.
+        remedy: What leaves them out, or `None` if nothing does.
+    """
+
+    def __init__(self, reasons: Mapping[str, str], *, remedy: str | None = "`data.skip_broken: true`") -> None:
+        self.reasons, self.remedy = dict(reasons), remedy
+        names = [f"{name} ({reason})" for name, reason in list(reasons.items())[:_MAX_UNREADABLE]]
+        if len(reasons) == 1:
+            ((name, reason),) = reasons.items()
+            advice = f", or leave it out with {remedy}" if remedy else ""
+            text = f"{name} must be an image that Pillow can read, but: {reason}. Replace or remove it{advice}."
+        else:
+            more = [f"... and {len(reasons) - len(names)} more"] if len(reasons) > len(names) else []
+            advice = f", or leave them out with {remedy}" if remedy else ""
+            text = "\n  ".join(
+                [
+                    f"{len(reasons)} images must be readable by Pillow, but are not. Replace or remove them{advice}:",
+                    *names,
+                    *more,
+                ]
+            )
+        super().__init__(text)
+
+    def with_remedy(self, remedy: str) -> "UnreadableError":
+        """The same error with other advice, such as the option of a command."""
+        return UnreadableError(self.reasons, remedy=remedy)
 
 
 @dataclass

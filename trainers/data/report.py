@@ -59,14 +59,12 @@ class DataReport(_Plain):
         return "grey" if self.channels == 1 else "colour"
 
     def lines(self) -> list[str]:
-        """Two lines for the start of a run: what is used, and what is not or is suspicious."""
+        """Lines for the start of a run: what is used, what is left out, and what is suspicious."""
         counts = ", ".join(f"{part.num_images} {name}" for name, part in self.parts.items())
         lines = [
             f"{self.num_images} {self.colours} images of {len(self.classes)} classes at {self.image_size} x "
             f"{self.image_size} pixels: {counts}"
         ]
-        remarks = [f"{one.count} left out ({one.reason})" for one in self.skipped]
-        remarks += [warning.message for warning in self.warnings]
-        if remarks:
-            lines.append("; ".join(remarks))
-        return lines
+        if self.skipped:
+            lines.append("left out: " + "; ".join(f"{one.count} {one.reason}" for one in self.skipped))
+        return [*lines, *(f"warning: {warning.message}" for warning in self.warnings)]

@@ -13,7 +13,7 @@ from trainers.config import NOISE, DataConfig
 from trainers.data.folders import count_hidden, list_class_folders, loose_images, visible_folders
 from trainers.data.label_files import find_label_file, find_part_tables, list_label_files
 from trainers.data.labels import similar_names
-from trainers.data.listing import DataError, DataFindings, FileListing, Item, Listing, Source, few
+from trainers.data.listing import DataError, DataFindings, FileListing, Item, Listing, Source, UnreadableError, few
 from trainers.data.parquet import find_parquet, list_parquet
 from trainers.data.splits import part_of
 
@@ -23,7 +23,6 @@ BUILT_IN = (DIGITS, NOISE)
 """Values of `data.source` that are not paths."""
 _HEADERS_CHECKED = 1000
 _NOISE_CLASSES = 10
-_MAX_UNREADABLE = 20
 _SHOWN = 200
 
 
@@ -136,24 +135,6 @@ def not_square(name: str, size: tuple[int, int]) -> DataError:
     """The error for an image that is not square with `resize: same`."""
     return DataError(
         f"with `resize: same` images must be square, but {name} is {_size(size)}. Use `resize: crop` (or `stretch`)."
-    )
-
-
-def unreadable(reasons: Mapping[str, str], *, of_data_set: bool = True) -> DataError:
-    """The error for files or rows that are not images.
-
-    Args:
-        reasons: The reason for each, by name.
-        of_data_set: Whether they belong to a data set, so that `data.skip_broken` may leave them out.
-    """
-    advice = ", or leave it out with `data.skip_broken: true`." if of_data_set else "."
-    if len(reasons) == 1:
-        ((name, reason),) = reasons.items()
-        return DataError(f"{name} must be an image that Pillow can read, but: {reason}. Replace or remove it{advice}")
-    some = [f"{name} ({reason})" for name, reason in reasons.items()]
-    return DataError(
-        f"{len(reasons)} images must be readable by Pillow, but are not: {few(some, _MAX_UNREADABLE)}. Replace or "
-        f"remove them{advice.replace(' it ', ' them ')}"
     )
 
 
@@ -303,4 +284,4 @@ def _check_headers(files: Sequence[Path], config: DataConfig) -> None:
         if size[0] != size[1]:
             raise not_square(str(path), size)
     if reasons and not config.skip_broken:
-        raise unreadable(reasons)
+        raise UnreadableError(reasons)
