@@ -74,7 +74,7 @@ def _report(report: DataReport) -> RenderableType:
         left_out = Table.grid(padding=(0, 1))
         left_out.add_column(justify="right")
         for one in report.skipped:
-            example = f", such as {one.examples[0].removeprefix(f'{report.source}/')}" if one.examples else ""
+            example = "".join(f", such as {place}" for place in report.places(one)[:1])
             left_out.add_row(str(one.count), Text(printable(f"{one.reason}{example}")))
         parts.append(left_out)
     if report.warnings:

@@ -25,7 +25,9 @@ def diff_report(found: StudyDiff) -> RenderableType:
     parts: list[RenderableType] = []
     equal = []
     for title, rows in (("File", found.file), ("Images", found.data), ("Champion's configuration", found.champion)):
-        if rows:
+        if rows is found.champion and found.without_champion:
+            parts += [Text(f"No champion yet: {', '.join(found.without_champion)}.\n")]
+        elif rows:
             parts += [Text(title, style="bold"), _table(found, rows), Text()]
         else:
             equal.append(title[0].lower() + title[1:])
@@ -41,6 +43,7 @@ def _table(found: StudyDiff, rows: Sequence[StudyDifference]) -> Table:
     table = Table("", found.first, found.second, box=None, pad_edge=False, header_style="bold")
     for column in table.columns:
         column.overflow = "fold"
+    table.columns[0].no_wrap = True
     for row in rows:
         table.add_row(*(Text("-" if cell == MISSING else cell) for cell in row))
     return table

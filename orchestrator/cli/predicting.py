@@ -74,7 +74,7 @@ def find_images(given: Sequence[str], problems: list[DataError]) -> list[Path]:
                 problems.append(DataError(f"the pattern {text} must match images, but matches none. Correct it."))
         files += found
     for skipped in findings.skipped.values():
-        note(f"left out: {skipped.count} ({skipped.reason}), such as {skipped.examples[0]}")
+        note(f"left out: {skipped.count} {skipped.reason}, such as {skipped.examples[0]}")
     return files
 
 

@@ -21,18 +21,22 @@ from orchestrator.tracking.server import ServerCommand, server_command
 
 LOOPBACK = "127.0.0.1"
 _NUM_STUDIES = 5
-_OPEN_WHEN_READY = """
-import sys, time, urllib.request, webbrowser
-health, page = sys.argv[1:]
-for _ in range(120):
+_TELL_WHEN_READY = """
+import os, sys, time, urllib.request, webbrowser
+url, page = sys.argv[1:]
+server = os.getppid()
+while os.getppid() == server:
     try:
-        urllib.request.urlopen(health, timeout=2).close()
-        webbrowser.open(page)
-        break
+        urllib.request.urlopen(url + "/health", timeout=2).close()
     except OSError:
         time.sleep(0.5)
+        continue
+    print("MLflow is ready at " + url, file=sys.stderr, flush=True)
+    if page:
+        webbrowser.open(page)
+    break
 """
-"""Runs beside the server, because it replaces this process."""
+"""Runs beside the server, because that replaces this process. It ends with the server."""
 
 
 class Server(NamedTuple):
@@ -58,7 +62,7 @@ def ui_command(port: int, name: str | None = None, *, host: str = LOOPBACK, asks
     if server.command is None:
         out(f"MLflow is running at {server.url}")
         return
-    note(f"MLflow is running at {server.url} (press Ctrl-C to stop it). Pages of the newest studies:")
+    note(f"{_starting(server.command)} Pages of the newest studies:")
     for page in _newest_pages(settings, server.url):
         note(f"  {page}")
     _become(server.command)
@@ -81,10 +85,11 @@ def _serve_with_login(settings: Settings, port: int, host: str, name: str | None
     page = None if study is None else page_of(study, settings, server)
     if login.password is not None:
         note(f"The user {ADMIN} has the password {login.password} (shown only now)")
-    note(f"MLflow is running at {command.url} (press Ctrl-C to stop it). It asks for a user name and a password.")
     if page is None:
+        note(f"{_starting(command)} It asks for a user name and a password.")
         _become(command)
     else:
+        note("MLflow asks for a user name and a password.")
         show(server, page)
 
 
@@ -158,12 +163,9 @@ def show(server: Server, page: str) -> None:
     if server.command is None:
         open_in_browser(page)
         return
-    note(f"MLflow is running at {server.url} (press Ctrl-C to stop it). The page:")
+    note(f"{_starting(server.command)} The page:")
     note(f"  {page}")
-    if _has_browser():
-        arguments = [sys.executable, "-c", _OPEN_WHEN_READY, f"{server.url}/health", page]
-        subprocess.Popen(arguments)  # noqa: S603 - our own code
-    _become(server.command)
+    _become(server.command, page if _has_browser() else "")
 
 
 def open_in_browser(page: str) -> None:
@@ -175,7 +177,14 @@ def open_in_browser(page: str) -> None:
         webbrowser.open(page)
 
 
-def _become(command: ServerCommand) -> None:
+def _starting(command: ServerCommand) -> str:
+    return f"Starting MLflow at {command.url}, which takes some seconds (press Ctrl-C to stop it)."
+
+
+def _become(command: ServerCommand, page: str = "") -> None:
+    """Become the server. As soon as it answers, a line tells that it is ready, and the page opens in the browser."""
+    arguments = [sys.executable, "-c", _TELL_WHEN_READY, command.url, page]
+    subprocess.Popen(arguments)  # noqa: S603 - our own code
     os.execvpe(command.argv[0], command.argv, {**os.environ, **command.env})  # noqa: S606
 
 

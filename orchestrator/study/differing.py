@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping, Set
 from typing import Any, NamedTuple
 
+import yaml
+
 from orchestrator.settings import Settings
 from orchestrator.spec.study_file import HOW
 from orchestrator.stages.promote import PromoteResult
@@ -34,7 +36,9 @@ class StudyDiff(NamedTuple):
     file: tuple[StudyDifference, ...]
     data: tuple[StudyDifference, ...]
     champion: tuple[StudyDifference, ...]
-    """Differences of the champions' configurations, without the data."""
+    """Differences of the champions' configurations, without the data; none unless both have a champion."""
+    without_champion: tuple[str, ...]
+    """Names of the studies that have no champion."""
     results: tuple[StudyDifference, ...]
     verdict: str | None
     """Whether one champion is better, in words; `None` unless both were tested."""
@@ -59,12 +63,14 @@ def diff_studies(first: str, second: str, settings: Settings) -> StudyDiff:
             raise database_gone(settings)
         one, other = (read_study(study, store, study_folder(settings, study)) for study in studies)
     shared = _stages(one).keys() & _stages(other).keys()
+    without = tuple(study.study.name for study in (one, other) if study.last(PromoteResult) is None)
     return StudyDiff(
         first,
         second,
         file=_differences(_file(one, shared), _file(other, shared)),
         data=_differences(_data(one), _data(other)),
-        champion=_differences(_configuration(one), _configuration(other)),
+        champion=() if without else _differences(_configuration(one), _configuration(other)),
+        without_champion=without,
         results=_pairs(_results(one), _results(other)),
         verdict=_verdict(one, other),
     )
@@ -164,7 +170,13 @@ def _verdict(one: ReportedStudy, other: ReportedStudy) -> str | None:
 
 
 def _differences(first: Mapping[str, str], second: Mapping[str, str]) -> tuple[StudyDifference, ...]:
-    return tuple(pair for pair in _pairs(first, second) if pair.first != pair.second)
+    pairs = _pairs(_with_names(first, second), _with_names(second, first))
+    return tuple(pair for pair in pairs if pair.first != pair.second)
+
+
+def _with_names(settings: Mapping[str, str], other: Mapping[str, str]) -> dict[str, str]:
+    """The same settings, in which a method that is only a name can be compared with one that has settings, too."""
+    return {f"{key}.name" if f"{key}.name" in other else key: value for key, value in settings.items()}
 
 
 def _pairs(first: Mapping[str, str], second: Mapping[str, str]) -> tuple[StudyDifference, ...]:
@@ -182,4 +194,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
 def _text(value: Any) -> str:
     if isinstance(value, list) and value and not any(isinstance(one, list | Mapping) for one in value):
         return ", ".join(map(_text, value))
+    if isinstance(value, list | Mapping):  # as it is written in a study file
+        flow = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)
+        return str(flow).strip()
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

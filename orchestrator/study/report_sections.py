@@ -63,8 +63,9 @@ def data_blocks(reported: ReportedStudy) -> tuple[Block, ...]:
     blocks: list[Block] = [PageText(f"{data.lines()[0]}. Source: {data.source}.")]
     blocks += [PageText(warning.message, is_warning=True) for warning in data.warnings]
     if data.skipped:
-        skipped = [(one.reason, f"{one.count:,}", ", ".join(one.examples[:3])) for one in data.skipped]
-        blocks.append(PageTable(("left out", "count", "examples"), tuple(skipped), caption="What is not used"))
+        skipped = [(one.reason, ", ".join(data.places(one)[:3]), f"{one.count:,}") for one in data.skipped]
+        head = ("left out", "examples", "count")
+        blocks.append(PageTable(head, tuple(skipped), num_text=2, caption="What is not used"))
     names = list(data.parts)
     smallest_first = sorted(data.classes, key=lambda one: _num_of_class(reported, one))
     shown = data.classes if len(data.classes) <= _MAX_CLASSES else smallest_first[:_MAX_CLASSES]
@@ -169,7 +170,10 @@ def champion_blocks(reported: ReportedStudy) -> tuple[Block, ...]:
         blocks.append(PageText(f"It is NOT better than always answering {always!r}.", is_warning=True))
     if champion.test is not None:
         blocks += [PageText(note, is_warning=True) for note in champion.test.notes]
-    why = [f"It comes from trial {champion.trial}, averaged by {describe_plugin(champion.configuration.averaging)}."]
+    averaging = champion.configuration.averaging
+    single = {"last": "the last checkpoint", "best": "the checkpoint of the best epoch"}.get(averaging.name)
+    origin = f"It is {single} of" if single else f"It is an average by {describe_plugin(averaging)} of checkpoints of"
+    why = [f"{origin} trial {champion.trial}."]
     if champion.chosen is not None:
         why.append(f"Of the trials, it is {champion.chosen}.")
     if champion.refit:

@@ -218,6 +218,9 @@ def test_predict_names_classes_and_refuses_what_is_no_image(
         assert done.out.startswith(f"{digit}: ")  # the others are predicted
         assert len(done.err.splitlines()) == 1
     assert command_line("predict", tiny.home, digit).status == 2  # a folder, but no model
+    Path("tiny").mkdir()  # such as the folder of the images
+    shutil.copy(digit, "tiny")
+    assert command_line("predict", "tiny", "tiny", home=tiny.home).out.startswith("tiny/digit.png: ")
 
 
 def test_predict_takes_folders_and_patterns(command_line: CommandLine, tiny: FinishedStudy, digit: Path) -> None:

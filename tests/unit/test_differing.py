@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from orchestrator.study.differing import accuracy_verdict
+from orchestrator.study.differing import MISSING, _differences, _flat, accuracy_verdict
 from tests.golden.test_homes import HOMES
 from tests.tiny import CommandLine
 from trainers.results.intervals import wilson_interval
@@ -49,8 +49,19 @@ def test_two_studies_of_one_home_are_compared(old_home: CommandLine) -> None:
     assert results["test accuracy"][0].endswith(" %")
     assert results["test accuracy"][1] == "(not there)"
     assert all(row["first"] != row["second"] for part in ("file", "data", "champion") for row in found[part])
+    assert found["champion"] == []
     shown = old_home("diff", "finished", "interrupted", COLUMNS="80").out
+    assert "No champion yet: interrupted." in shown
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_a_method_without_settings_is_compared_with_one_that_has_some() -> None:
+    first = _flat({"space": "as-vit", "criteria": [{"name": "patience", "epochs": {"low": 1, "high": 5}}]})
+    second = _flat({"space": {"name": "as-vit", "width": 16}, "criteria": ["patience"]})
+    assert [tuple(one) for one in _differences(first, second)] == [
+        ("criteria", "[{name: patience, epochs: {low: 1, high: 5}}]", "patience"),
+        ("space.width", MISSING, "16"),
+    ]
 
 
 def test_a_study_does_not_differ_from_itself_and_an_unknown_one_is_named(old_home: CommandLine) -> None:

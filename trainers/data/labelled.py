@@ -116,7 +116,7 @@ def load_labelled(source: str | None, model: ModelInput, *, part: Part | None = 
     if missing:
         notes.append(f"there are no images of {few([repr(name) for name in missing])}, which the model knows")
     notes += [
-        f"{one.count} left out: {one.reason}" + (f", such as {one.examples[0]}" if one.examples else "")
+        f"left out: {one.count} {one.reason}" + (f", such as {one.examples[0]}" if one.examples else "")
         for one in findings.skipped.values()
     ]
     notes += [one.message for one in findings.warnings]

@@ -53,6 +53,10 @@ class DataReport(_Plain):
         """Images of all parts."""
         return sum(part.num_images for part in self.parts.values())
 
+    def places(self, skipped: SkippedReport) -> list[str]:
+        """Examples of what was skipped, by their places in the source."""
+        return [example.removeprefix(f"{self.source}/") for example in skipped.examples]
+
     @property
     def colours(self) -> str:
         """`grey` or `colour`, for messages."""
