@@ -11,7 +11,6 @@ from rich.text import Text
 from orchestrator.cli.model_table import named_line, report_lines
 from orchestrator.cli.verdict_table import correlation
 from orchestrator.spec.cost import Cost
-from orchestrator.stages.certainty import RankingCertainty, describe_certainty
 from orchestrator.stages.kind import stage_kind
 from orchestrator.stages.time_left import CostError
 from orchestrator.study.sizes import human_size
@@ -156,6 +155,8 @@ def certainty_lines(summary: dict[str, Any]) -> list[Text]:
     """How likely the best trial is really the best, as one sentence; nothing if it is not known."""
     if summary["certainty"] is None:
         return []
+    from orchestrator.stages.certainty import RankingCertainty, describe_certainty  # imports NumPy
+
     text = describe_certainty(RankingCertainty.model_validate(summary["certainty"]))
     return [Text(textwrap.fill(f"{text[0].upper()}{text[1:]}.", 78, initial_indent="  ", subsequent_indent="  "))]
 

@@ -6,7 +6,7 @@ from typing import Any
 from orchestrator.store.records import StageRecord, StudyRecord
 from orchestrator.tracking.names import count_text, short
 from plugins.metrics.deciding import ACCURACY, DecidingMetric
-from trainers.results.model_report import ModelReport, describe_accuracy
+from trainers.results.model_report import ModelReport, describe_result
 
 _MAX_RECIPE_FIELDS = 8
 
@@ -61,7 +61,7 @@ def _won(study: StudyRecord, trial: str, best: Mapping[str, Any], promote: Stage
     report = promote.result.get("test")
     tested = f"{100 * promote.result['test_accuracy']:.1f} %"
     if report is not None:
-        tested = describe_accuracy(ModelReport.model_validate(report))
+        tested = describe_result(ModelReport.model_validate(report))
     named = f"{trial}{size}, is the champion, [{study.name}](model:{study.name})."
     return f"{tested} on the test part, {reached}: {named}"
 

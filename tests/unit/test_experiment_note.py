@@ -4,7 +4,10 @@ from typing import Any
 
 from orchestrator.reports.experiment_note import experiment_note
 from orchestrator.store.records import StageRecord, StudyRecord
+from plugins.metrics.deciding import DecidingMetric
+from search_spaces.recipes import PluginChoice
 from tests.fakes import make_stage
+from tests.unit.test_model_report import report
 
 SPEC: dict[str, Any] = {
     "stages": [
@@ -100,3 +103,14 @@ def test_a_study_without_trainings_says_its_state() -> None:
     text = note(stages(rows=[], is_promoted=False), state="failed")
     assert text.startswith("**digits** is failed.")
     assert "view:trials" not in text
+
+
+def test_the_tested_figure_is_named_if_another_metric_than_accuracy_decides() -> None:
+    tested = report(50).model_copy(update={"metric": DecidingMetric.of(PluginChoice(name="loss"))})
+    found = stages(rows=[BEST, NEXT])
+    promote = found[-1]
+    with_test = {**promote.result, "test": tested.model_dump(mode="json")}
+    text = note([*found[:-1], promote.model_copy(update={"result": with_test})])
+    assert text.startswith(
+        f"loss {tested.metrics['loss'].value:.4f}, accuracy {100 * tested.metrics['accuracy'].value:.1f} %"
+    )
