@@ -152,8 +152,14 @@ def _block(one: Recommendation) -> str:
 
 
 def _short(value: Any) -> str:
+    """A value of a recipe: a number, a method with its settings, several methods, or a function of progress."""
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, list):
+        return " + ".join(map(_short, value))
+    if isinstance(value, Mapping):
+        settings = ", ".join(f"{name} {_short(one)}" for name, one in value.items() if name != "name")
+        return f"{value.get('name', '')} ({settings})".strip() if settings else str(value.get("name"))
     return str(value)
 
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from orchestrator.api.routes import recommending
+from orchestrator.cli.recommending import _short
 from orchestrator.settings import load_settings
 from orchestrator.spec.study_file import load_configuration
 from orchestrator.store.repository import Store
@@ -157,6 +158,19 @@ def test_a_service_refuses_impossible_descriptions_of_data(
         answer = requests.post("/v1/recommend", json=sent)
     assert answer.status_code == 422, answer.text
     assert f"data.{name}" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.00223607, "0.002236"),
+        ({"from": 0.1, "to": 0.0, "until": 0.55, "shape": "linear"}, "(from 0.1, to 0, until 0.55, shape linear)"),
+        ({"name": "mixup", "alpha": 0.2}, "mixup (alpha 0.2)"),
+        ([{"name": "paced", "start": 0.3}, "progressive-tokenization"], "paced (start 0.3) + progressive-tokenization"),
+    ],
+)
+def test_a_recipe_is_told_in_words(value: object, text: str) -> None:
+    assert _short(value) == text
 
 
 def share(store: Store, name: str) -> None:
