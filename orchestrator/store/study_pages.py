@@ -11,7 +11,7 @@ from orchestrator.store.records import USABLE, StageRecord, StudyRecord, TrialRe
 from orchestrator.store.retrying import retry_on_outage
 from orchestrator.store.service_records import ACTIVE
 from orchestrator.store.study_names import SEPARATOR, home_owner
-from orchestrator.store.tables import OPEN_TRIALS, reports, stages, studies, submissions, trials
+from orchestrator.store.tables import OPEN_TRIALS, reports, stages, studies, submissions, tracked_runs, trials
 from trainers.config import EpochReport
 
 
@@ -98,6 +98,14 @@ class StudyPages:
         with reading(self._engine) as connection:
             for row in connection.execute(query).mappings():
                 found[row["study_id"]].append(StageRecord.model_validate(dict(row)))
+        return found
+
+    def run_ids(self) -> dict[str, list[str]]:
+        """MLflow's run ids of all studies, by the `uid` of the study."""
+        found: dict[str, list[str]] = {}
+        with reading(self._engine) as connection:
+            for key, run_id in connection.execute(select(tracked_runs.c.key, tracked_runs.c.run_id)):
+                found.setdefault(key.partition("/")[0], []).append(run_id)
         return found
 
     def trial_counts(self, *study_ids: int) -> dict[int, dict[str, int]]:

@@ -1,6 +1,6 @@
 """Finding, showing and deleting studies. These functions raise our exceptions and never end the process."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -149,24 +149,19 @@ def list_studies(settings: Settings) -> list[dict[str, Any]]:
 
     The sizes of studies in an object store are left out, because a store would have to list all their objects.
     """
-    from orchestrator.reports.summary import study_line
+    from orchestrator.reports.summary import study_lines
 
     with open_existing(settings) as store:
         if store is None:
             return []
         studies, submitted = store.list_studies(), store.queue().unfinished()
         begun = {study.name for study in studies}
-        is_remote = address_of(settings.artifact_root) is not None
-        return [
-            *(_line_before_begin(one, store) for one in submitted.values() if one.name not in begun),
-            *(
-                {
-                    **study_line(store, with_actual_state(study, settings, submitted.get(study.name))),
-                    **({} if is_remote else {"num_bytes": size_of(study_places(settings, study, store))}),
-                }
-                for study in studies
-            ),
-        ]
+        lines = study_lines(store, [with_actual_state(study, settings, submitted.get(study.name)) for study in studies])
+        if address_of(settings.artifact_root) is None:
+            run_ids = store.pages().run_ids()
+            for line, study in zip(lines, studies, strict=True):
+                line["num_bytes"] = size_of(_places(settings, study, run_ids.get(study.uid, ())))
+        return [*(_line_before_begin(one, store) for one in submitted.values() if one.name not in begun), *lines]
 
 
 def _line_before_begin(submission: SubmissionRecord, store: Store) -> dict[str, Any]:
@@ -287,8 +282,12 @@ def fetched_study_folder(settings: Settings, study: StudyRecord) -> Path:
 
 def study_places(settings: Settings, study: StudyRecord, store: Store) -> list[Path]:
     """Folders of all files of a study on this machine, including those that MLflow shows."""
+    return _places(settings, study, store.outbox(study.id).run_ids())
+
+
+def _places(settings: Settings, study: StudyRecord, run_ids: Iterable[str]) -> list[Path]:
     folder = settings.mlflow_root / slug(study.name)
-    return [study_folder(settings, study), *(folder / run_id for run_id in store.outbox(study.id).run_ids())]
+    return [study_folder(settings, study), *(folder / run_id for run_id in run_ids)]
 
 
 def tracker_of(study: StudyRecord, settings: Settings, store: Store) -> Tracker:

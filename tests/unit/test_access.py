@@ -2,8 +2,10 @@
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import Connection
 
 from orchestrator.cli.exit_status import STATUS, exit_on_error, status_of
 from orchestrator.service.submitting import submit_study
@@ -43,6 +45,37 @@ def with_study(settings: Settings) -> Settings:
     store.create_study("digits", spec={"seed": 3}, digest="a", data_digest="b", stage_names=stages)
     store.close()
     return settings
+
+
+def test_a_list_of_more_studies_takes_no_more_queries(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings.home.mkdir()
+    store = Store.open(settings.database_url, artifact_root=settings.artifact_root)
+    asked, counts = list[None](), list[int]()
+    execute = Connection._execute_context
+
+    def noted(*given: Any, **more: Any) -> Any:
+        asked.append(None)
+        return execute(*given, **more)
+
+    monkeypatch.setattr(Connection, "_execute_context", noted)
+    for number in range(1, 4):
+        study = store.create_study(
+            f"s{number}", spec={}, digest="a", data_digest="b", stage_names=[("screen", "screen")]
+        )
+        store.outbox(study.id).put(f"{study.uid}/run", f"run-{number}")
+        file = settings.mlflow_root / study.name / f"run-{number}" / "artifacts.bin"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"x" * 100_000 * number)
+        asked.clear()
+        lines = list_studies(settings)
+        counts.append(len(asked))
+        assert [one["study"] for one in lines] == [f"s{n}" for n in range(number, 0, -1)]
+        sizes = [one["num_bytes"] for one in lines]
+        assert all(
+            100_000 * n <= size < 100_000 * n + 90_000 for n, size in zip(range(number, 0, -1), sizes, strict=True)
+        )
+    store.close()
+    assert len(set(counts)) == 1, counts
 
 
 def test_a_missing_study_is_reported_with_the_nearest_name(with_study: Settings) -> None:
