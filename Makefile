@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+AUDIT := .audit
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export MLFLOW_DISABLE_TELEMETRY = true
@@ -11,7 +12,7 @@ PROCESSES := $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); 
 	[ $$cores -lt 8 ] && echo $$((cores + 1)) || echo 8)
 PYTEST := $(BIN)/pytest -n $(PROCESSES) --dist loadscope
 
-.PHONY: help install quickstart test test-all test-numeric check format bench gpu gpu-wheels ui clean
+.PHONY: help install quickstart test test-all test-numeric check audit format bench gpu gpu-wheels ui clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -49,6 +50,14 @@ check: install  ## check lint, format, types and import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# In an environment of its own, because it needs other versions than vitsearch. `--strict` fails if a package is unknown.
+audit: $(AUDIT)/bin/pip-audit  ## look up known vulnerabilities of the pinned packages at PyPI
+	$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
+$(AUDIT)/bin/pip-audit:
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/pip install --quiet pip-audit
+
 format: install  ## format the code and apply ruff's automatic fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -74,4 +83,4 @@ ui: install  ## start MLflow on the local studies
 	$(BIN)/vitsearch ui
 
 clean:  ## remove .venv, build outputs and caches; keep studies
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(AUDIT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
