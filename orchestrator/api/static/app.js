@@ -87,21 +87,33 @@
   });
 
   if (study && document.body.dataset.live && window.EventSource) {
-    var path = "/studies/" + encodeURIComponent(study), events = new EventSource("/v1" + path + "/events");
-    var began = Date.now();
+    var path = "/studies/" + encodeURIComponent(study);
 
     // The server renders the page; an event only says that there is something new.
     var refresh = later(function () {
-      fetch(path).then(function (response) { return response.ok ? response.text() : null; }).then(function (page) {
+      fetch(path).then(function (response) {
+        if (response.status === 401 || response.status === 404) location.reload(); // it asks to log in, or says why
+        return response.ok ? response.text() : null;
+      }).then(function (page) {
         if (!page) return;
         var fresh = new DOMParser().parseFromString(page, "text/html").querySelector("main");
         document.querySelector("main").replaceWith(fresh);
-      });
+      }).catch(function () {}); // the service is away; the next event tries again
     }, 1000);
 
-    ["study", "stage", "trial", "report"].forEach(function (kind) {
-      events.addEventListener(kind, function () { if (Date.now() - began > 2000) refresh(); });
-    });
-    events.addEventListener("end", function () { events.close(); refresh(); });
+    (function follow() {
+      var events = new EventSource("/v1" + path + "/events"), began = Date.now();
+
+      ["study", "stage", "trial", "report"].forEach(function (kind) {
+        events.addEventListener(kind, function () { if (Date.now() - began > 2000) refresh(); });
+      });
+      events.addEventListener("end", function () { events.close(); refresh(); });
+      events.addEventListener("error", function () {
+        // Browsers try again after a lost connection, but not after an answer such as 503, while the database is away.
+        if (events.readyState !== EventSource.CLOSED) return;
+        refresh();
+        setTimeout(follow, 5000);
+      });
+    })();
   }
 })();
