@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from plugins.optimizers.block_matrices import MatrixOptimizer
-from plugins.optimizers.orthogonal import Quintic, apply_in_turn, norms_of
+from plugins.optimizers.orthogonal import Quintic, apply_in_turn, matrix_norms
 from plugins.protocols import PluginCard
 
 if TYPE_CHECKING:
@@ -51,5 +51,5 @@ class Muon(MatrixOptimizer):
         stacked = torch.stack(ahead)
         # bfloat16 suffices, but most CPUs compute it more slowly than float32.
         x = stacked.bfloat16() if stacked.is_cuda else stacked
-        x = x / norms_of(x).clamp_min(_SMALLEST_NORM)
+        x = x / matrix_norms(x).clamp_min(_SMALLEST_NORM)
         return apply_in_turn([_POLYNOMIAL] * self.num_iterations, x).to(stacked.dtype)

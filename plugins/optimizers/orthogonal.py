@@ -106,11 +106,11 @@ def orthogonalize(matrices: "Tensor", *, num_iterations: int) -> "Tensor":
         num_iterations: Number of polynomials; the deviation of typical singular values from 1 falls with each.
     """
     rows, columns = matrices.shape[-2:]
-    normed = matrices / (norms_of(matrices).clamp_min(1e-30) * _SAFETY)
+    normed = matrices / (matrix_norms(matrices).clamp_min(1e-30) * _SAFETY)
     return apply_in_turn(shape_coefficients(rows, columns, num_iterations), normed)
 
 
-def norms_of(matrices: "Tensor") -> "Tensor":
+def matrix_norms(matrices: "Tensor") -> "Tensor":
     """Frobenius norms, shape (K, 1, 1), of matrices (K, rows, columns)."""
     norms: Tensor = matrices.flatten(1).norm(dim=1)[:, None, None]
     return norms
