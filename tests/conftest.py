@@ -30,6 +30,7 @@ for _name in [name for name in os.environ if name.startswith(("VITSEARCH_", "MLF
 # Tests that load images without a home folder would otherwise use that of the user.
 _cache = tempfile.TemporaryDirectory(prefix="vitsearch-test-cache-")
 os.environ["VITSEARCH_CACHE_FOLDER"] = _cache.name
+os.environ["VITSEARCH_DRIVER_NICE"] = "0"  # drivers share the cores with the other tests
 
 _ON_CLUSTER = {
     "faults/test_ray_workers.py": "faults on a cluster",
