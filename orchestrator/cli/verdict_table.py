@@ -89,7 +89,7 @@ def _limits(truth: Mapping[str, Any], ceiling: Mapping[str, Any] | None) -> list
     """What the accuracies can show: the epoch at which they were compared, and the tau of a perfect score."""
     found = []
     epoch, left_out = truth.get("epoch"), truth.get("num_left_out", 0)
-    why = "whose trainings failed" if truth.get("kind") == "table" else "that ended earlier"
+    why = "without an accuracy at this epoch" if truth.get("kind") == "table" else "that ended earlier"
     behind = f"{left_out} topologies {why} are left out" if left_out else ""
     if epoch is not None:
         extra = f"; {behind}" if behind else ""

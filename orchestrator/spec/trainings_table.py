@@ -38,7 +38,7 @@ class RecipeAccuracies(NamedTuple):
     epoch: int
     topologies: tuple[TrainedTopology, ...]
     num_left_out: int
-    """Topologies of the space and recipe without an accuracy at this epoch, because their trainings failed."""
+    """Topologies of the space and recipe without an accuracy at this epoch."""
     num_images: int
     """Number of images that measured each accuracy."""
     task: ImageTask
@@ -86,11 +86,12 @@ def read_recipe_accuracies(
     recipe = recipes[0] if recipe is None else recipe
     _check_known("recipe", recipe, recipes, where)
     rows = [row for row in rows if row["space"] == space and row["recipe"] == recipe]
-    measured = sorted({row["epoch"] for row in rows if _is_measured(row[target])})
+    usable = [row for row in rows if row["state"] != "failed" and _is_measured(row[target])]
+    measured = sorted({row["epoch"] for row in usable})
     if not measured:
         raise TruthError(
-            f"{target} must be measured in a training of {space!r} with the recipe {recipe!r}, but {where} has no "
-            "value. Name another.",
+            f"{target} must be measured in a training of {space!r} with the recipe {recipe!r} that did not fail, but "
+            f"{where} has no such value. Name another.",
             key="target",
         )
     epoch = measured[-1] if epoch is None else epoch
@@ -100,7 +101,7 @@ def read_recipe_accuracies(
             f"{epoch}. Name one of them.",
             key="epoch",
         )
-    topologies = _by_topology(rows, target, epoch)
+    topologies = _by_topology(usable, target, epoch)
     part = card["images"][_PARTS[target.partition(".")[0]]]
     return RecipeAccuracies(
         recipe=recipe,
@@ -178,10 +179,10 @@ def _rows(file: Any, target: str, where: str) -> list[dict[str, Any]]:
 
 
 def _by_topology(rows: Sequence[Mapping[str, Any]], target: str, epoch: int) -> tuple[TrainedTopology, ...]:
-    """The topologies with an accuracy at the epoch; the epochs before a training failed are not among them."""
+    """The topologies with an accuracy at the epoch, from the rows of trainings that did not fail."""
     found: dict[str, dict[int, Mapping[str, Any]]] = {}
     for row in rows:
-        if row["epoch"] == epoch and row["state"] != "failed" and _is_measured(row[target]):
+        if row["epoch"] == epoch:
             found.setdefault(row["topology"], {})[row["seed"]] = row
     return tuple(
         TrainedTopology(

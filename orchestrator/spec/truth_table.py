@@ -47,7 +47,7 @@ class TruthTable(NamedTuple):
     """Recipe and epoch of a table of trainings; `None` for published accuracies."""
     epoch: int | None = None
     num_left_out: int = 0
-    """Topologies without a value, because their trainings failed."""
+    """Topologies without a value at this epoch."""
     num_images: int | None = None
     """Number of images that measured each value; `None` if the table does not say it."""
 

@@ -60,6 +60,30 @@ def test_an_earlier_epoch_another_recipe_and_the_test_part_are_read_by_name(tmp_
     assert test.title == "test_accuracy of small (base, epoch 2)"  # the last epoch that was measured on this part
 
 
+def later_failure(num_epochs: int) -> list[dict[str, Any]]:
+    """The rows of `rows()`, in which the failed training went on for some epochs more than the complete ones."""
+    given = rows()
+    (last,) = (row for row in given if row["state"] == "failed")
+    return [*given, *({**last, "epoch": epoch} for epoch in range(2, num_epochs + 1))]
+
+
+def test_the_last_epoch_is_that_of_trainings_that_did_not_fail(tmp_path: Path) -> None:
+    file = write_trainings(tmp_path / "small.parquet", later_failure(5))
+    table = read_truth_table(file, space="as-vit", target="val_accuracy", recipe="fast")
+    assert (table.epoch, len(table.rows), table.num_left_out) == (3, 2, 1)
+    with pytest.raises(TruthError, match="was measured, 1, 2, 3 in") as caught:
+        read_truth_table(file, space="as-vit", target="val_accuracy", recipe="fast", epoch=5)
+    assert caught.value.key == "epoch"
+
+
+def test_a_recipe_whose_trainings_all_failed_is_an_error(tmp_path: Path) -> None:
+    given = [{**row, "state": "failed"} if row["recipe"] == "fast" else row for row in rows()]
+    file = write_trainings(tmp_path / "small.parquet", given)
+    with pytest.raises(TruthError, match="val_accuracy must be measured in a training") as caught:
+        read_truth_table(file, space="as-vit", target="val_accuracy", recipe="fast")
+    assert caught.value.key == "target"
+
+
 def test_a_recipe_need_not_be_named_if_there_is_only_one(tmp_path: Path) -> None:
     file = write_trainings(tmp_path / "small.parquet", [row for row in rows() if row["recipe"] == "fast"])
     table = read_truth_table(file, space="as-vit", target="val_accuracy")

@@ -142,4 +142,4 @@ def test_scores_that_prefer_worse_topologies_are_named_unless_counting_does_so_t
 def test_topologies_of_a_table_without_a_value_are_counted() -> None:
     truth = {"kind": "table", "num_left_out": 2}
     lines = printed([row("params", known(0.3))], num_topologies=30, truth=truth)
-    assert "  2 topologies whose trainings failed are left out." in lines
+    assert "  2 topologies without an accuracy at this epoch are left out." in lines
