@@ -129,10 +129,15 @@ def _truths(options: DiscoverOptions, networks: TableNetworks) -> list["GroundTr
                 f"{len(truth.topologies)} with {len(set(truth.accuracies))} different values.",
                 status=2,
             )
-        if any((one.digest, one.title) == (truth.digest, truth.title) for one in truths):
+        if any(_accuracies(one) == _accuracies(truth) for one in truths):
             fail(f"--table: {target} of {table} must be given once, but it repeats. Remove it.", status=2)
         truths.append(truth)
     return truths
+
+
+def _accuracies(truth: "GroundTruth") -> tuple[object, ...]:
+    """What two tables must not have in common, whatever their paths; a table has several spaces, recipes and epochs."""
+    return truth.digest, truth.target, truth.topologies, truth.accuracies
 
 
 def _measured(

@@ -226,6 +226,27 @@ def test_a_wrong_option_is_answered_with_its_name(
     assert message in done.err
 
 
+def test_a_copy_of_a_table_is_refused_and_another_recipe_of_it_is_not(
+    command_line: CommandLine, table: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.json"
+    copy.write_bytes(table.read_bytes())
+    done = _discover(command_line, table, "--table", copy)
+    assert done.status == 2
+    assert f"--table: accuracy of {copy} must be given once, but it repeats" in done.err
+
+    space, rng = AsViTSpace(width=8, depths=(1, 1, 1, 1)), random.Random(0)
+    names = list(dict.fromkeys(space.sample(rng).id for _ in range(16)))
+    trainings = write_trainings(tmp_path / "trainings.parquet", rows(names))
+    again = tmp_path / "again.parquet"
+    again.write_bytes(trainings.read_bytes())
+    given = ("--table", trainings, "--table", trainings, "--table", again, "--space", "as-vit")
+    recipes = ("--recipe", "base", "--recipe", "fast", "--recipe", "fast")
+    done = command_line("discover", *given, *recipes, "--target", "val_accuracy", "--name", "my-score")
+    assert done.status == 2
+    assert f"--table: val_accuracy of {again} must be given once" in done.err  # the first two are accepted
+
+
 def test_an_unknown_target_is_answered_with_the_nearest(command_line: CommandLine, table: Path) -> None:
     done = command_line("discover", "--table", table, "--space", "as-vit", "--target", "acuracy", "--name", "a")
     assert done.status == 2
