@@ -13,7 +13,7 @@ import itertools
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,10 +105,15 @@ def main() -> None:
             for space, verdicts in judged.by_space.items()
         },
     }
+    _write(report, options.json)
     if options.few_step:
         report["few_step"] = _few_step(options, spaces, tables, deadline=deadline)
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        _write(report, options.json)
+
+
+def _write(report: Mapping[str, Any], file: Path | None) -> None:
+    if file is not None:
+        file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def _scored(

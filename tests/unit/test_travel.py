@@ -129,19 +129,25 @@ def test_a_table_of_too_few_scored_topologies_is_an_error(tmp_path: Path) -> Non
         travel_table(tables[0], CHOICES, file, TOPOLOGIES)
 
 
-def test_the_loss_after_a_few_steps_is_judged_apart_with_its_cost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def _few_step_arguments(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Give `main` a table of ten topologies, returned as text, and the option of a training step."""
     texts = [f"1,1|1,{heads}|1,2|2,{width},16" for heads in (1, 2) for width in (4, 8, 12, 16, 20)]
     rows = [
         {"arch": text, "c100_base_acc": 50 + number, "c100_kd_acc": 60 - number} for number, text in enumerate(texts)
     ]
-    (tmp_path / "pit-cifar100.json").write_text(json.dumps(rows), encoding="utf-8")
+    (folder / "pit-cifar100.json").write_text(json.dumps(rows), encoding="utf-8")
     monkeypatch.setattr("benchmarks.travel.FEW_STEP", PluginChoice(name="few-step-loss", settings={"steps": 1}))
-    given = ["--tables", tmp_path, "--cache", tmp_path / "cache", "--proxies", "weight-norm", "--size", 32]
-    more = ["--batch-size", 4, "--resamples", 100, "--few-step", 10, "--threads", 1, "--json", tmp_path / "out.json"]
+    given = ["--tables", folder, "--cache", folder / "cache", "--proxies", "weight-norm", "--size", 32]
+    more = ["--batch-size", 4, "--resamples", 100, "--few-step", 10, "--threads", 1, "--json", folder / "out.json"]
     monkeypatch.setattr("sys.argv", ["travel", *map(str, [*given, *more])])
     monkeypatch.setattr("benchmarks.travel.RULES", {})
+    return texts
+
+
+def test_the_loss_after_a_few_steps_is_judged_apart_with_its_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = _few_step_arguments(tmp_path, monkeypatch)
     main()
     report = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     apart = report["few_step"]
@@ -151,3 +157,19 @@ def test_the_loss_after_a_few_steps_is_judged_apart_with_its_cost(
     macs = [load("spaces", "pit").costs(parse_topology(f"pit:{text}"), SMALL).macs for text in texts]
     assert apart["training_macs"] == pytest.approx(sum(macs) / 10 * (3 * 1 * 2 + 4))  # a step of 2 images, a pass of 4
     assert "after 1 training steps" in capsys.readouterr().out
+
+
+def test_the_report_is_written_before_the_training_steps_which_may_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _few_step_arguments(tmp_path, monkeypatch)
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("made-up failure")
+
+    monkeypatch.setattr("benchmarks.travel._few_step", fails)
+    with pytest.raises(RuntimeError, match="made-up"):
+        main()
+    report = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert {row["proxy"] for row in report["verdicts"]} >= {"weight-norm", "params"}
+    assert "few_step" not in report
