@@ -155,7 +155,7 @@ def train_teacher(control: Arm, setting: Setting, data: ImageData, device: torch
         for number, rate in enumerate(own.rates)
     ]
     outcomes = run_all(tasks, data, device)
-    best = max(outcomes, key=lambda outcome: _validation(outcome, data))
+    best = max(outcomes, key=lambda outcome: validation_accuracy(outcome, data))
     source = SourceWeights(
         source="teacher",
         sha256=best.checkpoints[-1].sha256,
@@ -255,7 +255,7 @@ def _measure(
             )
             for number, (rate, seed) in enumerate(tries)
         ]
-        tried = [_validation(outcome, data) for outcome in run_all(tasks, data, device)]
+        tried = [validation_accuracy(outcome, data) for outcome in run_all(tasks, data, device)]
         means = {
             rate: sum(value for (own, _), value in zip(tries, tried, strict=True) if own == rate) / len(tuning)
             for rate in rates
@@ -275,7 +275,7 @@ def _measure(
             "budget": budget,
             "rate": rate,
             "tried": {str(one): mean for one, mean in means.items()},
-            "validation": [_validation(outcome, data) for outcome in outcomes],
+            "validation": [validation_accuracy(outcome, data) for outcome in outcomes],
             "test": _test(outcomes, setting, data, device),
             "diverged": sum(outcome.state == "failed" for outcome in outcomes),
         }
@@ -298,7 +298,7 @@ def run_all(tasks: Sequence[TrainTask], data: ImageData, device: torch.device) -
     return outcomes
 
 
-def _validation(outcome: TaskOutcome, data: ImageData) -> float:
+def validation_accuracy(outcome: TaskOutcome, data: ImageData) -> float:
     """Validation accuracy of the last epoch; a training that diverged has that of a guess."""
     return outcome.metrics["val_accuracy"] if outcome.state == "complete" else 1 / data.task.num_classes
 

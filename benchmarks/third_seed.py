@@ -1,8 +1,8 @@
 """Does a verdict on scores hold for trainings with another seed?
 
-`python -m benchmarks.third_seed --data CIFAR10 --work FOLDER` trains As-ViT topologies of like size on 2,000 images of
-CIFAR-10 (parquet files), each with three seeds, and scores them without training. Each seed is held back in turn: the
-other two give the verdict, as `vitsearch correlate` does for a study with `repeats: 2`, and the trainings with the
+`python -m benchmarks.third_seed --data CIFAR10 --work FOLDER` trains As-ViT topologies of similar size on 2,000 images
+of CIFAR-10 (parquet files), each with three seeds, and scores them without training. Each seed is held back in turn:
+the other two give the verdict, as `vitsearch correlate` does for a study with `repeats: 2`, and the trainings with the
 third one show whether its marks hold. For comparison, a verdict from each seed alone is shown as well. An interrupted
 run continues with the same command.
 """
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from benchmarks._arms import run_all
+from benchmarks._arms import run_all, validation_accuracy
 from benchmarks._travel_scores import ScoreFile, Scoring, ScoringBatch, score_missing
 from orchestrator.evaluation.ground_truth import GroundTruth
 from orchestrator.evaluation.rank_statistics import kendall_tau
@@ -116,7 +116,7 @@ def _options() -> argparse.Namespace:
 
 
 def make_plan(source: str, *, num_topologies: int, num_training: int, epochs: int) -> Plan:
-    """Topologies of one block per stage and a width of 8, whose parameters differ by a factor of two at most."""
+    """Topologies of one block per stage and a width of 8, whose parameters differ by about a factor of two."""
     space, rng = create_space("as-vit", {"width": 8, "depths": (1, 1, 1, 1)}), random.Random(0)
     found: dict[str, None] = {}
     while len(found) < num_topologies:
@@ -127,7 +127,10 @@ def make_plan(source: str, *, num_topologies: int, num_training: int, epochs: in
 
 
 def train_missing(plan: Plan, data: ImageData, work: Path) -> dict[str, list[float]]:
-    """Validation accuracy of each topology and seed; results of an earlier run of the same plan are kept."""
+    """Validation accuracy of each topology and seed; a training that diverged has that of a guess.
+
+    Results of an earlier run of the same plan are kept.
+    """
     work.mkdir(parents=True, exist_ok=True)
     file, described = work / "accuracies.json", plan.described()
     earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
@@ -146,10 +149,14 @@ def train_missing(plan: Plan, data: ImageData, work: Path) -> dict[str, list[flo
                 )
                 for seed in range(NUM_SEEDS)
             ]
-            known[topology] = [outcome.metrics["val_accuracy"] for outcome in run_all(tasks, data, CPU)]
+            outcomes = run_all(tasks, data, CPU)
+            known[topology] = [validation_accuracy(outcome, data) for outcome in outcomes]
         part = file.with_suffix(".part")
         part.write_text(json.dumps({"plan": described, "accuracies": known}, indent=2) + "\n", encoding="utf-8")
         part.replace(file)
+        diverged = sum(outcome.state == "failed" for outcome in outcomes)
+        if diverged:
+            print(f"{topology}: {diverged} of {NUM_SEEDS} trainings diverged and count as a guess", flush=True)
         shown = " ".join(f"{100 * value:.1f}" for value in known[topology])
         print(f"{topology}: {shown} % in {time.perf_counter() - began:.0f} s", flush=True)
     return {topology: known[topology] for topology in plan.topologies}

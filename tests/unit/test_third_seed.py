@@ -71,3 +71,14 @@ def test_topologies_are_trained_with_each_seed_and_scored_and_an_interrupted_run
     assert train_missing(plan, data, tmp_path) == found
     assert capsys.readouterr().out == ""
     assert train_missing(longer, data, tmp_path).keys() == {*longer.topologies}
+
+
+def test_a_training_that_diverged_counts_as_a_guess_and_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = make_plan("digits", num_topologies=1, num_training=60, epochs=1)
+    recipe = plan.recipe.model_copy(update={"learning_rate": 1e30, "schedule": PluginChoice(name="constant")})
+    data = load_images(plan.data)
+    found = train_missing(plan._replace(recipe=recipe), data, tmp_path)
+    assert found == {plan.topologies[0]: [1 / data.task.num_classes] * NUM_SEEDS}
+    assert f"{NUM_SEEDS} of {NUM_SEEDS} trainings diverged and count as a guess" in capsys.readouterr().out
