@@ -233,7 +233,7 @@ def test_predict_takes_folders_and_patterns(command_line: CommandLine, tiny: Fin
     done = command_line("predict", "tiny@champion", folder, "--format", "json", home=tiny.home)
     assert done.status == 0, done.err
     assert [row["path"] for row in done.json()] == [str(folder / name) for name in ("a.PNG", "b.png", "deep/c.png")]
-    assert "1 (not an image (.txt))" in done.err
+    assert "left out: 1 not an image (.txt)" in done.err
     rows = command_line("predict", "tiny", f"{folder}/**/*.png", digit, "--csv", "--top", "2", home=tiny.home)
     assert rows.status == 0, rows.err
     head, *lines = csv.reader(rows.out.splitlines())
