@@ -132,11 +132,10 @@ class Client:
             FileExistsError: The folder exists.
         """
         target = Path(folder)
+        _require_new(target)
         part = target.with_name(f"{target.name}.part")
+        _require_new(part)
         found = self._json("GET", f"{_path(name)}/champion")
-        for one in (target, part):
-            if one.exists():
-                raise FileExistsError(errno.EEXIST, "it exists already", str(one))
         part.mkdir(parents=True)
         try:
             for file in found["files"]:
@@ -376,6 +375,11 @@ def parse_events(lines: Iterator[str]) -> Iterator[ServerEvent]:
             last_id = value
         elif name == "data":
             data.append(value)
+
+
+def _require_new(folder: Path) -> None:
+    if folder.exists():
+        raise FileExistsError(errno.EEXIST, "it exists already", str(folder))
 
 
 def _path(study: str) -> str:

@@ -54,6 +54,8 @@ def export_model(
         ExportError: One of the files exists, or packages that the format needs are not installed.
         OSError: A file cannot be written.
     """
+    if file.is_dir():
+        raise ExportError(f"the exported model is a file, but {file} is a folder. Name a file with --out.")
     described = file.with_name(f"{file.name}.json")
     _check_packages(export_format)
     for path in (file, described):

@@ -213,6 +213,12 @@ def test_existing_files_are_kept_unless_the_user_says_otherwise(tmp_path: Path) 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "model.safetensors.json"]
 
 
+@pytest.mark.parametrize("folder", [".", "/"])
+def test_a_folder_is_no_file_to_export_to(folder: str) -> None:
+    with pytest.raises(ExportError, match=r"is a folder\. Name a file with --out"):
+        export_model(predictor_of("as-vit"), Path(folder), ExportFormat.safetensors, overwrite=True)
+
+
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainers.exporting.importlib.util.find_spec", lambda name: None if name == "onnx" else name)
     with pytest.raises(ExportError, match=r"onnx cannot be imported.*pip install onnx onnxscript"):

@@ -124,6 +124,9 @@ def test_the_best_configuration_and_the_champions_files(client: Client, settings
     }
     with pytest.raises(FileExistsError):
         client.champion("finished", folder)
+    for place in (".", "..", "/"):
+        with pytest.raises(FileExistsError):
+            client.champion("finished", place)
 
 
 @pytest.mark.parametrize("path", ["..%2f..%2f..%2f..%2fvitsearch.db", "%2fetc%2fpasswd", "model.safetensors%00"])
