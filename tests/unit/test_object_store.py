@@ -23,7 +23,7 @@ from trainers.data.cache_settings import use_cache
 from trainers.storage.addresses import address_of, local_place, moved_to
 from trainers.storage.artifacts import artifacts_at, fetched, published
 from trainers.storage.local_copies import remove_old_copies
-from trainers.storage.object_store import ObjectStore, ObjectStoreError, object_store
+from trainers.storage.object_store import ObjectNameError, ObjectStore, ObjectStoreError, object_store
 from trainers.storage.probing import check_store
 from trainers.training.checkpoints import (
     MANIFEST,
@@ -294,6 +294,34 @@ def test_a_copy_that_cannot_be_replaced_is_not_taken_for_the_new_object(
         artifacts.commit(folder, {WEIGHTS: newer, MANIFEST: b"{}"}, manifest=MANIFEST)
     fetched(folder)
     assert (folder / WEIGHTS).read_bytes() == newer
+
+
+@pytest.mark.parametrize("rest", ["{outside}/escaped", "../../escaped", "a//b", "a/./b", "link/escaped"])
+def test_an_object_is_never_copied_to_a_file_outside_of_its_folder(rest: str, root: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    place = root / "stage"
+    place.mkdir(parents=True)
+    (place / "link").symlink_to(outside)
+    address = address_of(place)
+    assert address is not None
+    object_store("s3").write(f"{address.partition('://')[2]}/{rest.format(outside=outside)}", b"x")
+    with pytest.raises(ObjectNameError, match=r"s3://.* must lie below .*: remove it from the store"):
+        fetched(place)
+    with pytest.raises(ObjectNameError):
+        artifacts_at(place).committed_below(place, prefix="epoch-", manifest=MANIFEST)
+    assert list(outside.iterdir()) == []
+    assert sorted(path.name for path in place.rglob("*")) == ["link"]
+
+
+def test_what_a_console_creates_for_an_empty_folder_is_no_object(s3: S3Server) -> None:
+    import boto3
+
+    bucket, _, folder = s3.root.removeprefix("s3://").partition("/")
+    client = boto3.client("s3", endpoint_url=s3.endpoint)
+    for key in (f"{folder}/", f"{folder}/studies/"):
+        client.put_object(Bucket=bucket, Key=key, Body=b"")
+    assert object_store("s3").find(f"{bucket}/{folder}") == {}
 
 
 def test_messages_name_the_object_and_not_its_copy(root: Path) -> None:

@@ -71,7 +71,8 @@ class MirroredObjects(Artifacts):
         return [folder / name[0] for name in names if name[1:] == [manifest] and name[0].startswith(prefix)]
 
     def committed_below(self, folder: Path, *, prefix: str, manifest: str) -> list[Path]:
-        paths = (folder / key for key in self._below(folder))
+        key = _key(folder)
+        paths = (self._store.file_of(found, key, folder) for found in self._store.find(key))
         return sorted(path.parent for path in paths if path.name == manifest and path.parent.name.startswith(prefix))
 
     def folders(self, folder: Path, *, prefix: str) -> list[Path]:
@@ -149,10 +150,9 @@ class MirroredObjects(Artifacts):
     def fetch(self, place: Path, *, without: Collection[str] = ()) -> None:
         key = _key(place)
         for found, info in sorted(self._store.find(key).items()):
-            names = Path(found.removeprefix(key).removeprefix("/"))
-            if any(name.startswith(tuple(without)) for name in names.parts[1:-1]):
+            file = place if found == key else self._store.file_of(found, key, place)
+            if any(name.startswith(tuple(without)) for name in file.relative_to(place).parts[1:-1]):
                 continue
-            file = place / names
             if _is_current(file, info):
                 note_use(file)
             else:

@@ -16,11 +16,30 @@ _BATCH = 1000
 class ObjectStoreError(OSError):
     """A store does not answer, or refuses something. `strerror` describes it, as for errors of the system."""
 
+    @property
+    def reason(self) -> str:
+        """What must hold, and what was found."""
+        return f"{self.filename} must be readable and writable, but {self.strerror}."
+
     def __str__(self) -> str:
         return (
-            f"{self.filename} must be readable and writable, but {self.strerror}. Check the network, and the endpoint "
-            "and credentials in the environment, then run the same command again."
+            f"{self.reason} Check the network, and the endpoint and credentials in the environment, then run the same "
+            "command again."
         )
+
+
+class ObjectNameError(ObjectStoreError):
+    """An object below a folder has a key that is not the name of a file below a folder."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(errno.EINVAL, "its key is not the name of a file below that folder", address)
+
+    @property
+    def reason(self) -> str:
+        return f"{self.filename} must lie below the artifact root like a file in a folder, but {self.strerror}."
+
+    def __str__(self) -> str:
+        return f"{self.reason} No study wrote this object: remove it from the store, or move it elsewhere."
 
 
 class StoredObject(NamedTuple):
@@ -40,6 +59,23 @@ class ObjectStore:
 
     def __init__(self, scheme: str) -> None:
         self._scheme = scheme
+
+    def file_of(self, key: str, prefix: str, folder: Path) -> Path:
+        """The file in a folder for an object below a prefix. Keys are not trusted: others may write to the store.
+
+        Raises:
+            ObjectNameError: The key leads out of the folder, or is not the name of a file.
+        """
+        before, _, rest = key.partition(f"{prefix}/")
+        file = folder / rest
+        if (
+            before
+            or {"", ".", ".."} & set(rest.split("/"))
+            or "\0" in rest
+            or not file.resolve().is_relative_to(folder.resolve())  # links may lie in the folder
+        ):
+            raise ObjectNameError(f"{self._scheme}://{key}")
+        return file
 
     def read(self, key: str) -> bytes:
         """The content of an object.
@@ -83,17 +119,21 @@ class ObjectStore:
             self._files.pipe_file(key, content, mode="create")
 
     def find(self, prefix: str) -> dict[str, StoredObject]:
-        """All objects whose key is `prefix`, or lies below it as in a folder. Raises ObjectStoreError."""
+        """All objects whose key is `prefix`, or lies below it as in a folder. Raises ObjectStoreError.
+
+        Empty objects that stand for folders, which consoles of stores create, are left out.
+        """
         with self._errors(prefix):
             try:
                 found = self._files.find(prefix, detail=True)
             except FileNotFoundError:  # also a bucket that does not exist
                 return {}
-            return {
+            below = {
                 str(key): StoredObject(int(info.get("size") or 0), _written_at(info))
                 for key, info in found.items()
                 if info.get("type") != "directory" and (key == prefix or str(key).startswith(f"{prefix}/"))
             }
+            return {key: info for key, info in below.items() if info.num_bytes or not key.endswith("/")}
 
     def folders(self, prefix: str) -> list[str]:
         """Names below `prefix` that are like folders. Raises ObjectStoreError."""

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from trainers.storage.addresses import address_of
-from trainers.storage.object_store import ObjectStore, ObjectStoreError, object_store
+from trainers.storage.object_store import ObjectStore, object_store
 
 _AT_A_TIME = 8
 
@@ -34,7 +34,7 @@ def save_objects(place: Path, folder: Path) -> int:
         OSError: The store does not answer, a file cannot be written, or a key is not the name of a file.
     """
     store, prefix = _store_of(place)
-    files = {key: _file_of(key, prefix, folder) for key in sorted(store.find(prefix))}
+    files = {key: store.file_of(key, prefix, folder) for key in sorted(store.find(prefix))}
     _in_parallel(partial(_save, store, key, file) for key, file in files.items())
     return len(files)
 
@@ -50,13 +50,6 @@ def _save(store: ObjectStore, key: str, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileNotFoundError):  # a running study has removed an old checkpoint
         store.download(key, file)
-
-
-def _file_of(key: str, prefix: str, folder: Path) -> Path:
-    rest = key.removeprefix(f"{prefix}/")
-    if str(PurePosixPath(rest)) != rest or ".." in rest.split("/") or "\0" in rest:
-        raise ObjectStoreError(22, "this object, which no study wrote, has a name that no file can have", key)
-    return folder / rest
 
 
 def _store_of(place: Path) -> tuple[ObjectStore, str]:
