@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+from orchestrator.safe_text import masked_address
 from orchestrator.settings import Settings
 from orchestrator.store.database import find_database, sqlite_file
 from orchestrator.store.snapshots import SnapshotError, copy_sqlite, dump_postgresql, load_postgresql
@@ -25,6 +26,7 @@ _FOLDERS = ("artifacts", "proxies")
 _LOGIN = "mlflow-auth"
 _OBJECTS = "objects"
 """What an object store holds; each file has the rest of its object's key as name."""
+_VARIABLES = "VITSEARCH_HOME (and VITSEARCH_DATABASE_URL, VITSEARCH_ARTIFACT_ROOT and MLFLOW_TRACKING_URI)"
 
 
 class BackupError(RuntimeError):
@@ -51,10 +53,9 @@ def make_backup(settings: Settings, target: Path, *, with_objects: bool = True) 
         BackupError: The folder exists or lies in a folder that is copied, or something cannot be copied. An incomplete
             folder is removed.
     """
+    _require_new(target)
     part = target.with_name(f"{target.name}.part")
-    for folder in (target, part):
-        if folder.exists():
-            raise BackupError(f"a backup needs a new folder, but {folder} exists. Choose another name.")
+    _require_new(part)
     for place in _places(settings):
         if target.resolve().is_relative_to(place.resolve()):
             raise BackupError(f"a backup must lie outside of what it copies, but {target} lies in {place}. Move it.")
@@ -76,7 +77,13 @@ def make_backup(settings: Settings, target: Path, *, with_objects: bool = True) 
         _copy_login(settings.login_folder, part / _LOGIN)
         if address is not None and with_objects and not save_objects(settings.artifact_root, part / _OBJECTS):
             left_out.append(f"checkpoints and champions: there are no objects in {address}")
-        about = {"format": _FORMAT, "vitsearch": version("vitsearch"), "made_at": time.time(), "left_out": left_out}
+        about = {
+            "format": _FORMAT,
+            "vitsearch": version("vitsearch"),
+            "made_at": time.time(),
+            "left_out": left_out,
+            "objects_in": None if with_objects else address,
+        }
         (part / MANIFEST).write_text(json.dumps(about, indent=2), encoding="utf-8")
         part.replace(target)
     except (SnapshotError, ObjectStoreError) as error:
@@ -88,12 +95,15 @@ def make_backup(settings: Settings, target: Path, *, with_objects: bool = True) 
     return Backup(sum(file.stat().st_size for file in target.rglob("*") if file.is_file()), tuple(left_out))
 
 
-def restore_backup(settings: Settings, source: Path) -> None:
+def restore_backup(settings: Settings, source: Path) -> str | None:
     """Fill a new home, and empty databases, from a backup.
 
     Args:
-        settings: Settings of the new installation.
+        settings: Settings of the new installation. Its object store must be empty only if the backup contains objects.
         source: A folder that `make_backup` made.
+
+    Returns:
+        What is missing in the new installation, for people.
 
     Raises:
         BackupError: It is no backup, or one of another version, or the installation is not empty.
@@ -107,24 +117,41 @@ def restore_backup(settings: Settings, source: Path) -> None:
         raise BackupError(
             f"{source} must have the format {_FORMAT}, but has {known!r}. Use the vitsearch that made it."
         )
-    _require_empty(settings)
+    with_objects = (source / _OBJECTS).is_dir()
+    address = address_of(settings.artifact_root)
+    try:
+        is_stored = address is not None and has_objects(settings.artifact_root)
+    except ObjectStoreError as error:
+        raise BackupError(str(error)) from error
+    _require_empty(settings, used_address=address if is_stored and with_objects else None)
     for name, url in _urls(settings).items():
         _require_same_kind(url, source, name)
     _require_same_place(settings, source)
+    loaded = []
     try:
         for name, folder in zip(_FOLDERS, _places(settings), strict=True):
             if (source / name).is_dir():
                 copy = _LinkedCopy()
                 shutil.copytree(source / name, folder, symlinks=True, dirs_exist_ok=True, copy_function=copy)
         _copy_login(source / _LOGIN, settings.login_folder)
-        if (source / _OBJECTS).is_dir():
+        if with_objects:
             load_objects(source / _OBJECTS, settings.artifact_root)
         for name, url in _urls(settings).items():
-            _load_database(url, source, name)
-    except (SnapshotError, ObjectStoreError) as error:
-        raise BackupError(str(error)) from error
-    except (OSError, shutil.Error) as error:
-        raise BackupError(f"{settings.home} must be written, but: {error}. Remove it, then try again.") from error
+            loaded += [masked_address(url)] if _load_database(url, source, name) else []
+    except (SnapshotError, OSError, shutil.Error) as error:
+        written = [*_files_in_use(settings), *loaded]
+        written += [f"everything below {address}"] if with_objects else []
+        before = f"remove what was restored so far ({', '.join(written)}), or set {_VARIABLES} to new places"
+        raise BackupError(
+            f"{_reason(error, settings)} " + (f"Before you restore again, {before}." if written else "")
+        ) from error
+    left_in = about.get("objects_in")
+    if left_in is None or is_stored or with_objects:
+        return None
+    return (
+        f"checkpoints and champions are not in the backup, which was made with --no-objects. They were in {left_in}. "
+        "Set VITSEARCH_ARTIFACT_ROOT to this address, or to that of a copy"
+    )
 
 
 class _LinkedCopy:
@@ -217,34 +244,49 @@ def _require_same_place(settings: Settings, source: Path) -> None:
         )
 
 
-def _load_database(url: str, folder: Path, name: str) -> None:
+def _load_database(url: str, folder: Path, name: str) -> bool:
+    """Fill a database; returns whether it is one of a server, and was filled."""
     saved = _saved_database(folder, name)
     if is_http(url) or not saved.exists():
-        return
+        return False
     file = sqlite_file(url) if url.startswith("sqlite") else None
     if file is None:
         load_postgresql(url, saved)
-        return
+        return True
     file.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(saved, file)
+    return False
 
 
-def _require_empty(settings: Settings) -> None:
-    engine = find_database(settings.database_url)
-    if engine is not None:
-        engine.dispose()
-    used = [str(place) for place in _places(settings) if place.is_dir() and any(place.iterdir())]
-    tracked = sqlite_file(settings.tracking_uri) if settings.tracking_uri.startswith("sqlite") else None
-    used += [str(tracked)] if tracked is not None and tracked.exists() else []
-    used += [str(settings.login_folder)] if settings.login_folder.exists() else []
-    address = address_of(settings.artifact_root)
-    try:
-        used += [address] if address is not None and has_objects(settings.artifact_root) else []
-    except ObjectStoreError as error:
-        raise BackupError(str(error)) from error
-    if engine is not None or used:
+def _reason(error: SnapshotError | OSError, settings: Settings) -> str:
+    """Why a backup could not be restored, without the advice to run the same command again."""
+    if isinstance(error, ObjectStoreError):
+        return f"{error.reason} Check the network, and the endpoint and credentials in the environment."
+    return str(error) if isinstance(error, SnapshotError) else f"{settings.home} must be writable, but: {error}."
+
+
+def _require_new(folder: Path) -> None:
+    if folder.exists():
+        raise BackupError(f"a backup needs a new folder, but {folder} exists. Choose another name.")
+
+
+def _require_empty(settings: Settings, *, used_address: str | None) -> None:
+    used = _files_in_use(settings) + ([used_address] if used_address is not None else [])
+    if not settings.database_url.startswith("sqlite"):
+        engine = find_database(settings.database_url)
+        if engine is not None:
+            engine.dispose()
+            used.append(masked_address(settings.database_url))
+    if used:
         raise BackupError(
-            f"a backup must be restored into an empty installation, but {used[0] if used else settings.home} is in "
-            "use. Set VITSEARCH_HOME (and VITSEARCH_DATABASE_URL, VITSEARCH_ARTIFACT_ROOT and MLFLOW_TRACKING_URI) to "
-            "new ones, or move the old ones away."
+            f"a backup must be restored into an empty installation, but {used[0]} is in use. Set {_VARIABLES} to new "
+            "places, or move the old ones away."
         )
+
+
+def _files_in_use(settings: Settings) -> list[str]:
+    """Folders and database files of an installation that are not empty."""
+    used = [place for place in _places(settings) if place.is_dir() and any(place.iterdir())]
+    files = [sqlite_file(url) for url in _urls(settings).values() if url.startswith("sqlite")]
+    used += [file for file in (*files, settings.login_folder) if file is not None and file.exists()]
+    return [str(place) for place in used]

@@ -20,9 +20,10 @@ from orchestrator.study.lock import hold_study, is_held
 from orchestrator.tracking.login import prepare_login
 from tests.object_store import S3Server
 from tests.postgres import PostgresServer
+from tests.tiny import CommandLine
 from trainers.storage.addresses import local_place
 from trainers.storage.artifacts import artifacts_at
-from trainers.storage.object_store import object_store
+from trainers.storage.object_store import ObjectStore, ObjectStoreError, object_store
 
 
 @pytest.fixture
@@ -75,6 +76,8 @@ def test_a_backup_removes_no_folder_and_does_not_copy_itself(home: Settings, tmp
     with pytest.raises(BackupError, match="outside of what it copies"):
         make_backup(home, home.artifact_root / "backups" / "today")
     make_backup(home, home.home / "backup")
+    with pytest.raises(BackupError, match="/ exists"):
+        make_backup(home, Path("/"))
 
 
 def test_a_backup_does_not_replace_another_database_of_mlflow(home: Settings, tmp_path: Path) -> None:
@@ -182,7 +185,60 @@ def test_objects_that_are_copied_otherwise_can_be_left_out(in_store: Settings, s
     made = make_backup(in_store, tmp_path / "backup", with_objects=False)
     assert made.left_out[0] == f"checkpoints and champions: they are in {s3.root}. Copy them with the store's own tools"
     assert not (tmp_path / "backup" / "objects").exists()
-    restore_backup(Settings(home=tmp_path / "new"), tmp_path / "backup")
+    missing = restore_backup(Settings(home=tmp_path / "folder"), tmp_path / "backup")
+    assert missing is not None
+    assert f"They were in {s3.root}. Set VITSEARCH_ARTIFACT_ROOT" in missing
+
+
+def test_a_backup_without_objects_is_restored_beside_them(in_store: Settings, s3: S3Server, tmp_path: Path) -> None:
+    make_backup(in_store, tmp_path / "backup", with_objects=False)
+    before = object_store("s3").find(s3.root.partition("://")[2])
+    new = in_store.model_copy(
+        update={
+            name: getattr(Settings(home=tmp_path / "new"), name) for name in ("home", "database_url", "tracking_uri")
+        }
+    )
+    assert restore_backup(new, tmp_path / "backup") is None
+    assert [row["study"] for row in list_studies(new)] == ["digits"]
+    assert object_store("s3").find(s3.root.partition("://")[2]) == before
+
+
+def test_the_command_tells_how_to_restore_without_objects(
+    in_store: Settings, s3: S3Server, command_line: CommandLine, tmp_path: Path
+) -> None:
+    settings = {"VITSEARCH_ARTIFACT_ROOT": s3.root, "VITSEARCH_CACHE_FOLDER": str(tmp_path / "cache")}
+    made = command_line("backup", "--no-objects", tmp_path / "backup", **settings)
+    assert f"VITSEARCH_HOME=NEW VITSEARCH_ARTIFACT_ROOT={s3.root} vitsearch restore" in made.err
+    restored = command_line("restore", tmp_path / "backup", VITSEARCH_HOME=str(tmp_path / "new"))
+    assert restored.status == 0
+    assert f"not in the backup, which was made with --no-objects. They were in {s3.root}" in restored.err
+
+
+def test_a_failed_restore_names_everything_to_remove_before_the_next(
+    in_store: Settings, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_backup(in_store, tmp_path / "backup")
+    new = Settings(home=tmp_path / "new", artifact_root=f"{s3.root}-new", cache_folder=tmp_path / "cache")  # type: ignore[arg-type]
+    with monkeypatch.context() as patch:
+        upload, uploaded = ObjectStore.upload, list[str]()
+
+        def fail_later(store: ObjectStore, file: Path, key: str) -> None:
+            if uploaded:
+                raise ObjectStoreError(5, "the connection was reset", f"s3://{key}")
+            uploaded.append(key)
+            upload(store, file, key)
+
+        patch.setattr(ObjectStore, "upload", fail_later)
+        with pytest.raises(BackupError, match="connection was reset") as caught:
+            restore_backup(new, tmp_path / "backup")
+    message = str(caught.value)
+    assert "same command again" not in message
+    assert f"{new.home / 'artifacts'}, everything below {s3.root}-new), or set VITSEARCH_HOME" in message
+    with pytest.raises(BackupError, match="is in use"):
+        restore_backup(new, tmp_path / "backup")
+    shutil.rmtree(new.home / "artifacts")
+    object_store("s3").remove_below(f"{s3.root}-new".partition("://")[2])
+    assert restore_backup(new, tmp_path / "backup") is None
 
 
 def test_an_unreachable_store_leaves_no_backup(
@@ -195,6 +251,7 @@ def test_an_unreachable_store_leaves_no_backup(
     s3fs.S3FileSystem.clear_instance_cache()  # existing ones have the method already
     with pytest.raises(BackupError, match=r"connection refused.* Nothing was kept in .*backup"):
         make_backup(in_store, tmp_path / "backup")
+    s3fs.S3FileSystem.clear_instance_cache()  # those of the threads keep the method
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "home"]
 
 
@@ -207,10 +264,13 @@ def test_a_store_without_objects_is_reported(in_store: Settings, s3: S3Server, t
 def test_an_object_that_leads_out_of_the_folder_is_not_written(
     in_store: Settings, s3: S3Server, tmp_path: Path
 ) -> None:
-    object_store("s3").write(f"{s3.root.partition('://')[2]}/studies/../../../escaped", b"x")
-    with pytest.raises(BackupError, match="name that no file can have"):
-        make_backup(in_store, tmp_path / "backup")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "home"]
+    for rest in ("studies/../../../escaped", f"{tmp_path}/escaped"):
+        key = f"{s3.root.partition('://')[2]}/{rest}"
+        object_store("s3").write(key, b"x")
+        with pytest.raises(BackupError, match=r"not the name of a file below that folder.*remove it from the store"):
+            make_backup(in_store, tmp_path / "backup")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "home"]
+        object_store("s3").remove([key])
 
 
 def test_artifacts_return_to_the_kind_of_place_they_came_from(home: Settings, s3: S3Server, tmp_path: Path) -> None:
