@@ -566,7 +566,11 @@ def _insert_new(connection: Connection, new: NewSubmission) -> SubmissionRecord 
     """Insert a submission, unless it repeats another one or its study is active."""
     wants = new.wants.model_dump()
     webhook = None if new.webhook is None else new.webhook.model_dump()
-    row = _INSERT.first(connection, **{**new._asdict(), "wants": wants, "webhook": webhook})
+    values = {**new._asdict(), "wants": wants, "webhook": webhook}
+    if connection.dialect.name == "sqlite":
+        row = _INSERTED.first(connection, of_uid=new.uid) if _INSERT.count(connection, **values) else None
+    else:
+        row = _INSERT.first(connection, **values)
     if row is None:
         return None
     given = {name: value for name, value in new._asdict().items() if name in SubmissionRecord.model_fields}
@@ -589,9 +593,9 @@ def _insert_statement(connection: Connection) -> Insert:
         "webhook": func.coalesce(bindparam("webhook", type_=submissions.c.webhook.type), webhook),
         "created_at": database_time(),
     }
-    # SQLite 3.40 takes `webhook IS NOT NULL` for true in RETURNING.
-    returned = (submissions.c.id, submissions.c.shared, submissions.c.webhook, submissions.c.created_at)
-    return insert_into(submissions, connection).values(values).on_conflict_do_nothing().returning(*returned)
+    statement = insert_into(submissions, connection).values(values).on_conflict_do_nothing()
+    # SQLite before 3.35 has no RETURNING; RHEL 9 has 3.34.
+    return statement if connection.dialect.name == "sqlite" else statement.returning(*_MADE_BY_DATABASE)
 
 
 _FRESH = {
@@ -603,7 +607,9 @@ _FRESH = {
     "device_time_s": 0.0,
 }
 """Values of each new submission."""
+_MADE_BY_DATABASE = (submissions.c.id, submissions.c.shared, submissions.c.webhook, submissions.c.created_at)
 _INSERT = Prepared(_insert_statement)
+_INSERTED = Prepared(select(*_MADE_BY_DATABASE).where(submissions.c.uid == bindparam("of_uid")))
 
 
 def _check_repeated(found: SubmissionRecord, new: NewSubmission) -> None:

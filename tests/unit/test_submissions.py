@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import patch
 
 import pytest
+from sqlalchemy import event
 
 from benchmarks._sleeping import report_of
 from orchestrator.service.owner_weights import WeightError, set_weight
@@ -21,7 +22,7 @@ from orchestrator.spec.study_file import StudySpec, make_spec
 from orchestrator.store import submission_rows
 from orchestrator.store.records import EndedTrial
 from orchestrator.store.repository import Store
-from orchestrator.store.service_records import Placement, PoolFull, SubmissionRecord, state_words
+from orchestrator.store.service_records import Actor, Placement, PoolFull, SubmissionRecord, state_words
 from orchestrator.store.study_names import NameTakenError, full_name, home_owner, owner_of
 from orchestrator.store.submission_rows import MAX_DEATHS, IdempotencyError, LeaseLostError, StudyActiveError
 from trainers.config import TaskOutcome
@@ -68,6 +69,22 @@ def test_a_submission_waits_until_it_is_claimed_and_keeps_its_file(store: Store)
     content, text = store.queue().spec_of(submitted.uid)
     assert StudySpec.model_validate(content) == spec()
     assert text == "study: digits\n"
+
+
+def test_the_queue_needs_no_returning_which_sqlite_has_since_3_35(store: Store) -> None:
+    if store._engine.dialect.name != "sqlite":
+        pytest.skip("the statements of SQLite")
+    statements: list[str] = []
+    event.listen(store._engine, "checkout", lambda connection, *_: connection.set_trace_callback(statements.append))
+    submitted = submit(store, by=Actor("ann", "submit"))
+    assert submitted == store.queue().find(submitted.uid)
+    with pytest.raises(StudyActiveError):
+        submit(store)
+    running = claimed(store)
+    store.queue().heartbeat(running.uid, running.lease)
+    store.queue().end(running.uid, running.lease, "complete")
+    assert any("INSERT INTO submissions" in one for one in statements)
+    assert [one for one in statements if "RETURNING" in one] == []
 
 
 def test_a_repeated_request_makes_one_submission_and_another_request_with_its_key_is_refused(store: Store) -> None:
