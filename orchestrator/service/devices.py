@@ -89,8 +89,7 @@ class Placing:
         """The devices of a submission, or the reason why it waits."""
         pool = self._pool
         if len(running) >= pool.max_studies:
-            number = f"{len(running)} studies run" if len(running) > 1 else "one study runs"
-            return PoolFull(f"waits for its turn: {number} on {pool.name}, at most {pool.max_studies} at a time")
+            return PoolFull(pool.name, pool.max_studies)
         if pool.num_gpus is None:
             return Placement({})
         needed = num_gpus_needed(waiting.wants, pool.num_gpus)

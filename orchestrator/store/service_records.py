@@ -137,7 +137,19 @@ class Placement(NamedTuple):
 class PoolFull(NamedTuple):
     """No study can start in a pool, whatever it needs."""
 
-    reason: str
+    pool: str
+    max_studies: int
+
+    @property
+    def beginning(self) -> str:
+        """What the reasons of this pool begin with, whatever its limit is."""
+        return f"waits for its turn: {self.pool} runs at most "
+
+    @property
+    def reason(self) -> str:
+        """Why all studies wait. It contains nothing that changes while they do."""
+        number = "one study" if self.max_studies == 1 else f"{self.max_studies} studies"
+        return f"{self.beginning}{number} at a time"
 
 
 class TokenRecord(_Row):

@@ -331,7 +331,7 @@ class SubmissionQueue:
             for waiting in _in_turn(connection, now):
                 placed = place(waiting, running)
                 if isinstance(placed, PoolFull):
-                    _let_all_wait(connection, placed.reason)
+                    _let_all_wait(connection, placed)
                     return None
                 if isinstance(placed, str):
                     if placed != waiting.reason:
@@ -455,13 +455,19 @@ def _in_turn(connection: Connection, now: float) -> Iterator[SubmissionRecord]:
         yield from map(_record, connection.execute(found).mappings().all())
 
 
-def _let_all_wait(connection: Connection, reason: str) -> None:
-    """Write why all waiting submissions wait. Rows that another transaction holds are skipped."""
+def _let_all_wait(connection: Connection, full: PoolFull) -> None:
+    """Write why all waiting submissions wait, unless another reason than an earlier limit of the pool is known.
+
+    Otherwise two full pools would keep replacing each other's reasons. Rows that another transaction holds are skipped.
+    """
+    earlier = and_(
+        submissions.c.reason.startswith(full.beginning, autoescape=True), submissions.c.reason != full.reason
+    )
     others = select(submissions.c.id).where(
-        submissions.c.state == "waiting", submissions.c.reason.is_distinct_from(reason)
+        submissions.c.state == "waiting", or_(submissions.c.reason.is_(None), earlier)
     )
     of_others = submissions.c.id.in_(others.with_for_update(skip_locked=True))
-    connection.execute(update(submissions).where(of_others).values(reason=reason))
+    connection.execute(update(submissions).where(of_others).values(reason=full.reason))
 
 
 def _give_up_dead(connection: Connection, now: float, lease_s: float) -> None:

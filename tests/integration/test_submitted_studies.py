@@ -194,7 +194,7 @@ def test_a_replica_starts_one_driver_per_claim_and_gives_up_dead_ones(
     replica = Supervisor(store, settings, BOX)
     replica.step()
     assert no_process == [[submitted.uid, "1"]]
-    assert find_submission(store, "second").reason == "waits for its turn: one study runs on box, at most 1 at a time"
+    assert find_submission(store, "second").reason == "waits for its turn: box runs at most one study at a time"
     for driver in replica._drivers.values():
         driver.wait()
     replica.step()

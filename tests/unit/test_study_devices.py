@@ -98,7 +98,7 @@ def test_the_number_of_studies_is_limited() -> None:
     pool = DevicePool("box", num_gpus=0, max_studies=1)
     assert Placing(pool)(submission(wants()), []) == Placement({})
     reason = Placing(pool)(submission(wants()), [submission(wants(), {})])
-    assert reason == PoolFull("waits for its turn: one study runs on box, at most 1 at a time")
+    assert reason == PoolFull("box", 1)
 
 
 def test_gpus_of_a_cluster_are_counted_and_chosen_by_ray() -> None:

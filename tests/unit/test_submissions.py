@@ -241,11 +241,28 @@ def test_all_waiting_studies_get_the_reason_of_a_full_pool_which_reads_few_of_th
 
     def place(waiting: SubmissionRecord, _: object) -> PoolFull:
         asked.append(waiting.name)
-        return PoolFull("one study runs on box")
+        return PoolFull("box", 1)
 
     assert store.queue().claim("a", "box", place) is None
     assert len(asked) == 1
-    assert [one.reason for one in store.queue().page()] == ["one study runs on box"] * 5
+    reasons = [one.reason for one in store.queue().page()]
+    assert reasons == ["waits for its turn: box runs at most one study at a time"] * 5
+
+
+def test_two_full_pools_keep_each_others_reasons_and_better_ones(store: Store) -> None:
+    submit(store, "resumed")
+    store.queue().end(*_lease(claimed(store)), "waiting", "its machine was restarted")
+    submit(store, "new")
+
+    def reasons_in(pool: str, max_studies: int) -> list[str | None]:
+        assert store.queue().claim("a", pool, lambda *_: PoolFull(pool, max_studies)) is None
+        return [one.reason for one in store.queue().page()]
+
+    full = "waits for its turn: b_x runs at most one study at a time"
+    assert reasons_in("b_x", 1) == [full, "its machine was restarted"]
+    for pool, limit in (("box", 1), ("b_x", 1), ("b_x runs", 4)):
+        assert reasons_in(pool, limit) == [full, "its machine was restarted"]
+    assert reasons_in("b_x", 4)[0] == "waits for its turn: b_x runs at most 4 studies at a time"
 
 
 def test_a_running_study_is_cancelled_by_its_driver_and_a_waiting_one_at_once(store: Store) -> None:
@@ -450,3 +467,7 @@ def _copy(store: Store, name: str):
     from orchestrator.store.service_records import NewSubmission, WantedDevices
 
     return NewSubmission("u1", home_owner(), name, {}, "", WantedDevices(), "d")
+def _lease(running: SubmissionRecord) -> tuple[str, int]:
+    return running.uid, running.lease
+
+
