@@ -111,23 +111,33 @@ class Supervisor:
         for (uid, lease), start in list(self._starting.items()):
             if now < start.renew_at:
                 continue
-            del self._starting[uid, lease]
-            found = self._queue.find(uid)
-            has_begun = found is None or found.lease != lease or found.pid is not None
-            if has_begun or (uid, lease) not in self._drivers or now > start.give_up_at:
-                continue
-            with contextlib.suppress(LeaseLostError):
-                self._queue.heartbeat(uid, lease)
+            # If the database does not answer, the driver is still starting at the next step.
+            if now <= start.give_up_at and self._renew(uid, lease):
                 self._starting[uid, lease] = start._replace(renew_at=now + RENEW_S)
+            else:
+                del self._starting[uid, lease]
+
+    def _renew(self, uid: str, lease: int) -> bool:
+        """Renew the lease of a driver unless it has begun, ended or lost it; returns whether it was renewed."""
+        if (uid, lease) not in self._drivers:
+            return False
+        found = self._queue.find(uid)
+        if found is None or found.lease != lease or found.pid is not None:
+            return False
+        try:
+            self._queue.heartbeat(uid, lease)
+        except LeaseLostError:
+            return False
+        return True
 
     def _reap(self) -> None:
         for (uid, lease), driver in list(self._drivers.items()):
             status = driver.poll()
             if status is None:
                 continue
-            del self._drivers[uid, lease]
             how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
             self._queue.give_up(uid, lease, f"its driver {how}")
+            del self._drivers[uid, lease]
 
 
 def start_queue(settings: Settings) -> bool:

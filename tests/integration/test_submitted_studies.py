@@ -22,6 +22,7 @@ from orchestrator.service.submitting import find_submission, log_file, submit_st
 from orchestrator.service.supervisor import Supervisor, queue_lock, start_queue
 from orchestrator.settings import Settings, load_settings
 from orchestrator.spec.study_file import load_spec
+from orchestrator.store.errors import DatabaseUnavailableError
 from orchestrator.store.repository import Store
 from orchestrator.store.service_records import Placement, SubmissionRecord
 from orchestrator.store.submission_rows import LeaseLostError
@@ -258,6 +259,42 @@ def test_a_driver_that_takes_long_to_begin_keeps_its_lease(
         sleeping.wait()
     replica.step()
     assert find_submission(store, "quick").num_deaths == 1
+
+
+def test_a_driver_that_starts_or_ends_in_an_outage_is_seen_afterwards(
+    store: Store, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = subprocess.Popen(["sleep", "600"])
+    monkeypatch.setattr(supervisor, "_start_process", lambda *_: driver)
+    monkeypatch.setattr(supervisor, "RENEW_S", 0.0)
+    submit(store, tmp_path)
+    replica = Supervisor(store, settings, BOX)
+
+    def fail_once(method: str) -> None:
+        with monkeypatch.context() as outage:
+            outage.setattr(type(store.queue()), method, _unavailable)
+            with pytest.raises(DatabaseUnavailableError):
+                replica.step()
+
+    try:
+        replica.step()
+        for method in ("find", "heartbeat"):
+            before = find_submission(store, "quick").lease_until
+            fail_once(method)
+            assert find_submission(store, "quick").lease_until == before
+            replica.step()
+            assert find_submission(store, "quick").lease_until > before
+    finally:
+        driver.kill()
+        driver.wait()
+    fail_once("give_up")
+    assert find_submission(store, "quick").num_deaths == 0
+    replica.step()
+    assert find_submission(store, "quick").num_deaths == 1
+
+
+def _unavailable(*_: object) -> None:
+    raise DatabaseUnavailableError("no answer")
 
 
 def test_a_study_waits_with_the_reason_while_no_driver_can_start(
