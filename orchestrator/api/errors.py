@@ -22,7 +22,7 @@ from orchestrator.safe_text import without_secrets
 from trainers.yaml_source import SpecError
 
 PROBLEM_TYPE = "application/problem+json"
-BAD_INPUT, NOT_FOUND, CONFLICT, UNAVAILABLE = 422, 404, 409, 503
+BAD_INPUT, NOT_FOUND, CONFLICT, TOO_MANY, UNAVAILABLE = 422, 404, 409, 429, 503
 
 HTTP_STATUS = {
     "orchestrator.service.references:PrivateStudyError": BAD_INPUT,
@@ -31,6 +31,7 @@ HTTP_STATUS = {
     "orchestrator.store.study_names:NameTakenError": BAD_INPUT,
     "orchestrator.store.submission_rows:IdempotencyError": CONFLICT,
     "orchestrator.store.submission_rows:StudyActiveError": CONFLICT,
+    "orchestrator.store.submission_rows:TooManyStudiesError": TOO_MANY,
     "orchestrator.spec.truth_error:TruthError": BAD_INPUT,
     "orchestrator.spec.warm_start:WarmStartError": BAD_INPUT,
     "trainers.yaml_source:SpecError": BAD_INPUT,
@@ -53,6 +54,7 @@ HTTP_STATUS = {
     "orchestrator.tracking.mlflow_client:TrackingUnavailable": UNAVAILABLE,
 }
 """HTTP status by module and class of the exception. Other exceptions are our own mistakes or the administrator's."""
+_HEADERS = {TOO_MANY: {"Retry-After": "60"}}
 
 _logger = logging.getLogger(__name__)
 
@@ -117,7 +119,7 @@ def problem_response(request: Request, error: Exception) -> Response:
         )
         return _response(request, 500, "unexpected-error", detail)
     kind = error.kind if isinstance(error, RequestError) else _kind(type(error).__name__)
-    headers = error.headers if isinstance(error, RequestError) else {}
+    headers = error.headers if isinstance(error, RequestError) else _HEADERS.get(status, {})
     more: dict[str, Any] = {}
     if isinstance(error, SpecError):
         more["errors"] = [

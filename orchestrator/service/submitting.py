@@ -58,6 +58,7 @@ def submit_study(
     shared: bool = False,
     webhook: WebhookTarget | None = None,
     by: Actor | None = None,
+    max_active: int | None = None,
 ) -> SubmissionRecord:
     """Add a checked study file to the queue. If the study exists, it is resumed, or grows to the file.
 
@@ -72,6 +73,7 @@ def submit_study(
         shared: Whether other owners may see the study. One that they see already stays shared.
         webhook: Where the end of the study is announced; by default where it was for the newest submission.
         by: Who is noted in the audit log, if the request is not a repeated one.
+        max_active: Studies of the owner that may wait or run at a time, with this one.
 
     Raises:
         SubmissionError: The priority or the key is invalid.
@@ -80,6 +82,7 @@ def submit_study(
         orchestrator.study.growth.SpecChangedError: The study exists, and cannot grow to the file.
         orchestrator.store.submission_rows.IdempotencyError: The owner used the key for another request.
         orchestrator.store.submission_rows.StudyActiveError: The study is waiting or running.
+        orchestrator.store.submission_rows.TooManyStudiesError: `max_active` others of the owner wait or run.
     """
     if priority not in PRIORITIES:
         raise SubmissionError(
@@ -111,7 +114,7 @@ def submit_study(
     study = store.find_study(named.study) if store.has_study(named.study) else None
     if study is not None and not (key is not None and store.queue().has_key(owner, key)):
         plan_study_growth(store, study, named, retry_failed=retry_failed)
-    return store.queue().add(new, by=by)
+    return store.queue().add(new, by=by, max_active=max_active)
 
 
 def find_submission(store: Store, name: str) -> SubmissionRecord:
@@ -142,14 +145,18 @@ def cancel_study(store: Store, name: str) -> SubmissionRecord:
     return store.queue().request_cancel(find_submission(store, name).uid)
 
 
-def resume_study(store: Store, name: str, *, retry_failed: bool = False) -> SubmissionRecord:
+def resume_study(
+    store: Store, name: str, *, retry_failed: bool = False, max_active: int | None = None
+) -> SubmissionRecord:
     """Let a study that was interrupted, cancelled or has failed wait for its turn again.
 
     Raises:
         UnknownSubmissionError: It was not submitted.
         orchestrator.store.submission_rows.StudyActiveError: Another submission of the study is active.
+        orchestrator.store.submission_rows.TooManyStudiesError: `max_active` others of the owner wait or run.
     """
-    return store.queue().let_wait(find_submission(store, name).uid, retry_failed=retry_failed)
+    uid = find_submission(store, name).uid
+    return store.queue().let_wait(uid, retry_failed=retry_failed, max_active=max_active)
 
 
 def why_waiting(store: Store, submission: SubmissionRecord) -> str | None:

@@ -3,9 +3,8 @@
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Engine, bindparam, exists, func, or_, select, union
+from sqlalchemy import ColumnElement, Engine, exists, func, or_, select, union
 
-from orchestrator.store.prepared_statements import Prepared
 from orchestrator.store.reading import reading
 from orchestrator.store.records import USABLE, StageRecord, StudyRecord, TrialRecord
 from orchestrator.store.retrying import retry_on_outage
@@ -85,11 +84,6 @@ class StudyPages:
         query = select(studies.c.state, func.count()).group_by(studies.c.state)
         with reading(self._engine) as connection:
             return {row[0]: row[1] for row in connection.execute(query)}
-
-    def num_active(self, owner: str) -> int:
-        """Number of an owner's submissions that wait or run."""
-        with reading(self._engine) as connection:
-            return int(_COUNT_ACTIVE.first(connection, of_owner=owner)[0])
 
     def stages(self, study_ids: Collection[int]) -> dict[int, list[StageRecord]]:
         """The stages of studies in order, by the id of the study."""
@@ -194,10 +188,6 @@ class StudyPages:
         with reading(self._engine) as connection:
             rows = connection.execute(query.order_by(reports.c.epoch)).scalars()
             return [EpochReport.model_validate(values) for values in rows]
-
-
-_IS_ACTIVE = or_(*(submissions.c.state == state for state in sorted(ACTIVE)))
-_COUNT_ACTIVE = Prepared(select(func.count()).where(submissions.c.owner == bindparam("of_owner"), _IS_ACTIVE))
 
 
 def _is_seen_by(owner: str) -> ColumnElement[bool]:

@@ -57,6 +57,9 @@ Place = Callable[[SubmissionRecord, Sequence[SubmissionRecord]], Placement | Poo
 """Maps a waiting submission and the running ones of the pool to the devices for it, or to the reason why it waits."""
 
 _QUEUE_LOCK = 0x76697471  # "vitq" in ASCII
+_OWNER_LOCK = 0x76697473  # "vits": with two keys, apart from the locks with one
+_MAX_CONCURRENT = 500
+"""More than the transactions of one owner that all replicas together have open at a time."""
 _one_of_this_process = threading.Lock()
 """Waiting for it is faster than repeated attempts to lock SQLite."""
 _MAX_EXAMINED = 50
@@ -85,6 +88,22 @@ class StudyActiveError(RuntimeError):
         )
 
 
+class TooManyStudiesError(RuntimeError):
+    """An owner has as many active studies as allowed.
+
+    Attributes:
+        owner: The owner.
+        max_active: Studies of an owner that may wait or run at a time.
+    """
+
+    def __init__(self, owner: str, max_active: int) -> None:
+        self.owner, self.max_active = owner, max_active
+        super().__init__(
+            f"an owner may have {max_active} studies that wait or run, but {owner!r} has as many. Wait until some have "
+            "ended, or cancel them."
+        )
+
+
 class IdempotencyError(ValueError):
     """An idempotency key was used before with another request."""
 
@@ -100,7 +119,7 @@ class SubmissionQueue:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def add(self, new: NewSubmission, *, by: Actor | None = None) -> SubmissionRecord:
+    def add(self, new: NewSubmission, *, by: Actor | None = None, max_active: int | None = None) -> SubmissionRecord:
         """Add a submission that waits. A request repeated with its idempotency key returns the submission it made.
 
         A study that others may see stays visible to them, and keeps its webhook if it gets no other one.
@@ -108,10 +127,12 @@ class SubmissionQueue:
         Args:
             new: The submission.
             by: Who is noted in the audit log, if it is new.
+            max_active: Submissions of the owner that may wait or run at a time, with this one.
 
         Raises:
             IdempotencyError: The owner used the key for another request.
             StudyActiveError: The study is waiting or running.
+            TooManyStudiesError: `max_active` others wait or run.
         """
         with self._locked() as connection:
             while (added := _insert_new(connection, new)) is None:
@@ -122,6 +143,7 @@ class SubmissionQueue:
                 active = _one(connection, submissions.c.name == new.name, submissions.c.state.in_(ACTIVE))
                 if active is not None:  # otherwise it has ended just now
                     raise StudyActiveError(new.name, active.uid, active.state)
+            _limit_active(connection, new.owner, max_active)
             if by is not None:
                 write_event(connection, by, new.name, details={"submission": new.uid})
             return added
@@ -245,7 +267,7 @@ class SubmissionQueue:
                 _set(connection, found, cancel_requested=True)
             return _known(connection, uid)
 
-    def let_wait(self, uid: str, *, retry_failed: bool = False) -> SubmissionRecord:
+    def let_wait(self, uid: str, *, retry_failed: bool = False, max_active: int | None = None) -> SubmissionRecord:
         """Let a submission that was interrupted, cancelled or has failed wait again. Others stay as they are.
 
         With `retry_failed`, a complete one waits too.
@@ -253,13 +275,14 @@ class SubmissionQueue:
         Raises:
             KeyError: There is no such submission.
             StudyActiveError: Another submission of the study is active.
+            TooManyStudiesError: `max_active` others of the owner wait or run.
         """
         try:
-            return self._let_wait(uid, retry_failed=retry_failed)
+            return self._let_wait(uid, retry_failed=retry_failed, max_active=max_active)
         except IntegrityError:  # another request let the same study wait at the same time
-            return self._let_wait(uid, retry_failed=retry_failed)
+            return self._let_wait(uid, retry_failed=retry_failed, max_active=max_active)
 
-    def _let_wait(self, uid: str, *, retry_failed: bool) -> SubmissionRecord:
+    def _let_wait(self, uid: str, *, retry_failed: bool, max_active: int | None) -> SubmissionRecord:
         with self._locked() as connection:
             found = _known(connection, uid)
             if found.is_active or (found.state == "complete" and not retry_failed):
@@ -278,6 +301,7 @@ class SubmissionQueue:
                 ended_at=None,
                 **again,
             )
+            _limit_active(connection, found.owner, max_active)
             return _known(connection, uid)
 
     def share(self, name: str, *, shared: bool) -> None:
@@ -429,6 +453,22 @@ class SubmissionQueue:
             yield connection
 
 
+def _limit_active(connection: Connection, owner: str, max_active: int | None) -> None:
+    """Check that an owner has no more active submissions than allowed, those of this transaction included.
+
+    Far below the limit, submissions do not wait for each other. Near it, only one transaction of the owner at a time
+    passes on PostgreSQL, so that it sees what the others have added.
+    """
+    if max_active is None:
+        return
+    num_active = _COUNT_ACTIVE.first(connection, of_owner=owner)[0]
+    if num_active > max_active - _MAX_CONCURRENT and connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(_OWNER_LOCK, func.hashtext(owner))))
+        num_active = _COUNT_ACTIVE.first(connection, of_owner=owner)[0]
+    if num_active > max_active:
+        raise TooManyStudiesError(owner, max_active)
+
+
 def forget_submissions(connection: Connection, name: str) -> list[str]:
     """Delete the submissions of a study that no driver has; returns their identifiers."""
     gone = (submissions.c.name == name, ~_is_driven(read_time(connection)))
@@ -551,6 +591,8 @@ _AHEAD = or_(
     submissions.c.priority > bindparam("of_priority"),
     and_(submissions.c.priority == bindparam("of_priority"), submissions.c.id < bindparam("of_id")),
 )
+_IS_ACTIVE = or_(*(submissions.c.state == state for state in sorted(ACTIVE)))
+_COUNT_ACTIVE = Prepared(select(func.count()).where(submissions.c.owner == bindparam("of_owner"), _IS_ACTIVE))
 _COUNT_AHEAD = Prepared(
     select(func.count()).where(submissions.c.owner == bindparam("of_owner"), submissions.c.state == "waiting", _AHEAD)
 )

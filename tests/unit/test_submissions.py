@@ -24,7 +24,13 @@ from orchestrator.store.records import EndedTrial
 from orchestrator.store.repository import Store
 from orchestrator.store.service_records import Actor, Placement, PoolFull, SubmissionRecord, state_words
 from orchestrator.store.study_names import NameTakenError, full_name, home_owner, owner_of
-from orchestrator.store.submission_rows import MAX_DEATHS, IdempotencyError, LeaseLostError, StudyActiveError
+from orchestrator.store.submission_rows import (
+    MAX_DEATHS,
+    IdempotencyError,
+    LeaseLostError,
+    StudyActiveError,
+    TooManyStudiesError,
+)
 from trainers.config import TaskOutcome
 
 LAPSED_S = -1.0
@@ -282,6 +288,33 @@ def test_a_running_study_is_cancelled_by_its_driver_and_a_waiting_one_at_once(st
     assert queue.end(again.uid, again.lease, "complete").state == "complete"
 
 
+@pytest.mark.parametrize("max_concurrent", [500, 3])
+def test_concurrent_submissions_keep_the_limit_of_their_owner(
+    store: Store, monkeypatch: pytest.MonkeyPatch, max_concurrent: int
+) -> None:
+    monkeypatch.setattr(submission_rows, "_MAX_CONCURRENT", max_concurrent)
+    submit(store, "resumed", owner="ann")
+    cancel_study(store, "ann~resumed")
+    submit(store, owner="bob")
+
+    def add(number: int) -> bool:
+        try:
+            if number == 3:
+                resume_study(store, "ann~resumed", max_active=5)
+            else:
+                submit(store, f"s{number}", owner="ann", idempotency_key=f"k{number}", max_active=5)
+        except TooManyStudiesError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as threads:
+        added = list(threads.map(add, range(12)))
+    active = store.queue().page(owner="ann", states=["waiting"])
+    assert added.count(True) == len(active) == 5
+    repeated = active[0].idempotency_key or active[1].idempotency_key
+    assert submit(store, f"s{repeated[1:]}", owner="ann", idempotency_key=repeated, max_active=5) in active  # type: ignore[index]
+
+
 def test_a_cancelled_study_whose_driver_dies_is_not_resumed(store: Store) -> None:
     submit(store)
     claimed(store, lease_s=LAPSED_S)
@@ -463,11 +496,11 @@ def test_deleting_a_study_takes_its_waiting_submission_along(store: Store) -> No
     assert [one.name for one in store.queue().page()] == ["other"]
 
 
-def _copy(store: Store, name: str):
-    from orchestrator.store.service_records import NewSubmission, WantedDevices
-
-    return NewSubmission("u1", home_owner(), name, {}, "", WantedDevices(), "d")
 def _lease(running: SubmissionRecord) -> tuple[str, int]:
     return running.uid, running.lease
 
 
+def _copy(store: Store, name: str):
+    from orchestrator.store.service_records import NewSubmission, WantedDevices
+
+    return NewSubmission("u1", home_owner(), name, {}, "", WantedDevices(), "d")

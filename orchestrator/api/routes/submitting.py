@@ -79,7 +79,6 @@ async def submit_new_study(
         _need_submitter(store, caller, "submit", file)
         spec, text = study_of_request(request, raw, file, folder)
         webhook = webhook_target(webhook_url, webhook_secret, home.settings, store)
-        _limit_active(store, caller.owner)
         record = submit_study(
             store,
             spec,
@@ -91,6 +90,7 @@ async def submit_new_study(
             shared=shared,
             webhook=webhook,
             by=Actor(caller.owner, "submit", caller.token),
+            max_active=MAX_ACTIVE,
         )
         return _view(store, record)
 
@@ -118,9 +118,10 @@ async def extend_study(
         _need_owner(visible.store, caller, "extend", full)
         owner = owner_of(full)
         _check_name(spec, full, owner)
-        _limit_active(visible.store, owner)
         by = Actor(caller.owner, "extend", caller.token)
-        record = submit_study(visible.store, spec, text, owner=owner, retry_failed=retry_failed, by=by)
+        record = submit_study(
+            visible.store, spec, text, owner=owner, retry_failed=retry_failed, by=by, max_active=MAX_ACTIVE
+        )
         return _view(visible.store, record)
 
     return await run_in_threadpool(extend)
@@ -152,8 +153,7 @@ def resume_submitted_study(
     visible = studies_for(request)
     found = _submission(visible, name)
     _need_owner(visible.store, caller, "resume", found.name)
-    _limit_active(visible.store, found.owner)
-    record = resume_study(visible.store, found.uid, retry_failed=retry_failed)
+    record = resume_study(visible.store, found.uid, retry_failed=retry_failed, max_active=MAX_ACTIVE)
     _audit(visible.store, caller, "resume", record.name, submission=record.uid)
     return _view(visible.store, record)
 
@@ -269,17 +269,6 @@ def _check_name(spec: StudySpec, name: str, owner: str) -> None:
             422,
             "other-study",
             f"study: must be that of the study to extend, {name!r}, but got {spec.study!r}. Correct it.",
-        )
-
-
-def _limit_active(store: Store, owner: str) -> None:
-    if store.pages().num_active(owner) >= MAX_ACTIVE:
-        raise RequestError(
-            429,
-            "too-many-studies",
-            f"an owner may have {MAX_ACTIVE} studies that wait or run, but {owner!r} has as many. Wait until "
-            "some have ended, or cancel them.",
-            headers={"Retry-After": "60"},
         )
 
 
