@@ -572,8 +572,13 @@ def _newest_execution(connection: Connection, name: str) -> int:
 def _has_progressed(connection: Connection, name: str, *, since: int) -> bool:
     """Whether executions of a study after the one with the id `since` ended an attempt or reported an epoch.
 
+    In a submission that an earlier version claimed, `since` may be a number of reports. If it exceeds all ids, the
+    driver is taken to have progressed.
+
     Reports are compared with the begin of their attempts by the same clock, which is the study's.
     """
+    if since > _newest_execution(connection, name):
+        return True
     ended = attempts.c.state.in_(("complete", "stopped", "failed"))
     reported = exists().where(reports.c.trial_id == attempts.c.trial_id, reports.c.reported_at > attempts.c.started_at)
     of_study = (studies.c.name == name, executions.c.id > since)

@@ -31,6 +31,7 @@ from orchestrator.store.submission_rows import (
     StudyActiveError,
     TooManyStudiesError,
 )
+from orchestrator.store.tables import submissions
 from trainers.config import TaskOutcome
 
 LAPSED_S = -1.0
@@ -286,6 +287,18 @@ def test_a_running_study_is_cancelled_by_its_driver_and_a_waiting_one_at_once(st
     again = claimed(store)
     cancel_study(store, "running")
     assert queue.end(again.uid, again.lease, "complete").state == "complete"
+
+
+def test_a_driver_that_an_earlier_version_started_counts_as_progressed(store: Store) -> None:
+    submit(store)
+    for num_deaths in (1, 2):
+        store.queue().give_up(*_lease(claimed(store)), "its driver died")
+        assert find_submission(store, "digits").num_deaths == num_deaths
+    running = claimed(store)
+    with store._engine.begin() as connection:  # a number of reports
+        connection.execute(submissions.update().values(progress=500))
+    store.queue().give_up(*_lease(running), "its driver died")
+    assert find_submission(store, "digits").num_deaths == 1
 
 
 @pytest.mark.parametrize("max_concurrent", [500, 3])
