@@ -64,6 +64,13 @@ MEASURED: dict[str, Callable[[str], str]] = {
     "averages": averages_table,
 }
 """Tables of measured results, by the first word of the block."""
+_IN_HOME = {
+    "database_url": "vitsearch.db",
+    "tracking_uri": "mlflow.db",
+    "cache_folder": "cache",
+    "artifact_root": "artifacts",
+}
+"""Names in the home folder that settings have by default."""
 _BLOCK = re.compile(r"(<!-- made from code: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _BOUNDS = {Ge: ("at least", "ge"), Gt: ("above", "gt"), Le: ("at most", "le"), Lt: ("below", "lt")}
 
@@ -123,16 +130,19 @@ def _settings_table() -> str:
     rows = []
     for name, field in Settings.model_fields.items():
         variable, _, meaning = (field.description or "").partition(": ")
-        home = {"home": "~/.local/share/vitsearch", "tracking": "on", "database_wait_s": "120", "cache_gib": "32"}
-        made = {"database_url": "`vitsearch.db` in the home", "tracking_uri": "`mlflow.db` in the home"}
-        made |= {
-            "cache_folder": "`cache` in the home",
-            "artifact_root": "`artifacts` in the home",
-            "data_roots": "none",
-        }
-        default = f"`{home[name]}`" if name in home else made.get(name, "unset")
-        rows.append((f"`{variable}`", default, meaning))
+        rows.append((f"`{variable}`", _default_setting(name, field), meaning))
     return _table(("variable", "default", "meaning"), rows)
+
+
+def _default_setting(name: str, field: FieldInfo) -> str:
+    """The default as the text of an environment variable."""
+    if field.default_factory is not None:
+        return f"`{_IN_HOME[name]}` in the home"
+    if field.default in (None, ()):
+        return "unset"
+    if isinstance(field.default, bool):
+        return "`on`" if field.default else "`off`"
+    return f"`{field.default:g}`" if isinstance(field.default, float) else f"`{field.default}`"
 
 
 def _signals_table() -> str:
