@@ -18,9 +18,10 @@ def share_command(name: str, server: str | None, *, shared: bool, as_json: bool)
     if as_json:
         print_json(found)
         return
-    study, whom = found["study"], "everyone with an access token" if found["shared"] else "only you and administrators"
+    study, seen_by_all = found["study"], found["shared"]
+    whom = "everyone with an access token" if seen_by_all else "only its owner and administrators"
     out(f"study {study!r} can be seen by {whom}")
-    if found["shared"]:
+    if seen_by_all:
         note(f"Its page: {client.url}/studies/{study}. Others use it as in: vitsearch download {study}")
 
 

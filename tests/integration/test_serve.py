@@ -106,6 +106,8 @@ def test_a_study_is_submitted_and_cancelled_at_a_service(url: str, tmp_path: Pat
     assert f"{url}/studies/stopped" in sent.err
     again = command_line("submit", file, VITSEARCH_SERVER=url)
     assert (again.status, "must not be submitted twice at a time" in again.err) == (2, True)
+    for stop, seen in (([], "everyone with an access token"), (["--stop"], "only its owner and administrators")):
+        assert seen in command_line("share", "stopped", *stop, "--server", url).out
     assert command_line("cancel", "stopped", "--server", url).status == 0
     assert command_line("logs", "stopped", "--server", url).status == 0
     for arguments in (["submit", file, "--data", "x"], ["submit", tmp_path / "none.yaml"], ["cancel", "nothing"]):
@@ -147,8 +149,6 @@ def test_a_submitted_study_runs_to_its_end(url: str, tmp_path: Path, command_lin
     assert watched.status == 0, watched.err
     assert watched.json()["state"] == "complete"
     assert "screen" in command_line("logs", "sent", "--server", url).out
-    for stop, seen in (([], "everyone with an access token"), (["--stop"], "only you and administrators")):
-        assert seen in command_line("share", "sent", *stop, "--server", url).out
     with Client(url) as client:
         assert [event.data for event in client.events("sent")][-1] == {"state": "complete"}
         assert [trial["state"] for trial in client.trials("sent")] == ["complete", "complete"]
