@@ -32,9 +32,9 @@ class UnknownStudyError(LookupError):
     def __init__(self, name: str, home: Path | None, nearest: str | None, *, server: str | None = None) -> None:
         self.name, self.nearest = name, nearest
         where = "that you may see" if home is None else f"in {home}"
-        hint = f" Did you mean {nearest!r}?" if nearest else " `vitsearch list` shows all."
+        hint = f" Did you mean {nearest!r}?" if nearest else "" if server else " `vitsearch list` shows all."
         if server:
-            hint = (
+            hint += (
                 f" This command does not ask the service at {server}; copy a champion from there with: vitsearch "
                 f"download {name}"
             )

@@ -84,6 +84,15 @@ def test_a_missing_study_is_reported_with_the_nearest_name(with_study: Settings)
     assert (caught.value.name, caught.value.nearest) == ("digit", "digits")
 
 
+def test_a_hint_about_the_service_does_not_hide_the_nearest_name(with_study: Settings) -> None:
+    asking = with_study.model_copy(update={"server": "https://vitsearch.example"})
+    hint = "This command does not ask the service at https://vitsearch.example;"
+    for name, told in (("digit", f". Did you mean 'digits'? {hint}"), ("photos", f". {hint}")):
+        with pytest.raises(UnknownStudyError) as caught:
+            find_study(name, asking)
+        assert f"no study {name!r} in {with_study.home}{told}" in str(caught.value)
+
+
 def test_looking_into_an_empty_home_creates_nothing(settings: Settings) -> None:
     assert list_studies(settings) == []
     with pytest.raises(UnknownStudyError):
