@@ -23,9 +23,8 @@ LOOPBACK = "127.0.0.1"
 _NUM_STUDIES = 5
 _TELL_WHEN_READY = """
 import os, sys, time, urllib.request, webbrowser
-url, page = sys.argv[1:]
-server = os.getppid()
-while os.getppid() == server:
+url, page, server = sys.argv[1:]
+while os.getppid() == int(server):
     try:
         urllib.request.urlopen(url + "/health", timeout=2).close()
     except OSError:
@@ -183,8 +182,9 @@ def _starting(command: ServerCommand) -> str:
 
 def _become(command: ServerCommand, page: str = "") -> None:
     """Become the server. As soon as it answers, a line tells that it is ready, and the page opens in the browser."""
-    arguments = [sys.executable, "-c", _TELL_WHEN_READY, command.url, page]
-    subprocess.Popen(arguments)  # noqa: S603 - our own code
+    server = str(os.getpid())  # which the server keeps
+    arguments = [sys.executable, "-c", _TELL_WHEN_READY, command.url, page, server]
+    subprocess.Popen(arguments, start_new_session=True)  # noqa: S603 - our own code; Ctrl-C is for the server only
     os.execvpe(command.argv[0], command.argv, {**os.environ, **command.env})  # noqa: S606
 
 

@@ -7,12 +7,10 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 from configparser import ConfigParser
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -134,19 +132,3 @@ def test_the_page_of_a_study_is_opened_with_a_login_too(tmp_path: Path, monkeypa
     port = free_port()
     serving.ui_command(port, "first", asks_login=True)
     assert shown == [(True, f"http://127.0.0.1:{port}/first")]
-
-
-def test_a_line_tells_when_a_starting_server_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    class Health(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    with (tmp_path / "told").open("wb") as told:
-        waiting = subprocess.Popen([sys.executable, "-c", serving._TELL_WHEN_READY, url, ""], stderr=told)
-        with HTTPServer(("127.0.0.1", port), Health) as server:
-            server.handle_request()
-        assert waiting.wait(timeout=120) == 0
-    assert (tmp_path / "told").read_text() == f"MLflow is ready at {url}\n"
