@@ -102,7 +102,7 @@ def test_a_study_is_submitted_and_cancelled_at_a_service(url: str, tmp_path: Pat
     file.write_text(STUDY.replace("study: sent", "study: stopped"), encoding="utf-8")
     sent = command_line("submit", file, "--server", url)
     assert sent.status == 0, sent.err
-    assert "study 'stopped' is waiting" in sent.out
+    assert "study 'stopped' waits for its turn" in sent.out
     assert f"{url}/studies/stopped" in sent.err
     again = command_line("submit", file, VITSEARCH_SERVER=url)
     assert (again.status, "must not be submitted twice at a time" in again.err) == (2, True)
