@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple
 
-from plugins.protocols import TwoGradients
-from plugins.registry import create, load, parse_topology
+from plugins.registry import load, parse_topology
 from search_spaces.base import Costs, Growable, ImageTask
 from search_spaces.ramps import largest
 from trainers.config import Configuration
@@ -40,7 +39,7 @@ class TrainingShape(NamedTuple):
     num_images: float
     """Training images visited per epoch."""
     epoch_macs: float
-    """Multiply-accumulates of an epoch."""
+    """Multiply-accumulates of an epoch as planned: costs are learned from what is also known before a training."""
     pack_size: int = 1
     """Number of trainings computed together, which all take the time of the pack."""
 
@@ -53,17 +52,17 @@ class TrainingShape(NamedTuple):
             task: Image size, channels and classes of its data.
             num_images: Number of training images.
         """
+        from trainers.training.course import planned_image_macs  # imports torch
+
         topology = parse_topology(configuration.topology)
         costs: Costs = load("spaces", configuration.topology.partition(":")[0]).costs(topology, task)
-        choice = configuration.recipe.optimizer
-        num_gradients = 2 if isinstance(create("optimizers", choice.name, choice.settings), TwoGradients) else 1
         return cls(
             parameters=float(costs.parameters),
             macs=float(costs.macs),
             depth=sum(topology.depths) if isinstance(topology, Growable) else 1,
             batch_size=float(largest(configuration.recipe.batch_size)),
             num_images=num_images,
-            epoch_macs=3.0 * num_gradients * costs.macs * num_images,
+            epoch_macs=planned_image_macs(configuration, task) * num_images,
         )
 
     @property

@@ -53,12 +53,12 @@ def observe(configuration: Configuration, trial: TrialRecord, task: ImageTask) -
         task: Image size, channels and classes of the data.
     """
     metrics = trial.metrics
-    if not trial.is_usable or not {"wall_time_s", "epochs", "training_macs", "throughput_images_per_s"} <= set(metrics):
+    if not trial.is_usable or not {"wall_time_s", "epochs", "throughput_images_per_s"} <= set(metrics):
         return None
     epochs = metrics["epochs"]
     num_images = metrics["throughput_images_per_s"] * metrics["wall_time_s"] / epochs
     shape = TrainingShape.of(configuration, task, num_images=num_images)._replace(
-        epoch_macs=metrics["training_macs"] / epochs, pack_size=int(trial.details.get("pack_size", 1))
+        pack_size=int(trial.details.get("pack_size", 1))
     )
     return ObservedCost(shape, metrics["wall_time_s"] / epochs)
 
@@ -211,6 +211,6 @@ class SearchTime:
             task = self._search.make_task(trial)
             if not isinstance(task, TrainTask):
                 return None
-            shape = TrainingShape.of(task.configuration, self._task, num_images=float(report.num_images))
-            self._shapes[trial.number] = shape._replace(epoch_macs=report.training_macs or shape.epoch_macs)
+            num_images = float(report.num_images)
+            self._shapes[trial.number] = TrainingShape.of(task.configuration, self._task, num_images=num_images)
         return self._shapes[trial.number]

@@ -2,7 +2,10 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +27,8 @@ from orchestrator.store.records import TrialRecord
 from search_spaces.base import ImageTask
 from search_spaces.recipes import Recipe
 from tests.fakes import make_trial
+from tests.unit.training import Recorder, digits, run
+from tests.unit.training import configuration as training_of_digits
 from trainers.config import Configuration, DataConfig, EpochReport, TaskOutcome, TrainTask
 from trainers.hardware.peak_memory import MEMORY_PEAK, with_peak
 from trainers.models.building import topology_costs
@@ -138,6 +143,25 @@ def test_a_shape_holds_the_closed_forms_of_its_topology() -> None:
     assert twice.epoch_macs == 2 * shape.epoch_macs
 
 
+@pytest.mark.parametrize(
+    ("recipe", "tolerance"),
+    [
+        ({"loss": "mutual"}, 1e-6),
+        ({"loss": {"name": "mutual", "together": True}}, 1e-6),
+        ({"optimizer": "sophia"}, 1e-6),
+        ({"image_size": {"from": 16, "to": 32, "step": 8}}, 0.1),  # a training of few steps
+        ({"image_size": 16}, 1e-6),
+    ],
+    ids=str,
+)
+def test_planned_work_is_that_of_the_training(recipe: dict[str, Any], tolerance: float, tmp_path: Path) -> None:
+    config = training_of_digits(epochs=2, recipe=recipe).model_copy(update={"topology": "autoformer:2,2|2,2|16,8"})
+    recorder = Recorder()
+    run(config, tmp_path, recorder)
+    planned = TrainingShape.of(config, digits().task, num_images=len(digits().train)).epoch_macs
+    assert planned == pytest.approx(fmean(report.training_macs for report in recorder.reports), rel=tolerance)
+
+
 # --- the time left ---
 
 
@@ -168,14 +192,10 @@ def report(epoch: int, seconds: float) -> EpochReport:
     )
 
 
-def ended(
-    number: int, *, seconds: float = 3.0, epochs: float = 3.0, macs: float | None = None, **fields
-) -> TrialRecord:
-    macs = 3.0 * topology_costs(SMALL, TASK).macs * NUM_IMAGES if macs is None else macs
+def ended(number: int, *, seconds: float = 3.0, epochs: float = 3.0, **fields) -> TrialRecord:
     metrics = {
         "epochs": epochs,
         "wall_time_s": seconds,
-        "training_macs": epochs * macs,
         "throughput_images_per_s": epochs * NUM_IMAGES / seconds,
     }
     return make_trial(number, metrics=metrics, **{"started_at": 1000.0, "ended_at": 1000.0 + seconds, **fields})
@@ -251,6 +271,20 @@ def test_a_search_teaches_the_execution_what_a_training_costs() -> None:
     assert costs.epoch_s(shape) == pytest.approx((2.0 + 4.0) / 2)  # each training counts once
     other = SearchTime(search_of(3), TASK, costs=costs)
     assert other.left_s is None  # nothing of this search is known
+
+
+@pytest.mark.parametrize("recipe", [{"loss": "mutual"}, {"curriculum": "progressive-tokenization"}], ids=str)
+def test_a_training_is_expected_to_take_the_time_of_an_equal_one(recipe: dict[str, Any], tmp_path: Path) -> None:
+    config, recorder = training_of_digits(epochs=2, recipe=recipe), Recorder()
+    run(config, tmp_path, recorder)
+    task = TrainTask(configuration=config, folder=tmp_path)
+    search = replace(search_of(2, epochs=2), make_task=lambda _: task, sizes=lambda: [config])
+    costs = TrainingCosts()
+    left = SearchTime(search, digits().task, costs=costs)
+    for told in recorder.reports:
+        left.epoch_ended(make_trial(0), told.model_copy(update={"wall_time_s": 10.0}))
+    assert costs.training_s([config]) == pytest.approx(2 * 10.0)
+    assert left.left_s == pytest.approx(2 * 10.0)
 
 
 def test_nothing_is_left_of_a_search_that_is_over() -> None:

@@ -38,6 +38,8 @@ from trainers.training.step import Step
 
 _LEAST_WEIGHT = 1e-8
 """Smallest weight of an image in the loss, so that a step whose images all have the weight 0 has a finite loss."""
+_RAMP_POINTS = 10
+"""Moments of a training at which a changing image size is read to estimate its work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +230,7 @@ class Course:
         options = {**settings.model_options, **self._training_options}
         forward = self.forward_macs(settings.image_size, options, level=settings.level)
         beside = self._companion_macs(settings.image_size)
-        return round((3 * forward * self._num_gradients * self._num_models + beside) * num_images)
+        return round((3 * forward * self._num_gradients + beside) * num_images)
 
     def _prior_macs(self, needed: PriorDifficulty) -> int:
         """Multiply-accumulates to measure a difficulty before training: short trainings, then one pass."""
@@ -246,16 +248,8 @@ class Course:
         return {}
 
     @cached_property
-    def _num_models(self) -> int:
-        return 2 if trains_two(self.configuration.recipe.loss) else 1
-
-    @cached_property
     def _num_gradients(self) -> float:
-        """Number of gradients per step, on average."""
-        choice = self.configuration.recipe.optimizer
-        optimizer = create("optimizers", choice.name, choice.settings)
-        estimates = 1 / optimizer.observation_period if isinstance(optimizer, NeedsCurvature) else 0
-        return (2 if isinstance(optimizer, TwoGradients) else 1) + estimates
+        return _num_gradients(self.configuration.recipe)
 
     @cached_property
     def _class_weights(self) -> tuple[float, ...] | None:
@@ -387,6 +381,30 @@ class _Clock:
     def tick(self, num_images: int) -> None:
         """Count a step."""
         self.done += 1 if self.counts_steps else num_images
+
+
+def planned_image_macs(configuration: Configuration, task: ImageTask) -> float:
+    """Multiply-accumulates per image visit of a training, on average, before its curriculum changes the steps."""
+    recipe = configuration.recipe
+    num_points = _RAMP_POINTS if isinstance(recipe.image_size, Ramp) else 1
+    options, num_gradients = training_options(configuration.topology), _num_gradients(recipe)
+    total = 0.0
+    for point in range(num_points):
+        progress = (point + 0.5) / num_points
+        size = task.image_size if recipe.image_size is None else whole_at(recipe.image_size, progress)
+        resized = task.model_copy(update={"image_size": size})
+        forward = topology_costs(configuration.topology, resized, **options).macs
+        total += 3 * forward * num_gradients + macs_per_visit(configuration, task, size)
+    return total / num_points
+
+
+def _num_gradients(recipe: Recipe) -> float:
+    """Number of gradients per step, on average, of all models in training."""
+    choice = recipe.optimizer
+    optimizer = create("optimizers", choice.name, choice.settings)
+    estimates = 1 / optimizer.observation_period if isinstance(optimizer, NeedsCurvature) else 0
+    num_models = 2 if trains_two(recipe.loss) else 1
+    return ((2 if isinstance(optimizer, TwoGradients) else 1) + estimates) * num_models
 
 
 def _signals_of(report: EpochReport) -> dict[str, float]:
