@@ -137,7 +137,7 @@ class SearchTime:
             observed = self._observe(trial)
             if observed is not None:
                 self._shapes[trial.number] = observed.shape
-                self._costs.learn(trial.id, observed)
+                self._costs.learn(trial.id, observed, is_earlier=True)
 
     def epoch_ended(self, trial: TrialRecord, report: EpochReport) -> None:
         """Learn from an epoch, which a resumed training may have reported before."""

@@ -2,17 +2,20 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.engines.cost_model import ObservedCost, TrainingShape
-from orchestrator.engines.interfaces import EngineUnavailableError
+from orchestrator.engines.interfaces import EngineUnavailableError, Objective, Search
 from orchestrator.engines.pools import adaptive
 from orchestrator.engines.pools.adaptive import AdaptivePool, TaskTime, describe_time, saved_by
 from orchestrator.engines.training_costs import TrainingCosts
+from orchestrator.stages.time_left import SearchTime
+from tests.fakes import make_trial
 from tests.unit.training import DIGITS, configuration
-from trainers.config import ReplayTask, TaskOutcome
+from trainers.config import ReplayTask, TaskOutcome, TrainTask
 from trainers.data.images import load_images
 
 TASK = ReplayTask.model_construct()
@@ -134,6 +137,31 @@ def test_a_learned_time_of_trainings_that_use_all_cores_is_no_reason_for_workers
     made.pool._estimate_s = lambda _: 5.0  # learned from those three
     made.search(20, trains=True)
     assert (made.inline.num_run, made.workers.num_starts) == (23, 0)
+
+
+def test_trainings_of_earlier_executions_do_not_count_because_they_may_have_used_all_cores(pools: Any) -> None:
+    costs, one = TrainingCosts(), configuration()
+    data = load_images(DIGITS)
+    task = TrainTask(configuration=one, folder=Path("unused"))
+    search = Search(
+        num_trials=11,
+        suggester=None,
+        make_task=lambda _: task,
+        objectives=(Objective("val_accuracy", "maximize"),),
+        epochs=one.epochs,
+        sizes=lambda: [one],
+    )
+    metrics = {
+        "epochs": float(one.epochs),
+        "wall_time_s": 100.0,
+        "throughput_images_per_s": one.epochs * len(data.train) / 100.0,
+    }
+    left = SearchTime(search, data.task, [make_trial(0, metrics=metrics, ended_at=1100.0)], costs=costs)
+    assert left.left_s == pytest.approx(10 * 100.0)
+
+    made = pools(task_s=100.0, num_cores=2.0, estimate_s=lambda: costs.training_s([one]))
+    made.search(10, trains=True)
+    assert (made.inline.num_run, made.workers.num_starts) == (10, 0)
 
 
 def test_slow_tasks_are_timed_and_the_others_leave_the_process(pools: Any) -> None:
