@@ -36,6 +36,8 @@ def methods_table(name: str) -> str:
         if topology in by_topology:
             control = "AdamW, cosine, nothing else" if topology == AS_VIT else f"`{topology}`, nothing else"
             lines += _rows(by_topology[topology], names, control)
+    if len(lines) == 1:
+        raise ValueError(f"a kind of methods must have results, but {kind} has none in methods-{file}.json.")
     return "\n".join(lines)
 
 
