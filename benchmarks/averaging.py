@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -90,13 +90,30 @@ def halves(data: ImageData) -> tuple[ImageData, ImageData]:
     return part(0), part(1)
 
 
-def measure(config: DataConfig, sizes: Sizes, base_rate: float, device: torch.device) -> list[Measured]:
-    """Train with each schedule, rate and seed, and measure all averages."""
+def measure(
+    config: DataConfig,
+    sizes: Sizes,
+    base_rate: float,
+    device: torch.device,
+    *,
+    known: Sequence[Measured] = (),
+    save: Callable[[Sequence[Measured]], None],
+) -> list[Measured]:
+    """Train with each schedule, rate and seed, and measure all averages.
+
+    Args:
+        config: The images.
+        sizes: How much is trained.
+        base_rate: Learning rate that is multiplied.
+        device: Device of the trainings.
+        known: Averages of an earlier call; their seeds are not trained again.
+        save: Called with all averages after each seed.
+    """
     data = load_images(config)
     choosing, judging = halves(data)
-    found: list[Measured] = []
+    found = list(known)
     started = time.perf_counter()
-    for seed in range(sizes.seeds):
+    for seed in sorted(set(range(sizes.seeds)) - {one.seed for one in known}):
         for schedule in ("constant", "cosine"):
             for factor in sizes.factors:
                 fields = {
@@ -120,6 +137,7 @@ def measure(config: DataConfig, sizes: Sizes, base_rate: float, device: torch.de
                         print(f"{schedule}, rate x {factor:g}, seed {seed}: {outcome.reason}")
                         continue
                     found += _averages(configuration, folders, choosing, judging, device, factor=factor)
+        save(found)
         print(f"seed {seed + 1} of {sizes.seeds}: {time.perf_counter() - started:.0f} s", flush=True)
     return found
 
@@ -193,7 +211,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a rehearsal with little training")
     parser.add_argument("--data", metavar="FOLDER", help="parquet files of CIFAR-10; the digits without it")
     parser.add_argument("--seeds", type=int, metavar="N", help="number of seeds, at least 2")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="save the results")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="save the results, and continue from them")
     options = parser.parse_args()
     sizes = QUICK if options.quick else Sizes()
     sizes = replace(sizes, seeds=options.seeds or sizes.seeds)
@@ -204,16 +222,37 @@ def main() -> None:
         max_images=min(sizes.images, 1400) if options.data is None else sizes.images,
     )
     device = pick_device()
-    head = {"processor": processor(), "device": str(device), "threads": torch.get_num_threads(), **vars(sizes)}
+    head = {"processor": processor(), "device": str(device), "threads": torch.get_num_threads()}
     print(f"{head['processor']}, {device}, {head['threads']} threads, load average {os.getloadavg()[0]:.1f}")
+    described = {"data": described_data(config), "sizes": json.loads(json.dumps(vars(sizes)))}
+
+    def save(measured: Sequence[Measured]) -> None:
+        if options.json:
+            content = {**head, **described, "measured": [vars(one) for one in measured]}
+            options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
     started = time.perf_counter()
-    measured = measure(config, sizes, 2e-3, device)
-    rows = rows_of(measured)
-    print_table(f"averages of checkpoints, {sizes.seeds} seeds, {config.source}", rows, medians=False)
+    measured = measure(config, sizes, 2e-3, device, known=known_of(options.json, described), save=save)
+    title = f"averages of checkpoints, {sizes.seeds} seeds, {described['data']['source']}"
+    print_table(title, rows_of(measured), medians=False)
     print(f"{time.perf_counter() - started:.0f} s in all")
-    if options.json:
-        content = {**head, "data": config.model_dump(mode="json"), "measured": [vars(one) for one in measured]}
-        options.json.write_text(json.dumps({**content, "rows": rows}, indent=2))
+
+
+def known_of(file: Path | None, described: Mapping[str, Any]) -> list[Measured]:
+    """Averages of an earlier run in a file, whatever its number of seeds, if its images and sizes are these."""
+    if file is None or not file.exists():
+        return []
+    content = json.loads(file.read_text(encoding="utf-8"))
+    seeds = described["sizes"]["seeds"]
+    earlier = {**content.get("sizes", {}), "seeds": seeds}
+    if (content.get("data"), earlier) != (described["data"], described["sizes"]):
+        return []
+    return [one for fields in content["measured"] if (one := Measured(**fields)).seed < seeds]
+
+
+def described_data(config: DataConfig) -> dict[str, Any]:
+    """The images as plain data, without their place."""
+    return config.model_dump(mode="json") | {"source": Path(config.source).name}
 
 
 if __name__ == "__main__":
