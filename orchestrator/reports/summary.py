@@ -83,8 +83,11 @@ def configuration_yaml(configuration: Configuration, recommended_stopping: dict[
         return text
     saved, lost = recommended_stopping["epochs_saved"], recommended_stopping["accuracy_lost"]
     metric = DecidingMetric.model_validate(recommended_stopping.get("metric", ACCURACY))
+    criterion = recommended_stopping["criterion"]
+    if isinstance(criterion, dict):
+        criterion = dict(sorted(criterion.items(), key=lambda item: item[0] != "name"))
     advice = yaml.safe_dump(
-        {"stopping": dict(sorted(recommended_stopping["criterion"].items(), key=lambda item: item[0] != "name"))},
+        {"stopping": criterion},
         default_flow_style=True,
         sort_keys=False,
         width=1000,

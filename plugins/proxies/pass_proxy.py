@@ -14,10 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PassProxy(ABC):
-    """A proxy whose value for a network can be read from a recorded pass, which is shared by all such proxies.
-
-    It is frozen: equal proxies share values.
-    """
+    """A `plugins.proxies.passes.PassReader`, which shares its passes with all others."""
 
     repeats: Annotated[int, Field(ge=1)] = 1
     """Number of fresh initialisations to average over."""

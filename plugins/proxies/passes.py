@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plugins.protocols import Candidate, ProxyScore, TransformerBlock, is_block
-from plugins.proxies.pass_proxy import PassProxy
 from plugins.proxies.repeats import networks, on_all_cores, repeat_seeds, summarize
 
 NUM_PARTS = 2
@@ -25,14 +24,28 @@ NUM_PARTS = 2
 Recorded = TypeVar("Recorded")
 
 
-def score_passes(proxy: PassProxy, candidate: Candidate) -> ProxyScore:
+@runtime_checkable
+class PassReader(Protocol):
+    """A proxy that reads its value for one network from a recorded pass. It is frozen: equal proxies share values."""
+
+    @property
+    def repeats(self) -> int:
+        """Number of fresh networks to average over."""
+        ...
+
+    def measure(self, recorded: "RecordedPass") -> float:
+        """The score of one network. A non-finite value marks the topology as bad."""
+        ...
+
+
+def score_passes(proxy: PassReader, candidate: Candidate) -> ProxyScore:
     """Mean and spread of `proxy.measure` over its repeats.
 
     Each pass is measured for all companions of the candidate and then discarded. Each pass is therefore made once, for
     any number of proxies, and only one is in memory at a time.
     """
     return score_together(
-        proxy, candidate, kind=PassProxy, record=record_pass, measure=lambda one, recorded: one.measure(recorded)
+        proxy, candidate, kind=PassReader, record=record_pass, measure=lambda one, recorded: one.measure(recorded)
     )
 
 

@@ -214,7 +214,7 @@ BAD: dict[str, Bad] = {
         "truth: {table: a.json, space: as-vit, target: b}",
         24,
         "stages[4].truth.table",
-        ("a.json must be a JSON file", "cannot be read"),
+        ("a.json must be a table", "cannot be read"),
     ),
     "a study with the keys of a table": Bad(
         "baselines: [params]",
