@@ -211,7 +211,7 @@ def test_an_interrupted_search_is_saved_only_if_asked(
     [
         (("--name", "params"), "--name: a formula needs a unique name, but 'params' is a proxy of vitsearch"),
         (("--name", "No Name"), "--name: a name must start with"),
-        (("--target", "other", "--target", "x"), "--target must be given once, or once per --table (1)"),
+        (("--target", "other", "--target", "x"), "--target must be given once, or once for each --table (1)"),
         (("--table", "made-up.json"), "--table: accuracy of made-up.json must be given once, but it repeats"),
         (("--max-size", "2"), "--max-size must be greater than or equal to 4"),
         (("--data", "nowhere"), "--data: "),
