@@ -635,7 +635,7 @@ def _export(
 
     if (export_format is None) == (optuna is None) or (optuna is not None and file is not None):
         raise typer.BadParameter(
-            f"name a --format ({', '.join(list(ExportFormat)[:-1])} or {list(ExportFormat)[-1]}) or --optuna URL"
+            f"name either --format ({', '.join(list(ExportFormat)[:-1])} or {list(ExportFormat)[-1]}) or --optuna URL"
         )
     if optuna is not None:
         export_optuna_command(model, optuna, overwrite=overwrite, as_json=as_json)

@@ -357,7 +357,7 @@ def test_watching_tells_how_a_study_ended_and_how_to_resume_it(
     watched = command_line("watch", "quick")
     assert watched.status == 1
     assert watched.err.endswith("study 'quick' was cancelled. Resume with: vitsearch resume quick\n")
-    assert "is waiting" in command_line("resume", "quick").out
+    assert "waits for its turn" in command_line("resume", "quick").out
 
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt

@@ -19,7 +19,7 @@ from tests.tiny import CommandLine
         (["owner", "weight", "ann", "much"], "owner weight: WEIGHT must be a number, but got 'much'. See: "),
         (["token", "create", "a", "b"], "token create: unexpected: b. See: vitsearch token create --help"),
         (["token", "lst"], "token: there is no command 'lst'. Did you mean 'list'? See: vitsearch token --help"),
-        (["export", "tiny"], "export: name a --format (safetensors, torch-export or onnx) or --optuna URL. See: "),
+        (["export", "tiny"], "export: name either --format (safetensors, torch-export or onnx) or --optuna URL. See: "),
     ],
 )
 def test_a_usage_error_is_one_line_that_names_the_remedy(
