@@ -9,7 +9,7 @@ weights are tested once.
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,6 @@ from trainers.weights.reading import SourceWeights
 
 _FIRST_TUNING_SEED = 1000
 _MOST_EPOCHS = 100_000
-_NEWER = ("work",)
-"""Fields of `Arm` that earlier files of results lack."""
 CPU = torch.device("cpu")
 
 
@@ -363,11 +361,11 @@ class Results:
         if earlier.get("setting") != described:
             self._content["groups"][group] = earlier = {"setting": described, "arms": {}}
         wanted = {arm.name: json.loads(json.dumps(vars(arm))) for arm in arms}
-        new = {one.name: one.default for one in fields(Arm) if one.name in _NEWER}
+        defaults = vars(Arm(""))  # for fields that earlier files lack
         return {
             name: entry["result"]
             for name, entry in earlier["arms"].items()
-            if {**new, **entry["arm"]} == wanted.get(name)
+            if {**defaults, **entry["arm"]} == wanted.get(name)
         }
 
     def keep(self, group: str, arm: Arm, result: Result) -> None:

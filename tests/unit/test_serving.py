@@ -22,7 +22,7 @@ _become(ServerCommand(sys.argv[2:], {}, sys.argv[1]))
 
 
 def becoming(url: str, *server: str) -> "subprocess.Popen[str]":
-    """A process that becomes a command, in a process group of its own as in a terminal."""
+    """A process that becomes a command, in a separate process group, as in a terminal."""
     return subprocess.Popen(
         [sys.executable, "-c", BECOME, url, *server], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
