@@ -7,8 +7,9 @@
 
 `make` writes the parquet file beside the plan whenever it ends: when all is done, after `--minutes`, or with Ctrl-C.
 The same command continues: finished trainings are kept in the work folder and in the parquet file, and an interrupted
-one continues from its newest checkpoint in the work folder. CIFAR10 is a folder with train.parquet and test.parquet
-(columns `image` and `label`).
+one continues from its newest checkpoint in the work folder. Several processes with the same work folder share the
+work; on a CPU, one for each core is fastest (`--threads 1 --pack 1`). CIFAR10 is a folder with train.parquet and
+test.parquet (columns `image` and `label`).
 """
 
 import argparse
@@ -56,7 +57,6 @@ def _options() -> argparse.Namespace:
     make.add_argument("--minutes", type=float, metavar="N", help="end after this time; the same command continues")
     make.add_argument("--pack", type=int, metavar="N", help="trainings to compute together (CPU: threads; GPU: 16)")
     make.add_argument("--threads", type=int, metavar="N", help="number of CPU threads (number of cores)")
-    make.add_argument("--note", action="append", default=[], metavar="TEXT", help="a remark for the card")
     estimate = commands.add_parser("estimate", help="how long a table takes, by its pilot")
     estimate.add_argument("plan", type=Path, help="the YAML file of the table")
     estimate.add_argument("pilot", type=Path, help="the parquet file of the pilot")

@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,19 +114,32 @@ class TableMaker:
         return self.plan.score_key(topology, self.data.digest)
 
     def make(self) -> None:
-        """Score all topologies, then train all cells, until finished or asked to stop."""
+        """Score all topologies, then train all cells, until finished or asked to stop.
+
+        What another process with the same work folder is computing is left to it. Trainings that are not packed begin
+        with the first recipe of every topology: these show early whether the topologies differ.
+        """
         for topology in self.plan.topologies:
             if self.should_stop():
                 return
-            if self.results.topology(self.topology_key(topology)) is None:
-                self._score(topology)
+            key = self.topology_key(topology)
+            with self.results.claimed(key) as is_ours:
+                if is_ours and self.results.topology(key) is None:
+                    self._score(topology)
         cells = cells_of(self.plan)
-        for topology in self.plan.topologies:
-            left = [cell for cell in cells if cell.topology == topology and not self.results.training(self.key(cell))]
-            for group in self._groups(left):
-                if self.should_stop():
-                    return
-                self._make_group(group)
+        if self.pack_size == 1:
+            first = next(iter(self.plan.recipes))
+            cells.sort(key=lambda cell: (cell.recipe, cell.seed) != (first, 0))
+        for group in self._groups([cell for cell in cells if not self._is_finished(cell)]):
+            if self.should_stop():
+                return
+            with ExitStack() as claims:
+                ours = [cell for cell in group if claims.enter_context(self.results.claimed(self.key(cell)))]
+                if left := [cell for cell in ours if not self._is_finished(cell)]:
+                    self._make_group(left)
+
+    def _is_finished(self, cell: Cell) -> bool:
+        return self.results.training(self.key(cell)) is not None
 
     def _groups(self, cells: Sequence[Cell]) -> list[list[Cell]]:
         """Cells of one topology that can share a pack."""

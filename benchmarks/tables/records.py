@@ -1,11 +1,14 @@
 """Results of a table in the making, as JSON files in a work folder, so that a killed process loses little."""
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks._machine import processor
@@ -79,8 +82,25 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        for name in ("trainings", "topologies", "running"):
+        for name in ("trainings", "topologies", "running", "claims"):
             (folder / name).mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def claimed(self, key: str) -> Iterator[bool]:
+        """Keep other processes from computing a result; `False` if one of them already does.
+
+        The claim of a killed process ends with it.
+        """
+        lock = FileLock(self._folder / "claims" / key)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
 
     def running(self, key: str) -> Path:
         """Folder of the checkpoints of an unfinished training."""

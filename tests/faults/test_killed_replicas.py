@@ -4,8 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from orchestrator.spec.study_file import load_spec
 from orchestrator.store.database import connect
 from orchestrator.store.repository import Store
 from orchestrator.store.service_records import NewSubmission, Placement, SubmissionRecord, WantedDevices
+from tests.waiting import TIMEOUT_S, until
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +52,6 @@ else:
     queue.end("u1", 1, "complete")
 die()
 """
-TIMEOUT_S = 180.0
 
 
 def new_submission() -> NewSubmission:
@@ -139,10 +137,3 @@ def test_two_replicas_share_a_database_and_a_killed_one_loses_nothing(
 def replica(settings: Settings) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-P", "-m", "orchestrator.cli.background"]
     return subprocess.Popen(command, env={**os.environ, **settings.environment()})
-
-
-def until(condition: Callable[[], bool], *, timeout_s: float = TIMEOUT_S) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

@@ -5,6 +5,7 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +222,26 @@ def test_a_table_is_continued_without_its_work_folder(
     again = tables.load(tmp_path / "again.parquet").epochs
     assert card["environments"] == written.card["environments"]
     assert again.equals(written.epochs)
+
+
+def test_what_another_process_computes_is_left_to_it(images: Path, tmp_path: Path) -> None:
+    made, (theirs, *ours) = maker(images, tmp_path), cells_of(PLAN)
+    with Results(tmp_path).claimed(made.key(theirs)) as is_ours:
+        assert is_ours
+        made.make()
+    assert made.results.training(made.key(theirs)) is None
+    assert all(made.results.training(made.key(cell)) for cell in ours)
+    made.make()
+    assert made.results.training(made.key(theirs))
+
+
+def test_the_first_recipe_of_each_topology_comes_first(images: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    made = replace(maker(images, tmp_path), say=said.append)
+    made.make()
+    trained = [line for line in said if " seed " in line]
+    first = next(iter(PLAN.recipes))
+    assert [line.split()[1] for line in trained[: len(PLAN.topologies)]] == [first] * len(PLAN.topologies)
 
 
 def test_several_state_dicts_at_once_are_measured_as_one_by_one(
