@@ -1,4 +1,4 @@
-"""How `--help` lists commands and names the values of options, in words for people instead of Python's types."""
+"""How `--help` names the values of options, in words for people instead of Python's types."""
 
 import sys
 from typing import Any
@@ -9,44 +9,6 @@ from typer.core import TyperGroup
 from orchestrator.cli.console import fail
 from orchestrator.cli.exit_status import INTERRUPTED
 from orchestrator.cli.usage_errors import UsageError, usage_message
-
-_ORDER = (
-    "data",
-    "recommend",
-    "validate",
-    "run",
-    "submit",
-    "extend",
-    "watch",
-    "logs",
-    "cancel",
-    "resume",
-    "share",
-    "status",
-    "list",
-    "trials",
-    "compare",
-    "diff",
-    "report",
-    "download",
-    "best",
-    "train",
-    "evaluate",
-    "predict",
-    "export",
-    "ui",
-    "sync",
-    "serve",
-    "correlate",
-    "discover",
-    "plugins",
-    "prune",
-    "backup",
-    "restore",
-    "delete",
-    "token",
-)
-"""Commands in the order in which a study needs them; others follow."""
 
 
 class Commands(TyperGroup):
@@ -65,10 +27,6 @@ class Commands(TyperGroup):
         if status == INTERRUPTED:  # what Typer makes of a KeyboardInterrupt, in silence
             fail("interrupted", status=INTERRUPTED)
         sys.exit(status if isinstance(status, int) else 0)
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        names = super().list_commands(ctx)
-        return sorted(names, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
 
     def get_params(self, ctx: Any) -> Any:
         parameters = super().get_params(ctx)

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from PIL import Image
 
-from orchestrator.cli.main import app
+from orchestrator.cli.main import GROUPS, app
 from orchestrator.store.repository import Store
 from tests.tiny import CommandLine, FinishedStudy, command, write_tiny
 from trainers.champion import load_model
@@ -70,12 +71,15 @@ def test_the_quick_commands_import_nothing_heavy(arguments: list[str], tiny: Fin
     assert done.stdout
 
 
-def test_help_names_every_command_and_each_has_its_own(command_line: CommandLine) -> None:
-    names = [one.name or one.callback.__name__ for one in app.registered_commands]
-    overview = command_line("--help")
+def test_help_groups_the_commands_and_each_has_its_own_help(command_line: CommandLine) -> None:
+    names = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    overview = command_line("--help", COLUMNS="80")
     assert overview.status == 0
-    assert all(name in overview.out for name in names)
-    assert {"run", "validate", "list", "status", "best", "train", "predict", "plugins", "ui", "delete"} <= set(names)
+    lines = overview.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    listed = [words[1] for words in map(str.split, lines) if len(words) > 2 and words[0] == "│" and words[1] in names]
+    assert listed == names, "each command must have one line"
+    assert [heading for line in lines if (heading := line.strip("╭╮─ ")) in (*GROUPS, "Commands")] == list(GROUPS)
     for name in names:
         told = command_line(name, "--help", COLUMNS="80")
         assert told.status == 0
