@@ -123,6 +123,10 @@ class Client:
         """Trained trials side by side, with the address of MLflow's page; by default the best four."""
         return self._json("GET", f"{_path(name)}/compare", params={"trial": list(trials)})
 
+    def diff(self, name: str, other: str) -> dict[str, Any]:
+        """What differs between two studies, as in `vitsearch diff --format json`."""
+        return self._json("GET", f"{_path(name)}/diff", params={"other": other})
+
     def champion(self, name: str, folder: str | Path) -> Path:
         """Copy the champion's files into a new folder, from which `vitsearch.load_model` loads it.
 

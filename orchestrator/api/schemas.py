@@ -242,6 +242,29 @@ class CompareView(_Body):
     page: str | None = Field(description="MLflow's page that compares them; null if MLflow lacks them or is not served")
 
 
+class StudyDifferenceView(_Body):
+    """A fact in which two studies differ."""
+
+    name: str = Field(examples=["train.epochs"])
+    first: str = Field(examples=["20"])
+    second: str = Field(examples=["30"])
+
+
+class DiffView(_Body):
+    """What differs between two studies. Results are listed also if they are equal."""
+
+    first: str
+    second: str
+    file: list[StudyDifferenceView]
+    data: list[StudyDifferenceView] = Field(description="differences of the images")
+    champion: list[StudyDifferenceView] = Field(
+        description="differences of the champions' configurations; none unless both have a champion"
+    )
+    results: list[StudyDifferenceView]
+    without_champion: list[str] = Field(description="studies that have no champion")
+    verdict: str | None = Field(description="whether one champion is better; null unless both were tested")
+
+
 class Health(_Body):
     """Whether the service works."""
 

@@ -7,13 +7,15 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cli.console import out, print_json
+from orchestrator.cli.remote import client_of
 from orchestrator.settings import load_settings
 from orchestrator.study.differing import MISSING, StudyDiff, StudyDifference, diff_studies
 
 
-def diff_command(first: str, second: str, *, as_json: bool) -> None:
+def diff_command(first: str, second: str, server: str | None, *, as_json: bool) -> None:
     """Print what differs between two studies."""
-    found = diff_studies(first, second, load_settings())
+    client = client_of(server)
+    found = StudyDiff.from_json(client.diff(first, second)) if client else diff_studies(first, second, load_settings())
     if as_json:
         print_json(found.as_json())
     else:

@@ -11,6 +11,8 @@ from orchestrator.settings import Settings
 from orchestrator.spec.study_file import HOW
 from orchestrator.stages.promote import PromoteResult
 from orchestrator.stages.train_result import TrainResult
+from orchestrator.store.records import StudyRecord
+from orchestrator.store.repository import Store
 from orchestrator.study.access import database_gone, find_study, open_existing, study_folder
 from orchestrator.study.report import read_study
 from orchestrator.study.reported import ReportedStudy
@@ -45,28 +47,56 @@ class StudyDiff(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         """The differences as plain data."""
-        parts = {
-            name: [one._asdict() for one in getattr(self, name)] for name in ("file", "data", "champion", "results")
+        parts = {name: [one._asdict() for one in getattr(self, name)] for name in _PARTS}
+        return {
+            "first": self.first,
+            "second": self.second,
+            **parts,
+            "without_champion": list(self.without_champion),
+            "verdict": self.verdict,
         }
-        return {"first": self.first, "second": self.second, **parts, "verdict": self.verdict}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "StudyDiff":
+        """The differences that `as_json` returned, possibly those of a service with more fields."""
+        parts = {name: tuple(_difference(one) for one in content[name]) for name in _PARTS}
+        return cls(
+            first=content["first"],
+            second=content["second"],
+            **parts,
+            without_champion=tuple(content["without_champion"]),
+            verdict=content["verdict"],
+        )
+
+
+_PARTS = ("file", "data", "champion", "results")
+
+
+def _difference(content: Mapping[str, str]) -> StudyDifference:
+    return StudyDifference(content["name"], content["first"], content["second"])
 
 
 def diff_studies(first: str, second: str, settings: Settings) -> StudyDiff:
-    """Compare two studies.
+    """Compare two studies of the home.
 
     Raises:
         orchestrator.study.access.UnknownStudyError: There is no study of one of the names.
     """
-    studies = [find_study(name, settings) for name in (first, second)]
+    one, other = find_study(first, settings), find_study(second, settings)
     with open_existing(settings) as store:
         if store is None:
             raise database_gone(settings)
-        one, other = (read_study(study, store, study_folder(settings, study)) for study in studies)
+        return diff_records(one, other, store, settings)
+
+
+def diff_records(first: StudyRecord, second: StudyRecord, store: Store, settings: Settings) -> StudyDiff:
+    """Compare two studies whose records were read with their actual states."""
+    one, other = (read_study(study, store, study_folder(settings, study)) for study in (first, second))
     shared = _stages(one).keys() & _stages(other).keys()
     without = tuple(study.study.name for study in (one, other) if study.last(PromoteResult) is None)
     return StudyDiff(
-        first,
-        second,
+        first.name,
+        second.name,
         file=_differences(_file(one, shared), _file(other, shared)),
         data=_differences(_data(one), _data(other)),
         champion=() if without else _differences(_configuration(one), _configuration(other)),

@@ -24,6 +24,7 @@ from orchestrator.spec.study_file import load_spec
 from orchestrator.store.errors import DatabaseUnavailableError
 from orchestrator.store.repository import Store
 from orchestrator.study.access import find_champion, find_summary, find_trials
+from orchestrator.study.differing import StudyDiff, diff_studies
 from plugins import registry
 from plugins.metrics.deciding import ACCURACY
 from tests.service import TestClient, client_for, golden_settings, serving
@@ -143,6 +144,17 @@ def test_trials_are_compared(client: Client, settings: Settings) -> None:
     ]
     assert [trial["trial"] for trial in client.compare("finished", [1, 0])["trials"]] == [1, 0]
     assert found["page"] is None
+
+
+def test_two_studies_are_compared_as_by_the_command(client: Client, settings: Settings) -> None:
+    sent = client.diff("finished", "interrupted")
+    known = diff_studies("finished", "interrupted", settings)
+    assert StudyDiff.from_json(sent) == StudyDiff.from_json(known.as_json()) == known
+    assert sent["without_champion"] == ["interrupted"]
+    for pair in (("finished", "finishd"), ("finishd", "finished")):
+        with pytest.raises(RequestRefusedError, match="Did you mean 'finished'") as refused:
+            client.diff(*pair)
+        assert refused.value.status == 404
 
 
 def test_a_home_without_a_database_has_no_studies(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from orchestrator.api.schemas import (
     ChampionFile,
     ChampionView,
     CompareView,
+    DiffView,
     StudyLine,
     StudyList,
     StudyView,
@@ -30,6 +31,7 @@ from orchestrator.reports.summary import configuration_yaml
 from orchestrator.store.records import RunState, StageRecord, StudyRecord, TrialRecord, TrialState
 from orchestrator.study.access import NoChampionError, UnknownStudyError
 from orchestrator.study.comparison import compare_trials
+from orchestrator.study.differing import diff_records
 from plugins.registry import nearest_name
 from trainers.config import Configuration
 from trainers.storage.artifacts import fetched
@@ -200,6 +202,16 @@ def compare_in_mlflow(
         trials=_trial_views(home, found.study, [(found.stage, one) for one in found.trials], with_curves=False),
         page=page,
     )
+
+
+@router.get("/{name}/diff", summary="Compare two studies")
+def diff_with_another(
+    request: Request, name: str, other: Annotated[str, Query(description="name of the other study", max_length=200)]
+) -> DiffView:
+    """What differs between two studies: their files, images, champions and results."""
+    home = studies_for(request)
+    found = diff_records(home.study(name), home.study(other), home.store, home.settings)
+    return DiffView.model_validate(found.as_json())
 
 
 @router.get("/{name}/events", summary="Live events", response_class=EventSourceResponse)

@@ -67,6 +67,7 @@ def _compare(
 def _diff(
     first: Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study.")],
     second: Annotated[str, typer.Argument(metavar="OTHER", help="Name of another study.")],
+    server: ServerOption = None,
     output: FormatOption = Format.text,
 ) -> None:
     """Show what differs between two studies.
@@ -75,7 +76,7 @@ def _diff(
     """
     from orchestrator.cli.differing import diff_command
 
-    diff_command(first, second, as_json=output is Format.json)
+    diff_command(first, second, server, as_json=output is Format.json)
 
 
 @commands.command("report")
