@@ -30,28 +30,52 @@ class StudyStanding(BaseModel):
     """Test accuracy of the champion, a fraction; `None` without a champion."""
 
 
-def study_standing(
+def study_standing(store: Store, study: StudyRecord, stages: Sequence[StageRecord]) -> StudyStanding:
+    """The standing of a study with these stages."""
+    return study_standings(store, [study], {study.id: stages}, store.pages().trial_counts(study.id))[0]
+
+
+def study_standings(
     store: Store,
-    study: StudyRecord,
-    stages: Sequence[StageRecord],
-    counts: Mapping[int, Mapping[str, int]] | None = None,
-) -> StudyStanding:
-    """The standing of a study.
+    studies: Sequence[StudyRecord],
+    stages: Mapping[int, Sequence[StageRecord]],
+    counts: Mapping[int, Mapping[str, int]],
+) -> list[StudyStanding]:
+    """The standings of studies, from a few queries for all of them.
 
     Args:
         store: The store.
-        study: The study.
-        stages: Its stages.
-        counts: Number of its trials in each state, by the id of their stage, if they were read already.
+        studies: The studies.
+        stages: Their stages, by the id of the study.
+        counts: Number of their trials in each state, by the id of the stage.
     """
-    counts = store.pages().trial_counts(study.id) if counts is None else counts
+    metrics = [_metric(study) for study in studies]
+    unfinished: dict[tuple[str, bool], list[int]] = {}
+    for study, metric in zip(studies, metrics, strict=True):
+        trained = _trained(stages[study.id])
+        if trained is not None and not _has_result(trained):
+            unfinished.setdefault((metric.key, metric.direction == "maximize"), []).append(trained.id)
+    best: dict[int, float] = {}
+    for (key, is_highest), ids in unfinished.items():
+        best |= store.pages().best_values(ids, key, is_highest=is_highest)
+    return [
+        _standing(study, stages[study.id], counts, metric, best) for study, metric in zip(studies, metrics, strict=True)
+    ]
+
+
+def _standing(
+    study: StudyRecord,
+    stages: Sequence[StageRecord],
+    counts: Mapping[int, Mapping[str, int]],
+    metric: DecidingMetric,
+    best_so_far: Mapping[int, float],
+) -> StudyStanding:
     blocks = dict(enumerate(study.spec.get("stages", ())))
     done = sum(
         1.0 if stage.state == "complete" else _fraction(blocks.get(stage.position, {}), counts.get(stage.id, {}))
         for stage in stages
     )
-    metric = _metric(study)
-    best = _best(store, stages, metric)
+    best = _best(_trained(stages), metric, best_so_far)
     champions = [one.result for one in stages if one.kind == "promote" and one.result]
     return StudyStanding(
         progress=done / len(stages) if stages else 0.0,
@@ -80,12 +104,18 @@ def _metric(study: StudyRecord) -> DecidingMetric:
         return ACCURACY
 
 
-def _best(store: Store, stages: Sequence[StageRecord], metric: DecidingMetric) -> float | None:
-    trained = next((one for one in reversed(stages) if one.kind == "train" and one.state != "waiting"), None)
-    if trained is None:
+def _trained(stages: Sequence[StageRecord]) -> StageRecord | None:
+    """The last training stage that has begun."""
+    return next((one for one in reversed(stages) if one.kind == "train" and one.state != "waiting"), None)
+
+
+def _has_result(stage: StageRecord) -> bool:
+    return stage.state == "complete" and bool(stage.result.get("best"))
+
+
+def _best(stage: StageRecord | None, metric: DecidingMetric, best_so_far: Mapping[int, float]) -> float | None:
+    """The best value of a training stage: that of its result, or the best so far."""
+    if stage is None:
         return None
-    if trained.state == "complete" and trained.result.get("best"):
-        value = trained.result["best"].get(metric.key)
-        return None if value is None else float(value)
-    values = [one.metrics[metric.key] for one in store.pages().results(trained.id) if metric.key in one.metrics]
-    return max(values, key=metric.score, default=None)
+    value = stage.result["best"].get(metric.key) if _has_result(stage) else best_so_far.get(stage.id)
+    return None if value is None else float(value)

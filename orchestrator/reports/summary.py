@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator.reports.standing import study_standing
+from orchestrator.reports.standing import StudyStanding, study_standings
 from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord
 from orchestrator.store.repository import Store
 from plugins.metrics.deciding import ACCURACY, DecidingMetric
@@ -16,7 +16,8 @@ from trainers.config import Configuration
 
 def study_summary(store: Store, study: StudyRecord) -> dict[str, Any]:
     """The state and results of all stages, the leaderboard, the correlation and the champion (`None` if missing)."""
-    stages = [_with_absolute_folder(stage, store.study_folder(study)) for stage in store.stages(study.id)]
+    records = store.stages(study.id)
+    stages = [_with_absolute_folder(stage, store.study_folder(study)) for stage in records]
     owed, executions = store.outbox(study.id), store.executions(study.id)
     counts = store.pages().trial_counts(study.id)
     return {
@@ -28,7 +29,7 @@ def study_summary(store: Store, study: StudyRecord) -> dict[str, Any]:
         "seed": study.spec["seed"],
         "spec_digest": study.spec_digest,
         "created_at": study.created_at,
-        "updated_at": study.updated_at,
+        "updated_at": _newest_times(store, [study], {study.id: records})[study.id],
         "num_executions": len(executions),
         "data": next((one.setup["data"] for one in executions if one.setup and "data" in one.setup), None),
         "stages": [
@@ -57,11 +58,29 @@ def study_lines(store: Store, studies: Sequence[StudyRecord]) -> list[dict[str, 
     """The data of studies for a list, from a few queries for all of them."""
     ids = [study.id for study in studies]
     stages, counts = store.pages().stages(ids), store.pages().trial_counts(*ids)
-    return [_line(store, study, stages[study.id], counts) for study in studies]
+    standings = study_standings(store, studies, stages, counts)
+    newest = _newest_times(store, studies, stages)
+    return [
+        _line(study, stages[study.id], standing, newest[study.id])
+        for study, standing in zip(studies, standings, strict=True)
+    ]
+
+
+def _newest_times(
+    store: Store, studies: Sequence[StudyRecord], stages: Mapping[int, Sequence[StageRecord]]
+) -> dict[int, float]:
+    """When something last changed in studies, by id: while a stage runs, its trials change, and the study does not."""
+    running = [stage for one in stages.values() for stage in one if stage.state == "running"]
+    newest = {study.id: study.updated_at for study in studies}
+    of_trials = store.pages().newest_times([stage.id for stage in running])
+    for stage in running:
+        times = (newest[stage.study_id], stage.started_at or 0.0, of_trials.get(stage.id, 0.0))
+        newest[stage.study_id] = max(times)
+    return newest
 
 
 def _line(
-    store: Store, study: StudyRecord, stages: Sequence[StageRecord], counts: Mapping[int, Mapping[str, int]]
+    study: StudyRecord, stages: Sequence[StageRecord], standing: StudyStanding, updated_at: float
 ) -> dict[str, Any]:
     return {
         "study": study.name,
@@ -70,9 +89,9 @@ def _line(
         "owner": study.owner,
         "stages": len(stages),
         "stages_done": sum(stage.state == "complete" for stage in stages),
-        **study_standing(store, study, stages, counts).model_dump(mode="json"),
+        **standing.model_dump(mode="json"),
         "created_at": study.created_at,
-        "updated_at": study.updated_at,
+        "updated_at": updated_at,
     }
 
 

@@ -1,9 +1,11 @@
 """Reads studies and trials in pages, for lists that may be long."""
 
+import math
+import sys
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Engine, exists, func, or_, select, union
+from sqlalchemy import ColumnElement, Engine, case, exists, func, or_, select, union, union_all
 
 from orchestrator.store.reading import reading
 from orchestrator.store.records import USABLE, StageRecord, StudyRecord, TrialRecord
@@ -12,6 +14,8 @@ from orchestrator.store.service_records import ACTIVE
 from orchestrator.store.study_names import SEPARATOR, home_owner
 from orchestrator.store.tables import OPEN_TRIALS, reports, stages, studies, submissions, tracked_runs, trials
 from trainers.config import EpochReport
+
+_LARGEST = sys.float_info.max
 
 
 class TrialResult(NamedTuple):
@@ -143,6 +147,54 @@ class StudyPages:
                 TrialResult(row.id, row.state, {name: float(value) for name, value in row.metrics.items()})
                 for row in connection.execute(query.order_by(trials.c.number))
             ]
+
+    def best_values(self, stage_ids: Collection[int], key: str, *, is_highest: bool) -> dict[int, float]:
+        """The highest or lowest finite value of a metric among the trials of stages, by the id of the stage.
+
+        Args:
+            stage_ids: The stages. Those without a value are left out.
+            key: Key of the metric, such as `val_accuracy`.
+            is_highest: Whether the highest value is the best.
+        """
+        if not stage_ids:
+            return {}
+        best = max if is_highest else min
+        value = trials.c.metrics[key].as_float()
+        of_stages = trials.c.stage_id.in_(stage_ids)
+        with reading(self._engine) as connection:
+            unreadable: list[tuple[int, float]] = []
+            if connection.dialect.name == "sqlite":  # it keeps NaN as Python writes it, which is not JSON
+                is_json = func.json_valid(trials.c.metrics)
+                value = case((is_json == 1, value))
+                others = select(trials.c.stage_id, trials.c.metrics).where(of_stages, is_json == 0)
+                unreadable = [(row.stage_id, row.metrics.get(key)) for row in connection.execute(others)]
+            extreme = func.max(value) if is_highest else func.min(value)
+            query = select(trials.c.stage_id, extreme).where(of_stages, value.between(-_LARGEST, _LARGEST))
+            found = [*map(tuple, connection.execute(query.group_by(trials.c.stage_id))), *unreadable]
+        values: dict[int, float] = {}
+        for stage_id, one in found:
+            if one is not None and math.isfinite(one):
+                values[stage_id] = best(values.get(stage_id, one), one)
+        return values
+
+    def newest_times(self, stage_ids: Collection[int]) -> dict[int, float]:
+        """When a trial of stages last began, reported or ended, by the id of the stage; those without are left out."""
+        if not stage_ids:
+            return {}
+        of_stages = trials.c.stage_id.in_(stage_ids)
+        ended = func.coalesce(trials.c.ended_at, trials.c.started_at)
+        query = union_all(
+            select(trials.c.stage_id, func.max(ended)).where(of_stages).group_by(trials.c.stage_id),
+            select(trials.c.stage_id, func.max(reports.c.reported_at))
+            .join(reports, reports.c.trial_id == trials.c.id)
+            .where(of_stages, OPEN_TRIALS)
+            .group_by(trials.c.stage_id),
+        )
+        found: dict[int, float] = {}
+        with reading(self._engine) as connection:
+            for stage_id, at in connection.execute(query):
+                found[stage_id] = max(at, found.get(stage_id, at))
+        return found
 
     def trials_by_id(self, ids: Collection[int]) -> list[TrialRecord]:
         """Trials with these ids, by number."""

@@ -91,6 +91,60 @@ def test_results_of_a_stage_are_read_without_the_rest_of_its_trials(store: Store
     assert [one.number for one in store.pages().trials_by_id([third.id, first.id])] == [0, 2]
 
 
+def test_the_database_finds_the_best_value_of_each_stage_also_beside_values_that_are_no_numbers(store: Store) -> None:
+    nan, inf = float("nan"), float("inf")
+    values = {
+        "a_1": [(0.5, 2.0), (0.9, nan), (nan, 1.0), (0.7, inf), (inf, -inf)],
+        "b%2": [(nan, nan)],
+        "c": [(0.25, 3.0), (0.125, 0.5)],
+    }
+    ids = {}
+    for name, rows in values.items():
+        study = store.find_study(name)
+        assert study is not None
+        execution, (_, train) = store.begin_execution(study.id), store.stages(study.id)
+        ids[name] = train.id
+        for number, (accuracy, loss) in enumerate(rows):
+            begun = store.begin_trial(train, execution, number=number, point={}, sampler_state={}, seed=1)
+            outcome = TaskOutcome(state="complete", metrics={"val_accuracy": accuracy, "val_loss": loss})
+            store.end_trial(EndedTrial.of(*begun, outcome), study_id=study.id)
+        store.begin_trial(train, execution, number=len(rows), point={}, sampler_state={}, seed=1)
+    pages, stages = store.pages(), list(ids.values())
+    assert pages.best_values(stages, "val_accuracy", is_highest=True) == {ids["a_1"]: 0.9, ids["c"]: 0.25}
+    assert pages.best_values(stages, "val_loss", is_highest=False) == {ids["a_1"]: 1.0, ids["c"]: 0.5}
+    assert pages.best_values(stages, "val_f1", is_highest=True) == {}
+    assert pages.best_values([], "val_accuracy", is_highest=True) == {}
+
+
+def test_the_newest_time_of_a_stage_is_that_of_its_trials(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = store.find_study("c")
+    assert study is not None
+    execution, (screen, train) = store.begin_execution(study.id), store.stages(study.id)
+    pages, start = store.pages(), store.clock.now()
+
+    def newest() -> dict[int, float]:
+        return {stage: round(at - start) for stage, at in pages.newest_times([screen.id, train.id]).items()}
+
+    def at(seconds: float) -> None:
+        monkeypatch.setattr(store.clock, "now", lambda: start + seconds)
+
+    assert newest() == {}
+    at(10)
+    first = store.begin_trial(train, execution, number=0, point={}, sampler_state={}, seed=1)
+    second = store.begin_trial(train, execution, number=1, point={}, sampler_state={}, seed=1)
+    assert newest() == {train.id: 10}
+    at(20)
+    store.add_report(second[1], report(1), study_id=study.id)
+    assert newest() == {train.id: 20}
+    at(30)
+    outcome = TaskOutcome(state="complete", metrics={})
+    store.end_trial(EndedTrial.of(*first, outcome, at=start + 30), study_id=study.id)
+    assert newest() == {train.id: 30}
+    at(40)
+    store.add_report(second[1], report(2), study_id=study.id)
+    assert newest() == {train.id: 40}
+
+
 def test_trials_and_reports_are_read_after_what_is_known(store: Store) -> None:
     study = store.find_study("c")
     assert study is not None
