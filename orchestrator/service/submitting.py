@@ -111,6 +111,9 @@ def submit_study(
         shared=shared,
         webhook=webhook,
     )
+    added = store.queue().add_first(new, by=by, max_active=max_active)
+    if added is not None:
+        return added
     study = store.find_study(named.study) if store.has_study(named.study) else None
     if study is not None and not (key is not None and store.queue().has_key(owner, key)):
         plan_study_growth(store, study, named, retry_failed=retry_failed)
@@ -165,7 +168,8 @@ def why_waiting(store: Store, submission: SubmissionRecord) -> str | None:
         return None
     if submission.reason is not None:
         return submission.reason
-    ahead = store.queue().position(submission)
+    known = submission.num_ahead
+    ahead = store.queue().position(submission) if known is None else known
     return "waits for its turn" + (f" behind {ahead} of {submission.owner}'s studies" if ahead else "")
 
 

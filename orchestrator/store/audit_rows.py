@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Engine, bindparam, insert, select
+from sqlalchemy import ColumnElement, Connection, Engine, FromClause, bindparam, insert, literal, select
+from sqlalchemy.sql.dml import Insert
 
 from orchestrator.store.database_time import database_time
 from orchestrator.store.prepared_statements import Prepared
@@ -11,6 +12,7 @@ from orchestrator.store.reading import reading
 from orchestrator.store.retrying import retry_on_outage
 from orchestrator.store.service_records import Actor, AuditRecord, Outcome
 from orchestrator.store.tables import audit_events
+from orchestrator.store.upserts import insert_into
 
 
 @retry_on_outage
@@ -63,6 +65,24 @@ def write_event(
     """Add an event within a transaction; arguments as in `AuditLog.add`."""
     new = {"actor": by.owner, "action": by.action, "token": by.token, "subject": subject, "outcome": outcome}
     _INSERT.count(connection, **new, details=dict(details or {}))
+
+
+def event_of(added: FromClause, connection: Connection) -> Insert:
+    """Inserts an event if a statement added a row and the parameter `actor` is given.
+
+    Other parameters are `action`, `token`, `name` for the subject, and `details`.
+    """
+    columns = audit_events.c
+    names = ("actor", "action", "token", "details")
+    values: dict[str, ColumnElement[Any]] = {
+        **{name: bindparam(name, type_=columns[name].type) for name in names},
+        "subject": bindparam("name", type_=columns.subject.type),
+        "outcome": literal("done"),
+        "at": database_time(),
+    }
+    source = select(*(value.label(name) for name, value in values.items())).select_from(added)
+    source = source.where(values["actor"].is_not(None))
+    return insert_into(audit_events, connection).from_select(list(values), source, include_defaults=False)
 
 
 _NAMES = ("actor", "action", "token", "subject", "outcome", "details")

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 SubmissionState = Literal["waiting", "running", "interrupted", "complete", "failed", "cancelled"]
 ACTIVE: frozenset[str] = frozenset({"waiting", "running"})
@@ -27,8 +27,9 @@ class WantedDevices(_Row):
 class WebhookTarget(_Row):
     """Where the end of a study is announced, and with what the message is signed."""
 
-    url: str
-    secret: str
+    url: str = Field(repr=False)
+    """Its path is often a secret, too."""
+    secret: str = Field(repr=False)
 
 
 def state_words(state: str, reason: str | None) -> str:
@@ -79,6 +80,8 @@ class SubmissionRecord(_Row):
     created_at: float
     started_at: float | None
     ended_at: float | None
+    num_ahead: int | None = None
+    """Waiting submissions of the same owner that came first when it was added; `None` if they were not counted."""
 
     @property
     def is_active(self) -> bool:

@@ -15,12 +15,15 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
+    Integer,
+    Select,
     and_,
     bindparam,
     delete,
     exists,
     false,
     func,
+    literal,
     literal_column,
     or_,
     select,
@@ -30,7 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.sql.dml import Insert
 
-from orchestrator.store.audit_rows import write_event
+from orchestrator.store.audit_rows import event_of, write_event
 from orchestrator.store.database_time import database_time, read_time
 from orchestrator.store.owner_rows import charge, owners_in_turn
 from orchestrator.store.prepared_statements import Prepared
@@ -62,6 +65,7 @@ _MAX_CONCURRENT = 500
 """More than the transactions of one owner that all replicas together have open at a time."""
 _one_of_this_process = threading.Lock()
 """Waiting for it is faster than repeated attempts to lock SQLite."""
+_UNLIMITED = 2**31 - 1
 _MAX_EXAMINED = 50
 """Waiting submissions of one owner that a claim looks at. Those that can never run do not hold up other owners."""
 _PLAIN = [column for column in submissions.c if column.name not in ("spec", "spec_text", "webhook")]
@@ -147,6 +151,35 @@ class SubmissionQueue:
             if by is not None:
                 write_event(connection, by, new.name, details={"submission": new.uid})
             return added
+
+    def add_first(
+        self, new: NewSubmission, *, by: Actor | None = None, max_active: int | None = None
+    ) -> SubmissionRecord | None:
+        """Add a submission of a study that does not exist yet, as by `add`, in one round trip to PostgreSQL.
+
+        Args:
+            new: The submission.
+            by: Who is noted in the audit log.
+            max_active: As in `add`.
+
+        Returns:
+            The submission with the number of those ahead of it. `None` if nothing was added, and `add` has to decide:
+            there is a study of that name, the request may be a repeated one, the study may be active, the owner is near
+            the limit, or the database is not PostgreSQL.
+        """
+        if self._engine.dialect.name != "postgresql":
+            return None
+        values = {
+            **_insert_values(new),
+            "room": _UNLIMITED if max_active is None else max_active - _MAX_CONCURRENT,
+            "actor": by and by.owner,
+            "action": by and by.action,
+            "token": by and by.token,
+            "details": {"submission": new.uid},
+        }
+        with reading(self._engine) as connection:
+            row = _INSERT_FIRST.first(connection, **values)
+        return None if row is None else _added(new, row).model_copy(update={"num_ahead": row[4]})
 
     def find(self, uid: str) -> SubmissionRecord | None:
         """The submission with that identifier."""
@@ -617,38 +650,70 @@ def _held(connection: Connection, uid: str, lease: int) -> SubmissionRecord:
 
 def _insert_new(connection: Connection, new: NewSubmission) -> SubmissionRecord | None:
     """Insert a submission, unless it repeats another one or its study is active."""
-    wants = new.wants.model_dump()
-    webhook = None if new.webhook is None else new.webhook.model_dump()
-    values = {**new._asdict(), "wants": wants, "webhook": webhook}
+    values = _insert_values(new)
     if connection.dialect.name == "sqlite":
         row = _INSERTED.first(connection, of_uid=new.uid) if _INSERT.count(connection, **values) else None
     else:
         row = _INSERT.first(connection, **values)
-    if row is None:
-        return None
+    return None if row is None else _added(new, row)
+
+
+def _insert_values(new: NewSubmission) -> dict[str, Any]:
+    webhook = None if new.webhook is None else new.webhook.model_dump()
+    return {**new._asdict(), "wants": new.wants.model_dump(), "webhook": webhook}
+
+
+def _added(new: NewSubmission, row: Sequence[Any]) -> SubmissionRecord:
+    """The record of an inserted submission, from what the database has made."""
     given = {name: value for name, value in new._asdict().items() if name in SubmissionRecord.model_fields}
     more = {"id": row[0], "shared": bool(row[1]), "has_webhook": row[2] is not None, "created_at": row[3]}
     empty = dict.fromkeys(SubmissionRecord.model_fields)
     return SubmissionRecord(**{**empty, **_FRESH, **given, **more})
 
 
-def _insert_statement(connection: Connection) -> Insert:
+def _insert_columns() -> dict[str, ColumnElement[Any]]:
+    """The values of a new submission, from parameters with the names of `NewSubmission`."""
     before = submissions.alias()
     newest = (
         select(before).where(before.c.name == bindparam("name")).order_by(before.c.id.desc()).limit(literal_column("1"))
     )
     was_shared = newest.with_only_columns(before.c.shared).scalar_subquery()
     webhook = newest.with_only_columns(before.c.webhook).scalar_subquery()
-    values = {
-        **{name: bindparam(name) for name in NewSubmission._fields},
-        **_FRESH,
+    types = {column.name: column.type for column in submissions.c}
+    return {
+        **{name: bindparam(name, type_=types[name]) for name in NewSubmission._fields},
+        **{name: literal(value, types[name]) for name, value in _FRESH.items()},
         "shared": or_(bindparam("shared", type_=Boolean), func.coalesce(was_shared, false())),
-        "webhook": func.coalesce(bindparam("webhook", type_=submissions.c.webhook.type), webhook),
+        "webhook": func.coalesce(bindparam("webhook", type_=types["webhook"]), webhook),
         "created_at": database_time(),
     }
-    statement = insert_into(submissions, connection).values(values).on_conflict_do_nothing()
+
+
+def _insert_statement(connection: Connection) -> Insert:
+    statement = insert_into(submissions, connection).values(_insert_columns()).on_conflict_do_nothing()
     # SQLite before 3.35 has no RETURNING; RHEL 9 has 3.34.
     return statement if connection.dialect.name == "sqlite" else statement.returning(*_MADE_BY_DATABASE)
+
+
+def _insert_first_statement(connection: Connection) -> Select[Any]:
+    """Inserts a submission and its event in the audit log under the conditions of `add_first`."""
+    columns = _insert_columns()
+    is_first = ~exists().where(studies.c.name == bindparam("name"))
+    of_owner = submissions.c.owner == bindparam("owner")
+    num_active = select(func.count()).where(of_owner, _IS_ACTIVE).scalar_subquery()
+    has_room = num_active < bindparam("room", type_=Integer)
+    source = select(*(value.label(name) for name, value in columns.items())).where(is_first, has_room)
+    added = (
+        insert_into(submissions, connection)
+        .from_select(list(columns), source, include_defaults=False)
+        .on_conflict_do_nothing()
+        .returning(*_MADE_BY_DATABASE)
+        .cte("added")
+    )
+    comes_first = submissions.c.priority >= bindparam("priority", type_=Integer)  # all others are older
+    num_ahead = select(func.count()).where(of_owner, submissions.c.state == "waiting", comes_first).scalar_subquery()
+    noted = event_of(added, connection).cte("noted")
+    return select(added, num_ahead).add_cte(noted)
 
 
 _FRESH = {
@@ -662,6 +727,7 @@ _FRESH = {
 """Values of each new submission."""
 _MADE_BY_DATABASE = (submissions.c.id, submissions.c.shared, submissions.c.webhook, submissions.c.created_at)
 _INSERT = Prepared(_insert_statement)
+_INSERT_FIRST = Prepared(_insert_first_statement)
 _INSERTED = Prepared(select(*_MADE_BY_DATABASE).where(submissions.c.uid == bindparam("of_uid")))
 
 

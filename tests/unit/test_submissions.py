@@ -22,7 +22,14 @@ from orchestrator.spec.study_file import StudySpec, make_spec
 from orchestrator.store import submission_rows
 from orchestrator.store.records import EndedTrial
 from orchestrator.store.repository import Store
-from orchestrator.store.service_records import Actor, Placement, PoolFull, SubmissionRecord, state_words
+from orchestrator.store.service_records import (
+    Actor,
+    Placement,
+    PoolFull,
+    SubmissionRecord,
+    WebhookTarget,
+    state_words,
+)
 from orchestrator.store.study_names import NameTakenError, full_name, home_owner, owner_of
 from orchestrator.store.submission_rows import (
     MAX_DEATHS,
@@ -32,8 +39,10 @@ from orchestrator.store.submission_rows import (
     TooManyStudiesError,
 )
 from orchestrator.store.tables import submissions
+from orchestrator.study.growth import SpecChangedError
 from trainers.config import TaskOutcome
 
+MAX_ACTIVE = 2000
 LAPSED_S = -1.0
 """A lease that has ended when it begins."""
 
@@ -96,12 +105,61 @@ def test_the_queue_needs_no_returning_which_sqlite_has_since_3_35(store: Store) 
 
 def test_a_repeated_request_makes_one_submission_and_another_request_with_its_key_is_refused(store: Store) -> None:
     first = submit(store, idempotency_key="k")
-    assert submit(store, idempotency_key="k") == first
+    assert submit(store, idempotency_key="k").uid == first.uid
     claimed(store)
     assert submit(store, idempotency_key="k").uid == first.uid
     with pytest.raises(IdempotencyError, match="'k' must repeat the same request"):
         submit(store, idempotency_key="k", priority=1)
     assert submit(store, "other", owner="alice", idempotency_key="k").uid != first.uid
+
+
+def test_the_first_submission_of_a_study_is_one_statement_on_postgresql(store: Store) -> None:
+    if store._engine.dialect.name != "postgresql":
+        pytest.skip("SQLite makes no round trips")
+    submit(store, "before", owner="ann", priority=1)  # compiles the statement
+    submit(store, "later", owner="ann", priority=-1)
+    submit(store, "of-another", owner="bea")
+    statements: list[str] = []
+    event.listen(store._engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+    target = WebhookTarget(url="http://localhost:1/", secret="whsec_")
+    submitted = submit(
+        store,
+        owner="ann",
+        by=Actor("boss", "submit", "t1"),
+        max_active=MAX_ACTIVE,
+        idempotency_key="k",
+        shared=True,
+        webhook=target,
+    )
+    assert (len(statements), submitted.num_ahead) == (1, 1)
+    assert submitted.model_copy(update={"num_ahead": None}) == store.queue().find(submitted.uid)
+    assert store.queue().webhook_of(submitted.uid) == target
+    (noted,) = store.audit_log().page()
+    assert (noted.actor, noted.action, noted.token, noted.subject, noted.outcome, noted.details) == (
+        *("boss", "submit", "t1", "ann~digits", "done"),
+        {"submission": submitted.uid},
+    )
+    assert noted.at == pytest.approx(submitted.created_at, abs=60)
+
+
+def test_what_the_first_statement_does_not_add_is_decided_by_the_second(store: Store) -> None:
+    by = Actor("boss", "submit")
+    first = submit(store, owner="ann", by=by, max_active=1000, idempotency_key="k", shared=True)
+    assert submit(store, owner="ann", by=by, max_active=1000, idempotency_key="k", shared=True).uid == first.uid
+    with pytest.raises(StudyActiveError):
+        submit(store, owner="ann", by=by, max_active=1000)
+    with pytest.raises(TooManyStudiesError):
+        submit(store, "other", owner="ann", by=by, max_active=1)
+    assert len(store.audit_log().page()) == 1, "only the first one was added"
+    store.queue().request_cancel(first.uid)
+    again = submit(store, owner="ann", by=by, max_active=1000)
+    assert (again.shared, store.queue().find_latest("ann~digits").shared) == (True, True)  # type: ignore[union-attr]
+    store.queue().request_cancel(again.uid)
+    stage = [("screen", "screen")]
+    store.create_study("ann~digits", spec={}, digest="d", data_digest="e", stage_names=stage)
+    with pytest.raises(SpecChangedError):
+        submit(store, owner="ann", by=by)
+    assert len(store.audit_log().page()) == 2
 
 
 def test_a_study_is_not_submitted_twice_at_a_time(store: Store) -> None:
