@@ -104,7 +104,8 @@ def connect(url: str, *, wait_s: float = WAIT_S) -> Engine:
     """
     parsed = _parse(url)
     try:
-        engine = create_engine(parsed, **_options(parsed))
+        # Errors must not show parameters, which may be secrets of webhooks.
+        engine = create_engine(parsed, hide_parameters=True, **_options(parsed))
     except NoSuchModuleError as error:
         raise _unusable(parsed, str(error)) from error
     except ImportError as error:

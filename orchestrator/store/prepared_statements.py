@@ -74,7 +74,9 @@ class Prepared:
         try:
             return cursor.executemany(sql.text, parameters) if many else cursor.execute(sql.text, parameters)
         except sqlite3.Error as error:
-            raise DBAPIError.instance(sql.text, parameters, error, sqlite3.Error, dialect=connection.dialect) from error
+            raise DBAPIError.instance(
+                sql.text, parameters, error, sqlite3.Error, hide_parameters=True, dialect=connection.dialect
+            ) from error
 
     def _sql_for(self, connection: Connection) -> _Sql:
         dialect = connection.dialect

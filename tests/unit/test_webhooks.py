@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from orchestrator.cli.background import work_off_queue
 from orchestrator.service import supervisor, webhooks
@@ -30,6 +32,7 @@ from orchestrator.service.webhooks import (
 )
 from orchestrator.settings import Settings, SettingsError, load_settings
 from orchestrator.spec.study_file import StudySpec, make_spec
+from orchestrator.store.prepared_statements import Prepared
 from orchestrator.store.repository import Store
 from orchestrator.store.service_records import Placement, SubmissionRecord, WebhookRecord, WebhookTarget
 from tests.service import TestClient, add_token, client_for, golden_settings, serving
@@ -394,6 +397,42 @@ def test_the_service_takes_a_webhook_and_shows_whether_it_arrived(tmp_path: Any)
         after = client.submission("digits")["webhook"]
         assert (after["state"], after["num_tries"]) == ("waiting", 1)
         assert "could not be sent" in after["error"]
+
+
+def test_nobody_is_shown_the_secret_or_the_path_of_a_webhook(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = golden_settings(tmp_path, webhook_hosts="127.0.0.1:9")
+    token = add_token(settings, "boss", "admin")
+    url, name = "http://127.0.0.1:9/a-private-place?key=s3cr3t", "boss~digits"
+    with serving(settings, needs_token=True) as requests:
+        shown = [_post(requests, token, {"Webhook-URL": url, "Webhook-Secret": SECRET})]
+        assert shown[0].status_code == 201
+        shown.append(_post(requests, token, {"Webhook-URL": url, "Webhook-Secret": SECRET}))  # it is active
+        shown.append(_post(requests, token, {"Webhook-URL": "x:" + url, "Webhook-Secret": SECRET[:-8]}))
+        assert {answer.status_code for answer in shown[1:]} == {409, 422}
+        paths = requests.get("/openapi.json").json()["paths"]
+        read = [path.replace("{name}", name) for path, operations in paths.items() if "get" in operations]
+        read += ["/", f"/studies/{name}", "/openapi.json"]
+        endless = f"/v1/studies/{name}/events"
+        shown += [requests.get(path, headers=_bearer(token)) for path in read if path != endless]
+        assert sum(answer.status_code == 200 for answer in shown) > 10
+        store = Store.open(settings.database_url)
+        monkeypatch.setattr(webhooks, "MAX_TRIES", 1)
+        cancel_study(store, name)
+        send(WebhookSender(store, settings))  # nothing listens there
+        assert "was given up" in caplog.text
+        shown += [requests.get(path, headers=_bearer(token)) for path in read]
+        target = store.queue().webhook_of(find_submission(store, name).uid)
+        assert target == WebhookTarget(url=url, secret=SECRET)
+        with store._engine.begin() as connection, pytest.raises(DBAPIError) as raised:
+            connection.execute(text("SELECT :secret FROM nothing"), {"secret": SECRET})
+        with store._engine.begin() as connection, pytest.raises(DBAPIError) as also:
+            Prepared(text("SELECT :secret FROM nothing").columns()).first(connection, secret=SECRET)  # type: ignore[arg-type]
+        store.close()
+    told = "".join(answer.text for answer in shown) + caplog.text + f"{target!r} {target}{raised.value}{also.value}"
+    for hidden in (SECRET, SECRET.removeprefix("whsec_")[:20], "s3cr3t", "a-private-place"):
+        assert hidden not in told
 
 
 def test_the_background_queue_announces_the_end_before_it_ends(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
