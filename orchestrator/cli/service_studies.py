@@ -121,17 +121,19 @@ class _LogParts:
     def __init__(self, client: "Client", name: str, *, num_lines: int | None = None) -> None:
         self._client, self._name, self._num_lines = client, name, num_lines
         self._offset, self._rest = 0, ""
+        self._unshown: list[str] = []
+        """Lines that were read before the service stopped answering."""
 
     def print_new(self, show: Callable[[str], None]) -> bool:
         """Print the new lines; returns whether there were any."""
-        lines: list[str] = []
         while True:
             text, after = self._client.log(self._name, offset=self._offset)
             if after == self._offset:
                 break
             self._offset = after
             *whole, self._rest = (self._rest + text).split("\n")
-            lines += whole
+            self._unshown += whole
+        lines, self._unshown = self._unshown, []
         if self._num_lines is not None:
             lines, self._num_lines = lines[-self._num_lines :], None
         for line in lines:

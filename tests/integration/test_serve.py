@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from orchestrator.client import Client
+from tests.browser import CHROMIUM, CHROMIUM_OPTIONS
 from tests.service import GOLDEN
 from tests.tiny import CommandLine, start
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 STUDY = """\
 study: sent
 data: {source: digits, image_size: 32, max_images: 120, max_test_images: 60}
@@ -69,6 +69,8 @@ def without_results(found: Any) -> Any:
         ["trials", "finished", "--csv"],
         ["best", "finished"],
         ["compare", "finished", "0", "1", "--no-open"],
+        ["diff", "finished", "interrupted"],
+        ["diff", "finished", "finishd"],
         ["recommend", "--data", "digits"],
         ["status", "finishd"],
         ["compare", "finished", "99"],
@@ -228,9 +230,8 @@ def test_clients_that_never_finish_their_requests_hold_up_nobody(url: str) -> No
 @pytest.mark.parametrize("path", ["/", "/studies/finished"])
 def test_a_browser_shows_the_pages_without_errors(path: str, width: int, url: str, tmp_path: Path) -> None:
     assert CHROMIUM is not None
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    options += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
     picture = tmp_path / "page.png"
+    options = [*CHROMIUM_OPTIONS, f"--user-data-dir={tmp_path / 'profile'}"]
     options += ["--enable-logging=stderr", f"--window-size={width},2000", f"--screenshot={picture}"]
     done = subprocess.run([CHROMIUM, *options, url + path], capture_output=True, text=True, check=False, timeout=600)
     assert picture.stat().st_size > 10_000

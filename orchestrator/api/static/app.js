@@ -101,11 +101,14 @@
       }).catch(function () {}); // the service is away; the next event tries again
     }, 1000);
 
+    var loaded = Date.now();
+
     (function follow() {
-      var events = new EventSource("/v1" + path + "/events"), began = Date.now();
+      var events = new EventSource("/v1" + path + "/events");
 
       ["study", "stage", "trial", "report"].forEach(function (kind) {
-        events.addEventListener(kind, function () { if (Date.now() - began > 2000) refresh(); });
+        // The first events repeat what the page shows; those after a lost connection may be news.
+        events.addEventListener(kind, function () { if (Date.now() - loaded > 2000) refresh(); });
       });
       events.addEventListener("end", function () { events.close(); refresh(); });
       events.addEventListener("error", function () {
