@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.settings import load_settings
-from orchestrator.store.records import StageRecord, StudyRecord, TrialRecord
 
 if TYPE_CHECKING:
     from orchestrator.client import Client
+    from orchestrator.store.records import StageRecord, StudyRecord, TrialRecord
 
 
 def client_of(server: str | None) -> "Client | None":
@@ -31,8 +31,10 @@ def summary_there(client: "Client", name: str) -> dict[str, Any]:
     return {**summary, "champion": {**rest, "copied_by": f"vitsearch download {summary['study']}"}}
 
 
-def record_of(trial: Mapping[str, Any]) -> TrialRecord:
+def record_of(trial: Mapping[str, Any]) -> "TrialRecord":
     """A trial that a service sent, without what it keeps to itself."""
+    from orchestrator.store.records import TrialRecord
+
     return TrialRecord(
         id=0,
         stage_id=0,
@@ -50,8 +52,10 @@ def record_of(trial: Mapping[str, Any]) -> TrialRecord:
     )
 
 
-def records_of(summary: Mapping[str, Any], stage: str) -> tuple[StudyRecord, StageRecord]:
+def records_of(summary: Mapping[str, Any], stage: str) -> "tuple[StudyRecord, StageRecord]":
     """A study that a service sent and one of its stages, without what the service keeps to itself."""
+    from orchestrator.store.records import StageRecord, StudyRecord
+
     found = next(one for one in summary["stages"] if one["name"] == stage)
     study = StudyRecord(
         id=0,

@@ -1,23 +1,19 @@
 """Commands that show existing studies and plug-ins: list, status, best, plugins."""
 
 from datetime import UTC, datetime
+from typing import Any
 
-from orchestrator.cli import tables
 from orchestrator.cli.console import fail, note, out, print_json, print_text
 from orchestrator.cli.remote import client_of, summary_there
-from orchestrator.reports.plugin_facts import plugin_facts, plugin_lines
 from orchestrator.settings import load_settings
-from plugins import registry
 
 
 def list_command(server: str | None, *, as_json: bool) -> None:
     """Print all studies."""
-    from orchestrator.study.access import list_studies
+    from orchestrator.cli.list_tables import study_table
 
     client = client_of(server)
-    if client is None:
-        _tell_of_lost_rows()
-    rows = list(client.studies()) if client else list_studies(load_settings())
+    rows = list(client.studies()) if client else _studies_here()
     if as_json:
         print_json(rows)
         return
@@ -26,11 +22,12 @@ def list_command(server: str | None, *, as_json: bool) -> None:
         return
     for row in rows:
         row["updated"] = datetime.fromtimestamp(row["updated_at"], UTC).astimezone().strftime("%Y-%m-%d %H:%M")
-    out(tables.study_table(rows))
+    out(study_table(rows))
 
 
-def _tell_of_lost_rows() -> None:
-    from orchestrator.study.access import num_folders_without_rows
+def _studies_here() -> list[dict[str, Any]]:
+    """The studies of the home folder. A warning tells of those whose rows were lost."""
+    from orchestrator.study.access import list_studies, num_folders_without_rows
 
     settings = load_settings()
     count = num_folders_without_rows(settings)
@@ -39,18 +36,24 @@ def _tell_of_lost_rows() -> None:
             f"warning: {count} folders in {settings.artifact_root / 'studies'} belong to studies that the database "
             "does not know. If it was emptied or replaced, restore it from a backup (docs/backup.md)."
         )
+    return list_studies(settings)
 
 
 def status_command(name: str, server: str | None, *, as_json: bool) -> None:
     """Print one study."""
-    from orchestrator.study.access import find_summary
-
     client = client_of(server)
-    summary = summary_there(client, name) if client else find_summary(name, load_settings())
+    if client:
+        summary = summary_there(client, name)
+    else:
+        from orchestrator.study.access import find_summary
+
+        summary = find_summary(name, load_settings())
     if as_json:
         print_json(summary)
     else:
-        out(tables.status_report(summary))
+        from orchestrator.cli.tables import status_report
+
+        out(status_report(summary))
 
 
 def best_command(name: str, server: str | None) -> None:
@@ -70,6 +73,10 @@ def best_command(name: str, server: str | None) -> None:
 
 def plugins_command(kind: str | None, name: str | None, *, as_json: bool) -> None:
     """Print all plug-ins, the plug-ins of one kind, or the card of one plug-in."""
+    from orchestrator.cli.list_tables import plugin_table
+    from orchestrator.reports.plugin_facts import plugin_lines
+    from plugins import registry
+
     if kind is not None and kind not in registry.KINDS:
         nearest = registry.nearest_name(kind, registry.KINDS)
         hint = f" Did you mean {nearest!r}?" if nearest else ""
@@ -81,10 +88,12 @@ def plugins_command(kind: str | None, name: str | None, *, as_json: bool) -> Non
     if as_json:
         print_json(rows)
     else:
-        out(tables.plugin_table(rows))
+        out(plugin_table(rows))
 
 
 def _show_card(kind: str, name: str, *, as_json: bool) -> None:
+    from orchestrator.reports.plugin_facts import plugin_facts
+
     facts = plugin_facts(kind, name)
     if as_json:
         print_json(facts)

@@ -1,4 +1,4 @@
-"""Tables for people: studies, stages, the leaderboard, the correlation of proxies, plug-ins."""
+"""Tables for people: stages, the leaderboard, the correlation of proxies."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,6 @@ from orchestrator.cli.verdict_table import correlation
 from orchestrator.spec.cost import Cost
 from orchestrator.stages.kind import stage_kind
 from orchestrator.stages.time_left import CostError
-from orchestrator.study.sizes import human_size
 from plugins.metrics.deciding import ACCURACY, DecidingMetric
 from trainers.data.report import DataReport
 from trainers.results.model_report import ModelReport
@@ -191,29 +190,6 @@ def champion_lines(champion: dict[str, Any]) -> Text:
         no_wrap=True,
         overflow="ignore",  # a wrapped path cannot be copied
     )
-
-
-def study_table(rows: Sequence[dict[str, Any]]) -> RenderableType:
-    """All studies, one row each."""
-    if not rows:
-        return Text("No studies yet. Start with: vitsearch run studies/quickstart.yaml")
-    table = _table("study", "state", "stages", "test (%)", "size", "updated")
-    table.columns[0].overflow = "fold"  # other commands need the full name
-    for row in rows:
-        accuracy = row["test_accuracy"]
-        shown = "-" if accuracy is None else f"{100 * accuracy:.2f}"
-        done = f"{row['stages_done']}/{row['stages']}"
-        size = human_size(row["num_bytes"]) if "num_bytes" in row else "-"  # a service does not tell
-        table.add_row(row["study"], row["state"], done, shown, size, row["updated"])
-    return table
-
-
-def plugin_table(rows: Sequence[dict[str, str]]) -> Table:
-    """Plug-ins, one row each."""
-    table = _table("kind", "name", "package", "class")
-    for row in rows:
-        table.add_row(row["kind"], row["name"], row["package"], row["target"])
-    return table
 
 
 def _result(stage: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.safe_text import masked_address
 from orchestrator.settings import Settings, SettingsError
@@ -15,10 +15,12 @@ from orchestrator.store.study_files import folder_of_study, log_of_submission
 from orchestrator.store.study_names import nearest_study
 from orchestrator.study.lock import StudyBusyError, hold_study, is_held
 from orchestrator.study.sizes import size_of
-from orchestrator.tracking.mlflow_client import Tracker, TrackingUnavailable
 from orchestrator.tracking.names import slug
 from trainers.storage.addresses import address_of
 from trainers.storage.artifacts import artifacts_at, fetched
+
+if TYPE_CHECKING:
+    from orchestrator.tracking.mlflow_client import Tracker
 
 
 class UnknownStudyError(LookupError):
@@ -201,6 +203,7 @@ def delete_study(study: StudyRecord, settings: Settings) -> bool:
         StudyNotDeletedError: MLflow does not answer.
     """
     from orchestrator.tracking.events import DeleteExperiment
+    from orchestrator.tracking.mlflow_client import TrackingUnavailable
 
     with hold_study(study.name, settings), open_existing(settings) as store:
         if store is None:
@@ -290,8 +293,10 @@ def _places(settings: Settings, study: StudyRecord, run_ids: Iterable[str]) -> l
     return [study_folder(settings, study), *(folder / run_id for run_id in run_ids)]
 
 
-def tracker_of(study: StudyRecord, settings: Settings, store: Store) -> Tracker:
+def tracker_of(study: StudyRecord, settings: Settings, store: Store) -> "Tracker":
     """The tracker that delivers a study's events to MLflow."""
+    from orchestrator.tracking.mlflow_client import Tracker
+
     return Tracker(settings.tracking_uri, settings.mlflow_root, store.outbox(study.id))
 
 

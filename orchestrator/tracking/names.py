@@ -4,9 +4,11 @@ import math
 import posixpath
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from orchestrator.tracking.events import ParamValue
+if TYPE_CHECKING:
+    from orchestrator.tracking.events import ParamValue
 
 REPORT_FILE = "report.html"
 """Name of the report on a study, in its folder and in MLflow."""
@@ -27,7 +29,7 @@ def clean_tags(tags: Mapping[str, str]) -> dict[str, str]:
     return {clean_name(name): value[:_MAX_TAG_LENGTH] for name, value in tags.items()}
 
 
-def param_text(value: ParamValue) -> str:
+def param_text(value: "ParamValue") -> str:
     """A value as short text for a table; a trial's tag `vitsearch.point` and its configuration file have all digits."""
     if value is None:
         return "none"

@@ -1,14 +1,16 @@
 """The metric by which a study decides: how its values are named, compared and shown."""
 
 import math
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
 from plugins.metrics.names import metric_key
-from plugins.protocols import Metric
 from plugins.registry import create, load
 from search_spaces.recipes import PluginChoice
+
+if TYPE_CHECKING:
+    from plugins.protocols import Metric
 
 _WORDS = {"macro-f1": "macro F1"}
 
@@ -42,7 +44,7 @@ class DecidingMetric(BaseModel):
         """Its name in a sentence, such as `balanced accuracy`."""
         return _WORDS.get(self.choice.name, self.choice.name.replace("-", " "))
 
-    def create(self) -> Metric:
+    def create(self) -> "Metric":
         """The plug-in with its settings."""
         metric: Metric = create("metrics", self.choice.name, self.choice.settings)
         return metric

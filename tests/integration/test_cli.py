@@ -18,7 +18,7 @@ from tests.tiny import CommandLine, FinishedStudy, command, write_tiny
 from trainers.champion import load_model
 from trainers.data.images import load_test_images
 
-HEAVY = ("numpy", "torch", "mlflow", "optuna", "scipy", "matplotlib", "sklearn")
+HEAVY = ("sqlalchemy", "numpy", "torch", "mlflow", "optuna", "scipy", "matplotlib", "sklearn")
 IMPORTED = f"""
 import sys
 from orchestrator.cli.main import main
@@ -67,8 +67,16 @@ def test_the_quick_commands_import_nothing_heavy(arguments: list[str], tiny: Fin
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert set(done.stderr.split()) <= ({"numpy"} if arguments[0] == "validate" else set())
+    allowed = {"validate": {"numpy"}, "list": {"sqlalchemy"}}
+    assert set(done.stderr.split()) <= allowed.get(arguments[0], set())
     assert done.stdout
+
+
+def test_a_command_at_a_service_imports_no_database(tmp_path: Path) -> None:
+    command_at = [sys.executable, "-c", IMPORTED, "list", "--server", "http://127.0.0.1:1"]
+    done = subprocess.run(command_at, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, "must answer" in done.stderr) == (1, True)
+    assert set(HEAVY) & set(done.stderr.split()) == set()
 
 
 def test_help_groups_the_commands_and_each_has_its_own_help(command_line: CommandLine) -> None:

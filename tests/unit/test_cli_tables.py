@@ -5,7 +5,8 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
-from orchestrator.cli.tables import status_report, study_report, study_table, time_error_lines
+from orchestrator.cli.list_tables import study_table
+from orchestrator.cli.tables import status_report, study_report, time_error_lines
 
 
 def printed(renderable: RenderableType, width: int = 80) -> str:
