@@ -26,7 +26,7 @@ from benchmarks._pairs import paired_difference
 from benchmarks._timing import print_table
 from benchmarks.methods import AS_VIT, CIFAR10, DIGITS
 from benchmarks.stopping_rules import criteria
-from plugins.protocols import CurvePoint, Signal, Stopper
+from plugins.protocols import CurvePoint, Signal, Stopper, reads_earlier_curves
 from plugins.registry import create
 from search_spaces.recipes import PluginChoice, Recipe, describe_plugin
 from trainers.config import Configuration, DataConfig, EpochReport, TrainTask
@@ -154,6 +154,11 @@ def _first_best(values: Sequence[float]) -> int:
     return values.index(max(values))
 
 
+def judges_one_training(choice: PluginChoice) -> bool:
+    """Whether a criterion does not compare a training with others, which differ only in their seeds here."""
+    return not reads_earlier_curves(create("stopping", choice.name, choice.settings))
+
+
 def comparison_of(options: argparse.Namespace) -> Comparison:
     """The comparison that the command line asks for."""
     setting = DIGITS
@@ -179,7 +184,7 @@ def main() -> None:
     head = {"processor": processor(), "device": describe_device(device), "load": os.getloadavg()[0]}
     print(f"{head['processor']}, on {head['device']}, load average {head['load']:.1f}")
     recorded = record(comparison, device)
-    found = list(criteria(frozenset(SIGNALS)))
+    found = [one for one in criteria(frozenset(SIGNALS)) if judges_one_training(one[0])]
     rows = rows_of(recorded, [choice for choice, why_not in found if why_not is None])
     images = "digits" if options.data is None else "CIFAR-10"
     noise = f"{100 * options.label_noise:.0f} % wrong labels"

@@ -40,6 +40,7 @@ SETTINGS: Mapping[str, Sequence[Mapping[str, Any]]] = {
         {"signal": "weight_persistence", "patience": 2},
     ],
     "progress-quotient": [{"strip": 3, "threshold": value} for value in (0.5, 1.0)],
+    "successive-halving": [{"first_epochs": value} for value in (1, 2)],
     "successive-rises": [{"rises": value} for value in (1, 2, 3)],
 }
 """Settings to compare. Criteria that are not listed are replayed with their defaults."""

@@ -297,6 +297,8 @@ class TrainTask(_Plain):
     best_score: float | None = None
     """The best score of the study's metric with which an earlier trial ended, for stopping criteria; `None` if there is
     none."""
+    earlier_scores: tuple[tuple[float, ...], ...] = ()
+    """Scores of earlier trials after each of their epochs, for stopping criteria that read them."""
     fence: Fence | None = None
     """Fence of this attempt; `None` if there is only ever one attempt."""
     precision: Precision = "auto"

@@ -81,6 +81,7 @@ if TYPE_CHECKING:
         ProxyScore,
         RatedPart,
         RateRule,
+        ReadsEarlierCurves,
         ReadsInputs,
         Sampler,
         Schedule,
@@ -190,6 +191,7 @@ __all__ = [
     "ProxyScore",
     "RateRule",
     "RatedPart",
+    "ReadsEarlierCurves",
     "ReadsInputs",
     "Real",
     "RequestRefusedError",
@@ -263,8 +265,8 @@ _HOMES = {
         "LabelLoss LearnsFromStage Loss LossContext LossInput Metric Mixing Mixture NeedsCurvature "
         "NeedsPriorDifficulty NeedsSignals NetworkDescription NetworkPart Now Optimizer OptimizerState OrderContext "
         "ParameterLayout PartFactors PluginCard PoolProxy PriorDifficulty Proxy ProxyModel ProxyScore RateRule "
-        "RatedPart ReadsInputs Sampler Schedule Segment Selection Signal StackedLabelLoss StateDict StatefulLoss "
-        "StepMethod Stopper TrainingProxy TrainsSmaller TransformerBlock TwoGradients"
+        "RatedPart ReadsEarlierCurves ReadsInputs Sampler Schedule Segment Selection Signal StackedLabelLoss StateDict "
+        "StatefulLoss StepMethod Stopper TrainingProxy TrainsSmaller TransformerBlock TwoGradients"
     ),
     "plugins.registry": "DuplicatePluginError UnknownPluginError",
     "search_spaces.base": "Costs Growable ImageTask SearchSpace Topology",

@@ -1,6 +1,8 @@
 """Stage `train`: trains candidate topologies under sampled recipes."""
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from orchestrator.engines.interfaces import Objective, Search
@@ -33,7 +35,7 @@ from orchestrator.stages.train_summary import measure_baseline, summary_line
 from orchestrator.stages.warm_start import WarmPlan, conditions_of, plan_warm_start, stored_warm_start
 from orchestrator.store.records import TrialRecord
 from plugins import registry
-from plugins.protocols import Signal
+from plugins.protocols import Signal, reads_earlier_curves
 from search_spaces.dimensions import Choice, Dimension, Point
 from search_spaces.ema_rates import EmaRates
 from search_spaces.ramps import Ramp
@@ -351,6 +353,7 @@ def _task(context: StageContext, spec: TrainStage, trial: TrialRecord) -> TrainT
         keep_checkpoints=num_kept_by(context, spec.name, keep_checkpoints=spec.keep_checkpoints, epochs=spec.epochs),
         signals=_signals(context, spec),
         best_score=best_score_before(context, trial) if spec.stopping is not None else None,
+        earlier_scores=scores_before(context, trial) if _compares_curves(spec) else (),
         **context.computation,
     )
 
@@ -364,6 +367,23 @@ def best_score_before(context: StageContext, trial: TrialRecord) -> float | None
         if one.number < trial.number and one.state == "complete" and metric.key in one.metrics
     ]
     return max(map(metric.score, earlier), default=None)
+
+
+def scores_before(context: StageContext, trial: TrialRecord) -> tuple[tuple[float, ...], ...]:
+    """The scores of the trials before this one after each of their epochs, without those that failed or still run."""
+    found = []
+    for one in context.store.trials(context.stage.id):
+        if one.number < trial.number and one.is_usable:
+            scores = [report.point_by(context.metric).deciding for report in context.store.reports(one.id)]
+            found.append(tuple(takewhile(math.isfinite, scores)))
+    return tuple(found)
+
+
+def _compares_curves(spec: TrainStage) -> bool:
+    """Whether the stage's criterion reads the curves of earlier trials."""
+    if spec.stopping is None:
+        return False
+    return reads_earlier_curves(registry.create("stopping", spec.stopping.name, spec.stopping.settings))
 
 
 def training_parameters(context: StageContext, spec: TrainStage, point: Point) -> Mapping[str, Any]:

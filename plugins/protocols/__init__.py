@@ -67,7 +67,7 @@ from plugins.protocols.signals import (
     class_values,
     needed_signals,
 )
-from plugins.protocols.stopping import CurvePoint, Stopper, planned
+from plugins.protocols.stopping import CurvePoint, ReadsEarlierCurves, Stopper, planned, reads_earlier_curves
 from plugins.protocols.traits import DeclaresLength, DeclaresPacking, can_pack, is_independent_of_length
 
 __all__ = [
@@ -124,6 +124,7 @@ __all__ = [
     "ProxyScore",
     "RateRule",
     "RatedPart",
+    "ReadsEarlierCurves",
     "ReadsInputs",
     "Sampler",
     "Schedule",
@@ -150,4 +151,5 @@ __all__ = [
     "needed_prior_difficulty",
     "needed_signals",
     "planned",
+    "reads_earlier_curves",
 ]

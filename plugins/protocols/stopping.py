@@ -1,7 +1,7 @@
 """The interface of early-stopping criteria."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from plugins.protocols.cards import PluginCard
 
@@ -25,11 +25,21 @@ class CurvePoint(NamedTuple):
     """Number of epochs for which the training is planned; `None` if unknown."""
     best: float | None = None
     """The best score with which an earlier trial of the study ended; `None` if there is none, or if it is unknown."""
+    earlier: tuple[tuple[float, ...], ...] = ()
+    """The scores after each epoch of the earlier trials of the study, as far as they were trained. Only for criteria
+    that declare `reads_earlier_curves`."""
+
+    @property
+    def deciding(self) -> float:
+        """The score by which trainings are compared: `score`, or the accuracy if no metric was chosen."""
+        return self.val_accuracy if self.score is None else self.score
 
 
-def planned(curve: Sequence[CurvePoint], *, num_epochs: int, best: float | None) -> list[CurvePoint]:
-    """A curve whose points tell for how many epochs the training is planned, and the best score of earlier trials."""
-    return [point._replace(num_epochs=num_epochs, best=best) for point in curve]
+def planned(
+    curve: Sequence[CurvePoint], *, num_epochs: int, best: float | None, earlier: tuple[tuple[float, ...], ...] = ()
+) -> list[CurvePoint]:
+    """A curve whose points tell for how many epochs the training is planned, and what earlier trials reached."""
+    return [point._replace(num_epochs=num_epochs, best=best, earlier=earlier) for point in curve]
 
 
 class Stopper(Protocol):
@@ -40,3 +50,16 @@ class Stopper(Protocol):
     def reason_to_stop(self, curve: Sequence[CurvePoint]) -> str | None:
         """The reason to stop training after the last point of `curve`, as text for the user; `None` to continue."""
         ...
+
+
+@runtime_checkable
+class ReadsEarlierCurves(Protocol):
+    """An optional part of a criterion, for criteria that compare a training with the curves of earlier trials."""
+
+    reads_earlier_curves: ClassVar[bool]
+    """Whether `CurvePoint.earlier` must be filled."""
+
+
+def reads_earlier_curves(stopper: object) -> bool:
+    """Whether a criterion compares a training with the curves of earlier trials. By default it does not."""
+    return isinstance(stopper, ReadsEarlierCurves) and stopper.reads_earlier_curves

@@ -47,7 +47,7 @@ class CurveExtrapolation:
                 f"stopping curve-extrapolation: each point must have `num_epochs`, the epochs of the whole training, "
                 f"but that of epoch {last.epoch} has none. Set it in the `CurvePoint`."
             )
-        scores = [point.val_accuracy if point.score is None else point.score for point in curve]
+        scores = [point.deciding for point in curve]
         if last.epoch >= last.num_epochs or not all(map(math.isfinite, scores)):
             return None
         is_of_study = self.compare_with == "study" and last.best is not None

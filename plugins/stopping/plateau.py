@@ -111,7 +111,7 @@ class Plateau:
             value: float = getattr(point, self.signal)
             return value
         if self.signal == _SCORE:
-            return point.val_accuracy if point.score is None else point.score
+            return point.deciding
         if self.signal not in point.metrics:
             raise ValueError(
                 f"stopping plateau: each epoch of the curve must contain the metric {self.signal}, but epoch "

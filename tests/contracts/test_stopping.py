@@ -36,7 +36,7 @@ def curve_of(losses: Sequence[float], signals: Sequence[dict[str, float]] | None
 
 
 def learning(num_epochs: int = 60) -> list[CurvePoint]:
-    """A training that gets steadily better."""
+    """A training that gets steadily better, after weaker ones."""
     shares = [epoch / (num_epochs + 1) for epoch in range(1, num_epochs + 1)]
     signals = [
         with_classes(
@@ -49,12 +49,13 @@ def learning(num_epochs: int = 60) -> list[CurvePoint]:
         )
         for share in shares
     ]
-    return curve_of([1 - share for share in shares], signals)
+    curve = curve_of([1 - share for share in shares], signals)
+    return [point._replace(earlier=((0.1,) * num_epochs,) * 3) for point in curve]
 
 
 def memorizing(num_epochs: int = 60) -> list[CurvePoint]:
-    """A training that learns for a few epochs and then only memorises its images."""
-    points = []
+    """A training that learns for a few epochs and then only memorises its images, after better ones."""
+    points, better = [], ((0.95,) * num_epochs,) * 3
     for epoch in range(1, num_epochs + 1):
         late = max(0, epoch - 5)
         loss = 0.5 / epoch + 0.1 * 1.05**late
@@ -68,7 +69,8 @@ def memorizing(num_epochs: int = 60) -> list[CurvePoint]:
                 Signal.GRADIENT_DISPARITY: 1 / epoch + late,
             }
         )
-        points += [CurvePoint(epoch, 0.5 + 0.1 / epoch, loss, 1 / (1 + loss), signals, num_epochs=num_epochs)]
+        point = CurvePoint(epoch, 0.5 + 0.1 / epoch, loss, 1 / (1 + loss), signals, num_epochs=num_epochs)
+        points.append(point._replace(earlier=better))
     return points
 
 
@@ -280,6 +282,8 @@ def test_an_unknown_signal_is_refused_with_the_nearest_name() -> None:
         ("label-wave", {"window": 0}),
         ("memorization-onset", {"share": 0}),
         ("curve-extrapolation", {"min_epochs": 2}),
+        ("successive-halving", {"reduction_factor": 1}),
+        ("median", {"min_trials": 0}),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(name: str, settings: dict[str, int]) -> None:

@@ -28,8 +28,13 @@ QUICK: dict[str, dict[str, Any]] = {
     "curve-extrapolation": {"min_epochs": 3, "chance": 0.9},
     "generalization-loss": {"threshold": 1e-3},
     "successive-rises": {"rises": 1},
+    "successive-halving": {"first_epochs": 3},
+    "median": {"warmup_epochs": 1},
 }
 """Settings with which a criterion can stop a short training."""
+
+EARLIER = ((0.0, 0.0, *(1.0,) * (EPOCHS - 2)),) * 3
+"""Scores of three earlier trials, which know nothing for two epochs and everything afterwards."""
 
 
 def config_of(space: str = "as-vit", **fields: Any) -> Configuration:
@@ -61,10 +66,11 @@ def test_a_live_criterion_equals_its_replay_also_after_an_interruption(name: str
     whole = whole_curve(space, tmp_path / "whole")
     choice = PluginChoice(name=name, settings=QUICK.get(name, {}))
     stopper: Stopper = create("stopping", name, choice.settings)
-    replayed, recorder = replay_curve(stopper, whole), Recorder()
+    replayed, recorder = replay_curve(stopper, whole, earlier=EARLIER), Recorder()
     config = config_of(space, stopping=choice)
-    assert run(config, tmp_path / "live", InterruptedInside(2)).state == "interrupted"
-    outcome = run(config, tmp_path / "live", recorder)
+    interrupted = run(config, tmp_path / "live", InterruptedInside(2), earlier_scores=EARLIER)
+    assert interrupted.state == "interrupted"
+    outcome = run(config, tmp_path / "live", recorder, earlier_scores=EARLIER)
     assert len(recorder.reports) == (replayed.stopped_after or EPOCHS)
     assert outcome.state == ("complete" if replayed.stopped_after is None else "stopped")
     losses = [report.val_loss for report in recorder.reports]
@@ -75,7 +81,7 @@ def test_most_criteria_stop_in_this_test(whole: list[CurvePoint]) -> None:
     stopped = [
         name
         for name, settings in QUICK.items()
-        if replay_curve(create("stopping", name, settings), whole).stopped_after is not None
+        if replay_curve(create("stopping", name, settings), whole, earlier=EARLIER).stopped_after is not None
     ]
     assert len(stopped) >= len(QUICK) - 3, stopped
 

@@ -1,5 +1,6 @@
 """Choices that stages make from their trials: a trial, a stopping criterion, a growth step."""
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from orchestrator.stages.grow import GrowStage, GrowthSuggester, choose_step, gr
 from orchestrator.stages.searching import is_better
 from orchestrator.stages.stopping import OBJECTIVES, StoppingStage, best_of_each, choose_criterion
 from orchestrator.stages.trade_off import pareto_front
-from orchestrator.stages.train import best_score_before
+from orchestrator.stages.train import best_score_before, scores_before
 from orchestrator.stages.train_result import sort_trials
 from orchestrator.store.records import TrialRecord
 from plugins.metrics.deciding import ACCURACY, DecidingMetric
@@ -20,7 +21,7 @@ from search_spaces.as_vit import AsViTTopology
 from search_spaces.base import ImageTask
 from search_spaces.recipes import PluginChoice
 from tests.fakes import make_trial
-from trainers.config import DataConfig
+from trainers.config import DataConfig, EpochReport
 
 TASK = ImageTask(image_size=32, in_channels=1, num_classes=10)
 SCALING = {"ntk-condition": "minimize", "length-distortion": "maximize"}
@@ -114,6 +115,35 @@ def test_a_training_is_compared_with_earlier_ones_that_were_not_stopped() -> Non
     context: Any = SimpleNamespace(metric=ACCURACY, store=store, stage=SimpleNamespace(id=1))
     assert best_score_before(context, rows[3]) == 0.7
     assert best_score_before(context, rows[0]) is None
+
+
+def test_a_training_is_compared_with_the_curves_of_those_that_ended_before() -> None:
+    losses = {0: (0.9, 0.4, 0.5), 1: (0.8, math.inf, 0.7), 2: (0.7,), 3: (0.6,), 4: (0.5,)}
+    states = ("complete", "stopped", "failed", "running", "complete")
+    rows = [
+        make_trial(number, metrics={}).model_copy(update={"id": number, "state": state})
+        for number, state in enumerate(states)
+    ]
+
+    def reports(trial_id: int) -> list[EpochReport]:
+        return [
+            EpochReport(
+                epoch=epoch,
+                train_loss=1.0,
+                val_loss=loss,
+                val_accuracy=0.5,
+                learning_rate=0.1,
+                num_images=9,
+                wall_time_s=1.0,
+            )
+            for epoch, loss in enumerate(losses[trial_id], start=1)
+        ]
+
+    store = SimpleNamespace(trials=lambda _: rows, reports=reports)
+    metric = DecidingMetric.of(PluginChoice(name="loss"))
+    context: Any = SimpleNamespace(metric=metric, store=store, stage=SimpleNamespace(id=1))
+    assert scores_before(context, rows[3]) == ((-0.9, -0.4, -0.5), (-0.8,))
+    assert scores_before(context, rows[0]) == ()
 
 
 # --- growth ---

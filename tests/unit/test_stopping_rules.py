@@ -14,6 +14,7 @@ from plugins.stopping.extrapolation import extrapolate, shapes_of
 from plugins.stopping.label_wave import first_minimum, moving_averages
 from plugins.stopping.memorization_onset import Rise, fit_rise
 from plugins.stopping.progress_quotient import training_progress
+from plugins.stopping.successive_halving import rungs
 from trainers.tasks.replay import replay_curves
 
 
@@ -197,3 +198,81 @@ def test_replayed_curves_compare_with_those_before_them_that_were_not_stopped() 
     stopper = create("stopping", "curve-extrapolation")
     ends = [replayed.stopped_after for replayed in replay_curves(stopper, [weak, strong, weak])]
     assert ends == [None, None, 5]
+
+
+# --- comparison with the curves of earlier trials ---
+
+
+def test_rungs_are_at_powers_of_the_factor() -> None:
+    assert rungs(2, 3, until=54) == [2, 6, 18, 54]
+    assert rungs(1, 1.5, until=6) == [1, 2, 3, 4, 6]  # 1, 1.5, 2.25, 3.375, 5.0625
+    assert rungs(5, 2, until=4) == []
+
+
+def test_a_training_goes_on_at_a_rung_only_among_the_best_third() -> None:
+    earlier = (*((0.1, 0.1 * number) for number in range(1, 6)), (0.9,))
+    stopper = create("stopping", "successive-halving", {"first_epochs": 2})
+    cutoff = 0.3 + (4 * 2 / 3 - 2) * 0.1  # between the third and the fourth of five
+    for score, expected in ((cutoff - 1e-6, 2), (cutoff + 1e-6, None)):
+        curve = planned(accuracy_curve([0.0, score, 0.0]), num_epochs=9, best=None, earlier=earlier)
+        assert stop_of(stopper, curve) == expected
+    few = create("stopping", "successive-halving", {"first_epochs": 2, "min_trials": 6})
+    assert stop_of(few, planned(accuracy_curve([0.0, 0.0]), num_epochs=9, best=None, earlier=earlier)) is None
+    first = create("stopping", "successive-halving", {"min_trials": 6})
+    assert stop_of(first, planned(accuracy_curve([0.0, 0.0]), num_epochs=9, best=None, earlier=earlier)) == 1
+
+
+def test_successive_halving_decides_as_ray_tune() -> None:
+    schedulers = pytest.importorskip("ray.tune.schedulers.async_hyperband", reason="the reference is Ray Tune's rule")
+    draws = np.random.default_rng(3)
+    curves = [accuracy_curve(np.sort(draws.uniform(size=27)).tolist()) for _ in range(40)]
+    for first, factor in ((1, 3), (2, 2), (3, 4)):
+        stopper = create("stopping", "successive-halving", {"first_epochs": first, "reduction_factor": factor})
+        bracket = schedulers._Bracket(first, 26, factor, 0)  # a stop after the last epoch does not count
+        expected = []
+        for number, curve in enumerate(curves):
+            trial = type("Trial", (), {"trial_id": str(number)})
+            stops = (
+                point.epoch
+                for point in curve[:-1]
+                if bracket.on_result(trial, point.epoch, point.val_accuracy) != "CONTINUE"
+            )
+            expected.append(next(stops, None))
+        found = [one.stopped_after for one in replay_curves(stopper, curves)]
+        assert found == expected
+        assert None in found
+        assert len(set(found)) > 2
+
+
+def test_the_median_rule_compares_the_best_so_far_with_means_up_to_the_epoch() -> None:
+    earlier = ((0.2, 0.4, 0.9), (0.1, 0.3, 0.2), (0.4, 0.6, 0.8), (0.9,))  # means up to epoch 2: 0.3, 0.2, 0.5
+    for best, expected in ((0.3 + 1e-9, None), (0.3 - 1e-9, 2)):
+        curve = planned(accuracy_curve([best, 0.1]), num_epochs=9, best=None, earlier=earlier)
+        assert stop_of(create("stopping", "median"), curve) == expected
+    curve = planned(accuracy_curve([0.1, 0.1, 0.1]), num_epochs=9, best=None, earlier=earlier)
+    assert stop_of(create("stopping", "median", {"warmup_epochs": 2}), curve) == 3  # 0.5, 0.2, 0.6
+    assert stop_of(create("stopping", "median", {"min_trials": 4}), curve) is None
+
+
+@pytest.mark.parametrize("name", ["successive-halving", "median"])
+def test_curves_are_replayed_against_those_before_them_up_to_their_ends(name: str) -> None:
+    strong, weak = accuracy_curve([0.5, 0.6, 0.7, 0.8]), accuracy_curve([0.1, 0.2, 0.3, 0.9])
+    stopper = create("stopping", name, {"min_trials": 1})
+    stops = [one.stopped_after for one in replay_curves(stopper, [strong, weak, strong, weak])]
+    assert stops == ([None, 1, None, 1] if name == "successive-halving" else [None, 2, None, 2])
+
+
+def test_the_reasons_show_the_losses_of_other_trials_as_such() -> None:
+    earlier = ((-0.2, -0.2), (-0.3, -0.1))
+    curve = planned(
+        [point._replace(score=-0.5) for point in accuracy_curve([0.5])], num_epochs=9, best=None, earlier=earlier
+    )
+    assert create("stopping", "successive-halving").reason_to_stop(curve) == (
+        "the metric is 0.5 after epoch 1, and the best 1 in 3 of the 2 earlier trials that came so far had 0.2333 or "
+        "better"
+    )
+    median = create("stopping", "median", {"warmup_epochs": 0, "min_trials": 2})
+    assert median.reason_to_stop(curve) == (
+        "the best metric up to epoch 1 is 0.5, and half of the 2 earlier trials that came so far had 0.25 or better on "
+        "average up to there"
+    )

@@ -64,8 +64,11 @@ def run(
     keep: int = 1,
     data: ImageData | None = None,
     signals: tuple[Signal, ...] = (),
+    earlier_scores: tuple[tuple[float, ...], ...] = (),
     device: torch.device = CPU,
 ) -> TaskOutcome:
     """Train alone, by default on the CPU."""
-    task = TrainTask(configuration=config, folder=folder, keep_checkpoints=keep, signals=signals)
+    task = TrainTask(
+        configuration=config, folder=folder, keep_checkpoints=keep, signals=signals, earlier_scores=earlier_scores
+    )
     return train(task, data or digits(), reporter or Recorder(), device)

@@ -298,8 +298,13 @@ def follow(
             course = yield from _with_prior_difficulties(course, task, reporter)
         while len(history) < task.configuration.last_epoch:
             if stopper is not None and history:
-                points = [report.point_by(metric) for report in history]
-                reason = stopper.reason_to_stop(planned(points, num_epochs=len(course.plan), best=task.best_score))
+                curve = planned(
+                    [report.point_by(metric) for report in history],
+                    num_epochs=len(course.plan),
+                    best=task.best_score,
+                    earlier=task.earlier_scores,
+                )
+                reason = stopper.reason_to_stop(curve)
             if reason is not None:
                 break
             report = yield from _epoch(course, learner, history, guard, saver, reporter, ranks)
