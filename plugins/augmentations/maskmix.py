@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 
-def draw_mask(size: int, patch: int, share: float, generator: "Generator") -> "Tensor":
-    """Draw which pixels are kept: a bool mask (size, size) of square patches, on the CPU.
+def draw_masks(num_masks: int, size: int, patch: int, share: float, generator: "Generator") -> "Tensor":
+    """Draw which pixels are kept: bool masks (num_masks, size, size) of square patches, on the CPU.
 
     Args:
+        num_masks: Number of masks.
         size: Height and width of the image.
         patch: Height and width of a patch in pixels; those at the lower and right edges may be cut off.
         share: Fraction of the patches that are kept, rounded to whole patches.
@@ -24,11 +25,12 @@ def draw_mask(size: int, patch: int, share: float, generator: "Generator") -> "T
     import torch
 
     count = -(-size // patch)
-    order = torch.randperm(count * count, generator=generator)
-    kept = torch.zeros(count * count, dtype=torch.bool)
-    kept[order[: round(share * count * count)]] = True
-    whole = kept.view(count, count).repeat_interleave(patch, 0).repeat_interleave(patch, 1)
-    return whole[:size, :size]
+    kept = torch.zeros(num_masks, count * count, dtype=torch.bool)
+    for mask in kept:
+        order = torch.randperm(count * count, generator=generator)
+        mask[order[: round(share * count * count)]] = True
+    whole = kept.view(num_masks, count, count).repeat_interleave(patch, 1).repeat_interleave(patch, 2)
+    return whole[:, :size, :size]
 
 
 def progressive_shares(mixture: Mixture, attention: "Tensor", logits: "Tensor") -> "Tensor":
@@ -58,20 +60,23 @@ def progressive_shares(mixture: Mixture, attention: "Tensor", logits: "Tensor") 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskMix:
-    """Replaces the same random patches in all images of a batch, and mixes the targets."""
+    """Replaces random patches, by default the same ones in all images of a batch, and mixes the targets."""
 
     card: ClassVar[PluginCard] = PluginCard(
-        source="Zhao et al. 2023, MixPro, arXiv:2304.12043, whose patches are a quarter of the image. One mask and one "
-        "permutation per batch; the authors draw a mask for each image. Labels `attention` are their progressive "
-        "attention labels; their released settings use the area. They read the class token of a plain transformer; "
-        "here, it is what the classifier reads: the class token (pit) or the mean of the tokens (autoformer, as-vit). "
-        "The labels have no gradient, and label smoothing comes after them",
+        source="Zhao et al. 2023, MixPro, arXiv:2304.12043, whose patches are a quarter of the image. One share and "
+        "one permutation per batch, as in the authors' code, which draws a mask for each image (`masks: "
+        "image`) and rounds the number of kept patches up. Labels `attention` are their progressive attention "
+        "labels; their released settings use the area. They read the class token of a plain transformer; "
+        "here, it is what the classifier reads: the class token (pit) or the mean of the tokens (autoformer, "
+        "as-vit). The labels have no gradient, and label smoothing comes after them",
         cost="one copy of each image; with labels by attention, queries, keys and weights of the last block once more",
     )
     alpha: Annotated[float, Field(gt=0)] = 1.0
     """Both parameters of the Beta distribution of the kept fraction of the image; 1 is the uniform distribution."""
     patches: Annotated[int, Field(ge=2)] = 4
     """Patches along each side of the image."""
+    masks: Literal["batch", "image"] = "batch"
+    """Draw the patches once for the whole `batch`, or for each `image`."""
     labels: Literal["area", "attention"] = "area"
     """Mixes the targets by the `area` of the patches, or moves from there to the `attention` that they get as the
     predictions approach the mixed targets. Topologies must not merge tokens then, and need more than one token in the
@@ -88,10 +93,11 @@ class MaskMix:
 
         size = images.shape[-1]
         share = draw_share(self.alpha, generator)
-        mask = draw_mask(size, max(1, -(-size // self.patches)), share, generator).to(images.device)
+        num_masks = len(images) if self.masks == "image" else 1
+        kept = draw_masks(num_masks, size, max(1, -(-size // self.patches)), share, generator).to(images.device)
         partners = draw_partners(images, generator)
-        mixed = torch.where(mask, images, images[partners])
-        return mixed, Mixture(targets, targets[partners], mask.expand(len(images), -1, -1))
+        mixed = torch.where(kept[:, None], images, images[partners])
+        return mixed, Mixture(targets, targets[partners], kept.expand(len(images), -1, -1))
 
     def mix(self, images: "Tensor", targets: "Tensor", *, generator: "Generator") -> "tuple[Tensor, Tensor]":
         """Replace random patches with those of a partner, and mix the targets by the areas."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
 from plugins.augmentations.cutmix import draw_box
-from plugins.augmentations.maskmix import draw_mask, progressive_shares
+from plugins.augmentations.maskmix import draw_masks, progressive_shares
 from plugins.augmentations.mixup import draw_share
 from plugins.augmentations.randaugment import scale_operation
 from plugins.protocols import Augmentation, JointAugmentation, Mixing, Mixture, PluginCard
@@ -280,18 +280,19 @@ def drawn(seed: int, alpha: float) -> tuple[Generator, float]:
 
 
 def mixed_by(
-    mask: NDArray[np.float64], share: float, partners: Sequence[int], images: Tensor
+    mask: NDArray[np.float64] | Sequence[NDArray[np.float64]], share: float, partners: Sequence[int], images: Tensor
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """`m x + (1 - m) x'` and `share y + (1 - share) y'`, image by image."""
+    """`m x + (1 - m) x'` and `share y + (1 - share) y'`, image by image, with one mask or one for each image."""
     pixels, targets = images.double().numpy(), targets_of(len(images)).double().numpy()
     pairs = list(enumerate(partners))
+    masks = [mask] * len(images) if isinstance(mask, np.ndarray) else mask
     return (
-        np.stack([mask * pixels[own] + (1 - mask) * pixels[other] for own, other in pairs]),
+        np.stack([masks[own] * pixels[own] + (1 - masks[own]) * pixels[other] for own, other in pairs]),
         np.stack([share * targets[own] + (1 - share) * targets[other] for own, other in pairs]),
     )
 
 
-def assert_mixed(name: str, settings: dict[str, float], seed: int, expected: tuple[Any, Any]) -> None:
+def assert_mixed(name: str, settings: dict[str, Any], seed: int, expected: tuple[Any, Any]) -> None:
     for found, wanted in zip(mix(create("augmentations", name, settings), batch(), seed=seed), expected, strict=True):
         np.testing.assert_allclose(found.numpy(), wanted, rtol=0, atol=1e-6)
 
@@ -318,16 +319,31 @@ def test_cutmix_pastes_the_box_of_the_authors_code(seed: int) -> None:
     assert_mixed("cutmix", {"alpha": 1.0}, seed, mixed_by(mask, float(mask.mean()), partners, batch()))
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_maskmix_replaces_whole_patches(seed: int) -> None:
-    generator, share = drawn(seed, 1.0)
+def drawn_mask(share: float, generator: Generator) -> NDArray[np.float64]:
+    """A mask of 4 x 4 patches of 4 x 4 pixels."""
     order = torch.randperm(16, generator=generator).tolist()
     mask = np.zeros((16, 16))
     for patch in order[: round(share * 16)]:
         top, left = 4 * (patch // 4), 4 * (patch % 4)
         mask[top : top + 4, left : left + 4] = 1
+    return mask
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("masks", ["batch", "image"])
+def test_maskmix_replaces_whole_patches(masks: str, seed: int) -> None:
+    generator, share = drawn(seed, 1.0)
+    kept = [drawn_mask(share, generator) for _ in range(8 if masks == "image" else 1)]
     partners = torch.randperm(8, generator=generator).tolist()
-    assert_mixed("maskmix", {"alpha": 1.0}, seed, mixed_by(mask, float(mask.mean()), partners, batch()))
+    expected = mixed_by(kept if masks == "image" else kept[0], float(kept[0].mean()), partners, batch())
+    assert_mixed("maskmix", {"alpha": 1.0, "masks": masks}, seed, expected)
+
+
+def test_masks_of_images_differ_in_their_patches_but_not_in_their_number() -> None:
+    mixing = create("augmentations", "maskmix", {"masks": "image"})
+    _, mixture = mixing.mix_two(batch(), targets_of(8), generator=Generator().manual_seed(3))
+    assert len({mask.numpy().tobytes() for mask in mixture.kept}) > 1
+    assert len(mixture.areas.unique()) == 1
 
 
 def test_labels_by_attention_have_the_same_images_and_the_areas_of_their_masks() -> None:
@@ -396,7 +412,7 @@ def test_a_box_has_at_most_its_share_of_the_image(share: float) -> None:
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize(("size", "patch"), [(16, 4), (16, 5)])
 def test_a_mask_of_maskmix_keeps_a_share_of_whole_patches(size: int, patch: int, share: float) -> None:
-    mask = draw_mask(size, patch, share, torch.Generator().manual_seed(2))
+    (mask,) = draw_masks(1, size, patch, share, torch.Generator().manual_seed(2))
     assert mask.shape == (size, size)
     count = -(-size // patch)
     kept = []
