@@ -79,6 +79,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mutual": {"loss": "mutual"},
     "paired": {"loss": {"name": "mutual", "together": True}},
     "cross-split": {"loss": "cross-split"},
+    "split together": {"loss": {"name": "cross-split", "together": True, "warmup": 0.0}},
 }
 TEACHER_LOSSES: dict[str, dict[str, Any]] = {
     "soft": {"loss": {"name": "soft-distillation", "only_where_better": True}},

@@ -50,24 +50,29 @@ class CrossSplit:
         source="Kim et al. 2023, CrossSplit, arXiv:2212.01674, Eq. 1 to 4, with constants of the authors' code. The "
         "range of divergences in a class is that of the latest visits instead of an extra pass. Left out: the "
         "semi-supervised and contrastive losses on the other half (so that a model has half of the images), two views "
-        "of each image, and the ensemble of both models, of which the first one is the trial's. Images must not be "
-        "mixed",
+        "of each image, and the ensemble of both models, of which the first one is the trial's. They take turns in "
+        "every step, so that the trial is not packed, unless `together` is set. Images must not be mixed",
         cost="as `mutual`, and two numbers per training image",
         needs=("labels that may be wrong",),
     )
-    packs: ClassVar[bool] = False
-    """The two models of a trial take turns, so that its steps cannot be stacked with those of other trials."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Fraction of the training in which both models learn all labels as they are."""
     temperature: Annotated[float, Field(gt=0)] = 0.5
     """Sharpens the softened labels: they are raised to the power of its inverse."""
     split_seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the halves."""
+    together: bool = False
+    """Computes both models as one pack, as in `mutual`."""
+
+    @property
+    def packs(self) -> bool:
+        """Two models that take turns cannot be stacked with those of other trials."""
+        return self.together
 
     @property
     def inputs(self) -> frozenset[LossInput]:
         """The other model."""
-        return frozenset({LossInput.PEER})
+        return frozenset({LossInput.MATE if self.together else LossInput.PEER})
 
     def initial_state(
         self,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from plugins.losses.cross_split import label_divergence
 from plugins.protocols import LossInput, StatefulLoss, can_pack
 from plugins.registry import available, create
 from search_spaces.recipes import PluginChoice, Recipe
@@ -36,7 +37,12 @@ from trainers.weights.reading import SourceWeights
 SPACES = {"as-vit": TOPOLOGY, "autoformer": "autoformer:2,2|2,2|16,8", "pit": "pit:1,1|1,2|1,2|2,4,8"}
 NAMES = sorted(available("losses"))
 TOGETHER = {"name": "mutual", "together": True}
-LOSSES: dict[str, Any] = {**{name: {"name": name} for name in NAMES}, "mutual-together": TOGETHER}
+SPLIT_TOGETHER = {"name": "cross-split", "together": True, "warmup": 0.0}
+LOSSES: dict[str, Any] = {
+    **{name: {"name": name} for name in NAMES},
+    "mutual-together": TOGETHER,
+    "cross-split-together": SPLIT_TOGETHER,
+}
 CASES = [(name, space) for name in LOSSES for space in SPACES]
 TEACHER = SPACES["autoformer"]
 
@@ -341,6 +347,21 @@ def test_two_models_of_a_pack_learn_from_each_other_in_the_same_forward_pass() -
     (answer,) = learn([batch])
     torch.testing.assert_close(answer, expected[0], rtol=1e-5, atol=1e-6)
     assert not any(torch.equal(one.values, old) for one, old in zip((row, row.peer), before, strict=True))
+
+
+def test_two_models_that_are_computed_together_remember_how_far_the_other_one_is_from_the_labels() -> None:
+    config = config_of(SPLIT_TOGETHER, None, dropout=0.0)
+    row = make_row(config, digits(), CPU)
+    course = Course.lay_out(config, digits(), row.model, CPU)
+    (batch,) = prepare([row], [next(course.steps(1, None, ()))], training_images(digits(), CPU))
+    assert row.peer is not None
+    targets = torch.nn.functional.one_hot(batch.labels, 10).float()
+    models = (row, row.peer)
+    expected = [label_divergence(targets, one.model.train()(batch.images).detach().softmax(1)) for one in models]
+    assert not torch.allclose(*expected)
+    learn([batch])
+    for one, wanted in zip(models, reversed(expected), strict=True):
+        torch.testing.assert_close(one.loss_state["divergence"][batch.step.indices], wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_two_models_that_are_computed_together_cost_no_further_passes(tmp_path: Path) -> None:

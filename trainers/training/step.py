@@ -317,6 +317,7 @@ def learn(batches: Sequence[Batch], watch: Callable[[int, Tensor], None] | None 
         for number, gradient in enumerate(of_first):
             watch(number, gradient)
     gradients = _clip(gradients, norms, [batch.step.settings.gradient_clip for batch in batches])
+    batches = _with_mates(batches, logits)
     answers: list[Tensor | Exception] = list(losses.detach().unbind(0))
     for number, (batch, gradient) in enumerate(zip(batches, gradients.unbind(0), strict=True)):
         try:
@@ -566,13 +567,13 @@ def _stacked_gradients(batches: Sequence[Batch], values: Sequence[Tensor]) -> _C
     return _Computed(losses, gradients, own)
 
 
-def _with_mates(batches: Sequence[Batch], logits: Tensor) -> list[Batch]:
-    """The batches with the logits of the other model of the same training, from logits (K, B, [heads,] classes)."""
+def _with_mates(batches: Sequence[Batch], logits: Sequence[Tensor] | Tensor) -> list[Batch]:
+    """The batches with the logits of the other model of the same training, from `K` logits (B, [heads,] classes)."""
     found = list(batches)
     for number, batch in enumerate(batches):
         if batch.mate is not None:
             for one, other in ((number, number + 1), (number + 1, number)):
-                seen = logits[other, : len(batch.labels)]
+                seen = logits[other][: len(batch.labels)]
                 peer = seen if seen.ndim == 2 else seen[:, 0]  # without auxiliary heads
                 found[one] = replace(found[one], outputs=found[one].outputs._replace(peer=peer))
     return found
