@@ -40,12 +40,17 @@ def _lawa(window: int, spacing: int) -> PluginChoice:
     return PluginChoice(name="lawa", settings={"window": window, "spacing": spacing})
 
 
+CONSECUTIVE, SPACED = _lawa(3, 1), _lawa(3, 4)
+TRAINED_EMA = PluginChoice(name="trained-ema", settings={"rate": max(EMA_RATES)})
 METHODS = (
     LAST,
-    *(_lawa(3, spacing) for spacing in (1, 2, 4)),
+    CONSECUTIVE,
+    _lawa(3, 2),
+    SPACED,
     *(_lawa(5, spacing) for spacing in (1, 2, 4)),
     PluginChoice(name="wsm", settings={"window": 5}),
-    *(PluginChoice(name="trained-ema", settings={"rate": rate}) for rate in EMA_RATES),
+    PluginChoice(name="trained-ema", settings={"rate": min(EMA_RATES)}),
+    TRAINED_EMA,
     PluginChoice(name="greedy-soup", settings={"window": 5}),
     PluginChoice(name="lcsc", settings={"window": 5}),
 )

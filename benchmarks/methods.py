@@ -30,6 +30,9 @@ TEACHER = "as-vit:4,4,4,1|4,2,4,2|2,2,4,2|2,1,4,2|32,32"
 TAUGHT = ("soft-distillation", "hard-distillation", "teacher-labels")
 """Losses that need a teacher."""
 _FIRST_HALF = {"from": 1.0, "to": 0.0, "until": 0.5, "shape": "step"}
+LARGE_BATCHES = (128, 512)
+_SCALED = {"learning_rate_scaling": "linear", "base_batch_size": 32}
+"""Rates that are meant for the batches of the digits."""
 _ONE_RUN = {"difficulty_runs": 1, "difficulty_epochs": 3}
 
 
@@ -97,9 +100,13 @@ REGULARISERS = (
     Arm("maskmix", {"mixing": "maskmix"}),
     Arm("dropout", {"dropout": 0.1}),
     Arm("early dropout", {"dropout": {"from": 0.1, "to": 0.0, "until": 0.5, "shape": "step"}}),
+    Arm("late dropout", {"dropout": {"from": 0.0, "to": 0.1, "until": 0.5, "shape": "step"}}),
     Arm("drop path", {"drop_path": 0.1}),
-    Arm("growing batches", {"batch_size": {"from": 16, "to": 64, "until": 1.0, "shape": "linear"}}),
     Arm("weight decay 0.2", {"weight_decay": 0.2}),
+)
+BATCHES = (
+    Arm("growing batches", {"batch_size": {"from": 16, "to": 64, "until": 1.0, "shape": "linear"}}),
+    *(Arm(f"batches of {size}, linear scaling", {"batch_size": size, **_SCALED}) for size in LARGE_BATCHES),
 )
 KINDS = {
     "curricula": CURRICULA,
@@ -107,6 +114,7 @@ KINDS = {
     "schedules": SCHEDULES,
     "losses": LOSSES,
     "regularisers": REGULARISERS,
+    "batches": BATCHES,
 }
 """Arms of the As-ViT model, besides the control."""
 ELSEWHERE = {

@@ -10,6 +10,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -20,7 +21,9 @@ from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from benchmarks._methods_page import averages_table, methods_table, noise_table
+from benchmarks._claims import claims_table
+from benchmarks._effects import measured_effects
+from benchmarks._methods_page import BLOCKS
 from orchestrator.settings import Settings
 from orchestrator.spec.budget import Budget
 from orchestrator.spec.engine import SCHEDULERS, EngineSpec, ResourceSpec
@@ -58,11 +61,7 @@ MODELS: dict[str, type[BaseModel]] = {
 }
 """Models whose fields a page can show as a table, by name."""
 
-MEASURED: dict[str, Callable[[str], str]] = {
-    "methods": methods_table,
-    "noise": noise_table,
-    "averages": averages_table,
-}
+MEASURED: dict[str, Callable[[str], str]] = {**BLOCKS, "claims": claims_table}
 """Tables of measured results, by the first word of the block."""
 _IN_HOME = {
     "database_url": "vitsearch.db",
@@ -155,10 +154,13 @@ def _card(kind: str, name: str) -> str:
     plugin = registry.load(kind, name)
     about = re.sub(r"\s+", " ", (sys.modules[plugin.__module__].__doc__ or "").strip().partition("\n\n")[0])
     parts = [f"### {name}", about]
-    facts = {}
+    facts: dict[str, str] = {}
     card = getattr(plugin, "card", None)
     if card is not None:
         facts = {"Source": card.source, "Cost": card.cost, "Needs": ", ".join(card.needs)}
+    effect = _effects().get(kind, {}).get(name)
+    if effect is not None:
+        facts["Measured"] = effect
     direction = getattr(plugin, "direction", None)
     if direction is not None:
         facts["Better"] = "higher" if direction == "maximize" else "lower"
@@ -169,6 +171,11 @@ def _card(kind: str, name: str) -> str:
     if rows:
         parts.append(_table(("setting", "takes", "default", "meaning"), rows))
     return "\n\n".join(parts)
+
+
+@cache
+def _effects() -> dict[str, dict[str, str]]:
+    return measured_effects()
 
 
 def _roles(kind: str, name: str) -> dict[str, str]:

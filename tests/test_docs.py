@@ -16,7 +16,9 @@ import typer
 from PIL import Image
 
 import vitsearch
+from benchmarks._effects import measured_effects
 from orchestrator.cli.main import app
+from orchestrator.reports.plugin_facts import EFFECTS
 from orchestrator.settings import Settings
 from orchestrator.spec.stage_registry import STAGES
 from orchestrator.spec.study_file import load_spec
@@ -129,6 +131,14 @@ def test_what_is_made_from_code_is_what_the_code_says(page: Path) -> None:
         page.write_text(wanted, encoding="utf-8")
         return
     assert wanted == text, "regenerate the docs with: WRITE_DOCS=1 pytest tests/test_docs.py"
+
+
+def test_cards_tell_what_was_measured() -> None:
+    text = json.dumps(measured_effects(), indent=2, ensure_ascii=False) + "\n"
+    if os.environ.get("WRITE_DOCS"):
+        EFFECTS.write_text(text, encoding="utf-8")
+        return
+    assert EFFECTS.read_text(encoding="utf-8") == text, "regenerate it with: WRITE_DOCS=1 pytest tests/test_docs.py"
 
 
 def test_every_stage_and_every_kind_of_plugin_has_its_place_in_the_docs() -> None:

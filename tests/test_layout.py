@@ -126,7 +126,8 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
     assert "orchestrator/store/migrations/versions/0001_initial.py" in names
     others = {name for name in names - metadata if not name.endswith(".py")}
     pages = {path.relative_to(ROOT).as_posix() for part in PAGE_FOLDERS for path in (ROOT / part).iterdir()}
-    assert others == {f"{package}/py.typed" for package in PACKAGES} | pages
+    data = {"orchestrator/reports/measured_effects.json"}
+    assert others == {f"{package}/py.typed" for package in PACKAGES} | pages | data
     assert any(name.endswith("licenses/LICENSE") for name in metadata)
     assert {name.partition("/")[0] for name in names - metadata} == set(PACKAGES)
     assert "vitsearch = vitsearch.__main__:main" in points

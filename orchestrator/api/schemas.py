@@ -225,6 +225,7 @@ class PluginView(_Body):
     source: str | None = Field(description="the paper, and how our version differs")
     cost: str | None
     needs: list[str]
+    measured: str | None = Field(description="what it gave in our benchmarks; null if it was not measured")
     settings: dict[str, str] = Field(description="types of the settings by name")
     settings_schema: dict[str, Any] | None = Field(
         description="JSON schema of the settings; null if they have types without one"
