@@ -268,6 +268,8 @@ class ScoreTask(_Plain):
     """Number of classes of the networks; `None` uses that of the data."""
     need_all: bool = True
     """Whether the task fails if one proxy fails."""
+    verify: bool = False
+    """Whether proxies of other packages are computed twice; one that gives another score then fails."""
 
 
 class Fence(_Plain):

@@ -5,6 +5,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, redirect_stdout
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -28,6 +29,11 @@ class SafeConsole(Console):
 
 stdout = SafeConsole(highlight=False, soft_wrap=False)
 stderr = SafeConsole(stderr=True, highlight=False)
+
+
+def plugins_print_on_stderr() -> AbstractContextManager[object]:
+    """Inside the context, what plug-ins print goes to stderr, since stdout has the results for programs."""
+    return redirect_stdout(sys.stderr)
 
 
 def out(value: Any) -> None:

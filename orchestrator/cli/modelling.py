@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cli.console import fail, note, out, print_json, stderr
+from orchestrator.cli.console import fail, note, out, plugins_print_on_stderr, print_json, stderr
 from orchestrator.cli.decoding import show_decoding
 from orchestrator.cli.exit_status import BAD_INPUT, exit_on_error
 from orchestrator.cli.signals import StopRequest, stop_on_signal
@@ -71,7 +71,7 @@ def train_command(
                     note(start)
             if configuration.teacher is not None:
                 configuration = with_teacher(configuration, checkpoints, load_settings())
-            with stop_on_signal(control):
+            with stop_on_signal(control), plugins_print_on_stderr():
                 outcome, weights = train_configuration(configuration, checkpoints, reporter, data=data)
             if outcome.state == "interrupted":
                 fail(

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cli.console import fail, note, out, print_json, stderr
+from orchestrator.cli.console import fail, note, out, plugins_print_on_stderr, print_json, stderr
 from orchestrator.cli.decoding import study_display
 from orchestrator.cli.exit_status import exit_on_error
 from orchestrator.cli.signals import StopRequest, stop_on_signal
@@ -77,7 +77,7 @@ def run_and_show(
         is_done = before is not None and before.state == "complete"
         if is_done and not quiet and not has_work(spec, settings, retry_failed=retry_failed):
             note(f"study {spec.study!r} is already complete; nothing is left to run")
-        with _display(quiet) as progress, stop_on_signal(control):
+        with _display(quiet) as progress, stop_on_signal(control), plugins_print_on_stderr():
             study = run_study(spec, text, settings, progress=progress, control=control, retry_failed=retry_failed)
     summary = find_summary(spec.study, settings)
     if as_json:

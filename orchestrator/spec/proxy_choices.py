@@ -63,8 +63,13 @@ def is_training_proxy(name: str) -> bool:
 
 
 def is_random(name: str) -> bool:
-    """Whether the score depends on the seed; a proxy without the setting `repeats` is exact."""
-    return "repeats" in registry.setting_types("proxies", name)
+    """Whether the score may depend on the seed: unless its class has `is_exact = True`."""
+    return not getattr(registry.load("proxies", name), "is_exact", False)
+
+
+def fitted_to(name: str) -> tuple[str, ...]:
+    """Digests of the accuracies that the proxy was fitted to (`repeated_truths.accuracies_digest`)."""
+    return tuple(getattr(registry.load("proxies", name), "fitted_to", ()))
 
 
 def scored_choices(choices: Sequence[PluginChoice]) -> tuple[PluginChoice, ...]:
@@ -90,7 +95,7 @@ def with_repeats(choices: Iterable[PluginChoice], repeats: int | None) -> tuple[
         return tuple(choices)
     return tuple(
         choice.model_copy(update={"settings": {**choice.settings, "repeats": repeats}})
-        if is_random(choice.name)
+        if "repeats" in registry.setting_types("proxies", choice.name)
         else choice
         for choice in choices
     )

@@ -113,6 +113,7 @@ def score_truths(
             seed=base_seed if key.seed == 0 else seed_for(base_seed, key.seed),
             num_classes=truth.task.num_classes,
             need_all=False,
+            verify=key.seed == 0 and key.topology == truth.topologies[0],
         )
 
     begun = {_key(trial.point) for trial in context.store.trials(context.stage.id)}

@@ -136,7 +136,12 @@ class ProxyScore(NamedTuple):
 
 
 class Proxy(Protocol):
-    """A training-free score."""
+    """A training-free score.
+
+    The class may also have `is_exact = True`: the seed has no influence, so that the score is not computed again for
+    further seeds. `fitted_to` has the digests of accuracies that the score was fitted to
+    (`orchestrator.evaluation.repeated_truths.accuracies_digest`), by which it cannot be judged.
+    """
 
     card: ClassVar[PluginCard]
     direction: ClassVar[Literal["maximize", "minimize"]]

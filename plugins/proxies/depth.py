@@ -13,6 +13,7 @@ class Depth:
 
     card: ClassVar[PluginCard] = PluginCard(source="baseline; deeper models tend to be better", cost="arithmetic only")
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
+    is_exact: ClassVar[bool] = True
 
     def score(self, candidate: Candidate) -> ProxyScore:
         topology = candidate.topology

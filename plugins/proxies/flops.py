@@ -18,6 +18,7 @@ class Flops:
         cost="arithmetic only",
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
+    is_exact: ClassVar[bool] = True
 
     def score(self, candidate: Candidate) -> ProxyScore:
         return ProxyScore(float(candidate.costs.macs))

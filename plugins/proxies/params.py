@@ -12,6 +12,7 @@ class Params:
 
     card: ClassVar[PluginCard] = PluginCard(source="baseline; larger models tend to be better", cost="arithmetic only")
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
+    is_exact: ClassVar[bool] = True
 
     def score(self, candidate: Candidate) -> ProxyScore:
         return ProxyScore(float(candidate.costs.parameters))

@@ -145,6 +145,21 @@ def test_more_seeds_are_scored_for_what_depends_on_them(
     assert rows["params"]["seed_spread"] is None
 
 
+def test_a_score_without_repeats_is_exact_only_if_it_declares_so(
+    command_line: CommandLine, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def score(self: Flops, candidate: Candidate) -> ProxyScore:
+        return ProxyScore(float(random.Random(f"{candidate.topology.id} {candidate.seed}").random()))
+
+    monkeypatch.setattr(Flops, "score", score)
+    monkeypatch.setattr(Flops, "is_exact", False)
+    rows = command_line(*options(table, "--json", "--seeds", "3")).json()["correlation"]["proxies"]
+    found = {row["proxy"]: (row["num_seeds"], row["seed_spread"]) for row in rows}
+    assert found["params"] == (1, None)
+    assert found["flops"][0] == 3
+    assert found["flops"][1] > 0
+
+
 def test_an_interrupted_study_goes_on_and_scores_nothing_twice(
     command_line: CommandLine, table: Path, scored: list[Any], tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from trainers.config import ScoreTask, TaskOutcome
 from trainers.data.images import ImageData
 from trainers.data.mapping import gather
 from trainers.hardware.devices import full_precision, make_generator
+from trainers.tasks.isolated_scores import IsolatedScores, check_repeated, must_be_repeatable
 from trainers.training.evaluation import Normalizer
 from trainers.training.failures import Failure, describe_failure, free_memory
 
@@ -51,9 +52,13 @@ def score_topology(task: ScoreTask, images: Tensor, image_task: ImageTask, label
     start = time.perf_counter()
     topology = parse_topology(task.topology)
     proxies = {choice.name: create("proxies", choice.name, choice.settings) for choice in task.proxies}
-    candidate = make_candidate(
-        topology, images, image_task, seed=task.seed, labels=labels, companions=tuple(proxies.values())
-    )
+
+    def isolated_scores(*companions: Proxy) -> IsolatedScores:
+        return IsolatedScores(
+            make_candidate(topology, images, image_task, seed=task.seed, labels=labels, companions=companions)
+        )
+
+    isolated = isolated_scores(*proxies.values())
     scores: dict[str, ProxyScore] = {}
     failures: dict[str, Failure] = {}
     seconds: dict[str, float] = {}
@@ -61,21 +66,28 @@ def score_topology(task: ScoreTask, images: Tensor, image_task: ImageTask, label
         began = time.perf_counter()
         try:
             with full_precision():
-                scores[name] = proxy.score(candidate)
+                scores[name] = isolated.score(proxy)
         except Exception as error:  # a proxy may raise any exception; the others still run
             failures[name] = describe_failure(error)
         if name in failures:
             free_memory()
         seconds[name] = time.perf_counter() - began
+    for name in [name for name in scores if task.verify and must_be_repeatable(proxies[name])]:
+        try:
+            with full_precision():
+                check_repeated(scores[name], isolated_scores(proxies[name]).score(proxies[name]))
+        except Exception as error:  # as above
+            failures[name] = describe_failure(error)
+            del scores[name]
     return score_outcome(
         topology.id,
-        candidate.costs,
+        isolated.candidate.costs,
         scores,
         failures,
         seconds=seconds,
         wall_time_s=time.perf_counter() - start,
         need_all=task.need_all,
-        training_macs=training_macs(task, candidate.costs, num_images=len(images)),
+        training_macs=training_macs(task, isolated.candidate.costs, num_images=len(images)),
     )
 
 

@@ -15,6 +15,10 @@ from trainers.training.fencing import SupersededError
 _TRACEBACK_LINES = 6
 
 
+class ProxyFaultError(RuntimeError):
+    """A proxy broke a rule of its interface. The message names the rule and what to do."""
+
+
 class Failure(NamedTuple):
     """The reason why a task or a score has no result."""
 
@@ -35,6 +39,8 @@ def describe_failure(error: Exception) -> Failure:
         )
     if isinstance(error, CheckpointWriteError | SupersededError):
         return Failure("storage", str(error))
+    if isinstance(error, ProxyFaultError):
+        return Failure("exception", str(error))
     lines = "".join(traceback.format_exception(error)).rstrip().splitlines()[-_TRACEBACK_LINES:]
     place = traceback.extract_tb(error.__traceback__)[-1]
     reason = f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
