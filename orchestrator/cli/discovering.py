@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from orchestrator.cli.console import fail, note, out, print_json
+from orchestrator.cli.console import fail, note, out, plugins_print_on_stderr, print_json
 from orchestrator.cli.given_tables import TableNetworks, networks_of, one_each, optional_facts
 from orchestrator.cli.signals import StopRequest, stop_on_signal
 from orchestrator.settings import Settings, load_settings
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from orchestrator.discovery.evolution import SearchSettings
     from orchestrator.discovery.run import Findings, MeasuredPool
     from orchestrator.evaluation.ground_truth import GroundTruth
+    from orchestrator.evaluation.repeated_truths import NamedAccuracies
 
 _PAUSE_S = 5.0
 """Minimum time between two lines of progress."""
@@ -59,12 +60,12 @@ def discover_command(options: DiscoverOptions, *, quiet: bool, as_json: bool) ->
     networks = networks_of(options.tables, options.image_size, options.num_classes)
     truths = _truths(options, networks)
     control, progress = StopRequest(), _Lines(quiet=quiet)
-    with stop_on_signal(control):
+    with stop_on_signal(control), plugins_print_on_stderr():
         pool = _measured(options, truths, settings, control, progress)
         findings = _found(options, pool, search_settings, control, progress)
     path = None
     if not findings.discovery.interrupted or options.save_interrupted:
-        path = _save(options, networks, findings, settings)
+        path = _save(options, networks, truths, findings, settings)
     if as_json:
         print_json({"saved": None if path is None else str(path), **findings.as_json()})
     else:
@@ -91,6 +92,7 @@ def _truths(options: DiscoverOptions, networks: TableNetworks) -> list["GroundTr
     """Load the accuracies of the tables; exits if they are invalid."""
     from orchestrator.discovery.evolution import MIN_TOPOLOGIES
     from orchestrator.evaluation.ground_truth import load_table_truth
+    from orchestrator.evaluation.repeated_truths import repetition
     from orchestrator.spec.truth_error import TruthError
     from orchestrator.spec.truth_source import TruthSource
     from trainers.config import DataConfig
@@ -129,15 +131,17 @@ def _truths(options: DiscoverOptions, networks: TableNetworks) -> list["GroundTr
                 f"{len(truth.topologies)} with {len(set(truth.accuracies))} different values.",
                 status=2,
             )
-        if any(_accuracies(one) == _accuracies(truth) for one in truths):
-            fail(f"--table: {target} of {table} must be given once, but it repeats. Remove it.", status=2)
+        mistake = repetition(_named(truth), [_named(one) for one in truths])
+        if mistake is not None:
+            fail(f"--table: {target} of {table} {mistake}", status=2)
         truths.append(truth)
     return truths
 
 
-def _accuracies(truth: "GroundTruth") -> tuple[object, ...]:
-    """What two tables must not have in common, whatever their paths; a table has several spaces, recipes and epochs."""
-    return truth.digest, truth.target, truth.topologies, truth.accuracies
+def _named(truth: "GroundTruth") -> "NamedAccuracies":
+    from orchestrator.evaluation.repeated_truths import NamedAccuracies
+
+    return NamedAccuracies(truth.title, truth.by_topology)
 
 
 def _measured(
@@ -193,7 +197,14 @@ def _found(
     return findings
 
 
-def _save(options: DiscoverOptions, networks: TableNetworks, findings: "Findings", settings: Settings) -> Path:
+def _save(
+    options: DiscoverOptions,
+    networks: TableNetworks,
+    truths: Sequence["GroundTruth"],
+    findings: "Findings",
+    settings: Settings,
+) -> Path:
+    from orchestrator.evaluation.repeated_truths import accuracies_digest
     from plugins.proxies.saved_formulas import save_formula
 
     about = [
@@ -201,8 +212,9 @@ def _save(options: DiscoverOptions, networks: TableNetworks, findings: "Findings
         f"networks: {options.num_networks} per topology, {networks.num_classes} classes, {networks.image_size} pixels, "
         f"a batch of {options.batch_size} from {options.data}",
     ]
+    fitted_to = [accuracies_digest(truth.by_topology) for truth in truths]
     formula = findings.discovery.formula
-    return save_formula(settings.formula_folder, options.name, formula, comments="\n".join(about))
+    return save_formula(settings.formula_folder, options.name, formula, comments="\n".join(about), fitted_to=fitted_to)
 
 
 class _Lines:

@@ -31,6 +31,7 @@ def joint_verdict(result: Mapping[str, Any]) -> RenderableType:
     parts += [
         _remark(f"{title}: these accuracies differ by no more than chance, so it is left out.") for title in chance
     ]
+    parts += [_remark(line) for line in _notes(truths)]
     parts.append(_remark("(--format json and correlation.csv in MLflow contain every table with all intervals)"))
     return Group(*parts)
 
@@ -124,6 +125,18 @@ def _of_table(one: Mapping[str, Any], baselines: Sequence[str]) -> str:
         f"{_title(one)}: the strongest baseline is {strongest['proxy']}, tau {_interval(strongest['tau'])}{limit}; "
         f"shown to beat all baselines: {', '.join(winners) or 'none'}."
     )
+
+
+def _notes(truths: Sequence[Row]) -> list[str]:
+    """Notes on scores that lack topologies or are suspiciously good, with the tables for which they hold."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for one in truths:
+        for row in one["proxies"]:
+            is_partial = row.get("num_topologies", 0) < one["truth"].get("num_topologies", 0)
+            notes = (row.get("note") or "").split("; ") if is_partial or row.get("is_suspicious") else []
+            for note in filter(None, notes):
+                found.setdefault((row["proxy"], note), []).append(_title(one))
+    return [f"{', '.join(tables)}: {proxy}: {note}." for (proxy, note), tables in found.items()]
 
 
 def _title(one: Mapping[str, Any]) -> str:

@@ -146,6 +146,7 @@ class _Verdicts:
             "regret (points)" if in_points else "regret": lambda row: _number(row["regret"]["value"], factor),
             "seed spread": lambda row: _number(row["seed_spread"]),
             "n": lambda row: str(row["num_topologies"]),
+            "time (s)": lambda row: _number(row.get("wall_time_s")),
         }
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:

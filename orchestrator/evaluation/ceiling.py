@@ -6,8 +6,12 @@ from typing import Literal
 
 import numpy as np
 
+from orchestrator.evaluation.judging import MIN_FOR_INTERVAL
 from orchestrator.evaluation.rank_statistics import Vector
 from orchestrator.evaluation.verdict import Ceiling, Interval, Verdict
+
+_TOO_GOOD, _FAR_AHEAD = 0.9, 0.1
+"""Tau, and its difference from counting, from which a score is suspected to have seen the accuracies."""
 
 
 def ceiling_of_seeds(seeds: Sequence[Sequence[float]], *, confidence: float) -> Ceiling | None:
@@ -53,6 +57,30 @@ def ceiling_of_images(accuracies: Sequence[float], num_images: int, *, confidenc
         return None
     noise = float(np.mean(values * (1 - values))) / num_images
     return _ceiling(values, noise, math.inf, source="images", num_seeds=1, confidence=confidence)
+
+
+def suspicion(verdict: Verdict, ceiling: Ceiling | None) -> str | None:
+    """A note on a score that ranks so well that it may have seen the accuracies; `None` for any other.
+
+    No published score comes near the accuracies, unless counting does so, too. And no score that has not seen them can
+    know the noise of their training seeds.
+
+    Args:
+        verdict: The verdict on a single score that is no baseline.
+        ceiling: The ceiling of the accuracies; `None` if their noise is unknown.
+    """
+    tau = verdict.tau
+    if tau.value is None or verdict.num_topologies < MIN_FOR_INTERVAL:
+        return None
+    low = tau.value if tau.low is None else tau.low
+    is_above = ceiling is not None and ceiling.source == "seeds" and low > (ceiling.tau.high or 0)
+    ahead = min((gap.value for gap in verdict.minus.values() if gap.value is not None), default=0.0)
+    if is_above or (low >= _TOO_GOOD and ahead >= _FAR_AHEAD):
+        return (
+            f"it ranks {'better than a perfect score would' if is_above else 'almost perfectly, far ahead of counting'}"
+            ": make sure that it has not seen these accuracies, also not by being fitted to them"
+        )
+    return None
 
 
 def have_no_verdict(ceiling: Ceiling | None, verdicts: Sequence[Verdict]) -> bool:

@@ -71,6 +71,11 @@ class GroundTruth:
         return ceiling_of_images([value / scale for value in self.accuracies], self.num_images, confidence=confidence)
 
     @property
+    def by_topology(self) -> dict[str, float]:
+        """The accuracy of each topology."""
+        return dict(zip(self.topologies, self.accuracies, strict=True))
+
+    @property
     def title(self) -> str:
         """Title for display: `c100_kd_acc of pit-cifar100`."""
         return f"{self.target} of {self.name}"

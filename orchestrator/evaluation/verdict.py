@@ -79,6 +79,8 @@ class Verdict(BaseModel):
     """Whether tau is shown to be below 0, at one error level for all scores together."""
     beaten: tuple[str, ...] = ()
     """Baselines to which the difference is shown to be above 0, at the same level; empty without `above_zero`."""
+    is_suspicious: bool = False
+    """Whether the ranking is too good for a score that has not seen the accuracies; `note` then says so."""
     note: str | None
     """Reason for a missing value, or a caveat."""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from orchestrator.engines.seeds import seed_for
+from orchestrator.evaluation.repeated_truths import NamedAccuracies, repetition
 from orchestrator.spec.plugin_checks import choice_problems, proxy_problems
 from orchestrator.spec.problems import Problem
 from orchestrator.spec.proxy_choices import expand_all, is_pool_proxy, with_repeats
@@ -130,6 +131,7 @@ def run_correlate(context: StageContext, spec: CorrelateStage) -> StageOutcome:
         truths = _load_truths(context, spec)
     except TruthError as error:
         raise StageFailedError(str(error)) from error
+    _refuse_repetitions(truths, num_judged=1 + len(spec.further))
     screen, screen_seed = _screen(context, spec)
     choices = chosen_proxies(spec, screen)
     scored = score_truths(
@@ -210,27 +212,47 @@ def _baseline_problems(baselines: Sequence[str], at: KeyPath) -> Iterator[Proble
 
 
 def _repeated_truths(stage: CorrelateStage, at: KeyPath) -> Iterator[Problem]:
-    """Yield accuracies that are judged twice, which would count twice in the joint verdict."""
+    """Yield studies that are judged twice, which would count twice in the joint verdict."""
     judged = [] if stage.truth is None else [stage.truth]
     for index, truth in enumerate(stage.further):
-        if truth in judged:
-            yield Problem(
-                (*at, "further", index), "each table and target must be named once, but it repeats. Remove it."
-            )
+        if truth.study is not None and truth in judged:
+            yield Problem((*at, "further", index), "each study must be named once, but it repeats. Remove it.")
         judged.append(truth)
 
 
 def _table_problems(stage: CorrelateStage, at: KeyPath) -> Iterator[Problem]:
     """Yield mistakes in tables that do not depend on the images; a study is looked up only when the stage runs."""
+    read: dict[KeyPath, NamedAccuracies] = {}
     for path, truth in _places(stage, at):
         if truth.table is None or truth.space is None or truth.target is None:
             continue
         try:
-            read_truth_table(
+            table = read_truth_table(
                 Path(truth.table), space=truth.space, target=truth.target, recipe=truth.recipe, epoch=truth.epoch
             )
         except TruthError as error:
             yield Problem((*path, error.key), str(error))
+            continue
+        given = NamedAccuracies(f"{table.target} of {table.name}", {row.topology.id: row.value for row in table.rows})
+        is_transfer = len(path) > len(at) and path[len(at)] == "transfer"
+        compared = [one for other, one in read.items() if not is_transfer or other == (*at, "truth")]
+        mistake = repetition(given, compared)
+        if mistake is not None:
+            yield Problem((*path, "table"), f"{table.target} of {truth.table} {mistake}")
+        read[path] = given
+
+
+def _refuse_repetitions(truths: "Sequence[GroundTruth]", *, num_judged: int) -> None:
+    """Check that no accuracies are judged twice, and none are those on which the combination is learned.
+
+    Raises:
+        StageFailedError: Some are.
+    """
+    named = [NamedAccuracies(truth.title, truth.by_topology) for truth in truths]
+    for place, one in enumerate(named[1:], start=1):
+        mistake = repetition(one, named[:place] if place < num_judged else named[:1])
+        if mistake is not None:
+            raise StageFailedError(f"{one.title} {mistake}")
 
 
 def _places(stage: CorrelateStage, at: KeyPath) -> Iterator[tuple[KeyPath, TruthSource]]:

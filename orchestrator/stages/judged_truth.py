@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
-from orchestrator.evaluation.ceiling import have_no_verdict, without_marks
+from orchestrator.evaluation.ceiling import have_no_verdict, suspicion, without_marks
 from orchestrator.evaluation.combining import MIN_TO_LEARN, nested_predictions, rank_aggregates
 from orchestrator.evaluation.ground_truth import GroundTruth
 from orchestrator.evaluation.joint import ScoredTable
@@ -32,6 +32,7 @@ class JudgedTruth:
         self.scored, self.truth = scored, scored.truth
         self.ceiling = self.truth.ceiling(settings.confidence)
         self._choices, self._settings, self._seed = choices, settings, seed
+        self._fitted = {choice.name for choice in choices if scored.has_seen(choice.name)}
         self._directions = proxy_directions(choice.name for choice in choices)
 
     @cached_property
@@ -51,11 +52,18 @@ class JudgedTruth:
     @cached_property
     def verdicts(self) -> list[Verdict]:
         """The verdicts on all scores, best tau first; without a mark if there is no verdict."""
-        return [self._with_failures(row) for row in self._without_marks(self._unchecked)]
+        return [self._with_failures(self._with_suspicion(row)) for row in self._without_marks(self._unchecked)]
 
     def rows(self) -> tuple[VerdictRow, ...]:
         """The verdicts as results, best tau first."""
-        return tuple(verdict_row(row, training_macs=self.training_macs.get(row.proxy)) for row in self.verdicts)
+        return tuple(self.row(row) for row in self.verdicts)
+
+    def row(self, verdict: Verdict) -> VerdictRow:
+        """A verdict as a result, with the cost of the score."""
+        name = verdict.proxy
+        return verdict_row(
+            verdict, training_macs=self.training_macs.get(name), wall_time_s=self.scored.wall_time_s.get(name)
+        )
 
     @cached_property
     def training_macs(self) -> dict[str, float]:
@@ -86,14 +94,19 @@ class JudgedTruth:
         )
 
     def as_table(self) -> ScoredTable:
-        """The scores for a joint verdict, oriented so that higher is better, with the number of parameters as size."""
+        """The scores for a joint verdict, oriented so that higher is better, with the number of parameters as size.
+
+        Scores that were fitted to these accuracies are left out.
+        """
         signs = {name: -1.0 if self._directions.get(name) == "minimize" else 1.0 for name in self.scores}
         return ScoredTable(
             title=self.truth.title,
             topologies=self.truth.topologies,
             accuracies=self.truth.accuracies,
             scores={
-                name: [[signs[name] * value for value in row] for row in seeds] for name, seeds in self.scores.items()
+                name: [[signs[name] * value for value in row] for row in seeds]
+                for name, seeds in self.scores.items()
+                if name not in self._fitted
             },
             sizes=[_parameters(topology, self.truth) for topology in self.truth.topologies],
         )
@@ -115,13 +128,24 @@ class JudgedTruth:
                 found.setdefault(LEARNED, []).append(predicted)
         return found
 
+    def _with_suspicion(self, verdict: Verdict) -> Verdict:
+        """Add a note to a score that has seen the accuracies, which then has no mark, or that may have seen them."""
+        if verdict.proxy in self._settings.baselines or verdict.proxy.startswith(COMBINED):
+            return verdict
+        note = suspicion(verdict, self.ceiling)
+        if verdict.proxy in self._fitted:
+            (verdict,) = without_marks([verdict])
+            note = "it was fitted to these accuracies, so its tau is too good, and it has no mark"
+        if note is None:
+            return verdict
+        return verdict.model_copy(update={"is_suspicious": True, "note": _joined(verdict.note, note)})
+
     def _with_failures(self, verdict: Verdict) -> Verdict:
         """Add the reasons for missing scores to the verdict's note."""
         reasons = self.scored.reasons.get(verdict.proxy, {})
         shown = [f"{count} failed: {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1])]
         more = [f"and {len(shown) - 2} other reasons"] if len(shown) > 2 else []
-        note = "; ".join([*([verdict.note] if verdict.note else []), *shown[:2], *more])
-        return verdict.model_copy(update={"note": note or None})
+        return verdict.model_copy(update={"note": _joined(verdict.note, *shown[:2], *more)})
 
 
 def truth_summary(truth: GroundTruth) -> TruthSummary:
@@ -141,8 +165,10 @@ def truth_summary(truth: GroundTruth) -> TruthSummary:
     )
 
 
-def verdict_row(verdict: Verdict, *, training_macs: float | None = None) -> VerdictRow:
-    """A verdict as a result, with the list of baselines that the proxy beats and the cost of a score that trains."""
+def verdict_row(
+    verdict: Verdict, *, training_macs: float | None = None, wall_time_s: float | None = None
+) -> VerdictRow:
+    """A verdict as a result, with the list of baselines that the proxy beats and its cost."""
     return VerdictRow.model_validate(
         {
             **verdict.model_dump(exclude={"beaten"}),
@@ -150,8 +176,13 @@ def verdict_row(verdict: Verdict, *, training_macs: float | None = None) -> Verd
             "beats": verdict.beaten,
             "beats_all": verdict.beats_all,
             "training_macs": training_macs,
+            "wall_time_s": wall_time_s,
         }
     )
+
+
+def _joined(*notes: str | None) -> str | None:
+    return "; ".join(filter(None, notes)) or None
 
 
 def _parameters(text: str, truth: GroundTruth) -> float:

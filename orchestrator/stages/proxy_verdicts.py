@@ -13,7 +13,7 @@ from orchestrator.reports.csv_text import csv_text
 from orchestrator.reports.plots import agreement_over_epochs, correlation_summary, scatter_score_against_accuracy
 from orchestrator.reports.tables_plot import summary_of_tables
 from orchestrator.stages.context import StageContext
-from orchestrator.stages.judged_truth import LEARNED, JudgedTruth, truth_summary, verdict_row
+from orchestrator.stages.judged_truth import LEARNED, JudgedTruth, truth_summary
 from orchestrator.stages.kind import StageOutcome
 from orchestrator.stages.truth_scores import ScoredTruth
 from orchestrator.stages.truths import TRAINED_TARGET
@@ -134,11 +134,12 @@ class ProxyVerdicts:
         predictions = []
         can_learn = len(self._truth.topologies) >= MIN_TO_LEARN and self._scored.training_free(0)
         for index in range(self._scored.num_seeds if can_learn else 0):
+            mine, others = self._scored.training_free(index), other.scored.training_free(index)
             predictions.append(
                 transfer(
-                    self._scored.training_free(index),
+                    {name: values for name, values in mine.items() if name in others},
                     self._truth.accuracies,
-                    other.scored.training_free(index),
+                    {name: values for name, values in others.items() if name in mine},
                     topologies_fit=self._truth.topologies,
                     topologies_other=other.truth.topologies,
                     seed=self._context.seed,
@@ -149,7 +150,7 @@ class ProxyVerdicts:
         learned = set(self._truth.topologies)
         return Transfer(
             truth=truth_summary(other.truth),
-            proxies=tuple(verdict_row(row, training_macs=other.training_macs.get(row.proxy)) for row in rows),
+            proxies=tuple(other.row(row) for row in rows),
             shared=tuple(topology for topology in other.truth.topologies if topology in learned),
         )
 

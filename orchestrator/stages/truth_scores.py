@@ -9,7 +9,16 @@ from typing import NamedTuple
 from orchestrator.engines.interfaces import Search, Suggestion
 from orchestrator.engines.seeds import seed_for
 from orchestrator.evaluation.ground_truth import GroundTruth
-from orchestrator.spec.proxy_choices import is_random, is_training_proxy, orient, parts_of, pool_scores, scored_choices
+from orchestrator.evaluation.repeated_truths import accuracies_digest
+from orchestrator.spec.proxy_choices import (
+    fitted_to,
+    is_random,
+    is_training_proxy,
+    orient,
+    parts_of,
+    pool_scores,
+    scored_choices,
+)
 from orchestrator.stages.context import StageContext
 from orchestrator.stages.searching import run_search
 from orchestrator.store.records import TrialRecord
@@ -50,8 +59,13 @@ class ScoredTruth:
         return {name: orient(name, scores) for name, scores in self.of_seed(index).items()}
 
     def training_free(self, index: int) -> dict[str, list[float]]:
-        """Like `oriented`, without the proxies that train for a few steps."""
-        return {name: scores for name, scores in self.oriented(index).items() if not is_training_proxy(name)}
+        """Like `oriented`, without the proxies that train for a few steps or were fitted to these accuracies."""
+        left_out = {name for name in self.scores if is_training_proxy(name) or self.has_seen(name)}
+        return {name: scores for name, scores in self.oriented(index).items() if name not in left_out}
+
+    def has_seen(self, name: str) -> bool:
+        """Whether a proxy was fitted to these accuracies, so that it cannot be judged by them."""
+        return accuracies_digest(self.truth.by_topology) in fitted_to(name)
 
     def macs_of(self, name: str) -> float | None:
         """Mean multiply-accumulates of training per topology and seed; `None` for a training-free score.

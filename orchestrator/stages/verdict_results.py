@@ -59,11 +59,16 @@ class VerdictRow(StageResult):
     """Whether tau is shown to be above 0 over all scores together; `None` in results of version 0.1.0."""
     below_zero: bool | None = None
     """Whether tau is shown to be below 0 over all scores together; `None` in results of version 0.1.0."""
+    is_suspicious: bool = False
+    """Whether the ranking is too good for a score that has not seen the accuracies."""
     beats: tuple[str, ...]
     beats_all: bool
     training_macs: float | None = None
     """Mean multiply-accumulates per topology and seed of a score that trains for a few steps; `None` for a
     training-free score."""
+    wall_time_s: float | None = None
+    """Mean seconds per topology and seed; a pass that several scores share counts for the first of them. `None` for a
+    combination, and in results of older versions."""
 
     @property
     def verdict(self) -> Verdict:

@@ -3,6 +3,7 @@
 A file `NAME.txt` holds a formula on one line. Empty lines and comments, which start with `#`, are ignored.
 """
 
+from collections.abc import Sequence
 from dataclasses import field, make_dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,8 @@ from plugins.registry import FORMULA_NAME, FORMULA_SUFFIX, SavedFormula, availab
 from plugins.regular_files import read_regular_file
 
 _MAX_BYTES = 64 * 1024
+_FITTED_TO = "# fitted to: "
+"""Start of the comment with the digests of the accuracies on which a formula was searched."""
 
 
 class SavedFormulaError(ImportError):
@@ -29,7 +32,8 @@ def load_formula(path: Path) -> type[Expression]:
         SavedFormulaError: The file cannot be read, does not have exactly one line that is not a comment, or this line
             is not a formula.
     """
-    return _expression_class(path, str(_read(path)))
+    formula, fitted_to = _read(path)
+    return _expression_class(path, str(formula), fitted_to)
 
 
 def saving_problem(folder: Path, name: str) -> str | None:
@@ -49,8 +53,8 @@ def saving_problem(folder: Path, name: str) -> str | None:
     return None
 
 
-def save_formula(folder: Path, name: str, formula: Formula, *, comments: str) -> Path:
-    """Write a formula with comments to a new file in a folder.
+def save_formula(folder: Path, name: str, formula: Formula, *, comments: str, fitted_to: Sequence[str] = ()) -> Path:
+    """Write a formula to a new file in a folder, with comments and the digests of the accuracies that it was fitted to.
 
     Raises:
         ValueError: The formula cannot be saved under this name.
@@ -60,14 +64,16 @@ def save_formula(folder: Path, name: str, formula: Formula, *, comments: str) ->
         raise ValueError(problem)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}{FORMULA_SUFFIX}"
-    about = "\n".join(f"# {line}".rstrip() for line in comments.splitlines())
+    seen = [f"{_FITTED_TO}{' '.join(fitted_to)}"] if fitted_to else []
+    about = "\n".join([*(f"# {line}".rstrip() for line in comments.splitlines()), *seen])
     with path.open("x", encoding="utf-8") as file:
         file.write(f"{about}\n{formula}\n")
     clear_caches()
     return path
 
 
-def _read(path: Path) -> Formula:
+def _read(path: Path) -> tuple[Formula, tuple[str, ...]]:
+    """The formula, and the digests of the accuracies that it was fitted to."""
     try:
         lines = read_regular_file(path, max_bytes=_MAX_BYTES).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -76,21 +82,27 @@ def _read(path: Path) -> Formula:
     if len(found) != 1:
         raise SavedFormulaError(f"{path} must have one line with a formula, apart from comments, but has {len(found)}")
     ((number, line),) = found
+    digests = [digest for one in lines if one.startswith(_FITTED_TO) for digest in one[len(_FITTED_TO) :].split()]
     try:
-        return parse(line)
+        return parse(line), tuple(digests)
     except FormulaError as error:
         raise SavedFormulaError(f"{path}, line {number}, {error}") from None
 
 
 @cache
-def _expression_class(path: Path, formula: str) -> type[Expression]:
+def _expression_class(path: Path, formula: str, fitted_to: tuple[str, ...]) -> type[Expression]:
     card = PluginCard(source=f"the formula in {path}", cost=Expression.card.cost, needs=Expression.card.needs)
     fields: list[tuple[str, Any, Any]] = [
         ("card", ClassVar[PluginCard], card),
         ("formula", Literal[formula], field(default=formula)),
     ]
     made = make_dataclass(
-        "SavedExpression", fields, bases=(Expression,), namespace={"__doc__": formula}, frozen=True, kw_only=True
+        "SavedExpression",
+        fields,
+        bases=(Expression,),
+        namespace={"__doc__": formula, "fitted_to": fitted_to},
+        frozen=True,
+        kw_only=True,
     )
     made.__module__ = __name__
     return made

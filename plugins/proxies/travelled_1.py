@@ -51,6 +51,17 @@ WEIGHTS: Mapping[str, Mapping[str, float]] = {
     },
 }
 """By space, the weight of each score: its share of the twenty best sums of up to three ranks."""
+FITTED_TO = (
+    "a7bf83dd1222357c",
+    "ad0a96e31eae9ea5",
+    "b3178cadfc5da937",
+    "e40d5ba0e720a440",
+    "d5e65f88ea0b9538",
+    "a2c2763847dcd66e",
+    "398618958f7f6a25",
+    "ce8d6b3744f0bf9c",
+)
+"""Digests of the eight tables: AutoFormer, then PiT; CIFAR-100, then Flowers-102; from scratch, then distilled."""
 _PARTS = tuple(sorted({name for weights in WEIGHTS.values() for name in weights}))
 
 
@@ -75,6 +86,7 @@ class Travelled1:
     )
     direction: ClassVar[Literal["maximize", "minimize"]] = "maximize"
     parts: ClassVar[tuple[str, ...]] = _PARTS
+    fitted_to: ClassVar[tuple[str, ...]] = FITTED_TO
     space: Literal["any", "autoformer", "pit"] = "any"
     """Tables on which the weights were selected: all, or those of one space. Name your space if it is one of these."""
 

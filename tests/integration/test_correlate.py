@@ -306,7 +306,11 @@ BAD: dict[str, tuple[Callable[[list[str]], list[str]], tuple[str, ...]]] = {
     "nothing": (lambda _: ["correlate"], ("name a study, or a table",)),
     "a table that is named twice": (
         lambda given: [*given, "--table", given[2]],
-        ("each table and target must be named once",),
+        ("--table: acc of", "must be other data than acc of small, but has the same accuracies of 14 topologies"),
+    ),
+    "a combination that is tested on what it learned": (
+        lambda given: [*given, "--transfer", f"{given[2]}:as-vit:acc"],
+        ("--transfer: acc of", "must be other data than acc of small"),
     ),
     "two spaces for one table": (
         lambda given: [*given, "--space", "pit"],

@@ -80,6 +80,13 @@ def test_a_discovered_formula_is_judged_on_what_was_held_out_and_used_by_its_nam
     assert all(comment.startswith("#") for comment in comments)
     assert any("accuracy of made-up, 7 held out: tau" in comment for comment in comments)
 
+    given = f"--table {table} --space as-vit --proxies my-score --image-size 32 --num-classes 10 --batch-size 4".split()
+    for target, is_seen in {"accuracy": True, "other": False}.items():
+        judged = command_line("correlate", *given, "--target", target, "--json", "--quiet")
+        assert judged.status == 0, judged.err
+        row = next(one for one in judged.json()["correlation"]["proxies"] if one["proxy"] == "my-score")
+        assert ("it was fitted to these accuracies" in str(row["note"])) == is_seen
+
     shown = command_line("plugins", "proxies", "my-score", "--format", "json")
     assert shown.json()["about"] == str(formula)
     study = tmp_path / "study.yaml"
@@ -212,7 +219,7 @@ def test_an_interrupted_search_is_saved_only_if_asked(
         (("--name", "params"), "--name: a formula needs a unique name, but 'params' is a proxy of vitsearch"),
         (("--name", "No Name"), "--name: a name must start with"),
         (("--target", "other", "--target", "x"), "--target must be given once, or once for each --table (1)"),
-        (("--table", "made-up.json"), "--table: accuracy of made-up.json must be given once, but it repeats"),
+        (("--table", "made-up.json"), "--table: accuracy of made-up.json must be other data than accuracy of made-up,"),
         (("--max-size", "2"), "--max-size must be greater than or equal to 4"),
         (("--data", "nowhere"), "--data: "),
     ],
@@ -230,10 +237,10 @@ def test_a_copy_of_a_table_is_refused_and_another_recipe_of_it_is_not(
     command_line: CommandLine, table: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "copy.json"
-    copy.write_bytes(table.read_bytes())
+    copy.write_text(json.dumps(json.loads(table.read_text())[::-1]))  # also with its rows in another order
     done = _discover(command_line, table, "--table", copy)
     assert done.status == 2
-    assert f"--table: accuracy of {copy} must be given once, but it repeats" in done.err
+    assert f"--table: accuracy of {copy} must be other data than accuracy of made-up, but has the same" in done.err
 
     space, rng = AsViTSpace(width=8, depths=(1, 1, 1, 1)), random.Random(0)
     names = list(dict.fromkeys(space.sample(rng).id for _ in range(16)))
@@ -244,7 +251,8 @@ def test_a_copy_of_a_table_is_refused_and_another_recipe_of_it_is_not(
     recipes = ("--recipe", "base", "--recipe", "fast", "--recipe", "fast")
     done = command_line("discover", *given, *recipes, "--target", "val_accuracy", "--name", "my-score")
     assert done.status == 2
-    assert f"--table: val_accuracy of {again} must be given once" in done.err  # the first two are accepted
+    # The first two are accepted.
+    assert f"--table: val_accuracy of {again} must be other data than val_accuracy of trainings (fast" in done.err
 
 
 def test_an_unknown_target_is_answered_with_the_nearest(command_line: CommandLine, table: Path) -> None:

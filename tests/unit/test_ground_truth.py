@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from orchestrator.evaluation.ground_truth import GroundTruth, load_table_truth
+from orchestrator.evaluation.repeated_truths import accuracies_digest
 from orchestrator.spec.truth_error import TruthError
 from orchestrator.spec.truth_source import TruthSource
 from orchestrator.spec.truth_table import read_truth_table
 from orchestrator.stages.truths import load_truth, truth_fingerprint
+from plugins.proxies.travelled_1 import FITTED_TO
 from plugins.registry import load, parse_topology
 from search_spaces.base import ImageTask
 from trainers.config import DataConfig
@@ -163,3 +165,4 @@ def test_the_published_tables_are_of_our_networks(file: str, space: str) -> None
     for target in ("c100_base_acc", "c100_kd_acc"):
         truth = truth_of(path, data=data, space=space, target=target)
         assert len(truth.topologies) == len(set(truth.topologies)) == 100
+        assert accuracies_digest(truth.by_topology) in FITTED_TO

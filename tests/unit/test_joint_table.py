@@ -85,6 +85,19 @@ def test_a_table_of_chance_is_named_and_left_out() -> None:
     assert "acc of flowers: these accuracies differ by no more than chance, so it is left out." in text
 
 
+def test_scores_that_lack_topologies_or_are_too_good_are_named_with_their_tables() -> None:
+    given = result()
+    for one, count in ((given, 40), (given["further"][0], 30)):
+        one["truth"]["num_topologies"] = 40
+        one["proxies"] = [dict(row, num_topologies=40, note="a remark") for row in one["proxies"]]
+        one["proxies"][0] |= {"num_topologies": count, "note": "10 failed: no memory"}
+    given["proxies"][1] |= {"is_suspicious": True, "note": "it ranks almost perfectly"}
+    text = printed(given)
+    assert "acc of flowers: good: 10 failed: no memory." in text
+    assert "acc of pit: params: it ranks almost perfectly." in text
+    assert "a remark" not in text
+
+
 def test_scores_that_train_have_a_table_of_their_own_with_their_cost() -> None:
     given = result()
     truths = [given, *given["further"]]

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from orchestrator.evaluation.ground_truth import GroundTruth
+from orchestrator.evaluation.repeated_truths import accuracies_digest
 from orchestrator.stages.judged_truth import JudgedTruth, verdict_row
 from orchestrator.stages.truth_scores import ScoredTruth
 from orchestrator.stages.verdict_results import VerdictSettings
+from plugins.proxies.flops import Flops
 from search_spaces.base import ImageTask
 from search_spaces.recipes import PluginChoice
 from trainers.config import DataConfig
@@ -16,7 +18,7 @@ from trainers.config import DataConfig
 CHOICES = (PluginChoice(name="params"), PluginChoice(name="flops"))
 
 
-def judged(accuracies, params, *, seeds=(), num_images=None):
+def judged(accuracies, params, *, seeds=(), num_images=None, flops=None):
     count = len(accuracies)
     truth = GroundTruth(
         kind="trials",
@@ -32,7 +34,8 @@ def judged(accuracies, params, *, seeds=(), num_images=None):
         seeds=seeds,
         num_images=num_images,
     )
-    scores = {"params": [list(params)], "flops": [list(np.random.default_rng(9).normal(size=count))]}
+    flops = np.random.default_rng(9).normal(size=count) if flops is None else flops
+    scores = {"params": [list(params)], "flops": [list(flops)]}
     scored = ScoredTruth(truth=truth, choices=CHOICES, scores=scores, reasons={}, wall_time_s={}, training_macs={})
     settings = VerdictSettings(baselines=("params",), resamples=200, confidence=0.95, combine=False)
     return JudgedTruth(scored, CHOICES, settings, seed=0)
@@ -102,3 +105,69 @@ def test_combinations_use_training_free_scores_only() -> None:
     costs = {row.proxy: row.training_macs for row in found.rows()}
     assert costs.pop("few-step-loss") == 7.0
     assert set(costs.values()) == {None}
+
+
+def test_a_score_that_ranks_better_than_a_perfect_score_would_is_suspected() -> None:
+    """It knows the noise of the training seeds, which no score can that has not seen the accuracies."""
+    rng = np.random.default_rng(4)
+    true = 0.6 + 0.02 * rng.normal(size=40)
+    seeds = true[:, None] + 0.015 * rng.normal(size=(40, 2))
+    accuracies = seeds.mean(1)
+
+    def flops(scores):
+        found = judged(accuracies, rng.normal(size=40), seeds=tuple(map(tuple, seeds.tolist())), flops=scores)
+        return next(row for row in found.verdicts if row.proxy == "flops")
+
+    leak, honest = flops(accuracies + 0.0005 * rng.normal(size=40)), flops(true)
+    assert leak.is_suspicious
+    assert "it ranks better than a perfect score would: make sure that it has not seen these accuracies" in leak.note
+    assert honest.tau.value > 0.6
+    assert not honest.is_suspicious
+    assert verdict_row(leak).is_suspicious
+
+
+def test_without_a_ceiling_only_an_almost_perfect_score_that_counting_does_not_match_is_suspected() -> None:
+    rng = np.random.default_rng(5)
+    accuracies = rng.normal(size=40)
+
+    def is_suspicious(noise, params):
+        found = judged(accuracies, params, flops=accuracies + noise * rng.normal(size=40))
+        assert not next(row for row in found.verdicts if row.proxy == "params").is_suspicious
+        return next(row for row in found.verdicts if row.proxy == "flops").is_suspicious
+
+    assert is_suspicious(0.0, rng.normal(size=40))
+    assert is_suspicious(0.01, rng.normal(size=40))
+    assert not is_suspicious(0.01, accuracies)
+    assert not is_suspicious(0.5, rng.normal(size=40))
+
+
+def test_a_score_that_was_fitted_to_the_accuracies_has_no_mark_and_no_part_in_other_verdicts(monkeypatch) -> None:
+    rng = np.random.default_rng(6)
+    accuracies = rng.normal(size=40)
+    scores = accuracies + 0.5 * rng.normal(size=40)
+
+    def found(combine):
+        given = judged(accuracies, rng.normal(size=40), flops=scores).scored
+        settings = VerdictSettings(baselines=("params",), resamples=200, confidence=0.95, combine=combine)
+        monkeypatch.setattr("orchestrator.stages.judged_truth._parameters", lambda *_: 1.0)
+        return JudgedTruth(given, CHOICES, settings, seed=0)
+
+    def flops(judged_truth):
+        return next(row for row in judged_truth.verdicts if row.proxy == "flops")
+
+    honest = found(combine=False)
+    assert flops(honest).beaten == ("params",)
+    assert "flops" in honest.as_table().scores
+    best = max(row.tau.value for row in found(combine=True).verdicts if row.proxy.startswith("combined."))
+    assert best > 0.4
+
+    monkeypatch.setattr(Flops, "fitted_to", (accuracies_digest(honest.truth.by_topology),), raising=False)
+    fitted = found(combine=False)
+    row = flops(fitted)
+    assert row.tau == flops(honest).tau
+    assert (row.above_zero, row.beaten, row.is_suspicious) == (False, (), True)
+    assert row.note == "it was fitted to these accuracies, so its tau is too good, and it has no mark"
+    assert "flops" not in fitted.as_table().scores
+    combined = [one for one in found(combine=True).verdicts if one.proxy.startswith("combined.")]
+    assert combined
+    assert all(one.tau.value < 0.4 for one in combined)
