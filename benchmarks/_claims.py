@@ -15,8 +15,8 @@ from search_spaces.recipes import describe_plugin
 
 IMAGES = {"digits": "digits", "cifar10": "CIFAR-10"}
 """Files of results, and what the page calls them."""
-EARLY, FACTORS = 12, (1.0, 4.0)
-"""The epoch of the averages before the decay, and the factors of the rate to compare."""
+EPOCHS, FACTORS = (12, 24), (1.0, 4.0)
+"""The epochs of the averages before the decay, and the factors of the rate to compare."""
 
 ESCAPED_STAR = r"\*"
 
@@ -43,19 +43,22 @@ class Comparison(NamedTuple):
 
 
 class EarlyAverage(NamedTuple):
-    """An average of widely spaced checkpoints of a constant rate, before any decay, against another one."""
+    """An average of checkpoints of a constant rate, before any decay, against another one."""
 
+    method: str
     other: str
 
     def differences(self) -> Iterator[tuple[str, PairedDifference]]:
-        """The differences at each factor of the rate."""
+        """The differences after each number of epochs, at each factor of the rate."""
         for images, shown in IMAGES.items():
-            by_place = averages_of(images, EARLY)
-            for factor in FACTORS:
-                methods = by_place.get(("constant", factor), {})
-                pair = [methods.get(name) for name in (describe_plugin(SPACED), self.other)]
-                if pair[0] and pair[1] and (found := average_difference(pair[0], pair[1])) is not None:
-                    yield f"- {self.other} at {factor:g} x the rate, {shown}", found
+            for epoch in EPOCHS:
+                by_place = averages_of(images, epoch)
+                for factor in FACTORS:
+                    methods = by_place.get(("constant", factor), {})
+                    pair = methods.get(self.method), methods.get(self.other)
+                    if pair[0] and pair[1] and (found := average_difference(pair[0], pair[1])) is not None:
+                        at = f"{epoch} epochs, {factor:g} x the rate"
+                        yield f"{self.method} - {self.other}, {shown}, {at}", found
 
 
 class Claim(NamedTuple):
@@ -67,6 +70,7 @@ class Claim(NamedTuple):
     comparisons: Sequence[Comparison | EarlyAverage]
 
 
+_SPACED, _CONSECUTIVE = describe_plugin(SPACED), describe_plugin(CONSECUTIVE)
 CLAIMS = (
     Claim(
         "Half of CIFAR-10 can be pruned without loss, if the scores are free (Data Diet)",
@@ -86,10 +90,10 @@ CLAIMS = (
     Claim(
         "Averages before the decay are better than the newest weights, more so at a high rate",
         "better",
-        [EarlyAverage(describe_plugin(LAST))],
+        [EarlyAverage(_CONSECUTIVE, describe_plugin(LAST)), EarlyAverage(_SPACED, describe_plugin(LAST))],
     ),
-    Claim("Their checkpoints should be far apart", "better", [EarlyAverage(describe_plugin(CONSECUTIVE))]),
-    Claim("They are better than moving averages", "better", [EarlyAverage(describe_plugin(TRAINED_EMA))]),
+    Claim("Their checkpoints should be far apart", "better", [EarlyAverage(_SPACED, _CONSECUTIVE)]),
+    Claim("They are better than moving averages", "better", [EarlyAverage(_SPACED, describe_plugin(TRAINED_EMA))]),
     Claim(
         "Linear decay is at least as good as all common schedules",
         "as good",

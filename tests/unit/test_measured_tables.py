@@ -144,7 +144,9 @@ def test_averages_before_the_decay_are_judged_at_each_rate(tmp_path: Path, monke
     ]
     write(tmp_path, "averaging-digits.json", {"measured": measured})
     line = next(line for line in claims_table("all").splitlines() if "more so at a high rate" in line)
-    assert "- last at 1 x the rate, digits: +0.0 [-0.2, +0.2]; - last at 4 x the rate, digits: **+10.0 [+9.8" in line
+    name = describe_plugin(SPACED)
+    assert f"{name} - last, digits, 12 epochs, 1 x the rate: +0.0 [-0.2, +0.2]; " in line
+    assert f"{name} - last, digits, 12 epochs, 4 x the rate: **+10.0 [+9.8" in line
     assert line.endswith("| confirmed in part |")
 
 
