@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from search_spaces.base import SearchSpace, Topology
 from search_spaces.numbers import MAX_WHOLE, TRUTH_VALUE, truth_value_problem
@@ -177,7 +178,11 @@ def create(kind: str, name: str, settings: Mapping[str, Any] | None = None) -> A
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
-        if first["type"] not in ("value_error", "missing", TRUTH_VALUE):
+        if first["type"] == "missing":
+            message = "must be given, but is missing. Add it."
+        elif first["type"] == "literal_error":
+            message = f"must be {first['ctx']['expected']}, but got {first['input']!r}.{_nearest_option(first)}"
+        elif first["type"] not in ("value_error", TRUTH_VALUE):
             must = message.removeprefix("Input should be ").partition(",")[0]
             message = f"must be {must}, but got {first['input']!r}."
         setting = str(first["loc"][0]) if first["loc"] else None
@@ -186,11 +191,18 @@ def create(kind: str, name: str, settings: Mapping[str, Any] | None = None) -> A
         ) from None
 
 
+def _nearest_option(error: ErrorDetails) -> str:
+    options = [part.strip("' ") for part in error["ctx"]["expected"].replace(" or ", ", ").split(",")]
+    nearest = nearest_name(error["input"], options)
+    return f" Did you mean {nearest!r}?" if nearest else " Choose one of these."
+
+
 def _number_problem(value: Any) -> str | None:
-    if isinstance(value, int) and abs(value) > MAX_WHOLE:
-        return f"must lie within {MAX_WHOLE:,} and its negative, but got {value:,}. Use a smaller number."
     if isinstance(value, float) and not math.isfinite(value):
         return f"must be a finite number, but got {value}. Use another number."
+    if isinstance(value, int | float) and abs(value) > MAX_WHOLE:
+        shown = f"{value:,}" if isinstance(value, int) else value
+        return f"must lie within {MAX_WHOLE:,} and its negative, but got {shown}. Use a smaller number."
     return None
 
 

@@ -31,7 +31,16 @@ class PluginChoice(BaseModel):
     def _from_short_form(cls, raw: Any) -> Any:
         if isinstance(raw, str):
             return {"name": raw}
-        if isinstance(raw, Mapping) and "settings" not in raw and "name" in raw:
+        if isinstance(raw, PluginChoice):
+            return raw
+        if not isinstance(raw, Mapping):
+            found = f"a list of {len(raw)}" if isinstance(raw, list | tuple) else repr(raw)
+            found = "nothing (null)" if raw is None else str(raw).lower() if isinstance(raw, bool) else found
+            raise ValueError(f"must be the name of a plug-in, or {{name: ..., SETTING: ...}}, but got {found}.")
+        if "name" not in raw:
+            keys = ", ".join(map(str, raw)) or "no keys"
+            raise ValueError(f"a plug-in with settings is written as {{name: ..., SETTING: ...}}, but got {keys}.")
+        if "settings" not in raw:
             return {"name": raw["name"], "settings": {key: value for key, value in raw.items() if key != "name"}}
         return raw
 

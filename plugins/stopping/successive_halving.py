@@ -14,7 +14,7 @@ from plugins.stopping.earlier import scores_at, shown
 def rungs(first: int, factor: float, *, until: int) -> list[int]:
     """Epochs `first * factor^k` up to `until`, rounded up."""
     found, exact = [], float(first)
-    while math.ceil(exact) <= until:
+    while exact <= until:
         found.append(math.ceil(exact))
         exact *= factor
     return list(dict.fromkeys(found))
@@ -33,7 +33,7 @@ class SuccessiveHalving:
     reads_earlier_curves: ClassVar[bool] = True
     first_epochs: Annotated[int, Field(ge=1)] = 1
     """Epoch of the first rung; each further one is at `reduction_factor` times as many epochs."""
-    reduction_factor: Annotated[float, Field(gt=1)] = 3.0
+    reduction_factor: Annotated[float, Field(ge=1.1)] = 3.0
     """One in this many trials continues to the next rung."""
     min_trials: Annotated[int, Field(ge=1)] = 1
     """Number of earlier trials that must have reached a rung before a training is stopped there."""

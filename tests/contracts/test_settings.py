@@ -22,7 +22,7 @@ KINDS = (
 REQUIRED: dict[str, dict[str, Any]] = {"mup": {"base_width": 4}, "refined-linear": {"norms": "1, 1"}}
 """Settings without a default."""
 PLUGINS = [(kind, name) for kind in KINDS for name in sorted(available(kind))]
-WRONG = ({"a": 1}, [0.5], math.nan, math.inf, -math.inf, 10**400)
+WRONG = ({"a": 1}, [0.5], math.nan, math.inf, -math.inf, 10**400, 1e308, -1e308)
 """Values that no setting takes."""
 
 
@@ -46,3 +46,17 @@ def test_an_unknown_setting_is_refused_with_the_known_ones(kind: str, name: str)
 def test_a_number_that_is_not_finite_is_refused_with_what_to_do() -> None:
     with pytest.raises(PluginSettingsError, match=r"setting 'alpha' of 'mixup': must be a finite number, but got inf"):
         create("augmentations", "mixup", {"alpha": math.inf})
+
+
+def test_a_setting_that_is_missing_is_to_be_added() -> None:
+    with pytest.raises(PluginSettingsError, match=r"'base_width' of 'mup': must be given, but is missing. Add it.$"):
+        create("rates", "mup")
+
+
+def test_all_options_are_listed_with_the_nearest_one() -> None:
+    with pytest.raises(
+        PluginSettingsError, match=r"must be 'linear', 'quadratic', .* or 'logarithmic', .* 'linear'\?$"
+    ):
+        create("curricula", "pacing", {"form": "linaer"})
+    with pytest.raises(PluginSettingsError, match=r"but got 'best'\. Choose one of these\.$"):
+        create("curricula", "pacing", {"form": "best"})

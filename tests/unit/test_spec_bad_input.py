@@ -89,6 +89,27 @@ BAD: dict[str, Bad] = {
     "a number in a list of names": Bad(
         "[length-distortion, params]", "[params, 3]", 7, "stages[0].proxies[1]", ("name of a plug-in", "got 3")
     ),
+    "a number instead of a method": Bad(
+        "[none, {name: paced, start: {low: 0.1, high: 0.5}}]",
+        "3",
+        15,
+        "stages[1].recipe.curriculum",
+        ("the name of a plug-in, or {name:", "got 3"),
+    ),
+    "a method as a key": Bad(
+        "[none, {name: paced, start: {low: 0.1, high: 0.5}}]",
+        "{paced: {}}",
+        15,
+        "stages[1].recipe.curriculum",
+        ("written as {name:", "got paced"),
+    ),
+    "nothing instead of a criterion": Bad(
+        "{name: patience, epochs: {low: 1, high: 4}}",
+        "null",
+        19,
+        "stages[2].criteria[0]",
+        ("plug-in", "nothing (null)"),
+    ),
     "a name with a space": Bad("study: tiny", "study: Tiny Study", 1, "study", ("lower-case", "'Tiny Study'")),
     "an unknown option": Bad(
         "{source: digits}", "{source: digits, resize: corp}", 3, "data.resize", ("'crop'", "Did you mean 'crop'?")
