@@ -53,9 +53,7 @@ class SuccessiveHalving:
         cutoff = float(np.quantile(others, 1 - 1 / self.reduction_factor))
         if not last.deciding < cutoff:
             return None
-        trials = "trial" if len(others) == 1 else "trials"
         return (
-            f"the metric is {shown(last.deciding)} after epoch {last.epoch}, and the best 1 in "
-            f"{self.reduction_factor:g} of the {len(others)} earlier {trials} that came so far had {shown(cutoff)} or "
-            "better"
+            f"the metric is {shown(last.deciding)} after epoch {last.epoch}, worse than {shown(cutoff)}, which the "
+            f"best 1 in {self.reduction_factor:g} of the earlier trials had there ({len(others)} came so far)"
         )

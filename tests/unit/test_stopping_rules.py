@@ -268,8 +268,8 @@ def test_the_reasons_show_the_losses_of_other_trials_as_such() -> None:
         [point._replace(score=-0.5) for point in accuracy_curve([0.5])], num_epochs=9, best=None, earlier=earlier
     )
     assert create("stopping", "successive-halving").reason_to_stop(curve) == (
-        "the metric is 0.5 after epoch 1, and the best 1 in 3 of the 2 earlier trials that came so far had 0.2333 or "
-        "better"
+        "the metric is 0.5 after epoch 1, worse than 0.2333, which the best 1 in 3 of the earlier trials had there "
+        "(2 came so far)"
     )
     median = create("stopping", "median", {"warmup_epochs": 0, "min_trials": 2})
     assert median.reason_to_stop(curve) == (
