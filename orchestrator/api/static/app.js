@@ -7,6 +7,14 @@
     return function () { clearTimeout(timer); timer = setTimeout(action, pauseMs); };
   }
 
+  // Once for all calls within a time, also if they never pause.
+  function soon(action, pauseMs) {
+    var timer = null;
+    return function () {
+      if (timer === null) timer = setTimeout(function () { timer = null; action(); }, pauseMs);
+    };
+  }
+
   function post(path, body) {
     var headers = {"Content-Type": "application/yaml", "X-CSRF-Token": document.body.dataset.csrf};
     return fetch(path, {method: "POST", headers: headers, body: body}).then(function (response) {
@@ -90,7 +98,7 @@
     var path = "/studies/" + encodeURIComponent(study);
 
     // The server renders the page; an event only says that there is something new.
-    var refresh = later(function () {
+    var refresh = soon(function () {
       fetch(path).then(function (response) {
         if (response.status === 401 || response.status === 404) location.reload(); // it asks to log in, or says why
         return response.ok ? response.text() : null;
@@ -101,14 +109,11 @@
       }).catch(function () {}); // the service is away; the next event tries again
     }, 1000);
 
-    var loaded = Date.now();
-
     (function follow() {
       var events = new EventSource("/v1" + path + "/events");
 
       ["study", "stage", "trial", "report"].forEach(function (kind) {
-        // The first events repeat what the page shows; those after a lost connection may be news.
-        events.addEventListener(kind, function () { if (Date.now() - loaded > 2000) refresh(); });
+        events.addEventListener(kind, refresh);
       });
       events.addEventListener("end", function () { events.close(); refresh(); });
       events.addEventListener("error", function () {
