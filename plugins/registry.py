@@ -208,7 +208,11 @@ def _number_problem(value: Any) -> str | None:
 
 def setting_types(kind: str, name: str) -> dict[str, Any]:
     """Names and types of a plug-in's settings."""
-    cls = load(kind, name)
+    return dict(_setting_types_of(load(kind, name)))
+
+
+@lru_cache(maxsize=1000)
+def _setting_types_of(cls: Any) -> dict[str, Any]:
     if isinstance(cls, type) and issubclass(cls, BaseModel):
         return {key: field.annotation for key, field in cls.model_fields.items()}
     if not dataclasses.is_dataclass(cls):

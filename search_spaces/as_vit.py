@@ -9,6 +9,7 @@ Source: Chen et al. 2022, As-ViT, arXiv:2202.11921.
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, ClassVar, cast
 
 from pydantic import ConfigDict, Field, model_validator
@@ -178,15 +179,7 @@ class AsViTSpace(NumericModel):
 
         The last stage's split is always 1.
         """
-        found: list[Dimension] = []
-        for name, options in _OPTIONS.items():
-            if len(options) == 1:
-                continue
-            if name.endswith((".kernel", ".expansion")):
-                found.append(Integer(name=name, low=options[0], high=options[-1]))
-            else:
-                found.append(Choice(name=name, options=options))
-        return (*found, *self.options.dimensions())
+        return (*_stage_dimensions(), *self.options.dimensions())
 
     def decode(self, point: Point) -> AsViTTopology:
         """The topology at a point; keys that are not dimensions of this space are ignored.
@@ -415,6 +408,20 @@ def _as_vit(topology: Topology) -> AsViTTopology:
     if not isinstance(topology, AsViTTopology):
         raise TypeError(f"the space as-vit works on AsViTTopology, but got {type(topology).__name__}.")
     return topology
+
+
+@cache
+def _stage_dimensions() -> tuple[Dimension, ...]:
+    """The dimensions that all As-ViT spaces have. To check a study file, they are needed several times."""
+    found: list[Dimension] = []
+    for name, options in _OPTIONS.items():
+        if len(options) == 1:
+            continue
+        if name.endswith((".kernel", ".expansion")):
+            found.append(Integer(name=name, low=options[0], high=options[-1]))
+        else:
+            found.append(Choice(name=name, options=options))
+    return tuple(found)
 
 
 def _stage_value_problem(index: int, name: str, value: int) -> str | None:
