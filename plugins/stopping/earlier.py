@@ -8,6 +8,6 @@ def scores_at(earlier: Sequence[Sequence[float]], epoch: int) -> list[float]:
     return [scores[epoch - 1] for scores in earlier if len(scores) >= epoch]
 
 
-def shown(score: float) -> str:
+def score_shown(score: float) -> str:
     """A score as the user knows the metric: losses, whose scores are negative, without the sign."""
     return f"{abs(score):.4g}"

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from plugins.protocols import CurvePoint, PluginCard
-from plugins.stopping.earlier import shown
+from plugins.stopping.earlier import score_shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,6 @@ class Median:
         if not best < middle:
             return None
         return (
-            f"the best metric up to epoch {epoch} is {shown(best)}, and half of the {len(means)} earlier trials that "
-            f"came so far had {shown(middle)} or better on average up to there"
+            f"the best metric up to epoch {epoch} is {score_shown(best)}, and half of the {len(means)} earlier trials "
+            f"that came so far had {score_shown(middle)} or better on average up to there"
         )

@@ -8,10 +8,10 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from plugins.protocols import CurvePoint, PluginCard
-from plugins.stopping.earlier import scores_at, shown
+from plugins.stopping.earlier import score_shown, scores_at
 
 
-def rungs(first: int, factor: float, *, until: int) -> list[int]:
+def halving_rungs(first: int, factor: float, *, until: int) -> list[int]:
     """Epochs `first * factor^k` up to `until`, rounded up."""
     found, exact = [], float(first)
     while exact <= until:
@@ -45,7 +45,7 @@ class SuccessiveHalving:
         if not curve:
             return None
         last = curve[-1]
-        if last.epoch not in rungs(self.first_epochs, self.reduction_factor, until=last.epoch):
+        if last.epoch not in halving_rungs(self.first_epochs, self.reduction_factor, until=last.epoch):
             return None
         others = scores_at(last.earlier, last.epoch)
         if len(others) < self.min_trials:
@@ -54,6 +54,6 @@ class SuccessiveHalving:
         if not last.deciding < cutoff:
             return None
         return (
-            f"the metric is {shown(last.deciding)} after epoch {last.epoch}, worse than {shown(cutoff)}, which the "
-            f"best 1 in {self.reduction_factor:g} of the earlier trials had there ({len(others)} came so far)"
+            f"the metric is {score_shown(last.deciding)} after epoch {last.epoch}, worse than {score_shown(cutoff)}, "
+            f"which the best 1 in {self.reduction_factor:g} of the earlier trials had there ({len(others)} came so far)"
         )

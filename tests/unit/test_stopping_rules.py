@@ -14,7 +14,7 @@ from plugins.stopping.extrapolation import extrapolate, shapes_of
 from plugins.stopping.label_wave import first_minimum, moving_averages
 from plugins.stopping.memorization_onset import Rise, fit_rise
 from plugins.stopping.progress_quotient import training_progress
-from plugins.stopping.successive_halving import rungs
+from plugins.stopping.successive_halving import halving_rungs
 from trainers.tasks.replay import replay_curves
 
 
@@ -204,9 +204,9 @@ def test_replayed_curves_compare_with_those_before_them_that_were_not_stopped() 
 
 
 def test_rungs_are_at_powers_of_the_factor() -> None:
-    assert rungs(2, 3, until=54) == [2, 6, 18, 54]
-    assert rungs(1, 1.5, until=6) == [1, 2, 3, 4, 6]  # 1, 1.5, 2.25, 3.375, 5.0625
-    assert rungs(5, 2, until=4) == []
+    assert halving_rungs(2, 3, until=54) == [2, 6, 18, 54]
+    assert halving_rungs(1, 1.5, until=6) == [1, 2, 3, 4, 6]  # 1, 1.5, 2.25, 3.375, 5.0625
+    assert halving_rungs(5, 2, until=4) == []
 
 
 def test_a_training_goes_on_at_a_rung_only_among_the_best_third() -> None:
