@@ -57,6 +57,7 @@ def _options() -> argparse.Namespace:
     make.add_argument("--minutes", type=float, metavar="N", help="end after this time; the same command continues")
     make.add_argument("--pack", type=int, metavar="N", help="trainings to compute together (CPU: threads; GPU: 16)")
     make.add_argument("--threads", type=int, metavar="N", help="number of CPU threads (number of cores)")
+    make.add_argument("--note", action="append", default=[], metavar="TEXT", help="a remark for the card")
     estimate = commands.add_parser("estimate", help="how long a table takes, by its pilot")
     estimate.add_argument("plan", type=Path, help="the YAML file of the table")
     estimate.add_argument("pilot", type=Path, help="the parquet file of the pilot")
