@@ -5,13 +5,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from orchestrator.cli import serving
+from tests.waiting import until
 
 BECOME = """
 import sys
@@ -68,7 +68,7 @@ def test_ctrl_c_while_a_server_starts_ends_without_a_traceback() -> None:
         process = becoming(f"http://127.0.0.1:{silent.getsockname()[1]}", "sleep", "600")
         asking, _ = silent.accept()
         with asking:
-            time.sleep(0.2)  # in which the process becomes the server
+            until(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n")  # it has become the server
             os.killpg(process.pid, signal.SIGINT)
         written = ending(process)
     assert (process.returncode, written) == (-signal.SIGINT, "")
