@@ -14,6 +14,7 @@ from orchestrator.cli.signals import StopRequest, stop_on_signal
 CLOSED_TERMINAL = """
 import os, signal, sys
 from orchestrator.cli.signals import StopRequest, stop_on_signal
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests are run under nohup
 control = StopRequest()
 with stop_on_signal(control):
     sys.stderr.write("ready")
@@ -87,7 +88,10 @@ def test_a_study_whose_terminal_is_closed_stops_cleanly(tmp_path: Path) -> None:
         assert os.read(ours, 100) == b"ready"
         os.close(ours)
         process.send_signal(signal.SIGHUP)
-        assert process.wait(60) == 0
+        try:
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
     assert (tmp_path / "result").read_text() == "stopped cleanly"
 
 
