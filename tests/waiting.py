@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-TIMEOUT_S = 180.0
+TIMEOUT_S = 300.0
 
 
 def until(condition: Callable[[], object], *, timeout_s: float = TIMEOUT_S) -> None:

@@ -4,8 +4,7 @@ import shutil
 import socket
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,8 +19,7 @@ from orchestrator.study.lock import hold_study
 from tests.browser import CHROMIUM, BrowserPage
 from tests.tiny import start
 from tests.unit.test_live_events import Driver
-
-GUARD_S = 300.0
+from tests.waiting import TIMEOUT_S, until
 
 
 class KilledService:
@@ -36,7 +34,7 @@ class KilledService:
 
     def start(self) -> None:
         self._process = start("serve", "--no-run", "--port", str(self.port), home=self._home, cwd=self._home)
-        wait_for(self._answers)
+        until(self._answers)
 
     def kill(self) -> None:
         if self._process is not None:
@@ -56,7 +54,7 @@ class LiveStudy:
         self.driver = Driver(settings)
         queue = self.driver.store.queue()
         queue.add(NewSubmission("u1", home_owner(), "live", {}, "", WantedDevices(), "d"))
-        claimed = queue.claim("r", "box", lambda *_: Placement({}), lease_s=10 * GUARD_S)
+        claimed = queue.claim("r", "box", lambda *_: Placement({}), lease_s=10 * TIMEOUT_S)
         assert claimed is not None
         self._claimed = claimed
         self.log = log_of_submission(settings.local_root, "u1")
@@ -98,13 +96,6 @@ def service(settings: Settings, study: LiveStudy) -> Iterator[KilledService]:
     service.kill()
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + GUARD_S
-    while not condition():
-        assert time.monotonic() < deadline, "it must happen in this time"
-        time.sleep(0.1)
-
-
 @pytest.mark.slow
 def test_streams_and_watch_miss_and_repeat_nothing(study: LiveStudy, service: KilledService, tmp_path: Path) -> None:
     events: list[ServerEvent] = []
@@ -128,24 +119,24 @@ def test_streams_and_watch_miss_and_repeat_nothing(study: LiveStudy, service: Ki
         stack.callback(watch.kill)
         study.driver.begin(0)
         study.report(0, 1)
-        wait_for(lambda: epochs() == [(0, 1)] and "trial 0, epoch 1\n" in told)
+        until(lambda: epochs() == [(0, 1)] and "trial 0, epoch 1\n" in told)
         for restart in (1, 2):
             study.report(0, 3 * restart - 1)
             service.kill()
             study.report(0, 3 * restart)
             study.driver.begin(restart)
             study.report(restart, 1)
-            wait_for(lambda: sum("does not answer" in line for line in told) == restart)  # noqa: B023 - called at once
+            until(lambda: sum("does not answer" in line for line in told) == restart)  # noqa: B023 - called at once
             service.start()
             study.report(0, 3 * restart + 1)
-            wait_for(lambda: (0, 3 * restart + 1) in epochs())  # noqa: B023
-            wait_for(lambda: f"trial 0, epoch {3 * restart + 1}\n" in told)  # noqa: B023
+            until(lambda: (0, 3 * restart + 1) in epochs())  # noqa: B023
+            until(lambda: f"trial 0, epoch {3 * restart + 1}\n" in told)  # noqa: B023
         for number in range(3):
             study.driver.end(number)
         study.finish()
-        stream.join(GUARD_S)
-        assert watch.wait(GUARD_S) == 0
-        reader.join(GUARD_S)
+        stream.join(TIMEOUT_S)
+        assert watch.wait(TIMEOUT_S) == 0
+        reader.join(TIMEOUT_S)
     assert [epoch for trial, epoch in epochs() if trial == 0] == list(range(1, 8))
     assert sorted(epochs()) == sorted({*epochs()})
     assert {(1, 1), (2, 1)} <= {*epochs()}
@@ -160,14 +151,14 @@ def test_streams_and_watch_miss_and_repeat_nothing(study: LiveStudy, service: Ki
 def test_an_open_page_shows_what_happened_meanwhile(study: LiveStudy, service: KilledService, tmp_path: Path) -> None:
     study.driver.begin(0)
     with BrowserPage(f"{service.url}/studies/live", tmp_path / "profile") as page:
-        wait_for(lambda: "1 running" in page.text("#stages"))
+        until(lambda: "1 running" in page.text("#stages"))
         study.driver.begin(1)
-        wait_for(lambda: "2 running" in page.text("#stages"))
+        until(lambda: "2 running" in page.text("#stages"))
         service.kill()
         study.driver.end(0)
         service.start()
-        wait_for(lambda: "1 complete" in page.text("#stages"))
+        until(lambda: "1 complete" in page.text("#stages"))
         study.driver.end(1)
-        wait_for(lambda: "2 complete" in page.text("#stages"))
+        until(lambda: "2 complete" in page.text("#stages"))
         study.finish()
-        wait_for(lambda: "complete" in page.text("h1"))
+        until(lambda: "complete" in page.text("h1"))

@@ -39,3 +39,20 @@ ServerOption = Annotated[
     ),
 ]
 StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study.")]
+RecipesOption = Annotated[
+    list[str] | None,
+    typer.Option("--recipe", metavar="NAME", help="Recipe in each table of trainings, if it has several."),
+]
+EpochsOption = Annotated[
+    list[int] | None,
+    typer.Option("--epoch", min=1, help="Epoch in each table of trainings; by default the last."),
+]
+NumTestImagesOption = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--test-images",
+        min=1,
+        help="Number of images that measured the accuracies of each table, to estimate the tau of a perfect score; "
+        "known for a table of trainings.",
+    ),
+]

@@ -5,7 +5,14 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.commands.options import Format, FormatOption, QuietOption
+from orchestrator.cli.commands.options import (
+    EpochsOption,
+    Format,
+    FormatOption,
+    NumTestImagesOption,
+    QuietOption,
+    RecipesOption,
+)
 
 commands = typer.Typer()
 
@@ -32,23 +39,9 @@ def _correlate(
         list[str] | None,
         typer.Option("--target", metavar="TARGET", help="Name of the target in each table; one for all, or each."),
     ] = None,
-    recipe: Annotated[
-        list[str] | None,
-        typer.Option("--recipe", metavar="NAME", help="Recipe in each table of trainings, if it has several."),
-    ] = None,
-    epoch: Annotated[
-        list[int] | None,
-        typer.Option("--epoch", min=1, help="Epoch in each table of trainings; by default the last."),
-    ] = None,
-    test_images: Annotated[
-        list[int] | None,
-        typer.Option(
-            "--test-images",
-            min=1,
-            help="Number of images that measured the accuracies of each table, to estimate the tau of a perfect score; "
-            "known for a table of trainings.",
-        ),
-    ] = None,
+    recipe: RecipesOption = None,
+    epoch: EpochsOption = None,
+    test_images: NumTestImagesOption = None,
     proxies: Annotated[
         list[str] | None,
         typer.Option(
@@ -140,23 +133,9 @@ def _discover(
         list[str], typer.Option("--target", metavar="TARGET", help="Target in all tables, or one per table.")
     ],
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="Name for the discovered proxy.")],
-    recipe: Annotated[
-        list[str] | None,
-        typer.Option("--recipe", metavar="NAME", help="Recipe in each table of trainings, if it has several."),
-    ] = None,
-    epoch: Annotated[
-        list[int] | None,
-        typer.Option("--epoch", min=1, help="Epoch in each table of trainings; by default the last."),
-    ] = None,
-    test_images: Annotated[
-        list[int] | None,
-        typer.Option(
-            "--test-images",
-            min=1,
-            help="Number of images that measured the accuracies of each table, to estimate the tau of a perfect score; "
-            "known for a table of trainings.",
-        ),
-    ] = None,
+    recipe: RecipesOption = None,
+    epoch: EpochsOption = None,
+    test_images: NumTestImagesOption = None,
     iterations: Annotated[int, typer.Option(min=1, help="Number of formulas to try.")] = 20_000,
     max_size: Annotated[int, typer.Option(help="Maximum number of inputs and operations in a formula.")] = 15,
     num_networks: Annotated[int, typer.Option(min=1, help="Fresh networks per topology.")] = 1,
