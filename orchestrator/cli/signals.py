@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from orchestrator.abrupt_end import AbruptEnd
+from orchestrator.abrupt_end import GRACE_S, AbruptEnd
 from orchestrator.cli.console import note, stderr
 from orchestrator.cli.exit_status import INTERRUPTED
 
@@ -27,14 +27,14 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signal(control: StopRequest) -> Iterator[None]:
+def stop_on_signal(control: StopRequest, *, grace_s: float = GRACE_S) -> Iterator[None]:
     """Within the context, the first Ctrl-C, SIGTERM or SIGHUP sets `control`; the second one raises KeyboardInterrupt.
 
-    If the process has not left the context within a second after it, the process and its children are killed. A SIGHUP
-    that is ignored, as under `nohup`, stays ignored.
+    If the process has not left the context within `grace_s` seconds after it, the process and its children are killed.
+    A SIGHUP that is ignored, as under `nohup`, stays ignored.
     """
 
-    end = AbruptEnd(say=_say_interrupted)
+    end = AbruptEnd(grace_s=grace_s, say=_say_interrupted)
 
     def handle(number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGHUP:

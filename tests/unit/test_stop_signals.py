@@ -40,22 +40,21 @@ with stop_on_signal(StopRequest()):
         while True:
             signal.pause()
     except KeyboardInterrupt:
-        print("cleaning up", flush=True)
-        time.sleep(600)
+        time.sleep(600)  # the clean-up
 """
 QUICK_END = """
 import signal
 from orchestrator.cli.signals import StopRequest, stop_on_signal
 
 try:
-    with stop_on_signal(StopRequest()):
+    with stop_on_signal(StopRequest(), grace_s=5):  # enough on a busy machine
         print("ready", flush=True)
         while True:
             signal.pause()
 except KeyboardInterrupt:
     print("left", flush=True)
 import time
-time.sleep(3)
+time.sleep(7)
 print("ended by itself", flush=True)
 """
 BLOCKED_TERMINAL = """
@@ -133,7 +132,6 @@ def test_a_second_signal_does_not_wait_for_a_slow_end(tmp_path: Path) -> None:
         child = int(process.stdout.readline())
         assert is_alive(child)
         interrupt(process)
-        assert process.stdout.readline() == b"cleaning up\n"
         assert process.wait(120) == 130  # the clean-up would take 600 s
         assert process.stderr is not None
         assert process.stderr.read() == b"interrupted\n"
