@@ -120,6 +120,19 @@ def missing_arms(images: str) -> str:
     return "\n".join(missing) or "Nothing."
 
 
+def methods_count(images: str) -> str:
+    """One sentence: how many methods were measured on images, and how many are shown to differ from plain training."""
+    names = list(dict.fromkeys(name for kind in KINDS for names in _arms_of_kind(kind).values() for name in names))
+    arms = arms_of(images)
+    differences = [
+        paired_difference(arms[name]["test"], arms[CONTROL.name]["test"])
+        for name in names
+        if name in arms and name != CONTROL.name
+    ]
+    better, worse = sum(one.low > 0 for one in differences), sum(one.high < 0 for one in differences)
+    return f"{len(differences)} methods are measured: {better} shown to be better, {worse} shown to be worse."
+
+
 def noise_table(name: str) -> str:
     """Markdown of the epochs at which criteria stop a training with wrong labels.
 
@@ -234,6 +247,7 @@ def variance_table(name: str) -> str:
 BLOCKS: dict[str, Callable[[str], str]] = {
     "methods": methods_table,
     "missing": missing_arms,
+    "count": methods_count,
     "noise": noise_table,
     "averages": averages_table,
     "stopping-rules": stopping_table,

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import _methods_page
 from benchmarks._arms import Arm
 from benchmarks._claims import CLAIMS, Comparison, claims_table, verdict
-from benchmarks._methods_page import BLOCKS, averages_table, missing_arms
+from benchmarks._methods_page import BLOCKS, averages_table, methods_count, missing_arms
 from benchmarks._pairs import PairedDifference
 from benchmarks.averaging import METHODS, SPACED, Measured, known_of
 from benchmarks.methods import AS_VIT, CONTROL, ELSEWHERE, KINDS
@@ -112,6 +112,16 @@ def test_the_methods_that_are_missing_are_listed_by_kind(tmp_path: Path, monkeyp
     write(tmp_path, "methods-digits.json", arms(none=[0.5, 0.6], focal=[0.5, 0.6], large=[0.5, 0.6]))
     assert missing_arms("digits").splitlines()[0] == "- losses: z-loss"
     assert "batches" not in missing_arms("digits")
+
+
+def test_methods_are_counted_without_the_control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_methods_page, "RESULTS", tmp_path)
+    write(
+        tmp_path,
+        "methods-digits.json",
+        arms(none=[0.5, 0.6, 0.7], sophia=[0.4, 0.5, 0.61], lion=[0.6, 0.7, 0.81], root=[0.7, 0.5, 0.6]),
+    )
+    assert methods_count("digits") == "3 methods are measured: 1 shown to be better, 1 shown to be worse."
 
 
 def test_a_claim_is_judged_by_the_paired_difference_on_each_set_of_images(
