@@ -23,7 +23,7 @@ from tests.places import Place
 
 PRELOADED = (
     *("alembic.command", "matplotlib.pyplot", "mlflow", "optuna", "scipy.stats"),
-    *("sklearn.datasets", "sklearn.model_selection", "trainers.worker"),
+    "trainers.worker",
     *(f"orchestrator.stages.{stage}" for stage in ("averaging", "correlate", "grow", "promote", "screen", "stopping")),
     *("orchestrator.reports.summary", "orchestrator.study.driver", "tests.faults.driver"),
 )

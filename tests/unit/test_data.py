@@ -18,8 +18,8 @@ from PIL import Image
 from trainers.config import DataConfig
 from trainers.data.images import channel_statistics, load_images, load_test_images
 from trainers.data.listing import DataError
-from trainers.data.sources import check_source
-from trainers.data.splits import split_indices
+from trainers.data.sources import check_source, list_source
+from trainers.data.splits import split_indices, stratified_sample
 
 CIFAR10 = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "cifar10"
 
@@ -103,6 +103,34 @@ def test_the_split_depends_on_its_seed_only() -> None:
     )
     assert first == again
     assert first != other
+
+
+@pytest.mark.parametrize("sizes", [[40, 40, 40], [2, 2, 2, 2], [7, 150, 31, 2], [13] * 11, [3, 3, 5, 5, 5]], ids=str)
+def test_a_sample_is_the_one_that_scikit_learn_draws(sizes: list[int]) -> None:
+    """So that the parts of a study are those of every earlier version."""
+    from sklearn.model_selection import train_test_split
+
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    for count in {len(sizes), len(labels) // 2, len(labels) - len(sizes)}:
+        for seed in range(5):
+            _, expected = train_test_split(np.arange(len(labels)), test_size=count, random_state=seed, stratify=labels)
+            assert np.flatnonzero(stratified_sample(labels, count, seed=seed)).tolist() == sorted(expected.tolist())
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    from sklearn.datasets import load_digits
+
+    listed, expected = list_source(DataConfig(source="digits")), load_digits()
+    assert listed.train.labels == tuple(expected.target)
+    assert listed.class_names == tuple(map(str, expected.target_names))
+    pixels = np.stack([item.content for item in listed.train.items(range(len(expected.images)))])
+    assert np.array_equal(pixels, (expected.images * (255 / 16)).round())
+
+
+def test_digits_without_scikit_learn_are_refused_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(DataError, match="Install scikit-learn, or use another source"):
+        list_source(DataConfig(source="digits"))
 
 
 def test_fractions_are_of_all_images() -> None:
@@ -351,13 +379,16 @@ def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path) -> None:
     assert "another kind of file" in problem(tmp_path / "a.zip")
 
 
-def test_the_check_needs_no_torch(tmp_path: Path) -> None:
+def test_listing_and_splitting_need_no_heavy_package(tmp_path: Path) -> None:
     make_folder(tmp_path)
     code = (
         "import sys\n"
         "from trainers.config import DataConfig\n"
-        "from trainers.data.sources import check_source\n"
+        "from trainers.data.sources import check_source, list_source\n"
+        "from trainers.data.splits import split_indices\n"
         f"assert check_source(DataConfig(source={str(tmp_path)!r})) is None\n"
+        "digits = DataConfig(source='digits')\n"
+        "split_indices(list_source(digits).train.labels, digits, own_test=False)\n"
         "print(*{'torch', 'sklearn', 'datasets', 'kornia'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,11 +1,14 @@
 """Data sources: digits, folders and parquet files. Lists labelled images without decoding them or using torch."""
 
+import importlib.util
 import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from plugins.regular_files import require_regular_file
 from search_spaces.base import ImageTask
@@ -143,16 +146,27 @@ def _size(size: tuple[int, int]) -> str:
 
 
 def _list_digits() -> Source:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pixels = (digits.images * (255 / 16)).round().astype("uint8")
     where = "scikit-learn's digits"
-    labels = tuple(int(label) for label in digits.target)
+    rows = np.loadtxt(_digits_file(), delimiter=",")  # 8 x 8 pixels from 0 to 16, and the digit
+    pixels = (rows[:, :-1].reshape(-1, 8, 8) * (255 / 16)).round().astype("uint8")
+    labels = tuple(int(label) for label in rows[:, -1])
     return Source(
         where=where,
-        class_names=tuple(str(name) for name in digits.target_names),
+        class_names=tuple(str(digit) for digit in range(10)),
         train=DigitsListing(where=where, labels=labels, pixels=pixels),
+    )
+
+
+def _digits_file() -> Path:
+    """The file that `sklearn.datasets.load_digits` reads; importing scikit-learn would take seconds."""
+    found = importlib.util.find_spec("sklearn")
+    for folder in (found and found.submodule_search_locations) or ():
+        file = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if file.is_file():
+            return file
+    raise DataError(
+        "data.source: digits needs the file datasets/data/digits.csv.gz of scikit-learn, but it is not installed. "
+        "Install scikit-learn, or use another source."
     )
 
 

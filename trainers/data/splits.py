@@ -79,8 +79,6 @@ def draw(
     indices: Indices, labels: NDArray[Any], count: int, config: DataConfig, *, part: str
 ) -> tuple[Indices, Indices]:
     """A stratified sample of `count` indices, and the remaining indices; both in ascending order."""
-    from sklearn.model_selection import train_test_split
-
     classes, sizes = np.unique(labels[indices], return_counts=True)
     if sizes.min() < 2 or min(count, len(indices) - count) < len(classes):
         raise DataError(
@@ -88,7 +86,50 @@ def draw(
             f"split, but it takes {count} of {len(indices)} images, and the smallest class has {sizes.min()}. "
             f"Change data.{part} or data.max_images, or add images."
         )
-    others, chosen = train_test_split(
-        indices, test_size=count, random_state=config.split_seed, stratify=labels[indices]
-    )
-    return np.sort(chosen), np.sort(others)
+    is_chosen = stratified_sample(labels[indices], count, seed=config.split_seed)
+    return np.sort(indices[is_chosen]), np.sort(indices[~is_chosen])
+
+
+def stratified_sample(labels: NDArray[Any], count: int, *, seed: int) -> NDArray[np.bool_]:
+    """Draw images so that each class has the same share in the sample and in the rest, up to rounding.
+
+    The parts of a study must never change. They were first drawn with scikit-learn, whose import takes longer than the
+    rest of loading small data, so that its algorithm and its random numbers are repeated here.
+
+    Args:
+        labels: Class of each image.
+        count: Size of the sample.
+        seed: Seed of the draw.
+
+    Returns:
+        Whether each image is in the sample.
+
+    Source: scikit-learn 1.9, `StratifiedShuffleSplit`; BSD-3-Clause.
+    """
+    rng = np.random.RandomState(seed)  # numpy promises never to change its numbers
+    _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    num_others = _share(sizes, len(labels) - count, rng)
+    num_chosen = _share(sizes - num_others, count, rng)
+    chosen = np.zeros(len(labels), dtype=bool)
+    for members, others, size in zip(
+        np.split(np.argsort(classes, kind="stable"), np.cumsum(sizes)[:-1]), num_others, num_chosen, strict=True
+    ):
+        shuffled = members[rng.permutation(len(members))]
+        chosen[shuffled[others : others + size]] = True
+    return chosen
+
+
+def _share(sizes: NDArray[np.int64], count: int, rng: np.random.RandomState) -> NDArray[np.int64]:
+    """Number of draws from each class, in proportion to its size; ties of the remainders are broken at random."""
+    exact = sizes / sizes.sum() * count
+    draws = np.floor(exact)
+    remainders = exact - draws
+    missing = int(count - draws.sum())
+    for value in np.sort(np.unique(remainders))[::-1]:
+        if missing <= 0:
+            break
+        (tied,) = np.where(remainders == value)
+        added = min(len(tied), missing)
+        draws[rng.choice(tied, size=added, replace=False)] += 1
+        missing -= added
+    return draws.astype(np.int64)
