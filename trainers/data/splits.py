@@ -122,9 +122,9 @@ def stratified_sample(labels: NDArray[Any], count: int, *, seed: int) -> NDArray
 def _share(sizes: NDArray[np.int64], count: int, rng: np.random.RandomState) -> NDArray[np.int64]:
     """Number of draws from each class, in proportion to its size; ties of the remainders are broken at random."""
     exact = sizes / sizes.sum() * count
-    draws = np.floor(exact)
+    draws: Indices = np.floor(exact).astype(np.int64)
     remainders = exact - draws
-    missing = int(count - draws.sum())
+    missing = count - int(draws.sum())
     for value in np.sort(np.unique(remainders))[::-1]:
         if missing <= 0:
             break
@@ -132,4 +132,4 @@ def _share(sizes: NDArray[np.int64], count: int, rng: np.random.RandomState) -> 
         added = min(len(tied), missing)
         draws[rng.choice(tied, size=added, replace=False)] += 1
         missing -= added
-    return draws.astype(np.int64)
+    return draws
