@@ -2,12 +2,16 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 import urllib.error
 import urllib.request
-from typing import NamedTuple
+from contextlib import suppress
+from typing import NamedTuple, NoReturn
 from urllib.parse import quote
 
 from orchestrator.cli.console import fail, note, out
@@ -21,21 +25,9 @@ from orchestrator.tracking.server import ServerCommand, server_command
 
 LOOPBACK = "127.0.0.1"
 _NUM_STUDIES = 5
-_TELL_WHEN_READY = """
-import os, sys, time, urllib.request, webbrowser
-url, page, server = sys.argv[1:]
-while os.getppid() == int(server):
-    try:
-        urllib.request.urlopen(url + "/health", timeout=2).close()
-    except OSError:
-        time.sleep(0.5)
-        continue
-    print("MLflow is ready at " + url, file=sys.stderr, flush=True)
-    if page:
-        webbrowser.open(page)
-    break
-"""
-"""Runs beside the server, because that replaces this process. It ends with the server."""
+_IDLE_LINES = ("Registry store URI not provided.", "[MLflow] Security middleware enabled")
+"""How lines begin that MLflow prints at every start, and that tell our users nothing."""
+_READY_S = 0.5
 
 
 class Server(NamedTuple):
@@ -46,7 +38,7 @@ class Server(NamedTuple):
 
 
 def ui_command(port: int, name: str | None = None, *, host: str = LOOPBACK, asks_login: bool = False) -> None:
-    """Show the page of a study, or the pages of all studies, with a server that this process becomes."""
+    """Show the page of a study, or the pages of all studies, with a server that runs until Ctrl-C."""
     settings = load_settings()
     if asks_login:
         _serve_with_login(settings, port, host, name)
@@ -64,11 +56,11 @@ def ui_command(port: int, name: str | None = None, *, host: str = LOOPBACK, asks
     note(f"{_starting(server.command)} Pages of the newest studies:")
     for page in _newest_pages(settings, server.url):
         note(f"  {page}")
-    _become(server.command)
+    _keep(server.command)
 
 
 def _serve_with_login(settings: Settings, port: int, host: str, name: str | None) -> None:
-    """Become a server that asks for a user name and a password, and open the page of a study if one is named."""
+    """Run a server that asks for a user name and a password, and open the page of a study if one is named."""
     if is_http(settings.tracking_uri):
         fail(
             f"--auth starts a server on a database, but {masked_address(settings.tracking_uri)} is a server already. "
@@ -86,7 +78,7 @@ def _serve_with_login(settings: Settings, port: int, host: str, name: str | None
         note(f"The user {ADMIN} has the password {login.password} (shown only now)")
     if page is None:
         note(f"{_starting(command)} It asks for a user name and a password.")
-        _become(command)
+        _keep(command)
     else:
         note("MLflow asks for a user name and a password.")
         show(server, page)
@@ -158,13 +150,13 @@ def sync_command(name: str) -> None:
 
 
 def show(server: Server, page: str) -> None:
-    """Open a page in the browser if there is one, and become the server unless it is running."""
+    """Open a page in the browser if there is one, and run the server unless it is running."""
     if server.command is None:
         open_in_browser(page)
         return
     note(f"{_starting(server.command)} The page:")
     note(f"  {page}")
-    _become(server.command, page if _has_browser() else "")
+    _keep(server.command, page if _has_browser() else "")
 
 
 def open_in_browser(page: str) -> None:
@@ -180,12 +172,78 @@ def _starting(command: ServerCommand) -> str:
     return f"Starting MLflow at {command.url}, which takes some seconds (press Ctrl-C to stop it)."
 
 
-def _become(command: ServerCommand, page: str = "") -> None:
-    """Become the server. As soon as it answers, a line tells that it is ready, and the page opens in the browser."""
-    server = str(os.getpid())  # which the server keeps
-    arguments = [sys.executable, "-c", _TELL_WHEN_READY, command.url, page, server]
-    subprocess.Popen(arguments, start_new_session=True)  # noqa: S603 - our own code; Ctrl-C is for the server only
-    os.execvpe(command.argv[0], command.argv, {**os.environ, **command.env})  # noqa: S606
+def _keep(command: ServerCommand, page: str = "") -> NoReturn:
+    """Run the server until it ends, or until a signal such as Ctrl-C ends it.
+
+    As soon as it answers, a line tells that it is ready, and the page opens in the browser. The server is in another
+    process group, so that Ctrl-C reaches only this process: MLflow would pass it on to its worker a second time, which
+    then ends with a traceback.
+    """
+    server: subprocess.Popen[str] | None = None
+    num_signals = 0
+
+    def stop(*_: object) -> None:
+        nonlocal num_signals
+        num_signals += 1
+        if server is not None:
+            _end(server, at_once=num_signals > 1)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
+    server = subprocess.Popen(  # noqa: S603 - our own command
+        command.argv,
+        env={**os.environ, **command.env},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    if num_signals:
+        stop()
+    threading.Thread(target=_tell_when_ready, args=(command.url, page, server), daemon=True).start()
+    passing_on = threading.Thread(target=_pass_on, args=(server,), daemon=True)
+    passing_on.start()
+    status = server.wait()
+    with suppress(ProcessLookupError):  # a worker that its MLflow has left behind
+        os.killpg(server.pid, signal.SIGKILL)
+    passing_on.join()
+    raise SystemExit(0 if num_signals else status if status >= 0 else 128 - status)
+
+
+def _pass_on(server: "subprocess.Popen[str]") -> None:
+    """Write what the server writes to stderr, except for the idle lines."""
+    assert server.stdout is not None
+    for line in server.stdout:
+        if not line.startswith(_IDLE_LINES):
+            sys.stderr.write(line)
+            sys.stderr.flush()
+
+
+def _end(server: "subprocess.Popen[str]", *, at_once: bool) -> None:
+    with suppress(ProcessLookupError):
+        if at_once:
+            os.killpg(server.pid, signal.SIGKILL)
+        else:
+            server.terminate()
+
+
+def _tell_when_ready(url: str, page: str, server: "subprocess.Popen[str]") -> None:
+    """Ask a server until it answers or has ended."""
+    while server.poll() is None:
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=2).close()  # noqa: S310 - our own address
+        except OSError:
+            time.sleep(_READY_S)
+            continue
+        note(f"MLflow is ready at {url}")
+        if page:
+            import webbrowser
+
+            webbrowser.open(page)
+        return
 
 
 def _study(name: str, settings: Settings) -> StudyRecord:

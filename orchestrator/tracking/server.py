@@ -13,6 +13,10 @@ APP_NAME = "vitsearch"
 """Name of our entry point in the group `mlflow.app`, whose pages open on a study's trials."""
 
 
+_UVICORN = "--log-level warning --timeout-graceful-shutdown 1"
+"""The server ends a second after Ctrl-C, although pages that are open may still wait for an answer."""
+
+
 class ServerCommand(NamedTuple):
     """Command line and environment of an MLflow server."""
 
@@ -52,7 +56,7 @@ def server_command(
         )
     argv = [sys.executable, "-m", "mlflow", "server"]
     argv += ["--artifacts-destination", artifact_root.absolute().as_uri(), "--workers", "1"]
-    argv += ["--host", host, "--port", str(port), "--uvicorn-opts", "--log-level warning"]
+    argv += ["--host", host, "--port", str(port), "--uvicorn-opts", _UVICORN]
     argv += ["--app-name", LOGIN_APP if login else APP_NAME]
     if allowed_hosts:
         argv += ["--allowed-hosts", allowed_hosts]

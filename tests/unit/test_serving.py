@@ -1,4 +1,4 @@
-"""`vitsearch ui` becomes MLflow's server. The process beside it that tells when the server is ready ends with it."""
+"""`vitsearch ui` runs MLflow's server, tells when it is ready, and ends it at Ctrl-C."""
 
 import os
 import signal
@@ -10,21 +10,33 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli import serving
 from tests.waiting import until
 
-BECOME = """
+KEEP = """
 import sys
-from orchestrator.cli.serving import _become
+from orchestrator.cli.serving import _keep
 from orchestrator.tracking.server import ServerCommand
-_become(ServerCommand(sys.argv[2:], {}, sys.argv[1]))
+_keep(ServerCommand(sys.argv[2:], {}, sys.argv[1]))
 """
+LIKE_MLFLOW = """
+import signal, subprocess, sys, time
+ended = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit()); print('ready', flush=True)"
+worker = subprocess.Popen([sys.executable, "-c", ended + "; signal.pause()"], stdout=subprocess.PIPE)
+worker.stdout.readline()
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, _: worker.send_signal(number))
+print("Registry store URI not provided. Using backend store URI.", flush=True)
+print("[MLflow] Security middleware enabled with default settings", file=sys.stderr, flush=True)
+print("a warning", file=sys.stderr, flush=True)
+sys.exit(worker.wait())
+"""
+"""Passes signals on to its worker, as MLflow does. A second one, as from the terminal, would show a traceback."""
 
 
-def becoming(url: str, *server: str) -> "subprocess.Popen[str]":
-    """A process that becomes a command, in a separate process group, as in a terminal."""
+def keeping(url: str, *server: str) -> "subprocess.Popen[str]":
+    """A process that runs a server, in a separate process group, as in a terminal."""
     return subprocess.Popen(
-        [sys.executable, "-c", BECOME, url, *server], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", KEEP, url, *server], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
 
 
@@ -42,33 +54,44 @@ class Health(BaseHTTPRequestHandler):
         self.end_headers()
 
 
-def test_a_line_tells_when_a_starting_server_answers(tmp_path: Path) -> None:
+def test_a_line_tells_when_a_starting_server_answers() -> None:
     with HTTPServer(("127.0.0.1", 0), Health) as server:
         url = f"http://127.0.0.1:{server.server_port}"
-        with (tmp_path / "told").open("wb") as told:
-            arguments = [sys.executable, "-c", serving._TELL_WHEN_READY, url, "", str(os.getpid())]
-            waiting = subprocess.Popen(arguments, stderr=told)
-            server.handle_request()
-            assert waiting.wait(timeout=120) == 0
-    assert (tmp_path / "told").read_text() == f"MLflow is ready at {url}\n"
+        process = keeping(url, "sleep", "600")
+        server.handle_request()
+        assert process.stderr is not None
+        told = process.stderr.readline()
+        process.terminate()
+        assert (told, ending(process), process.returncode) == (f"MLflow is ready at {url}\n", "", 0)
 
 
-@pytest.mark.parametrize(("server", "told"), [("true", ""), ("/no/such/server", "FileNotFoundError")])
+@pytest.mark.parametrize(("server", "told"), [("true", ""), ("false", ""), ("/no/such/server", "FileNotFoundError")])
 def test_nothing_waits_for_a_server_that_ends_at_once(server: str, told: str) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # refuses connections
-        process = becoming(f"http://127.0.0.1:{unused.getsockname()[1]}", server)
+        process = keeping(f"http://127.0.0.1:{unused.getsockname()[1]}", server)
         written = ending(process)
     assert told in written if told else written == ""
+    assert (process.returncode == 0) == (server == "true")
 
 
-def test_ctrl_c_while_a_server_starts_ends_without_a_traceback() -> None:
+def test_ctrl_c_ends_a_server_and_its_worker_once_and_only_its_own_lines_were_shown() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        silent.settimeout(60)
-        process = becoming(f"http://127.0.0.1:{silent.getsockname()[1]}", "sleep", "600")
-        asking, _ = silent.accept()
-        with asking:
-            until(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n")  # it has become the server
-            os.killpg(process.pid, signal.SIGINT)
+        process = keeping(f"http://127.0.0.1:{silent.getsockname()[1]}", sys.executable, "-c", LIKE_MLFLOW)
+        assert process.stderr is not None
+        assert process.stderr.readline() == "a warning\n"
+        os.killpg(process.pid, signal.SIGINT)
         written = ending(process)
-    assert (process.returncode, written) == (-signal.SIGINT, "")
+    assert (process.returncode, written) == (0, "")
+
+
+def test_a_second_ctrl_c_ends_a_server_that_does_not_end(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    stubborn = f"trap 'echo told >{tmp_path}/told' TERM; echo $$ >{pid}; while true; do sleep 0.1; done"
+    process = keeping("http://127.0.0.1:9", "sh", "-c", stubborn)
+    until(lambda: pid.exists() and pid.read_text() != "")
+    os.killpg(process.pid, signal.SIGINT)
+    until((tmp_path / "told").exists)
+    os.killpg(process.pid, signal.SIGINT)
+    assert (ending(process), process.returncode) == ("", 0)
+    assert not Path(f"/proc/{pid.read_text().strip()}").exists()
