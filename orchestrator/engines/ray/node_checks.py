@@ -1,6 +1,7 @@
 """Checks that the nodes of a Ray cluster can run trials: that they have the same vitsearch and the same files."""
 
 import contextlib
+import logging
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,8 +15,14 @@ from plugins.registry import KINDS
 from trainers.storage.addresses import address_of
 from trainers.storage.probing import mark
 
-_ANSWER_S = 90.0
-"""A living node that does not answer within this time is unusable. Ray notices a lost node after a minute."""
+_logger = logging.getLogger(__name__)
+_ANSWER_S = 300.0
+"""A living node that does not answer within this time is unusable. Ray notices a lost node after a minute.
+
+Workers of Ray have a low priority (`RAY_worker_niceness`), so a node that is busy with other work needs minutes.
+"""
+_PATIENCE_S = 15.0
+"""After this time, a message names the nodes that have not answered."""
 _APPEAR_S = 10.0
 """Time that a new file may take to appear on another node, because network file systems cache folders."""
 _WORKER_CODE = ("orchestrator.engines.ray.worker", "orchestrator.engines.ray.trainable", "trainers.worker")
@@ -83,11 +90,11 @@ def _ask(nodes: Sequence[Mapping[str, Any]], places: tuple[Any, ...]) -> list[li
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         task = check.options(num_cpus=0, max_retries=0, scheduling_strategy=there)
         asked.append(task.remote(code, places))
-    answered, _ = ray.wait(asked, num_returns=len(asked), timeout=_ANSWER_S)
+    answered = _wait({answer: _name(node) for node, answer in zip(nodes, asked, strict=True)})
     living = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     found = []
     for node, answer in zip(nodes, asked, strict=True):
-        problems = [f"did not answer for {_ANSWER_S:g} seconds"]
+        problems = [f"did not answer for {_ANSWER_S / 60:g} minutes"]
         if answer in answered:
             try:
                 problems = ray.get(answer)
@@ -95,6 +102,18 @@ def _ask(nodes: Sequence[Mapping[str, Any]], places: tuple[Any, ...]) -> list[li
                 problems = [f"could not run a task: {str(error).strip().splitlines()[-1]}"]
         found.append(problems if node["NodeID"] in living else [])
     return found
+
+
+def _wait(asked: Mapping[Any, str]) -> Sequence[Any]:
+    """The answers that come in time. Nodes that take longer than others are named, with how long we wait for them."""
+    import ray
+
+    answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_PATIENCE_S)
+    if silent:
+        names = ", ".join(asked[answer] for answer in silent)
+        _logger.warning("Waiting up to %g minutes for nodes that have not answered yet: %s", _ANSWER_S / 60, names)
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S - _PATIENCE_S)
+    return list(answered)
 
 
 def _plugin_packages() -> dict[str, str]:
