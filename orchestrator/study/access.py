@@ -1,7 +1,7 @@
 """Finding, showing and deleting studies. These functions raise our exceptions and never end the process."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,9 +44,14 @@ class UnknownStudyError(LookupError):
 
 
 class StudyNotBegunError(UnknownStudyError):
-    """A study was submitted, but its driver has not begun it."""
+    """A study was submitted, but its driver has not begun it.
+
+    Attributes:
+        submission: Its newest submission.
+    """
 
     def __init__(self, submission: SubmissionRecord) -> None:
+        self.submission = submission
         self.name, self.nearest = submission.name, None
         LookupError.__init__(
             self,
@@ -205,11 +210,11 @@ def delete_study(study: StudyRecord, settings: Settings) -> bool:
     from orchestrator.tracking.events import DeleteExperiment
     from orchestrator.tracking.mlflow_client import TrackingUnavailable
 
-    with hold_study(study.name, settings), open_existing(settings) as store:
+    with _held_to_delete(study.name, settings), open_existing(settings) as store:
         if store is None:
             return False
         if store.queue().has_driver(study.name):
-            raise StudyBusyError(study.name)
+            raise StudyBusyError(study.name, is_to_be_deleted=True)
         keeps_runs = not settings.tracking and bool(store.outbox(study.id).run_ids())
         if settings.tracking:
             try:
@@ -227,6 +232,17 @@ def delete_study(study: StudyRecord, settings: Settings) -> bool:
         return keeps_runs
 
 
+@contextmanager
+def _held_to_delete(name: str, settings: Settings) -> Iterator[None]:
+    """Hold the lock of a study that is about to be deleted."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(hold_study(name, settings))
+        except StudyBusyError:
+            raise StudyBusyError(name, is_to_be_deleted=True) from None
+        yield
+
+
 def delete_submissions(name: str, settings: Settings) -> bool:
     """Delete the submissions of a study that never began, with their logs.
 
@@ -241,7 +257,7 @@ def delete_submissions(name: str, settings: Settings) -> bool:
             return False
         uids = store.queue().forget(name)
         if not uids and store.queue().has_driver(name):
-            raise StudyBusyError(name)
+            raise StudyBusyError(name, is_to_be_deleted=True)
         _delete_logs(uids, settings)
         return bool(uids)
 

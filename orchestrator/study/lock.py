@@ -15,9 +15,12 @@ from orchestrator.store.locks import StudyLock, StudyLockedError
 class StudyBusyError(RuntimeError):
     """Another process is running the study."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, is_to_be_deleted: bool = False) -> None:
         super().__init__(
-            f"study {name!r} must run in one process at a time, but another process is running it. "
+            f"study {name!r} must not run when it is deleted, but another process is running it. Stop it first: "
+            f"vitsearch cancel {name}"
+            if is_to_be_deleted
+            else f"study {name!r} must run in one process at a time, but another process is running it. "
             f"Watch it with: vitsearch status {name}"
         )
 

@@ -124,7 +124,7 @@ def test_a_study_whose_driver_starts_is_not_deleted(settings: Settings, *, has_b
     assert claimed is not None
     if has_begun:
         study = store.create_study("digits", spec={}, digest="a", data_digest="d", stage_names=[])
-    with pytest.raises(StudyBusyError, match="'digits'"):
+    with pytest.raises(StudyBusyError, match=r"'digits'.*Stop it first: vitsearch cancel digits"):
         delete_study(study, settings) if has_begun else delete_submissions("digits", settings)
     assert store.queue().find(claimed.uid) == claimed
     store.close()
