@@ -10,11 +10,12 @@ from orchestrator.study.sizes import human_size
 
 def report_command(study: str, server: str | None, *, file: Path | None, overwrite: bool, as_json: bool) -> None:
     """Write the report on a study as one HTML file."""
-    from orchestrator.study.report import save_report, write_page
+    from orchestrator.study.report import require_free, save_report, write_page
 
     target = file or Path(f"{study}-report.html")
     client = client_of(server)
     if client:
+        require_free(target, overwrite=overwrite)
         written = write_page(client.report(study), target, overwrite=overwrite)
     else:
         written = save_report(study, target, load_settings(), overwrite=overwrite)

@@ -1,5 +1,7 @@
 """The report on a study: one page that tells what was searched, what was found, what it cost, and how to use it."""
 
+import errno
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,7 +99,20 @@ def save_report(study: str, file: Path, settings: Settings, *, overwrite: bool =
         orchestrator.study.access.UnknownStudyError: There is no study of that name.
         ReportNotWrittenError: The file cannot be written, or exists and must not be replaced.
     """
+    require_free(file, overwrite=overwrite)
     return write_page(html_report(study, settings), file, overwrite=overwrite)
+
+
+def require_free(file: Path, *, overwrite: bool) -> None:
+    """Check, before the report is made, that its file will not replace another one.
+
+    Raises:
+        ReportNotWrittenError: The file exists and must not be replaced, or its folder does not exist.
+    """
+    if file.exists() and not overwrite:
+        raise _exists(file)
+    if not file.absolute().parent.is_dir():
+        raise _cannot_be_written(file, os.strerror(errno.ENOENT))
 
 
 def write_page(html: str, file: Path, *, overwrite: bool = False) -> Path:
@@ -110,12 +125,18 @@ def write_page(html: str, file: Path, *, overwrite: bool = False) -> Path:
         with file.open("w" if overwrite else "x", encoding="utf-8") as stream:
             stream.write(html)
     except FileExistsError:
-        raise ReportNotWrittenError(f"{file} must not exist yet, but does. Add --overwrite, or name another.") from None
+        raise _exists(file) from None
     except OSError as error:
-        raise ReportNotWrittenError(
-            f"{file} must be writable, but: {error.strerror}. Name another with --out."
-        ) from error
+        raise _cannot_be_written(file, error.strerror) from error
     return file.absolute()
+
+
+def _exists(file: Path) -> ReportNotWrittenError:
+    return ReportNotWrittenError(f"{file} must not exist yet, but does. Add --overwrite, or name another.")
+
+
+def _cannot_be_written(file: Path, reason: str | None) -> ReportNotWrittenError:
+    return ReportNotWrittenError(f"{file} must be writable, but: {reason}. Name another with --out.")
 
 
 class _Headline(NamedTuple):

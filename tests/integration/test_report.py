@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.settings import load_settings
 from orchestrator.store.repository import Store
-from orchestrator.study.report import html_report
+from orchestrator.study.report import ReportNotWrittenError, html_report, save_report
 from tests.golden.test_homes import HOMES
 from tests.tiny import CommandLine, FinishedStudy, write_tiny
 from tests.unit.test_page import read
@@ -47,6 +47,21 @@ def test_the_report_of_an_older_version_leaves_out_what_was_not_recorded(command
     assert done.json()["num_bytes"] == len(html.encode())
     assert 'id="mistakes"' not in html
     assert [section for section in SECTIONS if f'<section id="{section}">' not in html] == ["data", "mistakes"]
+
+
+def test_a_file_that_exists_is_refused_before_the_report_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr("orchestrator.study.report.html_report", lambda name, _: made.append(name) or "<html>")
+    settings = load_settings(home=tmp_path / "home")
+    (tmp_path / "old.html").write_text("old")
+    with pytest.raises(ReportNotWrittenError, match="must not exist yet"):
+        save_report("tiny", tmp_path / "old.html", settings)
+    with pytest.raises(ReportNotWrittenError, match="No such file or directory"):
+        save_report("tiny", tmp_path / "no" / "new.html", settings)
+    assert made == []
+    assert save_report("tiny", tmp_path / "old.html", settings, overwrite=True).read_text() == "<html>"
 
 
 def test_a_study_that_has_only_begun_has_a_report(tmp_path: Path, command_line: CommandLine) -> None:
