@@ -3,12 +3,18 @@
 import itertools
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from orchestrator.api.auth import Caller
 from orchestrator.api.errors import RequestError
-from orchestrator.reports.summary import study_lines, study_summary
+from orchestrator.reports.summary import (
+    stage_name,
+    state_before_begin,
+    study_lines,
+    study_summary,
+    summary_before_begin,
+)
 from orchestrator.service.access_tokens import is_valid_token
 from orchestrator.service.submitting import why_waiting
 from orchestrator.settings import Settings
@@ -159,7 +165,8 @@ class VisibleStudies:
             submission = self.submission(name)
             if submission is None:
                 raise
-            return self._waiting_summary(submission)
+            spec, _ = self.store.queue().spec_of(submission.uid)
+            return summary_before_begin(submission, spec, self._reason_of(submission))
         return study_summary(self.store, study)
 
     def lines(
@@ -271,7 +278,7 @@ class VisibleStudies:
             page = store.queue().page(
                 owner=owner, seen_by=self._seen_by, text=text, without_study=True, before=before, limit=_PER_QUERY
             )
-            yield from (one for one in page if state in (None, _state_of(one)))
+            yield from (one for one in page if state in (None, state_before_begin(one)))
             if len(page) < _PER_QUERY:
                 return
             before = page[-1].id
@@ -280,45 +287,19 @@ class VisibleStudies:
         spec, _ = self.store.queue().spec_of(submission.uid)
         return {
             "study": submission.name,
-            "state": _state_of(submission),
+            "state": state_before_begin(submission),
             "reason": self._reason_of(submission),
             "owner": submission.owner,
             "stages": len(spec["stages"]),
             "stages_done": 0,
             "progress": 0.0,
-            "stage": _stage_name(spec["stages"][0]),
+            "stage": stage_name(spec["stages"][0]),
             "metric": ACCURACY.key,
             "best": None,
             "best_text": None,
             "test_accuracy": None,
             "created_at": submission.created_at,
             "updated_at": submission.ended_at or submission.created_at,
-        }
-
-    def _waiting_summary(self, submission: SubmissionRecord) -> dict[str, Any]:
-        """The summary of a study that was submitted and has not begun."""
-        spec, _ = self.store.queue().spec_of(submission.uid)
-        nothing = dict.fromkeys(("data", "cost", "certainty", "time_error", "correlation", "champion"))
-        stage: dict[str, Any] = {"state": "waiting", "reason": None, "wall_time_s": None, "trials": {}, "result": {}}
-        return {
-            **nothing,
-            "study": submission.name,
-            "uid": submission.uid,
-            "state": _state_of(submission),
-            "reason": self._reason_of(submission),
-            "owner": submission.owner,
-            "seed": spec["seed"],
-            "spec_digest": "",
-            "created_at": submission.created_at,
-            "updated_at": submission.created_at,
-            "num_executions": 0,
-            "stages": [{"name": _stage_name(one), "kind": one["stage"], **stage} for one in spec["stages"]],
-            "metric": ACCURACY.model_dump(mode="json"),
-            "baseline": {},
-            "front": [],
-            "ranked_by": ACCURACY.key,
-            "leaderboard": [],
-            "tracking": {"owed": 0, "rejected": 0, "reason": None},
         }
 
 
@@ -329,12 +310,3 @@ def _position_of(after: str | None) -> tuple[bool, int | None]:
     if not _POSITION.fullmatch(after):
         raise ValueError(f"after: must be `next` of the previous page, but got {after[:80]!r}.")
     return not after.startswith("w"), int(after.removeprefix("w"))
-
-
-def _state_of(submission: SubmissionRecord) -> str:
-    """The state of a study that has not begun."""
-    return {"cancelled": "interrupted", "running": "waiting"}.get(submission.state, submission.state)
-
-
-def _stage_name(stage: Mapping[str, Any]) -> str:
-    return str(stage.get("name") or stage["stage"])

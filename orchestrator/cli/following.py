@@ -6,7 +6,7 @@ from pathlib import Path
 from orchestrator.cli.console import fail, note, out, print_json
 from orchestrator.cli.exit_status import FAILED, INTERRUPTED
 from orchestrator.cli.remote import client_of
-from orchestrator.cli.service_studies import logs_there, watch_there
+from orchestrator.cli.service_studies import NOTHING_YET, logs_there, watch_there
 from orchestrator.cli.submitting import opened_store
 from orchestrator.cli.tables import study_report
 from orchestrator.settings import Settings, load_settings
@@ -106,13 +106,18 @@ def _follow(found: SubmissionRecord, store: Store, settings: Settings) -> Submis
     from orchestrator.service.supervisor import start_queue
 
     log, told, polls = LogReader(log_file(settings, found), num_lines=_SHOWN_LINES), "", 0
+    has_written = False
     while True:
         found = find_submission(store, found.uid)
-        for line in log.new_lines():
+        lines = log.new_lines()
+        has_written = has_written or bool(lines)
+        for line in lines:
             note(line)
         if not found.is_active:
             return found
         why = why_waiting(store, found)
+        if why is None and polls == 0 and not has_written:
+            why = NOTHING_YET
         if why is not None and why != told:
             note(f"{found.name}: {why}")
             told = why

@@ -223,10 +223,11 @@ class PlainProgress:
         self._last_printed = now
         spent = f" in {trial.metrics['wall_time_s']:.1f} s" if "wall_time_s" in trial.metrics else ""
         result = "" if value is None else f", {value}"
+        left_s = None if self._time.done == self._time.total else self._time.left_s
         self._print(
             f"{self._stage}: {self._time.done} of {self._time.total}, trial {trial.number} {trial.state}{spent}{result}"
             + (f"; best {best}" if best else "")
-            + f"; about {short_time(self._time.left_s or 0)} left"
+            + ("" if left_s is None else f"; about {short_time(left_s)} left")
         )
 
     def stage_ended(self, stage: StageRecord, summary: str) -> None:

@@ -14,6 +14,8 @@ from orchestrator.store.service_records import ACTIVE, state_words
 if TYPE_CHECKING:
     from orchestrator.client import Client
 
+NOTHING_YET = "is running, and has written nothing yet"
+"""Shown by `watch` at its start, because the process of a study needs some seconds for its first line."""
 POLL_S = 1.0
 PATIENCE_S = 600.0
 """How long `watch` waits for a service that does not answer."""
@@ -101,7 +103,7 @@ def watch_there(client: "Client", name: str, *, as_json: bool) -> None:
     if as_json:
         print_json(summary)
     else:
-        out(study_report(summary))
+        out(study_report(summary, is_remote=True))
 
 
 def tell_submission(client: "Client", found: Submission, *, as_json: bool) -> None:
@@ -150,7 +152,7 @@ def _follow(client: "Client", name: str) -> Submission:
     while True:
         try:
             found = client.submission(name)
-            reader.print_new(note)
+            has_written = reader.print_new(note)
         except ServerUnavailableError:
             if not has_answered or (lost_at is not None and time.monotonic() > lost_at + PATIENCE_S):
                 raise
@@ -165,7 +167,9 @@ def _follow(client: "Client", name: str) -> Submission:
         if lost_at is not None:
             lost_at = None
             note("the service answers again")
-        has_answered = True
+        is_first, has_answered = not has_answered, True
+        if is_first and not has_written and found["state"] == "running":
+            note(f"{found['study']}: {NOTHING_YET}")
         if found["state"] not in ACTIVE:
             return found
         if found["state"] == "waiting" and found["reason"] != told:

@@ -42,18 +42,32 @@ def _studies_here() -> list[dict[str, Any]]:
 def status_command(name: str, server: str | None, *, as_json: bool) -> None:
     """Print one study."""
     client = client_of(server)
-    if client:
-        summary = summary_there(client, name)
-    else:
-        from orchestrator.study.access import find_summary
-
-        summary = find_summary(name, load_settings())
+    summary = summary_there(client, name) if client else _summary_here(name)
     if as_json:
         print_json(summary)
     else:
         from orchestrator.cli.tables import status_report
 
         out(status_report(summary))
+
+
+def _summary_here(name: str) -> dict[str, Any]:
+    """The summary of a study of this home, also of one that was submitted and has not begun."""
+    from orchestrator.study.access import StudyNotBegunError, find_summary
+
+    settings = load_settings()
+    try:
+        return find_summary(name, settings)
+    except StudyNotBegunError as error:
+        from orchestrator.cli.submitting import opened_store
+        from orchestrator.reports.summary import summary_before_begin
+        from orchestrator.service.submitting import why_waiting
+
+        submission = error.submission
+        with opened_store(settings) as store:
+            reason = why_waiting(store, submission) if submission.is_active else submission.reason or submission.state
+            spec, _ = store.queue().spec_of(submission.uid)
+        return summary_before_begin(submission, spec, reason or "its process starts")
 
 
 def best_command(name: str, server: str | None) -> None:

@@ -1,10 +1,12 @@
 """Tables for people: stages, the leaderboard, the correlation of proxies."""
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -20,8 +22,8 @@ from trainers.results.model_report import ModelReport
 _WIDTH = 80
 
 
-def study_report(summary: dict[str, Any]) -> RenderableType:
-    """The report of a finished study: leaderboard, tau table, champion and next commands."""
+def study_report(summary: dict[str, Any], *, is_remote: bool = False) -> RenderableType:
+    """The report of a finished study, here or of a service: leaderboard, tau table, champion and next commands."""
     parts: list[RenderableType] = []
     if summary["leaderboard"]:
         parts += _ranking(summary)
@@ -33,14 +35,14 @@ def study_report(summary: dict[str, Any]) -> RenderableType:
     if champion:
         parts += [_title("Champion"), champion_lines(champion)]
     name = summary["study"]
-    steps = {
-        f"vitsearch report {name}": "write a report, one web page",
-        f"vitsearch ui {name}": "open its trials in MLflow",
-        f"vitsearch compare {name}": "compare the best trials",
-    }
+    steps = {f"vitsearch report {name}": "write a report, one web page"}
+    if not is_remote:
+        steps[f"vitsearch ui {name}"] = "open its trials in MLflow"
+    steps[f"vitsearch compare {name}"] = "compare the best trials"
     if champion:
         steps[f"vitsearch best {name} > best.yaml"] = "save its configuration, to train it again"
-        steps[f"vitsearch predict {name} IMAGE..."] = "classify your own images"
+        use = {f"vitsearch download {name}": "copy its champion, for `vitsearch predict`"}
+        steps |= use if is_remote else {f"vitsearch predict {name} IMAGE...": "classify your own images"}
     else:
         steps[f"vitsearch status {name}"] = "show the result of each stage"
     width = max(len(command) for command in steps)
@@ -54,11 +56,10 @@ def status_report(summary: dict[str, Any]) -> RenderableType:
     """A study's state, its stages, and its champion if there is one."""
     state = f"{summary['study']}: {summary['state']}" + (f" ({summary['reason']})" if summary["reason"] else "")
     table = _table("stage", "state", "trials", "time (s)", "result")
-    table.columns[-1].overflow = "fold"  # a topology is longer than the column
     for stage in summary["stages"]:
         trials = ", ".join(f"{count} {name}" for name, count in stage["trials"].items()) or "-"
         seconds = f"{stage['wall_time_s']:.1f}" if stage["wall_time_s"] is not None else "-"
-        table.add_row(stage["name"], stage["state"], trials, seconds, stage["reason"] or _result(stage))
+        table.add_row(stage["name"], stage["state"], trials, seconds, _Breakable(stage["reason"] or _result(stage)))
     parts: list[RenderableType] = [Text(state, style="bold"), table]
     if summary["data"]:
         parts += [_title("Data"), Text("\n".join(DataReport.model_validate(summary["data"]).lines()))]
@@ -190,6 +191,25 @@ def champion_lines(champion: dict[str, Any]) -> Text:
         no_wrap=True,
         overflow="ignore",  # a wrapped path cannot be copied
     )
+
+
+class _Breakable:
+    """Text whose lines may also end after a `|`, so that a topology is cut between its parts."""
+
+    def __init__(self, text: str) -> None:
+        self._parts = re.findall(r"\s*[^\s|]*(?:\||(?=\s|$))", text)
+        self._text = text
+
+    def __rich_measure__(self, _console: Console, _options: ConsoleOptions) -> Measurement:
+        return Measurement(max((len(part) for part in self._parts), default=0), len(self._text))
+
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = [""]
+        for part in self._parts:
+            if lines[-1] and len(lines[-1]) + len(part) > options.max_width:
+                lines.append("")
+            lines[-1] += part if lines[-1] else part.lstrip()
+        yield Text("\n".join(lines), overflow="fold")
 
 
 def _result(stage: dict[str, Any]) -> str:

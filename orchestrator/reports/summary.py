@@ -10,6 +10,7 @@ import yaml
 from orchestrator.reports.standing import StudyStanding, study_standings
 from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord
 from orchestrator.store.repository import Store
+from orchestrator.store.service_records import SubmissionRecord
 from plugins.metrics.deciding import ACCURACY, DecidingMetric
 from trainers.config import Configuration
 
@@ -47,6 +48,48 @@ def study_summary(store: Store, study: StudyRecord) -> dict[str, Any]:
         "champion": _last_result(stages, "promote"),
         "tracking": {"owed": owed.count_owed(), "rejected": owed.count_rejected(), "reason": owed.rejection()},
     }
+
+
+def summary_before_begin(submission: SubmissionRecord, spec: Mapping[str, Any], reason: str) -> dict[str, Any]:
+    """The summary of a study that was submitted and has not begun.
+
+    Args:
+        submission: Its newest submission.
+        spec: Its study file.
+        reason: Why it waits, or does no longer.
+    """
+    nothing = dict.fromkeys(("data", "cost", "certainty", "time_error", "correlation", "champion"))
+    stage: dict[str, Any] = {"state": "waiting", "reason": None, "wall_time_s": None, "trials": {}, "result": {}}
+    return {
+        **nothing,
+        "study": submission.name,
+        "uid": submission.uid,
+        "state": state_before_begin(submission),
+        "reason": reason,
+        "owner": submission.owner,
+        "seed": spec["seed"],
+        "spec_digest": "",
+        "created_at": submission.created_at,
+        "updated_at": submission.created_at,
+        "num_executions": 0,
+        "stages": [{"name": stage_name(one), "kind": one["stage"], **stage} for one in spec["stages"]],
+        "metric": ACCURACY.model_dump(mode="json"),
+        "baseline": {},
+        "front": [],
+        "ranked_by": ACCURACY.key,
+        "leaderboard": [],
+        "tracking": {"owed": 0, "rejected": 0, "reason": None},
+    }
+
+
+def state_before_begin(submission: SubmissionRecord) -> str:
+    """The state of a study that was submitted and has not begun."""
+    return {"cancelled": "interrupted", "running": "waiting"}.get(submission.state, submission.state)
+
+
+def stage_name(stage: Mapping[str, Any]) -> str:
+    """Name of a stage in a study file, by default its kind."""
+    return str(stage.get("name") or stage["stage"])
 
 
 def study_line(store: Store, study: StudyRecord) -> dict[str, Any]:

@@ -217,8 +217,8 @@ def run_averaging(context: StageContext, spec: AveragingStage) -> StageOutcome:
             epochs_saved=saved,
             forward_passes=num_passes,
         ),
-        summary=f"{describe_plugin(method)} over {len(sources.checkpoints)} checkpoints of trial {source.number}: "
-        f"{metric.text(value)} ({metric.difference(value, before)})"
+        summary=f"{describe_plugin(method)}, of the last {len(sources.checkpoints)} checkpoints of trial "
+        f"{source.number}: {metric.text(value)} ({metric.difference(value, before)})"
         + ("" if stop_at is None else f", {_saving(stop_at, saved)}"),
         metrics={
             "val_accuracy": best.metrics["val_accuracy"],

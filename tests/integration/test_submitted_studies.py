@@ -323,7 +323,9 @@ def test_the_commands_follow_a_study_from_submit_to_its_results(
     assert "vitsearch watch quick" in done.err
     assert no_process == [[]]
     assert command_line("submit", file).status == 1
-    assert "is waiting. Follow it with: vitsearch watch quick" in command_line("status", "quick").err
+    before = command_line("status", "quick")
+    assert (before.status, before.out.splitlines()[0]) == (0, "quick: waiting (waits for its turn)")
+    assert "is waiting. Follow it with: vitsearch watch quick" in command_line("trials", "quick").err
     assert "nothing yet: it is waiting" in command_line("logs", "quick").err
 
     settings = load_settings(home=command_line.home, tracking=False)
@@ -366,6 +368,12 @@ def test_watching_tells_how_a_study_ended_and_how_to_resume_it(
     watched = command_line("watch", "quick")
     assert watched.status == 130
     assert "continues in the background. End it with: vitsearch cancel quick" in watched.err
+    assert "nothing yet" not in watched.err
+    store = Store.open(load_settings(home=command_line.home).database_url)
+    claim(store)
+    store.close()
+    watched = command_line("watch", "quick")
+    assert watched.err.startswith("quick: is running, and has written nothing yet\n")
     assert command_line("watch", "nowhere").status == 2
 
 

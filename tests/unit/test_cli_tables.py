@@ -48,7 +48,42 @@ def test_the_status_shows_a_whole_topology_in_80_columns() -> None:
     lines = printed(status_report(summary)).splitlines()
     assert max(len(line.rstrip()) for line in lines) <= 80
     column = lines[1].index("result")
-    assert "".join(line[column:].strip() for line in lines[2:]) == topology
+    shown = [line[column:].strip() for line in lines[2:]]
+    assert "".join(shown) == topology
+    assert all(part.endswith("|") for part in shown[:-1])  # it is cut between its parts
+
+
+def test_the_status_wraps_sentences_between_words() -> None:
+    sentence = "every node of the cluster must be able to run trials, but gpu-1 did not answer for 5 minutes"
+    stage = {"name": "screen", "state": "interrupted", "trials": {}, "wall_time_s": None, "reason": sentence}
+    summary = {
+        "study": "photos",
+        "state": "interrupted",
+        "reason": None,
+        "stages": [stage],
+        "data": None,
+        "leaderboard": [],
+        "champion": None,
+        "tracking": {"owed": 0, "rejected": 0},
+    }
+    lines = printed(status_report(summary)).splitlines()
+    column = lines[1].index("result")
+    assert " ".join(line[column:].strip() for line in lines[2:]) == sentence
+    assert max(len(line.rstrip()) for line in lines) <= 80
+
+
+def test_the_next_commands_of_a_services_study_work_there() -> None:
+    summary = {
+        "study": "ann~photos",
+        "leaderboard": [],
+        "front": [],
+        "correlation": None,
+        "champion": None,
+    }
+    here, there = printed(study_report(summary)), printed(study_report(summary, is_remote=True))
+    assert "vitsearch ui ann~photos" in here
+    assert "vitsearch ui" not in there
+    assert "vitsearch compare ann~photos" in there
 
 
 def test_the_status_tells_how_well_the_time_of_trainings_was_predicted() -> None:

@@ -83,6 +83,15 @@ def test_plain_lines_say_where_a_stage_goes_on_and_how_long_it_takes() -> None:
     assert lines[1].endswith("left")
 
 
+def test_the_last_trial_of_a_stage_tells_no_time_left() -> None:
+    def tell(progress) -> None:
+        progress.stage_began(make_stage("train"), total=1, done=0)
+        progress.epoch(trained(0, 0.5), REPORT, value="50.0 %")
+        progress.trial_ended(trained(0, 0.5), best=None)
+
+    assert shown(PlainProgress, terminal=False, tell=tell).splitlines()[1].endswith("trial 0 complete, 50.0 %")
+
+
 def test_quick_trials_do_not_fill_a_log() -> None:
     def tell(progress) -> None:
         progress.stage_began(make_stage("screen"), total=500, done=0)
