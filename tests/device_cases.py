@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -114,7 +115,8 @@ def _signals(space: str, device: torch.device) -> dict[str, float]:
     recorder = Recorder()
     with tempfile.TemporaryDirectory() as folder:
         task = TrainTask(configuration=_configuration(space, {}, epochs=2), folder=Path(folder), signals=tuple(Signal))
-        _checked(train(task, digits(), recorder, device))
+        with patch("trainers.training.gradient_signals.NUM_PRODUCTS", 2):  # the simulated device is slow
+            _checked(train(task, digits(), recorder, device))
     return recorder.reports[-1].signals
 
 
@@ -156,7 +158,8 @@ def _go_on_average_and_predict(device: torch.device) -> dict[str, float]:
         Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(folder / "image.png")
         model = load_model(folder / "model", device=device)
         (prediction,) = model.predict([folder / "image.png"])
-        report = model.evaluate_on()
+        with patch("trainers.results.intervals._MAX_RESAMPLES", 20):
+            report = model.evaluate_on()
         (logits,) = validation_logits([(config, paths[-1])], digits(), torch.arange(5), device)
     found |= {"test loss": report.metrics["loss"].value, "first logit": float(logits[0, 0])}
     found |= {f"averaged.{key}": value for key, value in _checked(averaged).items()}

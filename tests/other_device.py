@@ -12,18 +12,19 @@ import contextlib
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_flatten, tree_map
 
 from trainers.hardware import devices
 
 aten = torch.ops.aten
+_CPU = torch.device("cpu")
 _COPIES = {aten.copy_.default, aten._to_copy.default}
 _READS = {aten.index.Tensor, aten._unsafe_index.Tensor}
 _WRITES = {aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
@@ -75,7 +76,7 @@ class _Mode(TorchDispatchMode):
 
 
 def _run(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    given = tree_flatten((args, kwargs))[0]
+    given = _flat((*args, *kwargs.values()))
     is_there = any(isinstance(one, OnDevice) for one in given)
     if is_there:
         _check_places(operation, args, given)
@@ -88,18 +89,51 @@ def _run(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         raise RuntimeError(f"{operation}: expected a generator of the device, but found one of the CPU")
     if operation is aten._fused_sdp_choice.default:
         return 0  # the implementation by plain operations
-    args_here, kwargs_here = tree_map(_here, (args, kwargs))
-    result = tree_map(_dense, operation(*args_here, **kwargs_here))
+    args_here, kwargs_here = _mapped(_here, args), {name: _mapped(_here, one) for name, one in kwargs.items()}
+    result = _mapped(_dense, operation(*args_here, **kwargs_here))
     if not goes_there:
         return result
     if _Backend.lacks_float64 and any(
-        isinstance(one, torch.Tensor) and one.dtype == torch.float64 for one in tree_flatten(result)[0]
+        isinstance(one, torch.Tensor) and one.dtype == torch.float64 for one in _flat((result,))
     ):
         raise TypeError(f"{operation}: the device has no float64")
-    result = tree_map(lambda one: OnDevice(one) if isinstance(one, torch.Tensor) else one, result)
+    if is_there and _writes_to_its_first(operation):
+        return args[0]
+    result = _mapped(_there, result)
     if not is_there or operation is aten._to_copy.default:
         return result
     return return_and_correct_aliasing(operation, args, kwargs, result)
+
+
+# Arguments and results are nested only in lists and tuples. Torch's functions for any tree would take most of the time.
+_NESTED = (list, tuple)
+
+
+def _flat(nested: Iterable[Any]) -> list[Any]:
+    found: list[Any] = []
+    for one in nested:
+        if isinstance(one, _NESTED):
+            found += _flat(one)
+        else:
+            found.append(one)
+    return found
+
+
+def _mapped(change: Callable[[Any], Any], nested: Any) -> Any:
+    if isinstance(nested, _NESTED):
+        changed = [_mapped(change, one) if isinstance(one, _NESTED) else change(one) for one in nested]
+        return changed if isinstance(nested, list) else tuple(changed)
+    return change(nested)
+
+
+@cache
+def _writes_to_its_first(operation: Any) -> bool:
+    """Whether an operation writes to its first argument, whose shape it keeps, and returns it."""
+    schema = operation._schema
+    if len(schema.returns) != 1 or torch.Tag.inplace_view in operation.tags:
+        return False
+    first, returned = (part.alias_info for part in (schema.arguments[0], schema.returns[0]))
+    return returned is not None and first is not None and returned.is_write and first.before_set == returned.before_set
 
 
 def _check_places(operation: Any, args: Any, given: list[Any]) -> None:
@@ -118,9 +152,13 @@ def _check_places(operation: Any, args: Any, given: list[Any]) -> None:
 
 
 def _here(one: Any) -> Any:
-    if isinstance(one, torch.device):
-        return torch.device("cpu")
-    return one.inner if isinstance(one, OnDevice) else one
+    if isinstance(one, OnDevice):
+        return one.inner
+    return _CPU if type(one) is torch.device else one
+
+
+def _there(one: Any) -> Any:
+    return OnDevice(one) if isinstance(one, torch.Tensor) else one
 
 
 def _dense(one: Any) -> Any:
