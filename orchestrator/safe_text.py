@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 
 MASK = "***"
+_QUESTION = "Is the server running"
 _ADDRESS = re.compile(r"(?<![A-Za-z0-9+.\-])([A-Za-z0-9+.\-]+)://([^\s'\"<>`]*)")
 _SECRET_NAMES = re.compile(r"(PASSWORD|PASSWD|SECRET|TOKEN|ACCESS_KEY|API_KEY|PASSPHRASE|CREDENTIALS)", re.IGNORECASE)
 """Names of environment variables whose values are secrets."""
@@ -46,6 +47,12 @@ def masked_address(address: str) -> str:
     _, at, place = rest.rpartition("@")
     shown = re.split("[?#]", place, maxsplit=1)[0]
     return f"{scheme}://" + (f"{MASK}@" if at else "") + shown + (f"?{MASK}" if shown != place else "")
+
+
+def reason_of(error: str) -> str:
+    """The message of a database's driver on one line, without secrets and without libpq's question to the reader."""
+    lines = (line.strip() for line in error.splitlines())
+    return without_secrets(" ".join(" ".join(line for line in lines if not line.startswith(_QUESTION)).split()))
 
 
 def without_secrets(text: str, environment: Mapping[str, str] | None = None) -> str:

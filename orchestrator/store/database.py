@@ -13,7 +13,7 @@ from sqlalchemy import URL, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
-from orchestrator.safe_text import masked_address, without_secrets
+from orchestrator.safe_text import masked_address, reason_of
 from orchestrator.settings import SettingsError
 from orchestrator.store.retrying import WAIT_S, is_damage, set_retry_time
 from orchestrator.store.snapshots import SnapshotError, is_read_only, temporary_copy
@@ -150,7 +150,7 @@ def _shown(url: URL) -> str:
 
 
 def _unusable(url: URL, reason: str) -> SettingsError:
-    shown = without_secrets(" ".join(reason.split()))
+    shown = reason_of(reason)
     if is_damage(reason):
         return damaged(_shown(url), shown)
     if url.get_backend_name() == "sqlite" and not os.environ.get("VITSEARCH_DATABASE_URL"):

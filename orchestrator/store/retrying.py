@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Engine
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, NotSupportedError, ProgrammingError
 
-from orchestrator.safe_text import without_secrets
+from orchestrator.safe_text import reason_of
 from orchestrator.store.errors import DatabaseUnavailableError
 
 WAIT_S = 120.0
@@ -52,7 +52,7 @@ class OutageRetries:
         Raises:
             DatabaseUnavailableError: It should not be tried again.
         """
-        reason = without_secrets(" ".join(str(error.orig).split()))
+        reason = reason_of(str(error.orig))
         if is_damage(reason):
             raise DatabaseUnavailableError(
                 f"the database {self._where} is damaged: {reason}. Restore it from a backup (docs/backup.md); "

@@ -8,7 +8,7 @@ import pytest
 from rich.text import Text
 
 from orchestrator.cli.console import SafeConsole, message_lines
-from orchestrator.safe_text import SafeFormatter, masked_address, printable, without_secrets
+from orchestrator.safe_text import SafeFormatter, masked_address, printable, reason_of, without_secrets
 from orchestrator.settings import SettingsError, load_settings
 from orchestrator.store.database import open_database
 from orchestrator.tracking.server import server_command
@@ -122,6 +122,15 @@ def test_control_characters_become_escapes() -> None:
     assert printable("a\x1b[31mb\r\n\u202ec\x9b\udc80") == "a\\x1b[31mb\\r\\n\\u202ec\\x9b\\udc80"
     assert printable("Türöffner 猫 ½\u00a0", lines=True) == "Türöffner 猫 ½\u00a0"
     assert printable("a\nb\x07", lines=True) == "a\nb\\x07"
+
+
+def test_the_reason_of_a_database_is_one_line_without_a_question() -> None:
+    error = (
+        'connection failed: connection to server at "127.0.0.1", port 5432 failed: Connection refused\n'
+        "\tIs the server running on that host and accepting TCP/IP connections?"
+    )
+    assert reason_of(error).endswith("port 5432 failed: Connection refused")
+    assert reason_of("first\n  second postgresql://me:secret@db/x") == "first second postgresql://***@db/x"
 
 
 def test_tables_and_messages_cannot_control_the_terminal() -> None:
