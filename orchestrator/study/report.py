@@ -201,7 +201,7 @@ def _tiles(reported: ReportedStudy) -> list[Tile]:
         best = train.best
         tiles.append(Tile("Best validation accuracy", f"{100 * best.val_accuracy:.2f} %", f"trial {best.trial}"))
     if reported.total_s:
-        tiles.append(Tile("Time", minutes_text(reported.total_s), sections.machine_text(reported).partition(":")[0]))
+        tiles.append(Tile("Time", minutes_text(reported.total_s), sections.machine_text(reported).partition(": ")[0]))
     return tiles
 
 

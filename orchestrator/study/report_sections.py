@@ -153,7 +153,8 @@ _TRIALS = {"complete": "complete", "stopped": "stopped early", "failed": "failed
 def machine_text(reported: ReportedStudy) -> str:
     """On what the study ran, as its last execution recorded it."""
     setups = [one.setup for one in reported.executions if one.setup]
-    return str(setups[-1].get("reason", "")) if setups else ""
+    reason = str(setups[-1].get("reason", "")) if setups else ""
+    return reason.replace("RAY_ADDRESS names the cluster", "Ray cluster")
 
 
 # --- champion ---
