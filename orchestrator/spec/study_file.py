@@ -268,6 +268,7 @@ def _validate(
 
 def _raise_all(problems: Iterable[Problem], source: YamlSource, given: frozenset[KeyPath]) -> None:
     errors = [_error(source, given, problem) for problem in distinct(problems)]
+    errors.sort(key=lambda error: error.line or 0)
     if errors:
         errors[0].others = tuple(errors[1:])
         raise errors[0]
