@@ -25,6 +25,26 @@ _SHOWN_LINES = 20
 Submission = Mapping[str, Any]
 
 
+def validate_there(client: "Client", file: Path, *, overrides: Mapping[str, Any]) -> None:
+    """Let a service check a study file as it would when it is submitted: with its plug-ins, data and studies."""
+    _require_file_alone(file, overrides)
+    found = client.validate(file)
+    out(f"{file}: study {found['study']!r} is valid at {client.url}: {' -> '.join(found['stages'])}")
+    for remark in found["remarks"]:
+        note(remark)
+
+
+def _require_file_alone(file: Path, overrides: Mapping[str, Any]) -> None:
+    if overrides:
+        fail(
+            f"a service reads the file alone, but {' and '.join(overrides)} were given as options. Write them into "
+            f"{file}.",
+            status=BAD_INPUT,
+        )
+    if not file.is_file():
+        fail(f"{file}: must be a YAML file, but does not exist. Check the path.", status=BAD_INPUT)
+
+
 def submit_there(
     client: "Client",
     file: Path,
@@ -39,14 +59,7 @@ def submit_there(
     as_json: bool,
 ) -> None:
     """Submit a study file to a service."""
-    if overrides:
-        fail(
-            f"a service reads the file alone, but {' and '.join(overrides)} were given as options. Write them into "
-            f"{file}.",
-            status=BAD_INPUT,
-        )
-    if not file.is_file():
-        fail(f"{file}: must be a YAML file, but does not exist. Check the path.", status=BAD_INPUT)
+    _require_file_alone(file, overrides)
     submitted = client.submit(
         file,
         priority=priority,

@@ -99,6 +99,23 @@ def test_list_and_delete_reach_the_service(url: str, command_line: CommandLine) 
     assert (gone.status, "must answer" in gone.err) == (1, True)
 
 
+def test_a_file_is_checked_by_the_service_that_would_run_it(
+    url: str, tmp_path: Path, command_line: CommandLine
+) -> None:
+    file = tmp_path / "sent.yaml"
+    file.write_text(STUDY, encoding="utf-8")
+    for done in (command_line("validate", file, "--server", url), command_line("validate", file, VITSEARCH_SERVER=url)):
+        assert (done.status, f"study 'sent' is valid at {url}: " in done.out) == (0, True), done.err
+    file.write_text(STUDY.replace("study: sent", "study: sent\nsed: 1"), encoding="utf-8")
+    here, there = command_line("validate", file), command_line("validate", file, "--server", url)
+    assert (there.status, there.err) == (here.status, here.err)
+    assert "Did you mean 'seed'?" in there.err
+    for arguments in ([file, "--data", "x"], [tmp_path / "none.yaml"]):
+        assert command_line("validate", *arguments, "--server", url).status == 2, arguments
+    rows = command_line("list", "--server", url, "--format", "json").json()
+    assert "sent" not in {row["study"] for row in rows}
+
+
 def test_a_study_is_submitted_and_cancelled_at_a_service(url: str, tmp_path: Path, command_line: CommandLine) -> None:
     file = tmp_path / "sent.yaml"
     file.write_text(STUDY.replace("study: sent", "study: stopped"), encoding="utf-8")

@@ -22,12 +22,23 @@ commands = typer.Typer()
 
 @commands.command("validate")
 def _validate(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A study file.")], data: DataOption = None
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A study file.")],
+    data: DataOption = None,
+    server: ServerOption = None,
 ) -> None:
     """Check a study file without running anything."""
+    from orchestrator.cli.remote import client_of
+
+    overrides = {"data.source": data} if data else {}
+    client = client_of(server)
+    if client:
+        from orchestrator.cli.service_studies import validate_there
+
+        validate_there(client, file, overrides=overrides)
+        return
     from orchestrator.spec.study_file import load_spec
 
-    spec = load_spec(file, overrides={"data.source": data} if data else {})
+    spec = load_spec(file, overrides=overrides)
     out(f"{file}: study {spec.study!r} is valid: {' -> '.join(stage.name for stage in spec.stages)}")
     for remark in spec.remarks:
         note(remark)
