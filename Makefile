@@ -6,6 +6,8 @@ AUDIT := .audit
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export MLFLOW_DISABLE_TELEMETRY = true
+# Tests start hundreds of processes, which would otherwise compile our modules again and again.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Tests often wait for servers and for processes that they start, hence one process more than there are cores.
 PROCESSES := $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); \
