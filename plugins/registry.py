@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from functools import cache, lru_cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -105,7 +105,7 @@ def available(kind: str) -> dict[str, EntryPoint]:
         DuplicatePluginError: Two different objects have the same name.
     """
     found: dict[str, EntryPoint] = {}
-    for point in entry_points(group=f"vitsearch.{kind}"):
+    for point in _declared().select(group=f"vitsearch.{kind}"):
         other = found.get(point.name)
         if other is not None and other.value != point.value:
             raise DuplicatePluginError(
@@ -124,15 +124,26 @@ def available(kind: str) -> dict[str, EntryPoint]:
     return dict(sorted(found.items()))
 
 
+@cache
+def _declared() -> EntryPoints:
+    """Entry points of all installed packages. Reading them takes much longer than reading the formulas of a home."""
+    return entry_points()
+
+
 def use_formulas(folder: Path) -> None:
     """Make the formulas in a folder available as proxies, in this process and its child processes."""
     if os.environ.get(FORMULA_FOLDER_VARIABLE) != str(folder):
         os.environ[FORMULA_FOLDER_VARIABLE] = str(folder)
-        clear_caches()
+        _forget_formulas()
 
 
 def clear_caches() -> None:
     """Forget the plug-ins found so far. Call it after saving a formula."""
+    _declared.cache_clear()
+    _forget_formulas()
+
+
+def _forget_formulas() -> None:
     for cached in (available, load):
         cached.cache_clear()
 

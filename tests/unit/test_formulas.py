@@ -340,6 +340,17 @@ def test_a_name_that_is_taken_is_refused(folder: Path) -> None:
     assert path.read_text() == "# one\nmean(l1(mlp.weight))\n"
 
 
+def test_another_folder_of_formulas_does_not_read_the_installed_packages_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_formula(folder, "mine", parse("mean(l1(mlp.weight))"), comments="")
+    assert "mine" in registry.available("proxies")
+    monkeypatch.setattr(registry, "entry_points", lambda: pytest.fail("they are known"))
+    registry.use_formulas(tmp_path / "another")
+    assert "mine" not in registry.available("proxies")
+    assert {"params", "flops"} <= registry.available("proxies").keys()
+
+
 def test_a_package_and_a_saved_formula_of_one_name_are_an_error(folder: Path) -> None:
     folder.mkdir()
     (folder / "params.txt").write_text("mean(l1(mlp.weight))\n")

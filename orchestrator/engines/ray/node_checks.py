@@ -118,7 +118,8 @@ def _wait(asked: Mapping[Any, str]) -> Sequence[Any]:
 
 def _plugin_packages() -> dict[str, str]:
     """Installed packages with plug-ins, and their versions."""
-    points = [point for kind in KINDS for point in metadata.entry_points(group=f"vitsearch.{kind}")]
+    groups = {f"vitsearch.{kind}" for kind in KINDS}
+    points = [point for point in metadata.entry_points() if point.group in groups]  # each call reads all packages
     return {point.dist.name: point.dist.version for point in points if point.dist is not None}
 
 
