@@ -255,6 +255,27 @@ def test_the_source_of_everything_imported_counts_and_nothing_else(package: Path
     assert (digest_now(package) != before) == counts
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "try:\n    pass\nexcept OSError:\n    IMPORT",
+        "try:\n    pass\nexcept* OSError:\n    pass\nelse:\n    IMPORT",
+        "try:\n    pass\nfinally:\n    IMPORT",
+        "for _ in ():\n    pass\nelse:\n    IMPORT",
+        "while True:\n    IMPORT",
+        "with open(0):\n    IMPORT",
+        "match 1:\n    case _:\n        IMPORT",
+        "if 0:\n    pass\nelif 1:\n    pass\nelse:\n    IMPORT",
+        "class Outer:\n    async def inner():\n        async with outer:\n            IMPORT",
+    ],
+)
+def test_an_import_in_any_statement_counts(package: Path, code: str) -> None:
+    (package / "proxy.py").write_text(code.replace("IMPORT", "from . import other"))
+    before = digest_now(package)
+    (package / "other.py").write_text("x = 2\n")
+    assert digest_now(package) != before
+
+
 def test_nothing_is_executed(package: Path) -> None:
     digest_now(package)
     assert not any(name.startswith(package.name) for name in sys.modules)

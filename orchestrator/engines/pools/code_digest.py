@@ -14,6 +14,8 @@ from pathlib import Path
 
 OWN_PACKAGES = frozenset({"plugins", "search_spaces", "trainers"})
 """Packages whose source always counts, in addition to the packages of the roots."""
+_WITH_STATEMENTS = ("body", "orelse", "finalbody", "handlers", "cases")
+"""Fields of statements that contain other statements."""
 
 
 def code_digest(roots: Iterable[str], *, packages: Iterable[str] = (), distributions: Iterable[str] = ()) -> str:
@@ -49,11 +51,12 @@ def code_digest(roots: Iterable[str], *, packages: Iterable[str] = (), distribut
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def top_level_packages(distribution: Distribution) -> set[str]:
+@cache
+def top_level_packages(distribution: Distribution) -> frozenset[str]:
     """Top-level packages and modules that a distribution declares."""
     listed = (distribution.read_text("top_level.txt") or "").split()
     modules = (file for file in distribution.files or () if file.suffix == ".py")
-    return {*listed, *(file.parts[0].removesuffix(".py") for file in modules)}
+    return frozenset({*listed, *(file.parts[0].removesuffix(".py") for file in modules)})
 
 
 @cache
@@ -107,15 +110,15 @@ def _imports(name: str) -> tuple[str, ...]:
 
 
 def _import_statements(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
-    waiting = [tree]
+    waiting: list[ast.AST] = [tree]
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield node
         elif isinstance(node, ast.If) and _is_type_checking(node.test):
             waiting += node.orelse
-        else:
-            waiting += ast.iter_child_nodes(node)
+        else:  # expressions, which are most nodes, contain no imports
+            waiting += (inner for name in _WITH_STATEMENTS for inner in getattr(node, name, ()))
 
 
 def _is_type_checking(test: ast.expr) -> bool:
