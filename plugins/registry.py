@@ -105,7 +105,7 @@ def available(kind: str) -> dict[str, EntryPoint]:
         DuplicatePluginError: Two different objects have the same name.
     """
     found: dict[str, EntryPoint] = {}
-    for point in _declared().select(group=f"vitsearch.{kind}"):
+    for point in _declared().get(kind, ()):
         other = found.get(point.name)
         if other is not None and other.value != point.value:
             raise DuplicatePluginError(
@@ -125,9 +125,10 @@ def available(kind: str) -> dict[str, EntryPoint]:
 
 
 @cache
-def _declared() -> EntryPoints:
-    """Entry points of all installed packages. Reading them takes much longer than reading the formulas of a home."""
-    return entry_points()
+def _declared() -> dict[str, EntryPoints]:
+    """Entry points of all installed packages by kind. Reading them takes longer than reading the formulas of a home."""
+    found = entry_points()
+    return {kind: found.select(group=f"vitsearch.{kind}") for kind in KINDS}
 
 
 def use_formulas(folder: Path) -> None:

@@ -118,8 +118,8 @@ def _wait(asked: Mapping[Any, str]) -> Sequence[Any]:
 
 def _plugin_packages() -> dict[str, str]:
     """Installed packages with plug-ins, and their versions."""
-    groups = {f"vitsearch.{kind}" for kind in KINDS}
-    points = [point for point in metadata.entry_points() if point.group in groups]  # each call reads all packages
+    found = metadata.entry_points()  # each call reads all packages
+    points = [point for kind in KINDS for point in found.select(group=f"vitsearch.{kind}")]
     return {point.dist.name: point.dist.version for point in points if point.dist is not None}
 
 
