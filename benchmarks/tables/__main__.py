@@ -106,15 +106,17 @@ def _make(options: argparse.Namespace) -> None:
         should_stop=_Stop(options.minutes),
         say=lambda text: print(text, flush=True),
     )
-    if file.is_file() and (taken := take_trainings(tables.load(file), maker.results, data_digest=maker.data.digest)):
+    earlier = tables.load(file) if file.is_file() else None
+    if earlier and (taken := take_trainings(earlier, maker.results, data_digest=maker.data.digest)):
         print(f"{taken} trainings are taken from {file}", flush=True)
     cells = cells_of(plan)
     done = sum(maker.results.training(maker.key(cell)) is not None for cell in cells)
     print(f"{plan.table}: {done} of {len(cells)} trainings are finished", flush=True)
     maker.make()
     notes: dict[str, Any] = {"load_average_at_start": round(load, 1)}
-    if options.note:
-        notes["notes"] = list(options.note)
+    remarks = [*(earlier.card.get("notes", ()) if earlier else ()), *options.note]
+    if remarks:
+        notes["notes"] = list(dict.fromkeys(remarks))
     card = write_table(maker, file, notes=notes)
     table = tables.load(file)
     print(f"{file}: {card['num_trainings']} of {card['num_planned']} trainings, {file.stat().st_size / 1e6:.2f} MB")

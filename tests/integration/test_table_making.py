@@ -239,14 +239,14 @@ def test_what_another_process_computes_is_left_to_it(images: Path, tmp_path: Pat
 def test_the_command_makes_the_table_and_finds_it_finished(images: Path, tmp_path: Path) -> None:
     plan = tmp_path / "small.yaml"
     plan.write_text(yaml.safe_dump(PLAN.model_dump(mode="json", exclude_defaults=True)), encoding="utf-8")
-    options = ["--data", str(images), "--work", str(tmp_path / "work"), "--threads", "1", "--note", "for a test"]
-    for trainings in ("0 of 5", "5 of 5"):
-        command = [sys.executable, "-m", "benchmarks.tables", "make", str(plan), *options]
+    options = ["--data", str(images), "--work", str(tmp_path / "work"), "--threads", "1"]
+    for trainings, note in (("0 of 5", "for a test"), ("5 of 5", "continued")):
+        command = [sys.executable, "-m", "benchmarks.tables", "make", str(plan), *options, "--note", note]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert f"small: {trainings} trainings are finished" in done.stdout
         assert "small.parquet: 5 of 5 trainings" in done.stdout
-    assert tables.load(tmp_path / "small.parquet").card["notes"] == ["for a test"]
+    assert tables.load(tmp_path / "small.parquet").card["notes"] == ["for a test", "continued"]
 
 
 def test_the_first_recipe_of_each_topology_comes_first(images: Path, tmp_path: Path) -> None:
