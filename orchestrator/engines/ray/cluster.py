@@ -221,7 +221,7 @@ class RayCluster:
     def _start_local(self) -> None:
         _remove_stale_folders()
         priority = {name: os.environ.get(name, value) for name, value in _SAME_PRIORITY.items()}
-        with _environment({**_LOOPBACK_ONLY, **priority, "RAY_AUTH_TOKEN": _token()}), _no_api_server():
+        with _environment({**_LOOPBACK_ONLY, **priority, "RAY_AUTH_TOKEN": _token()}), without_unused_services():
             for attempt in range(1, _START_TRIES + 1):
                 self._folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_short_temporary()))
                 try:
@@ -353,20 +353,28 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _no_api_server() -> Iterator[None]:
-    """Do not start Ray's API server, which asks addresses of cloud providers where it runs, whatever the settings.
+def without_unused_services() -> Iterator[None]:
+    """Start a node without services of Ray that nothing here uses, and that its settings cannot switch off.
 
-    Only the dashboard and Ray's state commands use it. Ray has no setting for this: without a dashboard and with usage
-    statistics off, the server still starts and asks. A test watches the connections of all processes.
+    The API server serves the dashboard and Ray's state commands. Without a dashboard and with usage statistics off, it
+    still starts and asks addresses of cloud providers where it runs. A test watches the connections of all processes.
+    The monitors adapt the size of a cluster and print the logs of workers; each costs a second of CPU time.
     """
-    from ray._private import services
+    from ray._private import node, services
 
-    start = services.start_api_server
-    services.start_api_server = lambda *_, **__: (None, None)  # address and process
+    replaced: dict[str, tuple[Any, Callable[..., Any]]] = {
+        "start_api_server": (services, lambda *_, **__: (None, None)),  # address and process
+        "start_monitor": (node.Node, lambda _: None),
+        "start_log_monitor": (node.Node, lambda _: None),
+    }
+    before = {name: getattr(owner, name) for name, (owner, _) in replaced.items()}
+    for name, (owner, function) in replaced.items():
+        setattr(owner, name, function)
     try:
         yield
     finally:
-        services.start_api_server = start
+        for name, (owner, _) in replaced.items():
+            setattr(owner, name, before[name])
 
 
 @contextlib.contextmanager
