@@ -210,14 +210,18 @@ def address(shared_cluster: "Cluster", monkeypatch: pytest.MonkeyPatch) -> str:
     return shared_cluster.address
 
 
-@pytest.fixture
-def cluster(address: str) -> "Iterator[RayCluster]":
-    """Attached to `shared_cluster`."""
-    from orchestrator.engines.ray.cluster import RayCluster
+@pytest.fixture(scope="module")
+def _connection(shared_cluster: "Cluster") -> "Iterator[RayCluster]":
+    from tests.ray_local import connected_to
 
-    cluster = RayCluster(address=address)
-    yield cluster
-    cluster.close()
+    with connected_to(shared_cluster) as connection:
+        yield connection
+
+
+@pytest.fixture
+def cluster(_connection: "RayCluster", address: str) -> "RayCluster":
+    """Attached to `shared_cluster`, by one connection for all tests of a module."""
+    return _connection
 
 
 @pytest.fixture

@@ -3,18 +3,20 @@
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from orchestrator.engines.interfaces import Objective, Search, Suggestion
+from orchestrator.engines.ray.cluster import RayCluster, without_unused_services
 from orchestrator.engines.suggester import OptunaSuggester
 from orchestrator.store.records import AttemptRecord, TrialRecord
 from search_spaces.dimensions import Dimension, Real
 from search_spaces.recipes import PluginChoice, Recipe
 from tests.fakes import make_trial
+from tests.faults.ray_processes import kill, started_by
 from trainers.config import Configuration, DataConfig, EpochReport, TaskOutcome, TrainTask
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ TOPOLOGY = "as-vit:8,2,3,1|4,1,2,1|4,1,4,1|4,1,6,1|32,8"
 RATES: tuple[Dimension, ...] = (Real(name="recipe.learning_rate", low=0.01, high=0.99),)
 ACCURACY = (Objective("val_accuracy", "maximize"),)
 MAX_LOST = 5
+_START_TRIES = 3
 
 
 @cache
@@ -33,6 +36,8 @@ def cluster_environment() -> dict[str, str]:
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",  # otherwise the other test processes starve the workers
+        # Workers that Ray starts in advance lack the variables of our workers, and are never used.
+        "RAY_prestart_worker_first_driver": "0",
         "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN", secrets.token_hex(32)),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
     }
@@ -63,20 +68,33 @@ def ray_cluster(*num_cpus: int) -> Iterator["Cluster"]:
 
 def add_node(cluster: "Cluster", num_cpus: int, num_gpus: int = 0, resources: Mapping[str, float] | None = None) -> int:
     """Add a node with so many CPU cores, declared GPUs and other resources; the process of its raylet."""
-    with patch.dict(os.environ, cluster_environment()):
-        node = cluster.add_node(
+    with patch.dict(os.environ, cluster_environment()), without_unused_services():
+        node = _started(
+            cluster,
             num_cpus=num_cpus,
             num_gpus=num_gpus,
             resources=dict(resources or {}),
             object_store_memory=80 * 2**20,
-            # Services that these tests do not use, whose start takes seconds.
             include_dashboard=False,
-            include_log_monitor=False,
-            no_monitor=True,
         )
     (raylet,) = node.all_processes["raylet"]
     process: int = raylet.process.pid
     return process
+
+
+def _started(cluster: "Cluster", **options: Any) -> Any:
+    """A new node. Ray gives its processes 30 s to start, which is too little on a busy machine: it is tried again."""
+    for attempt in range(1, _START_TRIES + 1):
+        before = started_by(os.getpid())
+        try:
+            return cluster.add_node(**options)
+        except Exception as error:  # Ray raises a bare one
+            if "timed out during startup" not in str(error) or attempt == _START_TRIES:
+                raise
+            for process in started_by(os.getpid()).keys() - before.keys():
+                with suppress(ProcessLookupError):
+                    kill([process])
+    raise AssertionError
 
 
 def attached_to(cluster: "Cluster") -> dict[str, str]:
@@ -84,13 +102,38 @@ def attached_to(cluster: "Cluster") -> dict[str, str]:
     return {"RAY_ADDRESS": cluster.address, **cluster_environment()}
 
 
-class MemoryLedger:
-    """A ledger in memory, which gives up a trial after as many losses as the store does."""
+class _KeptConnection(RayCluster):
+    """A connection that a pool cannot close."""
 
-    def __init__(self, rows: Sequence[TrialRecord] = ()) -> None:
+    def close(self) -> None:
+        pass
+
+
+@contextmanager
+def connected_to(cluster: "Cluster") -> Iterator[RayCluster]:
+    """A connection for several tests: for each new one, Ray starts processes, which takes longer than most tests."""
+    connection = _KeptConnection(address=cluster.address)
+    with patch.dict(os.environ, cluster_environment()):
+        connection.start()
+    try:
+        yield connection
+    finally:
+        RayCluster.close(connection)
+
+
+class MemoryLedger:
+    """A ledger in memory.
+
+    Args:
+        rows: Its trials at the beginning.
+        max_lost: Losses after which a trial is given up, by default as many as in the store.
+    """
+
+    def __init__(self, rows: Sequence[TrialRecord] = (), *, max_lost: int = MAX_LOST) -> None:
         self.rows = {row.number: row for row in rows}
         self.curves: dict[int, dict[int, EpochReport]] = {}
         self.lost: list[tuple[int, str]] = []
+        self._max_lost = max_lost
 
     def trials(self) -> list[TrialRecord]:
         return [self.rows[number] for number in sorted(self.rows)]
@@ -103,7 +146,7 @@ class MemoryLedger:
         return self.rows[number]
 
     def resume(self, trial: TrialRecord) -> TrialRecord:
-        if sum(number == trial.number for number, _ in self.lost) >= MAX_LOST:
+        if sum(number == trial.number for number, _ in self.lost) >= self._max_lost:
             self.rows[trial.number] = make_trial(trial.number, state="failed", point=trial.point)
         return self.rows[trial.number]
 

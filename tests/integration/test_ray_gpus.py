@@ -18,7 +18,7 @@ from orchestrator.engines.ray.worker import WorkerSettings
 from orchestrator.store.records import TrialRecord
 from tests.fakes import Switch, make_trial
 from tests.faults.ray_processes import kill, started_by
-from tests.ray_local import MemoryLedger, add_node, attached_to, rate_search, ray_cluster
+from tests.ray_local import MemoryLedger, add_node, attached_to, connected_to, rate_search, ray_cluster
 from tests.waiting import until
 from trainers.config import EpochReport, Resources, TrainTask
 
@@ -51,16 +51,20 @@ def nodes() -> Iterator[TwoNodes]:
         yield TwoNodes(cluster, large, small)
 
 
+@pytest.fixture(scope="module")
+def connection(nodes: TwoNodes) -> Iterator[RayCluster]:
+    with connected_to(nodes.cluster) as connection:
+        yield connection
+
+
 @pytest.fixture
-def attached(nodes: TwoNodes, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayCluster]:
+def attached(nodes: TwoNodes, connection: RayCluster, monkeypatch: pytest.MonkeyPatch) -> RayCluster:
     """A connection to the cluster, whose GPUs are measured as they are declared."""
     for name, value in attached_to(nodes.cluster).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(trial_resources, "measure_on_node", ray_gpus.measure_declared)
     monkeypatch.setattr(trial_resources, "describe_devices_apart", ray_gpus.declared_devices)
-    cluster = RayCluster(address=nodes.cluster.address)
-    yield cluster
-    cluster.close()
+    return connection
 
 
 def a_task(folder: Path) -> TrainTask:

@@ -1,5 +1,6 @@
 """Packs on the Ray pool, with trials that need no torch: filling, reports, stops and repeated trials."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -79,11 +80,11 @@ def test_a_stop_reaches_the_trial_of_a_pack_that_it_is_meant_for(cluster: RayClu
 
 @pytest.mark.slow
 def test_a_pack_that_kills_its_worker_is_tried_apart_and_one_alone_is_lost(cluster: RayCluster, tmp_path: Path) -> None:
-    ledger = MemoryLedger()
+    ledger = MemoryLedger(max_lost=2)  # each loss costs the start of a process
     trials = run(make_pool(cluster, "deadly_training"), ledger, tmp_path, num_trials=6)
     deadly = {trial.number for trial in trials if trial.point["recipe.learning_rate"] > 0.5}
     assert 0 < len(deadly) < 6
-    assert {number for number, _ in ledger.lost} == deadly
+    assert Counter(number for number, _ in ledger.lost) == dict.fromkeys(deadly, 2)
     assert {trial.number for trial in trials if trial.state == "failed"} == deadly
     assert {trial.state for trial in trials if trial.number not in deadly} == {"complete"}
 

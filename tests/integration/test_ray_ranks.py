@@ -20,7 +20,7 @@ from orchestrator.engines.ray.worker import WorkerSettings
 from orchestrator.store.records import TrialRecord
 from tests.fakes import Switch
 from tests.faults.ray_processes import WORKER, are_gone, named
-from tests.ray_local import MemoryLedger, add_node, attached_to, rate_search, ray_cluster
+from tests.ray_local import MemoryLedger, add_node, attached_to, connected_to, rate_search, ray_cluster
 from tests.unit.training import Recorder
 from trainers.config import EpochReport, Resources, Task, TrainTask
 from trainers.worker import run_task
@@ -40,12 +40,23 @@ def nodes() -> "Iterator[tuple[Cluster, list[int]]]":
         yield cluster, [add_node(cluster, 2, num_gpus=1) for _ in range(2)]
 
 
+@pytest.fixture(scope="module")
+def connection(nodes: "tuple[Cluster, list[int]]") -> Iterator[RayCluster]:
+    with connected_to(nodes[0]) as connection:
+        yield connection
+
+
 @pytest.fixture
-def pool(nodes: "tuple[Cluster, list[int]]", monkeypatch: pytest.MonkeyPatch) -> Iterator[RayPool]:
-    """Each of its trainings has two GPUs, which are on two nodes."""
+def cluster(nodes: "tuple[Cluster, list[int]]", connection: RayCluster, monkeypatch: pytest.MonkeyPatch) -> RayCluster:
+    """The connection, in an environment from which the cluster can be reached."""
     for name, value in attached_to(nodes[0]).items():
         monkeypatch.setenv(name, value)
-    cluster = RayCluster(address=nodes[0].address)
+    return connection
+
+
+@pytest.fixture
+def pool(cluster: RayCluster) -> Iterator[RayPool]:
+    """Each of its trainings has two GPUs, which are on two nodes."""
     shares = SharePlanner(cluster, Resources(gpus_per_trial=2))
     pool = RayPool(cluster, shares=shares, workers=WorkerSettings(silent_minutes=5))
     yield pool
@@ -157,12 +168,9 @@ def test_a_rank_that_fails_alone_fails_its_trial_and_the_next_one_has_a_new_proc
 
 
 def test_a_trial_that_wants_more_gpus_than_all_nodes_have_is_refused(
-    nodes: "tuple[Cluster, list[int]]", monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    cluster: RayCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name, value in attached_to(nodes[0]).items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setattr(ray_clusters, "_NO_ROOM_S", 0.2)
-    cluster = RayCluster(address=nodes[0].address)
     pool = RayPool(cluster, shares=SharePlanner(cluster, Resources(gpus_per_trial=3)))
     try:
         with pytest.raises(EngineUnavailableError, match="must fit on the nodes of the Ray cluster, but it asks for"):
