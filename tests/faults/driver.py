@@ -25,7 +25,7 @@ PRELOADED = (
     *("alembic.command", "matplotlib.pyplot", "mlflow", "optuna", "scipy.stats"),
     "trainers.worker",
     *(f"orchestrator.stages.{stage}" for stage in ("averaging", "correlate", "grow", "promote", "screen", "stopping")),
-    *("orchestrator.reports.summary", "orchestrator.study.driver", "tests.faults.driver"),
+    *("orchestrator.reports.summary", "orchestrator.study.driver", "tests.faults.driver", "tests.faults.warmed"),
 )
 """What the processes would import one after another."""
 TIMEOUT_S = 900.0
