@@ -2,15 +2,10 @@
 
 import json
 import os
-import signal
 import socket
-import subprocess
 import sys
-import threading
-import time
 import urllib.error
 import urllib.request
-from contextlib import suppress
 from typing import NamedTuple, NoReturn
 from urllib.parse import quote
 
@@ -25,9 +20,7 @@ from orchestrator.tracking.server import ServerCommand, server_command
 
 LOOPBACK = "127.0.0.1"
 _NUM_STUDIES = 5
-_IDLE_LINES = ("Registry store URI not provided.", "[MLflow] Security middleware enabled")
-"""How lines begin that MLflow prints at every start, and that tell our users nothing."""
-_READY_S = 0.5
+KEEPER = "orchestrator.cli.keeping"
 
 
 class Server(NamedTuple):
@@ -173,77 +166,9 @@ def _starting(command: ServerCommand) -> str:
 
 
 def _keep(command: ServerCommand, page: str = "") -> NoReturn:
-    """Run the server until it ends, or until a signal such as Ctrl-C ends it.
-
-    As soon as it answers, a line tells that it is ready, and the page opens in the browser. The server is in another
-    process group, so that Ctrl-C reaches only this process: MLflow would pass it on to its worker a second time, which
-    then ends with a traceback.
-    """
-    server: subprocess.Popen[str] | None = None
-    num_signals = 0
-
-    def stop(*_: object) -> None:
-        nonlocal num_signals
-        num_signals += 1
-        if server is not None:
-            _end(server, at_once=num_signals > 1)
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, stop)
-    server = subprocess.Popen(  # noqa: S603 - our own command
-        command.argv,
-        env={**os.environ, **command.env},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    if num_signals:
-        stop()
-    threading.Thread(target=_tell_when_ready, args=(command.url, page, server), daemon=True).start()
-    passing_on = threading.Thread(target=_pass_on, args=(server,), daemon=True)
-    passing_on.start()
-    status = server.wait()
-    with suppress(ProcessLookupError):  # a worker that its MLflow has left behind
-        os.killpg(server.pid, signal.SIGKILL)
-    passing_on.join()
-    raise SystemExit(0 if num_signals else status if status >= 0 else 128 - status)
-
-
-def _pass_on(server: "subprocess.Popen[str]") -> None:
-    """Write what the server writes to stderr, except for the idle lines."""
-    assert server.stdout is not None
-    for line in server.stdout:
-        if not line.startswith(_IDLE_LINES):
-            sys.stderr.write(line)
-            sys.stderr.flush()
-
-
-def _end(server: "subprocess.Popen[str]", *, at_once: bool) -> None:
-    with suppress(ProcessLookupError):
-        if at_once:
-            os.killpg(server.pid, signal.SIGKILL)
-        else:
-            server.terminate()
-
-
-def _tell_when_ready(url: str, page: str, server: "subprocess.Popen[str]") -> None:
-    """Ask a server until it answers or has ended."""
-    while server.poll() is None:
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=2).close()  # noqa: S310 - our own address
-        except OSError:
-            time.sleep(_READY_S)
-            continue
-        note(f"MLflow is ready at {url}")
-        if page:
-            import webbrowser
-
-            webbrowser.open(page)
-        return
+    """Become the small process that runs the server, tells when it is ready, and ends it at Ctrl-C."""
+    arguments = [sys.executable, "-P", "-m", KEEPER, command.url, page, *command.argv]
+    os.execvpe(arguments[0], arguments, {**os.environ, **command.env})  # noqa: S606
 
 
 def _study(name: str, settings: Settings) -> StudyRecord:
