@@ -38,6 +38,7 @@ from orchestrator.store.repository import Store
 from tests.postgres import PostgresServer
 
 Rows = list[dict[str, Any]]
+DATABASES = ("SQLite", "PostgreSQL")
 PARTS = ("driver", "studies", "database", "mlflow", "ray")
 _NUM_PROCESSES = 4
 _WORKERS_PER_STUDY = 10
@@ -66,6 +67,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--database", help="URL of another PostgreSQL; its user must be able to create databases")
+    parser.add_argument("--driver-on", nargs="+", choices=DATABASES, default=list(DATABASES), help="of the one driver")
     parser.add_argument("--workers", type=int, default=1000, help="of the one driver (1000)")
     parser.add_argument("--trials", type=int, default=10_000, help="of the one driver (10000)")
     parser.add_argument("--epochs", type=int, default=3, help="reports of each trial (3)")
@@ -91,7 +93,7 @@ def driver(options: argparse.Namespace, server: PostgresServer) -> Rows:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         places = {"SQLite": f"sqlite:///{folder}/vitsearch.db", "PostgreSQL": server.new_database()}
-        for name, url in places.items():
+        for name, url in ((name, places[name]) for name in options.driver_on):
             store = Store.open(url, artifact_root=Path(folder))
             before = resident_mib()
             found = drive_study(
