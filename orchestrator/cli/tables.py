@@ -72,7 +72,7 @@ def status_report(summary: dict[str, Any]) -> RenderableType:
     tracking = summary["tracking"]
     if tracking["owed"]:
         # A process that runs the study sends them meanwhile.
-        how = "." if summary["state"] == "running" else "; the next `vitsearch run` sends them."
+        how = "." if summary["state"] == "running" else "; the next `vitsearch run` or `submit` of its file sends them."
         parts.append(Text(f"{tracking['owed']} events are still waiting to be sent to MLflow{how}"))
     if tracking["rejected"]:
         parts.append(

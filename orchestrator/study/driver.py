@@ -344,8 +344,8 @@ class _Driver:
             num_waiting = outbox.flush(FLUSH_S)
             if num_waiting:
                 self._machinery.progress.note(
-                    f"{num_waiting} events are still waiting to be sent to MLflow; the next `vitsearch run` of this "
-                    f"study sends them ({outbox.last_error or 'MLflow is slow'})"
+                    f"{num_waiting} events are still waiting to be sent to MLflow; the next `vitsearch run` or "
+                    f"`submit` of this study sends them ({outbox.last_error or 'MLflow is slow'})"
                 )
             outbox.close()
             if outbox.num_rejected:

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import re
 import sqlite3
 import tempfile
 import uuid
@@ -76,6 +77,10 @@ _MODEL_TEXT = (
     '`mlflow.pyfunc.load_model("models:/{name}@champion")` loads.'
 )
 """The description of a registered model, Markdown."""
+
+
+_ERRNO = re.compile(r"\[Errno -?[0-9]+\] ([^'\")(]+)")
+_OTHER_CAUSE = re.compile(r"((?:Read )?timed out|too many [0-9]+ error responses|certificate verify failed)")
 
 
 class TrackingUnavailable(ConnectionError):  # noqa: N818
@@ -609,7 +614,7 @@ class Tracker:
     def _translated(self, error: Exception, group: Sequence[Event] = ()) -> TrackingUnavailable | TrackingRejected:
         """Turn an error into one of ours: try again later, or never."""
         code = str(getattr(error, "error_code", ""))
-        first_line = next(iter(str(error).strip().splitlines()), repr(error))
+        first_line = short_cause(next(iter(str(error).strip().splitlines()), repr(error)))
         message = without_secrets(f"MLflow at {self._shown_uri}: {first_line.replace(self._uri, self._shown_uri)}")
         if self._opened is not None and (code in _REFUSALS or code == "RESOURCE_DOES_NOT_EXIST"):
             for event in group:
@@ -625,6 +630,14 @@ class Tracker:
             return getattr(error, "response", error) is not None  # errors of `requests` without a response: not reached
         of_server = isinstance(error, self._mlflow().exceptions.RestException)
         return code == "INTERNAL_ERROR" and (of_server or not is_http(self._uri))
+
+
+def short_cause(line: str) -> str:
+    """The cause in an error of a request that did not reach the server, which otherwise fills three lines."""
+    if "Max retries exceeded" not in line:
+        return line
+    cause = _ERRNO.search(line) or _OTHER_CAUSE.search(line)
+    return "no answer" if cause is None else f"no answer ({cause.group(1).strip()})"
 
 
 def _groups(events: Sequence[Event]) -> Iterator[list[Event]]:
