@@ -31,13 +31,16 @@ def list_tokens_command(*, as_json: bool) -> None:
     """Print all tokens, without their secrets."""
     from orchestrator.service.access_tokens import list_tokens
 
-    with opened_store(load_settings()) as store:
+    settings = load_settings()
+    with opened_store(settings) as store:
         found, now = list_tokens(store), store.now()
     if as_json:
         print_json([one.model_dump(mode="json") for one in found])
         return
     if not found:
         out("No tokens yet. Create one with: vitsearch token create OWNER")
+        if settings.server:
+            note(f"This command does not ask {settings.server}, whose tokens are managed on its machine")
         return
     table = Table("id", "owner", "role", "state", "expires", "last used", "label", box=None, pad_edge=False)
     for one in found:

@@ -425,6 +425,8 @@ def test_only_one_process_runs_the_queue_of_a_home(
 
 def test_tokens_are_shown_once_and_their_changes_are_logged(command_line: CommandLine) -> None:
     assert "vitsearch token create OWNER" in command_line("token", "list").out
+    elsewhere = command_line("token", "list", VITSEARCH_SERVER="http://127.0.0.1:1")
+    assert "does not ask http://127.0.0.1:1, whose tokens are managed on its machine" in elsewhere.err
     created = command_line("token", "create", "alice", "--role", "viewer", "--label", "laptop")
     secret = created.out.strip()
     uid = secret.split("_")[1]
