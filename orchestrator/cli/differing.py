@@ -1,5 +1,6 @@
 """The command diff, which shows what differs between two studies."""
 
+import re
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
@@ -10,6 +11,9 @@ from orchestrator.cli.console import out, print_json
 from orchestrator.cli.remote import client_of
 from orchestrator.settings import load_settings
 from orchestrator.study.differing import MISSING, StudyDiff, StudyDifference, diff_studies
+from orchestrator.tracking.names import short
+
+_LONG_NUMBER = re.compile(r"-?[0-9]+\.[0-9]{5,}(e-?[0-9]+)?")
 
 
 def diff_command(first: str, second: str, server: str | None, *, as_json: bool) -> None:
@@ -47,5 +51,15 @@ def _table(found: StudyDiff, rows: Sequence[StudyDifference]) -> Table:
         column.overflow = "fold"
     table.columns[0].no_wrap = True
     for row in rows:
-        table.add_row(*(Text("-" if cell == MISSING else cell) for cell in row))
+        table.add_row(*(Text("-" if cell == MISSING else cell) for cell in short_row(row)))
     return table
+
+
+def short_row(row: StudyDifference) -> StudyDifference:
+    """The row with four significant digits of sampled numbers, if they still differ."""
+    first, second = _short(row.first), _short(row.second)
+    return row if first == second else StudyDifference(row.name, first, second)
+
+
+def _short(cell: str) -> str:
+    return f"{short(float(cell)):.12g}" if _LONG_NUMBER.fullmatch(cell) else cell

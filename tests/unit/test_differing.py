@@ -4,7 +4,8 @@ import shutil
 
 import pytest
 
-from orchestrator.study.differing import MISSING, _differences, _flat, accuracy_verdict
+from orchestrator.cli.differing import short_row
+from orchestrator.study.differing import MISSING, StudyDifference, _differences, _flat, accuracy_verdict
 from tests.golden.test_homes import HOMES
 from tests.tiny import CommandLine
 from trainers.results.intervals import wilson_interval
@@ -24,6 +25,20 @@ def test_the_interval_of_a_difference_is_that_of_newcombes_example() -> None:
     worse = accuracy_verdict("a", "b", accuracy(56, 70), accuracy(48, 80))
     assert worse is not None
     assert worse.endswith("-33.39 to -5.24); a is better")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "shown"),
+    [
+        ("0.004", "0.002243443190744984", ("0.004", "0.002243")),
+        ("0.002243443190744984", "0.002243443190744985", ("0.002243443190744984", "0.002243443190744985")),
+        ("1303826749", "as-vit:0.12345", ("1303826749", "as-vit:0.12345")),
+    ],
+)
+def test_sampled_numbers_are_shown_with_four_digits_if_they_still_differ(
+    first: str, second: str, shown: tuple[str, str]
+) -> None:
+    assert short_row(StudyDifference("recipe.learning_rate", first, second))[1:] == shown
 
 
 def test_a_small_difference_and_a_missing_interval_say_so() -> None:
