@@ -2,8 +2,10 @@
 
 import itertools
 import random
+import tempfile
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import torch
 from plugins.protocols import CLASS_SIGNALS, Signal, class_key
 from tests.unit.test_loop import InterruptedInside, equal, weights_of, without_time
 from tests.unit.training import CPU, Recorder, configuration, digits, run
-from trainers.config import Configuration, TrainTask
+from trainers.config import Configuration, EpochReport, TaskOutcome, TrainTask
 from trainers.training.checkpoints import load_weights
 from trainers.training.course import Course
 from trainers.training.packed import train_packed
@@ -134,19 +136,37 @@ def ids(names: tuple[str, ...]) -> str:
     return " + ".join(names).replace(" ", "-")
 
 
+class Alone(NamedTuple):
+    """A training of two epochs without interruptions, not in a pack."""
+
+    config: Configuration
+    outcome: TaskOutcome
+    reports: list[EpochReport]
+    weights: dict[str, torch.Tensor]
+
+
+@cache
+def trained_alone(names: tuple[str, ...], topology: str, *, seed: int, device: torch.device) -> Alone:
+    """Trained once for all tests that compare with it."""
+    config, recorder = config_of(*names, epochs=2, seed=seed, topology=topology), Recorder()
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = run(config, Path(folder), recorder, device=device)
+        assert outcome.state == "complete", outcome.reason
+        return Alone(config, outcome, recorder.reports, weights_of(outcome))
+
+
 @pytest.mark.parametrize("names", CASES, ids=ids)
 def test_a_training_that_is_interrupted_in_every_epoch_is_the_same(
     names: tuple[str, ...], device: torch.device, tmp_path: Path
 ) -> None:
-    config, straight = config_of(*names, epochs=2), Recorder()
-    expected = run(config, tmp_path / "straight", straight, device=device)
-    assert expected.state == "complete", expected.reason
+    expected = trained_alone(names, topology_of(names), seed=1, device=device)
+    config = expected.config
     for epoch in (1, 2):
         run(config, tmp_path / "broken", InterruptedInside(epoch), device=device)
     resumed = Recorder()
     outcome = run(config, tmp_path / "broken", resumed, device=device)
-    assert equal(weights_of(outcome), weights_of(expected))
-    assert without_time(resumed.reports) == without_time(straight.reports)
+    assert equal(weights_of(outcome), expected.weights)
+    assert without_time(resumed.reports) == without_time(expected.reports)
 
 
 @pytest.mark.parametrize("names", CASES, ids=ids)
@@ -158,37 +178,37 @@ def test_trainings_of_a_pack_are_what_they_are_alone(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("trainers.training.packed._SMALL_STEP_MACS", 1 << 40)  # stacked, however large
-    configs = [config_of(*names, epochs=2, seed=seed) for seed in (1, 2)]
-    configs += [config_of(epochs=2, seed=3, topology=configs[0].topology)]
-    tasks = [TrainTask(configuration=config, folder=tmp_path / str(seed)) for seed, config in enumerate(configs)]
-    packable = [task for task in tasks if can_be_packed(tasks[0], task) is None or task is tasks[0]]
+    topology = topology_of(names)
+    alone = [trained_alone(names, topology, seed=seed, device=device) for seed in (1, 2)]
+    alone += [trained_alone((), topology, seed=3, device=device)]
+    tasks = [TrainTask(configuration=one.config, folder=tmp_path / str(place)) for place, one in enumerate(alone)]
+    places = [place for place, task in enumerate(tasks) if place == 0 or can_be_packed(tasks[0], task) is None]
+    packable = [tasks[place] for place in places]
     assert len(packable) >= 2
     recorders = [Recorder() for _ in packable]
     outcomes = dict(train_packed(packable, digits(), recorders, device))
     assert caplog.messages == []  # such as that models cannot be stacked
     # Rounding grows over two epochs; a wrong formula or another random number is off by percents.
     tolerance = 2e-3 if device == CPU else 2e-2  # bf16
-    for number, task in enumerate(packable):
-        alone = Recorder()
-        expected = run(task.configuration, tmp_path / f"alone-{number}", alone, device=device)
-        assert outcomes[number].state == expected.state == "complete", outcomes[number].reason
-        for found, wanted in zip(recorders[number].reports, alone.reports, strict=True):
+    for number, place in enumerate(places):
+        assert outcomes[number].state == "complete", outcomes[number].reason
+        for found, wanted in zip(recorders[number].reports, alone[place].reports, strict=True):
             assert found.train_loss == pytest.approx(wanted.train_loss, rel=tolerance)
             assert found.val_loss == pytest.approx(wanted.val_loss, rel=tolerance)
             assert (found.num_images, found.training_macs) == (wanted.num_images, wanted.training_macs)
 
 
-def test_capabilities_change_the_training(tmp_path: Path) -> None:
-    plain = {topology: run(config_of(topology=topology), tmp_path / topology[:3]) for topology in (AS_VIT, AUTOFORMER)}
+def test_capabilities_change_the_training() -> None:
     for name in CAPABILITIES:
         if name == "maintained averages":
             continue  # they watch
-        outcome = run(config_of(name), tmp_path / name)
-        before = plain[topology_of((name,))]
+        topology = topology_of((name,))
+        before = trained_alone((), topology, seed=1, device=CPU)
+        after = trained_alone((name,), topology, seed=1, device=CPU)
         if name == "balanced classes":
-            assert outcome.metrics["train_loss"] != before.metrics["train_loss"]
+            assert after.outcome.metrics["train_loss"] != before.outcome.metrics["train_loss"]
         else:
-            assert not equal(weights_of(outcome), weights_of(before)), name
+            assert not equal(after.weights, before.weights), name
 
 
 def test_costs_are_counted_as_steps_are_made(tmp_path: Path) -> None:
@@ -241,6 +261,13 @@ def test_averages_that_training_maintains_are_kept_with_each_checkpoint(tmp_path
     assert not torch.equal(weights[name], swa[name])
 
 
+@pytest.fixture
+def few_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short power iteration, which takes most of the time of the signals."""
+    monkeypatch.setattr("trainers.training.gradient_signals.NUM_PRODUCTS", 2)
+
+
+@pytest.mark.usefixtures("few_products")
 @pytest.mark.parametrize("topology", [AS_VIT, AUTOFORMER, PIT])
 def test_signals_are_measured_if_they_are_asked_for(tmp_path: Path, topology: str) -> None:
     asked, silent = Recorder(), Recorder()
@@ -276,6 +303,7 @@ def test_signals_are_measured_if_they_are_asked_for(tmp_path: Path, topology: st
     assert watched == without_time(silent.reports)
 
 
+@pytest.mark.usefixtures("few_products")
 def test_signals_are_the_same_after_an_interruption_and_in_a_pack(tmp_path: Path) -> None:
     config, straight, resumed = config_of(), Recorder(), Recorder()
     every = tuple(Signal)
