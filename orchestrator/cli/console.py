@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, redirect_stdout
 from typing import Any, NoReturn
 
 from rich.console import Console
+from rich.markup import escape
 from rich.segment import Segment
 
 from orchestrator.reports.finite import finite
@@ -55,6 +56,11 @@ def print_json(value: Any) -> None:
 def print_text(text: str) -> None:
     """Print the content of a file, such as a table of comma-separated values. On a terminal, it is made printable."""
     sys.stdout.write(printable(text, lines=True) if sys.stdout.isatty() else text)
+
+
+def busy(message: str) -> AbstractContextManager[object]:
+    """Inside the context, a terminal shows what the command is doing."""
+    return stderr.status(escape(_safe(message)))
 
 
 def note(message: str) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from orchestrator.cli.console import fail, out, print_json
+from orchestrator.cli.console import busy, fail, out, print_json
 from orchestrator.cli.exit_status import FAILED
 from orchestrator.safe_text import masked_address
 from orchestrator.settings import load_settings
@@ -25,7 +25,8 @@ def export_command(
     target = file or Path(f"{name}{export_format.suffix}")
     predictor = load_model(folder, device=torch.device("cpu"))
     try:
-        written, described = export_model(predictor, target, export_format, overwrite=overwrite)
+        with busy(f"exporting {name} ..."):
+            written, described = export_model(predictor, target, export_format, overwrite=overwrite)
     except OSError as error:
         fail(f"{target} must be writable, but: {error.strerror or error}. Name another file with --out.", status=FAILED)
     if as_json:

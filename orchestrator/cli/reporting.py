@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from orchestrator.cli.console import out, print_json
+from orchestrator.cli.console import busy, out, print_json
 from orchestrator.cli.remote import client_of
 from orchestrator.settings import load_settings
 from orchestrator.study.sizes import human_size
@@ -14,11 +14,12 @@ def report_command(study: str, server: str | None, *, file: Path | None, overwri
 
     target = file or Path(f"{study}-report.html")
     client = client_of(server)
-    if client:
-        require_free(target, overwrite=overwrite)
-        written = write_page(client.report(study), target, overwrite=overwrite)
-    else:
-        written = save_report(study, target, load_settings(), overwrite=overwrite)
+    with busy(f"making the report on {study} ..."):
+        if client:
+            require_free(target, overwrite=overwrite)
+            written = write_page(client.report(study), target, overwrite=overwrite)
+        else:
+            written = save_report(study, target, load_settings(), overwrite=overwrite)
     num_bytes = written.stat().st_size
     if as_json:
         print_json({"study": study, "file": str(written), "num_bytes": num_bytes})

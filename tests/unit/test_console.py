@@ -1,5 +1,7 @@
 """Messages of the command line: wrapped between words in a terminal, with commands that can be copied."""
 
+import io
+
 import pytest
 
 from orchestrator.cli import console
@@ -49,3 +51,13 @@ def test_a_result_is_wrapped_in_a_terminal_only(
         if is_terminal
         else ["study 'digits' stops after its current step"]
     )
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_only_a_terminal_shows_what_a_command_is_doing(is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.StringIO()
+    monkeypatch.setattr(console, "stderr", console.SafeConsole(file=written, force_terminal=is_terminal))
+    with console.busy("exporting [a] ..."):
+        pass
+    assert ("exporting [a] ..." in written.getvalue()) == is_terminal
+    assert is_terminal or not written.getvalue()

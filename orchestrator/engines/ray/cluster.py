@@ -367,14 +367,15 @@ def without_unused_services() -> Iterator[None]:
         "start_monitor": (node.Node, lambda _: None),
         "start_log_monitor": (node.Node, lambda _: None),
     }
-    before = {name: getattr(owner, name) for name, (owner, _) in replaced.items()}
-    for name, (owner, function) in replaced.items():
-        setattr(owner, name, function)
+    # Another version of Ray may lack one of them.
+    before = [(owner, name, getattr(owner, name)) for name, (owner, _) in replaced.items() if hasattr(owner, name)]
+    for owner, name, _ in before:
+        setattr(owner, name, replaced[name][1])
     try:
         yield
     finally:
-        for name, (owner, _) in replaced.items():
-            setattr(owner, name, before[name])
+        for owner, name, function in before:
+            setattr(owner, name, function)
 
 
 @contextlib.contextmanager
