@@ -1,6 +1,7 @@
 """Attaching to a Ray cluster: wrong addresses, and nodes that cannot run trials."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -178,6 +179,19 @@ def test_the_workers_of_a_cluster_use_the_images_that_the_driver_has_decoded(
     finally:
         cluster.close()
     assert found == (expected, 0)
+
+
+def test_a_file_that_a_dying_process_adds_while_files_are_removed_is_removed_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, remove = tmp_path / "ray", shutil.rmtree
+    folder.mkdir()
+    late = [folder / "last.log"]
+    monkeypatch.setattr(
+        shutil, "rmtree", lambda *given, **named: late.pop().touch() if late else remove(*given, **named)
+    )
+    ray_cluster._remove_files(folder)
+    assert not folder.exists()
 
 
 # --- addresses ---

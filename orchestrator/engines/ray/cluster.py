@@ -29,6 +29,7 @@ _OBJECT_STORE_BYTES = 100 * 2**20
 _MAX_TEMPORARY_LENGTH = 40
 """In characters. Ray appends about 65 for Unix sockets, whose paths must be shorter than 108."""
 _START_TRIES = 3
+_REMOVE_TRIES, _REMOVE_PAUSE_S = 20, 0.1
 _PREFIX = "vitsearch-ray-"
 _REFRESH_S = 5.0
 ACCELERATOR = "accelerator_type:"
@@ -283,7 +284,7 @@ class RayCluster:
 
     def _remove_folder(self) -> None:
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)  # a dying process may still write a last log line
+            _remove_files(self._folder)
             self._folder = None
 
 
@@ -292,6 +293,15 @@ def _saved_formulas() -> Iterator[Path]:
     folder = os.environ.get(FORMULA_FOLDER_VARIABLE)
     if folder and any(Path(folder).glob(f"*{FORMULA_SUFFIX}")):
         yield Path(folder)
+
+
+def _remove_files(folder: Path) -> None:
+    """Remove Ray's files, again if a dying process has added its last log line meanwhile."""
+    for _ in range(_REMOVE_TRIES):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(_REMOVE_PAUSE_S)
 
 
 def _short_temporary() -> str:
