@@ -319,13 +319,17 @@ def _remove_stale_folders() -> None:
 
 
 def _end_processes_of(folder: Path) -> None:
-    """End remaining processes of local Ray. Without the head, some of them would keep waiting for another minute."""
+    """End remaining processes of local Ray. Without the head, some of them would keep waiting for another minute.
+
+    Those of a raylet that has died are no longer children of this process. A worker that is starting would write to the
+    folder after its removal.
+    """
     import psutil  # comes with Ray
 
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.Error):  # it has ended
-            if str(folder) in " ".join(child.cmdline()):
-                for process in [child, *child.children(recursive=True)]:
+    for one in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # it has ended, or is somebody else's
+            if any(word.startswith("-") and str(folder) in word for word in one.cmdline()):
+                for process in [one, *one.children(recursive=True)]:
                     process.kill()
 
 
