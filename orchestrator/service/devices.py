@@ -54,7 +54,13 @@ def _num_gpus() -> int:
 def wanted_devices(spec: StudySpec) -> WantedDevices:
     """The devices that a study file asks for."""
     num_trials = 1 if spec.pool == "inline" else spec.resources.max_concurrent
-    return WantedDevices(gpus_per_trial=spec.resources.gpus_per_trial, num_trials=num_trials)
+    is_alone = spec.pool == "inline" and spec.engine.name != "ray" and spec.engine.scheduler is None
+    several_gpus = (spec.resources.gpus_per_trial or 0) > 1
+    return WantedDevices(
+        gpus_per_trial=spec.resources.gpus_per_trial,
+        num_trials=num_trials,
+        needs_cluster=not is_alone or several_gpus,
+    )
 
 
 def num_gpus_needed(wanted: WantedDevices, num_gpus: int) -> float:
@@ -79,10 +85,11 @@ class Placing:
 
     Args:
         pool: The pool.
+        absence: Why the cluster of the pool cannot be used now; `None` if it can.
     """
 
-    def __init__(self, pool: DevicePool) -> None:
-        self._pool = pool
+    def __init__(self, pool: DevicePool, absence: str | None = None) -> None:
+        self._pool, self._absence = pool, absence
         self._first: str | None = None  # the first study that waits for GPUs: later ones must not overtake it
 
     def __call__(self, waiting: SubmissionRecord, running: Sequence[SubmissionRecord]) -> Placement | PoolFull | str:
@@ -90,6 +97,8 @@ class Placing:
         pool = self._pool
         if len(running) >= pool.max_studies:
             return PoolFull(pool.name, pool.max_studies)
+        if self._absence is not None and waiting.wants.needs_cluster:
+            return self._absence
         if pool.num_gpus is None:
             return Placement({})
         needed = num_gpus_needed(waiting.wants, pool.num_gpus)

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import platform
 import secrets
@@ -9,11 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
+from orchestrator.engines.ray.connection import why_it_waits
 from orchestrator.service.devices import DevicePool, Placing, device_environment
 from orchestrator.service.submitting import log_file
 from orchestrator.settings import Settings
@@ -28,6 +31,8 @@ RENEW_S = 10.0
 """Seconds between two renewals of the lease of a driver that has not begun."""
 START_S = 600.0
 """How long a driver may take to begin. On a busy machine, or from a slow disk, its imports alone outlast a lease."""
+LOOK_S = 5.0
+"""Seconds between two looks whether the cluster answers."""
 _SOON_S = 60.0
 
 _logger = logging.getLogger(__name__)
@@ -54,6 +59,8 @@ class Supervisor:
         self._queue = store.queue()
         self._drivers: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
         self._starting: dict[tuple[str, int], _Start] = {}
+        self._absence: str | None = None
+        self._look_at = -math.inf
         self.replica = f"{platform.node()[:40]}-{os.getpid()}-{secrets.token_hex(3)}"
 
     def run(self, should_stop: Callable[[], bool], *, until_idle: bool = False, poll_s: float = POLL_S) -> None:
@@ -77,7 +84,9 @@ class Supervisor:
         """Note drivers that have ended, and start those that can run now."""
         self._reap()
         self._renew_starting()
-        while (claimed := self._queue.claim(self.replica, self._pool.name, Placing(self._pool))) is not None:
+        self._look_for_cluster()
+        placing = partial(Placing, self._pool, self._absence)
+        while (claimed := self._queue.claim(self.replica, self._pool.name, placing())) is not None:
             if not self._start(claimed):
                 return
 
@@ -86,6 +95,12 @@ class Supervisor:
         if self._queue.count("waiting") or self._queue.count("running"):
             return False
         return self._store.webhooks().num_due(within_s=_SOON_S) == 0
+
+    def _look_for_cluster(self) -> None:
+        """Let studies wait while their cluster does not answer: their drivers would fail."""
+        if self._pool.is_cluster and time.monotonic() >= self._look_at:
+            self._absence = why_it_waits(self._pool.name)
+            self._look_at = time.monotonic() + LOOK_S
 
     def _start(self, claimed: SubmissionRecord) -> bool:
         """Start the driver of a study, or let it wait again; returns whether it was started."""

@@ -22,6 +22,8 @@ class WantedDevices(_Row):
     gpus_per_trial: float | None = None
     num_trials: int | None = None
     """Maximum number of concurrent trials."""
+    needs_cluster: bool = False
+    """Whether it runs on the Ray cluster, where the service has one."""
 
 
 class WebhookTarget(_Row):

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -202,6 +203,26 @@ def test_a_replica_starts_one_driver_per_claim_and_gives_up_dead_ones(
     assert no_process == [[submitted.uid, "1"], [submitted.uid, "2"]]
     assert find_submission(store, "quick").num_deaths == 1
     assert not replica.is_idle()
+
+
+def test_a_study_waits_until_its_cluster_answers(
+    store: Store, settings: Settings, tmp_path: Path, no_process: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "LOOK_S", 0.0)
+    submitted = submit(store, tmp_path, QUICK.replace("pool: inline", "pool: ray"))
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        replica = Supervisor(store, settings, DevicePool(address, None, 1, is_cluster=True))
+        replica.step()
+        found = find_submission(store, "quick")
+        assert (found.state, no_process) == ("waiting", [])
+        assert found.reason == f"waits for the Ray cluster {address}, which does not answer: Connection refused"
+        head.listen()
+        replica.step()
+    assert no_process == [[submitted.uid, "1"]]
+    for driver in replica._drivers.values():
+        driver.wait()
 
 
 def test_a_driver_yields_the_cores_to_the_service(

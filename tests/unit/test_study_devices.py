@@ -54,10 +54,18 @@ def test_a_study_needs_the_gpus_of_its_concurrent_trials(asked: WantedDevices, n
 def test_the_study_file_says_what_it_wants() -> None:
     stage = {"stage": "screen", "space": "as-vit", "num_trials": 1, "proxies": ["params"]}
     content = {"study": "s", "data": {"source": "noise"}, "stages": [stage]}
-    assert wanted_devices(make_spec(content)) == wants()
+    on_cluster = {"needs_cluster": True}
+    assert wanted_devices(make_spec(content)) == wants().model_copy(update=on_cluster)
     assert wanted_devices(make_spec(content | {"pool": "inline"})) == wants(num_trials=1)
     limited = {"resources": {"gpus_per_trial": 0.5, "max_concurrent": 3}}
-    assert wanted_devices(make_spec(content | limited)) == wants(0.5, 3)
+    assert wanted_devices(make_spec(content | limited)) == wants(0.5, 3).model_copy(update=on_cluster)
+
+
+def test_studies_wait_for_a_cluster_that_does_not_answer_unless_they_do_without() -> None:
+    placing = Placing(DevicePool("head:6379", None, 4, is_cluster=True), "waits for the Ray cluster head:6379")
+    there = WantedDevices(needs_cluster=True)
+    assert placing(submission(there), []) == "waits for the Ray cluster head:6379"
+    assert placing(submission(wants(num_trials=1)), []) == Placement({})
 
 
 def test_shares_fill_one_gpu_and_whole_gpus_stay_free() -> None:

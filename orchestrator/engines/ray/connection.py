@@ -6,6 +6,7 @@ import time
 from orchestrator.engines.interfaces import EngineUnavailableError
 
 _CONNECT_S = 10.0
+_LOOK_S = 2.0
 _NODE_S = 3.0
 
 
@@ -20,13 +21,26 @@ def check_address(address: str) -> None:
             f"RAY_ADDRESS must be the HOST:PORT of a Ray cluster, but got {address!r}, the address of another Ray "
             "service. Use the address that `ray start --head` printed."
         )
+    if (reason := _refused(address, _CONNECT_S)) is not None:
+        raise _not_reached(address, reason)
+
+
+def why_it_waits(address: str) -> str | None:
+    """Why studies wait for a cluster that does not accept connections; `None` if it does. Takes at most two seconds."""
+    reason = _refused(address, _LOOK_S)
+    return None if reason is None else f"waits for the Ray cluster {address}, which does not answer: {reason}"
+
+
+def _refused(address: str, timeout_s: float) -> str | None:
+    """Why nothing listens at an address; `None` also for a keyword of Ray's, or an invalid one, which Ray reports."""
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit():
-        return  # one of Ray's keywords, or invalid, which Ray reports
+        return None
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s).close()
     except (OSError, OverflowError) as error:
-        raise _not_reached(address, getattr(error, "strerror", None) or str(error)) from error
+        return getattr(error, "strerror", None) or str(error)
+    return None
 
 
 def check_node(address: str) -> None:
