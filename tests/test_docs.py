@@ -222,12 +222,10 @@ def example_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         lines += [f"[{group}]", *(f"{name} = {target}" for name, target in points.items())]
     (info / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    for cached in (registry.available, registry.load):
-        cached.cache_clear()
+    registry.clear_caches()
     yield
     sys.modules.pop(module.removesuffix(".py"), None)
-    for cached in (registry.available, registry.load):
-        cached.cache_clear()
+    registry.clear_caches()
 
 
 @pytest.mark.usefixtures("example_package")

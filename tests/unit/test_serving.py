@@ -13,7 +13,8 @@ import pytest
 from tests.waiting import until
 
 KEEP = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
 from orchestrator.cli.serving import _keep
 from orchestrator.tracking.server import ServerCommand
 _keep(ServerCommand(sys.argv[2:], {}, sys.argv[1]))
