@@ -67,7 +67,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--database", help="URL of another PostgreSQL; its user must be able to create databases")
-    parser.add_argument("--driver-on", nargs="+", choices=DATABASES, default=list(DATABASES), help="of the one driver")
+    parser.add_argument("--driver-on", nargs="+", choices=DATABASES, default=list(DATABASES), help="databases (both)")
     parser.add_argument("--workers", type=int, default=1000, help="of the one driver (1000)")
     parser.add_argument("--trials", type=int, default=10_000, help="of the one driver (10000)")
     parser.add_argument("--epochs", type=int, default=3, help="reports of each trial (3)")

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,8 +84,8 @@ class Supervisor:
         self._reap()
         self._renew_starting()
         self._look_for_cluster()
-        placing = partial(Placing, self._pool, self._absence)
-        while (claimed := self._queue.claim(self.replica, self._pool.name, placing())) is not None:
+        pool, absence = self._pool, self._absence
+        while (claimed := self._queue.claim(self.replica, pool.name, Placing(pool, absence))) is not None:
             if not self._start(claimed):
                 return
 
