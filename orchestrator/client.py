@@ -13,12 +13,17 @@ from urllib.parse import quote, urlsplit
 
 import httpx2 as httpx
 
+from orchestrator.service_address import CORRECT, PROXY_FAILURES, no_service_text, unreachable_text
+
 _TIMEOUT_S = 60.0
 _REPORT_TIMEOUT_S = 600.0
 """A report on a large study is drawn for a while, after others that wait."""
 _STREAM_TIMEOUT_S = 45.0
 """The service sends a comment to a silent stream every 15 seconds."""
 _RECONNECT_S = (0.2, 1.0, 2.0, 5.0, 10.0, 20.0)
+_PAGE_BYTES = 65536
+"""How much of another server's start page is read for its title."""
+_PAGE_S = 5.0
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -37,6 +42,10 @@ class RequestRefusedError(ValueError):
 
 class ServerUnavailableError(RuntimeError):
     """The service does not answer, or cannot serve the request now."""
+
+
+class NoServiceError(ServerUnavailableError):
+    """The address is not that of a vitsearch service: another server answers there."""
 
 
 class ServerEvent(NamedTuple):
@@ -203,8 +212,8 @@ class Client:
             except httpx.TransportError as error:
                 if failures >= len(_RECONNECT_S):
                     raise self._unavailable(error) from None
-            except ServerUnavailableError:  # a proxy answers while the service is started again
-                if failures >= len(_RECONNECT_S):
+            except ServerUnavailableError as error:  # a proxy answers while the service is started again
+                if failures >= len(_RECONNECT_S) or (after is None and isinstance(error, NoServiceError)):
                     raise
             time.sleep(_RECONNECT_S[min(failures, len(_RECONNECT_S) - 1)])
             failures += 1
@@ -249,6 +258,8 @@ class Client:
         params = {"priority": priority, "shared": shared, "retry_failed": retry_failed}
         try:
             return self._send_file("/v1/studies", file, params=params, headers=headers)
+        except NoServiceError:
+            raise
         except ServerUnavailableError:
             time.sleep(_RECONNECT_S[1])
             return self._send_file("/v1/studies", file, params=params, headers=headers)
@@ -280,6 +291,8 @@ class Client:
     def log(self, name: str, *, offset: int = 0) -> tuple[str, int]:
         """What the drivers of a study wrote after `offset` bytes, and the offset for what follows."""
         answer = self._request("GET", f"{_path(name)}/log", params={"offset": offset})
+        if "Next-Offset" not in answer.headers:
+            raise self._no_service(answer)
         return answer.text, int(answer.headers["Next-Offset"])
 
     # --- requests ---
@@ -302,29 +315,33 @@ class Client:
     def _pages(self, path: str, key: str, params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         given = {name: value for name, value in params.items() if value is not None}
         while True:
-            page = self._json("GET", path, params=given)
+            answer = self._request("GET", path, params=given)
+            page = self._content(answer)
+            if not isinstance(page, dict) or not page.keys() >= {key, "next"}:
+                raise self._no_service(answer)
             yield from page[key]
             if page["next"] is None:
                 return
             given["after"] = page["next"]
 
     def _json(self, method: str, path: str, **given: Any) -> dict[str, Any]:
-        found: dict[str, Any] = self._content(self._request(method, path, **given))
+        answer = self._request(method, path, **given)
+        found = self._content(answer)
+        if not isinstance(found, dict):
+            raise self._no_service(answer)
         return found
 
     def _content(self, response: httpx.Response) -> Any:
         try:
             return response.json()
         except ValueError:
-            raise ServerUnavailableError(
-                f"{self.url} must be the address of the service, but its answer is not JSON. Correct the address."
-            ) from None
+            raise self._no_service(response) from None
 
     def _request(self, method: str, path: str, **given: Any) -> httpx.Response:
         headers = {**self._headers, **given.pop("headers", {})}
         try:
             response = self._http.request(method, f"{self.url}{path}", headers=headers, **given)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._unavailable(error) from None
         self._raise_for(response)
         return response
@@ -341,26 +358,52 @@ class Client:
     def _raise_for(self, response: httpx.Response) -> None:
         if not response.is_error:
             if response.is_redirect:
-                raise ServerUnavailableError(
-                    f"{self.url} must be the address of the service, but leads to {response.headers.get('location')}."
+                raise NoServiceError(
+                    f"{self.url} must be the address of a vitsearch service, but leads to "
+                    f"{response.headers.get('location')}. {CORRECT}"
                 )
             return
-        try:
-            problem = response.json()
-        except ValueError:
-            problem = {}
-        if response.status_code >= 500:
-            detail = problem.get("detail") if isinstance(problem, dict) else None
+        problem = _problem_of(response)
+        if problem is None:
+            if response.status_code not in PROXY_FAILURES:
+                raise self._no_service(response)
             raise ServerUnavailableError(
-                detail or f"the service at {self.url} must answer, but failed with status {response.status_code}."
+                f"the service at {self.url} must answer, but failed with status {response.status_code}, which a web "
+                "server in front of it sends while it does not run. Start it, or tell its administrator."
             )
-        raise RequestRefusedError(response.status_code, problem if isinstance(problem, dict) else {})
+        if problem["type"] == "urn:vitsearch:not-found" and urlsplit(self.url).path:
+            parts = urlsplit(self.url)
+            raise NoServiceError(
+                f"{self.url} must be the address of the service alone, but it has nothing at {parts.path}. Use: "
+                f"{parts.scheme}://{parts.netloc}"
+            )
+        if response.status_code >= 500:
+            raise ServerUnavailableError(str(problem.get("detail")))
+        raise RequestRefusedError(response.status_code, problem)
+
+    def _no_service(self, response: httpx.Response) -> NoServiceError:
+        """The error about another server, which its start page may name. The token is not sent again."""
+        page = ""
+        try:
+            with self._http.stream("GET", f"{self.url}/", headers={"Accept": "text/html"}, timeout=_PAGE_S) as start:
+                page = next(start.iter_text(_PAGE_BYTES), "")
+        except httpx.HTTPError:
+            pass
+        server = response.headers.get("Server")
+        return NoServiceError(no_service_text(self.url, page=page, server=server, status=response.status_code))
 
     def _unavailable(self, error: Exception) -> ServerUnavailableError:
-        return ServerUnavailableError(
-            f"the service at {self.url} must answer, but: {error or type(error).__name__}. Check the address, and "
-            "start it with: vitsearch serve"
-        )
+        return ServerUnavailableError(unreachable_text(self.url, error))
+
+
+def _problem_of(response: httpx.Response) -> dict[str, Any] | None:
+    """The problem document of the service; `None` if another server has answered."""
+    try:
+        problem = response.json()
+    except ValueError:
+        return None
+    is_ours = isinstance(problem, dict) and str(problem.get("type")).startswith("urn:vitsearch:")
+    return problem if is_ours else None
 
 
 def parse_events(lines: Iterator[str]) -> Iterator[ServerEvent]:

@@ -8,6 +8,7 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError, Validation
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from orchestrator.safe_text import masked_address
+from orchestrator.service_address import checked_address
 from plugins.registry import use_formulas
 from trainers.data.cache_settings import DEFAULT_GIB, DEFAULT_HOME, FOLDER_NAME, use_cache
 from trainers.storage.addresses import address_of, local_place, place_text
@@ -185,9 +186,7 @@ class Settings(BaseSettings):
     @field_validator("server")
     @classmethod
     def _http(cls, given: str | None) -> str | None:
-        if given is not None and not given.startswith(("http://", "https://")):
-            raise ValueError("must be an address such as http://127.0.0.1:8000")
-        return given
+        return None if given is None else checked_address(given)
 
     @field_validator("home", "artifact_root", "cache_folder")
     @classmethod

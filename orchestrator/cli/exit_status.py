@@ -14,6 +14,7 @@ FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 STATUS = {
     "orchestrator.engines.optuna_export:OptunaExportError": BAD_INPUT,
+    "orchestrator.client:NoServiceError": BAD_INPUT,
     "orchestrator.client:RequestRefusedError": BAD_INPUT,
     "orchestrator.client:ServerUnavailableError": FAILED,
     "orchestrator.service.access_tokens:TokenError": BAD_INPUT,

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.cli.console import fail
+from orchestrator.cli.exit_status import BAD_INPUT
+from orchestrator.service_address import checked_address
 from orchestrator.settings import load_settings
 
 if TYPE_CHECKING:
@@ -12,6 +15,11 @@ if TYPE_CHECKING:
 
 def client_of(server: str | None) -> "Client | None":
     """The client of the service that `--server` or VITSEARCH_SERVER names; `None` for the home folder."""
+    if server:
+        try:
+            checked_address(server)
+        except ValueError as error:
+            fail(f"--server: {error}, but got {server!r}. Correct it.", status=BAD_INPUT)
     given = {"server": server} if server else {}
     settings = load_settings(**given)
     if settings.server is None:

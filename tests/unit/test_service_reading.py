@@ -488,14 +488,6 @@ def test_the_client_parses_a_stream_and_keeps_the_last_id() -> None:
     assert second == ("message", "4", {"b": 2})
 
 
-def test_the_client_names_an_address_that_is_not_the_service() -> None:
-    page = httpx.MockTransport(lambda _: httpx.Response(200, text="<html>"))
-    with Client("http://x", http=httpx.Client(transport=page)) as client:
-        for call in (lambda: client.study("y"), client.plugins):
-            with pytest.raises(ServerUnavailableError, match="http://x must be the address of the service"):
-                call()
-
-
 def test_the_client_follows_a_study_while_the_service_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.client._RECONNECT_S", (0.0, 0.0))
     event = 'event: end\nid: 1\ndata: {"state": "complete"}\n\n'

@@ -69,7 +69,7 @@ def test_a_token_is_not_shown_with_the_settings(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_server_must_have_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VITSEARCH_SERVER", "vitsearch.example")
-    with pytest.raises(SettingsError, match=r"VITSEARCH_SERVER: must be an address such as http://127\.0"):
+    with pytest.raises(SettingsError, match=r"VITSEARCH_SERVER: must be an address .* such as http://vitsearch\.ex"):
         load_settings()
 
 

@@ -26,7 +26,7 @@ class Answers(httpx.BaseTransport):
         if isinstance(answer, Exception):
             raise answer
         if isinstance(answer, int):
-            return httpx.Response(answer, json={"detail": f"status {answer}"})
+            return httpx.Response(answer, json={"type": "urn:vitsearch:x", "detail": f"status {answer}"})
         return httpx.Response(200, json=answer)
 
 
