@@ -1,5 +1,7 @@
 """`vitsearch`: puts the commands together and shows their errors."""
 
+import atexit
+import gc
 import logging
 import os
 import sys
@@ -48,6 +50,7 @@ def main() -> None:
 
     Exit status: 0 success, 1 the study or command could not reach its goal, 2 invalid input, 130 interrupted.
     """
+    atexit.register(gc.freeze)  # otherwise, Python searches all objects of torch and MLflow for garbage before it ends
     quiet_libraries()
     _keep_output_safe()
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.cli.console import fail, note, out, plugins_print_on_stderr, print_json, stderr
 from orchestrator.cli.decoding import study_display
-from orchestrator.cli.exit_status import exit_on_error
+from orchestrator.cli.exit_status import INTERRUPTED, exit_on_error
 from orchestrator.cli.signals import StopRequest, stop_on_signal
 from orchestrator.cli.tables import study_report
 from orchestrator.settings import Settings, load_settings
@@ -72,13 +72,21 @@ def run_and_show(
     from orchestrator.study.driver import existing_study, has_work, run_study
 
     control = StopRequest()
+    kept = f"interrupted; every finished trial and epoch is kept. Resume with: {again}"
     with exit_on_error(where):
         before = existing_study(spec, settings)
         is_done = before is not None and before.state == "complete"
         if is_done and not quiet and not has_work(spec, settings, retry_failed=retry_failed):
             note(f"study {spec.study!r} is already complete; nothing is left to run")
-        with _display(quiet) as progress, stop_on_signal(control), plugins_print_on_stderr():
-            study = run_study(spec, text, settings, progress=progress, control=control, retry_failed=retry_failed)
+        try:
+            with (
+                _display(quiet) as progress,
+                stop_on_signal(control, last_words=kept),
+                plugins_print_on_stderr(),
+            ):
+                study = run_study(spec, text, settings, progress=progress, control=control, retry_failed=retry_failed)
+        except KeyboardInterrupt:
+            fail(kept, status=INTERRUPTED)
     summary = find_summary(spec.study, settings)
     if as_json:
         print_json(summary)
@@ -86,7 +94,7 @@ def run_and_show(
         out(study_report(summary))
     if study.state == "interrupted":
         if control.should_stop():
-            fail(f"interrupted; every finished trial and epoch is kept. Resume with: {again}", status=130)
+            fail(kept, status=INTERRUPTED)
         reason = (study.reason or "").rstrip(".")
         fail(
             f"study {study.name!r} was interrupted: {reason}. Every finished trial and epoch is kept. Resume with: "

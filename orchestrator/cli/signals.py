@@ -27,14 +27,20 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signal(control: StopRequest, *, grace_s: float = GRACE_S) -> Iterator[None]:
+def stop_on_signal(
+    control: StopRequest, *, grace_s: float = GRACE_S, last_words: str = "interrupted"
+) -> Iterator[None]:
     """Within the context, the first Ctrl-C, SIGTERM or SIGHUP sets `control`; the second one raises KeyboardInterrupt.
 
-    If the process has not left the context within `grace_s` seconds after it, the process and its children are killed.
-    A SIGHUP that is ignored, as under `nohup`, stays ignored.
+    If the process has not left the context within `grace_s` seconds after it, the process and its children are killed,
+    and `last_words` are shown. A SIGHUP that is ignored, as under `nohup`, stays ignored.
     """
 
-    end = AbruptEnd(grace_s=grace_s, say=_say_interrupted)
+    def say_interrupted() -> None:
+        stderr.show_cursor(True)  # a live display hides it
+        note(f"vitsearch: {last_words}")
+
+    end = AbruptEnd(grace_s=grace_s, say=say_interrupted)
 
     def handle(number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
@@ -55,11 +61,6 @@ def stop_on_signal(control: StopRequest, *, grace_s: float = GRACE_S) -> Iterato
         end.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _say_interrupted() -> None:
-    stderr.show_cursor(True)  # a live display hides it
-    note("interrupted")
 
 
 def _leave_terminal() -> None:

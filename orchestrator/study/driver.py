@@ -3,7 +3,8 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -45,6 +46,7 @@ from orchestrator.study.reusing import read_reused, store_reused
 from orchestrator.tracking.names import REPORT_FILE
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.run_tree import RunTree
+from trainers.data.cache_settings import decoding_watcher, watch_decoding
 from trainers.data.sources import BUILT_IN
 from trainers.storage.artifacts import published
 
@@ -113,6 +115,7 @@ def run_study(
         orchestrator.settings.SettingsError: The home folder cannot be created.
         orchestrator.engines.interfaces.EngineUnavailableError: Ray is not installed, does not start, or its cluster
             does not answer.
+        KeyboardInterrupt: A stop was requested while the images were decoded.
     """
     settings.apply()
     study = existing_study(spec, settings)
@@ -128,11 +131,12 @@ def run_study(
     check_artifact_root(settings, setup)
     if study is not None:
         fetched_study_folder(settings, study)
-    data = load_images(spec.data)
     report = None
-    if study is None:
-        # This also reads the test part, so that a broken image is reported before the training.
-        report = describe_data(spec.data).report
+    with _stopped_by(control):
+        data = load_images(spec.data)
+        if study is None:
+            # This also reads the test part, so that a broken image is reported before the training.
+            report = describe_data(spec.data).report
     fingerprint = _check_truths(spec, data, settings)
     reused = read_reused(spec, study, settings)
     known_fingerprint = fingerprint if study is None else _check_truths(stored_spec(study) or spec, data, settings)
@@ -199,6 +203,21 @@ def run_study(
             )
         finally:
             store.close()
+
+
+@contextmanager
+def _stopped_by(control: Control) -> Iterator[None]:
+    """Inside the context, the decoding of images ends with KeyboardInterrupt if a stop is requested."""
+    show = decoding_watcher()
+
+    def watch(done: int, total: int) -> None:
+        if control.should_stop():
+            raise KeyboardInterrupt
+        if show is not None:
+            show(done, total)
+
+    with watch_decoding(watch):
+        yield
 
 
 def _find_or_create(store: Store, spec: StudySpec, fingerprint: str, known_fingerprint: str) -> StudyRecord:

@@ -6,8 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from sqlalchemy import Engine, event
 
+from orchestrator.cli.running import run_command
 from orchestrator.store.repository import Store
 from orchestrator.study.lock import StudyBusyError
 from orchestrator.tracking.events import EnsureExperiment
@@ -16,6 +18,7 @@ from tests.fakes import RecordingProgress, Switch, Told
 from tests.places import Place, assert_is_the_same_study, assert_rows_are_true, counts, finished_epochs, place_of
 from tests.run_tree import assert_run_tree
 from tests.tiny import CommandLine, FinishedStudy, read_rows, run_here, start, write_tiny
+from trainers.data.cache_settings import watch_decoding
 
 PROCESS_TIMEOUT_S = 900.0
 
@@ -167,6 +170,42 @@ def test_a_second_ctrl_c_ends_at_once_and_leaves_true_rows(tmp_path: Path) -> No
     assert [trial.state for trial in rows.trials["train"]] == ["complete", "waiting"]
     assert at(home).query("SELECT state FROM attempts ORDER BY id DESC LIMIT 1") == [("interrupted",)]
     assert len(rows.curves["train"][1]) == 2
+
+
+def test_a_second_ctrl_c_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def second_ctrl_c(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("orchestrator.study.driver.run_study", second_ctrl_c)
+    monkeypatch.setenv("VITSEARCH_HOME", str(tmp_path / "home"))
+    file = write_tiny(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        run_command(file, overrides={}, quiet=True, as_json=False)
+    assert ended.value.code == 130
+    told = capsys.readouterr().err
+    assert (
+        told == f"vitsearch: interrupted; every finished trial and epoch is kept. Resume with: vitsearch run {file}\n"
+    )
+
+
+def test_a_stop_while_images_are_decoded_does_not_wait_for_the_others(tmp_path: Path) -> None:
+    for name in ("cats", "dogs"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(30):
+            Image.new("L", (8, 8), number).save(tmp_path / "photos" / name / f"{number}.png")
+    switch, decoded = Switch(), []
+
+    def stop_after_the_third(done: int, _total: int) -> None:
+        decoded.append(done)
+        switch.on = done >= 3
+
+    file = write_tiny(tmp_path, **{"source: digits": "source: photos", ", max_images: 120, max_test_images: 60": ""})
+    with watch_decoding(stop_after_the_third), pytest.raises(KeyboardInterrupt):
+        run_here(file, tmp_path / "home", control=switch)
+    assert decoded[-1] == 3
+    assert not (tmp_path / "home" / "vitsearch.db").exists()
 
 
 def test_the_first_signal_asks_and_the_second_raises(capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,6 +127,17 @@ main()
     assert (done.returncode, done.stderr) == (130, "vitsearch: interrupted\n")
 
 
+def test_a_command_ends_without_a_last_search_for_garbage() -> None:
+    code = """
+import atexit, gc
+atexit.register(lambda: print(gc.get_freeze_count() > 0))  # runs last
+from vitsearch.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[1:] == ["True"]
+
+
 def test_an_ignored_ctrl_c_stays_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child inherits it, as in a script's `vitsearch ... &`
     try:

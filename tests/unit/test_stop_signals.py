@@ -34,7 +34,7 @@ from orchestrator.cli.signals import StopRequest, stop_on_signal
 child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
 child.start()
 before_abrupt_end(lambda: Path(sys.argv[1]).write_text("removed"))
-with stop_on_signal(StopRequest()):
+with stop_on_signal(StopRequest(), last_words="interrupted. Resume with: vitsearch run tiny.yaml"):
     print(child.pid, flush=True)
     try:
         while True:
@@ -134,7 +134,7 @@ def test_a_second_signal_does_not_wait_for_a_slow_end(tmp_path: Path) -> None:
         interrupt(process)
         assert process.wait(120) == 130  # the clean-up would take 600 s
         assert process.stderr is not None
-        assert process.stderr.read() == b"interrupted\n"
+        assert process.stderr.read() == b"vitsearch: interrupted. Resume with: vitsearch run tiny.yaml\n"
     assert not is_alive(child)
     assert (tmp_path / "left").read_text() == "removed"
 
