@@ -17,7 +17,7 @@ from orchestrator.stages.kind import StageResult, stage_kind
 from orchestrator.stages.progress import Progress, SilentProgress
 from orchestrator.stages.promote import PromoteResult
 from orchestrator.store.errors import DatabaseUnavailableError
-from orchestrator.store.records import RunState, StageRecord, StudyRecord, TrialRecord, TrialState
+from orchestrator.store.records import StageRecord, StudyRecord, StudyState, TrialRecord, TrialState
 from orchestrator.study.access import NoChampionError, fetched_study_folder, find_study, open_existing
 from plugins.registry import nearest_name
 from search_spaces.dimensions import Scalar
@@ -83,7 +83,7 @@ class StudyRun:
     """The state and the results of a study at the time when this object was made."""
 
     name: str
-    state: RunState
+    state: StudyState
     """`complete`, `failed` (a stage could not reach its goal), `interrupted`, `running` or `waiting`."""
     reason: str | None
     """Why it failed or was interrupted."""

@@ -10,24 +10,25 @@ from orchestrator.api.auth import Caller
 from orchestrator.api.errors import RequestError
 from orchestrator.reports.summary import (
     stage_name,
-    state_before_begin,
     study_lines,
     study_summary,
     summary_before_begin,
 )
 from orchestrator.service.access_tokens import is_valid_token
-from orchestrator.service.submitting import why_waiting
 from orchestrator.settings import Settings
 from orchestrator.store.records import StageRecord, StudyRecord
 from orchestrator.store.repository import Store
-from orchestrator.store.service_records import SubmissionRecord
+from orchestrator.store.service_records import ACTIVE, SubmissionRecord
 from orchestrator.store.study_names import SEPARATOR, NameTakenError, full_name, nearest_study, owner_of
-from orchestrator.study.access import UnknownStudyError, with_actual_state
+from orchestrator.study.access import UnknownStudyError
+from orchestrator.study.states import state_before_begin, with_actual_state
 from plugins.metrics.deciding import ACCURACY
 
 _WAIT_S = 10.0
 _PER_QUERY = 100
 _MAX_NAMES = 2000
+_SUBMITTED = ("interrupted", "failed", "cancelled")
+"""States of a study that may be those of its submission alone."""
 _NEWEST = 10**17
 """An id above all others."""
 _POSITION = re.compile(r"w?[0-9]{1,18}")
@@ -101,8 +102,8 @@ class VisibleStudies:
         return self._home.store is not None
 
     def newest(self) -> Iterator[StudyRecord]:
-        """The studies that have begun, newest first."""
-        return self._matching(state=None, owner=None, text=None, before=None)
+        """The studies that have begun, newest first, with the states of their rows."""
+        return self._rows(None, owner=None, text=None, before=None)
 
     def study(self, name: str) -> StudyRecord:
         """The record of a study, with its actual state.
@@ -166,7 +167,7 @@ class VisibleStudies:
             if submission is None:
                 raise
             spec, _ = self.store.queue().spec_of(submission.uid)
-            return summary_before_begin(submission, spec, self._reason_of(submission))
+            return summary_before_begin(submission, spec, *state_before_begin(self.store, submission))
         return study_summary(self.store, study)
 
     def lines(
@@ -229,42 +230,35 @@ class VisibleStudies:
         return UnknownStudyError(name, home, nearest_study(name, [*visible, *short]))
 
     def _with_states(self, studies: Sequence[StudyRecord]) -> list[StudyRecord]:
-        """The records with their actual states, which are those of their submissions while they wait for their turn."""
+        """The records with their actual states."""
         submissions = self.store.queue().find_latest_of([study.name for study in studies])
-        return [self._with_state(study, submissions.get(study.name)) for study in studies]
-
-    def _with_state(self, study: StudyRecord, submission: SubmissionRecord | None) -> StudyRecord:
-        actual = with_actual_state(study, self.settings)
-        if actual.state == "running":
-            return actual
-        if submission is None or not submission.is_active:
-            return actual
-        return actual.model_copy(update={"state": "waiting", "reason": self._why_waiting(submission)})
-
-    def _reason_of(self, submission: SubmissionRecord) -> str:
-        """Why a study that has not begun waits, or does no longer."""
-        return self._why_waiting(submission) if submission.is_active else submission.reason or submission.state
-
-    def _why_waiting(self, submission: SubmissionRecord) -> str:
-        return why_waiting(self.store, submission) or "its driver starts"
+        return [with_actual_state(study, self.settings, self.store, submissions.get(study.name)) for study in studies]
 
     def _matching(
         self, *, state: str | None, owner: str | None, text: str | None, before: int | None
     ) -> Iterator[StudyRecord]:
-        # What a row says differs from the actual state if a driver was killed, or if the study waits again.
+        rows = self._rows(state, owner=owner, text=text, before=before)
+        while page := list(itertools.islice(rows, _PER_QUERY)):
+            yield from (study for study in self._with_states(page) if state in (None, study.state))
+
+    def _rows(
+        self, state: str | None, *, owner: str | None, text: str | None, before: int | None
+    ) -> Iterator[StudyRecord]:
+        """The rows of studies, newest first; with `state`, among others all of those in this state."""
+        # A row differs from the actual state if a driver was killed or could not begin, and if the study waits again.
         states = {"interrupted", "running"} if state == "interrupted" else {state} if state else None
         store = self._home.store
         while store is not None:
             rows = store.pages().studies(
                 states=states,
-                or_active=state == "waiting",
+                or_submitted=ACTIVE if state == "waiting" else {state} if state in _SUBMITTED else (),
                 owner=owner,
                 text=text,
                 seen_by=self._seen_by,
                 before=before,
                 limit=_PER_QUERY,
             )
-            yield from (study for study in self._with_states(rows) if state in (None, study.state))
+            yield from rows
             if len(rows) < _PER_QUERY:
                 return
             before = rows[-1].id
@@ -278,17 +272,18 @@ class VisibleStudies:
             page = store.queue().page(
                 owner=owner, seen_by=self._seen_by, text=text, without_study=True, before=before, limit=_PER_QUERY
             )
-            yield from (one for one in page if state in (None, state_before_begin(one)))
+            yield from (one for one in page if state in (None, state_before_begin(self.store, one)[0]))
             if len(page) < _PER_QUERY:
                 return
             before = page[-1].id
 
     def _line_of(self, submission: SubmissionRecord) -> dict[str, Any]:
         spec, _ = self.store.queue().spec_of(submission.uid)
+        state, reason = state_before_begin(self.store, submission)
         return {
             "study": submission.name,
-            "state": state_before_begin(submission),
-            "reason": self._reason_of(submission),
+            "state": state,
+            "reason": reason,
             "owner": submission.owner,
             "stages": len(spec["stages"]),
             "stages_done": 0,

@@ -18,7 +18,7 @@ from orchestrator.study.access import UnknownStudyError
 
 _CURSOR = re.compile(r"\d{1,18}(;\d{1,18}:\d{1,18}(,\d{1,18}:\d{1,18})*)?", re.ASCII)
 _MAX_CURSOR = 100_000
-_ENDED = ("complete", "failed", "interrupted")
+_ENDED = ("complete", "failed", "interrupted", "cancelled")
 _BATCH = 200
 """Trials per poll: a client that knows nothing of a large study receives it in parts."""
 

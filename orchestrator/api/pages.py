@@ -33,7 +33,7 @@ MAX_REPORTS = 4
 _report_places = threading.BoundedSemaphore(MAX_REPORTS)
 _MAX_CURVES = 8
 _MAX_ROWS = 10
-_STATES = ("running", "waiting", "complete", "interrupted", "failed")
+_STATES = ("running", "waiting", "complete", "interrupted", "cancelled", "failed")
 
 
 @router.get("/")

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
 from orchestrator.spec.stage_registry import STAGES
 from orchestrator.stages.kind import stage_kind
-from orchestrator.store.records import RunState, TrialState
+from orchestrator.store.records import RunState, StudyState, TrialState
 from orchestrator.store.service_records import Outcome, SubmissionState, WebhookState
 from search_spaces.base import MAX_CLASSES, MAX_IMAGE_SIZE
 from trainers.config import Configuration, DataConfig, EpochReport
@@ -23,8 +23,8 @@ class StudyLine(_Body):
     """One study in a list."""
 
     study: str = Field(examples=["photos"])
-    state: RunState
-    reason: str | None = Field(description="why the study failed or was interrupted")
+    state: StudyState
+    reason: str | None = Field(description="why the study waits, failed or was interrupted")
     owner: str
     stages: int = Field(description="number of stages")
     stages_done: int
@@ -71,7 +71,7 @@ class StudyView(_Body):
 
     study: str
     uid: str
-    state: RunState
+    state: StudyState
     reason: str | None
     owner: str
     seed: int

@@ -6,7 +6,7 @@ from pathlib import Path
 from orchestrator.cli.console import fail, note, out, print_json
 from orchestrator.cli.exit_status import FAILED, INTERRUPTED
 from orchestrator.cli.remote import client_of
-from orchestrator.cli.service_studies import NOTHING_YET, logs_there, watch_there
+from orchestrator.cli.service_studies import NOTHING_YET, end_words, logs_there, watch_there
 from orchestrator.cli.submitting import opened_store
 from orchestrator.cli.tables import study_report
 from orchestrator.settings import Settings, load_settings
@@ -87,12 +87,8 @@ def watch_command(name: str, server: str | None, *, as_json: bool) -> None:
                 f"vitsearch cancel {found.name}",
                 status=INTERRUPTED,
             )
-    again = f"Resume with: vitsearch resume {found.name}"
-    if found.state == "failed":
-        fail(f"study {found.name!r} failed: {_sentence(found.reason)} {again}", status=FAILED)
-    if found.state in ("cancelled", "interrupted"):
-        why = "was cancelled." if found.state == "cancelled" else f"was interrupted: {_sentence(found.reason)}"
-        fail(f"study {found.name!r} {why} {again}", status=FAILED)
+    if found.state != "complete":
+        fail(end_words(found.name, found.state, found.reason), status=FAILED)
     summary = find_summary(found.name, settings)
     if as_json:
         print_json(summary)
@@ -102,8 +98,9 @@ def watch_command(name: str, server: str | None, *, as_json: bool) -> None:
 
 def _follow(found: SubmissionRecord, store: Store, settings: Settings) -> SubmissionRecord:
     """Print the log, and why the study waits, until it is over."""
-    from orchestrator.service.submitting import find_submission, log_file, why_waiting
+    from orchestrator.service.submitting import find_submission, log_file
     from orchestrator.service.supervisor import start_queue
+    from orchestrator.study.states import why_waiting
 
     log, told, polls = LogReader(log_file(settings, found), num_lines=_SHOWN_LINES), "", 0
     has_written = False
@@ -130,7 +127,3 @@ def _follow(found: SubmissionRecord, store: Store, settings: Settings) -> Submis
 def _print(lines: list[str]) -> None:
     for line in lines:
         out(line)
-
-
-def _sentence(reason: str | None) -> str:
-    return f"{(reason or 'the log has the reason').rstrip('.')}."

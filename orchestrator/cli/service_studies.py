@@ -107,16 +107,19 @@ def watch_there(client: "Client", name: str, *, as_json: bool) -> None:
             status=INTERRUPTED,
         )
     if found["state"] != "complete":
-        reason = (found["reason"] or "the log has the reason").rstrip(".")
-        how = {"failed": f"failed: {reason}", "cancelled": "was cancelled"}.get(
-            found["state"], f"was interrupted: {reason}"
-        )
-        fail(f"study {found['study']!r} {how}. Resume with: vitsearch resume {found['study']}", status=FAILED)
+        fail(end_words(found["study"], found["state"], found["reason"]), status=FAILED)
     summary = summary_there(client, name)
     if as_json:
         print_json(summary)
     else:
         out(study_report(summary, is_remote=True))
+
+
+def end_words(name: str, state: str, reason: str | None) -> str:
+    """How a study ended that is not complete, and what to do."""
+    why = (reason or "the log has the reason").rstrip(".")
+    how = {"failed": f"failed: {why}", "cancelled": "was cancelled"}.get(state, f"was {state}: {why}")
+    return f"study {name!r} {how}. Resume with: vitsearch resume {name}"
 
 
 def tell_submission(client: "Client", found: Submission, *, as_json: bool) -> None:

@@ -61,13 +61,13 @@ def _summary_here(name: str) -> dict[str, Any]:
     except StudyNotBegunError as error:
         from orchestrator.cli.submitting import opened_store
         from orchestrator.reports.summary import summary_before_begin
-        from orchestrator.service.submitting import why_waiting
+        from orchestrator.study.states import state_before_begin
 
         submission = error.submission
         with opened_store(settings) as store:
-            reason = why_waiting(store, submission) if submission.is_active else submission.reason or submission.state
+            state, reason = state_before_begin(store, submission)
             spec, _ = store.queue().spec_of(submission.uid)
-        return summary_before_begin(submission, spec, reason or "its process starts")
+        return summary_before_begin(submission, spec, state, reason)
 
 
 def best_command(name: str, server: str | None) -> None:

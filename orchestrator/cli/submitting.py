@@ -46,9 +46,10 @@ def submit_command(
             as_json=as_json,
         )
         return
-    from orchestrator.service.submitting import submit_study, why_waiting
+    from orchestrator.service.submitting import submit_study
     from orchestrator.service.supervisor import start_queue
     from orchestrator.service.webhooks import webhook_target
+    from orchestrator.study.states import why_waiting
 
     spec = load_spec(file, overrides=overrides)
     text = file.read_text(encoding="utf-8")
@@ -109,8 +110,9 @@ def resume_command(name: str, server: str | None, *, retry_failed: bool, as_json
     if client:
         tell_submission(client, client.resume(name, retry_failed=retry_failed), as_json=as_json)
         return
-    from orchestrator.service.submitting import resume_study, why_waiting
+    from orchestrator.service.submitting import resume_study
     from orchestrator.service.supervisor import start_queue
+    from orchestrator.study.states import why_waiting
 
     settings = load_settings()
     with opened_store(settings) as store:

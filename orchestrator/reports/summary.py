@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from orchestrator.reports.standing import StudyStanding, study_standings
-from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord
+from orchestrator.store.records import ExecutionRecord, StageRecord, StudyRecord, StudyState
 from orchestrator.store.repository import Store
 from orchestrator.store.service_records import SubmissionRecord
 from plugins.metrics.deciding import ACCURACY, DecidingMetric
@@ -50,12 +50,15 @@ def study_summary(store: Store, study: StudyRecord) -> dict[str, Any]:
     }
 
 
-def summary_before_begin(submission: SubmissionRecord, spec: Mapping[str, Any], reason: str) -> dict[str, Any]:
+def summary_before_begin(
+    submission: SubmissionRecord, spec: Mapping[str, Any], state: StudyState, reason: str | None
+) -> dict[str, Any]:
     """The summary of a study that was submitted and has not begun.
 
     Args:
         submission: Its newest submission.
         spec: Its study file.
+        state: Its state, as `orchestrator.study.states` tells it.
         reason: Why it waits, or does no longer.
     """
     nothing = dict.fromkeys(("data", "cost", "certainty", "time_error", "correlation", "champion"))
@@ -64,7 +67,7 @@ def summary_before_begin(submission: SubmissionRecord, spec: Mapping[str, Any], 
         **nothing,
         "study": submission.name,
         "uid": submission.uid,
-        "state": state_before_begin(submission),
+        "state": state,
         "reason": reason,
         "owner": submission.owner,
         "seed": spec["seed"],
@@ -80,11 +83,6 @@ def summary_before_begin(submission: SubmissionRecord, spec: Mapping[str, Any], 
         "leaderboard": [],
         "tracking": {"owed": 0, "rejected": 0, "reason": None},
     }
-
-
-def state_before_begin(submission: SubmissionRecord) -> str:
-    """The state of a study that was submitted and has not begun."""
-    return {"cancelled": "interrupted", "running": "waiting"}.get(submission.state, submission.state)
 
 
 def stage_name(stage: Mapping[str, Any]) -> str:

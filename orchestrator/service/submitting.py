@@ -135,8 +135,7 @@ def find_submission(store: Store, name: str) -> SubmissionRecord:
 
 
 def _nearest(store: Store, name: str) -> str | None:
-    submitted = store.queue().find_latest_of([study.name for study in store.list_studies()])
-    return nearest_study(name, [*store.queue().unfinished(), *submitted])
+    return nearest_study(name, list(store.queue().newest()))
 
 
 def cancel_study(store: Store, name: str) -> SubmissionRecord:
@@ -160,17 +159,6 @@ def resume_study(
     """
     uid = find_submission(store, name).uid
     return store.queue().let_wait(uid, retry_failed=retry_failed, max_active=max_active)
-
-
-def why_waiting(store: Store, submission: SubmissionRecord) -> str | None:
-    """Why a submission waits, in words; `None` if it does not wait."""
-    if submission.state != "waiting":
-        return None
-    if submission.reason is not None:
-        return submission.reason
-    known = submission.num_ahead
-    ahead = store.queue().position(submission) if known is None else known
-    return "waits for its turn" + (f" behind {ahead} of {submission.owner}'s studies" if ahead else "")
 
 
 def log_file(settings: Settings, submission: SubmissionRecord) -> Path:

@@ -9,7 +9,9 @@ from search_spaces.dimensions import Point
 from trainers.config import CheckpointRecord, TaskOutcome
 
 RunState = Literal["waiting", "running", "interrupted", "complete", "failed"]
-"""State of a study or a stage."""
+"""State of an execution or a stage."""
+StudyState = Literal[RunState, "cancelled"]
+"""State of a study. No row has `cancelled`, which only submissions are (`orchestrator.study.states`)."""
 TrialState = Literal["waiting", "running", "complete", "stopped", "failed"]
 """`waiting` means that the trial began, was interrupted or lost, and will be resumed."""
 FINISHED: frozenset[str] = frozenset({"complete", "stopped", "failed"})
@@ -30,7 +32,7 @@ class StudyRecord(_Record):
     spec_digest: str
     data_digest: str
     """Digest of the images at the start of the study."""
-    state: RunState
+    state: StudyState
     reason: str | None
     owner: str
     created_at: float

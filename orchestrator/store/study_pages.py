@@ -10,7 +10,6 @@ from sqlalchemy import ColumnElement, Engine, case, exists, func, or_, select, u
 from orchestrator.store.reading import reading
 from orchestrator.store.records import USABLE, StageRecord, StudyRecord, TrialRecord
 from orchestrator.store.retrying import retry_on_outage
-from orchestrator.store.service_records import ACTIVE
 from orchestrator.store.study_names import SEPARATOR, home_owner
 from orchestrator.store.tables import OPEN_TRIALS, reports, stages, studies, submissions, tracked_runs, trials
 from trainers.config import EpochReport
@@ -42,7 +41,7 @@ class StudyPages:
         self,
         *,
         states: Collection[str] | None = None,
-        or_active: bool = False,
+        or_submitted: Collection[str] = (),
         owner: str | None = None,
         text: str | None = None,
         seen_by: str | None = None,
@@ -53,7 +52,7 @@ class StudyPages:
 
         Args:
             states: Only studies whose rows have one of these states.
-            or_active: With `states`, also those with a submission that waits or runs.
+            or_submitted: With `states`, also those with a submission in one of these states.
             owner: Only studies of this owner.
             text: Only studies whose names contain this text.
             seen_by: Only those of this owner, and shared ones.
@@ -62,8 +61,9 @@ class StudyPages:
         """
         query = select(studies).order_by(studies.c.id.desc()).limit(limit)
         if states is not None:
-            active = exists().where(submissions.c.name == studies.c.name, submissions.c.state.in_(ACTIVE))
-            query = query.where(or_(studies.c.state.in_(states), active) if or_active else studies.c.state.in_(states))
+            submitted = exists().where(submissions.c.name == studies.c.name, submissions.c.state.in_(or_submitted))
+            in_state = studies.c.state.in_(states)
+            query = query.where(or_(in_state, submitted) if or_submitted else in_state)
         if owner is not None:
             query = query.where(studies.c.owner == owner)
         if text is not None:

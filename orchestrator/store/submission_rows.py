@@ -244,15 +244,12 @@ class SubmissionQueue:
         with reading(self._engine) as connection:
             return [_record(row) for row in connection.execute(found).mappings()]
 
-    def unfinished(self) -> dict[str, SubmissionRecord]:
-        """Submissions that wait or run, and those that ended before their study began, by its name, newest first."""
-        never_begun = and_(submissions.c.state != "cancelled", submissions.c.name.not_in(select(studies.c.name)))
-        found = select(*_COLUMNS).where(or_(submissions.c.state.in_(ACTIVE), never_begun))
-        newest: dict[str, SubmissionRecord] = {}
+    def newest(self) -> dict[str, SubmissionRecord]:
+        """The newest submissions of all studies, by name, the newest first."""
+        ids = select(func.max(submissions.c.id)).group_by(submissions.c.name)
+        found = select(*_COLUMNS).where(submissions.c.id.in_(ids)).order_by(submissions.c.id.desc())
         with reading(self._engine) as connection:
-            for row in connection.execute(found.order_by(submissions.c.id.desc())).mappings():
-                newest.setdefault(row["name"], _record(row))
-        return newest
+            return {row["name"]: _record(row) for row in connection.execute(found).mappings()}
 
     def spec_of(self, uid: str) -> tuple[dict[str, Any], str]:
         """The checked study file of a submission, and its text.

@@ -13,8 +13,9 @@ from orchestrator.store.repository import Store
 from orchestrator.store.service_records import SubmissionRecord, state_words
 from orchestrator.store.study_files import folder_of_study, log_of_submission
 from orchestrator.store.study_names import nearest_study
-from orchestrator.study.lock import StudyBusyError, hold_study, is_held
+from orchestrator.study.lock import StudyBusyError, hold_study
 from orchestrator.study.sizes import size_of
+from orchestrator.study.states import state_before_begin, with_actual_state
 from orchestrator.tracking.names import slug
 from trainers.storage.addresses import address_of
 from trainers.storage.artifacts import artifacts_at, fetched
@@ -98,8 +99,8 @@ def find_study(name: str, settings: Settings) -> StudyRecord:
         study = store.find_study(name) if store else None
         names = [one.name for one in store.list_studies()] if store else []
         submission = store.queue().find_latest(name) if store else None
-    if study is not None:
-        return with_actual_state(study, settings, submission)
+        if study is not None and store is not None:
+            return with_actual_state(study, settings, store, submission)
     if submission is not None:
         raise StudyNotBegunError(submission)
     raise UnknownStudyError(name, settings.home, nearest_study(name, names), server=settings.server)
@@ -161,9 +162,10 @@ def list_studies(settings: Settings) -> list[dict[str, Any]]:
     with open_existing(settings) as store:
         if store is None:
             return []
-        studies, submitted = store.list_studies(), store.queue().unfinished()
+        studies, submitted = store.list_studies(), store.queue().newest()
         begun = {study.name for study in studies}
-        lines = study_lines(store, [with_actual_state(study, settings, submitted.get(study.name)) for study in studies])
+        actual = [with_actual_state(study, settings, store, submitted.get(study.name)) for study in studies]
+        lines = study_lines(store, actual)
         if address_of(settings.artifact_root) is None:
             run_ids = store.pages().run_ids()
             for line, study in zip(lines, studies, strict=True):
@@ -174,9 +176,11 @@ def list_studies(settings: Settings) -> list[dict[str, Any]]:
 def _line_before_begin(submission: SubmissionRecord, store: Store) -> dict[str, Any]:
     """The data of a submitted study whose driver has not begun, for `vitsearch list`."""
     spec, _ = store.queue().spec_of(submission.uid)
+    state, reason = state_before_begin(store, submission)
     return {
         "study": submission.name,
-        "state": submission.state,
+        "state": state,
+        "reason": reason,
         "stages": len(spec["stages"]),
         "stages_done": 0,
         "test_accuracy": None,
@@ -265,28 +269,6 @@ def delete_submissions(name: str, settings: Settings) -> bool:
 def _delete_logs(uids: Sequence[str], settings: Settings) -> None:
     for uid in uids:
         log_of_submission(settings.local_root, uid).unlink(missing_ok=True)
-
-
-def with_actual_state(
-    study: StudyRecord, settings: Settings, submission: SubmissionRecord | None = None
-) -> StudyRecord:
-    """The record with its actual state: if the process of a study was killed, its row still contains `running`.
-
-    Args:
-        study: The record.
-        settings: Settings of this installation.
-        submission: The newest submission of the study.
-    """
-    is_active = submission is not None and submission.is_active
-    if (study.state != "running" and not is_active) or is_held(study.name, settings):
-        return study
-    if submission is not None and submission.state == "waiting":
-        return study.model_copy(update={"state": "waiting", "reason": submission.reason or "waits for its turn"})
-    if is_active and study.state == "complete":
-        return study
-    if is_active:  # it was claimed, or its process died and is started again when the lease has ended
-        return study.model_copy(update={"state": "waiting", "reason": "waits for its process to start"})
-    return study.model_copy(update={"state": "interrupted", "reason": "its process died; run the file again to resume"})
 
 
 def study_folder(settings: Settings, study: StudyRecord) -> Path:

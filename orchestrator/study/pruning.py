@@ -14,10 +14,10 @@ from orchestrator.study.access import (
     open_existing,
     study_folder,
     study_places,
-    with_actual_state,
 )
 from orchestrator.study.lock import StudyBusyError, hold_study
 from orchestrator.study.sizes import size_of
+from orchestrator.study.states import with_actual_state
 from orchestrator.tracking.local_files import replace_by_link
 from orchestrator.tracking.names import is_http, slug
 from trainers.storage.addresses import address_of
@@ -54,7 +54,7 @@ def prune_study(study: StudyRecord, settings: Settings, *, dry_run: bool = False
         if store is None:
             return Pruned(study.name, 0, 0, "its database has disappeared")
         before = size_of(study_places(settings, study, store))
-        reason = _reason_to_keep(with_actual_state(study, settings), store, settings)
+        reason = _reason_to_keep(with_actual_state(study, settings, store, None), store, settings)
         if reason is not None:
             return Pruned(study.name, before, 0, reason)
         if dry_run:

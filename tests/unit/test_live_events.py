@@ -142,7 +142,7 @@ def test_a_study_that_waits_for_its_turn_is_followed_until_it_is_cancelled(setti
     assert follower.poll() == []
     assert not follower.has_ended
     store.queue().request_cancel(submission.uid)
-    assert kinds(follower.poll()) == [("study", "interrupted"), ("end", "interrupted")]
+    assert kinds(follower.poll()) == [("study", "cancelled"), ("end", "cancelled")]
     home.close()
     store.close()
 

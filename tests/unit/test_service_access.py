@@ -99,7 +99,7 @@ def test_a_study_that_failed_before_it_began_is_listed_with_its_reason(service: 
     claimed = queue.claim("r", "here", lambda *_: Placement({}))
     assert claimed is not None
     queue.begin(uid, claimed.lease, host="here", pid=1)
-    assert [one["reason"] for one in ann.studies()] == ["its driver starts"]
+    assert [one["reason"] for one in ann.studies()] == ["waits for its process to start"]
     queue.end(uid, claimed.lease, "failed", "data.source must be a folder")
     assert [(one["state"], one["reason"]) for one in ann.studies()] == [("failed", "data.source must be a folder")]
     assert ann.study("digits")["state"] == "failed"
@@ -144,8 +144,9 @@ def test_cancelling_resuming_and_sharing(service: Service) -> None:
     ann = service.client("ann")
     ann.submit(service.file("digits"))
     assert ann.cancel("digits")["state"] == "cancelled"
-    assert ann.study("digits")["state"] == "interrupted"
-    assert [(one["study"], one["reason"]) for one in ann.studies(state="interrupted")] == [("ann~digits", "cancelled")]
+    assert ann.study("digits")["state"] == "cancelled"
+    assert [(one["study"], one["reason"]) for one in ann.studies(state="cancelled")] == [("ann~digits", None)]
+    assert list(ann.studies(state="interrupted")) == []
     assert list(ann.studies(state="waiting")) == []
     assert ann.resume("digits")["state"] == "waiting"
     assert ann.share("digits")["shared"]

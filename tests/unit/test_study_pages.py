@@ -9,7 +9,7 @@ from sqlalchemy import event
 
 from orchestrator.store.records import EndedTrial
 from orchestrator.store.repository import Store
-from orchestrator.store.service_records import NewSubmission, WantedDevices
+from orchestrator.store.service_records import ACTIVE, NewSubmission, WantedDevices
 from orchestrator.store.study_names import home_owner
 from trainers.config import EpochReport, TaskOutcome
 
@@ -57,9 +57,9 @@ def test_a_study_that_waits_again_is_found_with_the_waiting_ones(store: Store) -
     execution = store.begin_execution(study.id)
     store.end_execution(execution, "complete")
     pages = store.pages()
-    assert [one.name for one in pages.studies(states={"waiting"}, or_active=True, limit=9)] == ["b%2", "a_1"]
+    assert [one.name for one in pages.studies(states={"waiting"}, or_submitted=ACTIVE, limit=9)] == ["b%2", "a_1"]
     store.queue().add(NewSubmission("u", "me", "c", {}, "", WantedDevices(), "d"))
-    assert [one.name for one in pages.studies(states={"waiting"}, or_active=True, limit=9)] == ["c", "b%2", "a_1"]
+    assert [one.name for one in pages.studies(states={"waiting"}, or_submitted=ACTIVE, limit=9)] == ["c", "b%2", "a_1"]
     assert [one.name for one in pages.studies(states={"waiting"}, limit=9)] == ["b%2", "a_1"]
 
 

@@ -16,7 +16,6 @@ from orchestrator.service.submitting import (
     find_submission,
     resume_study,
     submit_study,
-    why_waiting,
 )
 from orchestrator.spec.study_file import StudySpec, make_spec
 from orchestrator.store import submission_rows
@@ -40,6 +39,7 @@ from orchestrator.store.submission_rows import (
 )
 from orchestrator.store.tables import submissions
 from orchestrator.study.growth import SpecChangedError
+from orchestrator.study.states import why_waiting
 from trainers.config import TaskOutcome
 
 MAX_ACTIVE = 2000

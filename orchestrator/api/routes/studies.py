@@ -28,7 +28,7 @@ from orchestrator.api.schemas import (
 )
 from orchestrator.reports.finite import finite
 from orchestrator.reports.summary import configuration_yaml
-from orchestrator.store.records import RunState, StageRecord, StudyRecord, TrialRecord, TrialState
+from orchestrator.store.records import StageRecord, StudyRecord, StudyState, TrialRecord, TrialState
 from orchestrator.study.access import NoChampionError, UnknownStudyError
 from orchestrator.study.comparison import compare_trials
 from orchestrator.study.differing import diff_records
@@ -77,7 +77,7 @@ AfterQuery = Annotated[str | None, Query(description="`next` of the previous pag
 @router.get("", summary="List studies")
 def list_studies_page(
     request: Request,
-    state: Annotated[RunState | None, Query(description="only studies in this state")] = None,
+    state: Annotated[StudyState | None, Query(description="only studies in this state")] = None,
     owner: Annotated[str | None, Query(description="only studies of this owner", max_length=128)] = None,
     text: Annotated[str | None, Query(description="only studies whose names contain this", max_length=63)] = None,
     after: AfterQuery = None,

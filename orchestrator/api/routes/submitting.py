@@ -19,7 +19,6 @@ from orchestrator.service.submitting import (
     log_file,
     resume_study,
     submit_study,
-    why_waiting,
 )
 from orchestrator.service.webhooks import MAX_ADDRESS, MAX_SECRET, shown_address, webhook_target
 from orchestrator.spec.study_file import StudySpec
@@ -27,6 +26,7 @@ from orchestrator.store.repository import Store
 from orchestrator.store.service_records import Actor, SubmissionRecord
 from orchestrator.store.study_names import full_name, owner_of
 from orchestrator.study.access import UnknownStudyError, delete_study, delete_submissions
+from orchestrator.study.states import why_waiting
 
 router = APIRouter(prefix="/v1/studies", tags=["submitting"], dependencies=[Depends(caller_of)])
 
