@@ -29,6 +29,8 @@ class Problem(NamedTuple):
     path: KeyPath
     """Path of the value, or of the missing or unknown key."""
     message: str
+    is_of_meant_key: bool = False
+    """Whether it is about the value of a misspelt key, which is a mistake itself, as of the key that was meant."""
 
 
 def first_problem(error: ValidationError, model: type[BaseModel], tags: Mapping[str, type[BaseModel]]) -> Problem:
@@ -78,7 +80,8 @@ def distinct(problems: Iterable[Problem]) -> list[Problem]:
     kept: list[Problem] = []
     for problem in problems:
         size = len(problem.path)
-        if not any(other.path == problem.path or (size > 2 and other.path[:size] == problem.path) for other in kept):
+        same = [one for one in kept if one.path == problem.path or (size > 2 and one.path[:size] == problem.path)]
+        if not any(problem == one or not problem.is_of_meant_key for one in same):
             kept.append(problem)
     return kept
 
@@ -192,6 +195,11 @@ def _owner(
             field = current.model_fields.get(part) if current is not None else None
             current = None if field is None else _model_in(field.annotation)
     return current
+
+
+def model_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel] | None:
+    """The model, among `model` and those in it, that validated the value at `loc`; `None` if no model did."""
+    return _owner(model, loc, {})
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -9,19 +9,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from orchestrator.spec.budget import Budget
 from orchestrator.spec.checks import configuration_problems, source_problems, study_problems
 from orchestrator.spec.cost import Cost, CostName
 from orchestrator.spec.data_roots import root_problems
 from orchestrator.spec.engine import EngineSpec, PoolName, ResourceSpec, engine_problems
+from orchestrator.spec.mending import corrected_keys, mend
 from orchestrator.spec.metric_checks import limit_problem, metric_problems
 from orchestrator.spec.model_names import with_absolute_teacher, with_absolute_weights
 from orchestrator.spec.problems import STUDY_PATTERN, Problem, all_problems, distinct
 from orchestrator.spec.stage_model import StageModel
 from orchestrator.spec.stage_registry import stage_models
 from plugins.metrics.deciding import ACCURACY_CHOICE
+from plugins.registry import nearest_name
 from search_spaces.numbers import MAX_SEED, NumericModel
 from search_spaces.recipes import MethodList
 from trainers.config import Configuration, DataConfig
@@ -143,9 +145,14 @@ def _checked_study(
 
 def _checked(yaml: YamlSource, overrides: Mapping[str, Any], *, roots: Sequence[Path] | None = None) -> StudySpec:
     source, given = _with_overrides(yaml, overrides)
-    if roots is not None:  # before anything looks at the files
-        _raise_all(root_problems(source.data, roots), source, given)
-    spec = _validate(StudySpec, source, given, more=_problems_of_sound_parts(source.data))
+    outside = [] if roots is None else list(root_problems(source.data, roots))
+    try:
+        spec = StudySpec.model_validate(source.data)
+    except ValidationError as error:
+        wrong = all_problems(error, StudySpec, stage_models())
+        _raise_all([*wrong, *outside, *_further_problems(source, roots)], source, given)
+    if outside:  # before anything looks at the files
+        _raise_all([*outside, *_further_problems(source, roots)], source, given)
     execution = engine_problems(spec.engine, spec.pool, spec.resources)
     metric = itertools.chain(metric_problems(spec.metric, spec.engine.scheduler, ("metric",)), _limit_problems(spec))
     _raise_all(itertools.chain(execution, metric, study_problems(spec.data, spec.stages)), source, given)
@@ -166,16 +173,69 @@ def _limit_problems(spec: StudySpec) -> Iterator[Problem]:
             )
 
 
-def _problems_of_sound_parts(data: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield mistakes in the parts of a study whose fields have the right types, while other parts do not."""
+def _further_problems(source: YamlSource, roots: Sequence[Path] | None) -> Iterator[Problem]:
+    """Yield the mistakes that those already found would hide: in all parts of a study that can be read, or be guessed.
+
+    Files outside `roots` are not looked at.
+    """
+    meant = corrected_keys(source.data, StudySpec.model_fields)
+    data = {meant.get(key, key): value for key, value in source.data.items()}
+    in_file = {name: key for key, name in meant.items()}
+    if meant:
+        yield from _in_file(_type_problems(StudySpec, data), in_file)
     stages = data.get("stages")
     for index, raw in enumerate(stages if isinstance(stages, list) else ()):
-        model = stage_models().get(str(raw.get("stage"))) if isinstance(raw, dict) else None
-        if model is not None:
-            with contextlib.suppress(ValidationError):  # it is reported already
-                yield from model.model_validate(raw).own_problems(("stages", index))
+        if isinstance(raw, dict):
+            yield from _in_file(_problems_of_stage(raw, ("stages", index), source.base, roots), in_file)
+    images = mend(DataConfig, block) if isinstance(block := data.get("data"), dict) else None
+    if images is not None and not images.renamed and not any(root_problems(images.data, roots or [Path("/")])):
+        yield from _in_file(images.in_file(source_problems(images.model), ("data",)), in_file)
+    with contextlib.suppress(ValidationError):  # it is reported already
+        named = TypeAdapter(MethodList).validate_python(data.get("metric", ACCURACY_CHOICE.name))
+        yield from _in_file(metric_problems(named, None, ("metric",)), in_file)
     with contextlib.suppress(ValidationError):
-        yield from source_problems(DataConfig.model_validate(data.get("data")))
+        engine = EngineSpec.model_validate(data.get("engine", EngineSpec()))
+        pool = TypeAdapter(PoolName).validate_python(data.get("pool", "auto"))
+        resources = ResourceSpec.model_validate(data.get("resources", ResourceSpec()))
+        yield from _in_file(engine_problems(engine, pool, resources), in_file)
+
+
+def _problems_of_stage(
+    raw: Mapping[str, Any], at: KeyPath, folder: Path, roots: Sequence[Path] | None
+) -> Iterator[Problem]:
+    """Yield the mistakes in a stage. One whose kind is misspelt is checked as the kind that was meant."""
+    models, kind = stage_models(), str(raw.get("stage"))
+    if kind not in models:
+        meant = nearest_name(kind, list(models))
+        if meant is None:
+            return
+        raw = {**raw, "stage": meant}
+        yield from (Problem((*at, *one.path), one.message) for one in _type_problems(models[meant], raw) if one.path)
+        kind = meant
+    mended = mend(models[kind], raw)
+    if mended is None:
+        return
+    whole = models[kind].with_absolute_paths(mended.data, folder)
+    if roots is not None and any(root_problems(whole, roots)):
+        return
+    with contextlib.suppress(ValidationError):
+        yield from mended.in_file(models[kind].model_validate(whole).own_problems(at), at)
+
+
+def _type_problems(model: type[BaseModel], data: Mapping[str, Any]) -> list[Problem]:
+    try:
+        model.model_validate(data)
+    except ValidationError as error:
+        return all_problems(error, model, stage_models())
+    return []
+
+
+def _in_file(problems: Iterable[Problem], keys: Mapping[str, str]) -> Iterator[Problem]:
+    """Problems with the keys of the file instead of those that were meant."""
+    for problem in problems:
+        first, *inner = problem.path
+        key = keys.get(str(first), first)
+        yield Problem((key, *inner), problem.message, problem.is_of_meant_key or key != first)
 
 
 def load_configuration(path: str | Path, *, overrides: Mapping[str, Any] | None = None) -> Configuration:
@@ -254,15 +314,12 @@ def _absolute(text: str, folder: Path) -> str:
     return text if not text or text in BUILT_IN else absolute_path(text, folder)
 
 
-def _validate(
-    model: type[Model], source: YamlSource, given: frozenset[KeyPath], *, more: Iterable[Problem] = ()
-) -> Model:
-    """Validate a source. If it has mistakes, `more` of them are added to those of the types."""
+def _validate(model: type[Model], source: YamlSource, given: frozenset[KeyPath]) -> Model:
     try:
         return model.model_validate(source.data)
     except ValidationError as error:
         problems = all_problems(error, model, stage_models())
-    _raise_all([*problems, *more], source, given)
+    _raise_all(problems, source, given)
     raise AssertionError("an error has at least one problem")
 
 

@@ -89,7 +89,8 @@ class GrowStage(StageModel):
             yield Problem((*at, "target_params"), message)
         yield from proxy_problems(self.proxies, (*at, "proxies"))
         for index, proxy in enumerate(self.proxies):
-            if "repeats" not in registry.setting_types("proxies", proxy.name):
+            is_known = proxy.name in registry.available("proxies")
+            if is_known and "repeats" not in registry.setting_types("proxies", proxy.name):
                 message = (
                     f"growth averages scores over fresh initialisations, but {proxy.name!r} has no setting `repeats`."
                 )
