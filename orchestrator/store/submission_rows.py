@@ -84,10 +84,13 @@ class StudyActiveError(RuntimeError):
         uid: The active submission.
     """
 
-    def __init__(self, name: str, uid: str, state: str) -> None:
+    def __init__(self, name: str, uid: str, state: str, *, is_cancelled: bool = False) -> None:
         self.name, self.uid = name, uid
         super().__init__(
-            f"study {name!r} must not be submitted twice at a time, but it is {state} already. Follow it with: "
+            f"study {name!r} must have stopped before it is resumed, but it is cancelled and still in its last step. "
+            f"Resume it when this has ended: vitsearch watch {name}"
+            if is_cancelled
+            else f"study {name!r} must not be submitted twice at a time, but it is {state} already. Follow it with: "
             f"vitsearch watch {name}"
         )
 
@@ -304,7 +307,7 @@ class SubmissionQueue:
 
         Raises:
             KeyError: There is no such submission.
-            StudyActiveError: Another submission of the study is active.
+            StudyActiveError: Another submission of the study is active, or this one was cancelled and still ends.
             TooManyStudiesError: `max_active` others of the owner wait or run.
         """
         try:
@@ -315,6 +318,8 @@ class SubmissionQueue:
     def _let_wait(self, uid: str, *, retry_failed: bool, max_active: int | None) -> SubmissionRecord:
         with self._locked() as connection:
             found = _known(connection, uid)
+            if found.is_active and found.cancel_requested:
+                raise StudyActiveError(found.name, uid, found.state, is_cancelled=True)
             if found.is_active or (found.state == "complete" and not retry_failed):
                 return found
             active = _one(connection, submissions.c.name == found.name, submissions.c.state.in_(ACTIVE))

@@ -105,6 +105,20 @@ def test_a_study_that_failed_before_it_began_is_listed_with_its_reason(service: 
     assert ann.study("digits")["state"] == "failed"
 
 
+def test_a_cancelled_study_is_resumed_when_it_has_stopped(service: Service) -> None:
+    ann = service.client("ann")
+    uid = ann.submit(service.file("digits"))["uid"]
+    queue = service.store.queue()
+    claimed = queue.claim("r", "here", lambda *_: Placement({}))
+    assert claimed is not None
+    queue.begin(uid, claimed.lease, host="here", pid=1)
+    assert ann.cancel("digits")["cancel_requested"]
+    with pytest.raises(RequestRefusedError, match="must have stopped before it is resumed"):
+        ann.resume("digits")
+    queue.end(uid, claimed.lease, "interrupted", "it was cancelled")
+    assert ann.resume("digits")["state"] == "waiting"
+
+
 def test_a_wrong_file_is_not_submitted(service: Service) -> None:
     file = service.file("digits")
     file.write_text(file.read_text(encoding="utf-8").replace("num_trials", "trials"), encoding="utf-8")
