@@ -15,6 +15,7 @@ from orchestrator.api.home import Home
 from orchestrator.api.limits import GuardRequests
 from orchestrator.api.metrics import CountRequests, RequestFigures, StudyFigures
 from orchestrator.api.routes import audit, checking, health, plugins, recommending, studies, submitting
+from orchestrator.api.warming import warm_up
 from orchestrator.settings import Settings
 
 STATIC = Path(__file__).parent / "static"
@@ -49,7 +50,8 @@ def make_service(
     home = Home(settings)
 
     @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await warm_up(app)
         yield
         home.close()
 

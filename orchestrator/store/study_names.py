@@ -8,6 +8,7 @@ import getpass
 import os
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from plugins.registry import nearest_name
@@ -22,6 +23,7 @@ class NameTakenError(ValueError):
     """A name contains another owner's, or is too long together with its owner."""
 
 
+@cache
 def home_owner() -> str:
     """The owner of the home: the user of this process."""
     try:

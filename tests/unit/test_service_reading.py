@@ -4,6 +4,9 @@ import importlib
 import json
 import re
 import sqlite3
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -197,6 +200,22 @@ def test_a_study_file_is_checked_without_being_started(client: Client, requests:
     body = {"study": "x", "data": {"source": "digits"}, "stages": [{"stage": "screen", "num_trials": 4}]}
     assert requests.post("/v1/validate", json=body).json() == found
     assert [one["study"] for one in client.studies()] == ["interrupted", "finished"]
+
+
+def test_a_service_has_loaded_what_it_needs_before_its_first_request(tmp_path: Path) -> None:
+    code = """
+        import sys
+        from pathlib import Path
+        from orchestrator.api.routes.checking import EXAMPLE
+        from tests.service import load_settings, serving
+        with serving(load_settings(home=Path(sys.argv[1]))) as requests:
+            before = set(sys.modules)
+            answer = requests.post("/v1/validate", content=EXAMPLE, headers={"Content-Type": "application/yaml"})
+        print(answer.status_code, [name for name in sys.modules if name not in before and name != "pwd"])
+    """
+    argv = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "200 []\n", done.stderr
 
 
 def test_all_mistakes_of_a_file_come_with_the_text_of_the_command_line(client: Client, tmp_path: Path) -> None:
