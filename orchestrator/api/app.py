@@ -68,7 +68,7 @@ def make_service(
     figures = RequestFigures()
     figures.registry.register(StudyFigures(home))
     app.state.home, app.state.figures, app.state.mlflow_url, app.state.num_streams = home, figures, mlflow_url, 0
-    app.state.needs_token = needs_token
+    app.state.needs_token, app.state.is_stopping = needs_token, False
     # Whoever can submit without a token can read the files of this machine's user anyway.
     app.state.roots = settings.data_roots if needs_token or settings.data_roots else None
     for module in (studies, submitting, checking, recommending, plugins, audit, health, sessions, pages):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
+from fastapi import FastAPI
 
 from orchestrator.api.app import make_service
 from orchestrator.service.access_tokens import has_tokens
@@ -69,9 +70,21 @@ def run_service(
         )
         with open_port(host, port) as listener, _supervised(store, settings, is_needed=runs_studies):
             announce(f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}")
-            uvicorn.Server(config).run(sockets=[listener])
+            _Server(config, app).run(sockets=[listener])
     finally:
         store.close()
+
+
+class _Server(uvicorn.Server):
+    """Ends the streams of events before it waits for requests; otherwise they would be cut off with an error."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.state.is_stopping = True
+        await super().shutdown(sockets)
 
 
 def open_port(host: str, port: int) -> socket.socket:

@@ -1,6 +1,7 @@
 """A service that is killed and started again: whoever follows a study learns everything once."""
 
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -41,6 +42,14 @@ class KilledService:
             self._process.kill()
             self._process.communicate(timeout=60)
         self._process = None
+
+    def interrupt(self) -> tuple[int, str]:
+        """Press Ctrl-C; returns the exit status and what is said."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGINT)
+        _, told = self._process.communicate(timeout=TIMEOUT_S)
+        status, self._process = self._process.returncode, None
+        return status, told
 
     def _answers(self) -> bool:
         with socket.socket() as probe:
@@ -94,6 +103,21 @@ def service(settings: Settings, study: LiveStudy) -> Iterator[KilledService]:
     service.start()
     yield service
     service.kill()
+
+
+def test_a_service_that_is_stopped_ends_its_streams_without_errors(study: LiveStudy, service: KilledService) -> None:
+    begun = threading.Event()
+
+    def follow() -> None:
+        with Client(service.url) as client:
+            for _ in client.events("live"):
+                begun.set()
+
+    threading.Thread(target=follow, daemon=True).start()
+    assert begun.wait(TIMEOUT_S)
+    status, told = service.interrupt()
+    assert status == 130
+    assert told.splitlines()[1:] == ["vitsearch: interrupted"]
 
 
 @pytest.mark.slow

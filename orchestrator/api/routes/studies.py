@@ -215,12 +215,12 @@ def diff_with_another(
 
 
 @router.get("/{name}/events", summary="Live events", response_class=EventSourceResponse)
-async def follow_study(follower: FollowerOf) -> AsyncIterator[ServerSentEvent]:
+async def follow_study(request: Request, follower: FollowerOf) -> AsyncIterator[ServerSentEvent]:
     """Server-sent events about a study until it ends: `study`, `stage`, `trial`, `report` and `end`.
 
     A client that was cut off sends the id of its last event in `Last-Event-ID` and misses nothing.
     """
-    while True:
+    while not request.app.state.is_stopping:
         try:
             events = await run_in_threadpool(follower.poll)
         except (RequestError, UnknownStudyError):  # the caller may no longer see it, or it was deleted
