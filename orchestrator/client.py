@@ -88,6 +88,11 @@ class Client:
         """Whether requests are sent with an access token, to a service for several people."""
         return bool(self._headers)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the address is that of this machine, so that the service sees the same files."""
+        return urlsplit(self.url).hostname in _LOOPBACK
+
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
@@ -306,7 +311,7 @@ class Client:
         headers: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         given: dict[str, Any] = {"file": str(file), **(params or {})}
-        if urlsplit(self.url).hostname in _LOOPBACK:  # the service sees the same files
+        if self.is_local:  # the service sees the same files
             given["folder"] = str(Path(file).absolute().parent)
         kind = "application/json" if str(file).endswith(".json") else "application/yaml"
         sent = {"Content-Type": kind, **(headers or {})}

@@ -10,6 +10,7 @@ from orchestrator.cli.exit_status import BAD_INPUT, FAILED, INTERRUPTED
 from orchestrator.cli.remote import summary_there
 from orchestrator.cli.tables import study_report
 from orchestrator.store.service_records import ACTIVE, state_words
+from trainers.yaml_source import SpecError, absolute_path, expanded_path, read_yaml
 
 if TYPE_CHECKING:
     from orchestrator.client import Client
@@ -28,6 +29,7 @@ Submission = Mapping[str, Any]
 def validate_there(client: "Client", file: Path, *, overrides: Mapping[str, Any]) -> None:
     """Let a service check a study file as it would when it is submitted: with its plug-ins, data and studies."""
     _require_file_alone(file, overrides)
+    tell_local_images(client, file)
     found = client.validate(file)
     out(f"{file}: study {found['study']!r} is valid at {client.url}: {' -> '.join(found['stages'])}")
     for remark in found["remarks"]:
@@ -45,6 +47,27 @@ def _require_file_alone(file: Path, overrides: Mapping[str, Any]) -> None:
         fail(f"{file}: must be a YAML file, but does not exist. Check the path.", status=BAD_INPUT)
 
 
+def tell_local_images(client: "Client", file: Path) -> None:
+    """Tell that images on this computer are not those that a service on another one reads."""
+    from trainers.data.sources import BUILT_IN
+
+    if client.is_local:
+        return
+    try:
+        block = read_yaml(file).data.get("data")
+    except SpecError:  # the service reports it
+        return
+    source = block.get("source") if isinstance(block, dict) else None
+    if not isinstance(source, str) or not source or source in BUILT_IN or expanded_path(source).is_absolute():
+        return
+    here = Path(absolute_path(source, file.absolute().parent))
+    if here.exists():
+        note(
+            f"{here} is on this computer and is not sent: the service looks for {source!r} in its data folder "
+            "(VITSEARCH_DATA_ROOTS)"
+        )
+
+
 def submit_there(
     client: "Client",
     file: Path,
@@ -60,6 +83,7 @@ def submit_there(
 ) -> None:
     """Submit a study file to a service."""
     _require_file_alone(file, overrides)
+    tell_local_images(client, file)
     submitted = client.submit(
         file,
         priority=priority,

@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator.cli.console import note, out, print_json
 from orchestrator.cli.exit_status import exit_on_error
 from orchestrator.cli.remote import client_of
-from orchestrator.cli.service_studies import cancel_there, submit_there, tell_submission
+from orchestrator.cli.service_studies import cancel_there, submit_there, tell_local_images, tell_submission
 from orchestrator.settings import Settings, load_settings
 from orchestrator.spec.study_file import load_spec
 from orchestrator.store.repository import Store
@@ -73,6 +73,7 @@ def extend_command(file: Path, server: str | None, *, retry_failed: bool, as_jso
     client = client_of(server)
     if client:
         # A file without a name is sent to be checked, which names all mistakes.
+        tell_local_images(client, file)
         name = str(read_yaml(file).data.get("study") or client.validate(file)["study"])
         tell_submission(client, client.extend(name, file, retry_failed=retry_failed), as_json=as_json)
         return
