@@ -225,9 +225,12 @@ class VisibleStudies:
     def _unknown(self, name: str) -> UnknownStudyError:
         store = self._home.store
         visible = store.pages().study_names(seen_by=self._seen_by, limit=_MAX_NAMES) if store else []
-        short = [one.partition(SEPARATOR)[2] for one in visible if SEPARATOR in one]
+        meant = {one.partition(SEPARATOR)[2]: one for one in visible if SEPARATOR in one}
+        meant |= {own: own for own, one in meant.items() if owner_of(one) == self.caller.owner}
+        meant |= {one: one for one in visible}
+        nearest = nearest_study(name, list(meant))
         home = self.settings.home if self.caller.token is None else None  # others need not know where it is
-        return UnknownStudyError(name, home, nearest_study(name, [*visible, *short]))
+        return UnknownStudyError(name, home, meant[nearest] if nearest else None)
 
     def _with_states(self, studies: Sequence[StudyRecord]) -> list[StudyRecord]:
         """The records with their actual states."""

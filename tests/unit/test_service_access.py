@@ -119,6 +119,16 @@ def test_a_cancelled_study_is_resumed_when_it_has_stopped(service: Service) -> N
     assert ann.resume("digits")["state"] == "waiting"
 
 
+def test_a_shared_study_is_suggested_by_the_name_that_works(service: Service) -> None:
+    ann, eve = service.client("ann"), service.client("eve")
+    ann.submit(service.file("digits"), shared=True)
+    begin(service, "ann~digits")
+    with pytest.raises(RequestRefusedError, match=r"Did you mean 'ann~digits'\?"):
+        eve.study("digits")
+    with pytest.raises(RequestRefusedError, match=r"Did you mean 'digits'\?"):
+        ann.study("digit")
+
+
 def test_a_wrong_file_is_not_submitted(service: Service) -> None:
     file = service.file("digits")
     file.write_text(file.read_text(encoding="utf-8").replace("num_trials", "trials"), encoding="utf-8")
