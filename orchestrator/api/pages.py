@@ -128,13 +128,9 @@ def _trained(home: VisibleStudies, name: str, metric: DecidingMetric) -> list[Tr
     if not begun:
         return []
     pages = home.store.pages()
-    results = pages.results(begun[-1].id)
-    best = sorted(
-        (one for one in results if one.is_usable and metric.key in one.metrics),
-        key=lambda one: -metric.score(one.metrics[metric.key]),
-    )
-    running = [one for one in results if one.state == "running"]
-    return pages.trials_by_id([one.id for one in (*best[:_MAX_ROWS], *running[-_MAX_CURVES:])])
+    stage_id, is_highest = begun[-1].id, metric.direction == "maximize"
+    best = pages.best_trials(stage_id, metric.key, is_highest=is_highest, limit=_MAX_ROWS)
+    return pages.trials_by_id([*best, *pages.running_trials(stage_id, limit=_MAX_CURVES)])
 
 
 def _best_first(trials: Sequence[TrialRecord], metric: DecidingMetric) -> list[TrialRecord]:

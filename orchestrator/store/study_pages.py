@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, case, exists, func, or_, select, union, union_all
 
@@ -15,19 +15,6 @@ from orchestrator.store.tables import OPEN_TRIALS, reports, stages, studies, sub
 from trainers.config import EpochReport
 
 _LARGEST = sys.float_info.max
-
-
-class TrialResult(NamedTuple):
-    """What a comparison of many trials needs."""
-
-    id: int
-    state: str
-    metrics: dict[str, float]
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether it has a result."""
-        return self.state in USABLE
 
 
 @retry_on_outage
@@ -138,15 +125,47 @@ class StudyPages:
             rows = connection.execute(query.order_by(trials.c.id).limit(limit)).mappings()
             return [TrialRecord.model_validate(dict(row)) for row in rows]
 
-    def results(self, stage_id: int) -> list[TrialResult]:
-        """Id, state and metrics of all trials of a stage by number, without what takes long to read."""
-        query = select(trials.c.id, trials.c.state, trials.c.metrics).where(trials.c.stage_id == stage_id)
+    def best_trials(self, stage_id: int, key: str, *, is_highest: bool, limit: int) -> list[int]:
+        """Ids of the best trials of a stage that have a value of a metric, the best first.
+
+        Of equal trials, the first one is better. Trials whose value is not finite come last.
+
+        Args:
+            stage_id: The stage.
+            key: Key of the metric, such as `val_accuracy`.
+            is_highest: Whether the highest value is the best.
+            limit: The largest number of trials.
+        """
+        value = trials.c.metrics[key].as_float()
+        sign = 1 if is_highest else -1
+        ended = (trials.c.stage_id == stage_id) & trials.c.state.in_(USABLE)
+        columns = (trials.c.id, trials.c.number, trials.c.metrics)
         with reading(self._engine) as connection:
-            return [
-                # PostgreSQL has no NaN in JSON: it is stored as a text.
-                TrialResult(row.id, row.state, {name: float(value) for name, value in row.metrics.items()})
-                for row in connection.execute(query.order_by(trials.c.number))
-            ]
+            unreadable: list[Any] = []
+            if connection.dialect.name == "sqlite":
+                is_json, value = _readable_json(value)
+                unreadable = list(connection.execute(select(*columns).where(ended, is_json == 0)))
+            is_finite = value.between(-_LARGEST, _LARGEST)
+            order = value.desc() if is_highest else value
+            finite = connection.execute(
+                select(*columns).where(ended, is_finite).order_by(order, trials.c.number).limit(limit)
+            )
+            found = [*finite, *unreadable]
+            if len(found) < limit:
+                others = select(*columns).where(ended, trials.c.id.not_in([row.id for row in found]))
+                found += connection.execute(others)
+
+        def place(row: Any) -> tuple[float, int]:
+            one = float(row.metrics[key])  # PostgreSQL has no NaN in JSON: it is stored as a text
+            return (-sign * one if math.isfinite(one) else math.inf), row.number
+
+        return [row.id for row in sorted((row for row in found if key in row.metrics), key=place)[:limit]]
+
+    def running_trials(self, stage_id: int, *, limit: int) -> list[int]:
+        """Ids of the newest running trials of a stage."""
+        query = select(trials.c.id).where(trials.c.stage_id == stage_id, OPEN_TRIALS, trials.c.state == "running")
+        with reading(self._engine) as connection:
+            return list(connection.execute(query.order_by(trials.c.number.desc()).limit(limit)).scalars())
 
     def best_values(self, stage_ids: Collection[int], key: str, *, is_highest: bool) -> dict[int, float]:
         """The highest or lowest finite value of a metric among the trials of stages, by the id of the stage.
@@ -163,9 +182,8 @@ class StudyPages:
         of_stages = trials.c.stage_id.in_(stage_ids)
         with reading(self._engine) as connection:
             unreadable: list[tuple[int, float]] = []
-            if connection.dialect.name == "sqlite":  # it keeps NaN as Python writes it, which is not JSON
-                is_json = func.json_valid(trials.c.metrics)
-                value = case((is_json == 1, value))
+            if connection.dialect.name == "sqlite":
+                is_json, value = _readable_json(value)
                 others = select(trials.c.stage_id, trials.c.metrics).where(of_stages, is_json == 0)
                 unreadable = [(row.stage_id, row.metrics.get(key)) for row in connection.execute(others)]
             extreme = func.max(value) if is_highest else func.min(value)
@@ -248,3 +266,12 @@ def _is_seen_by(owner: str) -> ColumnElement[bool]:
     if owner == home_owner():
         is_own = ~name.contains(SEPARATOR, autoescape=True)
     return or_(is_own, exists().where(submissions.c.name == name, submissions.c.shared))
+
+
+def _readable_json(value: ColumnElement[float]) -> tuple[ColumnElement[int], ColumnElement[float]]:
+    """Whether SQLite can read the metrics of a trial, and a value in them if it can.
+
+    It keeps NaN as Python writes it, which is not JSON.
+    """
+    is_json = func.json_valid(trials.c.metrics)
+    return is_json, case((is_json == 1, value))

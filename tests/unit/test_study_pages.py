@@ -1,6 +1,5 @@
 """Long lists of studies and trials in pages, on both databases."""
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -76,19 +75,35 @@ def test_stages_and_newest_submissions_of_many_studies_are_read_at_once(store: S
     assert queue.find_latest_of([]) == {}
 
 
-def test_results_of_a_stage_are_read_without_the_rest_of_its_trials(store: Store) -> None:
+def test_the_database_finds_the_best_and_the_running_trials_of_a_stage(store: Store) -> None:
     study = store.find_study("c")
     assert study is not None
     execution, (_, train) = store.begin_execution(study.id), store.stages(study.id)
-    begun = [store.begin_trial(train, execution, number=n, point={}, sampler_state={}, seed=1) for n in range(3)]
-    for (trial, attempt), value in zip(begun, (0.5, float("nan")), strict=False):
-        outcome = TaskOutcome(state="complete", metrics={"val_accuracy": value})
-        store.end_trial(EndedTrial.of(trial, attempt, outcome), study_id=study.id)
-    first, second, third = store.pages().results(train.id)
-    assert (first.is_usable, first.metrics) == (True, {"val_accuracy": 0.5})
-    assert math.isnan(second.metrics["val_accuracy"])
-    assert (third.is_usable, third.metrics, third.id) == (False, {}, begun[2][0].id)
-    assert [one.number for one in store.pages().trials_by_id([third.id, first.id])] == [0, 2]
+    nan, inf = float("nan"), float("inf")
+    values: list[tuple[float, float] | None] = [(0.5, 2.0), (nan, 0.5), (0.9, nan), (0.7, inf), (0.5, 1.0), (-inf, 3.0)]
+    ids = []
+    for number, pair in enumerate([*values, None, None, None, None]):
+        begun = store.begin_trial(train, execution, number=number, point={}, sampler_state={}, seed=1)
+        ids.append(begun[0].id)
+        if number < len(values):
+            metrics = dict(zip(("val_accuracy", "val_loss"), pair or (), strict=True))
+            store.end_trial(EndedTrial.of(*begun, TaskOutcome(state="complete", metrics=metrics)), study_id=study.id)
+    failed = store.begin_trial(train, execution, number=10, point={}, sampler_state={}, seed=1)
+    store.end_trial(EndedTrial.of(*failed, TaskOutcome(state="failed", error="exception")), study_id=study.id)
+    pages = store.pages()
+
+    def best(key: str, limit: int, *, is_highest: bool) -> list[int]:
+        found = pages.best_trials(train.id, key, is_highest=is_highest, limit=limit)
+        return [ids.index(one) for one in found]
+
+    assert best("val_accuracy", 3, is_highest=True) == [2, 3, 0]
+    assert best("val_accuracy", 9, is_highest=True) == [2, 3, 0, 4, 1, 5]
+    assert best("val_accuracy", 1, is_highest=False) == [0]
+    assert best("val_loss", 2, is_highest=False) == [1, 4]
+    assert best("val_loss", 9, is_highest=True) == [5, 0, 4, 1, 2, 3]
+    assert best("val_f1", 9, is_highest=True) == []
+    assert [ids.index(one) for one in pages.running_trials(train.id, limit=3)] == [9, 8, 7]
+    assert [one.number for one in pages.trials_by_id([ids[2], ids[0]])] == [0, 2]
 
 
 def test_the_database_finds_the_best_value_of_each_stage_also_beside_values_that_are_no_numbers(store: Store) -> None:
