@@ -42,4 +42,30 @@ set -- --artifacts-destination "$MLFLOW_ARTIFACTS_DESTINATION" \
 [ -z "${MLFLOW_SERVER_CORS_ALLOWED_ORIGINS:-}" ] || set -- "$@" --cors-allowed-origins "$MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"
 [ -z "${MLFLOW_APP_NAME:-}" ] || set -- "$@" --app-name "$MLFLOW_APP_NAME"
 
-exec "${PYTHON:-python3}" -m mlflow server "$@"
+# Ctrl-C reaches all processes of a terminal, and MLflow passes it on to its worker a second time, which then ends with a
+# traceback. So the server runs in a session of its own, and this process asks it to end; a second Ctrl-C ends it at once.
+exec "${PYTHON:-python3}" -c '
+import os, signal, subprocess, sys
+
+server, num_signals = None, 0
+
+
+def stop(*_):
+    global num_signals
+    num_signals += 1
+    if server is not None:
+        try:
+            server.terminate() if num_signals == 1 else os.killpg(server.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) is not signal.SIG_IGN:
+        signal.signal(number, stop)
+server = subprocess.Popen([sys.executable, *sys.argv[1:]], start_new_session=True)
+if num_signals:
+    server.terminate()
+status = server.wait()
+sys.exit(0 if num_signals else status if status >= 0 else 128 - status)
+' -m mlflow server "$@"

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -26,8 +26,10 @@ from orchestrator.tracking.mlflow_client import Tracker
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.server import server_command
 from tests.fakes_tracking import MemoryOutboxStore
+from tests.unit.test_serving import LIKE_MLFLOW
 
 NOW = 1_760_000_000_000
+SERVE_SH = Path(__file__).resolve().parents[2] / "mlflow" / "serve.sh"
 STAGE, TRIAL = "study/7/stage/train", "study/7/trial/3"
 
 
@@ -132,13 +134,13 @@ def test_processes_that_meet_at_a_new_database_all_deliver(tmp_path: Path) -> No
 
 
 def serve_sh(settings: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `mlflow/serve.sh` with an interpreter that only prints its arguments and the address of its database."""
+    """Run `mlflow/serve.sh` with an interpreter that only prints the server's arguments and its database's address."""
     python = folder / "python"
-    python.write_text('#!/bin/sh\necho "$@" store="$MLFLOW_BACKEND_STORE_URI"\n')
+    python.write_text('#!/bin/sh\nwhile [ "$1" != -m ]; do shift; done\necho "$@" store="$MLFLOW_BACKEND_STORE_URI"\n')
     python.chmod(0o755)
     (folder / "server.env").write_text(settings)
     return subprocess.run(
-        [str(Path(__file__).resolve().parents[2] / "mlflow" / "serve.sh"), str(folder / "server.env")],
+        [str(SERVE_SH), str(folder / "server.env")],
         env={"PATH": os.environ["PATH"], "PYTHON": str(python), **environment},
         capture_output=True,
         text=True,
@@ -154,6 +156,36 @@ def test_the_team_server_starts_with_one_worker_and_the_settings_of_its_file(tmp
         "-m mlflow server --artifacts-destination s3://b --host 127.0.0.1 --port 5001 --workers 1 --uvicorn-opts "
         "--log-level warning --allowed-hosts mlflow.example store=postgresql://u:a=b@db/x?y=1"
     )
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """`mlflow/serve.sh` as in a terminal, whose Ctrl-C reaches all of its processes, with a small server."""
+    (tmp_path / "mlflow").mkdir()
+    (tmp_path / "mlflow" / "__init__.py").touch()
+    (tmp_path / "mlflow" / "__main__.py").write_text(LIKE_MLFLOW)
+    (tmp_path / "server.env").write_text("MLFLOW_BACKEND_STORE_URI=a\nMLFLOW_ARTIFACTS_DESTINATION=b\n")
+    process = subprocess.Popen(
+        [str(SERVE_SH), str(tmp_path / "server.env")],
+        env={"PATH": os.environ["PATH"], "PYTHON": sys.executable, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    yield process
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_the_team_server_quietly(started: "subprocess.Popen[str]", number: int) -> None:
+    assert started.stdout is not None
+    assert [started.stdout.readline() for _ in range(3)][2] == "a warning\n"
+    os.killpg(started.pid, number)
+    written, _ = started.communicate(timeout=60)
+    assert (written, started.returncode) == ("", 0)
 
 
 def test_users_are_not_kept_in_a_file_of_the_folder_in_which_the_server_happens_to_start(tmp_path: Path) -> None:
