@@ -16,6 +16,17 @@ from contextlib import suppress
 _IDLE_LINES = ("Registry store URI not provided.", "[MLflow] Security middleware enabled")
 """How lines begin that MLflow prints at every start, and that tell our users nothing."""
 _READY_S = 0.5
+_GUARD = """
+while read -r _; do :; done
+kill -s TERM "$1" 2>/dev/null || exit 0
+for _ in 1 2 3 4 5; do
+    sleep 1
+    kill -s 0 -- "-$1" 2>/dev/null || exit 0
+done
+kill -s KILL -- "-$1" 2>/dev/null
+"""
+"""Waits in the shell for the end of this process, which closes its end of a pipe, and then ends the server. It works on
+every system, and after SIGKILL."""
 
 
 def keep(url: str, page: str, argv: Sequence[str]) -> int:
@@ -23,7 +34,7 @@ def keep(url: str, page: str, argv: Sequence[str]) -> int:
 
     As soon as it answers, a line tells that it is ready, and the page opens in the browser. The server is in another
     process group, so that Ctrl-C reaches only this process: MLflow would pass it on to its worker a second time, which
-    then ends with a traceback.
+    then ends with a traceback. The server also ends if this process is killed.
 
     Args:
         url: Address of the server.
@@ -51,12 +62,21 @@ def keep(url: str, page: str, argv: Sequence[str]) -> int:
         errors="replace",
         start_new_session=True,
     )
+    guard = subprocess.Popen(  # noqa: S603 - our own command
+        ["/bin/sh", "-c", _GUARD, "guard", str(server.pid)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     if num_signals:
         stop()
     threading.Thread(target=_tell_when_ready, args=(url, page, server), daemon=True).start()
     passing_on = threading.Thread(target=_pass_on, args=(server,), daemon=True)
     passing_on.start()
     status = server.wait()
+    guard.kill()
+    guard.wait()
     with suppress(ProcessLookupError):  # a worker that its MLflow has left behind
         os.killpg(server.pid, signal.SIGKILL)
     passing_on.join()

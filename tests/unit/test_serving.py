@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -84,6 +85,34 @@ def test_ctrl_c_ends_a_server_and_its_worker_once_and_only_its_own_lines_were_sh
         os.killpg(process.pid, signal.SIGINT)
         written = ending(process)
     assert (process.returncode, written) == (0, "")
+
+
+def processes_of(session: int) -> list[int]:
+    """The processes of a session that have not ended."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, _, its_session, *_ = entry.read_text().rpartition(")")[2].split()
+            if int(its_session) == session and state != "Z":
+                found.append(int(entry.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="lists processes in /proc")
+@pytest.mark.parametrize("ignores", [False, True])
+def test_a_server_and_its_worker_end_if_their_keeper_is_killed(tmp_path: Path, *, ignores: bool) -> None:
+    pid = tmp_path / "pid"
+    note = f"import os, pathlib; pathlib.Path({str(pid)!r}).write_text(str(os.getpid()))"
+    server = LIKE_MLFLOW.replace("sys.exit(worker.wait())", f"{note}\nsys.exit(worker.wait())")
+    if ignores:
+        server = server.replace("worker.send_signal(number)", "None")
+    process = keeping("http://127.0.0.1:9", sys.executable, "-c", server)
+    until(lambda: pid.exists() and pid.read_text() != "")
+    session = int(pid.read_text())
+    assert len(processes_of(session)) == 2
+    process.kill()
+    process.wait()
+    until(lambda: not processes_of(session))
 
 
 def test_a_second_ctrl_c_ends_a_server_that_does_not_end(tmp_path: Path) -> None:
