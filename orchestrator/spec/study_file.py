@@ -188,7 +188,8 @@ def _further_problems(source: YamlSource, roots: Sequence[Path] | None) -> Itera
         if isinstance(raw, dict):
             yield from _in_file(_problems_of_stage(raw, ("stages", index), source.base, roots), in_file)
     images = mend(DataConfig, block) if isinstance(block := data.get("data"), dict) else None
-    if images is not None and not images.renamed and not any(root_problems(images.data, roots or [Path("/")])):
+    is_allowed = images is not None and (roots is None or not any(root_problems(images.data, roots)))
+    if images is not None and not images.renamed and is_allowed:
         yield from _in_file(images.in_file(source_problems(images.model), ("data",)), in_file)
     with contextlib.suppress(ValidationError):  # it is reported already
         named = TypeAdapter(MethodList).validate_python(data.get("metric", ACCURACY_CHOICE.name))

@@ -1,11 +1,15 @@
 """Studies that somebody sent: their paths, and where they may lead."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from orchestrator.spec import study_file
+from orchestrator.spec.problems import Problem
 from orchestrator.spec.study_file import parse_spec
+from trainers.config import DataConfig
 from trainers.yaml_source import SpecError
 
 STUDY = """\
@@ -43,6 +47,20 @@ def test_a_path_out_of_the_roots_is_rejected_whether_or_not_it_exists(root: Path
     with pytest.raises(SpecError, match=r"sent\.yaml:2: data\.source: must be inside a data folder") as one:
         check(root, source)
     assert one.value.others == ()
+
+
+@pytest.mark.parametrize("more", ["", ", epoch: 3"])
+def test_without_data_folders_no_file_is_looked_at(more: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at = []
+
+    def source_problems(data: DataConfig) -> Sequence[Problem]:
+        looked_at.append(data)
+        return ()
+
+    monkeypatch.setattr(study_file, "source_problems", source_problems)
+    with pytest.raises(SpecError, match=r"data\.source: must be inside a data folder of this server \(none\)"):
+        parse_spec(STUDY.format(source=root / "photos", more=more).encode(), "sent.yaml", folder=root, roots=[])
+    assert looked_at == []
 
 
 @pytest.mark.parametrize(
