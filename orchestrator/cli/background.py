@@ -20,6 +20,7 @@ from orchestrator.abrupt_end import AbruptEnd
 from orchestrator.cli.exit_status import INTERRUPTED, status_of
 from orchestrator.cli.progress import PlainProgress
 from orchestrator.cli.quiet import quiet_libraries
+from orchestrator.engines.interfaces import RayLostError
 from orchestrator.safe_text import SafeFormatter, without_secrets
 from orchestrator.settings import Settings, load_settings
 from orchestrator.spec.study_file import StudySpec
@@ -107,14 +108,21 @@ def drive(
 
     heart = threading.Thread(target=renew, daemon=True, name="heartbeat")
     heart.start()
+    lost: RayLostError | None = None
     try:
         state, reason = _run(submission, store, settings, control)
+    except RayLostError as error:
+        lost = error
     finally:
         over.set()
     heart.join()
     if control.is_lost:
         raise LeaseLostError(f"submission {uid} was taken over by another process, so this one has stopped.")
-    ended = queue.end(uid, lease, state, reason)
+    if lost is None:
+        ended = queue.end(uid, lease, state, reason)
+    else:  # the study continues when Ray runs again, unless it is the study that ends Ray each time
+        _say(str(lost))
+        ended = queue.give_up(uid, lease, lost.loss, at_last=str(lost)) or submission
     store.close()
     _say(f"{ended.name}: {ended.state}" + (f": {ended.reason}" if ended.reason else ""))
 
@@ -144,7 +152,7 @@ def _run(submission: SubmissionRecord, store: Store, settings: Settings, control
             control.let_end()
             return _stopped(control)
         except Exception as error:
-            if isinstance(error, DatabaseUnavailableError):
+            if isinstance(error, DatabaseUnavailableError | RayLostError):
                 raise
             if status_of(error) is None:
                 _say(traceback.format_exc())

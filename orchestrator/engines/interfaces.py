@@ -18,6 +18,18 @@ class EngineUnavailableError(RuntimeError):
     """An engine or pool cannot run here; the message states the reason and what to do."""
 
 
+class RayLostError(EngineUnavailableError):
+    """Ray has died, or its cluster does not answer. The study can continue when it runs again.
+
+    Attributes:
+        loss: What is lost, in a few words.
+    """
+
+    def __init__(self, message: str, *, loss: str = "its Ray cluster does not answer") -> None:
+        super().__init__(message)
+        self.loss = loss
+
+
 class Objective(NamedTuple):
     """A metric of a trial, and whether more or less of it is better."""
 

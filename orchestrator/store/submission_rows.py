@@ -465,8 +465,14 @@ class SubmissionQueue:
             _end(connection, found, read_time(connection), state, reason)
             return _known(connection, uid)
 
-    def give_up(self, uid: str, lease: int, reason: str) -> SubmissionRecord | None:
+    def give_up(self, uid: str, lease: int, reason: str, *, at_last: str | None = None) -> SubmissionRecord | None:
         """Let a submission whose driver died wait for another driver; it fails after `MAX_DEATHS` without progress.
+
+        Args:
+            uid: The submission.
+            lease: The number of its lease.
+            reason: What happened to the driver.
+            at_last: The reason with which it fails then, by default `reason`.
 
         Returns:
             The submission; `None` if the driver had written its end, or another one has the lease.
@@ -475,7 +481,7 @@ class SubmissionQueue:
             found = _one(connection, submissions.c.uid == uid)
             if found is None or found.state != "running" or found.lease != lease:
                 return None
-            _give_up(connection, found, read_time(connection), reason)
+            _give_up(connection, found, read_time(connection), reason, at_last=at_last)
             return _known(connection, uid)
 
     @contextmanager
@@ -556,12 +562,15 @@ def _give_up_dead(connection: Connection, now: float, lease_s: float) -> None:
         _give_up(connection, _record(row), now, "its driver stopped answering")
 
 
-def _give_up(connection: Connection, found: SubmissionRecord, now: float, reason: str) -> None:
+def _give_up(
+    connection: Connection, found: SubmissionRecord, now: float, reason: str, *, at_last: str | None = None
+) -> None:
     num_deaths = 1 if _has_progressed(connection, found.name, since=found.progress) else found.num_deaths + 1
     if found.cancel_requested:
         _end(connection, found, now, "cancelled", None)
     elif num_deaths >= MAX_DEATHS:
-        why = f"{reason}; {num_deaths} drivers died one after another without any progress"
+        ended = "died" if at_last is None else "ended so"
+        why = f"{(at_last or reason).rstrip('.')}; {num_deaths} drivers {ended} one after another without any progress"
         _end(connection, found, now, "failed", f"{why}. See: vitsearch logs {found.name}")
     else:
         _end(connection, found, now, "waiting", f"{reason}; it will be resumed")

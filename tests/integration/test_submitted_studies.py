@@ -17,6 +17,7 @@ from PIL import Image
 from orchestrator import abrupt_end
 from orchestrator.cli import following
 from orchestrator.cli.background import DriverControl, drive, work_off_queue
+from orchestrator.engines.interfaces import RayLostError
 from orchestrator.service import supervisor
 from orchestrator.service.devices import DevicePool
 from orchestrator.service.submitting import find_submission, log_file, submit_study
@@ -26,7 +27,7 @@ from orchestrator.spec.study_file import load_spec
 from orchestrator.store.errors import DatabaseUnavailableError
 from orchestrator.store.repository import Store
 from orchestrator.store.service_records import Placement, SubmissionRecord
-from orchestrator.store.submission_rows import LeaseLostError
+from orchestrator.store.submission_rows import MAX_DEATHS, LeaseLostError
 from orchestrator.study import driver as study_driver
 from orchestrator.study.access import list_studies
 from orchestrator.study.lock import hold_study
@@ -119,6 +120,69 @@ def test_a_study_that_cannot_run_fails_with_the_reason(store: Store, settings: S
     assert "images" in (failed.reason or "")
     (line,) = list_studies(settings)
     assert (line["study"], line["state"], line["stages"]) == ("quick", "failed", 1)
+
+
+def test_a_study_whose_cluster_dies_waits_and_continues_when_it_answers_again(
+    store: Store, settings: Settings, tmp_path: Path, no_process: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "LOOK_S", 0.0)
+    submitted = submit(store, tmp_path, QUICK.replace("pool: inline", "pool: ray"))
+    with socket.socket() as port:
+        port.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{port.getsockname()[1]}"
+    replica = Supervisor(store, settings, DevicePool(address, None, 1, is_cluster=True))
+    running = claim(store)
+    lose_ray(monkeypatch, "its Ray cluster does not answer")
+    drive(running.uid, running.lease, settings, DriverControl())
+    found = find_submission(store, "quick")
+    assert (found.state, found.reason) == ("waiting", "its Ray cluster does not answer; it will be resumed")
+    replica.step()
+    assert "which does not answer: Connection refused" in (find_submission(store, "quick").reason or "")
+    assert no_process == []
+    with socket.create_server(("127.0.0.1", int(address.rpartition(":")[2]))):
+        replica.step()
+    assert no_process == [[submitted.uid, "2"]]
+    for driver in replica._drivers.values():
+        driver.wait()
+
+
+def test_a_study_that_ends_ray_each_time_fails_at_last(
+    store: Store, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(store, tmp_path)
+    lose_ray(monkeypatch, "its Ray has died")
+    for _ in range(MAX_DEATHS - 1):
+        running = claim(store)
+        drive(running.uid, running.lease, settings, DriverControl())
+        assert find_submission(store, "quick").state == "waiting"
+    running = claim(store)
+    drive(running.uid, running.lease, settings, DriverControl())
+    failed = find_submission(store, "quick")
+    assert failed.state == "failed"
+    assert failed.reason == (
+        f"the head must be alive. Restart it; {MAX_DEATHS} drivers ended so one after another without any progress. "
+        "See: vitsearch logs quick"
+    )
+
+
+def test_a_cancelled_study_whose_cluster_dies_is_cancelled(
+    store: Store, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(store, tmp_path)
+    running = claim(store)
+    lose_ray(monkeypatch, "its Ray has died")
+    store.queue().request_cancel(running.uid)
+    drive(running.uid, running.lease, settings, DriverControl())
+    assert find_submission(store, "quick").state == "cancelled"
+
+
+def lose_ray(monkeypatch: pytest.MonkeyPatch, loss: str) -> None:
+    """Let studies end as if Ray died."""
+
+    def run(*_: object, **__: object) -> None:
+        raise RayLostError("the head must be alive. Restart it.", loss=loss)
+
+    monkeypatch.setattr(study_driver, "run_study", run)
 
 
 def test_a_stopped_driver_lets_the_study_wait_and_the_next_one_resumes_it(

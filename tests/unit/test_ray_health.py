@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from orchestrator.engines.interfaces import EngineUnavailableError
+from orchestrator.engines.interfaces import RayLostError
 from orchestrator.engines.ray import cluster as ray_cluster
 from orchestrator.engines.ray import health as ray_health
 from orchestrator.engines.ray.health import Part, RayHealth
@@ -28,7 +28,9 @@ def server() -> Iterator[socket.socket]:
 
 def watch(server: socket.socket, *, may_return: bool = False) -> RayHealth:
     host, port = server.getsockname()
-    return RayHealth([Part(what="the raylet", host=host, port=port, may_return=may_return, advice="Start it.")])
+    return RayHealth(
+        [Part(what="the raylet", host=host, port=port, may_return=may_return, advice="Start it.", loss="it is gone")]
+    )
 
 
 def close(server: socket.socket) -> float:
@@ -55,10 +57,11 @@ def test_what_answers_lives_and_calls_return_what_they_do(server: socket.socket)
 def test_a_call_that_would_wait_forever_ends_when_ray_dies(server: socket.socket) -> None:
     health = watch(server)
     threading.Timer(0.2, server.close).start()
-    with pytest.raises(EngineUnavailableError, match=r"the raylet \(127.0.0.1:\d+\) must be alive .* Start it\."):
+    with pytest.raises(RayLostError, match=r"the raylet \(127.0.0.1:\d+\) must be alive .* Start it\."):
         health.call(threading.Event().wait)
-    with pytest.raises(EngineUnavailableError, match="refused"):
+    with pytest.raises(RayLostError, match="refused") as lost:
         health.check()
+    assert lost.value.loss == "it is gone"
 
 
 def test_a_part_that_may_return_is_waited_for_a_while(server: socket.socket) -> None:

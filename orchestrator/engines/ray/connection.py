@@ -3,7 +3,7 @@
 import socket
 import time
 
-from orchestrator.engines.interfaces import EngineUnavailableError
+from orchestrator.engines.interfaces import EngineUnavailableError, RayLostError
 
 _CONNECT_S = 10.0
 _LOOK_S = 2.0
@@ -14,7 +14,8 @@ def check_address(address: str) -> None:
     """Check that the address accepts connections. Ray itself would try for minutes and then end the process.
 
     Raises:
-        EngineUnavailableError: Nothing listens there, or it is not the address of a cluster.
+        RayLostError: Nothing listens there.
+        EngineUnavailableError: It is not the address of a cluster.
     """
     if "://" in address:
         raise EngineUnavailableError(
@@ -47,7 +48,7 @@ def check_node(address: str) -> None:
     """Check that this machine is a node of a cluster. Ray itself would wait a minute for it to become one.
 
     Raises:
-        EngineUnavailableError: Ray does not run here.
+        RayLostError: Ray does not run here.
     """
     from ray._private import services
 
@@ -55,9 +56,10 @@ def check_node(address: str) -> None:
     give_up = time.monotonic() + _NODE_S
     while find_nodes is not None and not find_nodes():
         if time.monotonic() > give_up:
-            raise EngineUnavailableError(
+            raise RayLostError(
                 f"this machine must be a node of the Ray cluster at {address}, but Ray does not run here. Join it with "
-                f"`ray start --address={address}` (with --num-cpus=0 --num-gpus=0 if it must not train)."
+                f"`ray start --address={address}` (with --num-cpus=0 --num-gpus=0 if it must not train).",
+                loss="Ray does not run on its machine",
             )
         time.sleep(0.2)
 
@@ -83,8 +85,8 @@ def refusal(address: str, error: BaseException) -> EngineUnavailableError:
     return _not_reached(address, str(error).partition("\n")[0])
 
 
-def _not_reached(address: str, reason: str) -> EngineUnavailableError:
-    return EngineUnavailableError(
+def _not_reached(address: str, reason: str) -> RayLostError:
+    return RayLostError(
         f"RAY_ADDRESS must be the address of a running Ray cluster, but {address!r} does not answer: {reason}. "
         "Start it (`ray start --head`), correct the variable, or unset it."
     )

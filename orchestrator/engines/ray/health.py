@@ -9,7 +9,7 @@ from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from typing import TypeVar
 
-from orchestrator.engines.interfaces import EngineUnavailableError
+from orchestrator.engines.interfaces import RayLostError
 
 CHECK_S = 1.0
 """Time between two checks."""
@@ -31,6 +31,8 @@ class Part:
     """Whether Ray continues if it is started again."""
     advice: str
     """Advice to the user after the process has died."""
+    loss: str
+    """What is lost then, in a few words."""
 
 
 class RayHealth:
@@ -44,7 +46,7 @@ class RayHealth:
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self._parts = parts
-        self._death: str | None = None
+        self._death: RayLostError | None = None
         self._is_closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="ray-health", daemon=True)
         self._thread.start()
@@ -58,16 +60,16 @@ class RayHealth:
         """Return if all processes are alive.
 
         Raises:
-            EngineUnavailableError: A process has died.
+            RayLostError: A process has died.
         """
         if self._death is not None:
-            raise EngineUnavailableError(self._death)
+            raise RayLostError(str(self._death), loss=self._death.loss)
 
     def call(self, function: Callable[[], Result]) -> Result:
         """Call a function in a thread, and return its result. If Ray dies, the thread is left behind.
 
         Raises:
-            EngineUnavailableError: A process of Ray died during the call.
+            RayLostError: A process of Ray died during the call.
         """
         self.check()
         future: Future[Result] = Future()
@@ -90,9 +92,10 @@ class RayHealth:
                     is_refused = isinstance(error, ConnectionRefusedError)
                     grace_s = 0.0 if is_refused and not part.may_return else AWAY_S
                     if time.monotonic() - seen[part] >= grace_s and not self._is_closed.is_set():
-                        self._death = (
+                        self._death = RayLostError(
                             f"{part.what} ({part.host}:{part.port}) must be alive while a study runs on Ray, but has "
-                            f"died: {error.strerror or error}. Every finished trial and epoch is kept. {part.advice}"
+                            f"died: {error.strerror or error}. Every finished trial and epoch is kept. {part.advice}",
+                            loss=part.loss,
                         )
                         return
                 else:
@@ -127,6 +130,7 @@ def parts_of_ray(address: str | None) -> list[Part]:
             advice=again
             if address is None
             else "Start the cluster again (`ray start --head`) or unset RAY_ADDRESS, then run the same command again.",
+            loss="its Ray has died" if address is None else "its Ray cluster does not answer",
         ),
         Part(
             what="Ray's raylet on this machine",
@@ -137,5 +141,6 @@ def parts_of_ray(address: str | None) -> list[Part]:
             if address is None
             else f"Join the cluster again (`ray start --address={address}`) or unset RAY_ADDRESS, then run the same "
             "command again.",
+            loss="its Ray has died" if address is None else "Ray has died on its machine",
         ),
     ]
