@@ -1,4 +1,4 @@
-"""The pages for people. They are rendered here, work without scripts, and load nothing from other machines."""
+"""The pages for people. They are rendered here, can be read without scripts, and load nothing from other machines."""
 
 import math
 import threading

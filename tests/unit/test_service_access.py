@@ -35,6 +35,9 @@ class Service:
     def client(self, owner: str, role: Any = "submitter") -> Client:
         return client_for(self.requests, add_token(self.settings, owner, role))
 
+    def page(self, client: Client, path: str) -> str:
+        return self.requests.get(path, headers=client._headers).text
+
     def file(self, name: str, *, trials: int = 4) -> Path:
         path = self.folder / f"{name}.yaml"
         path.write_text(STUDY.format(name=name, trials=trials), encoding="utf-8")
@@ -127,6 +130,18 @@ def test_a_shared_study_is_suggested_by_the_name_that_works(service: Service) ->
         eve.study("digits")
     with pytest.raises(RequestRefusedError, match=r"Did you mean 'digits'\?"):
         ann.study("digit")
+
+
+def test_without_scripts_pages_name_the_command_instead_of_dead_buttons(service: Service) -> None:
+    ann = service.client("ann")
+    assert "<code>vitsearch submit FILE</code></p></noscript>" in service.page(ann, "/")
+    assert '<form id="study-form" class="needs-script">' in service.page(ann, "/")
+    ann.submit(service.file("digits"))
+    assert "<code>vitsearch cancel ann~digits</code></p></noscript>" in service.page(ann, "/studies/digits")
+    ann.cancel("digits")
+    assert "<code>vitsearch resume ann~digits</code></p></noscript>" in service.page(ann, "/studies/digits")
+    assert service.requests.get("/static/style.css").text.count("html:not(.script) .needs-script") == 1
+    assert 'classList.add("script")' in service.requests.get("/static/app.js").text
 
 
 def test_a_wrong_file_is_not_submitted(service: Service) -> None:

@@ -1,6 +1,9 @@
-// The pages work without this script; it checks study files as they are typed, and follows running studies.
+// The pages can be read without this script. It checks study files as they are typed, submits and changes studies, and
+// follows running ones.
 (function () {
   "use strict";
+
+  document.documentElement.classList.add("script"); // shows what needs it
 
   function later(action, pauseMs) {
     var timer;
