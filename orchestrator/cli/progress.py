@@ -19,6 +19,8 @@ _PLAIN_PAUSE_S = 5.0
 _NAME_WIDTH = 10
 """Columns for the name of a stage; a longer name moves the rest of its line."""
 _WIDEST_BAR, _NARROWEST_BAR = 24, 8
+_ECHO_WIDTH = 2
+"""Columns for the `^C` that a terminal adds to a live line. On another line, it would make the live line stay."""
 
 
 class RemainingTime:
@@ -100,12 +102,13 @@ class StageLine:
         left_s = self.time.left_s
         when = f"{short_time(self.time.elapsed_s)} so far" if left_s is None else f"{short_time(left_s)} left"
         texts = [f"{self.time.done}/{self.time.total}", when, *([f"best {self.best}"] if self.best else [])]
+        max_width = max(options.max_width - _ECHO_WIDTH, 1)
         named = Text(f"{self.name:<{_NAME_WIDTH}}  ", style="bold")
         told = "".join(f"  {text}" for text in (*texts, self.latest) if text)
-        room = options.max_width - named.cell_len - len(told)
+        room = max_width - named.cell_len - len(told)
         bar = self._bar(min(max(room, _NARROWEST_BAR), _WIDEST_BAR), is_ascii=options.ascii_only)
         line = Text.assemble(named, *bar, told)
-        line.truncate(options.max_width, overflow="ellipsis")
+        line.truncate(max_width, overflow="ellipsis")
         yield line
 
     def _bar(self, width: int, *, is_ascii: bool) -> Iterator[tuple[str, str]]:
