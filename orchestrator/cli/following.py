@@ -118,8 +118,8 @@ def _follow(found: SubmissionRecord, store: Store, settings: Settings) -> Submis
         if why is not None and why != told:
             note(f"{found.name}: {why}")
             told = why
-        if found.state == "waiting" and polls % _START_EVERY == 0:
-            start_queue(settings)  # the process may have been killed
+        if polls % _START_EVERY == 0 and (found.state == "waiting" or not store.queue().has_driver(found.name)):
+            start_queue(settings)  # the process may have been killed, and the driver as well
         polls += 1
         time.sleep(POLL_S)
 

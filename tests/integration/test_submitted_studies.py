@@ -508,6 +508,29 @@ def test_only_one_process_runs_the_queue_of_a_home(
     assert no_process == [[]]
 
 
+@pytest.mark.parametrize(("lease_s", "is_started"), [(-1.0, True), (60.0, False)])
+def test_watching_starts_the_queue_for_a_study_whose_processes_all_died(
+    lease_s: float,
+    is_started: bool,
+    store: Store,
+    settings: Settings,
+    tmp_path: Path,
+    no_process: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    submit(store, tmp_path)
+    claimed = claim(store, lease_s=lease_s)
+    monkeypatch.setenv("VITSEARCH_HOME", str(settings.home))
+
+    def end(_seconds: float) -> None:
+        store.queue().end(claimed.uid, claimed.lease, "failed", "enough was seen")
+
+    monkeypatch.setattr(following.time, "sleep", end)
+    with pytest.raises(SystemExit):
+        following.watch_command("quick", None, as_json=False)
+    assert no_process == [[]] * is_started
+
+
 def test_tokens_are_shown_once_and_their_changes_are_logged(command_line: CommandLine) -> None:
     assert "vitsearch token create OWNER" in command_line("token", "list").out
     elsewhere = command_line("token", "list", VITSEARCH_SERVER="http://127.0.0.1:1")
