@@ -9,6 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from orchestrator.api.auth import COOKIE, token_caller
 from orchestrator.api.errors import RequestError
 from orchestrator.api.rendering import page_response
+from orchestrator.service.access_tokens import TokenRefusedError, check_token
 
 SESSION_S = 12 * 3600
 _MAX_FORM_BYTES = 4096
@@ -18,8 +19,8 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/login")
 def login_page(request: Request, to: str = "/") -> Response:
-    """Asks for a token."""
-    return page_response(request, "login.html", problem=None, to=_local(to))
+    """Asks for a token, and says why a session has ended."""
+    return page_response(request, "login.html", problem=_end_of_session(request), to=_local(to))
 
 
 @router.post("/login")
@@ -45,6 +46,18 @@ def end_session() -> Response:
     response = RedirectResponse("/login", status_code=303)
     response.delete_cookie(COOKIE, httponly=True, samesite="strict")
     return response
+
+
+def _end_of_session(request: Request) -> str | None:
+    """Why the session of a request has ended; `None` if it has not, or has none."""
+    store, token = request.app.state.home.store, request.cookies.get(COOKIE)
+    if store is None or token is None:
+        return None
+    try:
+        check_token(store, token)
+    except TokenRefusedError as error:
+        return f"Your session has ended: {error}"
+    return None
 
 
 def _local(path: str) -> str:

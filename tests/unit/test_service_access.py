@@ -492,6 +492,15 @@ def test_a_session_changes_something_only_for_our_own_pages(service: Service) ->
     assert service.requests.post("/v1/studies", content=body, headers=kind | {"X-CSRF-Token": csrf}).status_code == 201
 
 
+def test_the_page_for_logging_in_says_why_a_session_has_ended(service: Service) -> None:
+    log_in(service)
+    assert "Your session has ended" not in service.requests.get("/login").text
+    (token,) = service.store.tokens().all()
+    revoke_token(service.store, token.uid)
+    page = service.requests.get("/login").text
+    assert "Your session has ended: the access token must be valid, but it was revoked." in page
+
+
 def test_pages_offer_only_what_the_caller_may_do(service: Service) -> None:
     service.client("ann").submit(service.file("digits"), shared=True)
     assert 'id="study-submit"' in log_in(service)
