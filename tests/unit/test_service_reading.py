@@ -339,6 +339,13 @@ def test_a_request_does_not_wait_long_for_a_database_that_is_away(
     home.close()
 
 
+@pytest.mark.parametrize("name", ["finished", "interrupted"])
+def test_a_page_with_trained_models_leads_to_the_report(requests: TestClient, name: str) -> None:
+    page = requests.get(f"/studies/{name}").text
+    assert "<h2>Leaderboard</h2>" in page
+    assert f'href="/studies/{name}/report">Report</a>' in page
+
+
 def test_reports_do_not_occupy_all_threads(requests: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "_report_places", threading.Semaphore(0))
     answer = requests.get("/studies/finished/report")
