@@ -134,13 +134,13 @@ def test_a_shared_study_is_suggested_by_the_name_that_works(service: Service) ->
 
 def test_without_scripts_pages_name_the_command_instead_of_dead_buttons(service: Service) -> None:
     ann = service.client("ann")
-    assert "<code>vitsearch submit FILE</code></p></noscript>" in service.page(ann, "/")
+    assert "<code>vitsearch submit FILE</code></p>" in service.page(ann, "/")
     assert '<form id="study-form" class="needs-script">' in service.page(ann, "/")
     ann.submit(service.file("digits"))
-    assert "<code>vitsearch cancel ann~digits</code></p></noscript>" in service.page(ann, "/studies/digits")
+    assert "<code>vitsearch cancel ann~digits</code></p>" in service.page(ann, "/studies/digits")
     ann.cancel("digits")
-    assert "<code>vitsearch resume ann~digits</code></p></noscript>" in service.page(ann, "/studies/digits")
-    assert service.requests.get("/static/style.css").text.count("html:not(.script) .needs-script") == 1
+    assert "<code>vitsearch resume ann~digits</code></p>" in service.page(ann, "/studies/digits")
+    assert service.requests.get("/static/style.css").text.count(".script .without-script { display: none; }") == 1
     assert 'classList.add("script")' in service.requests.get("/static/app.js").text
 
 
