@@ -103,10 +103,15 @@ class StudyFollower:
             standing = study_standing(store, study, stages).model_dump(mode="json")
             events += self._if_new("study", "study", {"state": study.state, "reason": study.reason, **standing})
         is_all = sum(row["id"] > newest for row in rows) < _BATCH
-        self.has_ended = is_all and study.state in _ENDED
+        self.has_ended = is_all and study.state in _ENDED and not self._has_driver()
         if self.has_ended:
             events.append(LiveEvent("end", self._cursor, {"state": study.state}))
         return events
+
+    def _has_driver(self) -> bool:
+        """Whether the driver of a study still ends, after which other things can be done with the study."""
+        submission = self._home.submission(self._name)
+        return submission is not None and submission.is_active
 
     def _of_waiting_study(self) -> list[LiveEvent]:
         """The events of a study that was submitted and has not begun."""

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from orchestrator.api import sessions
-from orchestrator.api.auth import COOKIE
+from orchestrator.api.auth import COOKIE, Caller
+from orchestrator.api.home import Home, VisibleStudies
+from orchestrator.api.live import Cursor, StudyFollower
 from orchestrator.api.routes import submitting
 from orchestrator.api.server import check_service, keep_running, open_port
 from orchestrator.client import Client, RequestRefusedError
@@ -20,6 +22,7 @@ from orchestrator.settings import Settings, SettingsError, load_settings
 from orchestrator.store.repository import Store
 from orchestrator.store.service_records import Placement
 from orchestrator.store.study_names import home_owner
+from orchestrator.study.lock import hold_study
 from tests.service import TestClient, add_token, client_for, serving
 
 STUDY = "study: {name}\ndata: {{source: digits}}\nstages: [{{stage: screen, num_trials: {trials}}}]\n"
@@ -499,6 +502,26 @@ def test_the_page_for_logging_in_says_why_a_session_has_ended(service: Service) 
     revoke_token(service.store, token.uid)
     page = service.requests.get("/login").text
     assert "Your session has ended: the access token must be valid, but it was revoked." in page
+
+
+def test_the_events_of_a_study_end_with_its_driver(service: Service) -> None:
+    service.client("ann").submit(service.file("digits"))
+    queue = service.store.queue()
+    claimed = queue.claim("r", "here", lambda *_: Placement({}))
+    assert claimed is not None
+    begin(service, "ann~digits")
+    study = service.store.find_study("ann~digits")
+    assert study is not None
+    execution = service.store.begin_execution(study.id)
+    home = Home(service.settings)
+    follower = StudyFollower(VisibleStudies(home, Caller(owner="ann", role="submitter")), "digits", Cursor())
+    with hold_study(study.name, service.settings):  # as its driver does, which still sends events to MLflow
+        service.store.end_execution(execution, "interrupted", reason="a stop was requested")
+        follower.poll()
+        assert not follower.has_ended
+    queue.end(claimed.uid, claimed.lease, "interrupted", "it was cancelled")
+    assert follower.poll()[-1].kind == "end"
+    home.close()
 
 
 def test_pages_offer_only_what_the_caller_may_do(service: Service) -> None:
