@@ -72,8 +72,8 @@ def _round_values(low: float, high: float) -> list[float]:
 
 
 def _epochs(last: int) -> list[int]:
-    """Epochs to label: at most six, and the last one."""
+    """Epochs to label: round ones, at most ten, and the last one."""
     steps = (factor * 10**power for power in range(10) for factor in (1, 2, 5))
-    step = next(step for step in steps if last / step <= 5)
+    step = next(step for step in steps if last / step <= 10)
     shown = [1, *range(step, last, step)] if step > 1 else list(range(1, last))
     return [*(epoch for epoch in shown if last - epoch >= step / 2), last]
