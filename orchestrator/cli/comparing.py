@@ -145,7 +145,7 @@ def _result(trial: TrialRecord, metric: DecidingMetric, ranked_by: str) -> str:
 
 
 def _label(name: str) -> str:
-    known = {"val_loss": "val. loss", "macs": "MACs", "wall_time_s": "time (s)"}
+    known = {"val_loss": "val. loss", "macs": "MACs", "wall_time_s": "training (s)"}
     return known.get(name, name.removeprefix("recipe.").replace("_", " ").replace(".", " "))
 
 
