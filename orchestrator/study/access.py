@@ -38,8 +38,8 @@ class UnknownStudyError(LookupError):
         hint = f" Did you mean {nearest!r}?" if nearest else "" if server else " `vitsearch list` shows all."
         if server:
             hint += (
-                f" This command does not ask the service at {server}; copy a champion from there with: vitsearch "
-                f"download {name}"
+                f" This command does not ask the service at {server}: run it on the machine of that service, or copy a "
+                f"champion from there with: vitsearch download {name}"
             )
         super().__init__(f"there is no study {name!r} {where}.{hint}")
 

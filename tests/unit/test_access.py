@@ -86,7 +86,7 @@ def test_a_missing_study_is_reported_with_the_nearest_name(with_study: Settings)
 
 def test_a_hint_about_the_service_does_not_hide_the_nearest_name(with_study: Settings) -> None:
     asking = with_study.model_copy(update={"server": "https://vitsearch.example"})
-    hint = "This command does not ask the service at https://vitsearch.example;"
+    hint = "This command does not ask the service at https://vitsearch.example: run it on the machine of"
     for name, told in (("digit", f". Did you mean 'digits'? {hint}"), ("photos", f". {hint}")):
         with pytest.raises(UnknownStudyError) as caught:
             find_study(name, asking)
