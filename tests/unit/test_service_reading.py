@@ -278,7 +278,7 @@ def test_paths_lie_in_the_data_roots(tmp_path: Path) -> None:
         )
     assert "must be inside a data folder of this server" in answer.json()["detail"]
     assert "must be inside a data folder of this server" in elsewhere.json()["detail"]
-    assert "data.source: must be" in nobody.json()["detail"]
+    assert "data.source: must name images in" in nobody.json()["detail"]
 
 
 # --- errors and limits ---
