@@ -1,6 +1,7 @@
 """One torch thread per test process, an environment without user settings, and fixtures that many tests share."""
 
 import os
+import signal
 import sys
 import tempfile
 import uuid
@@ -31,6 +32,9 @@ for _name in [name for name in os.environ if name.startswith(("VITSEARCH_", "MLF
 _cache = tempfile.TemporaryDirectory(prefix="vitsearch-test-cache-")
 os.environ["VITSEARCH_CACHE_FOLDER"] = _cache.name
 os.environ["VITSEARCH_DRIVER_NICE"] = "0"  # drivers share the cores with the other tests
+# A shell starts background processes without Ctrl-C, and the programs that tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _ON_CLUSTER = {
     "faults/test_ray_workers.py": "faults on a cluster",

@@ -17,6 +17,8 @@ POLL_S = 0.5
 _SHOWN_LINES = 20
 _START_EVERY = 20
 """Polls between two looks at whether a process runs the waiting studies."""
+_LAST_LINE_S = 2.0
+"""How long to wait for the last line of a driver that has ended."""
 
 
 class LogReader:
@@ -30,6 +32,8 @@ class LogReader:
     def __init__(self, file: Path, *, num_lines: int | None = None) -> None:
         self._file, self._num_lines = file, num_lines
         self._offset = 0
+        self.last_line = ""
+        """The last line that was read; empty if there is none."""
 
     def new_lines(self) -> list[str]:
         """The lines that were added since the last call."""
@@ -40,6 +44,7 @@ class LogReader:
             whole, newline, _ = content.read().rpartition(b"\n")
         self._offset += len(whole) + len(newline)
         lines = whole.decode("utf-8", "replace").split("\n") if newline else []
+        self.last_line = lines[-1] if lines else self.last_line
         if self._num_lines is not None:
             lines, self._num_lines = lines[-self._num_lines :], None
         return lines
@@ -64,7 +69,7 @@ def logs_command(name: str, server: str | None, *, follow: bool) -> None:
         while follow and found.is_active:
             time.sleep(POLL_S)
             found = find_submission(store, found.uid)
-            _print(log.new_lines())
+            _print(log.new_lines() if found.is_active else _last_lines(log, found))
 
 
 def watch_command(name: str, server: str | None, *, as_json: bool) -> None:
@@ -106,7 +111,7 @@ def _follow(found: SubmissionRecord, store: Store, settings: Settings) -> Submis
     has_written = False
     while True:
         found = find_submission(store, found.uid)
-        lines = log.new_lines()
+        lines = log.new_lines() if found.is_active else _last_lines(log, found)
         has_written = has_written or bool(lines)
         for line in lines:
             note(line)
@@ -122,6 +127,17 @@ def _follow(found: SubmissionRecord, store: Store, settings: Settings) -> Submis
             start_queue(settings)  # the process may have been killed, and the driver as well
         polls += 1
         time.sleep(POLL_S)
+
+
+def _last_lines(log: LogReader, found: SubmissionRecord) -> list[str]:
+    """The rest of a log. A driver writes its last line once it has ended its submission; a killed one writes none."""
+    lines, deadline = log.new_lines(), time.monotonic() + _LAST_LINE_S
+    while log.last_line and not log.last_line.startswith(f"{found.name}: {found.state}"):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(_LAST_LINE_S / 20)
+        lines += log.new_lines()
+    return lines
 
 
 def _print(lines: list[str]) -> None:

@@ -422,14 +422,15 @@ def test_the_commands_follow_a_study_from_submit_to_its_results(
         log.parent.mkdir(parents=True)
         log.write_text("screen: started\nscr")
         drive(claimed.uid, claimed.lease, settings, DriverControl())
+        log.write_text("screen: started\nscreen: complete\nquick: complete\n")
 
     monkeypatch.setattr(following.time, "sleep", run_it)
     watched = command_line("watch", "quick")
     assert watched.status == 0, watched.err
     assert "quick: waits for its turn" in watched.err
-    assert "screen: started" in watched.err
+    assert "screen: started\nscreen: complete\nquick: complete\n" in watched.err
     assert "vitsearch status quick" in watched.out
-    assert command_line("logs", "quick", "--follow").out == "screen: started\n"
+    assert command_line("logs", "quick", "--follow").out == "screen: started\nscreen: complete\nquick: complete\n"
     assert "complete already" in command_line("cancel", "quick").out
     assert command_line("resume", "quick").out == "study 'quick' is complete\n"
     assert '"state": "complete"' in command_line("cancel", "quick", "--format", "json").out
@@ -529,6 +530,34 @@ def test_watching_starts_the_queue_for_a_study_whose_processes_all_died(
     with pytest.raises(SystemExit):
         following.watch_command("quick", None, as_json=False)
     assert no_process == [[]] * is_started
+
+
+def test_watching_shows_the_line_that_a_driver_writes_after_its_end(
+    store: Store,
+    settings: Settings,
+    tmp_path: Path,
+    no_process: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    submit(store, tmp_path)
+    claimed = claim(store)
+    log = log_file(settings, claimed)
+    log.parent.mkdir(parents=True)
+    log.write_text("screen: started\n")
+    monkeypatch.setenv("VITSEARCH_HOME", str(settings.home))
+    steps = iter(
+        [
+            lambda: store.queue().end(claimed.uid, claimed.lease, "failed", "no disk"),
+            lambda: None,
+            lambda: log.write_text("screen: started\nquick: failed: no disk\n"),
+        ]
+    )
+    monkeypatch.setattr(following.time, "sleep", lambda _: next(steps)())
+    with pytest.raises(SystemExit):
+        following.watch_command("quick", None, as_json=False)
+    assert "screen: started\nquick: failed: no disk\n" in capsys.readouterr().err
+    assert no_process == []
 
 
 def test_tokens_are_shown_once_and_their_changes_are_logged(command_line: CommandLine) -> None:

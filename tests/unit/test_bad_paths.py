@@ -114,7 +114,6 @@ def test_other_errors_keep_their_traceback() -> None:
 def test_ctrl_c_while_the_command_line_is_imported_ends_at_once() -> None:
     code = """
 import os, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background processes without it
 class Finder:
     def find_spec(self, name, *_):
         if name == "orchestrator.cli.main":

@@ -89,8 +89,7 @@ def _runs(process: int) -> bool:
 def test_a_signal_ends_the_running_part_with_its_children(number: signal.Signals, tmp_path: Path) -> None:
     endless = part("endless", OVERRUNS, limit_s=300)
     code = (
-        "import signal, sys; from benchmarks.gpu import __main__ as program; from benchmarks.gpu.parts import Part; "
-        "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a background process may ignore it
+        "import sys; from benchmarks.gpu import __main__ as program; from benchmarks.gpu.parts import Part; "
         f"program.parts_on_cpu = lambda _: [{endless!r}]; "
         f"sys.argv[1:] = ['run', {str(tmp_path)!r}, '--device', 'cpu']; program.main()"
     )

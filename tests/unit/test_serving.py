@@ -14,8 +14,7 @@ import pytest
 from tests.waiting import until
 
 KEEP = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
+import sys
 from orchestrator.cli.serving import _keep
 from orchestrator.tracking.server import ServerCommand
 _keep(ServerCommand(sys.argv[2:], {}, sys.argv[1]))
