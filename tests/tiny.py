@@ -97,6 +97,7 @@ def run_here(
     control: Control | None = None,
     deadline: Deadline = no_deadline,
     retry_failed: bool = False,
+    stops_decoding: bool = False,
     **settings: Any,
 ) -> StudyRecord:
     """Run a study in this process, without MLflow unless `settings` enable it."""
@@ -110,6 +111,7 @@ def run_here(
         control=control or Switch(),
         deadline=deadline,
         retry_failed=retry_failed,
+        stops_decoding=stops_decoding,
     )
 
 

@@ -143,6 +143,7 @@ def _run(submission: SubmissionRecord, store: Store, settings: Settings, control
                 progress=progress,
                 control=control,
                 retry_failed=submission.retry_failed,
+                stops_decoding=True,
             )
         except StudyBusyError as error:
             _say(f"{error} Trying again in {BUSY_S:g} s.")

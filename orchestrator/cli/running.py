@@ -84,7 +84,15 @@ def run_and_show(
                 stop_on_signal(control, last_words=kept),
                 plugins_print_on_stderr(),
             ):
-                study = run_study(spec, text, settings, progress=progress, control=control, retry_failed=retry_failed)
+                study = run_study(
+                    spec,
+                    text,
+                    settings,
+                    progress=progress,
+                    control=control,
+                    retry_failed=retry_failed,
+                    stops_decoding=True,
+                )
         except KeyboardInterrupt:
             fail(kept, status=INTERRUPTED)
     summary = find_summary(spec.study, settings)

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -84,6 +84,7 @@ def run_study(
     control: Control,
     deadline: Deadline = no_deadline,
     retry_failed: bool = False,
+    stops_decoding: bool = False,
 ) -> StudyRecord:
     """Run a study to its end, or resume it. If the file has more trials, epochs or stages than before, the study grows.
 
@@ -98,6 +99,8 @@ def run_study(
         control: Interrupts the study.
         deadline: Completes a search with the trials that have a result when it passes.
         retry_failed: Whether failed trials of earlier executions run once more.
+        stops_decoding: Whether a stop also ends the decoding of images, with KeyboardInterrupt, since there is no study
+            yet that could be returned. Otherwise, all of them are decoded first.
 
     Returns:
         The record of the study: complete, failed (a stage could not reach its goal), or interrupted (a stop was
@@ -115,7 +118,7 @@ def run_study(
         orchestrator.settings.SettingsError: The home folder cannot be created.
         orchestrator.engines.interfaces.EngineUnavailableError: Ray is not installed, does not start, or its cluster
             does not answer.
-        KeyboardInterrupt: A stop was requested while the images were decoded.
+        KeyboardInterrupt: A stop was requested while images were decoded, and `stops_decoding` is set.
     """
     settings.apply()
     study = existing_study(spec, settings)
@@ -132,7 +135,7 @@ def run_study(
     if study is not None:
         fetched_study_folder(settings, study)
     report = None
-    with _stopped_by(control):
+    with _stopped_by(control) if stops_decoding else nullcontext():
         data = load_images(spec.data)
         if study is None:
             # This also reads the test part, so that a broken image is reported before the training.

@@ -203,7 +203,7 @@ def test_a_stop_while_images_are_decoded_does_not_wait_for_the_others(tmp_path: 
 
     file = write_tiny(tmp_path, **{"source: digits": "source: photos", ", max_images: 120, max_test_images: 60": ""})
     with watch_decoding(stop_after_the_third), pytest.raises(KeyboardInterrupt):
-        run_here(file, tmp_path / "home", control=switch)
+        run_here(file, tmp_path / "home", control=switch, stops_decoding=True)
     assert decoded[-1] == 3
     assert not (tmp_path / "home" / "vitsearch.db").exists()
 
