@@ -43,29 +43,22 @@ set -- --artifacts-destination "$MLFLOW_ARTIFACTS_DESTINATION" \
 [ -z "${MLFLOW_APP_NAME:-}" ] || set -- "$@" --app-name "$MLFLOW_APP_NAME"
 
 # Ctrl-C reaches all processes of a terminal, and MLflow passes it on to its worker a second time, which then ends with a
-# traceback. So the server runs in a session of its own, and this process asks it to end; a second Ctrl-C ends it at once.
-exec "${PYTHON:-python3}" -c '
-import os, signal, subprocess, sys
-
-server, num_signals = None, 0
-
-
-def stop(*_):
-    global num_signals
-    num_signals += 1
-    if server is not None:
-        try:
-            server.terminate() if num_signals == 1 else os.killpg(server.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-
-
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-    if signal.getsignal(number) is not signal.SIG_IGN:
-        signal.signal(number, stop)
-server = subprocess.Popen([sys.executable, *sys.argv[1:]], start_new_session=True)
-if num_signals:
-    server.terminate()
-status = server.wait()
-sys.exit(0 if num_signals else status if status >= 0 else 128 - status)
-' -m mlflow server "$@"
+# traceback. So the server runs in a session of its own, and this script asks it to end; a second Ctrl-C ends it at once.
+server='' signals=0
+stop() {
+    signals=$((signals + 1))
+    [ -n "$server" ] || return 0
+    if [ "$signals" -eq 1 ]; then kill -s TERM "$server"; else kill -s KILL -- "-$server"; fi 2>/dev/null || true
+}
+trap stop INT TERM HUP
+separate=$(command -v setsid || true) # macOS has none
+$separate "${PYTHON:-python3}" -m mlflow server "$@" &
+server=$!
+[ "$signals" -eq 0 ] || kill -s TERM "$server"
+while :; do
+    status=0
+    wait "$server" || status=$?
+    kill -s 0 "$server" 2>/dev/null || break # otherwise, a signal has interrupted the wait
+done
+[ "$signals" -eq 0 ] || status=0
+exit "$status"
