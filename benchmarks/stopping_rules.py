@@ -148,14 +148,12 @@ class Mean(NamedTuple):
 
     @classmethod
     def over(cls, results: Sequence[Stopped], name: str) -> "Mean":
-        """The mean of a field; missing values are left out."""
+        """The mean of a field; NaN if a value is missing, since the others would be of trainings that stop late."""
         by_topology: dict[str, list[float]] = {}
         for result in results:
-            value = float(getattr(result, name))
-            if not math.isnan(value):
-                by_topology.setdefault(result.topology, []).append(value)
+            by_topology.setdefault(result.topology, []).append(float(getattr(result, name)))
         means = [fmean(values) for values in by_topology.values()]
-        if not means:
+        if not means or any(map(math.isnan, means)):
             return cls(math.nan, math.nan)
         if len(means) == 1:
             return cls(means[0], math.inf)
