@@ -84,7 +84,7 @@ class StudyRun:
 
     name: str
     state: StudyState
-    """`complete`, `failed` (a stage could not reach its goal), `interrupted`, `running` or `waiting`."""
+    """`complete`, `failed` (a stage could not reach its goal), `cancelled`, `interrupted`, `running` or `waiting`."""
     reason: str | None
     """Why it failed or was interrupted."""
     spec: StudySpec = field(repr=False)
