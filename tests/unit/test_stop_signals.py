@@ -35,8 +35,8 @@ child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600
 child.start()
 before_abrupt_end(lambda: Path(sys.argv[1]).write_text("removed"))
 with stop_on_signal(StopRequest(), last_words="interrupted. Resume with: vitsearch run tiny.yaml"):
-    print(child.pid, flush=True)
     try:
+        print(child.pid, flush=True)  # both signals may come before this returns
         while True:
             signal.pause()
     except KeyboardInterrupt:
