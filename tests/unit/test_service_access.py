@@ -20,7 +20,7 @@ from orchestrator.service.access_tokens import create_token, has_tokens, revoke_
 from orchestrator.service.submitting import log_file
 from orchestrator.settings import Settings, SettingsError, load_settings
 from orchestrator.store.repository import Store
-from orchestrator.store.service_records import Placement
+from orchestrator.store.service_records import Placement, SubmissionRecord
 from orchestrator.store.study_names import home_owner
 from orchestrator.study.lock import hold_study
 from tests.service import TestClient, add_token, client_for, serving
@@ -98,30 +98,31 @@ def test_a_request_repeated_with_its_key_submits_once(service: Service) -> None:
         ann.submit(service.file("digits"))
 
 
-def test_a_study_that_failed_before_it_began_is_listed_with_its_reason(service: Service) -> None:
-    ann = service.client("ann")
-    uid = ann.submit(service.file("digits"))["uid"]
+def begun_driver(service: Service, client: Client) -> SubmissionRecord:
+    """A submitted study whose driver has begun."""
+    uid = client.submit(service.file("digits"))["uid"]
     queue = service.store.queue()
     claimed = queue.claim("r", "here", lambda *_: Placement({}))
     assert claimed is not None
-    queue.begin(uid, claimed.lease, host="here", pid=1)
+    return queue.begin(uid, claimed.lease, host="here", pid=1)
+
+
+def test_a_study_that_failed_before_it_began_is_listed_with_its_reason(service: Service) -> None:
+    ann = service.client("ann")
+    claimed = begun_driver(service, ann)
     assert [one["reason"] for one in ann.studies()] == ["waits for its process to start"]
-    queue.end(uid, claimed.lease, "failed", "data.source must be a folder")
+    service.store.queue().end(claimed.uid, claimed.lease, "failed", "data.source must be a folder")
     assert [(one["state"], one["reason"]) for one in ann.studies()] == [("failed", "data.source must be a folder")]
     assert ann.study("digits")["state"] == "failed"
 
 
 def test_a_cancelled_study_is_resumed_when_it_has_stopped(service: Service) -> None:
     ann = service.client("ann")
-    uid = ann.submit(service.file("digits"))["uid"]
-    queue = service.store.queue()
-    claimed = queue.claim("r", "here", lambda *_: Placement({}))
-    assert claimed is not None
-    queue.begin(uid, claimed.lease, host="here", pid=1)
+    claimed = begun_driver(service, ann)
     assert ann.cancel("digits")["cancel_requested"]
     with pytest.raises(RequestRefusedError, match="must have stopped before it is resumed"):
         ann.resume("digits")
-    queue.end(uid, claimed.lease, "interrupted", "it was cancelled")
+    service.store.queue().end(claimed.uid, claimed.lease, "interrupted", "it was cancelled")
     assert ann.resume("digits")["state"] == "waiting"
 
 
