@@ -117,7 +117,8 @@ class TableMaker:
         """Score all topologies, then train all cells, until finished or asked to stop.
 
         What another process with the same work folder is computing is left to it. Trainings that are not packed begin
-        with the first recipe of every topology: these show early whether the topologies differ.
+        with the first recipe of every topology, which shows early whether the topologies differ; further seeds come
+        last, so that a table that is stopped early has as many pairs as possible.
         """
         for topology in self.plan.topologies:
             if self.should_stop():
@@ -129,7 +130,7 @@ class TableMaker:
         cells = cells_of(self.plan)
         if self.pack_size == 1:
             first = next(iter(self.plan.recipes))
-            cells.sort(key=lambda cell: (cell.recipe, cell.seed) != (first, 0))
+            cells.sort(key=lambda cell: (cell.seed, cell.recipe != first))
         for group in self._groups([cell for cell in cells if not self._is_finished(cell)]):
             if self.should_stop():
                 return

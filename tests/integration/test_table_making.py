@@ -249,13 +249,15 @@ def test_the_command_makes_the_table_and_finds_it_finished(images: Path, tmp_pat
     assert tables.load(tmp_path / "small.parquet").card["notes"] == ["for a test", "continued"]
 
 
-def test_the_first_recipe_of_each_topology_comes_first(images: Path, tmp_path: Path) -> None:
+def test_the_first_recipe_of_each_topology_comes_first_and_further_seeds_last(images: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    made = replace(maker(images, tmp_path), say=said.append)
+    plan = PLAN.model_copy(update={"num_repeated": 2})
+    made = replace(maker(images, tmp_path), plan=plan, say=said.append)
     made.make()
     trained = [line for line in said if " seed " in line]
     first = next(iter(PLAN.recipes))
     assert [line.split()[1] for line in trained[: len(PLAN.topologies)]] == [first] * len(PLAN.topologies)
+    assert [line.partition(" seed ")[2][0] for line in trained] == ["0"] * 4 + ["1"] * 2
 
 
 def test_several_state_dicts_at_once_are_measured_as_one_by_one(
