@@ -34,6 +34,7 @@ from trainers.data.images import ImageData, ImageSplit
 from trainers.hardware.devices import autocast, cpu_threads, describe_device, describe_devices
 from trainers.models.building import build_model, topology_costs
 from trainers.training import checkpoints
+from trainers.training.batch import Step, prepare
 from trainers.training.course import Course
 from trainers.training.learner import RowLearner
 from trainers.training.loop import make_row, step_macs, train, training_images
@@ -41,7 +42,7 @@ from trainers.training.packed import train_packed
 from trainers.training.reporting import SilentReporter
 from trainers.training.saving import CheckpointWriter, Saver, Snapshot
 from trainers.training.signals import SignalMeter
-from trainers.training.step import Step, learn, prepare
+from trainers.training.step import learn
 
 SIZES = {
     "25 k": "as-vit:4,2,4,1|3,4,3,1|3,2,4,1|4,1,2,1|16,4",

@@ -11,12 +11,13 @@ from torch import Tensor
 from plugins.registry import available
 from tests.unit.training import CPU, configuration, digits
 from trainers.config import Configuration
+from trainers.training.batch import Step, prepare
 from trainers.training.checkpoints import Checkpoint
 from trainers.training.course import Course
 from trainers.training.drawn_classes import cross_entropy_of_drawn, draw_numbers
 from trainers.training.loop import make_row, training_images
 from trainers.training.row import Row
-from trainers.training.step import Step, learn, prepare
+from trainers.training.step import learn
 
 TOPOLOGIES = {
     "as-vit": "as-vit:4,4,2,1|2,4,2,1|2,2,2,1|2,1,2,1|16,4",

@@ -18,12 +18,12 @@ from tests.unit.test_spikes import StopsAfter, spoil
 from tests.unit.training import CPU, Recorder, configuration, digits, run
 from trainers.config import Configuration, TrainTask
 from trainers.training import loop, packed
+from trainers.training.batch import Step
 from trainers.training.checkpoints import Checkpoint
 from trainers.training.course import Course
 from trainers.training.loop import make_row
 from trainers.training.packed import train_packed
 from trainers.training.row import Row
-from trainers.training.step import Step
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "refined-linear": {"norms": "1, 0.4"},

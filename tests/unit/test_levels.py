@@ -16,12 +16,13 @@ from tests.unit.test_loop import InterruptedInside, equal, weights_of, without_t
 from tests.unit.training import CPU, Recorder, configuration, digits, run
 from trainers.config import Configuration, TrainTask
 from trainers.models.building import build_model, topology_costs
+from trainers.training.batch import prepare
 from trainers.training.checkpoints import load_weights
 from trainers.training.course import Course
 from trainers.training.levels import LevelledRow
 from trainers.training.loop import make_row, training_images
 from trainers.training.packing import can_be_packed
-from trainers.training.step import learn, prepare
+from trainers.training.step import learn
 from trainers.weights.nested import PairedBlocks, PartOfBlocks
 
 DEEP = {

@@ -20,6 +20,8 @@ from trainers.models.building import build_model, topology_costs
 from trainers.tasks.dry_run import dry_run
 from trainers.training import companions
 from trainers.training import step as step_module
+from trainers.training.batch import prepare
+from trainers.training.batch_loss import loss_of
 from trainers.training.checkpoints import OPTIMIZER, configuration_digest, read_manifest, read_tensors
 from trainers.training.companions import Teacher, has_fixed_images, load_teacher
 from trainers.training.continuing import reason_to_retrain
@@ -29,7 +31,7 @@ from trainers.training.loop import make_row, training_images
 from trainers.training.loss_needs import inputs_of
 from trainers.training.packed import train_packed
 from trainers.training.packing import can_be_packed
-from trainers.training.step import learn, loss_of, prepare
+from trainers.training.step import learn
 from trainers.weights.errors import WeightsError
 from trainers.weights.prepared import write_prepared
 from trainers.weights.reading import SourceWeights

@@ -14,10 +14,11 @@ from tests.unit.training import CPU, Recorder, configuration, digits, run
 from trainers.config import TrainTask
 from trainers.models import building
 from trainers.training import loop
+from trainers.training.batch import Batch, micro_batches_of, prepare
 from trainers.training.course import Course
 from trainers.training.loop import make_row, training_images
 from trainers.training.packed import train_packed
-from trainers.training.step import Batch, learn, micro_batches_of, prepare
+from trainers.training.step import learn
 from trainers.worker import run_task
 
 RICH: dict[str, Any] = {

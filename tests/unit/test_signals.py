@@ -14,13 +14,13 @@ from tests.rounding import rounded
 from trainers.data.images import ImageSplit
 from trainers.hardware.devices import make_generator
 from trainers.models.blocks import SelfAttention
+from trainers.training.batch import TrainingImages
 from trainers.training.block_signals import BlockWatch
 from trainers.training.evaluation import Normalizer
 from trainers.training.gradient_signals import GradientSample
 from trainers.training.row import Row
 from trainers.training.signal_arithmetic import effective_rank, evidence, largest_eigenvalue, neural_persistence
 from trainers.training.signals import SignalMeter
-from trainers.training.step import TrainingImages
 
 NUM_CLASSES = 3
 SEED = 11

@@ -18,10 +18,12 @@ from search_spaces.step_settings import StepSettings
 from tests.rounding import assert_rounded, likely_difference, path_length, rounded
 from tests.unit.training import CPU, TOPOLOGY, digits
 from trainers.models.building import build_model
+from trainers.training.batch import Batch, Step, chunks, drop_path_factors
 from trainers.training.checkpoints import Checkpoint
 from trainers.training.evaluation import Normalizer, evaluate, judge, logits_of
+from trainers.training.packed import StackedModel
 from trainers.training.row import Row, pack_problem
-from trainers.training.step import Batch, StackedModel, Step, chunks, drop_path_factors, learn
+from trainers.training.step import learn
 
 TASK = ImageTask(image_size=32, in_channels=3, num_classes=10)
 TOPOLOGIES = (

@@ -117,6 +117,11 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
+def at_least_float32(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in the dtype for losses: float64 stays, all others become float32."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 @contextmanager
 def computing_in(precision: Precision) -> Iterator[None]:
     """Use a precision for all forward passes of this process, in every thread, inside the context.

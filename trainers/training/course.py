@@ -30,11 +30,11 @@ from trainers.config import Configuration, EpochReport
 from trainers.data.images import ImageData
 from trainers.hardware.devices import derive_seed, make_generator
 from trainers.models.building import topology_costs, training_options
+from trainers.training.batch import Step
 from trainers.training.companions import macs_of_table, macs_per_visit
 from trainers.training.loss_needs import trains_two
 from trainers.training.methods import Methods
 from trainers.training.plan import EpochPlan, batch_scale, learning_rate, num_steps, plan_epochs, steps_before
-from trainers.training.step import Step
 
 _LEAST_WEIGHT = 1e-8
 """Smallest weight of an image in the loss, so that a step whose images all have the weight 0 has a finite loss."""

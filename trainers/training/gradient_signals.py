@@ -9,11 +9,11 @@ from torch.func import grad, vmap
 
 from plugins.protocols import Signal
 from trainers.data.mapping import gather
-from trainers.hardware.devices import full_precision, make_generator
+from trainers.hardware.devices import at_least_float32, full_precision, make_generator
 from trainers.models.blocks import unfused_attention
+from trainers.training.batch import TrainingImages
 from trainers.training.row import Row
 from trainers.training.signal_arithmetic import evidence, largest_eigenvalue, mean_distance
-from trainers.training.step import TrainingImages, at_least_float32
 
 NUM_IMAGES = 128
 """Number of images of a sample, if there are as many."""

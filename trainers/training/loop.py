@@ -20,6 +20,7 @@ from trainers.data.images import ImageData
 from trainers.hardware.devices import computing_in, cpu_threads, derive_seed, fits_on
 from trainers.models.building import build_model, topology_costs
 from trainers.training import checkpoints, fencing
+from trainers.training.batch import Step, TrainingImages, prepare
 from trainers.training.best_epoch import best_report
 from trainers.training.companions import macs_of_table, make_companions
 from trainers.training.compiling import CompiledForward, compile_problem
@@ -50,7 +51,7 @@ from trainers.training.row import Row, pack_problem, rank_problem
 from trainers.training.saving import CheckpointWriter, Saver, Snapshot
 from trainers.training.signals import SignalMeter
 from trainers.training.spikes import SpikeGuard
-from trainers.training.step import Step, TrainingImages, learn, prepare
+from trainers.training.step import learn
 from trainers.weights.fitting import load_initial
 from trainers.weights.prepared import read_prepared
 

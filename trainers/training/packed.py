@@ -8,11 +8,14 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.func import vmap
 
 from search_spaces.ramps import largest
 from trainers.config import TaskOutcome, TrainTask
 from trainers.data.images import ImageData, ImageSplit
 from trainers.hardware.devices import computing_in, useful_threads
+from trainers.models.blocks import unfused_attention
+from trainers.training.batch import Batch, Step, chunks, prepare, step_key
 from trainers.training.compiling import say_packs_are_not_compiled
 from trainers.training.course import Course
 from trainers.training.evaluation import Normalizer, evaluate, example_losses, judge, logits_of, losses_of
@@ -37,7 +40,7 @@ from trainers.training.reporting import Reporter
 from trainers.training.row import Row, pack_problem
 from trainers.training.saving import CheckpointWriter
 from trainers.training.signals import SignalMeter
-from trainers.training.step import Batch, StackedModel, Step, chunks, learn, prepare, step_key
+from trainers.training.step import learn
 
 _STACKED_ON_CPU = 8
 """Maximum number of models that a CPU computes at once; larger stacks are not faster."""
@@ -325,3 +328,17 @@ def _caught(work: Callable[[Item], Result]) -> Callable[[Item], Result | Excepti
             return error
 
     return attempt
+
+
+class StackedModel(nn.Module):
+    """Evaluates several models as one: from images (B, C, S, S) to logits (B, K, classes)."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        super().__init__()
+        self._row = rows[0]
+        self.inner = rows[0].model
+        self._parameters_of_all = self._row.layout.views(torch.stack([row.values_to_evaluate() for row in rows]))
+
+    def forward(self, images: Tensor) -> Any:
+        with unfused_attention():
+            return vmap(self._row.call, in_dims=(0, None), out_dims=1)(self._parameters_of_all, images)

@@ -80,13 +80,12 @@ def learning_rate(
         num_epochs: Number of epochs of the whole training.
     """
     warming_up = round(warmup * total)
-    if isinstance(schedule, EpochSchedule):
-        base *= schedule.factor_after(num_epochs * done / total, num_epochs)
-    if done < warming_up:
-        return base * (done + unit) / (warming_up + unit)
-    if isinstance(schedule, EpochSchedule):
-        return base
-    return base * schedule.factor((done - warming_up) / max(total - warming_up, 1))
+    if not isinstance(schedule, EpochSchedule):
+        if done < warming_up:
+            return base * (done + unit) / (warming_up + unit)
+        return base * schedule.factor((done - warming_up) / max(total - warming_up, 1))
+    present = base * schedule.factor_after(num_epochs * done / total, num_epochs)
+    return present * (done + unit) / (warming_up + unit) if done < warming_up else present
 
 
 def batch_scale(rule: Literal["none", "linear", "sqrt"], batch_size: int, *, base: int) -> float:

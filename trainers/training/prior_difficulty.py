@@ -35,11 +35,12 @@ from trainers.hardware.devices import computing_in, cpu_threads
 from trainers.models.blocks import unfused_attention
 from trainers.models.building import build_model, topology_costs
 from trainers.storage.artifacts import fetched, published
+from trainers.training.batch import TrainingImages, prepare
 from trainers.training.course import Course
 from trainers.training.evaluation import Normalizer, example_losses, logits_of
 from trainers.training.losses import NotFiniteError
 from trainers.training.row import Row
-from trainers.training.step import TrainingImages, learn, prepare
+from trainers.training.step import learn
 
 _VERSION = 1
 """Version of the measurement. Raise it if the same images and settings give other numbers than before."""

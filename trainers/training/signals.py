@@ -13,12 +13,13 @@ from plugins.protocols import Signal, class_key
 from trainers.data.images import ImageSplit
 from trainers.data.label_noise import memorized_fraction
 from trainers.data.mapping import batches, gather
+from trainers.hardware.devices import at_least_float32
+from trainers.training.batch import TrainingImages
 from trainers.training.block_signals import BLOCK_SIGNALS, watched_blocks
 from trainers.training.evaluation import logits_of
 from trainers.training.gradient_signals import GRADIENT_SIGNALS, GradientSample
 from trainers.training.row import Row
 from trainers.training.signal_arithmetic import class_means, effective_rank, in_float64, neural_persistence, share
-from trainers.training.step import TrainingImages, at_least_float32
 
 _LAST_CHANGE = "signals.last_change"
 _IMAGES_FOR_RANK = 2048
