@@ -180,7 +180,7 @@ def _get(client: TestClient, path: str) -> None:
 
 
 def _look_for_progress(settings: Settings, name: str) -> None:
-    from orchestrator.store.submission_rows import _has_progressed
+    from orchestrator.store.submission_leases import _has_progressed
 
     engine = connect(settings.database_url)
     with engine.connect() as connection:

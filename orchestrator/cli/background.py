@@ -27,7 +27,7 @@ from orchestrator.spec.study_file import StudySpec
 from orchestrator.store.errors import DatabaseUnavailableError
 from orchestrator.store.repository import Store
 from orchestrator.store.service_records import SubmissionRecord
-from orchestrator.store.submission_rows import LeaseLostError
+from orchestrator.store.submission_leases import LeaseLostError
 
 HEARTBEAT_S = 10.0
 BUSY_S = 5.0

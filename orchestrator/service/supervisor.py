@@ -22,7 +22,7 @@ from orchestrator.settings import Settings
 from orchestrator.store.errors import DatabaseUnavailableError
 from orchestrator.store.repository import Store
 from orchestrator.store.service_records import SubmissionRecord
-from orchestrator.store.submission_rows import LeaseLostError
+from orchestrator.store.submission_leases import LeaseLostError
 
 PROCESS_MODULE = "orchestrator.cli.background"
 POLL_S = 1.0

@@ -1,9 +1,4 @@
-"""The queue of submitted studies. Every method is one transaction.
-
-A running submission has a lease until `lease_until` by the clock of the database, which its driver renews. Each claim
-gets the next number as `lease`; writes with an older number are refused, so that a driver which was believed dead
-changes nothing.
-"""
+"""The queue of submitted studies. Every method is one transaction. `submission_leases` explains leases."""
 
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -11,31 +6,23 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from sqlalchemy import (
-    Boolean,
     ColumnElement,
     Connection,
     Engine,
-    Integer,
-    Select,
     and_,
     bindparam,
     delete,
     exists,
-    false,
     func,
-    literal,
-    literal_column,
     or_,
     select,
     text,
     update,
 )
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.sql.dml import Insert
 
-from orchestrator.store.audit_rows import event_of, write_event
-from orchestrator.store.database_time import database_time, read_time
-from orchestrator.store.owner_rows import charge, owners_in_turn
+from orchestrator.store.audit_rows import write_event
+from orchestrator.store.database_time import read_time
 from orchestrator.store.prepared_statements import Prepared
 from orchestrator.store.reading import reading
 from orchestrator.store.retrying import is_repeated, retry_on_outage
@@ -48,14 +35,30 @@ from orchestrator.store.service_records import (
     SubmissionRecord,
     WebhookTarget,
 )
-from orchestrator.store.tables import attempts, executions, reports, studies, submissions
-from orchestrator.store.upserts import insert_into
+from orchestrator.store.submission_access import (
+    IS_ACTIVE,
+    SUBMISSION_COLUMNS,
+    change_submission,
+    known_submission,
+    newest_submission,
+    submission_of_row,
+)
+from orchestrator.store.submission_inserts import INSERT_FIRST, added_submission, insert_new, insert_values
+from orchestrator.store.submission_leases import (
+    LEASE_S,
+    charge_owner,
+    end_submission,
+    give_up_dead,
+    give_up_submission,
+    held_submission,
+    is_driven,
+    let_all_wait,
+    newest_execution,
+    waiting_in_turn,
+)
+from orchestrator.store.tables import studies, submissions
 from orchestrator.store.webhook_rows import announce_end
 
-LEASE_S = 60.0
-"""Time after its last heartbeat at which a driver is taken for dead."""
-MAX_DEATHS = 5
-"""A study whose drivers died this often without any progress fails."""
 Place = Callable[[SubmissionRecord, Sequence[SubmissionRecord]], Placement | PoolFull | str]
 """Maps a waiting submission and the running ones of the pool to the devices for it, or to the reason why it waits."""
 
@@ -66,14 +69,6 @@ _MAX_CONCURRENT = 500
 _one_of_this_process = threading.Lock()
 """Waiting for it is faster than repeated attempts to lock SQLite."""
 _UNLIMITED = 2**31 - 1
-_MAX_EXAMINED = 50
-"""Waiting submissions of one owner that a claim looks at. Those that can never run do not hold up other owners."""
-_PLAIN = [column for column in submissions.c if column.name not in ("spec", "spec_text", "webhook")]
-_COLUMNS = [*_PLAIN, submissions.c.webhook.is_not(None).label("has_webhook")]
-
-
-class LeaseLostError(RuntimeError):
-    """A driver no longer has the lease of its submission: another one was started, or it was cancelled."""
 
 
 class StudyActiveError(RuntimeError):
@@ -142,12 +137,12 @@ class SubmissionQueue:
             TooManyStudiesError: `max_active` others wait or run.
         """
         with self._locked() as connection:
-            while (added := _insert_new(connection, new)) is None:
-                found = _one(connection, _repeats(new))
+            while (added := insert_new(connection, new)) is None:
+                found = newest_submission(connection, _repeats(new))
                 if found is not None:
                     _check_repeated(found, new)
                     return found
-                active = _one(connection, submissions.c.name == new.name, submissions.c.state.in_(ACTIVE))
+                active = newest_submission(connection, submissions.c.name == new.name, submissions.c.state.in_(ACTIVE))
                 if active is not None:  # otherwise it has ended just now
                     raise StudyActiveError(new.name, active.uid, active.state)
             _limit_active(connection, new.owner, max_active)
@@ -173,7 +168,7 @@ class SubmissionQueue:
         if self._engine.dialect.name != "postgresql":
             return None
         values = {
-            **_insert_values(new),
+            **insert_values(new),
             "room": _UNLIMITED if max_active is None else max_active - _MAX_CONCURRENT,
             "actor": by and by.owner,
             "action": by and by.action,
@@ -181,30 +176,30 @@ class SubmissionQueue:
             "details": {"submission": new.uid},
         }
         with reading(self._engine) as connection:
-            row = _INSERT_FIRST.first(connection, **values)
-        return None if row is None else _added(new, row).model_copy(update={"num_ahead": row[4]})
+            row = INSERT_FIRST.first(connection, **values)
+        return None if row is None else added_submission(new, row).model_copy(update={"num_ahead": row[4]})
 
     def find(self, uid: str) -> SubmissionRecord | None:
         """The submission with that identifier."""
         with reading(self._engine) as connection:
-            return _one(connection, submissions.c.uid == uid)
+            return newest_submission(connection, submissions.c.uid == uid)
 
     def find_latest(self, name: str) -> SubmissionRecord | None:
         """The newest submission of a study."""
         with reading(self._engine) as connection:
-            return _one(connection, submissions.c.name == name)
+            return newest_submission(connection, submissions.c.name == name)
 
     def find_latest_of(self, names: Collection[str]) -> dict[str, SubmissionRecord]:
         """The newest submissions of studies, by name; those that were never submitted are left out."""
         newest = select(func.max(submissions.c.id)).where(submissions.c.name.in_(names)).group_by(submissions.c.name)
         with reading(self._engine) as connection:
-            rows = connection.execute(select(*_COLUMNS).where(submissions.c.id.in_(newest))).mappings()
-            return {row["name"]: _record(row) for row in rows}
+            rows = connection.execute(select(*SUBMISSION_COLUMNS).where(submissions.c.id.in_(newest))).mappings()
+            return {row["name"]: submission_of_row(row) for row in rows}
 
     def has_key(self, owner: str, idempotency_key: str) -> bool:
         """Whether an owner has used an idempotency key."""
         with reading(self._engine) as connection:
-            return _one(connection, _has_key(owner, idempotency_key)) is not None
+            return newest_submission(connection, _has_key(owner, idempotency_key)) is not None
 
     def page(
         self,
@@ -243,16 +238,16 @@ class SubmissionQueue:
             conditions.append(~exists().where(newer.c.name == submissions.c.name, newer.c.id > submissions.c.id))
         if before is not None:
             conditions.append(submissions.c.id < before)
-        found = select(*_COLUMNS).where(*conditions).order_by(submissions.c.id.desc()).limit(limit)
+        found = select(*SUBMISSION_COLUMNS).where(*conditions).order_by(submissions.c.id.desc()).limit(limit)
         with reading(self._engine) as connection:
-            return [_record(row) for row in connection.execute(found).mappings()]
+            return [submission_of_row(row) for row in connection.execute(found).mappings()]
 
     def newest(self) -> dict[str, SubmissionRecord]:
         """The newest submissions of all studies, by name, the newest first."""
         ids = select(func.max(submissions.c.id)).group_by(submissions.c.name)
-        found = select(*_COLUMNS).where(submissions.c.id.in_(ids)).order_by(submissions.c.id.desc())
+        found = select(*SUBMISSION_COLUMNS).where(submissions.c.id.in_(ids)).order_by(submissions.c.id.desc())
         with reading(self._engine) as connection:
-            return {row["name"]: _record(row) for row in connection.execute(found).mappings()}
+            return {row["name"]: submission_of_row(row) for row in connection.execute(found).mappings()}
 
     def spec_of(self, uid: str) -> tuple[dict[str, Any], str]:
         """The checked study file of a submission, and its text.
@@ -291,14 +286,14 @@ class SubmissionQueue:
             KeyError: There is no such submission.
         """
         with self._locked() as connection:
-            found = _known(connection, uid)
+            found = known_submission(connection, uid)
             if found.state == "waiting":
                 now = read_time(connection)
-                _set(connection, found, state="cancelled", reason=None, ended_at=now, devices=None)
-                announce_end(connection, _known(connection, uid), now)
+                change_submission(connection, found, state="cancelled", reason=None, ended_at=now, devices=None)
+                announce_end(connection, known_submission(connection, uid), now)
             elif found.state == "running":
-                _set(connection, found, cancel_requested=True)
-            return _known(connection, uid)
+                change_submission(connection, found, cancel_requested=True)
+            return known_submission(connection, uid)
 
     def let_wait(self, uid: str, *, retry_failed: bool = False, max_active: int | None = None) -> SubmissionRecord:
         """Let a submission that was interrupted, cancelled or has failed wait again. Others stay as they are.
@@ -317,16 +312,16 @@ class SubmissionQueue:
 
     def _let_wait(self, uid: str, *, retry_failed: bool, max_active: int | None) -> SubmissionRecord:
         with self._locked() as connection:
-            found = _known(connection, uid)
+            found = known_submission(connection, uid)
             if found.is_active and found.cancel_requested:
                 raise StudyActiveError(found.name, uid, found.state, is_cancelled=True)
             if found.is_active or (found.state == "complete" and not retry_failed):
                 return found
-            active = _one(connection, submissions.c.name == found.name, submissions.c.state.in_(ACTIVE))
+            active = newest_submission(connection, submissions.c.name == found.name, submissions.c.state.in_(ACTIVE))
             if active is not None:
                 raise StudyActiveError(found.name, active.uid, active.state)
             again = {"retry_failed": True} if retry_failed else {}
-            _set(
+            change_submission(
                 connection,
                 found,
                 state="waiting",
@@ -337,7 +332,7 @@ class SubmissionQueue:
                 **again,
             )
             _limit_active(connection, found.owner, max_active)
-            return _known(connection, uid)
+            return known_submission(connection, uid)
 
     def share(self, name: str, *, shared: bool) -> None:
         """Let other owners see a study, or no longer."""
@@ -381,22 +376,23 @@ class SubmissionQueue:
                     submissions.c.state == "running",
                     submissions.c.pid.is_(None),
                 )
-                found = _one(connection, *begun)
-                if found is not None:
-                    return found
-            _give_up_dead(connection, now, lease_s)
+                claimed = newest_submission(connection, *begun)
+                if claimed is not None:
+                    return claimed
+            give_up_dead(connection, now, lease_s)
             in_pool = (submissions.c.state == "running", submissions.c.pool == pool)
-            running = [_record(row) for row in connection.execute(select(*_COLUMNS).where(*in_pool)).mappings()]
-            for waiting in _in_turn(connection, now):
+            found = select(*SUBMISSION_COLUMNS).where(*in_pool)
+            running = [submission_of_row(row) for row in connection.execute(found).mappings()]
+            for waiting in waiting_in_turn(connection, now):
                 placed = place(waiting, running)
                 if isinstance(placed, PoolFull):
-                    _let_all_wait(connection, placed)
+                    let_all_wait(connection, placed)
                     return None
                 if isinstance(placed, str):
                     if placed != waiting.reason:
-                        _set(connection, waiting, reason=placed)
+                        change_submission(connection, waiting, reason=placed)
                     continue
-                _set(
+                change_submission(
                     connection,
                     waiting,
                     state="running",
@@ -410,9 +406,9 @@ class SubmissionQueue:
                     host=None,
                     pid=None,
                     started_at=waiting.started_at or now,
-                    progress=_newest_execution(connection, waiting.name),
+                    progress=newest_execution(connection, waiting.name),
                 )
-                return _known(connection, waiting.uid)
+                return known_submission(connection, waiting.uid)
         return None
 
     def begin(self, uid: str, lease: int, *, host: str, pid: int, lease_s: float = LEASE_S) -> SubmissionRecord:
@@ -422,9 +418,9 @@ class SubmissionQueue:
             LeaseLostError: The lease has been lost.
         """
         with self._locked() as connection:
-            found = _held(connection, uid, lease)
-            _set(connection, found, host=host, pid=pid, lease_until=read_time(connection) + lease_s)
-            return _known(connection, uid)
+            found = held_submission(connection, uid, lease)
+            change_submission(connection, found, host=host, pid=pid, lease_until=read_time(connection) + lease_s)
+            return known_submission(connection, uid)
 
     def heartbeat(self, uid: str, lease: int, *, lease_s: float = LEASE_S) -> bool:
         """Renew a lease, and charge the owner for the devices since the last heartbeat.
@@ -436,10 +432,10 @@ class SubmissionQueue:
             LeaseLostError: The lease has been lost.
         """
         with self._locked() as connection:
-            found = _held(connection, uid, lease)
+            found = held_submission(connection, uid, lease)
             now = read_time(connection)
-            spent_s = _charge(connection, found, now)
-            _set(
+            spent_s = charge_owner(connection, found, now)
+            change_submission(
                 connection,
                 found,
                 lease_until=now + lease_s,
@@ -458,12 +454,12 @@ class SubmissionQueue:
         """
         with self._locked() as connection:
             if is_repeated():
-                found = _known(connection, uid)
+                found = known_submission(connection, uid)
                 if found.state != "running" and found.lease == lease:
                     return found
-            found = _held(connection, uid, lease)
-            _end(connection, found, read_time(connection), state, reason)
-            return _known(connection, uid)
+            found = held_submission(connection, uid, lease)
+            end_submission(connection, found, read_time(connection), state, reason)
+            return known_submission(connection, uid)
 
     def give_up(self, uid: str, lease: int, reason: str, *, at_last: str | None = None) -> SubmissionRecord | None:
         """Let a submission whose driver died wait for another driver; it fails after `MAX_DEATHS` without progress.
@@ -478,11 +474,11 @@ class SubmissionQueue:
             The submission; `None` if the driver had written its end, or another one has the lease.
         """
         with self._locked() as connection:
-            found = _one(connection, submissions.c.uid == uid)
+            found = newest_submission(connection, submissions.c.uid == uid)
             if found is None or found.state != "running" or found.lease != lease:
                 return None
-            _give_up(connection, found, read_time(connection), reason, at_last=at_last)
-            return _known(connection, uid)
+            give_up_submission(connection, found, read_time(connection), reason, at_last=at_last)
+            return known_submission(connection, uid)
 
     @contextmanager
     def _locked(self) -> Iterator[Connection]:
@@ -512,234 +508,24 @@ def _limit_active(connection: Connection, owner: str, max_active: int | None) ->
 
 def forget_submissions(connection: Connection, name: str) -> list[str]:
     """Delete the submissions of a study that no driver has; returns their identifiers."""
-    gone = (submissions.c.name == name, ~_is_driven(read_time(connection)))
+    gone = (submissions.c.name == name, ~is_driven(read_time(connection)))
     uids = list(connection.execute(select(submissions.c.uid).where(*gone)).scalars())
     connection.execute(delete(submissions).where(submissions.c.uid.in_(uids)))
     return uids
 
 
 def _has_driver(connection: Connection, name: str) -> bool:
-    return _one(connection, submissions.c.name == name, _is_driven(read_time(connection))) is not None
-
-
-def _is_driven(now: float) -> ColumnElement[bool]:
-    """Running, and its driver has not stopped answering."""
-    return and_(submissions.c.state == "running", submissions.c.lease_until >= now)
-
-
-def _in_turn(connection: Connection, now: float) -> Iterator[SubmissionRecord]:
-    """Waiting submissions in the order in which they should run. Rows that another transaction holds are skipped."""
-    for owner in owners_in_turn(connection, now):
-        mine = (submissions.c.state == "waiting", submissions.c.owner == owner)
-        order = (submissions.c.priority.desc(), submissions.c.id)
-        found = select(*_COLUMNS).where(*mine).order_by(*order).limit(_MAX_EXAMINED).with_for_update(skip_locked=True)
-        yield from map(_record, connection.execute(found).mappings().all())
-
-
-def _let_all_wait(connection: Connection, full: PoolFull) -> None:
-    """Write why all waiting submissions wait, unless another reason than an earlier limit of the pool is known.
-
-    Otherwise two full pools would keep replacing each other's reasons. Rows that another transaction holds are skipped.
-    """
-    earlier = and_(
-        submissions.c.reason.startswith(full.beginning, autoescape=True), submissions.c.reason != full.reason
-    )
-    others = select(submissions.c.id).where(
-        submissions.c.state == "waiting", or_(submissions.c.reason.is_(None), earlier)
-    )
-    of_others = submissions.c.id.in_(others.with_for_update(skip_locked=True))
-    connection.execute(update(submissions).where(of_others).values(reason=full.reason))
-
-
-def _give_up_dead(connection: Connection, now: float, lease_s: float) -> None:
-    """Let submissions wait again whose drivers have not renewed their lease.
-
-    A lease that ends far in the future was written before the clock of an SQLite machine was set back.
-    """
-    lapsed = or_(submissions.c.lease_until < now, submissions.c.lease_until > now + 2 * max(lease_s, LEASE_S))
-    dead = select(*_COLUMNS).where(submissions.c.state == "running", lapsed).with_for_update(skip_locked=True)
-    for row in connection.execute(dead).mappings().all():
-        _give_up(connection, _record(row), now, "its driver stopped answering")
-
-
-def _give_up(
-    connection: Connection, found: SubmissionRecord, now: float, reason: str, *, at_last: str | None = None
-) -> None:
-    num_deaths = 1 if _has_progressed(connection, found.name, since=found.progress) else found.num_deaths + 1
-    if found.cancel_requested:
-        _end(connection, found, now, "cancelled", None)
-    elif num_deaths >= MAX_DEATHS:
-        ended = "died" if at_last is None else "ended so"
-        why = f"{(at_last or reason).rstrip('.')}; {num_deaths} drivers {ended} one after another without any progress"
-        _end(connection, found, now, "failed", f"{why}. See: vitsearch logs {found.name}")
-    else:
-        _end(connection, found, now, "waiting", f"{reason}; it will be resumed")
-    _set(connection, found, num_deaths=num_deaths)
-
-
-def _end(connection: Connection, found: SubmissionRecord, now: float, state: str, reason: str | None) -> None:
-    if found.cancel_requested and state not in ("complete", "failed"):
-        state, reason = "cancelled", None
-    spent_s = _charge(connection, found, now)
-    over = {} if state == "waiting" else {"ended_at": now, "cancel_requested": False}
-    _set(
-        connection,
-        found,
-        state=state,
-        reason=reason,
-        devices=None,
-        lease_until=None,
-        device_time_s=found.device_time_s + spent_s,
-        **over,
-    )
-    if over:
-        announce_end(connection, _known(connection, found.uid), now)
-
-
-def _charge(connection: Connection, found: SubmissionRecord, now: float) -> float:
-    """Charge the owner for the time since the last heartbeat; returns it in device seconds.
-
-    A driver that was silent for longer than its lease is charged for the lease only.
-    """
-    silent_s = min(max(now - (found.heartbeat_at or now), 0.0), LEASE_S)
-    spent_s = silent_s * max(found.num_gpus, 1.0)
-    charge(connection, found.owner, spent_s, now)
-    return spent_s
-
-
-def _newest_execution(connection: Connection, name: str) -> int:
-    """The id of the newest execution of a study, which those of the next driver exceed."""
-    newest = select(func.max(executions.c.id)).join(studies, studies.c.id == executions.c.study_id)
-    return connection.execute(newest.where(studies.c.name == name)).scalar() or 0
-
-
-def _has_progressed(connection: Connection, name: str, *, since: int) -> bool:
-    """Whether executions of a study after the one with the id `since` ended an attempt or reported an epoch.
-
-    In a submission that an earlier version claimed, `since` may be a number of reports. If it exceeds all ids, the
-    driver is taken to have progressed.
-
-    Reports are compared with the begin of their attempts by the same clock, which is the study's.
-    """
-    if since > _newest_execution(connection, name):
-        return True
-    ended = attempts.c.state.in_(("complete", "stopped", "failed"))
-    reported = exists().where(reports.c.trial_id == attempts.c.trial_id, reports.c.reported_at > attempts.c.started_at)
-    of_study = (studies.c.name == name, executions.c.id > since)
-    found = (
-        select(attempts.c.id)
-        .join(executions, executions.c.id == attempts.c.execution_id)
-        .join(studies, studies.c.id == executions.c.study_id)
-        .where(*of_study, or_(ended, reported))
-        .limit(1)
-    )
-    return connection.execute(found).first() is not None
+    return newest_submission(connection, submissions.c.name == name, is_driven(read_time(connection))) is not None
 
 
 _AHEAD = or_(
     submissions.c.priority > bindparam("of_priority"),
     and_(submissions.c.priority == bindparam("of_priority"), submissions.c.id < bindparam("of_id")),
 )
-_IS_ACTIVE = or_(*(submissions.c.state == state for state in sorted(ACTIVE)))
-_COUNT_ACTIVE = Prepared(select(func.count()).where(submissions.c.owner == bindparam("of_owner"), _IS_ACTIVE))
+_COUNT_ACTIVE = Prepared(select(func.count()).where(submissions.c.owner == bindparam("of_owner"), IS_ACTIVE))
 _COUNT_AHEAD = Prepared(
     select(func.count()).where(submissions.c.owner == bindparam("of_owner"), submissions.c.state == "waiting", _AHEAD)
 )
-
-
-def _held(connection: Connection, uid: str, lease: int) -> SubmissionRecord:
-    found = _one(connection, submissions.c.uid == uid, for_update=True)
-    if found is None or found.state != "running" or found.lease != lease:
-        state = "deleted" if found is None else found.state
-        raise LeaseLostError(
-            f"submission {uid} must be running with lease {lease} to be continued by this process, but it is {state}"
-            + (f" with lease {found.lease}" if found is not None and found.lease != lease else "")
-            + ". Another process has taken it over."
-        )
-    return found
-
-
-def _insert_new(connection: Connection, new: NewSubmission) -> SubmissionRecord | None:
-    """Insert a submission, unless it repeats another one or its study is active."""
-    values = _insert_values(new)
-    if connection.dialect.name == "sqlite":
-        row = _INSERTED.first(connection, of_uid=new.uid) if _INSERT.count(connection, **values) else None
-    else:
-        row = _INSERT.first(connection, **values)
-    return None if row is None else _added(new, row)
-
-
-def _insert_values(new: NewSubmission) -> dict[str, Any]:
-    webhook = None if new.webhook is None else new.webhook.model_dump()
-    return {**new._asdict(), "wants": new.wants.model_dump(), "webhook": webhook}
-
-
-def _added(new: NewSubmission, row: Sequence[Any]) -> SubmissionRecord:
-    """The record of an inserted submission, from what the database has made."""
-    given = {name: value for name, value in new._asdict().items() if name in SubmissionRecord.model_fields}
-    more = {"id": row[0], "shared": bool(row[1]), "has_webhook": row[2] is not None, "created_at": row[3]}
-    empty = dict.fromkeys(SubmissionRecord.model_fields)
-    return SubmissionRecord(**{**empty, **_FRESH, **given, **more})
-
-
-def _insert_columns() -> dict[str, ColumnElement[Any]]:
-    """The values of a new submission, from parameters with the names of `NewSubmission`."""
-    before = submissions.alias()
-    newest = (
-        select(before).where(before.c.name == bindparam("name")).order_by(before.c.id.desc()).limit(literal_column("1"))
-    )
-    was_shared = newest.with_only_columns(before.c.shared).scalar_subquery()
-    webhook = newest.with_only_columns(before.c.webhook).scalar_subquery()
-    types = {column.name: column.type for column in submissions.c}
-    return {
-        **{name: bindparam(name, type_=types[name]) for name in NewSubmission._fields},
-        **{name: literal(value, types[name]) for name, value in _FRESH.items()},
-        "shared": or_(bindparam("shared", type_=Boolean), func.coalesce(was_shared, false())),
-        "webhook": func.coalesce(bindparam("webhook", type_=types["webhook"]), webhook),
-        "created_at": database_time(),
-    }
-
-
-def _insert_statement(connection: Connection) -> Insert:
-    statement = insert_into(submissions, connection).values(_insert_columns()).on_conflict_do_nothing()
-    # SQLite before 3.35 has no RETURNING; RHEL 9 has 3.34.
-    return statement if connection.dialect.name == "sqlite" else statement.returning(*_MADE_BY_DATABASE)
-
-
-def _insert_first_statement(connection: Connection) -> Select[Any]:
-    """Inserts a submission and its event in the audit log under the conditions of `add_first`."""
-    columns = _insert_columns()
-    is_first = ~exists().where(studies.c.name == bindparam("name"))
-    of_owner = submissions.c.owner == bindparam("owner")
-    num_active = select(func.count()).where(of_owner, _IS_ACTIVE).scalar_subquery()
-    has_room = num_active < bindparam("room", type_=Integer)
-    source = select(*(value.label(name) for name, value in columns.items())).where(is_first, has_room)
-    added = (
-        insert_into(submissions, connection)
-        .from_select(list(columns), source, include_defaults=False)
-        .on_conflict_do_nothing()
-        .returning(*_MADE_BY_DATABASE)
-        .cte("added")
-    )
-    comes_first = submissions.c.priority >= bindparam("priority", type_=Integer)  # all others are older
-    num_ahead = select(func.count()).where(of_owner, submissions.c.state == "waiting", comes_first).scalar_subquery()
-    noted = event_of(added, connection).cte("noted")
-    return select(added, num_ahead).add_cte(noted)
-
-
-_FRESH = {
-    "state": "waiting",
-    "cancel_requested": False,
-    "lease": 0,
-    "num_deaths": 0,
-    "progress": 0,
-    "device_time_s": 0.0,
-}
-"""Values of each new submission."""
-_MADE_BY_DATABASE = (submissions.c.id, submissions.c.shared, submissions.c.webhook, submissions.c.created_at)
-_INSERT = Prepared(_insert_statement)
-_INSERT_FIRST = Prepared(_insert_first_statement)
-_INSERTED = Prepared(select(*_MADE_BY_DATABASE).where(submissions.c.uid == bindparam("of_uid")))
 
 
 def _check_repeated(found: SubmissionRecord, new: NewSubmission) -> None:
@@ -758,25 +544,3 @@ def _repeats(new: NewSubmission) -> ColumnElement[bool]:
 
 def _has_key(owner: str, idempotency_key: str) -> ColumnElement[bool]:
     return and_(submissions.c.owner == owner, submissions.c.idempotency_key == idempotency_key)
-
-
-def _known(connection: Connection, uid: str) -> SubmissionRecord:
-    found = _one(connection, submissions.c.uid == uid, for_update=True)
-    if found is None:
-        raise KeyError(uid)
-    return found
-
-
-def _one(connection: Connection, *conditions: Any, for_update: bool = False) -> SubmissionRecord | None:
-    """The newest submission that meets the conditions."""
-    found = select(*_COLUMNS).where(*conditions).order_by(submissions.c.id.desc()).limit(1)
-    row = connection.execute(found.with_for_update() if for_update else found).mappings().one_or_none()
-    return None if row is None else _record(row)
-
-
-def _set(connection: Connection, found: SubmissionRecord, **values: Any) -> None:
-    connection.execute(update(submissions).where(submissions.c.id == found.id).values(**values))
-
-
-def _record(row: Any) -> SubmissionRecord:
-    return SubmissionRecord.model_validate(dict(row))

@@ -16,7 +16,7 @@ from orchestrator.settings import Settings, load_settings
 from orchestrator.spec.study_file import load_spec
 from orchestrator.store.repository import Store
 from orchestrator.store.service_records import NewSubmission, Placement, WantedDevices
-from orchestrator.store.submission_rows import LEASE_S
+from orchestrator.store.submission_leases import LEASE_S
 from tests.faults.test_killed_replicas import QUICK, until
 from tests.postgres import PostgresServer, running_server
 

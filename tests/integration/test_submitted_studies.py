@@ -27,7 +27,7 @@ from orchestrator.spec.study_file import load_spec
 from orchestrator.store.errors import DatabaseUnavailableError
 from orchestrator.store.repository import Store
 from orchestrator.store.service_records import Placement, SubmissionRecord
-from orchestrator.store.submission_rows import MAX_DEATHS, LeaseLostError
+from orchestrator.store.submission_leases import MAX_DEATHS, LeaseLostError
 from orchestrator.study import driver as study_driver
 from orchestrator.study.access import list_studies
 from orchestrator.study.lock import hold_study

@@ -12,7 +12,7 @@ from orchestrator.settings import Settings, load_settings
 from orchestrator.spec.study_file import make_spec
 from orchestrator.store.repository import Store
 from orchestrator.store.service_records import Placement
-from orchestrator.store.submission_rows import MAX_DEATHS
+from orchestrator.store.submission_leases import MAX_DEATHS
 from orchestrator.study.access import list_studies
 from orchestrator.study.lock import hold_study
 from tests.service import client_for, serving

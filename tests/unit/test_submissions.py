@@ -18,7 +18,7 @@ from orchestrator.service.submitting import (
     submit_study,
 )
 from orchestrator.spec.study_file import StudySpec, make_spec
-from orchestrator.store import submission_rows
+from orchestrator.store import submission_leases, submission_rows
 from orchestrator.store.records import EndedTrial
 from orchestrator.store.repository import Store
 from orchestrator.store.service_records import (
@@ -30,13 +30,8 @@ from orchestrator.store.service_records import (
     state_words,
 )
 from orchestrator.store.study_names import NameTakenError, full_name, home_owner, owner_of
-from orchestrator.store.submission_rows import (
-    MAX_DEATHS,
-    IdempotencyError,
-    LeaseLostError,
-    StudyActiveError,
-    TooManyStudiesError,
-)
+from orchestrator.store.submission_leases import MAX_DEATHS, LeaseLostError
+from orchestrator.store.submission_rows import IdempotencyError, StudyActiveError, TooManyStudiesError
 from orchestrator.store.tables import submissions
 from orchestrator.study.growth import SpecChangedError
 from orchestrator.study.states import why_waiting
@@ -299,7 +294,7 @@ def test_a_driver_that_progressed_before_it_died_is_the_first_in_a_new_row_of_de
 def test_all_waiting_studies_get_the_reason_of_a_full_pool_which_reads_few_of_them(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submission_rows, "_MAX_EXAMINED", 2)
+    monkeypatch.setattr(submission_leases, "_MAX_EXAMINED", 2)
     for number in range(5):
         submit(store, f"s{number}", owner=f"o{number % 2}")
     asked = []
@@ -477,7 +472,7 @@ def test_a_study_that_others_see_stays_shared_when_it_is_submitted_again(store: 
 
 
 def test_studies_that_can_never_run_do_not_hold_up_other_owners(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submission_rows, "_MAX_EXAMINED", 2)
+    monkeypatch.setattr(submission_leases, "_MAX_EXAMINED", 2)
     for number in range(3):
         submit(store, f"huge{number}", owner="ann")
     submit(store, "small", owner="bob")
