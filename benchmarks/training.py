@@ -37,10 +37,11 @@ from trainers.training import checkpoints
 from trainers.training.batch import Step, prepare
 from trainers.training.course import Course
 from trainers.training.learner import RowLearner
-from trainers.training.loop import make_row, step_macs, train, training_images
+from trainers.training.loop import train
 from trainers.training.packed import train_packed
 from trainers.training.reporting import SilentReporter
 from trainers.training.saving import CheckpointWriter, Saver, Snapshot
+from trainers.training.set_up import make_row, step_macs, training_images
 from trainers.training.signals import SignalMeter
 from trainers.training.step import learn
 

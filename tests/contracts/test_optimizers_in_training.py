@@ -15,8 +15,8 @@ from trainers.training.batch import Step, prepare
 from trainers.training.checkpoints import Checkpoint
 from trainers.training.course import Course
 from trainers.training.drawn_classes import cross_entropy_of_drawn, draw_numbers
-from trainers.training.loop import make_row, training_images
 from trainers.training.row import Row
+from trainers.training.set_up import make_row, training_images
 from trainers.training.step import learn
 
 TOPOLOGIES = {

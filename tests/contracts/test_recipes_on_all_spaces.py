@@ -21,9 +21,9 @@ from trainers.training import loop, packed
 from trainers.training.batch import Step
 from trainers.training.checkpoints import Checkpoint
 from trainers.training.course import Course
-from trainers.training.loop import make_row
 from trainers.training.packed import train_packed
 from trainers.training.row import Row
+from trainers.training.set_up import make_row
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "refined-linear": {"norms": "1, 0.4"},

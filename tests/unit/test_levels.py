@@ -20,8 +20,8 @@ from trainers.training.batch import prepare
 from trainers.training.checkpoints import load_weights
 from trainers.training.course import Course
 from trainers.training.levels import LevelledRow
-from trainers.training.loop import make_row, training_images
 from trainers.training.packing import can_be_packed
+from trainers.training.set_up import make_row, training_images
 from trainers.training.step import learn
 from trainers.weights.nested import PairedBlocks, PartOfBlocks
 
@@ -277,14 +277,14 @@ def test_epochs_of_the_smaller_network_are_evaluated_as_if_it_were_the_whole_one
         update={"topology": small, "recipe": config.recipe.model_copy(update={"curriculum": _none()})}
     )
     with pytest.MonkeyPatch.context() as patched:
-        from trainers.training import loop
+        from trainers.training import set_up
 
         def started(*arguments: Any, **given: Any) -> nn.Module:
             model = build_model(*arguments, **given)
             model.load_state_dict({name: start[name] for name in model.state_dict()})
             return model
 
-        patched.setattr(loop, "build_model", started)
+        patched.setattr(set_up, "build_model", started)
         run(plain, tmp_path / "alone", alone)
     for one, other in zip(grown.reports[:2], alone.reports[:2], strict=True):
         assert one.train_loss == pytest.approx(other.train_loss, rel=1e-5)

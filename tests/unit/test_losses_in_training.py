@@ -27,10 +27,10 @@ from trainers.training.companions import Teacher, has_fixed_images, load_teacher
 from trainers.training.continuing import reason_to_retrain
 from trainers.training.course import Course
 from trainers.training.evaluation import Normalizer, evaluate, logits_of
-from trainers.training.loop import make_row, training_images
 from trainers.training.loss_needs import inputs_of
 from trainers.training.packed import train_packed
 from trainers.training.packing import can_be_packed
+from trainers.training.set_up import make_row, training_images
 from trainers.training.step import learn
 from trainers.weights.errors import WeightsError
 from trainers.weights.prepared import write_prepared

@@ -13,11 +13,11 @@ from tests.rounding import likely_difference
 from tests.unit.training import CPU, Recorder, configuration, digits, run
 from trainers.config import TrainTask
 from trainers.models import building
-from trainers.training import loop
+from trainers.training import set_up
 from trainers.training.batch import Batch, micro_batches_of, prepare
 from trainers.training.course import Course
-from trainers.training.loop import make_row, training_images
 from trainers.training.packed import train_packed
+from trainers.training.set_up import make_row, training_images
 from trainers.training.step import learn
 from trainers.worker import run_task
 
@@ -82,7 +82,7 @@ def limit(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
         model.register_forward_pre_hook(check)
         return model
 
-    monkeypatch.setattr(loop, "build_model", build)
+    monkeypatch.setattr(set_up, "build_model", build)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sam"])

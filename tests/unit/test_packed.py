@@ -15,7 +15,7 @@ from trainers import worker
 from trainers.config import AverageTask, Configuration, EpochReport, PackedTrainTask, TaskOutcome, TrainTask
 from trainers.models import building
 from trainers.tasks.averaging import average
-from trainers.training import loop, packed
+from trainers.training import packed, set_up
 from trainers.training.checkpoints import OPTIMIZER, WEIGHTS, load_weights, read_manifest, read_tensors
 from trainers.training.packed import train_packed
 from trainers.training.packing import can_be_packed, is_tried_alone
@@ -144,7 +144,7 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
         model.register_forward_pre_hook(widen, with_kwargs=True)
         return model
 
-    monkeypatch.setattr(loop, "build_model", build)
+    monkeypatch.setattr(set_up, "build_model", build)
 
 
 class StopsIn(Recorder):

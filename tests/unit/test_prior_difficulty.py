@@ -16,10 +16,10 @@ from trainers.data.cache_settings import CACHE_VARIABLE
 from trainers.models.building import build_model, topology_costs
 from trainers.training import prior_difficulty
 from trainers.training.evaluation import Normalizer
-from trainers.training.loop import training_images
 from trainers.training.packed import train_packed
 from trainers.training.prior_difficulty import StoppedError, error_norms, gradient_norms, measure_prior_difficulty
 from trainers.training.row import Row
+from trainers.training.set_up import training_images
 
 PIT = "pit:1,1|1,1|1,1|2,8,8"
 PRUNED = {"name": "pruning", "keep": 0.5, "difficulty_epochs": 1, "difficulty_runs": 2, "difficulty_topology": PIT}

@@ -26,7 +26,7 @@ from trainers.models.as_vit import build_as_vit
 from trainers.models.as_vit_layers import PatchEmbedding, PatchMerging, WindowAttention
 from trainers.models.blocks import FEW_TOKENS
 from trainers.models.building import build_model
-from trainers.training import loop
+from trainers.training import set_up
 from trainers.training.evaluation import Normalizer, evaluate
 
 IMAGENET = ImageTask(image_size=224, in_channels=3, num_classes=1000)
@@ -165,7 +165,7 @@ def test_training_sees_the_grid_of_its_phase_and_validation_all_tokens(
         last[0].register_forward_pre_hook(lambda _, args: seen.append((model.training, args[0].shape[1])))
         return model
 
-    monkeypatch.setattr(loop, "build_model", build)
+    monkeypatch.setattr(set_up, "build_model", build)
     run(configuration(epochs=4, recipe=PROGRESSIVE | {"batch_size": 45}), tmp_path)
     assert [side for training, side in seen if training] == [2, 2, 4, 4, 8, 8, 8, 8]
     assert {side for training, side in seen if not training} == {8}
@@ -228,7 +228,7 @@ def test_a_model_without_the_option_is_refused_before_training(tmp_path: Path, m
         def forward(self, images: torch.Tensor, **_: None) -> torch.Tensor:
             return self.head(images.flatten(1))
 
-    monkeypatch.setattr(loop, "build_model", lambda *_, **__: Fixed())
+    monkeypatch.setattr(set_up, "build_model", lambda *_, **__: Fixed())
     run(configuration(epochs=1), tmp_path / "plain")
     with pytest.raises(ValueError, match="needs a model whose forward pass has the option 'stride_factor', but Fixed"):
         run(configuration(epochs=1, recipe=PROGRESSIVE), tmp_path)

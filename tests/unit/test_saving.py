@@ -17,9 +17,9 @@ from trainers.models.building import build_model
 from trainers.training import checkpoints, loop
 from trainers.training.checkpoints import CheckpointWriteError
 from trainers.training.learner import RowLearner
-from trainers.training.loop import training_images
 from trainers.training.packed import train_packed
 from trainers.training.row import Row
+from trainers.training.set_up import training_images
 from trainers.training.signals import SignalMeter
 from trainers.worker import run_task
 

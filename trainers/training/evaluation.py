@@ -30,7 +30,7 @@ class Normalizer:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Normalised float32 images of uint8 images (B, C, H, W)."""
-        return self.normalize(self.scale(images))
+        return self.scale(images).sub_(self.mean).div_(self.std)
 
     def scale(self, images: Tensor) -> Tensor:
         """Pixels from 0..255 to 0..1, float32."""

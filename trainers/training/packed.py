@@ -29,16 +29,13 @@ from trainers.training.loop import (
     Validate,
     answer_prior_difficulty,
     follow,
-    make_row,
-    step_macs,
-    training_images,
-    wanted_signals,
 )
 from trainers.training.memory import can_be_halved, halve
 from trainers.training.packing import can_be_packed
 from trainers.training.reporting import Reporter
 from trainers.training.row import Row, pack_problem
 from trainers.training.saving import CheckpointWriter
+from trainers.training.set_up import make_row, step_macs, training_images, wanted_signals
 from trainers.training.signals import SignalMeter
 from trainers.training.step import learn
 
