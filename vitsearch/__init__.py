@@ -97,6 +97,7 @@ if TYPE_CHECKING:
         TrainsSmaller,
         TransformerBlock,
         TwoGradients,
+        WaitsForEpochs,
     )
     from plugins.registry import DuplicatePluginError, UnknownPluginError
     from search_spaces.base import Costs, Growable, ImageTask, SearchSpace, Topology
@@ -227,6 +228,7 @@ __all__ = [
     "TwoGradients",
     "UnknownPluginError",
     "UnknownStudyError",
+    "WaitsForEpochs",
     "WarmStartError",
     "WeightsError",
     "__version__",
@@ -266,7 +268,7 @@ _HOMES = {
         "NeedsPriorDifficulty NeedsSignals NetworkDescription NetworkPart Now Optimizer OptimizerState OrderContext "
         "ParameterLayout PartFactors PluginCard PoolProxy PriorDifficulty Proxy ProxyModel ProxyScore RateRule "
         "RatedPart ReadsEarlierCurves ReadsInputs Sampler Schedule Segment Selection Signal StackedLabelLoss StateDict "
-        "StatefulLoss StepMethod Stopper TrainingProxy TrainsSmaller TransformerBlock TwoGradients"
+        "StatefulLoss StepMethod Stopper TrainingProxy TrainsSmaller TransformerBlock TwoGradients WaitsForEpochs"
     ),
     "plugins.registry": "DuplicatePluginError UnknownPluginError",
     "search_spaces.base": "Costs Growable ImageTask SearchSpace Topology",

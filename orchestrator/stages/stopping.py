@@ -10,7 +10,8 @@ from orchestrator.engines.interfaces import Objective, Search
 from orchestrator.reports.csv_text import csv_text
 from orchestrator.spec.plugin_checks import plugin_corners, sampler_problems, search_problems
 from orchestrator.spec.problems import Problem
-from orchestrator.spec.stage_model import Count, StageName
+from orchestrator.spec.stage_model import Count, StageModel, StageName, latest
+from orchestrator.spec.stopping_checks import CRITERION_KEY, idle_criteria
 from orchestrator.stages.context import StageContext, StageFailedError
 from orchestrator.stages.kind import FinishedStage, StageKind, StageOutcome, StageResult
 from orchestrator.stages.plugin_search import PluginSearchModel
@@ -32,7 +33,7 @@ OBJECTIVES = (Objective("epochs_saved", "maximize"), Objective("accuracy_lost", 
 class StoppingStage(PluginSearchModel):
     """Applies early-stopping criteria to the recorded learning curves."""
 
-    plugin_key: ClassVar[str] = "stopping.criterion"
+    plugin_key: ClassVar[str] = CRITERION_KEY
     plugin_field: ClassVar[str] = "criteria"
     stage: Literal["stopping"]
     name: StageName = Field(default="stopping", description="name of the stage in reports; unique in the study")
@@ -61,6 +62,11 @@ class StoppingStage(PluginSearchModel):
     def own_problems(self, at: KeyPath) -> Iterator[Problem]:
         yield from sampler_problems(self.sampler, self.known_dimensions, (*at, "sampler"))
         yield from search_problems("stopping", self.plugin_key, self.criteria, (*at, "criteria"))
+
+    def remarks(self, before: Sequence[StageModel]) -> Iterator[str]:
+        train = latest(before, TrainStage)
+        if train is not None:
+            yield from idle_criteria(self.name, self.criteria, epochs=train.epochs)
 
 
 class ReplayedCriterion(StageResult):
@@ -103,6 +109,8 @@ def run_stopping(context: StageContext, spec: StoppingStage) -> StageOutcome:
             "early. Set `stopping: null` in the train stage."
         )
     curves = tuple(curves_by_trial.values())
+    for message in idle_criteria(spec.name, spec.criteria, epochs=max(map(len, curves))):
+        context.progress.note(message)
     search = Search(
         num_trials=spec.num_trials,
         objectives=OBJECTIVES,

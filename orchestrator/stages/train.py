@@ -57,6 +57,8 @@ def run_train(context: StageContext, spec: TrainStage) -> StageOutcome:
     from orchestrator.stages.searching import run_search
     from orchestrator.stages.trial_pages import share_trials
 
+    for message in spec.remarks(()):
+        context.progress.note(message)
     learn_schedules(context.folder, spec.recipe, lambda name: _best_curve(context, name))
     begun = context.store.trials(context.stage.id)
     candidates, grown_from = _candidates(context, spec, begun)

@@ -20,6 +20,7 @@ from orchestrator.spec.plugin_checks import choice_problems, one_of, sampler_pro
 from orchestrator.spec.problems import Problem
 from orchestrator.spec.recipe_checks import recipe_problems
 from orchestrator.spec.stage_model import Count, SpecModel, StageModel, StageName, latest
+from orchestrator.spec.stopping_checks import idle_criteria
 from orchestrator.spec.topology_checks import topology_text_problems
 from orchestrator.spec.warm_start import WarmStart, with_absolute_warm_start
 from orchestrator.stages.grow import GrowStage
@@ -159,6 +160,10 @@ class TrainStage(StageModel):
             )
         elif named is not None and named.stage not in earlier:
             yield Problem((*at, "teacher"), one_of("the train stages before this one", named.stage, earlier))
+
+    def remarks(self, before: Sequence[StageModel]) -> Iterator[str]:  # noqa: ARG002
+        if self.stopping is not None:
+            yield from idle_criteria(self.name, [self.stopping], epochs=self.epochs)
 
     def data_problems(self, before: Sequence[StageModel], data: DataConfig, at: KeyPath) -> Iterator[Problem]:
         """Yield topologies and image sizes that do not fit the images, and curricula that the models do not support."""

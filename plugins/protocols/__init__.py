@@ -67,7 +67,15 @@ from plugins.protocols.signals import (
     class_values,
     needed_signals,
 )
-from plugins.protocols.stopping import CurvePoint, ReadsEarlierCurves, Stopper, planned, reads_earlier_curves
+from plugins.protocols.stopping import (
+    CurvePoint,
+    ReadsEarlierCurves,
+    Stopper,
+    WaitsForEpochs,
+    earliest_stop,
+    planned,
+    reads_earlier_curves,
+)
 from plugins.protocols.traits import DeclaresLength, DeclaresPacking, can_pack, is_independent_of_length
 
 __all__ = [
@@ -140,10 +148,12 @@ __all__ = [
     "TrainsSmaller",
     "TransformerBlock",
     "TwoGradients",
+    "WaitsForEpochs",
     "attends_to_image",
     "can_pack",
     "class_key",
     "class_values",
+    "earliest_stop",
     "is_block",
     "is_curve_model",
     "is_independent_of_length",

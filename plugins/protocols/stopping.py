@@ -60,6 +60,21 @@ class ReadsEarlierCurves(Protocol):
     """Whether `CurvePoint.earlier` must be filled."""
 
 
+@runtime_checkable
+class WaitsForEpochs(Protocol):
+    """An optional part of a criterion that cannot end a training at once, so that users learn if it comes too late."""
+
+    @property
+    def earliest_stop(self) -> int:
+        """The first epoch after which it can end a training with these settings."""
+        ...
+
+
+def earliest_stop(stopper: object) -> int:
+    """The first epoch after which a criterion can end a training; 1 if it does not tell."""
+    return stopper.earliest_stop if isinstance(stopper, WaitsForEpochs) else 1
+
+
 def reads_earlier_curves(stopper: object) -> bool:
     """Whether a criterion compares a training with the curves of earlier trials. By default it does not."""
     return isinstance(stopper, ReadsEarlierCurves) and stopper.reads_earlier_curves

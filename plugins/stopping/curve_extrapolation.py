@@ -33,6 +33,11 @@ class CurveExtrapolation:
     min_epochs: Annotated[int, Field(ge=3)] = 5
     """Number of epochs before the first extrapolation."""
 
+    @property
+    def earliest_stop(self) -> int:
+        """The first epoch after which it can end a training."""
+        return self.min_epochs
+
     def reason_to_stop(self, curve: Sequence[CurvePoint]) -> str | None:
         """The reason to stop after the last point, or `None`.
 

@@ -31,6 +31,11 @@ class Evidence:
         """The evidence."""
         return frozenset({Signal.EVIDENCE})
 
+    @property
+    def earliest_stop(self) -> int:
+        """The first epoch after which it can end a training."""
+        return max(self.window, 2)
+
     def reason_to_stop(self, curve: Sequence[CurvePoint]) -> str | None:
         """The reason to stop after the last point, or `None`.
 

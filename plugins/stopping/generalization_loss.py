@@ -36,6 +36,11 @@ class GeneralizationLoss:
     threshold: Annotated[float, Field(gt=0)] = 2.0
     """The alpha of GL_alpha, in percent above the lowest validation loss."""
 
+    @property
+    def earliest_stop(self) -> int:
+        """The first epoch after which it can end a training."""
+        return 2
+
     def reason_to_stop(self, curve: Sequence[CurvePoint]) -> str | None:
         """The reason to stop after the last point, or `None`."""
         if not curve:

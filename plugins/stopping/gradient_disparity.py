@@ -31,6 +31,11 @@ class GradientDisparity:
         """The gradient disparity."""
         return frozenset({Signal.GRADIENT_DISPARITY})
 
+    @property
+    def earliest_stop(self) -> int:
+        """The first epoch after which it can end a training."""
+        return self.increases + 1
+
     def reason_to_stop(self, curve: Sequence[CurvePoint]) -> str | None:
         """The reason to stop after the last point, or `None`.
 

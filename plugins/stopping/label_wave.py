@@ -51,6 +51,11 @@ class LabelWave:
         """The changed predictions on the training part."""
         return frozenset({Signal.CHANGED_TRAINING_PREDICTIONS})
 
+    @property
+    def earliest_stop(self) -> int:
+        """The first epoch after which it can end a training."""
+        return self.window + 2
+
     def reason_to_stop(self, curve: Sequence[CurvePoint]) -> str | None:
         """The reason to stop after the last point, or `None`.
 

@@ -26,6 +26,11 @@ class Median:
     min_trials: Annotated[int, Field(ge=1)] = 3
     """Number of earlier trials that must have come as far before a training is stopped."""
 
+    @property
+    def earliest_stop(self) -> int:
+        """The first epoch after which it can end a training."""
+        return self.warmup_epochs + 1
+
     def reason_to_stop(self, curve: Sequence[CurvePoint]) -> str | None:
         """The reason to stop after the last point, or `None`."""
         if not curve:

@@ -104,6 +104,11 @@ class MemorizationOnset:
         """The training accuracy, of each class or of all images."""
         return frozenset({Signal.CLASS_TRAINING_ACCURACY if self.per_class else Signal.TRAINING_ACCURACY})
 
+    @property
+    def earliest_stop(self) -> int:
+        """The first epoch after which it can end a training."""
+        return MIN_EPOCHS
+
     def reason_to_stop(self, curve: Sequence[CurvePoint]) -> str | None:
         """The reason to stop after the last point, or `None`.
 

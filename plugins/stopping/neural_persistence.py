@@ -34,6 +34,11 @@ class NeuralPersistence:
         """The neural persistence."""
         return frozenset({Signal.NEURAL_PERSISTENCE})
 
+    @property
+    def earliest_stop(self) -> int:
+        """The first epoch after which it can end a training."""
+        return self.burn_in + self.patience
+
     def reason_to_stop(self, curve: Sequence[CurvePoint]) -> str | None:
         """The reason to stop after the last point, or `None`.
 

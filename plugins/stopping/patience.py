@@ -23,6 +23,11 @@ class Patience:
     min_delta: Annotated[float, Field(ge=0)] = 0.0
     """Minimum decrease below the best loss so far that counts as an improvement. An equal loss never counts."""
 
+    @property
+    def earliest_stop(self) -> int:
+        """The first epoch after which it can end a training."""
+        return self.epochs + 1
+
     def reason_to_stop(self, curve: Sequence[CurvePoint]) -> str | None:
         """The reason to stop after the last point, or `None`."""
         if not curve:

@@ -63,6 +63,11 @@ class Plateau:
         """The signal to measure; empty if every curve contains it."""
         return frozenset({Signal(self.signal)}) if self.signal in _SIGNALS else frozenset()
 
+    @property
+    def earliest_stop(self) -> int:
+        """The first epoch after which it can end a training."""
+        return self.warmup_epochs + self.patience + 1
+
     def reason_to_stop(self, curve: Sequence[CurvePoint]) -> str | None:
         """The reason to stop after the last point, or `None`.
 

@@ -40,6 +40,11 @@ class ProgressQuotient:
     strip: Annotated[int, Field(ge=2)] = 5
     """Number of epochs in a strip. The criterion is checked at the end of each strip."""
 
+    @property
+    def earliest_stop(self) -> int:
+        """The first epoch after which it can end a training."""
+        return self.strip
+
     def reason_to_stop(self, curve: Sequence[CurvePoint]) -> str | None:
         """The reason to stop after the last point, or `None`."""
         if not curve or len(curve) % self.strip:

@@ -38,6 +38,11 @@ class SuccessiveHalving:
     min_trials: Annotated[int, Field(ge=1)] = 1
     """Number of earlier trials that must have reached a rung before a training is stopped there."""
 
+    @property
+    def earliest_stop(self) -> int:
+        """The first epoch after which it can end a training."""
+        return self.first_epochs
+
     def reason_to_stop(self, curve: Sequence[CurvePoint]) -> str | None:
         """The reason to stop after the last point, or `None`."""
         import numpy as np

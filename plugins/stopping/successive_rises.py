@@ -41,6 +41,11 @@ class SuccessiveRises:
     rises: Annotated[int, Field(ge=1)] = 3
     """The s of UP_s."""
 
+    @property
+    def earliest_stop(self) -> int:
+        """The first epoch after which it can end a training."""
+        return self.strip * (self.rises + 1)
+
     def reason_to_stop(self, curve: Sequence[CurvePoint]) -> str | None:
         """The reason to stop after the last point, or `None`."""
         if not curve or len(curve) % self.strip:

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from plugins.protocols import CLASS_SIGNALS, CurvePoint, PluginCard, Signal, Stopper, class_key, needed_signals
+from plugins.protocols import (
+    CLASS_SIGNALS,
+    CurvePoint,
+    PluginCard,
+    Signal,
+    Stopper,
+    WaitsForEpochs,
+    class_key,
+    earliest_stop,
+    needed_signals,
+)
 from plugins.registry import PluginSettingsError, available, create
 
 NUM_CLASSES = 3
@@ -120,6 +130,52 @@ def test_a_training_that_only_memorises_stops_with_a_reason_to_read(stopper: Sto
     assert len(reason.split()) > 8  # a sentence
     assert re.search(r"\d", reason)  # with the numbers that decided
     assert "{" not in reason
+
+
+FIRST_VALUES = {
+    "rising": lambda place, _: 1.0 + place,
+    "a jump at the end": lambda place, count: {0: 3.0, count - 1: 9.0}.get(place, 1.0),
+    "saturated": lambda place, _: 0.9 if place == 0 else 0.95,
+    "nothing": lambda *_: 0.0,
+}
+"""Ways in which all numbers of a training can begin, as functions of the place and the number of epochs."""
+
+
+def beginning(values: Sequence[float]) -> list[CurvePoint]:
+    """A training in which all numbers but the training loss take these values, after better trainings."""
+    points = []
+    for epoch, value in enumerate(values, start=1):
+        point = CurvePoint(epoch, 0.5, value, 0.1, with_classes(dict.fromkeys(Signal, value)), num_epochs=100)
+        points.append(point._replace(best=0.95, earlier=((0.95,) * 100,) * 3))
+    return points
+
+
+SETTINGS = {
+    "patience": {"epochs": 2},
+    "plateau": {"warmup_epochs": 3, "patience": 2},
+    "successive-rises": {"strip": 2, "rises": 2},
+    "neural-persistence": {"burn_in": 2},
+    "label-wave": {"window": 2},
+    "gradient-disparity": {"increases": 1},
+    "evidence": {"window": 1},
+    "median": {"warmup_epochs": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [*((name, {}) for name in available("stopping")), *SETTINGS.items()], ids=str
+)
+def test_the_first_epoch_after_which_it_can_stop_is_the_one_it_tells(name: str, settings: dict[str, Any]) -> None:
+    stopper = create("stopping", name, settings)
+    first = earliest_stop(stopper)
+    stops = []
+    for value in FIRST_VALUES.values():
+        for count in range(1, first + 1):  # a jump comes after each number of epochs
+            stops.append(stop_of(stopper, beginning([value(place, count) for place in range(count)])))
+    found = [stop for stop in stops if stop is not None]
+    assert all(stop >= first for stop in found)
+    if isinstance(stopper, WaitsForEpochs):
+        assert found
 
 
 def test_a_signal_that_was_not_recorded_is_named(stopper: Stopper) -> None:

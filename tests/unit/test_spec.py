@@ -90,8 +90,11 @@ def test_the_epochs_of_an_example_can_be_lowered(name: str, epochs: int, tmp_pat
     text = (ROOT / "studies" / f"{name}.yaml").read_text(encoding="utf-8")
     fewer, count = re.subn(r"^    epochs: \d+$", f"    epochs: {epochs}", text, flags=re.MULTILINE)
     assert count == 1
-    (remark,) = load(tmp_path, fewer, data__source="digits").remarks
-    assert "lawa" in remark
+    *of_criteria, of_averages = load(tmp_path, fewer, data__source="digits").remarks
+    assert "lawa" in of_averages
+    assert [re.findall(r"[a-z]+(?:-[a-z]+)*(?=\()", remark) for remark in of_criteria] == (
+        [["patience", "generalization-loss", "successive-rises"]] if epochs == 1 else [["successive-rises"]]
+    )
 
 
 @pytest.mark.parametrize("name", ["quickstart", "grow-digits"])

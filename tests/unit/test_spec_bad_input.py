@@ -430,11 +430,24 @@ def test_averages_that_do_not_fit_are_left_out_and_named(tmp_path: Path) -> None
         "lawa(window=4, spacing=2) (needs 7)"
     ]
     file.write_text(STUDY.replace("epochs: 5", "epochs: 1"))
-    assert load_spec(file).remarks == [
+    assert [remark for remark in load_spec(file).remarks if "average" in remark] == [
         "stage 'averaging' has 1 checkpoint to average, so it leaves out lawa (needs at least 2)"
     ]
     file.write_text(STUDY)
     assert load_spec(file).remarks == []
+
+
+def test_criteria_that_come_too_late_for_the_training_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    more = "{name: generalization-loss, threshold: 1.0}\n      - {name: plateau, patience: 4}"
+    text = STUDY.replace("epochs: {low: 1, high: 4}}", f"epochs: [6, 9]}}\n      - {more}")
+    file.write_text(text.replace("    epochs: 5", "    epochs: 5\n    stopping: {name: label-wave, window: 3}"))
+    late, advice = "cannot end trainings of 5 epochs early with", "Choose smaller settings or more epochs"
+    assert load_spec(file).remarks == [
+        f"stage 'train' {late} label-wave(window=3) (not before epoch 5). {advice}",
+        f"stage 'stopping' {late} patience(epochs=6) (not before epoch 7) and plateau(patience=4) (not before epoch 5)."
+        f" {advice}",
+    ]
 
 
 def test_a_list_whose_entries_have_mistakes_is_not_called_too_short(tmp_path: Path) -> None:
