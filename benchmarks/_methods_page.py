@@ -15,6 +15,7 @@ from benchmarks._pairs import PairedDifference, paired_difference
 from benchmarks.averaging import LAST, Measured
 from benchmarks.methods import AS_VIT, CONTROL, ELSEWHERE, KINDS
 from search_spaces.recipes import describe_plugin
+from vitsearch.tables import load as load_table
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
@@ -244,6 +245,36 @@ def variance_table(name: str) -> str:
     return "\n".join([f"{count}, mean validation accuracy {100 * found['mean']:.1f} %.", "", *lines])
 
 
+def recipes_table(name: str) -> str:
+    """Markdown of what the recipes of a table of trainings gain over its first one, paired over topologies.
+
+    Args:
+        name: Name of the table in `benchmarks/tables`. Trainings with seed 0 count.
+    """
+    table = load_table(TABLES / f"{name}.parquet")
+    last = table.find(epoch="last", seed=0)
+    ended = last[last["state"] == "complete"]
+    accuracies = ended.pivot_table("val_accuracy", "topology", "recipe", observed=True).dropna()
+    if len(accuracies) < 2 or len(accuracies.columns) < len(table.recipes):
+        return "Fewer than two topologies have all recipes."
+    first, *others = table.recipes
+    differences = {one: paired_difference(accuracies[one], accuracies[first]) for one in others}
+    lines = ["| recipe | differs by | validation, % | difference |", "| --- | --- | ---: | ---: |"]
+    for one in sorted(others, key=lambda other: -differences[other].mean):
+        lines.append(
+            f"| `{one}` | {_change(table.recipes[first], table.recipes[one])} | "
+            f"{100 * accuracies[one].mean():.1f} | {marked(differences[one])} |"
+        )
+    mean = f"`{first}` has {100 * accuracies[first].mean():.1f} %."
+    return "\n".join([f"{len(accuracies)} topologies have all recipes; {mean}", "", *lines])
+
+
+def _change(recipe: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """What another recipe sets or leaves out."""
+    added = [f"`{field}: {value}`" for field, value in other.items() if recipe.get(field) != value]
+    return ", ".join([*added, *(f"without `{field}: {recipe[field]}`" for field in recipe.keys() - other.keys())])
+
+
 BLOCKS: dict[str, Callable[[str], str]] = {
     "methods": methods_table,
     "missing": missing_arms,
@@ -252,5 +283,6 @@ BLOCKS: dict[str, Callable[[str], str]] = {
     "averages": averages_table,
     "stopping-rules": stopping_table,
     "variance": variance_table,
+    "recipes": recipes_table,
 }
 """Tables by the first word of a block of the page; the rest is the argument."""

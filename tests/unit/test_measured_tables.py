@@ -1,9 +1,11 @@
 """The tables of docs/methods.md are made from files of results, which later runs continue."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from benchmarks import _methods_page
@@ -14,6 +16,7 @@ from benchmarks._pairs import PairedDifference
 from benchmarks.averaging import METHODS, SPACED, Measured, known_of
 from benchmarks.methods import AS_VIT, CONTROL, ELSEWHERE, KINDS
 from search_spaces.recipes import describe_plugin
+from vitsearch.tables import BenchmarkTable
 
 SIZES = {"seeds": 2, "epochs": 4, "images": 100, "factors": [1.0]}
 DATA = {"source": "digits"}
@@ -216,3 +219,34 @@ def test_stopping_rules_and_the_parts_of_the_variance_are_shown(
         "| --- | ---: | ---: |",
         "| topology | 1.23 [1.00, 2.00] | 25 |",
     ]
+
+
+def test_recipes_are_compared_on_the_topologies_that_have_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes = {"base": {"augmentation": "shift"}, "plain": {}, "late": {"augmentation": "shift", "warmup": 0.2}}
+    accuracies = {"a": (0.40, 0.45, 0.39), "b": (0.50, 0.53, 0.50), "c": (0.60, 0.10)}  # c has no late one
+    rows = [
+        {
+            "topology": topology,
+            "recipe": recipe,
+            "seed": seed,
+            "epoch": epoch,
+            "state": "complete",
+            "val_accuracy": found,
+        }
+        for topology, values in accuracies.items()
+        for recipe, value in zip(recipes, values, strict=False)
+        for seed, epoch, found in ((0, 1, 0.1), (0, 2, value), (1, 2, 0.9))
+    ]
+    table = BenchmarkTable(epochs=pd.DataFrame(rows), card={"plan": {"recipes": recipes}})
+    monkeypatch.setattr(_methods_page, "load_table", lambda _: table)
+    assert BLOCKS["recipes"]("small").splitlines() == [
+        "2 topologies have all recipes; `base` has 45.0 %.",
+        "",
+        "| recipe | differs by | validation, % | difference |",
+        "| --- | --- | ---: | ---: |",
+        "| `plain` | without `augmentation: shift` | 49.0 | +4.0 [-8.7, +16.7] |",
+        "| `late` | `warmup: 0.2` | 44.5 | -0.5 [-6.9, +5.9] |",
+    ]
+    few = replace(table, epochs=table.epochs[table.epochs["topology"] == "c"])
+    monkeypatch.setattr(_methods_page, "load_table", lambda _: few)
+    assert BLOCKS["recipes"]("small") == "Fewer than two topologies have all recipes."
