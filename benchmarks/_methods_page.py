@@ -272,7 +272,8 @@ def recipes_table(name: str) -> str:
 def _change(recipe: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """What another recipe sets or leaves out."""
     added = [f"`{field}: {value}`" for field, value in other.items() if recipe.get(field) != value]
-    return ", ".join([*added, *(f"without `{field}: {recipe[field]}`" for field in recipe.keys() - other.keys())])
+    left_out = [f"without `{field}: {value}`" for field, value in recipe.items() if field not in other]
+    return ", ".join(added + left_out)
 
 
 BLOCKS: dict[str, Callable[[str], str]] = {

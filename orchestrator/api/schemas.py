@@ -138,7 +138,9 @@ class ValidStudy(_Body):
 
     study: str
     stages: list[str] = Field(examples=[["screen", "train", "promote"]])
-    remarks: list[str] = Field(description="what will be left out or never act, although the study is valid")
+    remarks: list[str] = Field(
+        description="settings that will be left out or have no effect, although the study is valid"
+    )
     spec: dict[str, Any] = Field(description="the complete study, with the defaults of this service")
 
 

@@ -57,7 +57,7 @@ class StageModel(SpecModel):
         yield from ()
 
     def remarks(self, before: Sequence["StageModel"]) -> Iterator[str]:  # noqa: ARG002 - for subclasses
-        """Name what will be left out or never act, although the stage is valid."""
+        """Name settings that will be left out or have no effect, although the stage is valid."""
         yield from ()
 
     @property

@@ -73,7 +73,7 @@ class StudySpec(NumericModel):
 
     @property
     def remarks(self) -> list[str]:
-        """Names what will be left out or never act, although the study is valid."""
+        """Names settings that will be left out or have no effect, although the study is valid."""
         return [text for index, stage in enumerate(self.stages) for text in stage.remarks(self.stages[:index])]
 
     @property
